@@ -1,0 +1,176 @@
+"""The seam to the two event loops: about a dozen operations, native on Trio, AnyIO on asyncio.
+
+Nothing above this package imports ``trio`` or ``anyio``. Under Trio no AnyIO call is made, and
+neither AnyIO nor asyncio is imported before a run first starts under asyncio.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+from trio import TooSlowError
+from trio.abc import ReceiveChannel, SendChannel
+from trio.lowlevel import disable_ki_protection, enable_ki_protection
+
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
+
+
+__all__ = [
+    "Backend",
+    "CancelScope",
+    "Inbox",
+    "Nursery",
+    "ReceiveChannel",
+    "SendChannel",
+    "TooSlowError",
+    "Waiter",
+    "backend_named",
+    "current_backend",
+    "disable_ki_protection",
+    "enable_ki_protection",
+]
+
+
+class CancelScope(Protocol):
+    """What a cancel scope of Trio and of AnyIO have in common, as far as it is used here."""
+
+    deadline: float
+    shield: bool
+
+    @property
+    def cancel_called(self) -> bool: ...
+
+    @property
+    def cancelled_caught(self) -> bool: ...
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *exc_info: Any) -> bool | None: ...
+
+
+class Nursery(Protocol):
+    """A Trio nursery or an AnyIO task group."""
+
+    @property
+    def cancel_scope(self) -> CancelScope: ...
+
+    def start_soon(
+        self, async_fn: Callable[..., Awaitable[Any]], /, *args: Any, name: object = None
+    ) -> Any: ...
+
+
+class Inbox(Protocol):
+    """A memory channel without a bound, both ends held by one owner."""
+
+    def put(self, delivery: Any, /) -> None:
+        """Append a delivery; never waits."""
+        ...
+
+    def take(self) -> Any:
+        """Take the oldest delivery; there is one, the machine's books say so."""
+        ...
+
+    def close(self) -> None:
+        """Close both ends and drop what is left."""
+        ...
+
+
+class Waiter(Protocol):
+    """A place where one task sleeps until it is woken.
+
+    A wake-up is a hint, never a delivery: whoever wakes looks again at what it waited for. So
+    a wake-up that is lost to a cancellation loses nothing else.
+    """
+
+    async def wait(self) -> None:
+        """Sleep until :meth:`wake`. A checkpoint; cancelled, it leaves nothing behind."""
+        ...
+
+    def wake(self) -> None:
+        """Wake the sleeping task, if there is one. May be called any number of times."""
+        ...
+
+
+class Backend(Protocol):
+    """The operations an engine needs of an event loop."""
+
+    name: str
+    Cancelled: type[BaseException]
+    EndOfChannel: type[Exception]
+    ClosedResourceError: type[Exception]
+    BusyResourceError: type[Exception]
+    WouldBlock: type[Exception]
+
+    def open_nursery(self) -> AbstractAsyncContextManager[Nursery]: ...
+
+    def cancel_scope(self, *, deadline: float = ..., shield: bool = False) -> CancelScope: ...
+
+    def cancel(self, scope: CancelScope, reason: str) -> None: ...
+
+    def open_inbox(self) -> Inbox: ...
+
+    def waiter(self) -> Waiter: ...
+
+    async def checkpoint(self) -> None: ...
+
+    async def checkpoint_if_cancelled(self) -> None: ...
+
+    def current_time(self) -> float: ...
+
+    def is_cancelled(self) -> bool:
+        """Whether a cancel scope around the current task is cancelled."""
+        ...
+
+    def is_natively_cancelled(self) -> bool:
+        """Whether the current task itself was asked to cancel, past all scopes (asyncio)."""
+        ...
+
+    def current_task(self) -> Any: ...
+
+    def rename_task(self, task: Any, name: str) -> None: ...
+
+    def task_name(self, task: Any) -> str: ...
+
+
+def current_backend() -> Backend:
+    """Return the backend of the event loop that the caller runs in.
+
+    :raises RuntimeError: outside any event loop.
+    """
+    if trio.lowlevel.in_trio_task():
+        return backend_named("trio")
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            return backend_named("asyncio")
+    msg = (
+        "a workflow runs in an event loop, and there is none here; "
+        "expected a call from inside trio.run(main), asyncio.run(main()) or penstock.run(main)"
+    )
+    raise RuntimeError(msg)
+
+
+_loaded: dict[str, Backend] = {}
+
+
+def backend_named(name: str) -> Backend:
+    """Return the backend called ``"trio"`` or ``"asyncio"``, imported on first use."""
+    backend = _loaded.get(name)
+    if backend is None:
+        if name == "trio":
+            from penstock._backends.trio import TrioBackend as Chosen  # noqa: PLC0415
+        else:
+            from penstock._backends.asyncio import (  # noqa: PLC0415
+                AsyncioBackend as Chosen,  # type: ignore[assignment]
+            )
+        backend = _loaded[name] = Chosen()
+    return backend

@@ -1,0 +1,96 @@
+"""The backend for Trio: Trio's own calls, nothing between."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+import trio
+from trio.lowlevel import (
+    Abort,
+    checkpoint,
+    checkpoint_if_cancelled,
+    current_task,
+    enable_ki_protection,
+    reschedule,
+    wait_task_rescheduled,
+)
+
+
+class TrioInbox:
+    """A Trio memory channel with both ends in one hand."""
+
+    __slots__ = ("_receive", "put", "take")
+
+    def __init__(self) -> None:
+        send, self._receive = trio.open_memory_channel[Any](inf)
+        self.put = send.send_nowait
+        self.take = self._receive.receive_nowait
+
+    def close(self) -> None:
+        self._receive.close()
+
+
+class TrioWaiter:
+    """Park and wake one task."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self) -> None:
+        self._task: trio.lowlevel.Task | None = None
+
+    def _abort(self, _raise_cancel: object) -> Abort:
+        self._task = None
+        return Abort.SUCCEEDED
+
+    @enable_ki_protection
+    async def wait(self) -> None:
+        self._task = current_task()
+        await wait_task_rescheduled(self._abort)
+
+    @enable_ki_protection
+    def wake(self) -> None:
+        task = self._task
+        if task is not None:
+            self._task = None
+            reschedule(task)
+
+
+class TrioBackend:
+    """See :class:`penstock._backends.Backend`."""
+
+    name = "trio"
+    Cancelled: type[BaseException] = trio.Cancelled
+    EndOfChannel: type[Exception] = trio.EndOfChannel
+    ClosedResourceError: type[Exception] = trio.ClosedResourceError
+    BusyResourceError: type[Exception] = trio.BusyResourceError
+    WouldBlock: type[Exception] = trio.WouldBlock
+
+    open_nursery = staticmethod(trio.open_nursery)
+    cancel_scope = staticmethod(trio.CancelScope)
+    checkpoint = staticmethod(checkpoint)
+    checkpoint_if_cancelled = staticmethod(checkpoint_if_cancelled)
+    current_time = staticmethod(trio.current_time)
+    current_task = staticmethod(current_task)
+    open_inbox = TrioInbox
+    waiter = TrioWaiter
+
+    @staticmethod
+    def cancel(scope: trio.CancelScope, reason: str) -> None:
+        scope.cancel(reason=reason)
+
+    @staticmethod
+    def is_cancelled() -> bool:
+        return trio.current_effective_deadline() == -inf
+
+    @staticmethod
+    def is_natively_cancelled() -> bool:
+        return False
+
+    @staticmethod
+    def rename_task(task: trio.lowlevel.Task, name: str) -> None:
+        task.name = name
+
+    @staticmethod
+    def task_name(task: trio.lowlevel.Task) -> str:
+        return task.name

@@ -1,0 +1,336 @@
+"""Events: frozen attrs classes made from annotations alone."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import difflib
+import typing
+import uuid
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
+
+import attrs
+from attrs.exceptions import FrozenInstanceError
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+
+E = TypeVar("E", bound="Event")
+
+_KEPT = (
+    bytes,
+    bytearray,
+    datetime.datetime,
+    datetime.date,
+    datetime.time,
+    datetime.timedelta,
+    decimal.Decimal,
+    uuid.UUID,
+)
+_MUTABLE = (list, dict, set, bytearray)
+
+
+def _close_traps(_cls: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
+    """Give each event its own copy of a mutable default, and keep ``_private`` out of the call."""
+    closed: list[attrs.Attribute[Any]] = []
+    for field in fields:
+        if isinstance(field.default, _MUTABLE):
+            field = field.evolve(default=attrs.Factory(field.default.copy))  # type: ignore[arg-type]
+        if field.name.startswith("_"):
+            field = field.evolve(init=False)
+        closed.append(field)
+    return closed
+
+
+def _explain(cls: type[Event], values: dict[str, Any]) -> str | None:
+    """Say what is wrong with a constructor call, or None where the fault lies deeper."""
+    fields = {f.alias: f for f in attrs.fields(cls) if f.init}
+    call = f"{cls.__name__}({', '.join(f'{name}=...' for name in fields)})"
+    for name in values:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, 1)
+            meant = f", did you mean {near[0]!r}?" if near else ";"
+            return f"{cls.__name__} has no field {name!r}{meant} expected {call}"
+    missing = [n for n, f in fields.items() if f.default is attrs.NOTHING and n not in values]
+    if missing:
+        lacks = ", ".join(repr(name) for name in missing)
+        return f"{cls.__name__} lacks {lacks}; expected {call}"
+    return None
+
+
+def _make_init(cls: type[Event], init: Callable[..., None]) -> Callable[..., None]:
+    """Give ``cls`` its constructor: attrs' own, with open fields and better messages."""
+    fields = attrs.fields(cls)
+    if cls._open and not fields and not hasattr(cls, "__attrs_post_init__"):
+        return Event.__init__
+    declared = frozenset(f.alias for f in fields if f.init)
+    is_open = cls._open
+    validates = cls._validates
+
+    # The price of the better message is one call; the common case gets no more than that.
+    def build(self: Event, /, **values: Any) -> None:
+        try:
+            init(self, **values)
+        except TypeError as error:
+            message = _explain(cls, values)
+            if message is None:
+                raise
+            raise TypeError(message) from error
+
+    def build_with_care(self: Event, /, **values: Any) -> None:
+        build(self, **{k: v for k, v in values.items() if k in declared or not is_open})
+        if is_open:
+            self.__dict__.update((k, v) for k, v in values.items() if k not in declared)
+        if validates:
+            check_fields(self)
+
+    made = build_with_care if is_open or validates else build
+    made.__name__ = "__init__"
+    made.__qualname__ = f"{cls.__qualname__}.__init__"
+    made.__wrapped__ = init  # type: ignore[attr-defined]
+    return made
+
+
+def _hints(cls: type[Event]) -> dict[str, Any]:
+    """Return the resolved annotations of the fields of ``cls``."""
+    try:
+        hints = typing.get_type_hints(cls, include_extras=True)
+    except NameError as error:
+        msg = (
+            f"cannot resolve the annotations of {cls.__qualname__}: {error}; expected every name "
+            f"to be importable from the module {cls.__module__!r} (not under TYPE_CHECKING)"
+        )
+        raise TypeError(msg) from error
+    return {f.alias: hints.get(f.name, Any) for f in attrs.fields(cls)}
+
+
+def check_fields(event: Event) -> None:
+    """Check the values of the declared fields of ``event`` against their annotations.
+
+    Raises:
+        TypeError: A value does not fit; the message names class, field, value and type.
+    """
+    cls = type(event)
+    for name, hint in _hints(cls).items():
+        if name in event.__dict__:
+            _convert(cls, name, event.__dict__[name], hint, from_outside=False)
+
+
+def decode_event(cls: type[E], data: Mapping[str, Any]) -> E:
+    """Make an event of ``cls`` from plain data that came from outside (JSON, a command line).
+
+    The class is chosen by the caller, never by the data. Each value is validated against the
+    annotation of its field and converted where JSON has no such type (dates, enums, nested
+    attrs classes, dataclasses).
+
+    Raises:
+        TypeError: A field is missing, unknown or has the wrong type; the message names it.
+    """
+    hints = _hints(cls)
+    values = {
+        name: _convert(cls, name, value, hints[name], from_outside=True) if name in hints else value
+        for name, value in data.items()
+    }
+    return cls(**values)
+
+
+def _convert(cls: type, name: str, value: Any, hint: Any, *, from_outside: bool) -> Any:
+    import msgspec  # noqa: PLC0415 - 10 ms that a program without data from outside need not pay
+
+    if hint is Any or (isinstance(hint, type) and type(value) is hint):
+        return value
+
+    def decode_other(kind: type, data: Any) -> Any:
+        if isinstance(data, kind):
+            return data
+        msg = f"Expected `{kind.__name__}`, got `{type(data).__name__}`"
+        raise msgspec.ValidationError(msg)
+
+    try:
+        if from_outside:
+            return msgspec.convert(value, hint, dec_hook=decode_other)
+        if isinstance(hint, type):
+            return decode_other(hint, value)
+        plain = msgspec.to_builtins(
+            value, builtin_types=_KEPT, enc_hook=lambda other: other, str_keys=False
+        )
+        return msgspec.convert(plain, hint, builtin_types=_KEPT, dec_hook=decode_other)
+    except (msgspec.ValidationError, NotImplementedError) as error:
+        shown = getattr(hint, "__name__", None) if isinstance(hint, type) else None
+        msg = (
+            f"{cls.__name__}.{name} is {value!r}, which is not {shown or hint}: "
+            f"{error}".replace(" - at `$`", "")
+        )
+        raise TypeError(msg) from None
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(attrs.field,))
+class Event:
+    """What steps take and return: a frozen object whose fields are its annotations.
+
+    A subclass that declares fields takes exactly these, by keyword, and is an attrs class:
+    ``attrs.field`` gives options, ``attrs.evolve`` and ``attrs.asdict`` work. A subclass that
+    declares none is *open*: it takes any keyword and offers it as attribute. ``class E(Event,
+    open=True)`` takes both. Types are not checked at construction unless the class says
+    ``validate=True``; where data enters from outside they always are.
+
+    Fields are read as ``event.name``, ``event["name"]`` or ``event.get("name", default)``.
+    Events compare by identity and are passed on by reference to every step that takes them.
+
+    Raises:
+        TypeError: A field is missing or unknown (the message names the one that was meant), or,
+            with ``validate=True``, has the wrong type.
+    """
+
+    _open: ClassVar[bool] = True
+    _validates: ClassVar[bool] = False
+
+    def __init_subclass__(cls, *, open: bool | None = None, validate: bool | None = None) -> None:  # noqa: A002
+        super().__init_subclass__()
+        attrs.define(
+            cls,
+            slots=False,
+            frozen=True,
+            kw_only=True,
+            eq=False,
+            repr=False,
+            init=True,
+            field_transformer=_close_traps,
+        )
+        declared = bool(attrs.fields(cls))
+        cls._open = (not declared) if open is None else open
+        if validate is not None:
+            cls._validates = validate
+        declared_init: Callable[..., None] = cls.__dict__["__init__"]
+        cls.__init__ = _make_init(cls, declared_init)  # type: ignore[method-assign]
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **fields: Any) -> None: ...
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    else:
+
+        def __init__(self, **fields: Any) -> None:
+            self.__dict__.update(fields)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise FrozenInstanceError
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return self.__dict__[name]
+        except KeyError:
+            raise KeyError(name) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.__dict__
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.__dict__)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the field called ``name``, or ``default`` where the event has none."""
+        return self.__dict__.get(name, default)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, declared and open, as a new dict; values are not copied."""
+        return dict(self.__dict__)
+
+    def __repr__(self) -> str:
+        hidden = {f.name for f in attrs.fields(type(self)) if not f.repr}  # type: ignore[arg-type]
+        shown = ", ".join(f"{k}={v!r}" for k, v in self.__dict__.items() if k not in hidden)
+        return f"{type(self).__qualname__.rpartition('<locals>.')[2]}({shown})"
+
+
+class StartEvent(Event):
+    """The event that a run begins with; ``run(**fields)`` makes it from its keywords."""
+
+
+class StopEvent(Event):
+    """The event that ends a run, returned by a step.
+
+    A plain ``StopEvent(result=...)`` gives ``result`` to whoever awaits the run; an instance of
+    a subclass is itself the result.
+    """
+
+    result: ClassVar[Any] = None
+
+    if TYPE_CHECKING:
+
+        def __init__(self, *, result: Any = None, **fields: Any) -> None: ...
+
+
+class InputRequiredEvent(Event):
+    """A question to somebody outside: returned or sent by a step, it goes to the stream.
+
+    Until it is answered the run is idle, not stalled.
+    """
+
+
+class HumanResponseEvent(Event):
+    """An answer from outside, given by ``handler.send_event()`` to the steps that take it."""
+
+
+class WorkflowFailedEvent(StopEvent):
+    """The last event of the stream of a run that failed.
+
+    Attributes:
+        exception: The exception that ``await handler`` raises.
+        step_name: The step that raised it, or None where it was the engine.
+    """
+
+    exception: BaseException
+    step_name: str | None = None
+
+
+class WorkflowTimedOutEvent(StopEvent):
+    """The last event of the stream of a run that did not end by its timeout.
+
+    Attributes:
+        timeout: The timeout in seconds.
+        active_steps: The names of the steps that were running.
+    """
+
+    timeout: float
+    active_steps: tuple[str, ...] = ()
+
+
+class WorkflowCancelledEvent(StopEvent):
+    """The last event of the stream of a run that was cancelled.
+
+    Attributes:
+        reason: Why, as far as it is known.
+    """
+
+    reason: str | None = None
+
+
+class InternalEvent(Event):
+    """What the engine tells of itself on the stream, to readers that ask for it."""
+
+
+class StepStateChanged(InternalEvent):
+    """A step invocation has begun or ended.
+
+    Attributes:
+        name: The name of the step.
+        state: ``"running"`` when it begins; ``"done"`` or ``"raised"`` when it ends.
+        input_event_name: The class of the event it took.
+        output_event_name: The class of the event it returned, once it has.
+    """
+
+    name: str
+    state: str
+    input_event_name: str
+    output_event_name: str | None = None
+
+
+class WorkflowIdleEvent(InternalEvent):
+    """Nothing runs and nothing is pending: the run waits for an answer from outside."""

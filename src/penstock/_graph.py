@@ -1,0 +1,369 @@
+"""The graph of a workflow: what may come of what, checked once and looked up ever after."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from penstock._errors import WorkflowRuntimeError, WorkflowValidationError
+from penstock._events import (
+    Event,
+    HumanResponseEvent,
+    InputRequiredEvent,
+    StartEvent,
+    StopEvent,
+)
+from penstock._steps import Step, find_steps
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+
+#: The checks that ``skip_graph_checks`` may name.
+SKIPPABLE = ("reachability", "terminal_event", "dead_end")
+
+
+class Route:
+    """Where an event of one class goes that came from one place."""
+
+    __slots__ = ("is_question", "is_stop", "next", "targets")
+
+    def __init__(
+        self, targets: tuple[int, ...], *, following: int, is_stop: bool, is_question: bool
+    ) -> None:
+        #: The indexes of the steps that get it.
+        self.targets = targets
+        #: The index of the one step that may be handed it without more ado, or -1.
+        self.next = following
+        self.is_stop = is_stop
+        self.is_question = is_question
+
+
+@attrs.frozen(eq=False)
+class Fault:
+    """One thing wrong with a graph; ``check`` names the check that may be switched off."""
+
+    text: str
+    check: str | None = None
+
+
+class Graph:
+    """The steps of one workflow class and the ways between them.
+
+    Attributes:
+        name: The name of the workflow class.
+        steps: The steps, in the order in which they are written.
+        start_event: The class of the event that a run begins with.
+        faults: Everything that is wrong; a workflow is not built while there are any.
+        joins: For each step that fans out, the joins that its fan-outs can feed.
+    """
+
+    def __init__(self, cls: type) -> None:
+        self.name = cls.__name__
+        steps, problems = find_steps(cls)
+        self.steps = tuple(steps)
+        self.index = {step.name: i for i, step in enumerate(steps)}
+        self._acceptors: dict[type[Event], list[int]] = {}
+        for i, step in enumerate(steps):
+            for kind in step.accepts:
+                self._acceptors.setdefault(kind, []).append(i)
+        self._routes: dict[type, tuple[int, ...]] = {}
+        self._outputs: list[dict[type, Route]] = [{} for _ in steps]
+        self._listed: list[dict[type, Route]] = [{} for _ in steps]
+        self._inputs: dict[type, Route] = {}
+        starts = [kind for kind in self._acceptors if issubclass(kind, StartEvent)]
+        self.start_event: type[StartEvent] = starts[0] if starts else StartEvent
+        self.joins = tuple(self._joins_fed_by(step) for step in steps)
+        self.faults = (*map(Fault, problems), *self._find_faults(starts))
+
+    # -- what goes where -------------------------------------------------------------------
+
+    def targets(self, kind: type[Event]) -> tuple[int, ...]:
+        """Return the steps that get an event of class ``kind``.
+
+        As with :func:`functools.singledispatch`, the nearest class in its MRO that any step
+        accepts decides, and every step that accepts this class gets the event.
+        """
+        found = self._routes.get(kind)
+        if found is None:
+            found = ()
+            for base in kind.__mro__:
+                if base in self._acceptors:
+                    found = tuple(self._acceptors[base])
+                    break
+            self._routes[kind] = found
+        return found
+
+    def output(self, index: int, kind: type, *, in_list: bool = False) -> Route:
+        """Return the way of an event that a step returned or sent.
+
+        Raises:
+            WorkflowRuntimeError: The step does not declare such an event, or it is no event.
+        """
+        known = (self._listed if in_list else self._outputs)[index]
+        route = known.get(kind)
+        if route is None:
+            step = self.steps[index]
+            if not (isinstance(kind, type) and issubclass(kind, Event)):
+                raise WorkflowRuntimeError(self._not_an_event(step, kind))
+            if not step.allows(kind, in_list=in_list):
+                raise WorkflowRuntimeError(self._undeclared(step, kind, in_list=in_list))
+            route = known[kind] = self._route(kind)
+            if not (route.targets or route.is_stop or route.is_question):
+                raise WorkflowRuntimeError(self._unheard(step, kind))
+        return route
+
+    def input(self, kind: type) -> Route:
+        """Return the way of an event that came from outside.
+
+        Raises:
+            WorkflowRuntimeError: No step accepts such an event.
+        """
+        route = self._inputs.get(kind)
+        if route is None:
+            route = self._route(kind)
+            if not route.targets or route.is_stop:
+                taken = ", ".join(sorted(k.__name__ for k in self._acceptors)) or "no event"
+                msg = (
+                    f"no step of {self.name} takes {kind.__name__} from outside; "
+                    f"expected an event of {taken}"
+                )
+                raise WorkflowRuntimeError(msg)
+            self._inputs[kind] = route
+        return route
+
+    def _route(self, kind: type[Event]) -> Route:
+        is_stop = issubclass(kind, StopEvent)
+        is_question = issubclass(kind, InputRequiredEvent)
+        targets = () if is_stop else self.targets(kind)
+        plain = len(targets) == 1 and not is_question and self.steps[targets[0]].takes == "one"
+        return Route(
+            targets,
+            following=targets[0] if plain else -1,
+            is_stop=is_stop,
+            is_question=is_question,
+        )
+
+    def _not_an_event(self, step: Step, kind: type) -> str:
+        return (
+            f"{self.name}.{step.name} returned a {kind.__name__}, which is no event; expected "
+            f"{_shown(step)}"
+        )
+
+    def _undeclared(self, step: Step, kind: type, *, in_list: bool) -> str:
+        got = f"list of {kind.__name__}" if in_list else kind.__name__
+        more = f"list[{kind.__name__}]" if in_list else kind.__name__
+        return (
+            f"{self.name}.{step.name} returned or sent a {got}, which it does not declare; "
+            f"expected {_shown(step)}, or `-> {_shown(step, bare=True)} | {more}` in its signature"
+        )
+
+    def _unheard(self, step: Step, kind: type) -> str:
+        return (
+            f"{self.name}.{step.name} returned or sent a {kind.__name__}, which no step takes; "
+            f"expected a step with a parameter `ev: {kind.__name__}`"
+        )
+
+    # -- what may come of what -------------------------------------------------------------
+
+    def reached_by(self, kind: type[Event]) -> tuple[int, ...]:
+        """Return the steps that an event declared as ``kind`` can reach; it may be of a subclass."""
+        deeper = [
+            i for taken, steps in self._acceptors.items() for i in steps if issubclass(taken, kind)
+        ]
+        return tuple(dict.fromkeys((*self.targets(kind), *deeper)))
+
+    def following(self, index: int) -> Iterator[tuple[type[Event], int, bool]]:
+        """Yield each event class that a step makes, a step it reaches, and whether it fans out."""
+        step = self.steps[index]
+        for kind in step.returns:
+            for target in self.reached_by(kind):
+                yield kind, target, False
+        for kind in step.fans_out:
+            for target in self.reached_by(kind):
+                yield kind, target, True
+
+    def _joins_fed_by(self, step: Step) -> tuple[int, ...]:
+        """Return the joins in which a fan-out of ``step`` ends.
+
+        A walk over (step, depth): a fan-out on the way goes one deeper, a join comes one back
+        up, and a join met at depth one is the end of this fan-out.
+        """
+        limit = 1 + sum(bool(s.fans_out) for s in self.steps)
+        found: dict[int, None] = {}
+        seen: set[tuple[int, int]] = set()
+        todo = [(target, 1) for kind in step.fans_out for target in self.reached_by(kind)]
+        while todo:
+            target, depth = todo.pop()
+            if self.steps[target].takes == "list":
+                depth -= 1
+                if depth == 0:
+                    found[target] = None
+                    continue
+            if (target, depth) in seen or depth > limit:
+                continue
+            seen.add((target, depth))
+            todo += [(n, depth + wide) for _, n, wide in self.following(target)]
+        return tuple(sorted(found))
+
+    # -- what is wrong ---------------------------------------------------------------------
+
+    def check(self, skip: Iterable[str] = ()) -> None:
+        """Raise one error that tells every fault of the graph.
+
+        Raises:
+            WorkflowValidationError: There are faults that ``skip`` does not name.
+        """
+        problems = tuple(fault.text for fault in self.faults if fault.check not in skip)
+        if problems:
+            listed = "\n".join(f"  {n}. {text}" for n, text in enumerate(problems, 1))
+            count = "1 fault" if len(problems) == 1 else f"{len(problems)} faults"
+            msg = f"the workflow {self.name} has {count}:\n{listed}"
+            raise WorkflowValidationError(msg, problems)
+
+    def _find_faults(self, starts: list[type[StartEvent]]) -> Iterator[Fault]:
+        if not self.steps:
+            yield Fault(
+                "it has no steps; expected methods like "
+                "`@step async def begin(self, ev: StartEvent) -> StopEvent`"
+            )
+            return
+        yield from self._find_faults_at_the_ends(starts)
+        yield from self._find_loose_events()
+        yield from self._find_joins_without_fan_out()
+        if starts:
+            reached = self._reachable(starts[0])
+            yield from self._find_unreachable(reached)
+            yield from self._find_dead_ends(reached)
+
+    def _find_faults_at_the_ends(self, starts: list[type[StartEvent]]) -> Iterator[Fault]:
+        if not starts:
+            yield Fault(
+                "no step takes the StartEvent, so a run cannot begin; expected one step with a "
+                "parameter `ev: StartEvent` or a subclass"
+            )
+        elif len(starts) > 1:
+            names = " and ".join(kind.__name__ for kind in starts)
+            yield Fault(
+                f"its steps take different start events, {names}; expected one class, "
+                "for a run begins with one event"
+            )
+        if not any(issubclass(kind, StopEvent) for step in self.steps for kind in step.returns):
+            yield Fault(
+                "no step returns a StopEvent, so a run cannot end; expected a step with "
+                "`-> StopEvent` or a subclass"
+            )
+        for step in self.steps:
+            for kind in step.accepts:
+                if issubclass(kind, StopEvent):
+                    yield Fault(
+                        f"the step {step.name} takes {kind.__name__}, which ends the run and goes "
+                        "to no step; expected an event of its own before the stop"
+                    )
+            for kind in step.fans_out:
+                if issubclass(kind, StopEvent):
+                    yield Fault(
+                        f"the step {step.name} returns a list of {kind.__name__}; expected "
+                        f"`-> {kind.__name__}`, for a run ends once"
+                    )
+
+    def _find_loose_events(self) -> Iterator[Fault]:
+        made = {kind for step in self.steps for kind in (*step.returns, *step.fans_out)}
+        for step in self.steps:
+            for kind in dict.fromkeys((*step.returns, *step.fans_out)):
+                if not issubclass(kind, StopEvent | InputRequiredEvent) and not self.reached_by(
+                    kind
+                ):
+                    yield Fault(
+                        f"{kind.__name__}, which the step {step.name} makes, is taken by no step; "
+                        f"expected a step with a parameter `ev: {kind.__name__}`",
+                        "terminal_event",
+                    )
+            for kind in step.accepts:
+                if issubclass(kind, StartEvent | HumanResponseEvent | StopEvent):
+                    continue
+                if not any(issubclass(m, kind) or issubclass(kind, m) for m in made):
+                    yield Fault(
+                        f"{kind.__name__}, which the step {step.name} takes, is made by no step; "
+                        f"expected a step with `-> {kind.__name__}` (what a step sends with "
+                        "ctx.send_event belongs there too)"
+                    )
+
+    def _find_joins_without_fan_out(self) -> Iterator[Fault]:
+        fed = {join for joins in self.joins for join in joins}
+        for i, step in enumerate(self.steps):
+            if step.takes == "list" and i not in fed:
+                names = " | ".join(kind.__name__ for kind in step.accepts)
+                yield Fault(
+                    f"the step {step.name} joins list[{names}], but no fan-out leads to it; "
+                    f"expected a step before it with `-> list[...]`"
+                )
+
+    def _reachable(self, start: type[StartEvent]) -> set[int]:
+        todo = list(self.targets(start))
+        for kind, steps in self._acceptors.items():
+            if issubclass(kind, HumanResponseEvent):
+                todo += steps
+        reached: set[int] = set()
+        while todo:
+            at = todo.pop()
+            if at not in reached:
+                reached.add(at)
+                todo += [target for _, target, _ in self.following(at)]
+        return reached
+
+    def _find_unreachable(self, reached: set[int]) -> Iterator[Fault]:
+        for i, step in enumerate(self.steps):
+            if i not in reached:
+                names = " | ".join(kind.__name__ for kind in step.accepts)
+                yield Fault(
+                    f"the step {step.name} is never reached from {self.start_event.__name__}; "
+                    f"expected a reachable step that makes {names}",
+                    "reachability",
+                )
+
+    def _find_dead_ends(self, reached: set[int]) -> Iterator[Fault]:
+        ends = {
+            i
+            for i, step in enumerate(self.steps)
+            if step.may_end
+            or any(issubclass(k, StopEvent | InputRequiredEvent) for k in step.returns)
+        }
+        grown = True
+        while grown:
+            more = {
+                i
+                for i in range(len(self.steps))
+                if i not in ends and any(target in ends for _, target, _ in self.following(i))
+            }
+            ends |= more
+            grown = bool(more)
+        for i in sorted(reached - ends):
+            if any(True for _ in self.following(i)):
+                yield Fault(
+                    f"from the step {self.steps[i].name} no way leads to a StopEvent, so a run "
+                    "that gets there goes round for ever; expected a step on the way with "
+                    "`-> StopEvent` or `| None`",
+                    "dead_end",
+                )
+
+
+def _shown(step: Step, *, bare: bool = False) -> str:
+    parts = [kind.__name__ for kind in step.returns]
+    if step.fans_out:
+        parts.append(f"list[{' | '.join(kind.__name__ for kind in step.fans_out)}]")
+    if step.may_end:
+        parts.append("None")
+    return " | ".join(parts) if bare else " or ".join(parts)
+
+
+def graph_of(cls: type) -> Graph:
+    """Return the graph of a workflow class, read once and kept with the class."""
+    graph: Any = cls.__dict__.get("_penstock_graph")
+    if graph is None:
+        graph = Graph(cls)
+        # Kept on the class itself: a subclass has its own, and both go when they are dropped.
+        type.__setattr__(cls, "_penstock_graph", graph)
+    return graph  # type: ignore[no-any-return]
