@@ -7,11 +7,12 @@ import statistics
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from time import perf_counter as now
+from time import perf_counter
 from typing import Any
 
 
 Numbers = dict[str, float]
+now = perf_counter
 
 
 async def seconds(

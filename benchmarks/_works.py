@@ -19,8 +19,8 @@ class Goal:
     limit: float
 
     def __str__(self) -> str:
-        sign = {"ratio": "×", "number": "", "beyond": "+"}[self.kind]
-        return f"<= {sign}{self.limit:g}"
+        form = {"ratio": "{:g} x", "number": "{:g}", "beyond": "+{:g}"}[self.kind]
+        return "<= " + form.format(self.limit)
 
     def met(self, penstock: float, by_hand: float, ratio: float) -> bool:
         measured = {"ratio": ratio, "number": penstock, "beyond": penstock - by_hand}
@@ -43,7 +43,11 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A function of the program modules with its parameters; *quick* replaces some of these."""
+    """
+    A function of the program modules with its parameters; *quick* replaces some of these.
+
+    A *slow* work is left out of a quick run: a smaller one shows the same.
+    """
 
     group: str
     title: str
@@ -52,6 +56,7 @@ class Work:
     metrics: tuple[Metric, ...]
     quick: Mapping[str, int] | None = None
     by_hand: bool = True
+    slow: bool = False
     libraries: tuple[Library, ...] = ("trio", "asyncio")
 
     def sized(self, *, quick: bool) -> dict[str, int]:
@@ -94,7 +99,7 @@ def _fan_out(k: int, workers: int, rounds: int) -> Work:
     )
 
 
-def _concurrent(r: int) -> Work:
+def _concurrent(r: int, *, slow: bool = False) -> Work:
     return Work(
         "concurrent_run",
         f"{r:,} three-step runs at once",
@@ -104,6 +109,7 @@ def _concurrent(r: int) -> Work:
             Metric("us", "µs/run", trio=ratio(0.8)),
             Metric("kib", "KiB/run", trio=at_most(14), title="memory"),
         ),
+        slow=slow,
     )
 
 
@@ -174,7 +180,7 @@ WORKS: tuple[Work, ...] = (
         quick={"r": 200},
     ),
     _concurrent(1_000),
-    _concurrent(10_000),
+    _concurrent(10_000, slow=True),
     _idle("idle runs, waiting between steps", 0),
     _idle("idle runs, waiting inside a step", 1),
     Work(
@@ -202,9 +208,6 @@ WORKS: tuple[Work, ...] = (
         libraries=("trio",),
     ),
 )
-
-# Left out of a quick run: half a minute for what the smaller size shows as well.
-SLOW = {_concurrent(10_000)}
 
 GROWTH: tuple[Growth, ...] = (
     Growth("chain", "chain, growth", *CHAIN, "n", LINEAR),

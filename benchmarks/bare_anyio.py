@@ -77,7 +77,8 @@ def fan_out(k: int, workers: int, rounds: int) -> Numbers:
                 for _ in range(workers):
                     group.start_soon(worker, jobs.clone(), to_join.clone())
             async with results:
-                return [item.value async for item in results]
+                gathered = [item.value async for item in results]
+        return gathered
 
     def complete(answer: list[int]) -> bool:
         return sorted(answer) == list(range(k))
@@ -203,8 +204,12 @@ def concurrent_runs(r: int) -> Numbers:
     return anyio.run(main)
 
 
-def idle_runs(r: int) -> Numbers:
-    """*r* tasks that each wait for an answer under a scope of their own; then all are answered."""
+def idle_runs(r: int, inside: int = 0) -> Numbers:
+    """
+    *r* tasks that each wait for an answer under a scope of their own; then all are answered.
+
+    An engine may wait inside a step or between two; here there is only the one way.
+    """
 
     async def main() -> Numbers:
         doors: list[MemoryObjectSendStream[Item]] = []

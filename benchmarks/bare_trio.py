@@ -198,8 +198,12 @@ def concurrent_runs(r: int) -> Numbers:
     return trio.run(main)
 
 
-def idle_runs(r: int) -> Numbers:
-    """*r* tasks that each wait for an answer under a scope of their own; then all are answered."""
+def idle_runs(r: int, inside: int = 0) -> Numbers:
+    """
+    *r* tasks that each wait for an answer under a scope of their own; then all are answered.
+
+    An engine may wait inside a step or between two; here there is only the one way.
+    """
 
     async def main() -> Numbers:
         doors: list[trio.MemorySendChannel[Item]] = []

@@ -1,0 +1,41 @@
+"""Event-driven workflows on structured concurrency."""
+
+from __future__ import annotations
+
+from importlib import metadata as _metadata
+
+from penstock._context import Context as Context
+from penstock._entry import run as run
+from penstock._errors import StepTimeoutError as StepTimeoutError
+from penstock._errors import WorkflowCancelledError as WorkflowCancelledError
+from penstock._errors import WorkflowError as WorkflowError
+from penstock._errors import WorkflowRuntimeError as WorkflowRuntimeError
+from penstock._errors import WorkflowStalledError as WorkflowStalledError
+from penstock._errors import WorkflowTimeoutError as WorkflowTimeoutError
+from penstock._errors import WorkflowValidationError as WorkflowValidationError
+from penstock._events import Event as Event
+from penstock._events import HumanResponseEvent as HumanResponseEvent
+from penstock._events import InputRequiredEvent as InputRequiredEvent
+from penstock._events import InternalEvent as InternalEvent
+from penstock._events import StartEvent as StartEvent
+from penstock._events import StepStateChanged as StepStateChanged
+from penstock._events import StopEvent as StopEvent
+from penstock._events import WorkflowCancelledEvent as WorkflowCancelledEvent
+from penstock._events import WorkflowFailedEvent as WorkflowFailedEvent
+from penstock._events import WorkflowIdleEvent as WorkflowIdleEvent
+from penstock._events import WorkflowTimedOutEvent as WorkflowTimedOutEvent
+from penstock._handler import WorkflowHandler as WorkflowHandler
+from penstock._observe import Observer as Observer
+from penstock._scope import WorkflowScope as WorkflowScope
+from penstock._scope import workflow_scope as workflow_scope
+from penstock._steps import step as step
+from penstock._streams import EventStream as EventStream
+from penstock._streams import StreamSender as StreamSender
+from penstock._workflow import Workflow as Workflow
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":
+        return _metadata.version("penstock")
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

@@ -65,3 +65,7 @@ class WorkflowCancelledError(WorkflowRuntimeError):
     def __init__(self, message: str, reason: str | None = None) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class StepTimeoutError(WorkflowTimeoutError):
+    """Raised when an invocation of a step has not ended by the step's own timeout."""

@@ -56,6 +56,7 @@ class Graph:
         name: The name of the workflow class.
         steps: The steps, in the order in which they are written.
         start_event: The class of the event that a run begins with.
+        outputs: For each step, the ways of what it returned before, by class.
         faults: Everything that is wrong; a workflow is not built while there are any.
         joins: For each step that fans out, the joins that its fan-outs can feed.
     """
@@ -70,7 +71,7 @@ class Graph:
             for kind in step.accepts:
                 self._acceptors.setdefault(kind, []).append(i)
         self._routes: dict[type, tuple[int, ...]] = {}
-        self._outputs: list[dict[type, Route]] = [{} for _ in steps]
+        self.outputs: list[dict[type, Route]] = [{} for _ in steps]
         self._listed: list[dict[type, Route]] = [{} for _ in steps]
         self._inputs: dict[type, Route] = {}
         starts = [kind for kind in self._acceptors if issubclass(kind, StartEvent)]
@@ -102,7 +103,7 @@ class Graph:
         Raises:
             WorkflowRuntimeError: The step does not declare such an event, or it is no event.
         """
-        known = (self._listed if in_list else self._outputs)[index]
+        known = (self._listed if in_list else self.outputs)[index]
         route = known.get(kind)
         if route is None:
             step = self.steps[index]

@@ -38,6 +38,9 @@ class Step:
     """One step of a workflow, read from its signature once."""
 
     name: str
+    #: Its number within the workflow, and its name in the task tree.
+    index: int
+    label: str
     function: AsyncMethod = attrs.field(repr=False)
     num_workers: int
     timeout: float | None
@@ -160,7 +163,7 @@ def find_steps(cls: type) -> tuple[list[Step], list[str]]:
             )
             continue
         try:
-            steps.append(_read(name, function, options))
+            steps.append(_read(cls, len(steps), name, function, options))
         except _SignatureError as fault:
             problems.append(f"{cls.__name__}.{name} {fault}")
     return steps, problems
@@ -179,7 +182,7 @@ class _SignatureError(Exception):
     """Raised when a signature cannot be read; the text goes on from the name of the step."""
 
 
-def _read(name: str, function: Any, options: StepOptions) -> Step:
+def _read(cls: type, index: int, name: str, function: Any, options: StepOptions) -> Step:
     hints = options.hints
     if hints is None:
         try:
@@ -198,6 +201,8 @@ def _read(name: str, function: Any, options: StepOptions) -> Step:
     returns, fans_out, may_end = _read_return(hints["return"])
     return Step(
         name=name,
+        index=index,
+        label=f"{cls.__name__}.{name}",
         function=function,
         num_workers=options.num_workers,
         timeout=options.timeout,

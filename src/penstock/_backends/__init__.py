@@ -9,10 +9,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
-import trio
 from trio import TooSlowError
 from trio.abc import ReceiveChannel, SendChannel
-from trio.lowlevel import disable_ki_protection, enable_ki_protection
+from trio.lowlevel import disable_ki_protection, enable_ki_protection, in_trio_task
 
 
 if TYPE_CHECKING:
@@ -142,7 +141,7 @@ def current_backend() -> Backend:
 
     :raises RuntimeError: outside any event loop.
     """
-    if trio.lowlevel.in_trio_task():
+    if in_trio_task():
         return backend_named("trio")
     asyncio = sys.modules.get("asyncio")
     if asyncio is not None:

@@ -1,0 +1,1 @@
+"""The engine: a synchronous machine that knows what may happen, and a runner that does it."""

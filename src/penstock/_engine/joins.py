@@ -1,0 +1,120 @@
+"""Where branches come together: fan-outs and what collects them."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any
+
+from penstock._errors import WorkflowRuntimeError
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from penstock._events import Event
+
+
+class Group:
+    """An open fan-out: all that came of one returned list, until nothing of it is left.
+
+    ``live`` counts its deliveries that wait or run, and its own open fan-outs, each for one.
+    """
+
+    __slots__ = ("collected", "joins", "live", "parent", "slots")
+
+    def __init__(self, parent: Group | None, joins: tuple[int, ...]) -> None:
+        self.parent = parent
+        self.joins = joins
+        self.live = 0
+        self.collected: dict[int, list[Event]] = {join: [] for join in joins}
+        #: What joins of one each have so far within this fan-out.
+        self.slots: dict[int, Slots] | None = None
+
+    def ending_in(self, join: int) -> Group | None:
+        """Return the innermost fan-out, this one or one around it, that ends in ``join``."""
+        group: Group | None = self
+        while group is not None and join not in group.joins:
+            group = group.parent
+        return group
+
+
+class Slots:
+    """A join of one event of each class, ``a: A, b: B``; further ones wait in order."""
+
+    __slots__ = ("_kinds", "_queues")
+
+    def __init__(self, kinds: tuple[type[Event], ...]) -> None:
+        self._kinds = kinds
+        self._queues: tuple[deque[Event], ...] = tuple(deque() for _ in kinds)
+
+    def add(self, event: Event) -> tuple[Event, ...] | None:
+        """Add an event; return one of each as soon as they are there."""
+        fitting = [q for q, k in zip(self._queues, self._kinds, strict=True) if isinstance(event, k)]
+        min(fitting, key=len).append(event)
+        if all(self._queues):
+            return tuple(queue.popleft() for queue in self._queues)
+        return None
+
+    def missing(self) -> list[str]:
+        """Name the classes still lacking; empty where nothing waits."""
+        if not any(self._queues):
+            return []
+        return [k.__name__ for q, k in zip(self._queues, self._kinds, strict=True) if not q]
+
+    def missing_kinds(self) -> Iterator[type[Event]]:
+        """Yield the classes still lacking."""
+        if any(self._queues):
+            yield from (k for q, k in zip(self._queues, self._kinds, strict=True) if not q)
+
+
+class Collection:
+    """One buffer of ``ctx.collect_events``."""
+
+    __slots__ = ("_count", "_kept", "expected")
+
+    def __init__(self) -> None:
+        self._kept: dict[type[Event], deque[Event]] = {}
+        self._count = 0
+        self.expected: Sequence[type[Event]] = ()
+
+    def add(self, event: Event, expected: Sequence[type[Event]]) -> list[Event] | None:
+        """Keep ``event``; return all expected ones, in that order, once they are there.
+
+        Raises:
+            WorkflowRuntimeError: The event is of no expected class.
+        """
+        self.expected = expected
+        if not expected:
+            return []
+        kind = type(event)
+        if kind not in self._kept:
+            kind = _expected_class(kind, expected)
+        self._kept.setdefault(kind, deque()).append(event)
+        self._count += 1
+        # Fewer than expected cannot be enough: counting by class waits until it can matter.
+        if self._count < len(expected):
+            return None
+        needed = Counter(expected)
+        if any(len(self._kept.get(k, ())) < n for k, n in needed.items()):
+            return None
+        self._count -= len(expected)
+        return [self._kept[k].popleft() for k in expected]
+
+    def missing(self) -> Iterator[tuple[type[Event], int]]:
+        """Yield each class still lacking, and how many; nothing where nothing waits."""
+        if self._count:
+            for kind, needed in Counter(self.expected).items():
+                lacking = needed - len(self._kept.get(kind, ()))
+                if lacking > 0:
+                    yield kind, lacking
+
+
+def _expected_class(kind: type[Event], expected: Sequence[Any]) -> type[Event]:
+    if kind in expected:
+        return kind
+    for candidate in expected:
+        if issubclass(kind, candidate):
+            return candidate  # type: ignore[no-any-return]
+    names = ", ".join(k.__name__ for k in dict.fromkeys(expected))
+    msg = f"collect_events was given a {kind.__name__}, and expects {names}"
+    raise WorkflowRuntimeError(msg)

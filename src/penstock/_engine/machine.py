@@ -1,0 +1,328 @@
+"""The machine: what may happen next in a run. Pure and synchronous: no await, clock or I/O.
+
+It keeps the books: which deliveries wait or run at which step, what came of what, which workers
+may start, what is asked of people. The inboxes carry the deliveries, the runner does the work.
+Every operation is constant in time, however much is pending, and what has been handled leaves
+nothing behind.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from penstock._engine.joins import Collection, Group, Slots
+from penstock._errors import WorkflowRuntimeError
+from penstock._events import HumanResponseEvent, InputRequiredEvent
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from penstock._backends import Inbox
+    from penstock._events import Event, StopEvent
+    from penstock._graph import Graph, Route
+    from penstock._steps import Step
+
+
+class Station:
+    """A step within one run: its inbox and how many work at it."""
+
+    __slots__ = ("collections", "inbox", "index", "limit", "pending", "running", "slots", "step")
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.index = step.index
+        self.limit = step.num_workers
+        #: Workers that run it or are about to, and deliveries that wait in the inbox.
+        self.running = 0
+        self.pending = 0
+        self.inbox: Inbox | None = None
+        self.collections: dict[str, Collection] | None = None
+        self.slots: Slots | None = None
+
+
+#: An event (a list for a join, a tuple for one of each) on its way to a step, with its fan-out.
+Delivery = tuple[Station, Any, "Group | None"]
+
+
+class Machine:
+    """The state of one run.
+
+    Attributes:
+        startable: Stations at each of which one more worker is to be started.
+        stop: The stop event, once a step has returned it.
+        alive: How many deliveries wait or run.
+    """
+
+    __slots__ = (
+        "_answered",
+        "_asked",
+        "_graph",
+        "_open_inbox",
+        "_publish",
+        "alive",
+        "startable",
+        "stations",
+        "stop",
+    )
+
+    def __init__(
+        self, graph: Graph, open_inbox: Callable[[], Inbox], publish: Callable[[Event], None]
+    ) -> None:
+        self._graph = graph
+        self._open_inbox = open_inbox
+        self._publish = publish
+        self.stations = [Station(step) for step in graph.steps]
+        self.startable: list[Station] = []
+        self.stop: StopEvent | None = None
+        self.alive = 0
+        self._asked = 0
+        self._answered = 0
+
+    # -- events come in --------------------------------------------------------------------
+
+    def receive(self, event: Event) -> None:
+        """Take an event from outside: the start event, or one sent to the handler."""
+        route = self._graph.input(type(event))
+        if isinstance(event, HumanResponseEvent):
+            self._answered += 1
+        self._deliver(route, event, None)
+
+    def send(self, index: int, event: Event, group: Group | None, target: str | None) -> None:
+        """Take an event that the running step number ``index`` sends, to one step or to all."""
+        kind = type(event)
+        step = self._graph.steps[index]
+        only_listed = not issubclass(kind, step.returns) and issubclass(kind, step.fans_out)
+        route = self._graph.output(index, kind, in_list=only_listed)
+        if route.is_stop:
+            msg = (
+                f"{self._graph.name}.{step.name} sent {kind.__name__}, which ends the run; "
+                "expected the step to return it"
+            )
+            raise WorkflowRuntimeError(msg)
+        if target is None:
+            self._deliver(route, event, group)
+        else:
+            self._deliver_to(self._station_for(event, target), event, group)
+
+    def receive_at(self, event: Event, target: str) -> None:
+        """Take an event from outside for the one step called ``target``."""
+        station = self._station_for(event, target)
+        if isinstance(event, HumanResponseEvent):
+            self._answered += 1
+        self._deliver_to(station, event, None)
+
+    def _station_for(self, event: Event, target: str) -> Station:
+        index = self._graph.index.get(target)
+        if index is None:
+            names = ", ".join(self._graph.index)
+            msg = f"{self._graph.name} has no step {target!r}; expected one of {names}"
+            raise WorkflowRuntimeError(msg)
+        step = self._graph.steps[index]
+        if not isinstance(event, step.accepts):
+            taken = " or ".join(kind.__name__ for kind in step.accepts)
+            msg = (
+                f"the step {target} of {self._graph.name} does not take "
+                f"{type(event).__name__}; expected {taken}"
+            )
+            raise WorkflowRuntimeError(msg)
+        return self.stations[index]
+
+    # -- events find their way ---------------------------------------------------------------
+
+    def _deliver(self, route: Route, event: Event, group: Group | None) -> None:
+        if route.is_question:
+            self.note_question()
+            self._publish(event)
+        for index in route.targets:
+            self._deliver_to(self.stations[index], event, group)
+
+    def _deliver_to(self, station: Station, event: Event, group: Group | None) -> None:
+        takes = station.step.takes
+        if takes == "one":
+            self._enqueue(station, event, group)
+        elif takes == "list":
+            ending = group.ending_in(station.index) if group is not None else None
+            if ending is None:
+                name = station.step.name
+                msg = (
+                    f"{type(event).__name__} came to the join {name} from no fan-out; expected it "
+                    "to come of a list that a step returned"
+                )
+                raise WorkflowRuntimeError(msg)
+            ending.collected[station.index].append(event)
+        else:
+            complete = self._slots_of(station, group).add(event)
+            if complete is not None:
+                self._enqueue(station, complete, group)
+
+    def _slots_of(self, station: Station, group: Group | None) -> Slots:
+        kinds = station.step.accepts
+        if group is None:
+            if station.slots is None:
+                station.slots = Slots(kinds)
+            return station.slots
+        if group.slots is None:
+            group.slots = {}
+        return group.slots.setdefault(station.index, Slots(kinds))
+
+    def _enqueue(self, station: Station, event: Any, group: Group | None) -> None:
+        self.alive += 1
+        if group is not None:
+            group.live += 1
+        if station.inbox is None:
+            station.inbox = self._open_inbox()
+        station.inbox.put((event, group))
+        station.pending += 1
+        if station.running < station.limit:
+            station.running += 1
+            self.startable.append(station)
+
+    # -- workers come and go -----------------------------------------------------------------
+
+    def take(self, station: Station) -> Delivery | None:
+        """Give a worker of ``station`` its next delivery, or send it home."""
+        if station.pending:
+            station.pending -= 1
+            event, group = station.inbox.take()  # type: ignore[union-attr]
+            return station, event, group
+        station.running -= 1
+        return None
+
+    def next_start(self) -> Delivery | None:
+        """Give a worker that is free the first delivery that waits for one to start."""
+        while self.startable:
+            delivery = self.take(self.startable.pop(0))
+            if delivery is not None:
+                return delivery
+        return None
+
+    def finish(self, station: Station, group: Group | None, result: Any) -> Delivery | None:
+        """Take what an invocation returned; return what its worker goes on with, if anything.
+
+        Hand-off: where the one event returned may start at once, the worker goes on with it.
+        Otherwise it takes what waits at its own step, or else what may start elsewhere. Workers
+        to be started for the rest are in ``startable``.
+
+        Raises:
+            WorkflowRuntimeError: The step did not declare what it returned.
+        """
+        route = self._graph.outputs[station.index].get(type(result))
+        if route is not None and route.next >= 0 and not station.pending:
+            following = self.stations[route.next]
+            if following is station:
+                return station, result, group
+            if not following.pending and following.running < following.limit:
+                station.running -= 1
+                following.running += 1
+                return following, result, group
+        self._take_result(station, group, result)
+        if self.stop is not None:
+            return None
+        self.alive -= 1
+        if group is not None:
+            group.live -= 1
+            if not group.live:
+                self._close(group)
+        return self.take(station) or self.next_start()
+
+    def _take_result(self, station: Station, group: Group | None, result: Any) -> None:
+        graph = self._graph
+        index = station.index
+        if isinstance(result, list):
+            self._fan_out(index, group, result)  # pyright: ignore[reportUnknownArgumentType]
+        elif result is None:
+            if not station.step.may_end:
+                msg = (
+                    f"{station.step.label} returned None, which it does not declare; expected it to "
+                    "return one of its events, or `| None` in its signature"
+                )
+                raise WorkflowRuntimeError(msg)
+        else:
+            route = graph.output(index, type(result))
+            if route.is_stop:
+                self.stop = result
+            else:
+                self._deliver(route, result, group)
+
+    def _fan_out(self, index: int, group: Group | None, events: list[Any]) -> None:
+        graph = self._graph
+        if not graph.steps[index].fans_out:
+            graph.output(index, list)  # raises, and says what was expected
+        routes = [graph.output(index, type(event), in_list=True) for event in events]
+        joins = graph.joins[index]
+        inner = group
+        if joins:
+            inner = Group(group, joins)
+            inner.live = 1  # the fan-out itself, until all its events are out
+            if group is not None:
+                group.live += 1
+        for route, event in zip(routes, events, strict=True):
+            self._deliver(route, event, inner)
+        if inner is not None and inner is not group:
+            inner.live -= 1
+            if not inner.live:
+                self._close(inner)
+
+    def _close(self, group: Group) -> None:
+        """End a fan-out of which nothing is left: its joins run, in the fan-out around it."""
+        parent = group.parent
+        for join, events in group.collected.items():
+            self._enqueue(self.stations[join], events, parent)
+        if parent is not None:
+            parent.live -= 1  # not to zero: the joins have just been added
+
+    # -- what the run waits for ----------------------------------------------------------------
+
+    def note_question(self) -> None:
+        """Take note that somebody outside was asked."""
+        self._asked += 1
+
+    def collect(
+        self, index: int, event: Event, expected: Sequence[type[Event]], key: str
+    ) -> list[Event] | None:
+        """See :meth:`penstock.Context.collect_events`."""
+        station = self.stations[index]
+        if station.collections is None:
+            station.collections = {}
+        return station.collections.setdefault(key, Collection()).add(event, expected)
+
+    def expects_input(self) -> bool:
+        """Whether, with nothing alive, an event can still come from outside.
+
+        It can while a question is open; while a join lacks a human's answer; and always where
+        people may speak unasked, that is where steps take answers and none asks a question.
+        """
+        if self._asked > self._answered:
+            return True
+        graph = self._graph
+        listens = any(issubclass(k, HumanResponseEvent) for s in graph.steps for k in s.accepts)
+        asks = any(issubclass(k, InputRequiredEvent) for s in graph.steps for k in s.returns)
+        if listens and not asks and not self._asked:
+            return True
+        return any(issubclass(kind, HumanResponseEvent) for kind in self._missing_kinds())
+
+    def _missing_kinds(self) -> Iterator[type[Event]]:
+        for station in self.stations:
+            if station.slots is not None:
+                yield from station.slots.missing_kinds()
+            for collection in (station.collections or {}).values():
+                yield from (kind for kind, _ in collection.missing())
+
+    def missing(self) -> tuple[str, ...]:
+        """Tell what each join and collection still lacks."""
+        told: list[str] = []
+        for station in self.stations:
+            lacking = station.slots.missing() if station.slots is not None else []
+            for collection in (station.collections or {}).values():
+                lacking += [f"{n} x {kind.__name__}" for kind, n in collection.missing()]
+            if lacking:
+                told.append(f"{station.step.label} lacks {', '.join(lacking)}")
+        return tuple(told)
+
+    def close(self) -> None:
+        """Close the inboxes; what still waits in them is dropped with the run."""
+        for station in self.stations:
+            if station.inbox is not None:
+                station.inbox.close()
+                station.inbox = None

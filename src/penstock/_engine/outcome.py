@@ -1,0 +1,217 @@
+"""The outcome of a run: which of several endings counts, and who waits for it.
+
+The rule is fixed, whatever the timing. The first thing that settles the outcome counts: a stop
+event, a failure, the timeout, a cancellation. What fails later, while the rest unwinds, is kept in
+``errors``; only a stop event gives way to it, for a run whose clean-up failed did not complete.
+``KeyboardInterrupt`` and ``SystemExit`` come before everything else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from penstock._errors import WorkflowCancelledError, WorkflowStalledError, WorkflowTimeoutError
+from penstock._events import (
+    StopEvent,
+    WorkflowCancelledEvent,
+    WorkflowFailedEvent,
+    WorkflowTimedOutEvent,
+)
+
+
+if TYPE_CHECKING:
+    from penstock._backends import Waiter
+    from penstock._steps import Step
+
+
+OUTSIDE = "what it runs in was cancelled"
+
+
+class Outcome:
+    """How a run ended, or that it has not yet.
+
+    Attributes:
+        status: ``""`` while open; then ``"completed"``, ``"failed"``, ``"timed_out"`` or
+            ``"cancelled"``. It is settled while the rest still unwinds.
+        is_over: Whether everything has unwound.
+        stop_event: The stop event that a step returned.
+        error: What ``await handler`` raises.
+        errors: All failures, in the order in which they came; ``error`` is among them unless it
+            is a ``WorkflowCancelledError``.
+        is_outside: Whether the run ended because what it runs in was cancelled.
+    """
+
+    __slots__ = (
+        "_name",
+        "_run_id",
+        "_step",
+        "_timeout",
+        "error",
+        "errors",
+        "is_outside",
+        "is_over",
+        "reason",
+        "status",
+        "stop_event",
+        "waiters",
+    )
+
+    def __init__(self, name: str, run_id: str, timeout: float | None) -> None:
+        self._name = name
+        self._run_id = run_id
+        self._timeout = timeout
+        self._step: str | None = None
+        self.status = ""
+        self.is_over = False
+        self.is_outside = False
+        self.stop_event: StopEvent | None = None
+        self.error: BaseException | None = None
+        self.errors: tuple[BaseException, ...] = ()
+        self.reason: str | None = None
+        self.waiters: list[Waiter] = []
+
+    def complete(self, event: StopEvent) -> None:
+        """A step returned the stop event."""
+        self.status = "completed"
+        self.stop_event = event
+
+    def fail(self, error: BaseException, step: Step | None, event: Any) -> None:
+        """A step raised ``error``, or was found to have broken a rule."""
+        if any(error is known for known in self.errors):
+            return
+        where = f"in the run {self._run_id} of {self._name}"
+        if step is not None:
+            where = f"in the step {step.label}, handling {_short(event)}, {where}"
+        if self.status:
+            where += f", while it unwound ({self.status})"
+        error.add_note(where)
+        self.errors = (*self.errors, error)
+        urgent = isinstance(error, KeyboardInterrupt | SystemExit)
+        if self.status in ("", "completed") or (
+            urgent and not isinstance(self.error, KeyboardInterrupt | SystemExit)
+        ):
+            self.status = "failed"
+            self.error = error
+            self._step = step.name if step is not None else None
+
+    def time_out(
+        self, active: tuple[str, ...], *, waits_for_input: bool, missing: tuple[str, ...]
+    ) -> None:
+        """The run's timeout has passed."""
+        self.status = "timed_out"
+        if active:
+            at = f"running: {', '.join(active)}"
+        elif waits_for_input:
+            at = "it was waiting for an answer from outside"
+        else:
+            at = "no step was running"
+        lacking = f"; {'; '.join(missing)}" if missing else ""
+        msg = (
+            f"the run {self._run_id} of {self._name} did not end within its timeout of "
+            f"{self._timeout:g} s; {at}{lacking}"
+        )
+        self.error = WorkflowTimeoutError(msg, self._timeout, active)
+        self.errors = (*self.errors, self.error)
+
+    def stall(self, missing: tuple[str, ...]) -> None:
+        """Nothing can happen in the run any more."""
+        self.status = "failed"
+        lacking = f": {'; '.join(missing)}" if missing else ""
+        msg = (
+            f"the run {self._run_id} of {self._name} can never end: no step runs, no event is "
+            f"pending, and nobody was asked anything{lacking}; expected some step to return a "
+            "StopEvent"
+        )
+        self.error = WorkflowStalledError(msg, missing)
+        self.errors = (*self.errors, self.error)
+
+    def cancel(self, reason: str) -> None:
+        """Somebody asked the run to end."""
+        self.status = "cancelled"
+        self.reason = reason
+        msg = f"the run {self._run_id} of {self._name} was cancelled: {reason}"
+        self.error = WorkflowCancelledError(msg, reason)
+
+    def interrupt(self, interruption: BaseException | None, cancelled: type[BaseException]) -> None:
+        """Something from outside of the run came through it."""
+        if interruption is None or isinstance(interruption, (cancelled, GeneratorExit)):
+            self.cancel(OUTSIDE)
+            self.is_outside = True
+        else:
+            self.status = "failed"
+            self.error = interruption
+            self.errors = (*self.errors, interruption)
+
+    def instead_of(
+        self, interruption: BaseException, cancelled: type[BaseException]
+    ) -> BaseException:
+        """Return what leaves the run: a failure that a cancellation brought about goes first."""
+        if isinstance(self.error, KeyboardInterrupt | SystemExit):
+            return self.error
+        if isinstance(interruption, cancelled) and self.is_outside and self.errors:
+            return self.errors[0]
+        return interruption
+
+    def conclude(self) -> StopEvent:
+        """Everything has unwound: return the event that ends the stream."""
+        self.is_over = True
+        if self.error is not None:
+            more = len(self.errors) - any(e is self.error for e in self.errors)
+            if more:
+                count = "1 more failure" if more == 1 else f"{more} more failures"
+                self.error.add_note(f"and {count} while the run unwound: see handler.exceptions")
+        if self.status == "completed":
+            assert self.stop_event is not None
+            return self.stop_event
+        if self.status == "timed_out":
+            assert isinstance(self.error, WorkflowTimeoutError)
+            return WorkflowTimedOutEvent(
+                timeout=self.error.timeout or 0.0, active_steps=self.error.active_steps
+            )
+        if self.status == "cancelled":
+            return WorkflowCancelledEvent(reason=self.reason)
+        assert self.error is not None
+        return WorkflowFailedEvent(exception=self.error, step_name=self._step)
+
+    def announce(self) -> None:
+        """Wake everybody who waits for the end."""
+        for waiter in self.waiters:
+            waiter.wake()
+
+
+def only_cancelled(error: BaseException, cancelled: type[BaseException]) -> bool:
+    """Whether ``error`` is a cancellation, or a group of nothing else."""
+    if isinstance(error, BaseExceptionGroup):
+        return without_cancelled(error, cancelled) is None
+    return isinstance(error, cancelled)
+
+
+def without_cancelled(error: BaseException, cancelled: type[BaseException]) -> Any:
+    """Return ``error`` without the cancellations that a group of it may hold."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(cancelled)[1]  # pyright: ignore[reportUnknownMemberType]
+    return error
+
+
+def single(error: BaseException, cancelled: type[BaseException]) -> BaseException:
+    """Return the one exception that stands for ``error``, which may be a nursery's group.
+
+    ``KeyboardInterrupt`` and ``SystemExit`` go first, then whatever is no cancellation.
+    """
+    leaves = list(_leaves(error))
+    for leaf in leaves:
+        if isinstance(leaf, KeyboardInterrupt | SystemExit):
+            return leaf
+    return next((leaf for leaf in leaves if not isinstance(leaf, cancelled)), leaves[0])
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        inner: tuple[BaseException, ...] = error.exceptions  # pyright: ignore[reportUnknownMemberType]
+        return [leaf for part in inner for leaf in _leaves(part)]
+    return [error]
+
+
+def _short(value: object, limit: int = 200) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

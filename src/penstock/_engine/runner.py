@@ -1,0 +1,526 @@
+"""The runner: makes happen what the machine allows. The only place that starts tasks.
+
+One nursery per run. A worker is a task that takes deliveries and runs steps, one after the other,
+for as long as the machine hands it the next one; the first worker is the task that runs the run.
+A failure never goes through the nursery: it is kept as the run's outcome, and the nursery is
+cancelled. So what leaves :meth:`Runner.run` is at most one exception, and only a cancellation
+from outside, a ``KeyboardInterrupt`` or a ``SystemExit``.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextvars import Context as ContextVars
+from contextvars import copy_context
+from math import inf, nextafter
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from penstock._backends import current_backend, enable_ki_protection
+from penstock._cleanup import Closable, current_cleanup
+from penstock._context import Context
+from penstock._engine.machine import Machine, Station
+from penstock._engine.outcome import Outcome, only_cancelled, single, without_cancelled
+from penstock._engine.stepping import run_in_context
+from penstock._errors import StepTimeoutError, WorkflowRuntimeError
+from penstock._events import InputRequiredEvent, StepStateChanged, StopEvent, WorkflowIdleEvent
+from penstock._streams import TURN, EventLog, check_publishable
+
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from penstock._backends import Backend, Nursery, Waiter
+    from penstock._engine.joins import Group
+    from penstock._events import Event
+    from penstock._graph import Graph
+    from penstock._observe import Observer
+    from penstock._steps import Step
+
+
+#: Seconds that closing what a step left open may take, in all, while the run is being cancelled.
+CLOSING_GRACE = 5.0
+
+
+class Worker:
+    """A task of a run: where it is, and what the step that it runs has opened."""
+
+    __slots__ = ("context", "event", "invocation", "opened", "step")
+
+    def __init__(self, variables: ContextVars) -> None:
+        self.context = variables.copy()
+        self.context.run(current_cleanup.set, self)
+        #: The step that it runs, or None before the first and after the last.
+        self.step: Step | None = None
+        self.event: Any = None
+        self.invocation = 0
+        self.opened: list[Closable] | None = None
+
+    def add(self, resource: Closable) -> None:
+        """Have ``resource`` closed when the step ends."""
+        if self.opened is None:
+            self.opened = []
+        self.opened.append(resource)
+
+    def discard(self, resource: Closable) -> None:
+        """Forget ``resource``."""
+        if self.opened is not None and resource in self.opened:
+            self.opened.remove(resource)
+
+
+class Runner:
+    """One run, from its start event to its outcome."""
+
+    __slots__ = (
+        "_backend",
+        "_deadline",
+        "_due",
+        "_early",
+        "_host",
+        "_invocations",
+        "_machine",
+        "_nursery",
+        "_observer",
+        "_parked",
+        "_start_event",
+        "_thread",
+        "_variables",
+        "_workers",
+        "_workflow",
+        "graph",
+        "is_idle",
+        "log",
+        "outcome",
+        "run_id",
+        "timeout",
+    )
+
+    def __init__(
+        self,
+        workflow: object,
+        graph: Graph,
+        *,
+        run_id: str,
+        start_event: Event,
+        timeout: float | None,
+        log: EventLog,
+        observer: Observer | None,
+    ) -> None:
+        self._workflow = workflow
+        self.graph = graph
+        self.run_id = run_id
+        self._start_event = start_event
+        self.timeout = timeout
+        self.log = log
+        self._observer = observer
+        self.outcome = Outcome(graph.name, run_id, timeout)
+        #: Whether nothing runs and the run waits for an event from outside.
+        self.is_idle = False
+        self._backend: Backend | None = None
+        self._machine: Machine | None = None
+        self._nursery: Nursery | None = None
+        self._host: Worker | None = None
+        self._parked: Waiter | None = None
+        self._workers: dict[Worker, None] = {}
+        self._early: list[tuple[Event, str | None]] = []
+        self._deadline = inf
+        self._due = 0.0
+        self._invocations = 0
+        self._thread = 0
+
+    # -- the run ---------------------------------------------------------------------------
+
+    @enable_ki_protection
+    async def run(self) -> None:
+        """Run to the end. When this returns or raises, nothing of the run is left.
+
+        Raises:
+            BaseException: A cancellation from outside, bare; a ``KeyboardInterrupt`` or
+                ``SystemExit``, bare. Nothing else: see :attr:`outcome`.
+        """
+        self._backend = backend = current_backend()
+        self._thread = threading.get_ident()
+        self._variables = copy_context()
+        task = backend.current_task()
+        name = backend.task_name(task)
+        interruption: BaseException | None = None
+        try:
+            async with backend.open_nursery() as nursery:
+                self._nursery = nursery
+                try:
+                    await self._host_run(backend, nursery)
+                finally:
+                    backend.rename_task(task, name)
+            if not self.outcome.status:
+                self._settle_cancellation()
+            if self.outcome.is_outside:
+                # The workers were cancelled from outside and said so by ending; here it goes on.
+                await backend.checkpoint_if_cancelled()
+        except BaseException as error:  # noqa: BLE001 - raised again below, when all is closed
+            interruption = single(error, backend.Cancelled)
+        self._conclude(backend, interruption)
+        if interruption is not None:
+            interruption = self.outcome.instead_of(interruption, backend.Cancelled)
+        elif isinstance(self.outcome.error, KeyboardInterrupt | SystemExit):
+            interruption = self.outcome.error
+        if interruption is not None:
+            try:
+                raise interruption
+            finally:
+                del interruption  # or this frame and its exception keep each other alive
+
+    async def _host_run(self, backend: Backend, nursery: Nursery) -> None:
+        if self.timeout is not None:
+            self._deadline = backend.current_time() + self.timeout
+            # The deadline itself still belongs to the run: a stop event at that very moment wins.
+            nursery.cancel_scope.deadline = nextafter(self._deadline, inf)
+        self._machine = machine = Machine(self.graph, backend.open_inbox, self._publish)
+        self._due = perf_counter() + TURN
+        if self._observer is not None:
+            self._observer.run_started(self.run_id, self.graph.name, self._start_event)
+        self._host = host = Worker(self._variables)
+        self._workers[host] = None
+        try:
+            if not self.outcome.status:
+                machine.receive(self._start_event)
+                for event, target in self._early:
+                    self._receive(machine, event, target)
+                delivery = machine.next_start()
+                self._start_workers()
+                if delivery is not None:
+                    await self._work(host, *delivery)
+        finally:
+            del self._workers[host]
+        while not self.outcome.status:
+            self._parked = backend.waiter()
+            await self._parked.wait()
+
+    @enable_ki_protection
+    async def _start_worker(self, station: Station) -> None:
+        machine = self._machine
+        assert machine is not None
+        if self.outcome.status:
+            return
+        worker = Worker(self._variables)
+        self._workers[worker] = None
+        try:
+            delivery = machine.take(station)
+            if delivery is not None:
+                await self._work(worker, *delivery)
+        finally:
+            del self._workers[worker]
+
+    def _start_workers(self) -> None:
+        machine = self._machine
+        nursery = self._nursery
+        assert machine is not None
+        assert nursery is not None
+        if machine.startable:
+            for station in machine.startable:
+                nursery.start_soon(self._start_worker, station, name=station.step.label)
+            machine.startable.clear()
+
+    @enable_ki_protection
+    async def _work(self, worker: Worker, station: Station, event: Any, group: Group | None) -> None:
+        """Run steps one after the other for as long as there is a next one for this task."""
+        backend = self._backend
+        machine = self._machine
+        assert backend is not None
+        assert machine is not None
+        task = backend.current_task()
+        delivery = None
+        try:
+            while True:
+                # Cancellation is looked for at every hop, and others get a turn in time (P3).
+                if perf_counter() >= self._due:
+                    await backend.checkpoint()
+                    self._due = perf_counter() + TURN
+                else:
+                    await backend.checkpoint_if_cancelled()
+                step = station.step
+                worker.step = step
+                worker.event = event
+                backend.rename_task(task, step.label)
+                result = await self._invoke(backend, worker, step, event, group)
+                if self.outcome.status:
+                    break  # the run is over; what came of this step has nowhere to go
+                delivery = machine.finish(station, group, result)
+                if machine.stop is not None:
+                    self._stop(machine.stop)
+                    break
+                if machine.startable:
+                    self._start_workers()
+                if delivery is None:
+                    break
+                station, event, group = delivery
+            worker.step = worker.event = None
+            if not self.outcome.status and not machine.alive:
+                self._rest()
+        except BaseException as error:  # noqa: BLE001 - kept as the outcome, or raised on
+            self._take_error(worker, error)
+
+    async def _invoke(
+        self, backend: Backend, worker: Worker, step: Step, event: Any, group: Group | None
+    ) -> Any:
+        arguments = [event] if step.takes != "slot" else [*event]
+        context: Context[Any] | None = None
+        if step.context_at is not None:
+            context = Context(self, step.index, step.name, group)
+            arguments.insert(step.context_at, context)
+        if self._observer is not None or self.log.internal_readers:
+            self._tell_started(worker, step, event)
+        coroutine = step.function(self._workflow, *arguments)
+        result: Any = None
+        error: BaseException | None = None
+        try:
+            if step.timeout is None:
+                result = await run_in_context(coroutine, worker.context.copy())
+            else:
+                result = await self._invoke_with_timeout(backend, step, coroutine, worker)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            if context is not None:
+                context._is_over = True
+            if self._observer is not None or self.log.internal_readers:
+                self._tell_ended(worker, step, event, result, error)
+            del error
+            if worker.opened:
+                await self._close_opened(backend, worker)
+        return result
+
+    async def _invoke_with_timeout(
+        self, backend: Backend, step: Step, coroutine: Any, worker: Worker
+    ) -> Any:
+        assert step.timeout is not None
+        deadline = backend.current_time() + step.timeout
+        with backend.cancel_scope(deadline=nextafter(deadline, inf)) as scope:
+            result = await run_in_context(coroutine, worker.context.copy())
+            if backend.current_time() <= deadline:
+                return result
+        # Either the scope caught its own cancellation, or the step came too late.
+        msg = f"the step {step.label} did not end within its timeout of {step.timeout:g} s"
+        raise StepTimeoutError(msg, step.timeout, (step.name,))
+
+    async def _close_opened(self, backend: Backend, worker: Worker) -> None:
+        opened, worker.opened = worker.opened, None
+        deadline = backend.current_time() + CLOSING_GRACE
+        with backend.cancel_scope(shield=True, deadline=deadline):
+            while opened:
+                await opened.pop().aclose()
+
+    # -- how it ends -----------------------------------------------------------------------
+
+    def _stop(self, event: StopEvent) -> None:
+        assert self._backend is not None
+        if self._backend.current_time() > self._deadline:
+            self._settle_timeout()
+        else:
+            self.outcome.complete(event)
+        self._halt("the run has ended")
+
+    def _rest(self) -> None:
+        """Nothing is alive: the run waits for somebody outside, or it can never go on."""
+        machine = self._machine
+        assert machine is not None
+        if machine.expects_input():
+            self.is_idle = True
+            if self.log.internal_readers:
+                self.log.append(WorkflowIdleEvent())
+        else:
+            self.outcome.stall(machine.missing())
+            self._halt("the run is stalled")
+
+    def _settle_timeout(self) -> None:
+        assert self._machine is not None
+        active = tuple(w.step.name for w in self._workers if w.step is not None)
+        waits = self.is_idle and self._machine.expects_input()
+        self.outcome.time_out(active, waits_for_input=waits, missing=self._machine.missing())
+
+    def _take_error(self, worker: Worker, error: BaseException) -> None:
+        """Keep the failure of a step as the outcome, or go on with a cancellation."""
+        backend = self._backend
+        assert backend is not None
+        is_host = worker is self._host
+        cancelled = backend.is_cancelled() or (is_host and backend.is_natively_cancelled())
+        if only_cancelled(error, backend.Cancelled):
+            if cancelled:
+                if not self.outcome.status:
+                    self._settle_cancellation()
+                if is_host:
+                    raise error
+                return
+            name = worker.step.label if worker.step is not None else self.graph.name
+            msg = (
+                f"the step {name} raised {type(error).__name__}, though neither its run nor "
+                "anything around it was cancelled; expected it to handle the cancellation of "
+                "what it awaited"
+            )
+            stray = WorkflowRuntimeError(msg)
+            stray.__cause__ = error
+            error = stray
+        elif isinstance(error, GeneratorExit):
+            raise error
+        elif cancelled:
+            if not self.outcome.status:
+                self._settle_cancellation()
+            error = without_cancelled(error, backend.Cancelled)
+        self.outcome.fail(error, worker.step, worker.event)
+        self._halt(f"the step {worker.step.name if worker.step else '?'} failed")
+
+    def _settle_cancellation(self) -> None:
+        """Settle, at the first sign of a cancellation that was not asked for here, whose it is."""
+        assert self._backend is not None
+        if self._backend.current_time() > self._deadline:
+            self._settle_timeout()
+        else:
+            self.outcome.interrupt(None, self._backend.Cancelled)
+
+    def _halt(self, reason: str) -> None:
+        """Have everything that still runs unwind, and the host look at the outcome."""
+        assert self._backend is not None
+        assert self._nursery is not None
+        if len(self._workers) > 1:  # others beside the one that calls this
+            self._backend.cancel(self._nursery.cancel_scope, reason)
+        elif self._parked is not None:
+            self._parked.wake()
+
+    @enable_ki_protection
+    def _conclude(self, backend: Backend, interruption: BaseException | None) -> None:
+        """Everything has unwound: close everything, tell everybody."""
+        outcome = self.outcome
+        if not outcome.status:
+            outcome.interrupt(interruption, backend.Cancelled)
+        elif isinstance(interruption, KeyboardInterrupt | SystemExit):
+            outcome.fail(interruption, None, None)
+        self._nursery = self._parked = self._host = None
+        if self._machine is not None:
+            self._machine.close()
+            self._machine = None
+        self.is_idle = False
+        self.log.close(outcome.conclude())
+        if self._observer is not None:
+            self._observer.run_ended(self.run_id, outcome.status, outcome.error)
+        outcome.announce()
+
+    # -- what comes from outside -------------------------------------------------------------
+
+    @enable_ki_protection
+    def cancel(self, reason: str) -> None:
+        """Ask the run to end; it has ended when the outcome says so."""
+        self._check_thread("cancel")
+        if self.outcome.status:
+            return
+        self.outcome.cancel(reason)
+        if self._nursery is not None and self._backend is not None:
+            self._backend.cancel(self._nursery.cancel_scope, reason)
+
+    @enable_ki_protection
+    def receive(self, event: Event, target: str | None) -> None:
+        """Take an event from outside.
+
+        Raises:
+            WorkflowRuntimeError: The run is over, no step takes it, or the wrong thread calls.
+        """
+        self._check_thread("send_event")
+        if self.outcome.status:
+            msg = (
+                f"the run {self.run_id} of {self.graph.name} is over ({self.outcome.status}), so "
+                f"{type(event).__name__} reaches nobody"
+            )
+            raise WorkflowRuntimeError(msg)
+        if self._machine is None:
+            self.graph.input(type(event))
+            self._early.append((event, target))
+        else:
+            self._receive(self._machine, event, target)
+            self._start_workers()
+
+    def _receive(self, machine: Machine, event: Event, target: str | None) -> None:
+        if target is None:
+            machine.receive(event)
+        else:
+            machine.receive_at(event, target)
+        self.is_idle = False
+
+    def _check_thread(self, what: str) -> None:
+        if self._thread and threading.get_ident() != self._thread:
+            msg = (
+                f"{what} was called from another thread than the one that runs {self.graph.name}; "
+                f"expected trio.from_thread.run_sync(...{what}, ...) or its AnyIO counterpart"
+            )
+            raise WorkflowRuntimeError(msg)
+
+    # -- what the context may do: see penstock._context.RunOperations -----------------------------
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the outcome is still open."""
+        return not self.outcome.status
+
+    @enable_ki_protection
+    def send(self, step: int, event: Event, group: Group | None, target: str | None) -> None:
+        """See :meth:`penstock.Context.send_event`."""
+        self._check_thread("send_event")
+        if self.outcome.status:
+            return  # the run is unwinding, and the step with it
+        assert self._machine is not None
+        self._machine.send(step, event, group, target)
+        self._start_workers()
+
+    def publish(self, event: Event | None) -> None:
+        """See :meth:`penstock.Context.write_event_to_stream`."""
+        self._check_thread("write_event_to_stream")
+        if event is None:
+            return
+        check_publishable(event, self.log)
+        if isinstance(event, InputRequiredEvent) and self._machine is not None:
+            self._machine.note_question()
+        self._publish(event)
+
+    @enable_ki_protection
+    def _publish(self, event: Event) -> None:
+        self.log.append(event)
+        if self._observer is not None:
+            self._observer.event_published(self.run_id, event)
+
+    @enable_ki_protection
+    def collect(
+        self, step: int, event: Event, expected: Sequence[type[Event]], key: str
+    ) -> list[Event] | None:
+        """See :meth:`penstock.Context.collect_events`."""
+        self._check_thread("collect_events")
+        assert self._machine is not None
+        return self._machine.collect(step, event, expected, key)
+
+    # -- telling --------------------------------------------------------------------------------
+
+    def _tell_started(self, worker: Worker, step: Step, event: Any) -> None:
+        self._invocations += 1
+        worker.invocation = self._invocations
+        if self.log.internal_readers:
+            self.log.append(
+                StepStateChanged(name=step.name, state="running", input_event_name=_name(event))
+            )
+        if self._observer is not None:
+            self._observer.step_started(self.run_id, step.name, worker.invocation, event)
+
+    def _tell_ended(
+        self, worker: Worker, step: Step, event: Any, result: Any, error: BaseException | None
+    ) -> None:
+        if self.log.internal_readers:
+            self.log.append(
+                StepStateChanged(
+                    name=step.name,
+                    state="done" if error is None else "raised",
+                    input_event_name=_name(event),
+                    output_event_name=None if result is None else _name(result),
+                )
+            )
+        if self._observer is not None:
+            self._observer.step_ended(self.run_id, step.name, worker.invocation, result, error)
+
+
+def _name(event: Any) -> str:
+    return type(event).__name__

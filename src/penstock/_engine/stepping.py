@@ -1,0 +1,39 @@
+"""One invocation of a step: its coroutine, driven in a context of its own."""
+
+from __future__ import annotations
+
+import types
+from typing import TYPE_CHECKING, Any
+
+from penstock._backends import disable_ki_protection
+
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Generator
+    from contextvars import Context
+
+
+@types.coroutine
+@disable_ki_protection  # the engine around it is protected, what the user wrote is not
+def run_in_context(
+    coroutine: Coroutine[Any, Any, Any], context: Context
+) -> Generator[Any, Any, Any]:
+    """Await ``coroutine`` in ``context``; a context variable that it sets stays in there.
+
+    The event loop sees what the coroutine yields, and the coroutine sees what the event loop
+    sends or throws, exactly as if it were awaited. Nurseries, threads and timeouts that it
+    starts take their context from ``context``.
+    """
+    run = context.run
+    send = coroutine.send
+    try:
+        trap = run(send, None)
+        while True:
+            try:
+                answer = yield trap
+            except BaseException as error:  # noqa: BLE001 - handed on, whatever it is
+                trap = run(coroutine.throw, error)
+            else:
+                trap = run(send, answer)
+    except StopIteration as stop:
+        return stop.value

@@ -1,0 +1,393 @@
+"""The handler: one run in the hands of whoever owns it, reads it, or waits for it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, cast, final
+
+from penstock._backends import current_backend, enable_ki_protection
+from penstock._engine.runner import Runner
+from penstock._errors import WorkflowCancelledError, WorkflowRuntimeError
+from penstock._events import StopEvent
+from penstock._scope import current_scope, leave_nursery, settle
+from penstock._streams import EventLog, EventStream
+
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
+    from contextlib import AbstractAsyncContextManager
+
+    from penstock._backends import Backend, Nursery
+    from penstock._events import Event
+    from penstock._graph import Graph
+    from penstock._observe import Observer
+
+
+R = TypeVar("R")
+
+
+class NurseryLike(Protocol):
+    """A Trio nursery or an AnyIO task group."""
+
+    def start_soon(self, async_fn: Callable[..., Awaitable[Any]], /, *args: Any) -> Any: ...
+
+
+class TaskGroupLike(Protocol):
+    """An ``asyncio.TaskGroup``."""
+
+    def create_task(self, coro: Coroutine[Any, Any, Any], /) -> Any: ...
+
+
+_SPELLINGS = """expected one of
+    result = await workflow.run(...)                       # in place
+    async with workflow.run(...) as handler: ...           # owned by a block
+    handler = workflow.run(...).start_soon(nursery)        # owned by a nursery
+    async with workflow_scope(): handler = workflow.run(...); ...   # owned by a scope"""
+
+
+@final
+class WorkflowHandler(Generic[R]):
+    """One run of a workflow: unstarted when ``run()`` returns it, then started once.
+
+    It is started by awaiting it (in place), by ``async with`` (the block owns the run), by
+    :meth:`start_soon` (a nursery owns it), or, inside a :func:`workflow_scope`, by using it in
+    any other way (the scope owns it). The owner is left only when nothing of the run is left.
+
+    Leaving the ``async with`` block normally detaches the readers and waits for the run. Leaving
+    it by an exception or a cancellation cancels the run and waits for its clean-up. A failure
+    that nobody has seen is raised when the owner is left.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_block",
+        "_is_observed",
+        "_keeps_failure",
+        "_runner",
+        "_started",
+    )
+
+    def __init__(
+        self,
+        workflow: object,
+        graph: Graph,
+        *,
+        run_id: str,
+        start_event: Event,
+        timeout: float | None,
+        log: EventLog,
+        observer: Observer | None,
+    ) -> None:
+        self._runner = Runner(
+            workflow,
+            graph,
+            run_id=run_id,
+            start_event=start_event,
+            timeout=timeout,
+            log=log,
+            observer=observer,
+        )
+        self._started = ""
+        self._is_observed = False
+        self._keeps_failure = False
+        self._block: tuple[AbstractAsyncContextManager[Nursery], object] | None = None
+
+    # -- starting --------------------------------------------------------------------------
+
+    def __await__(self) -> Generator[Any, Any, R]:
+        """Run in place and return the result, or wait for a run that was started otherwise.
+
+        A checkpoint. Where the run is in place, a cancellation cancels it, and is raised when
+        everything has unwound. Where it only waits, a cancellation leaves the run alone.
+
+        Returns:
+            ``StopEvent.result``, or the event itself where it is of a subclass of StopEvent.
+
+        Raises:
+            Exception: Whatever a step raised: that very object, with a note that names the run,
+                the step and the event.
+            WorkflowTimeoutError: The run did not end by its timeout.
+            WorkflowStalledError: The run could never have gone on.
+            WorkflowCancelledError: The run was cancelled.
+        """
+        return self._await().__await__()
+
+    async def _await(self) -> R:
+        if not self._started:
+            self._start("in place")
+            await self._runner.run()
+        else:
+            await self._wait()
+        return self.result()
+
+    async def _wait(self) -> None:
+        """Wait for the end. A checkpoint."""
+        outcome = self._runner.outcome
+        backend = current_backend()
+        if outcome.is_over:
+            await backend.checkpoint()
+            return
+        # Whoever waits here reads no stream meanwhile; its readers must not hold up the run.
+        resting = self._runner.log.rest(backend.current_task())
+        waiter = backend.waiter()
+        outcome.waiters.append(waiter)
+        try:
+            while not outcome.is_over:
+                await waiter.wait()
+        finally:
+            outcome.waiters.remove(waiter)
+            for position in resting:
+                position.at_rest = False
+
+    async def __aenter__(self) -> Self:
+        """Start the run in a nursery of this block."""
+        self._start("in a block")
+        backend = current_backend()
+        manager = backend.open_nursery()
+        nursery = await manager.__aenter__()
+        self._block = manager, backend.current_task()
+        nursery.start_soon(self._own, name=f"{self._runner.graph.name}.run")
+        return self
+
+    async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        """Wait for the run, which an exception of the block cancels; raise what nobody saw.
+
+        Raises:
+            BaseException: The run's failure, if nobody observed it and the block itself did not
+                fail; a cancellation from outside.
+        """
+        assert self._block is not None
+        manager, task = self._block
+        backend = current_backend()
+        if task is not backend.current_task():
+            self._runner.cancel("its block was left in another task")
+            msg = (
+                "the block of a run was entered in one task and left in another; expected both in "
+                "one, or a run that a nursery owns: workflow.run(...).start_soon(nursery)"
+            )
+            raise WorkflowRuntimeError(msg)
+        self._runner.log.detach_all()
+        if error is not None:
+            self._runner.cancel(f"its block was left by {type(error).__name__}")
+        raised = await leave_nursery(manager)
+        self._block = None
+        return settle(self._unobserved(), error, raised, backend.Cancelled)
+
+    def start_soon(
+        self, nursery: NurseryLike | TaskGroupLike, *, keep_failure: bool = False
+    ) -> Self:
+        """Start the run in a nursery, which then owns it. Not a checkpoint.
+
+        A failure is raised into the nursery, unless by then somebody awaits the handler or reads
+        its stream, and so learns of it.
+
+        Args:
+            nursery: A Trio nursery, an AnyIO task group or an ``asyncio.TaskGroup``.
+            keep_failure: Never raise a failure into the nursery; it stays with the handler.
+
+        Returns:
+            The handler itself.
+
+        Raises:
+            WorkflowRuntimeError: The run was started before.
+        """
+        self._start("in a nursery")
+        self._keeps_failure = keep_failure
+        if hasattr(nursery, "start_soon"):
+            cast("NurseryLike", nursery).start_soon(self._own_in_nursery)
+        else:
+            cast("TaskGroupLike", nursery).create_task(self._own_in_nursery())
+        return self
+
+    def _start(self, how: str) -> None:
+        if self._started:
+            msg = (
+                f"this run was started before, {self._started}, and runs once; expected a new "
+                "`workflow.run(...)` for another run"
+            )
+            raise WorkflowRuntimeError(msg)
+        self._started = how
+
+    def _ensure_started(self, use: str) -> None:
+        if self._started:
+            return
+        scope = current_scope.get()
+        if scope is None:
+            msg = (
+                f"{use} needs a started run, and this one has no owner that could run it; "
+                f"{_SPELLINGS}"
+            )
+            raise WorkflowRuntimeError(msg)
+        self._start("in a workflow_scope")
+        scope.start(self._own, self._unobserved, self._runner.cancel, self._runner.log.detach_all)
+
+    @enable_ki_protection
+    async def _own(self) -> None:
+        await self._runner.run()
+
+    @enable_ki_protection
+    async def _own_in_nursery(self) -> None:
+        await self._runner.run()
+        if self._keeps_failure or self._runner.outcome.waiters or self._runner.log.has_readers:
+            return
+        error = self._unobserved()
+        if error is not None:
+            raise error
+
+    def _unobserved(self) -> BaseException | None:
+        """Return the failure that the owner has to raise, if any, and take it as observed."""
+        outcome = self._runner.outcome
+        if self._is_observed or not outcome.errors:
+            return None
+        self._is_observed = True
+        return outcome.errors[0] if outcome.status == "cancelled" else outcome.error
+
+    # -- reading and steering ----------------------------------------------------------------
+
+    def stream_events(self, *, after: int = 0, expose_internal: bool = False) -> EventStream:
+        """Attach a reader to the run's stream. Not a checkpoint.
+
+        Each reader gets every event. One that comes late, also after the end, starts at the
+        oldest event kept.
+
+        Args:
+            after: Start behind the event with this number (see :attr:`EventStream.sequence`).
+            expose_internal: Give the engine's own events as well.
+
+        Raises:
+            WorkflowRuntimeError: The run has not been started and there is no
+                :func:`workflow_scope` to start it in.
+            ValueError: ``after`` is negative.
+        """
+        if after < 0:
+            msg = f"after is {after}; expected the number of an event, or 0 for the beginning"
+            raise ValueError(msg)
+        self._ensure_started("stream_events()")
+        return EventStream(self._runner.log, after=after, expose_internal=expose_internal)
+
+    def send_event(self, event: Event, step: str | None = None) -> None:
+        """Send an event into the run from outside. Not a checkpoint.
+
+        Args:
+            event: Usually a ``HumanResponseEvent``; any event that a step takes.
+            step: The name of the one step that gets it; by default all that take its class do.
+
+        Raises:
+            WorkflowRuntimeError: The run is over or has no owner, no step takes the event, or
+                the call comes from another thread.
+        """
+        self._ensure_started("send_event()")
+        self._runner.receive(event, step)
+
+    def cancel(self, reason: str = "handler.cancel() was called") -> Unwound:
+        """Cancel the run: at once, and awaited, until everything has unwound.
+
+        Every step in flight is cancelled at its next checkpoint, and its clean-up runs to the
+        end. A run that is over stays as it is; cancelling again changes nothing. An unstarted
+        run never starts.
+
+        Args:
+            reason: What ``WorkflowCancelledError`` and the terminal event say.
+
+        Returns:
+            An object to ``await`` (a checkpoint) for the end; a failure of the clean-up is then
+            in :attr:`exceptions`. It need not be awaited.
+        """
+        if not self._started:
+            self._started = "and cancelled before that"
+            self._runner.cancel(reason)
+            self._runner.log.close(self._runner.outcome.conclude())
+        else:
+            self._runner.cancel(reason)
+        return Unwound(self._wait)
+
+    def cancel_run(self, reason: str = "handler.cancel_run() was called") -> Unwound:
+        """Cancel the run; another name of :meth:`cancel`."""
+        return self.cancel(reason)
+
+    # -- looking -----------------------------------------------------------------------------
+
+    @property
+    def run_id(self) -> str:
+        """The identifier of the run."""
+        return self._runner.run_id
+
+    @property
+    def status(self) -> str:
+        """The state of the run.
+
+        ``"unstarted"``, ``"running"``, ``"idle"`` (it waits for an answer from outside), or how
+        it ended: ``"completed"``, ``"failed"``, ``"timed_out"``, ``"cancelled"``. A run that
+        still unwinds is ``"running"``.
+        """
+        outcome = self._runner.outcome
+        if outcome.is_over:
+            return outcome.status
+        if not self._started:
+            return "unstarted"
+        return "idle" if self._runner.is_idle else "running"
+
+    def is_done(self) -> bool:
+        """Whether the run is over and nothing of it is left."""
+        return self._runner.outcome.is_over
+
+    def result(self) -> R:
+        """Return the result of a run that is over. Not a checkpoint.
+
+        Raises:
+            WorkflowRuntimeError: The run is not over yet.
+            BaseException: As ``await handler``.
+        """
+        outcome = self._runner.outcome
+        if not outcome.is_over:
+            msg = f"the run {self.run_id} is not over ({self.status}); expected `await handler`"
+            raise WorkflowRuntimeError(msg)
+        self._is_observed = True
+        if outcome.error is not None:
+            raise outcome.error
+        event = outcome.stop_event
+        assert event is not None
+        return cast("R", event.result if type(event) is StopEvent else event)
+
+    @property
+    def stop_event(self) -> StopEvent | None:
+        """The stop event that a step returned, or None."""
+        return self._runner.outcome.stop_event
+
+    @property
+    def exceptions(self) -> tuple[BaseException, ...]:
+        """All failures of the run, in the order in which they came; looking observes them."""
+        if self._runner.outcome.is_over:
+            self._is_observed = True
+        return self._runner.outcome.errors
+
+    def __repr__(self) -> str:
+        return f"<WorkflowHandler of {self._runner.graph.name}, run {self.run_id}, {self.status}>"
+
+    def __del__(self) -> None:
+        runner = getattr(self, "_runner", None)
+        if runner is None:
+            return
+        if not self._started:
+            msg = f"a run of {runner.graph.name} was never started; {_SPELLINGS}"
+            warnings.warn(msg, RuntimeWarning, stacklevel=2, source=self)
+        elif self._started == "in a nursery" and not self._is_observed and runner.outcome.errors:
+            msg = (
+                f"a run of {runner.graph.name} failed, and nobody looked at it: "
+                f"{runner.outcome.error!r}"
+            )
+            warnings.warn(msg, RuntimeWarning, stacklevel=2, source=self)
+
+
+@final
+class Unwound:
+    """What ``handler.cancel()`` returns: awaited, it waits until nothing of the run is left."""
+
+    __slots__ = ("_wait",)
+
+    def __init__(self, wait: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._wait = wait
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        """Wait. A checkpoint; cancelled, it leaves the run to unwind by itself."""
+        return self._wait().__await__()

@@ -1,0 +1,157 @@
+"""Scopes: an owner for runs that were not given one, and the rule of what leaves an owner."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar, Token
+from typing import TYPE_CHECKING, Any, Self, final
+
+from penstock._backends import current_backend
+from penstock._engine.outcome import single
+from penstock._errors import WorkflowRuntimeError
+
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from penstock._backends import Nursery
+
+
+async def leave_nursery(manager: AbstractAsyncContextManager[Any]) -> BaseException | None:
+    """Wait for the tasks of a nursery that was entered by hand; return what it raised, as one."""
+    try:
+        await manager.__aexit__(None, None, None)
+    except BaseException as error:  # noqa: BLE001 - returned, and raised by settle()
+        return single(error, current_backend().Cancelled)
+    return None
+
+
+def settle(
+    failure: BaseException | None,
+    error: BaseException | None,
+    raised: BaseException | None,
+    cancelled: type[BaseException],
+) -> bool:
+    """Decide what leaves an owner, the same way for a block and a scope.
+
+    Args:
+        failure: A failure of a run that nobody has seen.
+        error: What the body of the block raised.
+        raised: What came out of the nursery: a cancellation from outside, a KeyboardInterrupt or
+            a SystemExit.
+        cancelled: The backend's cancellation.
+
+    Returns:
+        False, for ``__aexit__``: the body's exception goes on, if there is one.
+
+    Raises:
+        BaseException: What comes before the body's exception. KeyboardInterrupt and SystemExit
+            come first, then the body's exception, then a failure of the run; a cancellation
+            comes last, for it was only the messenger.
+    """
+    for urgent in (raised, failure):
+        if isinstance(urgent, KeyboardInterrupt | SystemExit):
+            raise urgent
+    if error is not None and not isinstance(error, cancelled):
+        if failure is not None:
+            error.add_note(f"and the run that it cancelled failed while unwinding: {failure!r}")
+        return False
+    if failure is not None:
+        raise failure
+    if error is None and raised is not None:
+        raise raised
+    return False
+
+
+@final
+class WorkflowScope:
+    """An owner for the runs that are started inside it; see :func:`workflow_scope`."""
+
+    __slots__ = ("_manager", "_nursery", "_runs", "_token")
+
+    def __init__(self) -> None:
+        self._manager: AbstractAsyncContextManager[Nursery] | None = None
+        self._nursery: Nursery | None = None
+        self._runs: list[Owned] = []
+        self._token: Token[WorkflowScope | None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._manager = current_backend().open_nursery()
+        self._nursery = await self._manager.__aenter__()
+        self._token = current_scope.set(self)
+        return self
+
+    async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        assert self._manager is not None
+        assert self._token is not None
+        current_scope.reset(self._token)
+        for run in self._runs:
+            run.detach_readers()
+            if error is not None:
+                run.cancel(f"its scope was left by {type(error).__name__}")
+        raised = await leave_nursery(self._manager)
+        self._nursery = None
+        failures = [failure for run in self._runs if (failure := run.failure()) is not None]
+        for other in failures[1:]:
+            failures[0].add_note(f"and another run of the same scope failed: {other!r}")
+        self._runs.clear()
+        first = failures[0] if failures else None
+        return settle(first, error, raised, current_backend().Cancelled)
+
+    def start(
+        self,
+        own: Callable[[], Awaitable[None]],
+        failure: Callable[[], BaseException | None],
+        cancel: Callable[[str], None],
+        detach_readers: Callable[[], None],
+    ) -> None:
+        """Start a run and take it over."""
+        if self._nursery is None:
+            msg = (
+                "the workflow_scope has been left, so it can own no run any more; expected "
+                "the run to be used inside its block"
+            )
+            raise WorkflowRuntimeError(msg)
+        self._runs.append(Owned(failure, cancel, detach_readers))
+        self._nursery.start_soon(own)
+
+
+class Owned:
+    """A run as its scope sees it."""
+
+    __slots__ = ("cancel", "detach_readers", "failure")
+
+    def __init__(
+        self,
+        failure: Callable[[], BaseException | None],
+        cancel: Callable[[str], None],
+        detach_readers: Callable[[], None],
+    ) -> None:
+        self.failure = failure
+        self.cancel = cancel
+        self.detach_readers = detach_readers
+
+
+current_scope: ContextVar[WorkflowScope | None] = ContextVar("penstock_scope", default=None)
+
+
+def workflow_scope() -> WorkflowScope:
+    """Open an owner for runs that are used without one of their own.
+
+    ::
+
+        async with workflow_scope():
+            handler = workflow.run(topic="locks")
+            async for event in handler.stream_events():
+                print(event)
+            print(await handler)
+
+    Inside the block a run starts when its handler is first used. Leaving the block normally
+    detaches the readers and waits for all its runs; leaving it by an exception or a cancellation
+    cancels them and waits for their clean-up.
+
+    Raises:
+        BaseException: On leaving: the first failure of a run that nobody has seen, with a note
+            for each further one.
+    """
+    return WorkflowScope()

@@ -1,0 +1,351 @@
+"""The stream of a run: one log of events, a sending end, and any number of readers.
+
+The log is the buffer: an event stays in it until every attached reader has taken it, and after
+that as long as it is among the newest ``history`` ones. A reader is a position in the log.
+Nothing is ever handed to a reader: woken, it looks and takes. So a wake-up that is lost to a
+cancellation (``asyncio`` can cancel a task that is already woken) loses no event.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from time import perf_counter
+from typing import TYPE_CHECKING, final
+
+from penstock._backends import (
+    Backend,
+    ReceiveChannel,
+    SendChannel,
+    Waiter,
+    current_backend,
+    enable_ki_protection,
+)
+from penstock._errors import WorkflowRuntimeError
+from penstock._events import Event, InternalEvent, StopEvent
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+
+#: Seconds for which a loop of ready operations may keep the event loop to itself (P3 allows 1 ms).
+TURN = 0.0005
+
+
+class EventLog:
+    """What a run has published, and how far each reader is."""
+
+    __slots__ = (
+        "_events",
+        "_history",
+        "_readers",
+        "_senders",
+        "_window",
+        "closed",
+        "first",
+        "internal_readers",
+        "next",
+    )
+
+    def __init__(self, *, window: int, history: int) -> None:
+        self._window = window
+        self._history = history
+        self._events: deque[Event] = deque()
+        self._readers: list[_Position] = []
+        self._senders: list[Waiter] = []
+        #: The sequence number of the oldest event kept, and of the next one; the first is 1.
+        self.first = 1
+        self.next = 1
+        self.closed = False
+        #: How many readers ask for internal events; while there are none, none are built.
+        self.internal_readers = 0
+
+    @property
+    def has_readers(self) -> bool:
+        """Whether any reader is attached."""
+        return bool(self._readers)
+
+    def append(self, event: Event) -> None:
+        """Publish ``event``; never waits."""
+        self._events.append(event)
+        self.next += 1
+        readers = self._readers
+        if readers:
+            for position in readers:
+                if position.waiter is not None:
+                    position.waiter.wake()
+        if len(self._events) > self._history:
+            self._trim()
+
+    def _trim(self) -> None:
+        """Forget what every reader has taken and what is older than the history."""
+        keep = self.next - self._history
+        for position in self._readers:
+            keep = min(keep, position.at)
+        while self.first < keep:
+            self._events.popleft()
+            self.first += 1
+
+    def close(self, last: Event) -> None:
+        """Publish the terminal event and end the stream for everybody."""
+        self.append(last)
+        self.closed = True
+        self.wake_senders()
+
+    def is_full(self) -> bool:
+        """Whether the slowest reader is a window behind; a reader at rest does not count."""
+        oldest = self.next - self._window
+        return any(p.at <= oldest and not p.at_rest for p in self._readers)
+
+    def wake_senders(self) -> None:
+        """Have the waiting senders look again whether there is room."""
+        for sender in self._senders:
+            sender.wake()
+
+    def attach(self, after: int, *, internal: bool) -> _Position:
+        """Attach a reader behind the event number ``after``."""
+        position = _Position(self, max(after + 1, self.first), internal)
+        self._readers.append(position)
+        self.internal_readers += internal
+        return position
+
+    def detach(self, position: _Position) -> None:
+        """Let a reader go; what was kept for it alone is dropped."""
+        if position in self._readers:
+            self._readers.remove(position)
+            self.internal_readers -= position.internal
+            self._trim()
+            if position.waiter is not None:
+                position.waiter.wake()
+            self.wake_senders()
+
+    def detach_all(self) -> None:
+        """Let all readers go: their owner's block is left."""
+        for position in tuple(self._readers):
+            position.closed = True
+            self.detach(position)
+
+    async def wait_for_room(self) -> None:
+        """Wait until no reader is a window behind."""
+        waiter = current_backend().waiter()
+        self._senders.append(waiter)
+        try:
+            while self.is_full() and not self.closed:
+                await waiter.wait()
+        finally:
+            self._senders.remove(waiter)
+
+    def rest(self, task: object) -> list[_Position]:
+        """Let the readers of ``task`` hold up no sender: the task does something else now."""
+        resting = [p for p in self._readers if p.task is task and not p.at_rest]
+        for position in resting:
+            position.at_rest = True
+        if resting:
+            self.wake_senders()
+        return resting
+
+
+class _Position:
+    """A reader, as the log sees it."""
+
+    __slots__ = ("at", "at_rest", "closed", "internal", "log", "task", "waiter")
+
+    def __init__(self, log: EventLog, at: int, internal: bool) -> None:  # noqa: FBT001
+        self.log = log
+        self.at = at
+        self.internal = internal
+        self.closed = False
+        #: The task that reads, and whether it waits for the run's end instead of reading.
+        self.task: object = None
+        self.at_rest = False
+        self.waiter: Waiter | None = None
+
+    @enable_ki_protection
+    def take(self) -> Event | None:
+        """Take the next event, or None where it is an internal one that nobody asked for."""
+        log = self.log
+        event = log._events[self.at - log.first]
+        self.at += 1
+        if log._senders:
+            log.wake_senders()
+        if len(log._events) > log._history:
+            log._trim()
+        return event if self.internal or not isinstance(event, InternalEvent) else None
+
+
+@final
+class EventStream(ReceiveChannel[Event]):
+    """One reader of a run's events: an async iterator that ends cleanly when the run ends.
+
+    It gets every event published from where it starts, in order, each once, whatever other
+    readers do; then the terminal event; then the iteration stops. It belongs to no task: it may
+    be iterated in one and closed in another, and a second loop goes on where the first one
+    stopped. A reader that is cancelled while it waits has lost nothing and can go on.
+
+    Closing it (``close``, ``aclose``, leaving ``with`` or ``async with``, or dropping it) lets
+    senders that waited for it go on.
+
+    Attributes:
+        missed: How many events had been dropped from the history before this reader came.
+        sequence: The number of the last event taken; ``stream_events(after=...)`` takes it.
+    """
+
+    __slots__ = ("__weakref__", "_pace", "_position", "_thread", "missed")
+
+    def __init__(self, log: EventLog, *, after: int = 0, expose_internal: bool = False) -> None:
+        self.missed = max(0, log.first - (after + 1))
+        self._position = log.attach(after, internal=expose_internal)
+        self._pace = 0.0
+        self._thread = threading.get_ident()
+
+    @property
+    def sequence(self) -> int:
+        """The number of the last event taken, counted from 1; 0 before the first."""
+        return self._position.at - 1
+
+    async def receive(self) -> Event:
+        """Take the next event, waiting for it if need be.
+
+        A checkpoint. Cancelled, it has taken nothing.
+
+        Raises:
+            trio.EndOfChannel: The run is over and everything has been taken (under asyncio it
+                is ``anyio.EndOfStream`` as well, and so on below).
+            trio.ClosedResourceError: This reader was closed, before or meanwhile.
+            trio.BusyResourceError: Another task is waiting at this reader; each needs its own
+                ``stream_events()``.
+        """
+        position = self._position
+        log = position.log
+        backend = current_backend()
+        if position.waiter is not None:
+            msg = (
+                "another task is reading this stream; expected a reader for each task: call "
+                "handler.stream_events() once more"
+            )
+            raise backend.BusyResourceError(msg)
+        position.task = backend.current_task()
+        await self._yield_now_and_then(backend)
+        while True:
+            if position.closed:
+                msg = "this stream was closed; handler.stream_events() gives a new one"
+                raise backend.ClosedResourceError(msg)
+            if position.at < log.next:
+                event = position.take()
+                if event is not None:
+                    return event
+            elif log.closed:
+                raise backend.EndOfChannel
+            else:
+                position.waiter = backend.waiter()
+                try:
+                    await position.waiter.wait()
+                finally:
+                    position.waiter = None
+                self._pace = perf_counter()
+
+    async def _yield_now_and_then(self, backend: Backend) -> None:
+        now = perf_counter()
+        if now - self._pace > TURN:
+            await backend.checkpoint()
+            self._pace = perf_counter()
+        else:
+            await backend.checkpoint_if_cancelled()
+
+    def close(self) -> None:
+        """Detach from the run; may be called from any task, and again. Not a checkpoint."""
+        self._position.closed = True
+        self._position.log.detach(self._position)
+
+    async def aclose(self) -> None:
+        """Close, then pass a checkpoint."""
+        self.close()
+        await current_backend().checkpoint()
+
+    def __enter__(self) -> EventStream:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # A reader that was dropped must hold nobody up. Waking is for the loop's own thread: one
+        # dropped elsewhere is found at the next event.
+        if threading.get_ident() == self._thread:
+            self.close()
+        else:
+            self._position.closed = self._position.at_rest = True
+
+    def __repr__(self) -> str:
+        log = self._position.log
+        state = "closed" if self._position.closed else "ended" if log.closed else "open"
+        return f"<EventStream {state}, {self.sequence} taken, {log.next - 1} published>"
+
+
+@final
+class StreamSender(SendChannel[Event]):
+    """The sending end of a run's stream, as a step sees it: ``ctx.stream``."""
+
+    __slots__ = ("_pace", "_publish", "_log")
+
+    def __init__(self, log: EventLog, publish: Callable[[Event | None], None]) -> None:
+        self._log = log
+        self._publish = publish
+        self._pace = 0.0
+
+    async def send(self, value: Event) -> None:
+        """Publish an event, waiting while the slowest attached reader is a buffer behind.
+
+        A checkpoint. Cancelled, it has published nothing. With no reader attached it does not
+        wait.
+
+        Raises:
+            WorkflowRuntimeError: The run is over, or it is a ``StopEvent`` (return it instead).
+        """
+        now = perf_counter()
+        backend = current_backend()
+        if now - self._pace > TURN:
+            await backend.checkpoint()
+            self._pace = perf_counter()
+        else:
+            await backend.checkpoint_if_cancelled()
+        if self._log.is_full():
+            await self._log.wait_for_room()
+        self._publish(value)
+
+    def send_nowait(self, value: Event) -> None:
+        """Publish an event, or raise if :meth:`send` would wait. Not a checkpoint.
+
+        Raises:
+            trio.WouldBlock: The slowest attached reader is a buffer behind.
+            WorkflowRuntimeError: The run is over, or it is a ``StopEvent``.
+        """
+        if self._log.is_full():
+            raise current_backend().WouldBlock
+        self._publish(value)
+
+    async def aclose(self) -> None:
+        """Pass a checkpoint and nothing else: the stream ends when its run ends."""
+        await current_backend().checkpoint()
+
+
+def check_publishable(event: Any, log: EventLog) -> None:
+    """Refuse what does not belong on the stream.
+
+    Raises:
+        WorkflowRuntimeError: The run is over; or it is no event, or one that ends a run.
+    """
+    if log.closed:
+        msg = f"the run is over, so {type(event).__name__} cannot be published any more"
+        raise WorkflowRuntimeError(msg)
+    if not isinstance(event, Event):
+        msg = f"{event!r} is not an event; expected an instance of a subclass of Event"
+        raise WorkflowRuntimeError(msg)
+    if isinstance(event, StopEvent):
+        msg = (
+            f"{type(event).__name__} ends the run and comes last on the stream by itself; "
+            "expected the step to return it"
+        )
+        raise WorkflowRuntimeError(msg)
