@@ -1,0 +1,27 @@
+"""The rules of this suite, and its backends.
+
+* A test's docstring is the rule that it checks; one that checks a promise of the design names it.
+* Loopback only, port 0. No real sleep longer than 10 ms: time is a mock clock's, or does not matter.
+* No order of tasks is assumed: Trio shuffles them.
+* Exceptions are compared by identity. Warnings are errors.
+* What must hold everywhere is marked ``anyio`` and runs on Trio, asyncio and uvloop. What is
+  Trio's own (its clock, its instruments) is marked ``trio``.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(("trio", {}), id="trio"),
+        pytest.param(("asyncio", {}), id="asyncio"),
+        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+    ]
+)
+def anyio_backend(request):
+    """Each event loop in turn."""
+    if request.param[1].get("use_uvloop"):
+        pytest.importorskip("uvloop", reason="uvloop does not exist on this platform")
+    return request.param
