@@ -6,7 +6,7 @@ from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, Self, final
 
 from penstock._backends import current_backend
-from penstock._engine.outcome import single
+from penstock._engine.outcome import URGENT, single
 from penstock._errors import WorkflowRuntimeError
 
 
@@ -50,7 +50,7 @@ def settle(
             comes last, for it was only the messenger.
     """
     for urgent in (raised, failure):
-        if isinstance(urgent, KeyboardInterrupt | SystemExit):
+        if isinstance(urgent, URGENT):
             raise urgent
     if error is not None and not isinstance(error, cancelled):
         if failure is not None:

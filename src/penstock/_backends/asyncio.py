@@ -43,13 +43,16 @@ class WouldBlock(trio.WouldBlock, anyio.WouldBlock):
     """Raised by ``send_nowait`` where ``send`` would wait: Trio's and AnyIO's in one."""
 
 
+_open_stream = anyio.create_memory_object_stream[Any]
+
+
 class AsyncioInbox:
     """An AnyIO memory stream with both ends in one hand."""
 
     __slots__ = ("_receive", "_send", "put", "take")
 
     def __init__(self) -> None:
-        self._send, self._receive = anyio.create_memory_object_stream[Any](inf)
+        self._send, self._receive = _open_stream(inf)
         self.put = self._send.send_nowait
         self.take = self._receive.receive_nowait
 

@@ -17,13 +17,16 @@ from trio.lowlevel import (
 )
 
 
+_open_channel = trio.open_memory_channel[Any]
+
+
 class TrioInbox:
     """A Trio memory channel with both ends in one hand."""
 
     __slots__ = ("_receive", "put", "take")
 
     def __init__(self) -> None:
-        send, self._receive = trio.open_memory_channel[Any](inf)
+        send, self._receive = _open_channel(inf)
         self.put = send.send_nowait
         self.take = self._receive.receive_nowait
 

@@ -81,8 +81,19 @@ class Machine:
 
     # -- events come in --------------------------------------------------------------------
 
+    def begin(self, event: Event) -> Delivery | None:
+        """Take the start event; return what the first worker begins with."""
+        route = self._graph.input(type(event))
+        if route.next < 0:
+            self._deliver(route, event, None)
+            return self.next_start()
+        station = self.stations[route.next]
+        station.running = 1
+        self.alive = 1
+        return station, event, None
+
     def receive(self, event: Event) -> None:
-        """Take an event from outside: the start event, or one sent to the handler."""
+        """Take an event from outside."""
         route = self._graph.input(type(event))
         if isinstance(event, HumanResponseEvent):
             self._answered += 1

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from penstock._steps import Step
 
 
+#: What leaves a run at once and bare, whatever else there is.
+URGENT = (KeyboardInterrupt, SystemExit)
+
 OUTSIDE = "what it runs in was cancelled"
 
 
@@ -86,9 +89,9 @@ class Outcome:
             where += f", while it unwound ({self.status})"
         error.add_note(where)
         self.errors = (*self.errors, error)
-        urgent = isinstance(error, KeyboardInterrupt | SystemExit)
+        urgent = isinstance(error, URGENT)
         if self.status in ("", "completed") or (
-            urgent and not isinstance(self.error, KeyboardInterrupt | SystemExit)
+            urgent and not isinstance(self.error, URGENT)
         ):
             self.status = "failed"
             self.error = error
@@ -146,7 +149,7 @@ class Outcome:
         self, interruption: BaseException, cancelled: type[BaseException]
     ) -> BaseException:
         """Return what leaves the run: a failure that a cancellation brought about goes first."""
-        if isinstance(self.error, KeyboardInterrupt | SystemExit):
+        if isinstance(self.error, URGENT):
             return self.error
         if isinstance(interruption, cancelled) and self.is_outside and self.errors:
             return self.errors[0]
@@ -200,7 +203,7 @@ def single(error: BaseException, cancelled: type[BaseException]) -> BaseExceptio
     """
     leaves = list(_leaves(error))
     for leaf in leaves:
-        if isinstance(leaf, KeyboardInterrupt | SystemExit):
+        if isinstance(leaf, URGENT):
             return leaf
     return next((leaf for leaf in leaves if not isinstance(leaf, cancelled)), leaves[0])
 

@@ -20,7 +20,7 @@ from penstock._backends import current_backend, enable_ki_protection
 from penstock._cleanup import Closable, current_cleanup
 from penstock._context import Context
 from penstock._engine.machine import Machine, Station
-from penstock._engine.outcome import Outcome, only_cancelled, single, without_cancelled
+from penstock._engine.outcome import URGENT, Outcome, only_cancelled, single, without_cancelled
 from penstock._engine.stepping import run_in_context
 from penstock._errors import StepTimeoutError, WorkflowRuntimeError
 from penstock._events import InputRequiredEvent, StepStateChanged, StopEvent, WorkflowIdleEvent
@@ -161,7 +161,7 @@ class Runner:
         self._conclude(backend, interruption)
         if interruption is not None:
             interruption = self.outcome.instead_of(interruption, backend.Cancelled)
-        elif isinstance(self.outcome.error, KeyboardInterrupt | SystemExit):
+        elif isinstance(self.outcome.error, URGENT):
             interruption = self.outcome.error
         if interruption is not None:
             try:
@@ -182,10 +182,9 @@ class Runner:
         self._workers[host] = None
         try:
             if not self.outcome.status:
-                machine.receive(self._start_event)
+                delivery = machine.begin(self._start_event)
                 for event, target in self._early:
                     self._receive(machine, event, target)
-                delivery = machine.next_start()
                 self._start_workers()
                 if delivery is not None:
                     await self._work(host, *delivery)
@@ -392,7 +391,7 @@ class Runner:
         outcome = self.outcome
         if not outcome.status:
             outcome.interrupt(interruption, backend.Cancelled)
-        elif isinstance(interruption, KeyboardInterrupt | SystemExit):
+        elif isinstance(interruption, URGENT):
             outcome.fail(interruption, None, None)
         self._nursery = self._parked = self._host = None
         if self._machine is not None:
