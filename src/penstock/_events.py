@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import decimal
 import difflib
 import typing
 import uuid
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, dataclass_transform
 
 import attrs
 from attrs.exceptions import FrozenInstanceError
@@ -22,10 +22,10 @@ E = TypeVar("E", bound="Event")
 _KEPT = (
     bytes,
     bytearray,
-    datetime.datetime,
-    datetime.date,
-    datetime.time,
-    datetime.timedelta,
+    dt.datetime,
+    dt.date,
+    dt.time,
+    dt.timedelta,
     decimal.Decimal,
     uuid.UUID,
 )
@@ -36,8 +36,9 @@ def _close_traps(_cls: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.A
     """Give each event its own copy of a mutable default, and keep ``_private`` out of the call."""
     closed: list[attrs.Attribute[Any]] = []
     for field in fields:
-        if isinstance(field.default, _MUTABLE):
-            field = field.evolve(default=attrs.Factory(field.default.copy))  # type: ignore[arg-type]
+        default: Any = field.default
+        if isinstance(default, _MUTABLE):
+            field = field.evolve(default=attrs.Factory(default.copy))
         if field.name.startswith("_"):
             field = field.evolve(init=False)
         closed.append(field)
@@ -150,7 +151,7 @@ def _convert(cls: type, name: str, value: Any, hint: Any, *, from_outside: bool)
 
     try:
         if from_outside:
-            return msgspec.convert(value, hint, dec_hook=decode_other)
+            return cast("Any", msgspec.convert(value, hint, dec_hook=decode_other))
         if isinstance(hint, type):
             return decode_other(hint, value)
         plain = msgspec.to_builtins(
@@ -159,9 +160,8 @@ def _convert(cls: type, name: str, value: Any, hint: Any, *, from_outside: bool)
         return msgspec.convert(plain, hint, builtin_types=_KEPT, dec_hook=decode_other)
     except (msgspec.ValidationError, NotImplementedError) as error:
         shown = getattr(hint, "__name__", None) if isinstance(hint, type) else None
-        msg = (
-            f"{cls.__name__}.{name} is {value!r}, which is not {shown or hint}: "
-            f"{error}".replace(" - at `$`", "")
+        msg = f"{cls.__name__}.{name} is {value!r}, which is not {shown or hint}: {error}".replace(
+            " - at `$`", ""
         )
         raise TypeError(msg) from None
 
@@ -186,6 +186,9 @@ class Event:
 
     _open: ClassVar[bool] = True
     _validates: ClassVar[bool] = False
+
+    # attrs makes every subclass one of its classes; Event itself has no fields to declare.
+    __attrs_attrs__: ClassVar[tuple[attrs.Attribute[Any], ...]] = ()
 
     def __init_subclass__(cls, *, open: bool | None = None, validate: bool | None = None) -> None:  # noqa: A002
         super().__init_subclass__()
@@ -244,7 +247,7 @@ class Event:
         return dict(self.__dict__)
 
     def __repr__(self) -> str:
-        hidden = {f.name for f in attrs.fields(type(self)) if not f.repr}  # type: ignore[arg-type]
+        hidden = {f.name for f in attrs.fields(type(self)) if not f.repr}
         shown = ", ".join(f"{k}={v!r}" for k, v in self.__dict__.items() if k not in hidden)
         return f"{type(self).__qualname__.rpartition('<locals>.')[2]}({shown})"
 

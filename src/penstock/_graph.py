@@ -87,7 +87,7 @@ class Graph:
         As with :func:`functools.singledispatch`, the nearest class in its MRO that any step
         accepts decides, and every step that accepts this class gets the event.
         """
-        found = self._routes.get(kind)
+        found: tuple[int, ...] | None = self._routes.get(kind)
         if found is None:
             found = ()
             for base in kind.__mro__:
@@ -97,7 +97,7 @@ class Graph:
             self._routes[kind] = found
         return found
 
-    def output(self, index: int, kind: type, *, in_list: bool = False) -> Route:
+    def output(self, index: int, kind: type[Any], *, in_list: bool = False) -> Route:
         """Return the way of an event that a step returned or sent.
 
         Raises:
@@ -107,7 +107,7 @@ class Graph:
         route = known.get(kind)
         if route is None:
             step = self.steps[index]
-            if not (isinstance(kind, type) and issubclass(kind, Event)):
+            if not issubclass(kind, Event):
                 raise WorkflowRuntimeError(self._not_an_event(step, kind))
             if not step.allows(kind, in_list=in_list):
                 raise WorkflowRuntimeError(self._undeclared(step, kind, in_list=in_list))
@@ -138,16 +138,19 @@ class Graph:
     def _route(self, kind: type[Event]) -> Route:
         is_stop = issubclass(kind, StopEvent)
         is_question = issubclass(kind, InputRequiredEvent)
-        targets = () if is_stop else self.targets(kind)
-        plain = len(targets) == 1 and not is_question and self.steps[targets[0]].takes == "one"
+        targets: tuple[int, ...] = () if is_stop else self.targets(kind)
+        following = -1
+        if len(targets) == 1 and not is_question:
+            (only,) = targets
+            following = only if self.steps[only].takes == "one" else -1
         return Route(
             targets,
-            following=targets[0] if plain else -1,
+            following=following,
             is_stop=is_stop,
             is_question=is_question,
         )
 
-    def _not_an_event(self, step: Step, kind: type) -> str:
+    def _not_an_event(self, step: Step, kind: type[Any]) -> str:
         return (
             f"{self.name}.{step.name} returned a {kind.__name__}, which is no event; expected "
             f"{_shown(step)}"
@@ -217,7 +220,8 @@ class Graph:
         Raises:
             WorkflowValidationError: There are faults that ``skip`` does not name.
         """
-        problems = tuple(fault.text for fault in self.faults if fault.check not in skip)
+        skipped: frozenset[str | None] = frozenset(skip)
+        problems = tuple(fault.text for fault in self.faults if fault.check not in skipped)
         if problems:
             listed = "\n".join(f"  {n}. {text}" for n, text in enumerate(problems, 1))
             count = "1 fault" if len(problems) == 1 else f"{len(problems)} faults"
@@ -235,7 +239,7 @@ class Graph:
         yield from self._find_loose_events()
         yield from self._find_joins_without_fan_out()
         if starts:
-            reached = self._reachable(starts[0])
+            reached = self._reachable(self.start_event)
             yield from self._find_unreachable(reached)
             yield from self._find_dead_ends(reached)
 

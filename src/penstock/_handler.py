@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, cast, f
 
 from penstock._backends import current_backend, enable_ki_protection
 from penstock._engine.runner import Runner
-from penstock._errors import WorkflowCancelledError, WorkflowRuntimeError
+from penstock._errors import WorkflowRuntimeError
 from penstock._events import StopEvent
 from penstock._scope import current_scope, leave_nursery, settle
 from penstock._streams import EventLog, EventStream
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
     from contextlib import AbstractAsyncContextManager
 
-    from penstock._backends import Backend, Nursery
+    from penstock._backends import Nursery
     from penstock._events import Event
     from penstock._graph import Graph
     from penstock._observe import Observer
@@ -149,7 +149,7 @@ class WorkflowHandler(Generic[R]):
         nursery.start_soon(self._own, name=f"{self._runner.graph.name}.run")
         return self
 
-    async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+    async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """Wait for the run, which an exception of the block cancels; raise what nobody saw.
 
         Raises:
@@ -171,7 +171,7 @@ class WorkflowHandler(Generic[R]):
             self._runner.cancel(f"its block was left by {type(error).__name__}")
         raised = await leave_nursery(manager)
         self._block = None
-        return settle(self._unobserved(), error, raised, backend.Cancelled)
+        settle(self._unobserved(), error, raised, backend.Cancelled)
 
     def start_soon(
         self, nursery: NurseryLike | TaskGroupLike, *, keep_failure: bool = False

@@ -31,7 +31,7 @@ def settle(
     error: BaseException | None,
     raised: BaseException | None,
     cancelled: type[BaseException],
-) -> bool:
+) -> None:
     """Decide what leaves an owner, the same way for a block and a scope.
 
     Args:
@@ -40,9 +40,6 @@ def settle(
         raised: What came out of the nursery: a cancellation from outside, a KeyboardInterrupt or
             a SystemExit.
         cancelled: The backend's cancellation.
-
-    Returns:
-        False, for ``__aexit__``: the body's exception goes on, if there is one.
 
     Raises:
         BaseException: What comes before the body's exception. KeyboardInterrupt and SystemExit
@@ -55,12 +52,11 @@ def settle(
     if error is not None and not isinstance(error, cancelled):
         if failure is not None:
             error.add_note(f"and the run that it cancelled failed while unwinding: {failure!r}")
-        return False
+        return
     if failure is not None:
         raise failure
     if error is None and raised is not None:
         raise raised
-    return False
 
 
 @final
@@ -81,7 +77,7 @@ class WorkflowScope:
         self._token = current_scope.set(self)
         return self
 
-    async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+    async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         assert self._manager is not None
         assert self._token is not None
         current_scope.reset(self._token)
@@ -96,7 +92,7 @@ class WorkflowScope:
             failures[0].add_note(f"and another run of the same scope failed: {other!r}")
         self._runs.clear()
         first = failures[0] if failures else None
-        return settle(first, error, raised, current_backend().Cancelled)
+        settle(first, error, raised, current_backend().Cancelled)
 
     def start(
         self,

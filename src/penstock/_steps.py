@@ -81,6 +81,7 @@ def step(
     fan-out at once, ``a: A, b: B`` takes one of each.
 
     Args:
+        function: The method, where the decorator stands without parentheses.
         num_workers: How many invocations of this step may run at a time within one run.
         timeout: Seconds after which an invocation is cancelled and the run fails with
             :exc:`StepTimeoutError`; None means no limit.
@@ -113,7 +114,7 @@ def _check(function: Any, num_workers: int, timeout: float | None) -> None:
             f"`async def {getattr(function, '__name__', 'name')}(self, ev: ...) -> ...`"
         )
         raise WorkflowValidationError(msg)
-    if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 1:
+    if type(num_workers) is not int or num_workers < 1:
         msg = f"num_workers of the step {name} is {num_workers!r}; expected an int of at least 1"
         raise WorkflowValidationError(msg)
     if timeout is not None and not timeout > 0:
@@ -131,12 +132,14 @@ def _early_hints(function: Any) -> dict[str, Any] | None:
     if not any(isinstance(note, str) for note in function.__annotations__.values()):
         return None
     names: dict[str, Any] = {}
-    frame = sys._getframe(3)  # below: mark, step, and the class body that called it
+    frame: types.FrameType | None = sys._getframe(
+        3
+    )  # below: mark, step, and the class body that called it
     scopes: list[dict[str, Any]] = []
     while frame is not None and frame.f_globals is function.__globals__:
         if frame.f_locals is not frame.f_globals:
             scopes.append(dict(frame.f_locals))
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     for scope in reversed(scopes):
         names.update(scope)
     try:
@@ -290,9 +293,7 @@ def _read_return(hint: Any) -> tuple[tuple[type[Event], ...], tuple[type[Event],
         kinds = _event_classes(part if element is None else element)
         if kinds is None:
             shown = getattr(part, "__name__", part)
-            msg = (
-                f"says that it returns {shown}; expected event classes, lists of them, or None"
-            )
+            msg = f"says that it returns {shown}; expected event classes, lists of them, or None"
             raise _SignatureError(msg)
         (returns if element is None else fans_out).extend(kinds)
     return tuple(dict.fromkeys(returns)), tuple(dict.fromkeys(fans_out)), may_end

@@ -152,7 +152,7 @@ class _Position:
 
     __slots__ = ("at", "at_rest", "closed", "internal", "log", "task", "waiter")
 
-    def __init__(self, log: EventLog, at: int, internal: bool) -> None:  # noqa: FBT001
+    def __init__(self, log: EventLog, at: int, internal: bool) -> None:
         self.log = log
         self.at = at
         self.internal = internal
@@ -288,7 +288,7 @@ class EventStream(ReceiveChannel[Event]):
 class StreamSender(SendChannel[Event]):
     """The sending end of a run's stream, as a step sees it: ``ctx.stream``."""
 
-    __slots__ = ("_pace", "_publish", "_log")
+    __slots__ = ("_log", "_pace", "_publish")
 
     def __init__(self, log: EventLog, publish: Callable[[Event | None], None]) -> None:
         self._log = log

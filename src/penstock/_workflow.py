@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import uuid4
 
 from penstock._errors import WorkflowRuntimeError, WorkflowValidationError
-from penstock._events import StartEvent
 from penstock._graph import SKIPPABLE, Graph, graph_of
 from penstock._handler import WorkflowHandler
 from penstock._observe import Observer, Several, Verbose
@@ -16,6 +15,8 @@ from penstock._streams import EventLog
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from penstock._events import StartEvent
 
 
 R = TypeVar("R")
@@ -72,7 +73,7 @@ class Workflow(Generic[R]):
             msg = f"{name}(timeout={timeout!r}); expected seconds above 0, or None for no limit"
             raise WorkflowValidationError(msg)
         for option, value in (("stream_buffer", buffer), ("stream_history", history)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 msg = f"{name}({option}={value!r}); expected an int of at least 1"
                 raise WorkflowValidationError(msg)
         unknown = skip.difference(SKIPPABLE)

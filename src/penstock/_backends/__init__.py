@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backend",
-    "CancelScope",
     "Inbox",
     "Nursery",
     "ReceiveChannel",
@@ -35,28 +34,15 @@ __all__ = [
 ]
 
 
-class CancelScope(Protocol):
-    """What a cancel scope of Trio and of AnyIO have in common, as far as it is used here."""
-
-    deadline: float
-    shield: bool
-
-    @property
-    def cancel_called(self) -> bool: ...
-
-    @property
-    def cancelled_caught(self) -> bool: ...
-
-    def __enter__(self) -> Any: ...
-
-    def __exit__(self, *exc_info: Any) -> bool | None: ...
-
-
 class Nursery(Protocol):
-    """A Trio nursery or an AnyIO task group."""
+    """A Trio nursery or an AnyIO task group, as far as they have the same face.
+
+    Their cancel scopes have as well: ``deadline``, ``shield``, ``cancel_called`` and
+    ``cancelled_caught`` mean the same in both.
+    """
 
     @property
-    def cancel_scope(self) -> CancelScope: ...
+    def cancel_scope(self) -> Any: ...
 
     def start_soon(
         self, async_fn: Callable[..., Awaitable[Any]], /, *args: Any, name: object = None
@@ -105,11 +91,13 @@ class Backend(Protocol):
     BusyResourceError: type[Exception]
     WouldBlock: type[Exception]
 
-    def open_nursery(self) -> AbstractAsyncContextManager[Nursery]: ...
+    def open_nursery(self) -> AbstractAsyncContextManager[Any]:
+        """Open a :class:`Nursery`."""
+        ...
 
-    def cancel_scope(self, *, deadline: float = ..., shield: bool = False) -> CancelScope: ...
+    def cancel_scope(self, *, deadline: float = ..., shield: bool = False) -> Any: ...
 
-    def cancel(self, scope: CancelScope, reason: str) -> None: ...
+    def cancel(self, scope: Any, /, reason: str) -> None: ...
 
     def open_inbox(self) -> Inbox: ...
 
@@ -131,9 +119,9 @@ class Backend(Protocol):
 
     def current_task(self) -> Any: ...
 
-    def rename_task(self, task: Any, name: str) -> None: ...
+    def rename_task(self, task: Any, /, name: str) -> None: ...
 
-    def task_name(self, task: Any) -> str: ...
+    def task_name(self, task: Any, /) -> str: ...
 
 
 def current_backend() -> Backend:
@@ -166,10 +154,12 @@ def backend_named(name: str) -> Backend:
     backend = _loaded.get(name)
     if backend is None:
         if name == "trio":
-            from penstock._backends.trio import TrioBackend as Chosen  # noqa: PLC0415
+            from penstock._backends.trio import TrioBackend  # noqa: PLC0415
+
+            backend = TrioBackend()
         else:
-            from penstock._backends.asyncio import (  # noqa: PLC0415
-                AsyncioBackend as Chosen,  # type: ignore[assignment]
-            )
-        backend = _loaded[name] = Chosen()
+            from penstock._backends.asyncio import AsyncioBackend  # noqa: PLC0415
+
+            backend = AsyncioBackend()
+        _loaded[name] = backend
     return backend

@@ -16,9 +16,7 @@ import trio
 
 
 if TYPE_CHECKING:
-    from contextlib import AbstractAsyncContextManager
-
-    from penstock._backends import Nursery
+    from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 
 class EndOfChannel(trio.EndOfChannel, anyio.EndOfStream):
@@ -52,7 +50,8 @@ class AsyncioInbox:
     __slots__ = ("_receive", "_send", "put", "take")
 
     def __init__(self) -> None:
-        self._send, self._receive = _open_stream(inf)
+        ends: tuple[MemoryObjectSendStream[Any], MemoryObjectReceiveStream[Any]] = _open_stream(inf)
+        self._send, self._receive = ends
         self.put = self._send.send_nowait
         self.take = self._receive.receive_nowait
 
@@ -101,9 +100,7 @@ class AsyncioBackend:
     open_inbox = AsyncioInbox
     waiter = AsyncioWaiter
 
-    @staticmethod
-    def open_nursery() -> AbstractAsyncContextManager[Nursery]:
-        return anyio.create_task_group()
+    open_nursery = staticmethod(anyio.create_task_group)
 
     @staticmethod
     def cancel_scope(*, deadline: float = inf, shield: bool = False) -> anyio.CancelScope:

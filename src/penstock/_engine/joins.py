@@ -49,7 +49,9 @@ class Slots:
 
     def add(self, event: Event) -> tuple[Event, ...] | None:
         """Add an event; return one of each as soon as they are there."""
-        fitting = [q for q, k in zip(self._queues, self._kinds, strict=True) if isinstance(event, k)]
+        fitting = [
+            q for q, k in zip(self._queues, self._kinds, strict=True) if isinstance(event, k)
+        ]
         min(fitting, key=len).append(event)
         if all(self._queues):
             return tuple(queue.popleft() for queue in self._queues)

@@ -8,7 +8,7 @@ nothing behind.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from penstock._engine.joins import Collection, Group, Slots
 from penstock._errors import WorkflowRuntimeError
@@ -218,7 +218,8 @@ class Machine:
         Raises:
             WorkflowRuntimeError: The step did not declare what it returned.
         """
-        route = self._graph.outputs[station.index].get(type(result))
+        kind = cast("type[Any]", type(result))
+        route = self._graph.outputs[station.index].get(kind)
         if route is not None and route.next >= 0 and not station.pending:
             following = self.stations[route.next]
             if following is station:
@@ -241,7 +242,7 @@ class Machine:
         graph = self._graph
         index = station.index
         if isinstance(result, list):
-            self._fan_out(index, group, result)  # pyright: ignore[reportUnknownArgumentType]
+            self._fan_out(index, group, cast("list[Any]", result))
         elif result is None:
             if not station.step.may_end:
                 msg = (
@@ -250,7 +251,8 @@ class Machine:
                 )
                 raise WorkflowRuntimeError(msg)
         else:
-            route = graph.output(index, type(result))
+            kind = cast("type[Any]", type(result))
+            route = graph.output(index, kind)
             if route.is_stop:
                 self.stop = result
             else:
@@ -260,7 +262,8 @@ class Machine:
         graph = self._graph
         if not graph.steps[index].fans_out:
             graph.output(index, list)  # raises, and says what was expected
-        routes = [graph.output(index, type(event), in_list=True) for event in events]
+        kinds: list[type[Any]] = [type(event) for event in events]
+        routes = [graph.output(index, kind, in_list=True) for kind in kinds]
         joins = graph.joins[index]
         inner = group
         if joins:

@@ -8,7 +8,7 @@ event, a failure, the timeout, a cancellation. What fails later, while the rest 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from penstock._errors import WorkflowCancelledError, WorkflowStalledError, WorkflowTimeoutError
 from penstock._events import (
@@ -90,9 +90,7 @@ class Outcome:
         error.add_note(where)
         self.errors = (*self.errors, error)
         urgent = isinstance(error, URGENT)
-        if self.status in ("", "completed") or (
-            urgent and not isinstance(self.error, URGENT)
-        ):
+        if self.status in ("", "completed") or (urgent and not isinstance(self.error, URGENT)):
             self.status = "failed"
             self.error = error
             self._step = step.name if step is not None else None
@@ -184,15 +182,14 @@ class Outcome:
 
 def only_cancelled(error: BaseException, cancelled: type[BaseException]) -> bool:
     """Whether ``error`` is a cancellation, or a group of nothing else."""
-    if isinstance(error, BaseExceptionGroup):
-        return without_cancelled(error, cancelled) is None
-    return isinstance(error, cancelled)
+    return all(isinstance(leaf, cancelled) for leaf in _leaves(error))
 
 
-def without_cancelled(error: BaseException, cancelled: type[BaseException]) -> Any:
-    """Return ``error`` without the cancellations that a group of it may hold."""
+def without_cancelled(error: BaseException, cancelled: type[BaseException]) -> BaseException:
+    """Return ``error`` without the cancellations that it may hold, being a group."""
     if isinstance(error, BaseExceptionGroup):
-        return error.split(cancelled)[1]  # pyright: ignore[reportUnknownMemberType]
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return group.split(cancelled)[1] or group
     return error
 
 
@@ -210,8 +207,8 @@ def single(error: BaseException, cancelled: type[BaseException]) -> BaseExceptio
 
 def _leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
-        inner: tuple[BaseException, ...] = error.exceptions  # pyright: ignore[reportUnknownMemberType]
-        return [leaf for part in inner for leaf in _leaves(part)]
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return [leaf for part in group.exceptions for leaf in _leaves(part)]
     return [error]
 
 

@@ -220,7 +220,9 @@ class Runner:
             machine.startable.clear()
 
     @enable_ki_protection
-    async def _work(self, worker: Worker, station: Station, event: Any, group: Group | None) -> None:
+    async def _work(
+        self, worker: Worker, station: Station, event: Any, group: Group | None
+    ) -> None:
         """Run steps one after the other for as long as there is a next one for this task."""
         backend = self._backend
         machine = self._machine
@@ -294,11 +296,11 @@ class Runner:
     ) -> Any:
         assert step.timeout is not None
         deadline = backend.current_time() + step.timeout
-        with backend.cancel_scope(deadline=nextafter(deadline, inf)) as scope:
+        with backend.cancel_scope(deadline=nextafter(deadline, inf)):
             result = await run_in_context(coroutine, worker.context.copy())
             if backend.current_time() <= deadline:
                 return result
-        # Either the scope caught its own cancellation, or the step came too late.
+        # The scope caught its own cancellation, or the step came too late.
         msg = f"the step {step.label} did not end within its timeout of {step.timeout:g} s"
         raise StepTimeoutError(msg, step.timeout, (step.name,))
 
