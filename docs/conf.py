@@ -1,0 +1,24 @@
+"""How the documentation is built: ``sphinx-build -W docs docs/_build``."""
+
+from importlib import metadata
+
+
+project = "penstock"
+author = "The penstock authors"
+copyright = f"2026, {author}"  # noqa: A001
+release = metadata.version("penstock")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"penstock {release}"
+
+myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence"]
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_class_signature = "separated"
+autodoc_default_options = {"undoc-members": False}
+napoleon_google_docstring = True
+nitpicky = False

@@ -1,0 +1,70 @@
+"""A person in the loop: the run asks on the terminal, and is idle, not stuck, while you think.
+
+    python examples/human.py
+
+The workflow only returns questions and takes answers. Who asks the person, and how, is up to the
+program around it: here the terminal, elsewhere a web page.
+"""
+
+import sys
+
+import trio
+
+import penstock
+from penstock import (
+    Event,
+    HumanResponseEvent,
+    InputRequiredEvent,
+    StartEvent,
+    StopEvent,
+    Workflow,
+    step,
+)
+
+
+class Question(InputRequiredEvent):
+    prompt: str
+
+
+class Answer(HumanResponseEvent):
+    text: str
+
+
+class Order(Event):
+    dish: str
+
+
+class Waiter(Workflow[str]):
+    @step
+    async def greet(self, ev: StartEvent) -> Question:
+        return Question(prompt=f"Good evening, {ev.name}. Soup or salad?")
+
+    @step
+    async def listen(self, ev: Answer) -> Question | Order:
+        dish = ev.text.strip().lower()
+        if dish not in ("soup", "salad"):
+            return Question(prompt=f"We have no {dish or 'nothing'}. Soup or salad?")
+        return Order(dish=dish)
+
+    @step
+    async def serve(self, ev: Order) -> StopEvent:
+        return StopEvent(result=f"One {ev.dish}, here you are.")
+
+
+async def main() -> None:
+    async with Waiter().run(name="guest") as handler:
+        async for event in handler.stream_events():
+            if isinstance(event, Question):
+                print(event.prompt)
+                # In a thread, for reading a terminal blocks; given up if the run is cancelled.
+                line = await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
+                if not line:
+                    await handler.cancel("nobody is at the terminal")
+                    print("Nobody there. Good night.")
+                    return
+                handler.send_event(Answer(text=line))
+        print(await handler)
+
+
+if __name__ == "__main__":
+    penstock.run(main)

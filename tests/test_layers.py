@@ -1,0 +1,132 @@
+"""The floors of the house: what may import what, and what an import costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+SOURCE = Path(__file__).parent.parent / "src"
+
+#: Top first. A file imports only from floors below its own.
+FLOORS = [
+    ["penstock.__main__"],
+    ["penstock.cli"],
+    ["penstock.drawing"],
+    ["penstock"],
+    ["penstock._workflow", "penstock._entry"],
+    ["penstock._handler"],
+    ["penstock._scope"],
+    ["penstock._engine.runner"],
+    ["penstock._engine.machine", "penstock._engine.outcome", "penstock._engine.stepping"],
+    ["penstock._engine.joins", "penstock._context"],
+    ["penstock._graph", "penstock._streams"],
+    ["penstock._steps"],
+    ["penstock._events", "penstock._observe"],
+    ["penstock._errors"],
+    ["penstock._backends", "penstock._cleanup"],
+]
+
+
+def modules():
+    """Yield the name and the file of every module."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def floor_of(module):
+    """Return the number of a module's floor, 0 being the top."""
+    while module:
+        for number, floor in enumerate(FLOORS):
+            if module in floor:
+                return number
+        module = module.rpartition(".")[0]
+    return None
+
+
+def imports_of(module, path):
+    """Yield each module of penstock that a file imports, also inside functions, but not for types."""
+    tree = ast.parse(path.read_text())
+    only_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in only_types:
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("penstock"):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in dict(modules()) else node.module
+        elif isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.startswith("penstock"))
+
+
+@pytest.mark.parametrize(("module", "path"), modules(), ids=lambda value: str(value))
+def test_imports_run_downward(module, path):
+    """A module imports from floors below its own; within a package, from its own package."""
+    if module.startswith("penstock.llms") or module == "penstock._engine":
+        return
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for imported in imports_of(module, path):
+        same_house = package != "penstock" and imported.startswith(f"{package}.")
+
+        assert same_house or floor_of(module) < floor_of(imported), f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize(
+    ("module", "path"),
+    [item for item in modules() if item[0].startswith("penstock.llms")],
+    ids=lambda value: str(value),
+)
+def test_the_models_stand_apart(module, path):
+    """``penstock.llms`` serves any program: of the rest it knows what a step must close."""
+    for imported in imports_of(module, path):
+        assert imported.startswith("penstock.llms") or imported == "penstock._cleanup"
+
+
+@pytest.mark.parametrize(("module", "path"), modules(), ids=lambda value: str(value))
+def test_only_the_backends_know_an_event_loop(module, path):
+    """Above ``_backends`` nothing imports Trio or AnyIO; the entry and what stands apart may."""
+    allowed = ("penstock._backends", "penstock._entry", "penstock.llms", "penstock.cli")
+    if module.startswith(allowed):
+        return
+    names = {
+        name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
+    }
+
+    assert not {name for name in names if name and name.partition(".")[0] in ("trio", "anyio", "asyncio")}
+
+
+@pytest.mark.parametrize(("module", "path"), modules(), ids=lambda value: str(value))
+def test_every_file_says_what_it_is_for_and_stays_small(module, path):
+    """The first line of a file names its subject, and no file has more than 500 lines."""
+    text = path.read_text()
+
+    assert text.startswith('"""')
+    assert text.count("\n") <= 500
+
+
+def test_importing_penstock_imports_no_event_loop_but_trio():
+    """P20: AnyIO, asyncio, msgspec and openai are not imported by ``import penstock``."""
+    code = (
+        "import sys, trio; before = set(sys.modules); import penstock; "
+        "print(sorted({m.partition('.')[0] for m in set(sys.modules) - before}))"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    imported = set(ast.literal_eval(printed))
+
+    assert "penstock" in imported
+    assert not imported & {"anyio", "asyncio", "msgspec", "openai", "httpx", "starlette", "rich"}
