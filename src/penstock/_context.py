@@ -64,6 +64,10 @@ class Context(Generic[StateT]):
         self._is_over = False
         self._stream: StreamSender | None = None
 
+    def end(self) -> None:
+        """Take note that the step has ended; for the engine."""
+        self._is_over = True
+
     @property
     def run_id(self) -> str:
         """The identifier of the run."""

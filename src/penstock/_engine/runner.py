@@ -10,20 +10,17 @@ from outside, a ``KeyboardInterrupt`` or a ``SystemExit``.
 from __future__ import annotations
 
 import threading
-from contextvars import Context as ContextVars
 from contextvars import copy_context
 from math import inf, nextafter
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from penstock._backends import current_backend, enable_ki_protection
-from penstock._cleanup import Closable, current_cleanup
-from penstock._context import Context
 from penstock._engine.machine import Machine, Station
 from penstock._engine.outcome import URGENT, Outcome, only_cancelled, single, without_cancelled
-from penstock._engine.stepping import run_in_context
-from penstock._errors import StepTimeoutError, WorkflowRuntimeError
-from penstock._events import InputRequiredEvent, StepStateChanged, StopEvent, WorkflowIdleEvent
+from penstock._engine.worker import Worker
+from penstock._errors import WorkflowRuntimeError
+from penstock._events import InputRequiredEvent, StopEvent, WorkflowIdleEvent
 from penstock._streams import TURN, EventLog, check_publishable
 
 
@@ -35,37 +32,6 @@ if TYPE_CHECKING:
     from penstock._events import Event
     from penstock._graph import Graph
     from penstock._observe import Observer
-    from penstock._steps import Step
-
-
-#: Seconds that closing what a step left open may take, in all, while the run is being cancelled.
-CLOSING_GRACE = 5.0
-
-
-class Worker:
-    """A task of a run: where it is, and what the step that it runs has opened."""
-
-    __slots__ = ("context", "event", "invocation", "opened", "step")
-
-    def __init__(self, variables: ContextVars) -> None:
-        self.context = variables.copy()
-        self.context.run(current_cleanup.set, self)
-        #: The step that it runs, or None before the first and after the last.
-        self.step: Step | None = None
-        self.event: Any = None
-        self.invocation = 0
-        self.opened: list[Closable] | None = None
-
-    def add(self, resource: Closable) -> None:
-        """Have ``resource`` closed when the step ends."""
-        if self.opened is None:
-            self.opened = []
-        self.opened.append(resource)
-
-    def discard(self, resource: Closable) -> None:
-        """Forget ``resource``."""
-        if self.opened is not None and resource in self.opened:
-            self.opened.remove(resource)
 
 
 class Runner:
@@ -80,19 +46,19 @@ class Runner:
         "_invocations",
         "_machine",
         "_nursery",
-        "_observer",
         "_parked",
         "_start_event",
         "_thread",
         "_variables",
         "_workers",
-        "_workflow",
         "graph",
         "is_idle",
         "log",
+        "observer",
         "outcome",
         "run_id",
         "timeout",
+        "workflow",
     )
 
     def __init__(
@@ -106,13 +72,13 @@ class Runner:
         log: EventLog,
         observer: Observer | None,
     ) -> None:
-        self._workflow = workflow
+        self.workflow = workflow
         self.graph = graph
         self.run_id = run_id
         self._start_event = start_event
         self.timeout = timeout
         self.log = log
-        self._observer = observer
+        self.observer = observer
         self.outcome = Outcome(graph.name, run_id, timeout)
         #: Whether nothing runs and the run waits for an event from outside.
         self.is_idle = False
@@ -176,9 +142,9 @@ class Runner:
             nursery.cancel_scope.deadline = nextafter(self._deadline, inf)
         self._machine = machine = Machine(self.graph, backend.open_inbox, self._publish)
         self._due = perf_counter() + TURN
-        if self._observer is not None:
-            self._observer.run_started(self.run_id, self.graph.name, self._start_event)
-        self._host = host = Worker(self._variables)
+        if self.observer is not None:
+            self.observer.run_started(self.run_id, self.graph.name, self._start_event)
+        self._host = host = Worker(self, self._variables)
         self._workers[host] = None
         try:
             if not self.outcome.status:
@@ -190,6 +156,7 @@ class Runner:
                     await self._work(host, *delivery)
         finally:
             del self._workers[host]
+            host.end()
         while not self.outcome.status:
             self._parked = backend.waiter()
             await self._parked.wait()
@@ -200,7 +167,7 @@ class Runner:
         assert machine is not None
         if self.outcome.status:
             return
-        worker = Worker(self._variables)
+        worker = Worker(self, self._variables)
         self._workers[worker] = None
         try:
             delivery = machine.take(station)
@@ -208,6 +175,7 @@ class Runner:
                 await self._work(worker, *delivery)
         finally:
             del self._workers[worker]
+            worker.end()
 
     def _start_workers(self) -> None:
         machine = self._machine
@@ -242,7 +210,7 @@ class Runner:
                 worker.step = step
                 worker.event = event
                 backend.rename_task(task, step.label)
-                result = await self._invoke(backend, worker, step, event, group)
+                result = await worker.invoke(backend, step, event, group)
                 if self.outcome.status:
                     break  # the run is over; what came of this step has nowhere to go
                 delivery = machine.finish(station, group, result)
@@ -259,57 +227,6 @@ class Runner:
                 self._rest()
         except BaseException as error:  # noqa: BLE001 - kept as the outcome, or raised on
             self._take_error(worker, error)
-
-    async def _invoke(
-        self, backend: Backend, worker: Worker, step: Step, event: Any, group: Group | None
-    ) -> Any:
-        arguments = [event] if step.takes != "slot" else [*event]
-        context: Context[Any] | None = None
-        if step.context_at is not None:
-            context = Context(self, step.index, step.name, group)
-            arguments.insert(step.context_at, context)
-        if self._observer is not None or self.log.internal_readers:
-            self._tell_started(worker, step, event)
-        coroutine = step.function(self._workflow, *arguments)
-        result: Any = None
-        error: BaseException | None = None
-        try:
-            if step.timeout is None:
-                result = await run_in_context(coroutine, worker.context.copy())
-            else:
-                result = await self._invoke_with_timeout(backend, step, coroutine, worker)
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            if context is not None:
-                context._is_over = True
-            if self._observer is not None or self.log.internal_readers:
-                self._tell_ended(worker, step, event, result, error)
-            del error
-            if worker.opened:
-                await self._close_opened(backend, worker)
-        return result
-
-    async def _invoke_with_timeout(
-        self, backend: Backend, step: Step, coroutine: Any, worker: Worker
-    ) -> Any:
-        assert step.timeout is not None
-        deadline = backend.current_time() + step.timeout
-        with backend.cancel_scope(deadline=nextafter(deadline, inf)):
-            result = await run_in_context(coroutine, worker.context.copy())
-            if backend.current_time() <= deadline:
-                return result
-        # The scope caught its own cancellation, or the step came too late.
-        msg = f"the step {step.label} did not end within its timeout of {step.timeout:g} s"
-        raise StepTimeoutError(msg, step.timeout, (step.name,))
-
-    async def _close_opened(self, backend: Backend, worker: Worker) -> None:
-        opened, worker.opened = worker.opened, None
-        deadline = backend.current_time() + CLOSING_GRACE
-        with backend.cancel_scope(shield=True, deadline=deadline):
-            while opened:
-                await opened.pop().aclose()
 
     # -- how it ends -----------------------------------------------------------------------
 
@@ -401,8 +318,8 @@ class Runner:
             self._machine = None
         self.is_idle = False
         self.log.close(outcome.conclude())
-        if self._observer is not None:
-            self._observer.run_ended(self.run_id, outcome.status, outcome.error)
+        if self.observer is not None:
+            self.observer.run_ended(self.run_id, outcome.status, outcome.error)
         outcome.announce()
 
     # -- what comes from outside -------------------------------------------------------------
@@ -483,8 +400,8 @@ class Runner:
     @enable_ki_protection
     def _publish(self, event: Event) -> None:
         self.log.append(event)
-        if self._observer is not None:
-            self._observer.event_published(self.run_id, event)
+        if self.observer is not None:
+            self.observer.event_published(self.run_id, event)
 
     @enable_ki_protection
     def collect(
@@ -495,33 +412,7 @@ class Runner:
         assert self._machine is not None
         return self._machine.collect(step, event, expected, key)
 
-    # -- telling --------------------------------------------------------------------------------
-
-    def _tell_started(self, worker: Worker, step: Step, event: Any) -> None:
+    def number_invocation(self) -> int:
+        """Count an invocation that an observer is told of."""
         self._invocations += 1
-        worker.invocation = self._invocations
-        if self.log.internal_readers:
-            self.log.append(
-                StepStateChanged(name=step.name, state="running", input_event_name=_name(event))
-            )
-        if self._observer is not None:
-            self._observer.step_started(self.run_id, step.name, worker.invocation, event)
-
-    def _tell_ended(
-        self, worker: Worker, step: Step, event: Any, result: Any, error: BaseException | None
-    ) -> None:
-        if self.log.internal_readers:
-            self.log.append(
-                StepStateChanged(
-                    name=step.name,
-                    state="done" if error is None else "raised",
-                    input_event_name=_name(event),
-                    output_event_name=None if result is None else _name(result),
-                )
-            )
-        if self._observer is not None:
-            self._observer.step_ended(self.run_id, step.name, worker.invocation, result, error)
-
-
-def _name(event: Any) -> str:
-    return type(event).__name__
+        return self._invocations

@@ -1,0 +1,154 @@
+"""Workers: a task of a run, the step that it runs, and what that step has opened."""
+
+from __future__ import annotations
+
+from math import inf, nextafter
+from typing import TYPE_CHECKING, Any, Protocol
+
+from penstock._cleanup import Closable, current_cleanup
+from penstock._context import Context, RunOperations
+from penstock._engine.stepping import run_in_context
+from penstock._errors import StepTimeoutError
+from penstock._events import StepStateChanged
+
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from contextvars import Context as ContextVars
+
+    from penstock._backends import Backend
+    from penstock._engine.joins import Group
+    from penstock._observe import Observer
+    from penstock._steps import Step
+
+
+#: Seconds that closing what a step left open may take.
+CLOSING_GRACE = 5.0
+
+
+class Run(RunOperations, Protocol):
+    """What a worker needs of its run."""
+
+    workflow: object
+    observer: Observer | None
+
+    def number_invocation(self) -> int: ...
+
+
+class Worker:
+    """A task of a run; for what its step opens, the list of what to close."""
+
+    __slots__ = ("_opened", "_run", "_variables", "event", "step")
+
+    def __init__(self, run: Run, variables: ContextVars) -> None:
+        self._run = run
+        self._variables = variables.copy()
+        self._variables.run(current_cleanup.set, self)
+        #: The step that it runs, or None before the first and after the last; and its event.
+        self.step: Step | None = None
+        self.event: Any = None
+        self._opened: list[Closable] | None = None
+
+    def end(self) -> None:
+        """Let go of the run: the worker and its context variables hold each other."""
+        del self._variables, self._run
+        self.step = self.event = None
+
+    def add(self, resource: Closable) -> None:
+        """Have ``resource`` closed when the step ends."""
+        if self._opened is None:
+            self._opened = []
+        self._opened.append(resource)
+
+    def discard(self, resource: Closable) -> None:
+        """Forget ``resource``."""
+        if self._opened is not None and resource in self._opened:
+            self._opened.remove(resource)
+
+    async def invoke(self, backend: Backend, step: Step, event: Any, group: Group | None) -> Any:
+        """Run ``step`` once, in a context of its own, and close what it left open.
+
+        Raises:
+            BaseException: Whatever the step raises, or closing does.
+            StepTimeoutError: The step's own timeout passed.
+        """
+        run = self._run
+        arguments = [event] if step.takes != "slot" else [*event]
+        context: Context[Any] | None = None
+        if step.context_at is not None:
+            context = Context(run, step.index, step.name, group)
+            arguments.insert(step.context_at, context)
+        told = 0
+        if run.observer is not None or run.log.internal_readers:
+            told = self._tell_started(step, event)
+        coroutine = step.function(run.workflow, *arguments)
+        result: Any = None
+        error: BaseException | None = None
+        try:
+            if step.timeout is None:
+                result = await run_in_context(coroutine, self._variables.copy())
+            else:
+                result = await self._invoke_with_timeout(backend, step, coroutine)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            if context is not None:
+                context.end()
+            if told:
+                self._tell_ended(told, step, event, result, error)
+            del error
+            if self._opened:
+                await self._close_opened(backend)
+        return result
+
+    async def _invoke_with_timeout(
+        self, backend: Backend, step: Step, coroutine: Coroutine[Any, Any, Any]
+    ) -> Any:
+        assert step.timeout is not None
+        deadline = backend.current_time() + step.timeout
+        with backend.cancel_scope(deadline=nextafter(deadline, inf)):
+            result = await run_in_context(coroutine, self._variables.copy())
+            if backend.current_time() <= deadline:
+                return result
+        # The scope caught its own cancellation, or the step came too late.
+        msg = f"the step {step.label} did not end within its timeout of {step.timeout:g} s"
+        raise StepTimeoutError(msg, step.timeout, (step.name,))
+
+    async def _close_opened(self, backend: Backend) -> None:
+        opened, self._opened = self._opened, None
+        deadline = backend.current_time() + CLOSING_GRACE
+        with backend.cancel_scope(shield=True, deadline=deadline):
+            while opened:
+                await opened.pop().aclose()
+
+    def _tell_started(self, step: Step, event: Any) -> int:
+        run = self._run
+        number = run.number_invocation()
+        if run.log.internal_readers:
+            run.log.append(
+                StepStateChanged(name=step.name, state="running", input_event_name=_name(event))
+            )
+        if run.observer is not None:
+            run.observer.step_started(run.run_id, step.name, number, event)
+        return number
+
+    def _tell_ended(
+        self, number: int, step: Step, event: Any, result: Any, error: BaseException | None
+    ) -> None:
+        run = self._run
+        if run.log.internal_readers:
+            run.log.append(
+                StepStateChanged(
+                    name=step.name,
+                    state="done" if error is None else "raised",
+                    input_event_name=_name(event),
+                    output_event_name=None if result is None else _name(result),
+                )
+            )
+        if run.observer is not None:
+            run.observer.step_ended(run.run_id, step.name, number, result, error)
+
+
+def _name(event: Any) -> str:
+    return type(event).__name__
