@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata as _metadata
-
 from penstock._context import Context as Context
 from penstock._entry import run as run
 from penstock._errors import StepTimeoutError as StepTimeoutError
@@ -36,6 +34,8 @@ from penstock._workflow import Workflow as Workflow
 
 def __getattr__(name: str) -> str:
     if name == "__version__":
-        return _metadata.version("penstock")
+        from importlib.metadata import version  # noqa: PLC0415 - it costs as much as Trio
+
+        return version("penstock")
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)

@@ -6,10 +6,10 @@ import warnings
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, cast, final
 
 from penstock._backends import current_backend, enable_ki_protection
-from penstock._engine.runner import Runner
+from penstock._engine.runner import Runner, current_scope
 from penstock._errors import WorkflowRuntimeError
 from penstock._events import StopEvent
-from penstock._scope import current_scope, leave_nursery, settle
+from penstock._scope import leave_nursery, settle
 from penstock._streams import EventLog, EventStream
 
 
@@ -160,15 +160,15 @@ class WorkflowHandler(Generic[R]):
         manager, task = self._block
         backend = current_backend()
         if task is not backend.current_task():
-            self._runner.cancel("its block was left in another task")
+            self._cancel("its block was left in another task")
             msg = (
                 "the block of a run was entered in one task and left in another; expected both in "
                 "one, or a run that a nursery owns: workflow.run(...).start_soon(nursery)"
             )
             raise WorkflowRuntimeError(msg)
-        self._runner.log.detach_all()
+        self._detach_readers()
         if error is not None:
-            self._runner.cancel(f"its block was left by {type(error).__name__}")
+            self._cancel(f"its block was left by {type(error).__name__}")
         raised = await leave_nursery(manager)
         self._block = None
         settle(self._unobserved(), error, raised, backend.Cancelled)
@@ -219,7 +219,7 @@ class WorkflowHandler(Generic[R]):
             )
             raise WorkflowRuntimeError(msg)
         self._start("in a workflow_scope")
-        scope.start(self._own, self._unobserved, self._runner.cancel, self._runner.log.detach_all)
+        scope.start(self)
 
     @enable_ki_protection
     async def _own(self) -> None:
@@ -233,6 +233,15 @@ class WorkflowHandler(Generic[R]):
         error = self._unobserved()
         if error is not None:
             raise error
+
+    def _cancel(self, reason: str) -> None:
+        self._runner.cancel(reason)
+
+    def _detach_readers(self) -> None:
+        self._runner.log.detach_all()
+
+    def _has_failed(self) -> bool:
+        return bool(self._runner.outcome.errors)
 
     def _unobserved(self) -> BaseException | None:
         """Return the failure that the owner has to raise, if any, and take it as observed."""
@@ -294,7 +303,7 @@ class WorkflowHandler(Generic[R]):
             in :attr:`exceptions`. It need not be awaited.
         """
         if not self._started:
-            self._started = "and cancelled before that"
+            self._started = "or rather cancelled before it could"
             self._runner.cancel(reason)
             self._runner.log.close(self._runner.outcome.conclude())
         else:

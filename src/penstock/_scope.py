@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any, Self, final
+from typing import TYPE_CHECKING, Any, Protocol, Self, final
 
 from penstock._backends import current_backend
 from penstock._engine.outcome import URGENT, single
+from penstock._engine.runner import current_scope
 from penstock._errors import WorkflowRuntimeError
 
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
+    from contextvars import Token
 
     from penstock._backends import Nursery
 
@@ -59,6 +59,20 @@ def settle(
         raise raised
 
 
+class OwnedRun(Protocol):
+    """A run, as its scope sees it: the handler."""
+
+    async def _own(self) -> None: ...
+
+    def _cancel(self, reason: str) -> None: ...
+
+    def _detach_readers(self) -> None: ...
+
+    def _has_failed(self) -> bool: ...
+
+    def _unobserved(self) -> BaseException | None: ...
+
+
 @final
 class WorkflowScope:
     """An owner for the runs that are started inside it; see :func:`workflow_scope`."""
@@ -68,7 +82,7 @@ class WorkflowScope:
     def __init__(self) -> None:
         self._manager: AbstractAsyncContextManager[Nursery] | None = None
         self._nursery: Nursery | None = None
-        self._runs: list[Owned] = []
+        self._runs: dict[OwnedRun, None] = {}
         self._token: Token[WorkflowScope | None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -82,25 +96,19 @@ class WorkflowScope:
         assert self._token is not None
         current_scope.reset(self._token)
         for run in self._runs:
-            run.detach_readers()
+            run._detach_readers()
             if error is not None:
-                run.cancel(f"its scope was left by {type(error).__name__}")
+                run._cancel(f"its scope was left by {type(error).__name__}")
         raised = await leave_nursery(self._manager)
         self._nursery = None
-        failures = [failure for run in self._runs if (failure := run.failure()) is not None]
+        failures = [failure for run in self._runs if (failure := run._unobserved()) is not None]
         for other in failures[1:]:
             failures[0].add_note(f"and another run of the same scope failed: {other!r}")
         self._runs.clear()
         first = failures[0] if failures else None
         settle(first, error, raised, current_backend().Cancelled)
 
-    def start(
-        self,
-        own: Callable[[], Awaitable[None]],
-        failure: Callable[[], BaseException | None],
-        cancel: Callable[[str], None],
-        detach_readers: Callable[[], None],
-    ) -> None:
+    def start(self, run: OwnedRun) -> None:
         """Start a run and take it over."""
         if self._nursery is None:
             msg = (
@@ -108,27 +116,13 @@ class WorkflowScope:
                 "the run to be used inside its block"
             )
             raise WorkflowRuntimeError(msg)
-        self._runs.append(Owned(failure, cancel, detach_readers))
-        self._nursery.start_soon(own)
+        self._runs[run] = None
+        self._nursery.start_soon(self._own, run)
 
-
-class Owned:
-    """A run as its scope sees it."""
-
-    __slots__ = ("cancel", "detach_readers", "failure")
-
-    def __init__(
-        self,
-        failure: Callable[[], BaseException | None],
-        cancel: Callable[[str], None],
-        detach_readers: Callable[[], None],
-    ) -> None:
-        self.failure = failure
-        self.cancel = cancel
-        self.detach_readers = detach_readers
-
-
-current_scope: ContextVar[WorkflowScope | None] = ContextVar("penstock_scope", default=None)
+    async def _own(self, run: OwnedRun) -> None:
+        await run._own()
+        if not run._has_failed():
+            del self._runs[run]  # a scope may live as long as a server
 
 
 def workflow_scope() -> WorkflowScope:

@@ -192,11 +192,13 @@ class EventStream(ReceiveChannel[Event]):
         sequence: The number of the last event taken; ``stream_events(after=...)`` takes it.
     """
 
-    __slots__ = ("__weakref__", "_pace", "_position", "_thread", "missed")
+    __slots__ = ("__weakref__", "_is_busy", "_pace", "_position", "_thread", "missed")
 
     def __init__(self, log: EventLog, *, after: int = 0, expose_internal: bool = False) -> None:
         self.missed = max(0, log.first - (after + 1))
         self._position = log.attach(after, internal=expose_internal)
+        self._position.task = _task_if_any()
+        self._is_busy = False
         self._pace = 0.0
         self._thread = threading.get_ident()
 
@@ -217,15 +219,22 @@ class EventStream(ReceiveChannel[Event]):
             trio.BusyResourceError: Another task is waiting at this reader; each needs its own
                 ``stream_events()``.
         """
-        position = self._position
-        log = position.log
         backend = current_backend()
-        if position.waiter is not None:
+        if self._is_busy:
             msg = (
                 "another task is reading this stream; expected a reader for each task: call "
                 "handler.stream_events() once more"
             )
             raise backend.BusyResourceError(msg)
+        self._is_busy = True
+        try:
+            return await self._receive(backend)
+        finally:
+            self._is_busy = False
+
+    async def _receive(self, backend: Backend) -> Event:
+        position = self._position
+        log = position.log
         position.task = backend.current_task()
         await self._yield_now_and_then(backend)
         while True:
@@ -329,6 +338,13 @@ class StreamSender(SendChannel[Event]):
     async def aclose(self) -> None:
         """Pass a checkpoint and nothing else: the stream ends when its run ends."""
         await current_backend().checkpoint()
+
+
+def _task_if_any() -> object:
+    try:
+        return current_backend().current_task()
+    except RuntimeError:  # a reader made outside any event loop, after the end
+        return None
 
 
 def check_publishable(event: Any, log: EventLog) -> None:

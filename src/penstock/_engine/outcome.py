@@ -8,6 +8,7 @@ event, a failure, the timeout, a cancellation. What fails later, while the rest 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from penstock._errors import WorkflowCancelledError, WorkflowStalledError, WorkflowTimeoutError
@@ -88,6 +89,7 @@ class Outcome:
         if self.status:
             where += f", while it unwound ({self.status})"
         error.add_note(where)
+        _drop_own_frames(error)
         self.errors = (*self.errors, error)
         urgent = isinstance(error, URGENT)
         if self.status in ("", "completed") or (urgent and not isinstance(self.error, URGENT)):
@@ -178,6 +180,18 @@ class Outcome:
         """Wake everybody who waits for the end."""
         for waiter in self.waiters:
             waiter.wake()
+
+
+_HOME = str(Path(__file__).parent.parent)
+
+
+def _drop_own_frames(error: BaseException) -> None:
+    """Have the traceback begin in what the user wrote, where it gets that far."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_HOME):
+        trace = trace.tb_next
+    if trace is not None:
+        error.__traceback__ = trace
 
 
 def only_cancelled(error: BaseException, cancelled: type[BaseException]) -> bool:

@@ -10,7 +10,7 @@ from outside, a ``KeyboardInterrupt`` or a ``SystemExit``.
 from __future__ import annotations
 
 import threading
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from math import inf, nextafter
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from penstock._events import Event
     from penstock._graph import Graph
     from penstock._observe import Observer
+
+
+#: The ambient owner of runs that were given none; see penstock._scope. Steps have none.
+current_scope: ContextVar[Any] = ContextVar("penstock_scope", default=None)
 
 
 class Runner:
@@ -107,6 +111,8 @@ class Runner:
         self._backend = backend = current_backend()
         self._thread = threading.get_ident()
         self._variables = copy_context()
+        # What a step starts without an owner must not end up in a scope that outlives the run.
+        self._variables.run(current_scope.set, None)
         task = backend.current_task()
         name = backend.task_name(task)
         interruption: BaseException | None = None
