@@ -60,6 +60,7 @@ class WorkflowHandler(Generic[R]):
 
     __slots__ = (
         "__weakref__",
+        "_awaiting",
         "_block",
         "_is_observed",
         "_keeps_failure",
@@ -88,6 +89,7 @@ class WorkflowHandler(Generic[R]):
             observer=observer,
         )
         self._started = ""
+        self._awaiting = 0
         self._is_observed = False
         self._keeps_failure = False
         self._block: tuple[AbstractAsyncContextManager[Nursery], object] | None = None
@@ -115,9 +117,13 @@ class WorkflowHandler(Generic[R]):
     async def _await(self) -> R:
         if not self._started:
             self._start("in place")
-            await self._runner.run()
+            await self._run_alone()
         else:
-            await self._wait()
+            self._awaiting += 1
+            try:
+                await self._wait()
+            finally:
+                self._awaiting -= 1
         return self.result()
 
     async def _wait(self) -> None:
@@ -196,7 +202,9 @@ class WorkflowHandler(Generic[R]):
         if hasattr(nursery, "start_soon"):
             cast("NurseryLike", nursery).start_soon(self._own_in_nursery)
         else:
-            cast("TaskGroupLike", nursery).create_task(self._own_in_nursery())
+            task = cast("TaskGroupLike", nursery).create_task(self._own_in_nursery())
+            # asyncio may cancel a task before it has begun; then nothing in it ever runs.
+            task.add_done_callback(lambda _task: self._runner.abandon())
         return self
 
     def _start(self, how: str) -> None:
@@ -221,14 +229,29 @@ class WorkflowHandler(Generic[R]):
         self._start("in a workflow_scope")
         scope.start(self)
 
+    async def _run_alone(self) -> None:
+        """Run where nothing else would raise a failure that a cancellation brought about."""
+        failure: BaseException | None = None
+        try:
+            await self._runner.run()
+        except current_backend().Cancelled:
+            failure = self._unobserved()
+            if failure is None:
+                raise
+        except BaseException:
+            self._is_observed = True  # KeyboardInterrupt or SystemExit: there it goes
+            raise
+        if failure is not None:
+            raise failure
+
     @enable_ki_protection
     async def _own(self) -> None:
         await self._runner.run()
 
     @enable_ki_protection
     async def _own_in_nursery(self) -> None:
-        await self._runner.run()
-        if self._keeps_failure or self._runner.outcome.waiters or self._runner.log.has_readers:
+        await self._run_alone()
+        if self._keeps_failure or self._awaiting or self._runner.log.has_readers:
             return
         error = self._unobserved()
         if error is not None:

@@ -90,6 +90,10 @@ class Backend(Protocol):
     ClosedResourceError: type[Exception]
     BusyResourceError: type[Exception]
     WouldBlock: type[Exception]
+    #: Whether the task that runs a run may be its first worker. Under asyncio it may not: a
+    #: native ``Task.cancel()`` goes through every shield in the task that it hits, and one that
+    #: hits a task which only waits leaves the clean-up of the steps alone.
+    runs_steps_in_host: bool
 
     def open_nursery(self) -> AbstractAsyncContextManager[Any]:
         """Open a :class:`Nursery`."""

@@ -88,6 +88,7 @@ class AsyncioBackend:
     """See :class:`penstock._backends.Backend`."""
 
     name = "asyncio"
+    runs_steps_in_host = False
     Cancelled: type[BaseException] = asyncio.CancelledError
     EndOfChannel: type[Exception] = EndOfChannel
     ClosedResourceError: type[Exception] = ClosedResourceError

@@ -63,6 +63,7 @@ class TrioBackend:
     """See :class:`penstock._backends.Backend`."""
 
     name = "trio"
+    runs_steps_in_host = True
     Cancelled: type[BaseException] = trio.Cancelled
     EndOfChannel: type[Exception] = trio.EndOfChannel
     ClosedResourceError: type[Exception] = trio.ClosedResourceError

@@ -145,16 +145,6 @@ class Outcome:
             self.error = interruption
             self.errors = (*self.errors, interruption)
 
-    def instead_of(
-        self, interruption: BaseException, cancelled: type[BaseException]
-    ) -> BaseException:
-        """Return what leaves the run: a failure that a cancellation brought about goes first."""
-        if isinstance(self.error, URGENT):
-            return self.error
-        if isinstance(interruption, cancelled) and self.is_outside and self.errors:
-            return self.errors[0]
-        return interruption
-
     def conclude(self) -> StopEvent:
         """Everything has unwound: return the event that ends the stream."""
         self.is_over = True

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from penstock._backends import current_backend, enable_ki_protection
 from penstock._engine.machine import Machine, Station
-from penstock._engine.outcome import URGENT, Outcome, only_cancelled, single, without_cancelled
+from penstock._engine.outcome import (
+    OUTSIDE,
+    URGENT,
+    Outcome,
+    only_cancelled,
+    single,
+    without_cancelled,
+)
 from penstock._engine.worker import Worker
 from penstock._errors import WorkflowRuntimeError
 from penstock._events import InputRequiredEvent, StopEvent, WorkflowIdleEvent
@@ -89,7 +96,7 @@ class Runner:
         self._backend: Backend | None = None
         self._machine: Machine | None = None
         self._nursery: Nursery | None = None
-        self._host: Worker | None = None
+        self._host: Any = None
         self._parked: Waiter | None = None
         self._workers: dict[Worker, None] = {}
         self._early: list[tuple[Event, str | None]] = []
@@ -113,7 +120,7 @@ class Runner:
         self._variables = copy_context()
         # What a step starts without an owner must not end up in a scope that outlives the run.
         self._variables.run(current_scope.set, None)
-        task = backend.current_task()
+        self._host = task = backend.current_task()
         name = backend.task_name(task)
         interruption: BaseException | None = None
         try:
@@ -131,9 +138,7 @@ class Runner:
         except BaseException as error:  # noqa: BLE001 - raised again below, when all is closed
             interruption = single(error, backend.Cancelled)
         self._conclude(backend, interruption)
-        if interruption is not None:
-            interruption = self.outcome.instead_of(interruption, backend.Cancelled)
-        elif isinstance(self.outcome.error, URGENT):
+        if isinstance(self.outcome.error, URGENT):
             interruption = self.outcome.error
         if interruption is not None:
             try:
@@ -150,35 +155,46 @@ class Runner:
         self._due = perf_counter() + TURN
         if self.observer is not None:
             self.observer.run_started(self.run_id, self.graph.name, self._start_event)
-        self._host = host = Worker(self, self._variables)
-        self._workers[host] = None
+        if backend.is_natively_cancelled():
+            await backend.checkpoint()  # before any step has begun
+        if not self.outcome.status:
+            delivery = machine.begin(self._start_event)
+            for event, target in self._early:
+                self._receive(machine, event, target)
+            self._start_workers()
+            # A host that only waits is the first to see a cancellation, and so can tell a timeout
+            # from what comes from outside while the steps still unwind. It costs a task.
+            if delivery is not None and backend.runs_steps_in_host and self.timeout is None:
+                await self._run_worker(*delivery)
+            elif delivery is not None:
+                nursery.start_soon(self._run_worker, *delivery, name=delivery[0].step.label)
+        await self._park(backend)
+
+    async def _park(self, backend: Backend) -> None:
+        """Wait until the outcome is settled, and settle it if a cancellation comes first."""
+        self._parked = backend.waiter()
         try:
+            while not self.outcome.status:
+                await self._parked.wait()
+        except backend.Cancelled:
             if not self.outcome.status:
-                delivery = machine.begin(self._start_event)
-                for event, target in self._early:
-                    self._receive(machine, event, target)
-                self._start_workers()
-                if delivery is not None:
-                    await self._work(host, *delivery)
-        finally:
-            del self._workers[host]
-            host.end()
-        while not self.outcome.status:
-            self._parked = backend.waiter()
-            await self._parked.wait()
+                self._settle_cancellation()
+            raise
 
     @enable_ki_protection
     async def _start_worker(self, station: Station) -> None:
-        machine = self._machine
-        assert machine is not None
-        if self.outcome.status:
-            return
+        assert self._machine is not None
+        if not self.outcome.status:
+            delivery = self._machine.take(station)
+            if delivery is not None:
+                await self._run_worker(*delivery)
+
+    @enable_ki_protection
+    async def _run_worker(self, station: Station, event: Any, group: Group | None) -> None:
         worker = Worker(self, self._variables)
         self._workers[worker] = None
         try:
-            delivery = machine.take(station)
-            if delivery is not None:
-                await self._work(worker, *delivery)
+            await self._work(worker, station, event, group)
         finally:
             del self._workers[worker]
             worker.end()
@@ -266,13 +282,12 @@ class Runner:
         """Keep the failure of a step as the outcome, or go on with a cancellation."""
         backend = self._backend
         assert backend is not None
-        is_host = worker is self._host
-        cancelled = backend.is_cancelled() or (is_host and backend.is_natively_cancelled())
+        cancelled = backend.is_cancelled()
         if only_cancelled(error, backend.Cancelled):
             if cancelled:
                 if not self.outcome.status:
                     self._settle_cancellation()
-                if is_host:
+                if backend.current_task() is self._host:
                     raise error
                 return
             name = worker.step.label if worker.step is not None else self.graph.name
@@ -336,9 +351,19 @@ class Runner:
         self._check_thread("cancel")
         if self.outcome.status:
             return
-        self.outcome.cancel(reason)
+        if self._backend is not None and self._backend.current_time() > self._deadline:
+            self._settle_timeout()
+        else:
+            self.outcome.cancel(reason)
         if self._nursery is not None and self._backend is not None:
             self._backend.cancel(self._nursery.cancel_scope, reason)
+
+    def abandon(self) -> None:
+        """Conclude a run whose task was cancelled before it could begin."""
+        if not self.outcome.is_over:
+            self.outcome.cancel(OUTSIDE)
+            self.log.close(self.outcome.conclude())
+            self.outcome.announce()
 
     @enable_ki_protection
     def receive(self, event: Event, target: str | None) -> None:
