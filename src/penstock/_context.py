@@ -11,11 +11,16 @@ from penstock._streams import StreamSender
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
     from penstock._events import Event
     from penstock._streams import EventLog
 
+    # A plain ``Context`` is a ``Context[Any]``, to the strictest checker too.
+    StateT = TypeVarWithDefault("StateT", default=Any)
+else:
+    StateT = TypeVar("StateT")
 
-StateT = TypeVar("StateT")
 EventT = TypeVar("EventT", bound="Event")
 
 

@@ -255,6 +255,10 @@ class Event:
 class StartEvent(Event):
     """The event that a run begins with; ``run(**fields)`` makes it from its keywords."""
 
+    if TYPE_CHECKING:
+
+        def __init__(self, **fields: Any) -> None: ...
+
 
 class StopEvent(Event):
     """The event that ends a run, returned by a step.
@@ -276,9 +280,17 @@ class InputRequiredEvent(Event):
     Until it is answered the run is idle, not stalled.
     """
 
+    if TYPE_CHECKING:
+
+        def __init__(self, **fields: Any) -> None: ...
+
 
 class HumanResponseEvent(Event):
     """An answer from outside, given by ``handler.send_event()`` to the steps that take it."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **fields: Any) -> None: ...
 
 
 class WorkflowFailedEvent(StopEvent):

@@ -204,7 +204,7 @@ class WorkflowHandler(Generic[R]):
         else:
             task = cast("TaskGroupLike", nursery).create_task(self._own_in_nursery())
             # asyncio may cancel a task before it has begun; then nothing in it ever runs.
-            task.add_done_callback(lambda _task: self._runner.abandon())
+            task.add_done_callback(self._take_leave)
         return self
 
     def _start(self, how: str) -> None:
@@ -256,6 +256,9 @@ class WorkflowHandler(Generic[R]):
         error = self._unobserved()
         if error is not None:
             raise error
+
+    def _take_leave(self, _task: object) -> None:
+        self._runner.abandon()
 
     def _cancel(self, reason: str) -> None:
         self._runner.cancel(reason)

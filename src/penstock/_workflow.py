@@ -16,10 +16,14 @@ from penstock._streams import EventLog
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
     from penstock._events import StartEvent
 
-
-R = TypeVar("R")
+    # A plain ``Workflow`` is a ``Workflow[Any]``, to the strictest checker too.
+    R = TypeVarWithDefault("R", default=Any)
+else:
+    R = TypeVar("R")
 
 
 class Workflow(Generic[R]):
