@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import decimal
 import difflib
-import typing
-import uuid
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 import attrs
 from attrs.exceptions import FrozenInstanceError
 
+from penstock._validation import check_types
+
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
 
-E = TypeVar("E", bound="Event")
-
-_KEPT = (
-    bytes,
-    bytearray,
-    dt.datetime,
-    dt.date,
-    dt.time,
-    dt.timedelta,
-    decimal.Decimal,
-    uuid.UUID,
-)
 _MUTABLE = (list, dict, set, bytearray)
 
 
@@ -85,85 +71,13 @@ def _make_init(cls: type[Event], init: Callable[..., None]) -> Callable[..., Non
         if is_open:
             self.__dict__.update((k, v) for k, v in values.items() if k not in declared)
         if validates:
-            check_fields(self)
+            check_types(cls, self.__dict__)
 
     made = build_with_care if is_open or validates else build
     made.__name__ = "__init__"
     made.__qualname__ = f"{cls.__qualname__}.__init__"
     made.__wrapped__ = init  # type: ignore[attr-defined]
     return made
-
-
-def _hints(cls: type[Event]) -> dict[str, Any]:
-    """Return the resolved annotations of the fields of ``cls``."""
-    try:
-        hints = typing.get_type_hints(cls, include_extras=True)
-    except NameError as error:
-        msg = (
-            f"cannot resolve the annotations of {cls.__qualname__}: {error}; expected every name "
-            f"to be importable from the module {cls.__module__!r} (not under TYPE_CHECKING)"
-        )
-        raise TypeError(msg) from error
-    return {f.alias: hints.get(f.name, Any) for f in attrs.fields(cls)}
-
-
-def check_fields(event: Event) -> None:
-    """Check the values of the declared fields of ``event`` against their annotations.
-
-    Raises:
-        TypeError: A value does not fit; the message names class, field, value and type.
-    """
-    cls = type(event)
-    for name, hint in _hints(cls).items():
-        if name in event.__dict__:
-            _convert(cls, name, event.__dict__[name], hint, from_outside=False)
-
-
-def decode_event(cls: type[E], data: Mapping[str, Any]) -> E:
-    """Make an event of ``cls`` from plain data that came from outside (JSON, a command line).
-
-    The class is chosen by the caller, never by the data. Each value is validated against the
-    annotation of its field and converted where JSON has no such type (dates, enums, nested
-    attrs classes, dataclasses).
-
-    Raises:
-        TypeError: A field is missing, unknown or has the wrong type; the message names it.
-    """
-    hints = _hints(cls)
-    values = {
-        name: _convert(cls, name, value, hints[name], from_outside=True) if name in hints else value
-        for name, value in data.items()
-    }
-    return cls(**values)
-
-
-def _convert(cls: type, name: str, value: Any, hint: Any, *, from_outside: bool) -> Any:
-    import msgspec  # noqa: PLC0415 - 10 ms that a program without data from outside need not pay
-
-    if hint is Any or (isinstance(hint, type) and type(value) is hint):
-        return value
-
-    def decode_other(kind: type, data: Any) -> Any:
-        if isinstance(data, kind):
-            return data
-        msg = f"Expected `{kind.__name__}`, got `{type(data).__name__}`"
-        raise msgspec.ValidationError(msg)
-
-    try:
-        if from_outside:
-            return cast("Any", msgspec.convert(value, hint, dec_hook=decode_other))
-        if isinstance(hint, type):
-            return decode_other(hint, value)
-        plain = msgspec.to_builtins(
-            value, builtin_types=_KEPT, enc_hook=lambda other: other, str_keys=False
-        )
-        return msgspec.convert(plain, hint, builtin_types=_KEPT, dec_hook=decode_other)
-    except (msgspec.ValidationError, NotImplementedError) as error:
-        shown = getattr(hint, "__name__", None) if isinstance(hint, type) else None
-        msg = f"{cls.__name__}.{name} is {value!r}, which is not {shown or hint}: {error}".replace(
-            " - at `$`", ""
-        )
-        raise TypeError(msg) from None
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(attrs.field,))
@@ -188,7 +102,10 @@ class Event:
     _validates: ClassVar[bool] = False
 
     # attrs makes every subclass one of its classes; Event itself has no fields to declare.
-    __attrs_attrs__: ClassVar[tuple[attrs.Attribute[Any], ...]] = ()
+    if TYPE_CHECKING:
+        __attrs_attrs__: ClassVar[tuple[attrs.Attribute[Any], ...]]
+    else:
+        __attrs_attrs__ = ()
 
     def __init_subclass__(cls, *, open: bool | None = None, validate: bool | None = None) -> None:  # noqa: A002
         super().__init_subclass__()
@@ -217,7 +134,7 @@ class Event:
 
     else:
 
-        def __init__(self, **fields: Any) -> None:
+        def __init__(self, /, **fields: Any) -> None:
             self.__dict__.update(fields)
 
     def __setattr__(self, name: str, value: object) -> None:

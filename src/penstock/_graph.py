@@ -77,7 +77,9 @@ class Graph:
         starts = [kind for kind in self._acceptors if issubclass(kind, StartEvent)]
         self.start_event: type[StartEvent] = starts[0] if starts else StartEvent
         self.joins = tuple(self._joins_fed_by(step) for step in steps)
-        self.faults = (*map(Fault, problems), *self._find_faults(starts))
+        # A step that cannot be read is missing from the graph, which must not be blamed for it.
+        found = map(Fault, problems) if problems else self._find_faults(starts)
+        self.faults = tuple(found)
 
     # -- what goes where -------------------------------------------------------------------
 

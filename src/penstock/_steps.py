@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import sys
 import types
@@ -30,7 +31,8 @@ class StepOptions:
 
     num_workers: int
     timeout: float | None
-    hints: dict[str, Any] | None = attrs.field(repr=False)
+    #: What names in string annotations mean in the functions around the step.
+    names: dict[str, Any] = attrs.field(repr=False)
 
 
 @attrs.frozen(eq=False)
@@ -93,11 +95,16 @@ def step(
 
     def mark(function: F) -> F:
         _check(function, num_workers, timeout)
-        options = StepOptions(num_workers, timeout, _early_hints(function))
+        options = StepOptions(num_workers, timeout, _names_around(function))
         setattr(function, _MARK, options)
         return function
 
     return mark if function is None else mark(function)
+
+
+def is_seconds(value: object) -> bool:
+    """Whether ``value`` is a number of seconds that a timeout may have."""
+    return isinstance(value, int | float) and value > 0
 
 
 def _check(function: Any, num_workers: int, timeout: float | None) -> None:
@@ -117,35 +124,33 @@ def _check(function: Any, num_workers: int, timeout: float | None) -> None:
     if type(num_workers) is not int or num_workers < 1:
         msg = f"num_workers of the step {name} is {num_workers!r}; expected an int of at least 1"
         raise WorkflowValidationError(msg)
-    if timeout is not None and not timeout > 0:
+    if not (timeout is None or is_seconds(timeout)):
         msg = f"timeout of the step {name} is {timeout!r}; expected seconds above 0, or None"
         raise WorkflowValidationError(msg)
 
 
-def _early_hints(function: Any) -> dict[str, Any] | None:
-    """Resolve annotations while the names of an enclosing function can still be seen.
+def _names_around(function: Any) -> dict[str, Any]:
+    """Return what the annotations name in the functions around the class, while these still run.
 
-    With ``from __future__ import annotations`` they are strings, and those that name classes of
-    a function body cannot be resolved any more once the function has returned. Nothing of the
-    frames is kept. Names that do not exist yet are left to the building of the workflow.
+    With ``from __future__ import annotations`` the annotations are strings, and those that name
+    classes of a function body cannot be resolved any more once the function has returned. Only
+    what they name is kept.
     """
-    if not any(isinstance(note, str) for note in function.__annotations__.values()):
-        return None
+    wanted = {
+        node.id
+        for note in function.__annotations__.values()
+        if isinstance(note, str)
+        for node in ast.walk(ast.parse(note, mode="eval"))
+        if isinstance(node, ast.Name)
+    }
     names: dict[str, Any] = {}
-    frame: types.FrameType | None = sys._getframe(
-        3
-    )  # below: mark, step, and the class body that called it
-    scopes: list[dict[str, Any]] = []
-    while frame is not None and frame.f_globals is function.__globals__:
-        if frame.f_locals is not frame.f_globals:
-            scopes.append(dict(frame.f_locals))
+    frame: types.FrameType | None = sys._getframe(3) if wanted else None  # past mark() and step()
+    while frame is not None:
+        around = frame.f_code.co_qualname
+        if function.__qualname__.startswith(f"{around}.<locals>."):
+            names = {n: v for n, v in frame.f_locals.items() if n in wanted} | names
         frame = frame.f_back
-    for scope in reversed(scopes):
-        names.update(scope)
-    try:
-        return typing.get_type_hints(function, localns=names, include_extras=True)
-    except (NameError, TypeError, AttributeError):
-        return None
+    return names
 
 
 def find_steps(cls: type) -> tuple[list[Step], list[str]]:
@@ -186,16 +191,14 @@ class _SignatureError(Exception):
 
 
 def _read(cls: type, index: int, name: str, function: Any, options: StepOptions) -> Step:
-    hints = options.hints
-    if hints is None:
-        try:
-            hints = typing.get_type_hints(function, include_extras=True)
-        except (NameError, AttributeError) as error:
-            msg = (
-                f"has an annotation that cannot be resolved ({error}); expected the class to be "
-                "defined before the workflow, and not only under `if TYPE_CHECKING`"
-            )
-            raise _SignatureError(msg) from error
+    try:
+        hints = typing.get_type_hints(function, localns=options.names, include_extras=True)
+    except (NameError, AttributeError) as error:
+        msg = (
+            f"has an annotation that cannot be resolved ({error}); expected the class to be "
+            "defined before the workflow, and not only under `if TYPE_CHECKING`"
+        )
+        raise _SignatureError(msg) from error
     parameters = list(inspect.signature(function).parameters.values())[1:]
     takes, accepts, context_at = _read_parameters(parameters, hints)
     if "return" not in hints:
@@ -227,6 +230,13 @@ def _read_parameters(
     for position, parameter in enumerate(parameters):
         hint = hints.get(parameter.name, parameter.empty)
         if _is_context(hint):
+            _check_positional(parameter)
+            if context_at is not None:
+                msg = (
+                    f"takes the context twice, the second time as {parameter.name!r}; "
+                    "expected one parameter `ctx: Context`"
+                )
+                raise _SignatureError(msg)
             context_at = position
             continue
         element = _element(hint)
@@ -242,17 +252,21 @@ def _read_parameters(
                 f"expected `{parameter.name}: SomeEvent`, `{parameter.name}: Context` or a default"
             )
             raise _SignatureError(msg)
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            msg = (
-                f"takes {parameter.name!r} by keyword only; expected it before the `*`, "
-                "for steps are called by position"
-            )
-            raise _SignatureError(msg)
+        _check_positional(parameter)
         if element is None:
             events.append((parameter.name, kinds))
         else:
             lists.append(kinds)
     return (*_shape(events, lists), context_at)
+
+
+def _check_positional(parameter: inspect.Parameter) -> None:
+    if parameter.kind is parameter.KEYWORD_ONLY:
+        msg = (
+            f"takes {parameter.name!r} by keyword only; expected it before the `*`, "
+            "for steps are called by position"
+        )
+        raise _SignatureError(msg)
 
 
 def _shape(

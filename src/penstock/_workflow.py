@@ -10,6 +10,7 @@ from penstock._errors import WorkflowRuntimeError, WorkflowValidationError
 from penstock._graph import SKIPPABLE, Graph, graph_of
 from penstock._handler import WorkflowHandler
 from penstock._observe import Observer, Several, Verbose
+from penstock._steps import is_seconds
 from penstock._streams import EventLog
 
 
@@ -56,6 +57,12 @@ class Workflow(Generic[R]):
         skip_graph_checks: Iterable[str] = (),
         observers: Iterable[Observer] = (),
     ) -> None:
+        if isinstance(skip_graph_checks, str):
+            msg = (
+                f"{type(self).__name__}(skip_graph_checks={skip_graph_checks!r}); expected a list "
+                f"of names: [{skip_graph_checks!r}]"
+            )
+            raise WorkflowValidationError(msg)
         skip = frozenset(skip_graph_checks)
         self._check_options(timeout, stream_buffer, stream_history, skip)
         graph = graph_of(type(self))
@@ -73,7 +80,7 @@ class Workflow(Generic[R]):
         self, timeout: float | None, buffer: int, history: int, skip: frozenset[str]
     ) -> None:
         name = type(self).__name__
-        if timeout is not None and not timeout > 0:
+        if not (timeout is None or is_seconds(timeout)):
             msg = f"{name}(timeout={timeout!r}); expected seconds above 0, or None for no limit"
             raise WorkflowValidationError(msg)
         for option, value in (("stream_buffer", buffer), ("stream_history", history)):

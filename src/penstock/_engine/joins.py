@@ -49,10 +49,12 @@ class Slots:
 
     def add(self, event: Event) -> tuple[Event, ...] | None:
         """Add an event; return one of each as soon as they are there."""
-        fitting = [
-            q for q, k in zip(self._queues, self._kinds, strict=True) if isinstance(event, k)
-        ]
-        min(fitting, key=len).append(event)
+        # An empty place first, then the nearest class: an event of a subclass leaves the place of
+        # its parent to the parent.
+        mro = type(event).__mro__
+        places = zip(self._queues, self._kinds, strict=True)
+        fitting = [(bool(queue), mro.index(kind), queue) for queue, kind in places if kind in mro]
+        min(fitting, key=lambda place: place[:2])[2].append(event)
         if all(self._queues):
             return tuple(queue.popleft() for queue in self._queues)
         return None

@@ -48,10 +48,12 @@ _C = TypeVar("_C", bound=Client)
 class _Run(Generic[_C]):
     """The client of one run of an event loop, and who holds it."""
 
-    def __init__(self, make: Callable[[], _C]) -> None:
+    def __init__(self, make: Callable[[], _C], *, owned: bool) -> None:
         self._make = make
+        self._owned = owned
         self._client: _C | None = None
         self.holds: set[Hold[_C]] = set()
+        self.block_holds: list[Hold[_C]] = []  # any of them stands for any block
         self.step_holds: dict[int, Hold[_C]] = {}  # by the id of the step's clean-up list
 
     def client(self) -> _C:
@@ -61,7 +63,7 @@ class _Run(Generic[_C]):
 
     async def close(self) -> None:
         client, self._client = self._client, None
-        if client is not None:
+        if client is not None and self._owned:
             with _loop.open_scope(shield=True, seconds=_CLOSE_SECONDS):
                 await client.close()
 
@@ -107,10 +109,17 @@ def _nobody() -> None:
 
 
 class Clients(Generic[_C]):
-    """The clients of one model object, by event-loop run."""
+    """
+    The clients of one model object, by event-loop run.
 
-    def __init__(self, make: Callable[[], _C]) -> None:
+    Args:
+        make: Makes a client, in the loop that it is for.
+        owned: Otherwise what `make` gives is somebody else's to close.
+    """
+
+    def __init__(self, make: Callable[[], _C], *, owned: bool = True) -> None:
         self._make = make
+        self._owned = owned
         self._runs: weakref.WeakKeyDictionary[object, _Run[_C]] = weakref.WeakKeyDictionary()
 
     def hold(self) -> Hold[_C]:
@@ -119,16 +128,29 @@ class Clients(Generic[_C]):
 
         In a step this also has the step hold it, until the step ends.
         """
+        return Hold(self._current())
+
+    def enter_block(self) -> None:
+        """Hold the client of the running loop until the result of `leave_block` is closed."""
+        run = self._current()
+        run.block_holds.append(Hold(run))
+
+    def leave_block(self) -> Hold[_C] | None:
+        """Give what `enter_block` held, to be closed; ``None`` after `aclose` has closed it."""
+        run = self._runs.get(_loop.current_run())
+        return run.block_holds.pop() if run is not None and run.block_holds else None
+
+    def _current(self) -> _Run[_C]:
         key = _loop.current_run()
         run = self._runs.get(key)
         if run is None:
-            run = self._runs[key] = _Run(self._make)
+            run = self._runs[key] = _Run(self._make, owned=self._owned)
         cleanup = current_cleanup.get()
         # The hold keeps the list alive, so its id cannot come to mean another one.
         if cleanup is not None and id(cleanup) not in run.step_holds:
             run.step_holds[id(cleanup)] = step_hold = Hold(run, cleanup)
             cleanup.add(step_hold)
-        return Hold(run)
+        return run
 
     async def aclose(self) -> None:
         """Close the client of the running loop, and the open streams before it, held or not."""

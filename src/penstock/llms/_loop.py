@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import trio
 from trio.lowlevel import in_trio_task
 
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
+
+
+_T = TypeVar("_T")
 
 
 # asyncio and AnyIO are imported where Trio is found not to be running, so that a Trio program never
@@ -112,3 +116,12 @@ async def sleep(seconds: float) -> None:
         import anyio  # noqa: PLC0415
 
         await anyio.sleep(seconds)
+
+
+async def run_in_thread(sync_fn: Callable[[], _T]) -> _T:
+    """Run a blocking call in a thread of the loop's own pool."""
+    if in_trio_task():
+        return await trio.to_thread.run_sync(sync_fn)
+    import anyio.to_thread  # noqa: PLC0415
+
+    return await anyio.to_thread.run_sync(sync_fn)

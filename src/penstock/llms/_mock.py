@@ -161,7 +161,9 @@ class _Script:
             self._llm.open_streams -= 1
 
 
-def _pieces(reply: str | ToolCall | Sequence[ToolCall] | ChatMessage, prompt: str, model: str) -> Iterable[Piece]:
+def _pieces(
+    reply: str | ToolCall | Sequence[ToolCall] | ChatMessage, prompt: str, model: str
+) -> Iterable[Piece]:
     calls: tuple[ToolCall, ...]
     if isinstance(reply, ChatMessage):
         text, calls = reply.text, tuple(reply.tool_calls)

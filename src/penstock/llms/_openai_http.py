@@ -85,7 +85,7 @@ class EventReader:
         if not self._events or self.at_end:
             return None
         data = self._events.popleft()
-        if data.strip() == _END:
+        if data.strip().startswith(_END):
             self.at_end = True
             return None
         piece = self._read(data)
@@ -109,8 +109,8 @@ class EventReader:
 
 
 def _error_text(error: object) -> str:
-    message = cast("dict[str, object]", error).get("message") if isinstance(error, dict) else None
-    return str(message or cast("object", error))
+    fields = cast("dict[str, object]", error) if isinstance(error, dict) else {"message": error}
+    return str(fields.get("message") or fields)
 
 
 class ResponseSource:

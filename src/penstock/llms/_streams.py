@@ -125,15 +125,17 @@ class _Stream(Generic[_R]):
         when this returns, and the cancellation is seen at the next checkpoint.
         """
         reader, self._closed = self._reader, True
-        with _loop.open_scope(shield=True):
-            if reader is not None:
-                scope, left = reader
-                scope.cancel()
-                await left.wait()
-            await self._source.aclose()
-        if self._cleanup is not None:
-            self._cleanup.discard(self)
-            self._cleanup = None
+        try:
+            with _loop.open_scope(shield=True):
+                if reader is not None:
+                    scope, left = reader
+                    scope.cancel()
+                    await left.wait()
+                await self._source.aclose()
+        finally:
+            if self._cleanup is not None:
+                self._cleanup.discard(self)
+                self._cleanup = None
 
     async def __aenter__(self) -> Self:
         return self

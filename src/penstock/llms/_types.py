@@ -82,6 +82,10 @@ def _to_calls(calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
     return tuple(calls)
 
 
+def _to_content(content: Content | None) -> Content:
+    return "" if content is None else content
+
+
 @attrs.frozen
 class ChatMessage:
     """
@@ -92,7 +96,7 @@ class ChatMessage:
 
     role: MessageRole = attrs.field(default=MessageRole.USER, converter=MessageRole)
 
-    content: Content = ""
+    content: Content = attrs.field(default="", converter=_to_content)
 
     name: str | None = attrs.field(default=None, kw_only=True)
     """Tells speakers of the same role apart."""

@@ -16,7 +16,7 @@ from ._wire import from_messages, from_prompt, max_tokens_name, to_piece
 try:
     import openai
 except ModuleNotFoundError as exc:
-    if exc.name != "openai":
+    if (exc.name or "").partition(".")[0] != "openai":
         raise
     _msg = 'penstock.llms.openai needs the openai package: pip install "penstock[openai]"'
     raise ModuleNotFoundError(_msg, name="openai") from exc
@@ -115,8 +115,7 @@ class OpenAI:
         self._default_headers = dict(default_headers or {})
         self._http_client = http_client
         self._async_http_client = async_http_client
-        self._clients = Clients(self._make_client)
-        self._blocks: list[Hold[openai.AsyncOpenAI]] = []
+        self._clients = Clients(self._make_client, owned=async_http_client is None)
         self._sync_client: openai.OpenAI | None = None
         self._refuses_stream_options = False
 
@@ -179,7 +178,7 @@ class OpenAI:
         await self._clients.aclose()
 
     async def __aenter__(self) -> Self:
-        self._blocks.append(self._clients.hold())
+        self._clients.enter_block()
         return self
 
     async def __aexit__(
@@ -188,7 +187,9 @@ class OpenAI:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        await self._blocks.pop().aclose()
+        hold = self._clients.leave_block()
+        if hold is not None:
+            await hold.aclose()
 
     async def _ask(self, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> Assembly:
         request = self._request(messages, kwargs)
@@ -262,9 +263,7 @@ class OpenAI:
         request = self._request(messages, kwargs)
         return _whole(_create(self._sync(), request))
 
-    def _open_sync(
-        self, messages: list[dict[str, Any]], kwargs: dict[str, Any]
-    ) -> Any:
+    def _open_sync(self, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> Any:
         request = self._stream_request(messages, kwargs)
         try:
             stream = _create(self._sync(), request)
@@ -359,8 +358,10 @@ class OpenAI:
         raise openai.OpenAIError(msg)
 
 
-def _within(timeout: float | None, seconds_left: float) -> float | None:
+def _within(timeout: Any, seconds_left: float) -> Any:
     """Bound a timeout by a deadline; one that is over leaves the next checkpoint to say so."""
+    if not isinstance(timeout, int | float | None):
+        return timeout  # the SDK knows a more detailed kind
     bounds = [bound for bound in (timeout, seconds_left) if bound is not None]
     shortest = max(min(bounds), 0.001)
     return None if shortest == float("inf") else shortest

@@ -1,0 +1,128 @@
+"""The command that runs a workflow."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from penstock._backends import current_backend
+from penstock._engine.outcome import single
+from penstock._errors import WorkflowTimeoutError
+from penstock._events import InputRequiredEvent, WorkflowFailedEvent
+from penstock._graph import graph_of
+from penstock.cli._failure import report
+from penstock.cli._input import start_event
+from penstock.cli._output import Printer
+from penstock.cli._questions import Questions, is_terminal
+from penstock.cli._targets import build, load
+
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from penstock._events import StartEvent
+    from penstock._handler import WorkflowHandler
+    from penstock.cli._targets import AnyWorkflow
+
+
+COMPLETED = 0
+FAILED = 1
+TIMED_OUT = 124
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run a workflow, print its events and its result, and return the exit code.
+
+    Raises:
+        UsageError: The target or the input is wrong, or a question could not be answered.
+        KeyboardInterrupt: Ctrl-C, after the run has unwound.
+        BrokenPipeError: Nobody reads the output any more; the run has been cancelled.
+    """
+    workflow = build(arguments.target, load(arguments.target), arguments.timeout)
+    begin = start_event(graph_of(type(workflow)).start_event, arguments)
+    style = arguments.events or ("pretty" if is_terminal(sys.stdout) else "jsonl")
+    execution = _Execution(workflow, begin, Printer(style, prompts=is_terminal(sys.stdin)))
+    if arguments.backend == "trio":
+        import trio  # noqa: PLC0415 - the backend alone decides which event loop is imported
+
+        trio.run(execution.main, _trio_poster)
+    else:
+        import anyio  # noqa: PLC0415
+
+        anyio.run(execution.main, _asyncio_poster)
+    return execution.conclude()
+
+
+def _trio_poster() -> Callable[..., object]:
+    import trio  # noqa: PLC0415
+
+    return trio.lowlevel.current_trio_token().run_sync_soon
+
+
+def _asyncio_poster() -> Callable[..., object]:
+    import asyncio  # noqa: PLC0415
+
+    return asyncio.get_running_loop().call_soon_threadsafe
+
+
+class _Execution:
+    """One run under the command line, and what came of it."""
+
+    def __init__(self, workflow: AnyWorkflow, begin: StartEvent, printer: Printer) -> None:
+        self._workflow = workflow
+        self._begin = begin
+        self._printer = printer
+        self._questions: Questions | None = None
+        self._failed_in: str | None = None
+        self._status = ""
+        self._error: BaseException | None = None
+        self._result: Any = None
+
+    async def main(self, poster: Callable[[], Callable[..., object]]) -> None:
+        """Run to the end and keep what came of it. Ctrl-C and the output's end go through."""
+        async with self._workflow.run(start_event=self._begin) as handler:
+            self._questions = Questions(self._workflow, handler, poster())
+            await self._read(handler, self._questions)
+            self._status = handler.status
+            try:
+                self._result = handler.result()
+            except Exception as error:  # noqa: BLE001 - told by conclude()
+                self._error = error
+
+    async def _read(self, handler: WorkflowHandler[Any], questions: Questions) -> None:
+        """Print the stream to its end, while another task answers the questions in it."""
+        backend = current_backend()
+        try:
+            async with backend.open_nursery() as nursery:
+                nursery.start_soon(questions.serve, name="answers")
+                async for event in handler.stream_events():
+                    if isinstance(event, WorkflowFailedEvent):
+                        self._failed_in = event.step_name
+                    self._printer.event(event)
+                    if isinstance(event, InputRequiredEvent):
+                        questions.ask(event)
+                backend.cancel(nursery.cancel_scope, "the run is over")
+        except BaseExceptionGroup as group:
+            # Only one task of the two raises: Ctrl-C, or the end of the output.
+            raise single(group, backend.Cancelled) from None
+
+    def conclude(self) -> int:
+        """Print the result or what went wrong, and return the exit code.
+
+        Raises:
+            UsageError: A question could not be answered.
+        """
+        if self._questions is not None and self._questions.failure is not None:
+            self._printer.end_line()
+            raise self._questions.failure
+        if self._error is None:
+            self._printer.result(self._result)
+            return COMPLETED
+        self._printer.end_line()
+        if self._status == "timed_out" and isinstance(self._error, WorkflowTimeoutError):
+            print(f"penstock: {self._error}", file=sys.stderr)  # noqa: T201
+            return TIMED_OUT
+        name = type(self._workflow).__name__
+        sys.stderr.write(report(name, self._failed_in, self._error))
+        return FAILED

@@ -1,0 +1,61 @@
+"""Drawing: a page that shows every flow of a workflow, without a network and without JavaScript."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penstock.drawing._model import flow_of
+from penstock.drawing._page import page_of
+
+
+if TYPE_CHECKING:
+    import os
+
+    from penstock._workflow import Workflow
+
+
+__all__ = ["draw_all_possible_flows", "page_of_all_possible_flows"]
+
+
+def draw_all_possible_flows(
+    workflow: type[Workflow[Any]] | Workflow[Any],
+    filename: str | os.PathLike[str] = "workflow_all_flows.html",
+) -> Path:
+    """Write a page that shows every flow that the signatures of a workflow's steps allow.
+
+    The page is one file: an SVG picture in HTML that opens offline, prints, and follows the
+    reader's light or dark mode. The same workflow gives the same bytes. A workflow with faults
+    is drawn as far as its steps can be read, and the faults stand under the picture.
+
+    Steps are boxes and events arrows. Events that go to the stream only are found by reading the
+    source of the steps: those made in a call of ``ctx.write_event_to_stream``,
+    ``ctx.stream.send`` or ``ctx.stream.send_nowait``, or assigned to the name given to it.
+    Where there is no source, they are missing from the picture.
+
+    Writes a file and blocks while it does; not for an event loop in a hurry.
+
+    Args:
+        workflow: The class, or an object of it; it is neither built nor run.
+        filename: Where to write the page; an existing file is replaced.
+
+    Returns:
+        The path that was written, as given.
+
+    Raises:
+        TypeError: ``workflow`` is neither a workflow nor a class of one.
+        OSError: The file cannot be written.
+    """
+    page = page_of_all_possible_flows(workflow)
+    path = Path(filename)
+    path.write_bytes(page.encode())
+    return path
+
+
+def page_of_all_possible_flows(workflow: type[Workflow[Any]] | Workflow[Any]) -> str:
+    """Return the page that :func:`draw_all_possible_flows` writes, as text.
+
+    Raises:
+        TypeError: ``workflow`` is neither a workflow nor a class of one.
+    """
+    return page_of(flow_of(workflow))

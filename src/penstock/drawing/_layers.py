@@ -1,0 +1,223 @@
+"""Layers: which row each thing stands in, and in which order within its row.
+
+The first half of a layered drawing after Sugiyama. Links that close a circle are turned round,
+rows follow from the longest path, a link that spans several rows gets a cell in each row between,
+and sweeps by barycentre order the cells so that few links cross. Boxes stand in even rows; the
+odd ones between are for the labels of the links, so that no label can lie on a box.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import attrs
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+SWEEPS = 12
+
+
+@attrs.define
+class Cell:
+    """A place in a row: a box, or where a link goes through the row.
+
+    Attributes:
+        box: The number of the box, or None.
+        link: The number of the link that goes through, or None.
+        has_label: Whether the link's label stands here.
+    """
+
+    row: int
+    box: int | None = None
+    link: int | None = None
+    has_label: bool = False
+    above: list[int] = attrs.field(factory=list[int])
+    below: list[int] = attrs.field(factory=list[int])
+
+
+@attrs.define
+class Layers:
+    """The cells, the rows that hold their numbers in order, and the way of each link.
+
+    Attributes:
+        ways: The cells of each link from top to bottom, its two boxes included.
+        turned: The links that go up: their ways are written from their target to their source.
+    """
+
+    cells: list[Cell]
+    rows: list[list[int]]
+    ways: list[list[int]]
+    turned: frozenset[int]
+
+
+def arrange(count: int, links: Sequence[tuple[int, int]]) -> Layers:
+    """Put ``count`` boxes and the links between them into rows. Box 0 is where reading begins.
+
+    No link leads from a box to itself.
+    """
+    turned = _back_links(count, links)
+    down = [(b, a) if i in turned else (a, b) for i, (a, b) in enumerate(links)]
+    ranks = _ranks(count, down)
+    cells = [Cell(2 * rank, box=box) for box, rank in enumerate(ranks)]
+    ways: list[list[int]] = []
+    for link, (top, bottom) in enumerate(down):
+        first, last = 2 * ranks[top] + 1, 2 * ranks[bottom] - 1
+        # The label stands near the step that makes the event, which for a turned link is below.
+        at = last if link in turned else first
+        way = [top]
+        for row in range(first, last + 1):
+            way.append(len(cells))
+            cells.append(Cell(row, link=link, has_label=row == at))
+        way.append(bottom)
+        ways.append(way)
+        for upper, lower in pairwise(way):
+            cells[upper].below.append(lower)
+            cells[lower].above.append(upper)
+    rows: list[list[int]] = [[] for _ in range(2 * max(ranks, default=0) + 1)]
+    for number in _reading_order(cells):
+        rows[cells[number].row].append(number)
+    return Layers(cells, _with_few_crossings(cells, rows), ways, turned)
+
+
+def _back_links(count: int, links: Sequence[tuple[int, int]]) -> frozenset[int]:
+    """Find the links that close a circle, by a walk into the depth that begins at box 0."""
+    leaving: list[list[int]] = [[] for _ in range(count)]
+    entered = [False] * count
+    for link, (source, target) in enumerate(links):
+        leaving[source].append(link)
+        entered[target] = True
+    sources = [box for box in range(1, count) if not entered[box]]
+    state = ["new"] * count
+    back: set[int] = set()
+    for root in (*range(min(count, 1)), *sources, *range(count)):
+        if state[root] != "new":
+            continue
+        state[root] = "open"
+        stack = [(root, iter(leaving[root]))]
+        while stack:
+            box, more = stack[-1]
+            link = next(more, -1)
+            if link < 0:
+                state[box] = "done"
+                stack.pop()
+                continue
+            target = links[link][1]
+            if state[target] == "open":
+                back.add(link)
+            elif state[target] == "new":
+                state[target] = "open"
+                stack.append((target, iter(leaving[target])))
+    return frozenset(back)
+
+
+def _ranks(count: int, down: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the longest path to each box; what nothing leads to stands just above what it feeds."""
+    below: list[list[int]] = [[] for _ in range(count)]
+    open_above = [0] * count
+    for top, bottom in down:
+        below[top].append(bottom)
+        open_above[bottom] += 1
+    is_source = [not n for n in open_above]
+    ranks = [0] * count
+    ready = [box for box in range(count) if is_source[box]]
+    for box in ready:
+        for lower in below[box]:
+            ranks[lower] = max(ranks[lower], ranks[box] + 1)
+            open_above[lower] -= 1
+            if not open_above[lower]:
+                ready.append(lower)
+    for box in range(1, count):
+        if is_source[box] and below[box]:
+            ranks[box] = min(ranks[lower] for lower in below[box]) - 1
+    return ranks
+
+
+def _reading_order(cells: Sequence[Cell]) -> Iterable[int]:
+    """Return the cells in the order of a walk down from the first box, then from the others."""
+    seen: dict[int, None] = {}
+    for root in range(len(cells)):
+        todo = [root]
+        while todo:
+            number = todo.pop()
+            if number not in seen:
+                seen[number] = None
+                todo += reversed(cells[number].below)
+    return seen
+
+
+def _with_few_crossings(cells: Sequence[Cell], rows: list[list[int]]) -> list[list[int]]:
+    best = [list(row) for row in rows]
+    fewest = _crossings(cells, best)
+    current = [list(row) for row in rows]
+    for sweep in range(SWEEPS):
+        if not fewest:
+            break
+        goes_down = sweep % 2 == 0
+        _sweep(cells, current, goes_down=goes_down)
+        _exchange(cells, current)
+        crossings = _crossings(cells, current)
+        if crossings < fewest:
+            fewest = crossings
+            best = [list(row) for row in current]
+    return best
+
+
+def _sweep(cells: Sequence[Cell], rows: list[list[int]], *, goes_down: bool) -> None:
+    """Order each row by the mean place of what its cells are linked to in the row before."""
+    at = {number: place for row in rows for place, number in enumerate(row)}
+    for row in rows if goes_down else reversed(rows):
+        means: dict[int, float] = {}
+        for number in row:
+            near = cells[number].above if goes_down else cells[number].below
+            means[number] = sum(at[n] for n in near) / len(near) if near else at[number]
+        row.sort(key=means.__getitem__)
+        at.update((number, place) for place, number in enumerate(row))
+
+
+def _exchange(cells: Sequence[Cell], rows: list[list[int]]) -> None:
+    """Exchange neighbours for as long as that saves a crossing."""
+    at = {number: place for row in rows for place, number in enumerate(row)}
+    for _ in range(4):
+        has_gained = False
+        for row in rows:
+            for place in range(len(row) - 1):
+                left, right = row[place], row[place + 1]
+                saved = _between(cells, at, left, right) - _between(cells, at, right, left)
+                if saved > 0:
+                    row[place], row[place + 1] = right, left
+                    at[left], at[right] = place + 1, place
+                    has_gained = True
+        if not has_gained:
+            break
+
+
+def _between(cells: Sequence[Cell], at: dict[int, int], left: int, right: int) -> int:
+    """Count the crossings of the links of two neighbours, standing in this order."""
+    count = 0
+    for near_left, near_right in (
+        (cells[left].above, cells[right].above),
+        (cells[left].below, cells[right].below),
+    ):
+        places = sorted(at[n] for n in near_right)
+        for number in near_left:
+            count += sum(place < at[number] for place in places)
+    return count
+
+
+def _crossings(cells: Sequence[Cell], rows: Sequence[Sequence[int]]) -> int:
+    """Count the crossings between all rows, as inversions."""
+    total = 0
+    for upper, lower in pairwise(rows):
+        at = {number: place for place, number in enumerate(lower)}
+        passed: list[int] = []
+        for number in upper:
+            ends = sorted(at[n] for n in cells[number].below)
+            total += sum(len(passed) - bisect_right(passed, end) for end in ends)
+            for end in ends:
+                insort(passed, end)
+    return total
