@@ -1,11 +1,13 @@
 """Child processes, the order in which they take turns, and what is made of their numbers."""
 
+import functools
 import json
 import math
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -92,13 +94,38 @@ def command(work: Work, side: Side, *, quick: bool) -> list[str]:
     return [sys.executable, "-m", module, work.function, *pairs]
 
 
+@functools.cache
+def bytecode() -> tempfile.TemporaryDirectory[str]:
+    """
+    A place for compiled modules that is there as long as this process.
+
+    Where nothing may be written beside the sources, what is being worked on would otherwise be
+    compiled at each import, and what was installed would not.
+    """
+    place = tempfile.TemporaryDirectory()
+    for module in ("trio", "penstock"):
+        subprocess.run(
+            [sys.executable, "-c", f"import {module}"],
+            env=environment("trio", place.name),
+            capture_output=True,
+            check=False,
+        )
+    return place
+
+
+def environment(library: Library, bytecode_in: str) -> dict[str, str]:
+    """The environment of a child."""
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "BENCHMARK_LIBRARY": library, "PYTHONPYCACHEPREFIX": bytecode_in}
+
+
 def measure(work: Work, side: Side, *, quick: bool) -> Numbers | str:
     """Run one child and return its numbers, or what went wrong."""
     try:
         child = subprocess.run(
             command(work, side, quick=quick),
             cwd=ROOT,
-            env={**os.environ, "BENCHMARK_LIBRARY": side[0]},
+            env=environment(side[0], bytecode().name),
             capture_output=True,
             text=True,
             timeout=LIMIT,
@@ -107,7 +134,8 @@ def measure(work: Work, side: Side, *, quick: bool) -> Numbers | str:
     except subprocess.TimeoutExpired:
         return f"not done after {LIMIT:.0f} s"
     if child.returncode:
-        said = child.stderr.strip().splitlines()
+        # The last line that names an exception; those of a group are drawn in a box of | and +.
+        said = [line.strip(" |+-") for line in child.stderr.splitlines() if "Error: " in line]
         return said[-1] if said else f"exit status {child.returncode}"
     numbers: Numbers = json.loads(child.stdout.splitlines()[-1])
     return numbers
@@ -126,18 +154,28 @@ def run(
     for repeat in range(repeats):
         for result in results:
             start = time.monotonic()
-            order = sides(result.work)
-            for side in order if repeat % 2 == 0 else reversed(order):
-                if side in result.errors:
-                    continue
-                answer = measure(result.work, side, quick=quick)
-                if isinstance(answer, str):
-                    result.errors[side] = answer
-                else:
-                    result.numbers.setdefault(side, []).append(answer)
+            _take_turns(result, repeat, quick=quick)
             took = time.monotonic() - start
             tell(f"{repeat + 1}/{repeats}  {result.work.title}  {took:.1f} s")
     return results
+
+
+def _take_turns(result: Results, repeat: int, *, quick: bool) -> None:
+    """One repeat of one work: each side has its turns, the median of which is its number."""
+    answers: dict[Side, list[Numbers]] = {}
+    for turn in range(result.work.turns):
+        order = sides(result.work)
+        for side in order if (repeat + turn) % 2 == 0 else reversed(order):
+            if side in result.errors:
+                continue
+            answer = measure(result.work, side, quick=quick)
+            if isinstance(answer, str):
+                result.errors[side] = answer
+            else:
+                answers.setdefault(side, []).append(answer)
+    for side, numbers in answers.items():
+        medians = {key: _median([each[key] for each in numbers]) for key in numbers[0]}
+        result.numbers.setdefault(side, []).append(medians)
 
 
 def _median(values: list[float]) -> float:

@@ -130,8 +130,8 @@ class TimedStreamer(Workflow[int]):
 class ThreeSteps(Workflow[int]):
     """One, two, three, with a pause in the middle if there is one."""
 
-    def __init__(self, pause: float = 0) -> None:
-        super().__init__()
+    def __init__(self, pause: float = 0, timeout: float | None = None) -> None:
+        super().__init__(timeout=timeout)
         self.pause = pause
 
     @step

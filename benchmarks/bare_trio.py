@@ -166,11 +166,17 @@ async def _three_steps(pause: float = 0) -> int:
     return answer
 
 
-def short_run(r: int, rounds: int) -> Numbers:
-    """*r* three-step runs, one after another."""
+def short_run(r: int, rounds: int, timeout: int = 0) -> Numbers:
+    """*r* three-step runs, one after another, under a deadline if *timeout* says so."""
+
+    async def limited() -> int:
+        with trio.fail_after(timeout):
+            return await _three_steps()
+
+    one = limited if timeout else _three_steps
 
     async def once() -> int:
-        return sum([await _three_steps() for _ in range(r)])
+        return sum([await one() for _ in range(r)])
 
     took = trio.run(lambda: _measure.seconds(once, (3 * r).__eq__, rounds=rounds))
     return {"us": took / r * 1e6}

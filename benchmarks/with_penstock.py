@@ -100,9 +100,9 @@ def latency(m: int) -> Numbers:
     return lib.run(main)
 
 
-def short_run(r: int, rounds: int) -> Numbers:
-    """*r* three-step runs, one after another."""
-    workflow = ThreeSteps()
+def short_run(r: int, rounds: int, timeout: int = 0) -> Numbers:
+    """*r* three-step runs, one after another, with a timeout if there is to be one."""
+    workflow = ThreeSteps(timeout=timeout or None)
 
     async def once() -> int:
         return sum([await workflow.run() for _ in range(r)])
@@ -121,7 +121,7 @@ def concurrent_runs(r: int) -> Numbers:
         start = now()
         async with open_group() as group:
             handlers = [workflow.run().start_soon(group) for _ in range(r)]
-            answers = [await handler for handler in handlers]
+        answers = [handler.result() for handler in handlers]
         took = now() - start
         assert answers == [3] * r
         return {"us": took / r * 1e6, "kib": (_measure.peak_kib() - before) / r}
@@ -145,7 +145,7 @@ def idle_runs(r: int, inside: int = 0) -> Numbers:
             start = now()
             for i, handler in enumerate(handlers):
                 handler.send_event(HumanResponseEvent(response=i))
-            answers = [await handler for handler in handlers]
+        answers = [handler.result() for handler in handlers]
         took = now() - start
         assert answers == list(range(r))
         return {"kib": held / r, "us": took / r * 1e6}

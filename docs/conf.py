@@ -21,4 +21,5 @@ autodoc_typehints = "signature"
 autodoc_class_signature = "separated"
 autodoc_default_options = {"undoc-members": False}
 napoleon_google_docstring = True
+napoleon_use_ivar = True
 nitpicky = False

@@ -27,7 +27,9 @@ FLOORS = [
     ["penstock._engine.joins", "penstock._context"],
     ["penstock._graph", "penstock._streams"],
     ["penstock._steps"],
+    ["penstock._decoding"],
     ["penstock._events", "penstock._observe"],
+    ["penstock._validation"],
     ["penstock._errors"],
     ["penstock._backends", "penstock._cleanup"],
 ]

@@ -71,7 +71,7 @@ def _decode(hint: Any, value: Any) -> Any:  # noqa: PLR0911 - one for each form
     if origin is dict and isinstance(value, Mapping):
         pairs = cast("Mapping[Any, Any]", value).items()
         return {_decode(arguments[0], k): _decode(arguments[1], v) for k, v in pairs}
-    return _refuse(value, hint)
+    return _refuse(value, cast("object", hint))
 
 
 def _decode_one_of(kinds: list[type[Event]], value: Any) -> Event:

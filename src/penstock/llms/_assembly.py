@@ -49,6 +49,11 @@ class Assembly:
         self._model = ""
         self._last = Piece()
 
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return self._text
+
     def add(self, piece: Piece) -> None:
         """Take one piece in."""
         self._text += piece.text

@@ -71,6 +71,14 @@ class _Stream(Generic[_R]):
         """The last reply that the stream gave, which has all of the text until then."""
         return self._response
 
+    @property
+    def text(self) -> str:
+        """All of the text until now, which is also ``str(stream)``."""
+        return self._assembly.text
+
+    def __str__(self) -> str:
+        return self.text
+
     def __aiter__(self) -> Self:
         return self
 
@@ -156,8 +164,7 @@ class _Stream(Generic[_R]):
 
     def __repr__(self) -> str:
         state = "at its end" if self._at_end else "closed" if self._closed else "open"
-        text = "" if self._response is None else self._response.text
-        return f"<{type(self).__name__} {state}, {len(text)} characters so far>"
+        return f"<{type(self).__name__} {state}, {len(self.text)} characters so far>"
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):

@@ -1,0 +1,303 @@
+"""The local model server: its words, its manners, and how it starts and stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+
+import pytest
+import trio
+
+from penstock.llms import _loop
+from penstock.llms._markov import Writer, paragraphs_asked_for
+from penstock.llms.local import Behaviour, LocalServer, main, stand_in_model
+from penstock.llms.openai import OpenAI
+
+from .conftest import guard
+
+
+def text(seed, prompt):
+    return "".join(Writer(seed, prompt).tokens())
+
+
+def server_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "penstock-local-llm"]
+
+
+# -- the words -------------------------------------------------------------------------------------
+
+
+def test_same_seed_same_words():
+    """Seed and prompt decide the text, and either changes it."""
+    assert text(1, "Hi") == text(1, "Hi")
+    assert len({text(1, "Hi"), text(2, "Hi"), text(1, "Ho")}) == 3
+
+
+def test_same_words_in_another_process():
+    """The text does not depend on the process: no hash seed goes into it."""
+    program = "from penstock.llms._markov import Writer; print(''.join(Writer(1, 'Hi').tokens()))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONHASHSEED": "7"},
+    )
+
+    assert text(1, "Hi") == done.stdout.rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "count"),
+    [
+        ("Please give me the first 3 paragraphs of Moby Dick, a book.", 3),
+        ("Write two paragraphs.", 2),
+        ("One paragraph!", 1),
+        ("0 paragraphs", 1),
+        ("9999 paragraphs", 100),
+        ("A line about the sea", 1),
+    ],
+)
+def test_paragraphs(prompt, count):
+    """The prompt says how many paragraphs it wants, within reason."""
+    assert count == paragraphs_asked_for(prompt)
+    assert count == len(text(0, prompt).split("\n\n"))
+
+
+def test_sentences():
+    """Paragraphs are made of whole sentences, whatever the dice say."""
+    for seed in range(200):
+        written = text(seed, "2 paragraphs")
+        assert re.match(r"[A-Z]", written)
+        assert "  " not in written
+
+
+def test_values_for_tools():
+    """Arguments of tools are made up to fit their schema."""
+    schema = {
+        "type": "object",
+        "properties": {
+            "a": {"type": "string"},
+            "b": {"type": "array", "items": {"type": "number"}},
+            "c": {"enum": ["x"]},
+            "d": {"type": "boolean"},
+        },
+    }
+    value = Writer(0, "").value(schema)
+
+    assert isinstance(value["a"], str)
+    assert isinstance(value["b"][0], int)
+    assert value["c"] == "x"
+    assert isinstance(value["d"], bool)
+
+
+# -- the manners -----------------------------------------------------------------------------------
+
+
+def test_behaviour_in_words():
+    """Changes are written like a query and read with their types."""
+    changed = Behaviour(delay=1).changed("fail=429x2&cut=3&tools=1&reasoning_field=reasoning")
+
+    assert (
+        changed.delay,
+        changed.failure(),
+        changed.cut,
+        changed.tools,
+    ) == (1, (429, 2), 3, True)
+    assert (503, float("inf")) == Behaviour(fail="503").failure()
+    assert Behaviour(delay=1) == Behaviour(delay=1).changed("")
+
+
+@pytest.mark.parametrize(
+    "query", ["colour=red", "cut=soon", "fail=twice", "reasoning_field=x", "cut"]
+)
+def test_behaviour_that_does_not_exist(query):
+    """A misspelt wish is an error that says what there is, not a well-behaved server."""
+    with pytest.raises(ValueError, match=r"\S"):
+        Behaviour().changed(query)
+
+
+def get(url, body=None):
+    request = urllib.request.Request(url, body and json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=20) as response:
+        return json.load(response)
+
+
+def test_other_pages(server):
+    """There are a page of models and one of health, and 400 for what is not a request."""
+    assert get(server.base_url.removesuffix("/v1") + "/health") == {"status": "ok"}
+    assert get(server.base_url + "/models")["data"][0]["id"] == "penstock-markov"
+    for body in ({}, [1], {"model": "x", "messages": 1}, {"model": "x?a=b", "messages": []}):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            get(server.base_url + "/chat/completions", body)
+        with caught.value as answer:
+            assert answer.code == 400
+            assert "message" in json.load(answer)["error"]
+
+
+def test_it_says_what_it_is(server):
+    """Every reply names the stand-in, whatever model was asked for."""
+    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}]}
+    reply = get(server.base_url + "/chat/completions", body)
+
+    assert reply["model"] == "penstock-markov"
+    assert "stand-in" in reply["system_fingerprint"]
+
+
+@pytest.mark.anyio
+async def test_behaviour_of_the_whole_server():
+    """What the server is made with holds for all requests; a request changes it for itself."""
+    with guard():
+        async with LocalServer(stream_options=False, reasoning=2, seed=3) as server:
+            llm = OpenAI("any", base_url=server.base_url)
+            first = await llm.acomplete("Hi")
+            second = await llm.acomplete("Hi", model="any?reasoning=0")
+
+    assert len(first.reasoning.split()) == 2
+    assert second.reasoning == ""
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("sent", [b"", b'{"model": '])
+async def test_client_that_leaves_in_the_middle_of_its_request(server, sent):
+    """A request that never becomes whole is over when its client has gone."""
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n"
+    host, port = server.base_url.split("/")[2].split(":")
+    with guard():
+        async with await trio.open_tcp_stream(host, int(port)) as stream:
+            await stream.send_all(head + sent)
+            while not server.exchanges:
+                await trio.sleep(0.001)
+        assert (await server.exchanges[0].wait_over()).outcome == "disconnected"
+
+
+# -- starting and stopping -------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_start_and_stop_in_a_loop():
+    """On either loop the server runs for the length of a block and leaves no thread."""
+    with guard():
+        async with LocalServer() as server:
+            assert len(server_threads()) == 1
+            assert (await OpenAI(base_url=server.base_url).acomplete("Hi")).text
+            assert "1 requests" in repr(server)
+
+    assert server_threads() == []
+    with pytest.raises(RuntimeError, match="async with LocalServer"):
+        _ = server.base_url
+
+
+@pytest.mark.anyio
+async def test_stop_in_a_cancelled_scope():
+    """A block that is left by a cancellation has stopped its server all the same."""
+    with guard(), _loop.open_scope() as scope:
+        async with LocalServer():
+            scope.cancel()
+            await _loop.sleep(1)
+
+    assert scope.cancelled_caught
+    assert server_threads() == []
+
+
+@pytest.mark.anyio
+async def test_stop_with_a_stream_open():
+    """Stopping does not wait for replies that never end, and their readers learn of it."""
+    with guard():
+        async with LocalServer(stall=3) as server:
+            stream = await OpenAI("any", base_url=server.base_url).astream_complete("Hi")
+            await anext(stream)
+        assert server.exchanges[0].outcome == "stopped"
+        with pytest.raises(Exception, match="Connection error"):
+            async for _ in stream:
+                pass
+
+    assert server_threads() == []
+
+
+def test_port_in_use():
+    """A server that cannot start says so where its block is entered."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        server = LocalServer(port=taken.getsockname()[1])
+        with pytest.raises(OSError, match="in use"), server:
+            pass
+
+    assert server_threads() == []
+
+
+def test_used_once():
+    """A server object is for one block."""
+    with LocalServer() as server:
+        pass
+    with pytest.raises(RuntimeError, match="used once"), server:
+        pass
+
+
+def test_stand_in_without_a_key(monkeypatch, capsys):
+    """Without a key an unchanged program talks to the stand-in, and is told so."""
+
+    async def program():
+        return str(await OpenAI(model="gpt-4o-mini").acomplete("Hi"))
+
+    with stand_in_model(seed=5) as server:
+        assert text(5, "Hi") == trio.run(program)
+        assert len(server.exchanges) == 1
+    captured = capsys.readouterr()
+
+    assert "OPENAI_API_KEY is not set" in captured.err
+    assert captured.out == ""
+    assert "OPENAI_BASE_URL" not in os.environ
+
+
+@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_API_BASE"])
+def test_no_stand_in_where_there_is_a_model(monkeypatch, capsys, name):
+    """Where somebody has set a key or a server, the stand-in stays away."""
+    monkeypatch.setenv(name, "mine")
+    with stand_in_model() as server:
+        assert server is None
+
+    assert os.environ[name] == "mine"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_command_line(how):
+    """`python -m penstock.llms.local` prints its address, serves, and stops when it is told to."""
+    command = [sys.executable, "-X", "dev", "-W", "error", "-m", "penstock.llms.local", "--seed=4"]
+    with subprocess.Popen(
+        [*command, "--behaviour", "reasoning=2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            line = process.stdout.readline()
+            base_url = re.search(r"http://\S+", line)[0]
+            llm = OpenAI(base_url=base_url)
+            with llm:
+                reply = llm.complete("Hi")
+        finally:
+            process.send_signal(how)
+        rest = process.communicate(timeout=20)
+
+    assert len(reply.reasoning.split()) == 2
+    assert "stand-in" in line
+    assert rest == ("", "")
+    assert process.returncode == 0
+
+
+def test_command_line_mistakes(capsys):
+    """A behaviour that does not exist ends the program with usage and reason."""
+    with pytest.raises(SystemExit) as caught:
+        main(["--behaviour", "colour=red"])
+
+    assert caught.value.code == 2
+    assert "unknown behaviour: colour" in capsys.readouterr().err
