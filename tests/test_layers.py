@@ -107,10 +107,14 @@ def test_only_the_backends_know_an_event_loop(module, path):
         name
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in ([node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
+        for name in (
+            [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+        )
     }
 
-    assert not {name for name in names if name and name.partition(".")[0] in ("trio", "anyio", "asyncio")}
+    assert not {
+        name for name in names if name and name.partition(".")[0] in ("trio", "anyio", "asyncio")
+    }
 
 
 @pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda value: str(value))

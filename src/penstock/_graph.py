@@ -74,8 +74,12 @@ class Graph:
         self.outputs: list[dict[type, Route]] = [{} for _ in steps]
         self._listed: list[dict[type, Route]] = [{} for _ in steps]
         self._inputs: dict[type, Route] = {}
+        #: The classes of events that steps published before, and that need no second look.
+        self.published: set[type] = set()
         starts = [kind for kind in self._acceptors if issubclass(kind, StartEvent)]
         self.start_event: type[StartEvent] = starts[0] if starts else StartEvent
+        #: For each step that fans out, the steps that fan out once more inside.
+        self._inside: dict[int, set[int]] = {}
         self.joins = tuple(self._joins_fed_by(step) for step in steps)
         # A step that cannot be read is missing from the graph, which must not be blamed for it.
         found = map(Fault, problems) if problems else self._find_faults(starts)
@@ -212,6 +216,7 @@ class Graph:
                 continue
             seen.add((target, depth))
             todo += [(n, depth + wide) for _, n, wide in self.following(target)]
+        self._inside[step.index] = {i for i, _ in seen if self.steps[i].fans_out}
         return tuple(sorted(found))
 
     # -- what is wrong ---------------------------------------------------------------------
@@ -239,7 +244,7 @@ class Graph:
             return
         yield from self._find_faults_at_the_ends(starts)
         yield from self._find_loose_events()
-        yield from self._find_joins_without_fan_out()
+        yield from self._find_unclear_joins()
         if starts:
             reached = self._reachable(self.start_event)
             yield from self._find_unreachable(reached)
@@ -298,7 +303,15 @@ class Graph:
                         "ctx.send_event belongs there too)"
                     )
 
-    def _find_joins_without_fan_out(self) -> Iterator[Fault]:
+    def _find_unclear_joins(self) -> Iterator[Fault]:
+        for outer, inside in self._inside.items():
+            for inner in sorted(inside - {outer}):
+                for both in sorted({*self.joins[outer]} & {*self.joins[inner]}):
+                    yield Fault(
+                        f"the step {self.steps[both].name} joins what {self.steps[outer].name} fans "
+                        f"out, and also what {self.steps[inner].name} fans out inside of that; "
+                        "expected a join, and an event that leads to it, for each"
+                    )
         fed = {join for joins in self.joins for join in joins}
         for i, step in enumerate(self.steps):
             if step.takes == "list" and i not in fed:

@@ -114,6 +114,7 @@ class WorkflowHandler(Generic[R]):
         """
         return self._await().__await__()
 
+    @enable_ki_protection
     async def _await(self) -> R:
         if not self._started:
             self._start("in place")
@@ -126,6 +127,7 @@ class WorkflowHandler(Generic[R]):
                 self._awaiting -= 1
         return self.result()
 
+    @enable_ki_protection
     async def _wait(self) -> None:
         """Wait for the end. A checkpoint."""
         outcome = self._runner.outcome
@@ -145,6 +147,7 @@ class WorkflowHandler(Generic[R]):
             for position in resting:
                 position.at_rest = False
 
+    @enable_ki_protection
     async def __aenter__(self) -> Self:
         """Start the run in a nursery of this block."""
         self._start("in a block")
@@ -155,6 +158,7 @@ class WorkflowHandler(Generic[R]):
         nursery.start_soon(self._own, name=f"{self._runner.graph.name}.run")
         return self
 
+    @enable_ki_protection
     async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """Wait for the run, which an exception of the block cancels; raise what nobody saw.
 
@@ -179,6 +183,7 @@ class WorkflowHandler(Generic[R]):
         self._block = None
         settle(self._unobserved(), error, raised, backend.Cancelled)
 
+    @enable_ki_protection
     def start_soon(
         self, nursery: NurseryLike | TaskGroupLike, *, keep_failure: bool = False
     ) -> Self:
@@ -216,6 +221,7 @@ class WorkflowHandler(Generic[R]):
             raise WorkflowRuntimeError(msg)
         self._started = how
 
+    @enable_ki_protection
     def _ensure_started(self, use: str) -> None:
         if self._started:
             return
@@ -229,12 +235,14 @@ class WorkflowHandler(Generic[R]):
         self._start("in a workflow_scope")
         scope.start(self)
 
+    @enable_ki_protection
     async def _run_alone(self) -> None:
         """Run where nothing else would raise a failure that a cancellation brought about."""
         failure: BaseException | None = None
+        cancelled = current_backend().Cancelled
         try:
             await self._runner.run()
-        except current_backend().Cancelled:
+        except cancelled:
             failure = self._unobserved()
             if failure is None:
                 raise
@@ -251,7 +259,11 @@ class WorkflowHandler(Generic[R]):
     @enable_ki_protection
     async def _own_in_nursery(self) -> None:
         await self._run_alone()
-        if self._keeps_failure or self._awaiting or self._runner.log.has_readers:
+        # Who awaits the handler has been woken, and observes the failure in its next turn, unless
+        # it is cancelled just now.
+        while self._awaiting:
+            await current_backend().cancel_shielded_checkpoint()
+        if self._keeps_failure or self._runner.log.has_readers:
             return
         error = self._unobserved()
         if error is not None:
@@ -279,6 +291,7 @@ class WorkflowHandler(Generic[R]):
 
     # -- reading and steering ----------------------------------------------------------------
 
+    @enable_ki_protection
     def stream_events(self, *, after: int = 0, expose_internal: bool = False) -> EventStream:
         """Attach a reader to the run's stream. Not a checkpoint.
 
@@ -300,6 +313,7 @@ class WorkflowHandler(Generic[R]):
         self._ensure_started("stream_events()")
         return EventStream(self._runner.log, after=after, expose_internal=expose_internal)
 
+    @enable_ki_protection
     def send_event(self, event: Event, step: str | None = None) -> None:
         """Send an event into the run from outside. Not a checkpoint.
 
@@ -314,6 +328,7 @@ class WorkflowHandler(Generic[R]):
         self._ensure_started("send_event()")
         self._runner.receive(event, step)
 
+    @enable_ki_protection
     def cancel(self, reason: str = "handler.cancel() was called") -> Unwound:
         """Cancel the run: at once, and awaited, until everything has unwound.
 

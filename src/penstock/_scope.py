@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, Self, final
 
-from penstock._backends import current_backend
+from penstock._backends import current_backend, enable_ki_protection
 from penstock._engine.outcome import URGENT, single
 from penstock._engine.runner import current_scope
 from penstock._errors import WorkflowRuntimeError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from penstock._backends import Nursery
 
 
+@enable_ki_protection
 async def leave_nursery(manager: AbstractAsyncContextManager[Any]) -> BaseException | None:
     """Wait for the tasks of a nursery that was entered by hand; return what it raised, as one."""
     try:
@@ -85,12 +86,14 @@ class WorkflowScope:
         self._runs: dict[OwnedRun, None] = {}
         self._token: Token[WorkflowScope | None] | None = None
 
+    @enable_ki_protection
     async def __aenter__(self) -> Self:
         self._manager = current_backend().open_nursery()
         self._nursery = await self._manager.__aenter__()
         self._token = current_scope.set(self)
         return self
 
+    @enable_ki_protection
     async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         assert self._manager is not None
         assert self._token is not None
@@ -108,6 +111,7 @@ class WorkflowScope:
         first = failures[0] if failures else None
         settle(first, error, raised, current_backend().Cancelled)
 
+    @enable_ki_protection
     def start(self, run: OwnedRun) -> None:
         """Start a run and take it over."""
         if self._nursery is None:
@@ -119,6 +123,7 @@ class WorkflowScope:
         self._runs[run] = None
         self._nursery.start_soon(self._own, run)
 
+    @enable_ki_protection
     async def _own(self, run: OwnedRun) -> None:
         await run._own()
         if not run._has_failed():

@@ -164,6 +164,13 @@ def find_steps(cls: type) -> tuple[list[Step], list[str]]:
     for name in _step_names(cls):
         function = inspect.getattr_static(cls, name)
         options = getattr(function, _MARK, None)
+        if isinstance(function, classmethod | staticmethod):
+            kind = type(function).__name__
+            problems.append(
+                f"{cls.__name__}.{name} is a {kind}; expected a method `async def {name}(self, "
+                "...)`, for a step belongs to a workflow object"
+            )
+            continue
         if options is None:
             problems.append(
                 f"{cls.__name__}.{name} overrides a step without being one; expected `@step` "
@@ -181,7 +188,7 @@ def _step_names(cls: type) -> Iterable[str]:
     names: dict[str, None] = {}
     for base in reversed(cls.__mro__):
         for name, value in vars(base).items():
-            if hasattr(value, _MARK):
+            if hasattr(getattr(value, "__func__", value), _MARK):
                 names[name] = None
     return names
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import suppress
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, final
 
@@ -97,7 +99,10 @@ class EventLog:
     def is_full(self) -> bool:
         """Whether the slowest reader is a window behind; a reader at rest does not count."""
         oldest = self.next - self._window
-        return any(p.at <= oldest and not p.at_rest for p in self._readers)
+        for position in self._readers:  # noqa: SIM110 - any() costs three times as much
+            if position.at <= oldest and not position.at_rest:
+                return True
+        return False
 
     def wake_senders(self) -> None:
         """Have the waiting senders look again whether there is room."""
@@ -127,6 +132,7 @@ class EventLog:
             position.closed = True
             self.detach(position)
 
+    @enable_ki_protection
     async def wait_for_room(self) -> None:
         """Wait until no reader is a window behind."""
         waiter = current_backend().waiter()
@@ -192,21 +198,37 @@ class EventStream(ReceiveChannel[Event]):
         sequence: The number of the last event taken; ``stream_events(after=...)`` takes it.
     """
 
-    __slots__ = ("__weakref__", "_is_busy", "_pace", "_position", "_thread", "missed")
+    __slots__ = (
+        "__weakref__",
+        "_backend",
+        "_call_soon",
+        "_is_busy",
+        "_pace",
+        "_position",
+        "_thread",
+        "_waiter",
+        "missed",
+    )
 
+    @enable_ki_protection
     def __init__(self, log: EventLog, *, after: int = 0, expose_internal: bool = False) -> None:
-        self.missed = max(0, log.first - (after + 1))
-        self._position = log.attach(after, internal=expose_internal)
-        self._position.task = _task_if_any()
+        self._thread = threading.get_ident()
+        self._backend = backend = _backend_if_any()
+        self._call_soon = backend.caller_from_threads() if backend is not None else None
+        self._waiter: Waiter | None = None
         self._is_busy = False
         self._pace = 0.0
-        self._thread = threading.get_ident()
+        self.missed = max(0, log.first - (after + 1))
+        self._position = log.attach(after, internal=expose_internal)
+        if backend is not None:
+            self._position.task = backend.current_task()
 
     @property
     def sequence(self) -> int:
         """The number of the last event taken, counted from 1; 0 before the first."""
         return self._position.at - 1
 
+    @enable_ki_protection
     async def receive(self) -> Event:
         """Take the next event, waiting for it if need be.
 
@@ -219,7 +241,9 @@ class EventStream(ReceiveChannel[Event]):
             trio.BusyResourceError: Another task is waiting at this reader; each needs its own
                 ``stream_events()``.
         """
-        backend = current_backend()
+        backend = self._backend
+        if backend is None:
+            backend = self._backend = current_backend()
         if self._is_busy:
             msg = (
                 "another task is reading this stream; expected a reader for each task: call "
@@ -232,37 +256,42 @@ class EventStream(ReceiveChannel[Event]):
         finally:
             self._is_busy = False
 
+    @enable_ki_protection
     async def _receive(self, backend: Backend) -> Event:
         position = self._position
         log = position.log
         position.task = backend.current_task()
-        await self._yield_now_and_then(backend)
+        has_passed_checkpoint = False
         while True:
             if position.closed:
                 msg = "this stream was closed; handler.stream_events() gives a new one"
                 raise backend.ClosedResourceError(msg)
-            if position.at < log.next:
-                event = position.take()
-                if event is not None:
-                    return event
-            elif log.closed:
-                raise backend.EndOfChannel
-            else:
-                position.waiter = backend.waiter()
+            if position.at >= log.next and not log.closed:
+                if self._waiter is None:
+                    self._waiter = backend.waiter()
+                position.waiter = self._waiter
                 try:
-                    await position.waiter.wait()
+                    await self._waiter.wait()
                 finally:
                     position.waiter = None
                 self._pace = perf_counter()
+                has_passed_checkpoint = True
+            elif not has_passed_checkpoint:
+                now = perf_counter()
+                if now - self._pace > TURN:
+                    await backend.checkpoint()
+                    self._pace = perf_counter()
+                else:
+                    await backend.checkpoint_if_cancelled()
+                has_passed_checkpoint = True
+            elif position.at < log.next:
+                event = position.take()
+                if event is not None:
+                    return event
+            else:
+                raise backend.EndOfChannel
 
-    async def _yield_now_and_then(self, backend: Backend) -> None:
-        now = perf_counter()
-        if now - self._pace > TURN:
-            await backend.checkpoint()
-            self._pace = perf_counter()
-        else:
-            await backend.checkpoint_if_cancelled()
-
+    @enable_ki_protection
     def close(self) -> None:
         """Detach from the run; may be called from any task, and again. Not a checkpoint."""
         self._position.closed = True
@@ -280,12 +309,12 @@ class EventStream(ReceiveChannel[Event]):
         self.close()
 
     def __del__(self) -> None:
-        # A reader that was dropped must hold nobody up. Waking is for the loop's own thread: one
-        # dropped elsewhere is found at the next event.
+        # A reader that was dropped must hold nobody up, wherever the collector found it.
         if threading.get_ident() == self._thread:
             self.close()
-        else:
-            self._position.closed = self._position.at_rest = True
+        elif self._call_soon is not None:
+            with suppress(RuntimeError):  # the event loop is gone, and nobody waits any more
+                self._call_soon(partial(self._position.log.detach, self._position))
 
     def __repr__(self) -> str:
         log = self._position.log
@@ -297,13 +326,15 @@ class EventStream(ReceiveChannel[Event]):
 class StreamSender(SendChannel[Event]):
     """The sending end of a run's stream, as a step sees it: ``ctx.stream``."""
 
-    __slots__ = ("_log", "_pace", "_publish")
+    __slots__ = ("_backend", "_log", "_pace", "_publish")
 
     def __init__(self, log: EventLog, publish: Callable[[Event | None], None]) -> None:
         self._log = log
         self._publish = publish
+        self._backend = current_backend()
         self._pace = 0.0
 
+    @enable_ki_protection
     async def send(self, value: Event) -> None:
         """Publish an event, waiting while the slowest attached reader is a buffer behind.
 
@@ -313,17 +344,17 @@ class StreamSender(SendChannel[Event]):
         Raises:
             WorkflowRuntimeError: The run is over, or it is a ``StopEvent`` (return it instead).
         """
-        now = perf_counter()
-        backend = current_backend()
-        if now - self._pace > TURN:
-            await backend.checkpoint()
-            self._pace = perf_counter()
-        else:
-            await backend.checkpoint_if_cancelled()
+        backend = self._backend
+        await backend.checkpoint_if_cancelled()
         if self._log.is_full():
             await self._log.wait_for_room()
         self._publish(value)
+        now = perf_counter()
+        if now - self._pace > TURN:
+            self._pace = now
+            await backend.cancel_shielded_checkpoint()
 
+    @enable_ki_protection
     def send_nowait(self, value: Event) -> None:
         """Publish an event, or raise if :meth:`send` would wait. Not a checkpoint.
 
@@ -340,9 +371,9 @@ class StreamSender(SendChannel[Event]):
         await current_backend().checkpoint()
 
 
-def _task_if_any() -> object:
+def _backend_if_any() -> Backend | None:
     try:
-        return current_backend().current_task()
+        return current_backend()
     except RuntimeError:  # a reader made outside any event loop, after the end
         return None
 

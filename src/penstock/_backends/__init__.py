@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
+from outcome import Error
 from trio import TooSlowError
 from trio.abc import ReceiveChannel, SendChannel
 from trio.lowlevel import disable_ki_protection, enable_ki_protection, in_trio_task
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backend",
+    "Error",
     "Inbox",
     "Nursery",
     "ReceiveChannel",
@@ -111,6 +113,8 @@ class Backend(Protocol):
 
     async def checkpoint_if_cancelled(self) -> None: ...
 
+    async def cancel_shielded_checkpoint(self) -> None: ...
+
     def current_time(self) -> float: ...
 
     def is_cancelled(self) -> bool:
@@ -122,6 +126,13 @@ class Backend(Protocol):
         ...
 
     def current_task(self) -> Any: ...
+
+    def caller_from_threads(self) -> Callable[[Callable[[], object]], object]:
+        """Return a function that has the event loop call something, from any thread.
+
+        Once the loop is over, it raises ``RuntimeError``.
+        """
+        ...
 
     def rename_task(self, task: Any, /, name: str) -> None: ...
 

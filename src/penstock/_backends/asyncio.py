@@ -16,6 +16,8 @@ import trio
 
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 
@@ -97,6 +99,7 @@ class AsyncioBackend:
 
     checkpoint = staticmethod(anyio.lowlevel.checkpoint)
     checkpoint_if_cancelled = staticmethod(anyio.lowlevel.checkpoint_if_cancelled)
+    cancel_shielded_checkpoint = staticmethod(anyio.lowlevel.cancel_shielded_checkpoint)
     current_time = staticmethod(anyio.current_time)
     open_inbox = AsyncioInbox
     waiter = AsyncioWaiter
@@ -113,6 +116,10 @@ class AsyncioBackend:
             scope.cancel(reason)
         except TypeError:  # AnyIO before 4.11 takes no reason
             scope.cancel()
+
+    @staticmethod
+    def caller_from_threads() -> Callable[[Callable[[], object]], object]:
+        return asyncio.get_running_loop().call_soon_threadsafe
 
     @staticmethod
     def is_cancelled() -> bool:

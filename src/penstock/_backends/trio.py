@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 from trio.lowlevel import (
     Abort,
+    cancel_shielded_checkpoint,
     checkpoint,
     checkpoint_if_cancelled,
     current_task,
@@ -15,6 +16,10 @@ from trio.lowlevel import (
     reschedule,
     wait_task_rescheduled,
 )
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 _open_channel = trio.open_memory_channel[Any]
@@ -74,6 +79,7 @@ class TrioBackend:
     cancel_scope = staticmethod(trio.CancelScope)
     checkpoint = staticmethod(checkpoint)
     checkpoint_if_cancelled = staticmethod(checkpoint_if_cancelled)
+    cancel_shielded_checkpoint = staticmethod(cancel_shielded_checkpoint)
     current_time = staticmethod(trio.current_time)
     current_task = staticmethod(current_task)
     open_inbox = TrioInbox
@@ -82,6 +88,10 @@ class TrioBackend:
     @staticmethod
     def cancel(scope: trio.CancelScope, reason: str) -> None:
         scope.cancel(reason=reason)
+
+    @staticmethod
+    def caller_from_threads() -> Callable[[Callable[[], object]], object]:
+        return trio.lowlevel.current_trio_token().run_sync_soon
 
     @staticmethod
     def is_cancelled() -> bool:

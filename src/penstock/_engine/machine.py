@@ -8,18 +8,19 @@ nothing behind.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
 from penstock._engine.joins import Collection, Group, Slots
 from penstock._errors import WorkflowRuntimeError
-from penstock._events import HumanResponseEvent, InputRequiredEvent
+from penstock._events import Event, HumanResponseEvent, InputRequiredEvent
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from penstock._backends import Inbox
-    from penstock._events import Event, StopEvent
+    from penstock._events import StopEvent
     from penstock._graph import Graph, Route
     from penstock._steps import Step
 
@@ -27,18 +28,34 @@ if TYPE_CHECKING:
 class Station:
     """A step within one run: its inbox and how many work at it."""
 
-    __slots__ = ("collections", "inbox", "index", "limit", "pending", "running", "slots", "step")
+    __slots__ = (
+        "collections",
+        "inbox",
+        "index",
+        "limit",
+        "pending",
+        "ready",
+        "running",
+        "slots",
+        "step",
+        "unmatched",
+    )
 
     def __init__(self, step: Step) -> None:
         self.step = step
         self.index = step.index
         self.limit = step.num_workers
-        #: Workers that run it or are about to, and deliveries that wait in the inbox.
+        #: Workers that run it or are about to.
         self.running = 0
+        #: Deliveries that wait: those for workers about to start, and, when no more may start,
+        #: the rest in the inbox, which is opened only then.
         self.pending = 0
+        self.ready: deque[tuple[Any, Group | None]] = deque()
         self.inbox: Inbox | None = None
         self.collections: dict[str, Collection] | None = None
         self.slots: Slots | None = None
+        #: What a join of one each was left with when the fan-out that it was in ended.
+        self.unmatched: Slots | None = None
 
 
 #: An event (a list for a join, a tuple for one of each) on its way to a step, with its fan-out.
@@ -81,19 +98,8 @@ class Machine:
 
     # -- events come in --------------------------------------------------------------------
 
-    def begin(self, event: Event) -> Delivery | None:
-        """Take the start event; return what the first worker begins with."""
-        route = self._graph.input(type(event))
-        if route.next < 0:
-            self._deliver(route, event, None)
-            return self.next_start()
-        station = self.stations[route.next]
-        station.running = 1
-        self.alive = 1
-        return station, event, None
-
     def receive(self, event: Event) -> None:
-        """Take an event from outside."""
+        """Take an event from outside: the start event, or one sent to the handler."""
         route = self._graph.input(type(event))
         if isinstance(event, HumanResponseEvent):
             self._answered += 1
@@ -181,24 +187,29 @@ class Machine:
         self.alive += 1
         if group is not None:
             group.live += 1
-        if station.inbox is None:
-            station.inbox = self._open_inbox()
-        station.inbox.put((event, group))
         station.pending += 1
         if station.running < station.limit:
             station.running += 1
+            station.ready.append((event, group))
             self.startable.append(station)
+        else:
+            if station.inbox is None:
+                station.inbox = self._open_inbox()
+            station.inbox.put((event, group))
 
     # -- workers come and go -----------------------------------------------------------------
 
     def take(self, station: Station) -> Delivery | None:
-        """Give a worker of ``station`` its next delivery, or send it home."""
-        if station.pending:
-            station.pending -= 1
+        """Give a worker of ``station`` its next delivery, the oldest, or send it home."""
+        if not station.pending:
+            station.running -= 1
+            return None
+        station.pending -= 1
+        if station.ready:
+            event, group = station.ready.popleft()
+        else:
             event, group = station.inbox.take()  # type: ignore[union-attr]
-            return station, event, group
-        station.running -= 1
-        return None
+        return station, event, group
 
     def next_start(self) -> Delivery | None:
         """Give a worker that is free the first delivery that waits for one to start."""
@@ -220,6 +231,8 @@ class Machine:
         """
         kind = cast("type[Any]", type(result))
         route = self._graph.outputs[station.index].get(kind)
+        if route is None and isinstance(result, Event):
+            route = self._graph.output(station.index, kind)
         if route is not None and route.next >= 0 and not station.pending:
             following = self.stations[route.next]
             if following is station:
@@ -281,6 +294,9 @@ class Machine:
     def _close(self, group: Group) -> None:
         """End a fan-out of which nothing is left: its joins run, in the fan-out around it."""
         parent = group.parent
+        for index, slots in (group.slots or {}).items():
+            if slots.missing():
+                self.stations[index].unmatched = slots
         for join, events in group.collected.items():
             self._enqueue(self.stations[join], events, parent)
         if parent is not None:
@@ -327,7 +343,12 @@ class Machine:
         """Tell what each join and collection still lacks."""
         told: list[str] = []
         for station in self.stations:
-            lacking = station.slots.missing() if station.slots is not None else []
+            lacking = [
+                name
+                for slots in (station.slots, station.unmatched)
+                if slots is not None
+                for name in slots.missing()
+            ]
             for collection in (station.collections or {}).values():
                 lacking += [f"{n} x {kind.__name__}" for kind, n in collection.missing()]
             if lacking:

@@ -32,7 +32,7 @@ from penstock._streams import TURN, EventLog, check_publishable
 
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from penstock._backends import Backend, Nursery, Waiter
     from penstock._engine.joins import Group
@@ -69,6 +69,7 @@ class Runner:
         "outcome",
         "run_id",
         "timeout",
+        "watch",
         "workflow",
     )
 
@@ -97,6 +98,7 @@ class Runner:
         self._machine: Machine | None = None
         self._nursery: Nursery | None = None
         self._host: Any = None
+        self.watch: Callable[[], None] | None = None
         self._parked: Waiter | None = None
         self._workers: dict[Worker, None] = {}
         self._early: list[tuple[Event, str | None]] = []
@@ -131,7 +133,7 @@ class Runner:
                 finally:
                     backend.rename_task(task, name)
             if not self.outcome.status:
-                self._settle_cancellation()
+                self._settle_cancellation(backend.current_time() > self._deadline)
             if self.outcome.is_outside:
                 # The workers were cancelled from outside and said so by ending; here it goes on.
                 await backend.checkpoint_if_cancelled()
@@ -147,44 +149,50 @@ class Runner:
                 del interruption  # or this frame and its exception keep each other alive
 
     async def _host_run(self, backend: Backend, nursery: Nursery) -> None:
+        machine = await self._begin(backend, nursery)
+        if not self.outcome.status:
+            machine.receive(self._start_event)
+        for event, target in self._early:
+            self._receive(machine, event, target)
+        while not self.outcome.status:
+            delivery = None
+            if backend.runs_steps_in_host and not self._workers:
+                delivery = machine.next_start()
+            self._start_workers()
+            if delivery is not None:
+                await self._run_worker(*delivery)
+            await self._park(backend, machine)
+
+    async def _begin(self, backend: Backend, nursery: Nursery) -> Machine:
         if self.timeout is not None:
+            self.watch = self._note_delivery
             self._deadline = backend.current_time() + self.timeout
             # The deadline itself still belongs to the run: a stop event at that very moment wins.
             nursery.cancel_scope.deadline = nextafter(self._deadline, inf)
-        self._machine = machine = Machine(self.graph, backend.open_inbox, self._publish)
+        self._machine = Machine(self.graph, backend.open_inbox, self._publish)
         self._due = perf_counter() + TURN
         if self.observer is not None:
             self.observer.run_started(self.run_id, self.graph.name, self._start_event)
         if backend.is_natively_cancelled():
             await backend.checkpoint()  # before any step has begun
-        if not self.outcome.status:
-            delivery = machine.begin(self._start_event)
-            for event, target in self._early:
-                self._receive(machine, event, target)
-            self._start_workers()
-            # A host that only waits is the first to see a cancellation, and so can tell a timeout
-            # from what comes from outside while the steps still unwind. It costs a task.
-            if delivery is not None and backend.runs_steps_in_host and self.timeout is None:
-                await self._run_worker(*delivery)
-            elif delivery is not None:
-                nursery.start_soon(self._run_worker, *delivery, name=delivery[0].step.label)
-        await self._park(backend)
+        return self._machine
 
-    async def _park(self, backend: Backend) -> None:
-        """Wait until the outcome is settled, and settle it if a cancellation comes first."""
+    async def _park(self, backend: Backend, machine: Machine) -> None:
+        """Wait for the outcome or for work; settle the outcome if a cancellation comes first."""
         self._parked = backend.waiter()
         try:
-            while not self.outcome.status:
+            while not self.outcome.status and not machine.startable:
                 await self._parked.wait()
         except backend.Cancelled:
             if not self.outcome.status:
-                self._settle_cancellation()
+                self._settle_cancellation(backend.current_time() > self._deadline)
             raise
+        finally:
+            self._parked = None
 
     @enable_ki_protection
     async def _start_worker(self, station: Station) -> None:
-        assert self._machine is not None
-        if not self.outcome.status:
+        if self._machine is not None and not self.outcome.status:
             delivery = self._machine.take(station)
             if delivery is not None:
                 await self._run_worker(*delivery)
@@ -204,10 +212,9 @@ class Runner:
         nursery = self._nursery
         assert machine is not None
         assert nursery is not None
-        if machine.startable:
-            for station in machine.startable:
-                nursery.start_soon(self._start_worker, station, name=station.step.label)
-            machine.startable.clear()
+        for station in machine.startable:
+            nursery.start_soon(self._start_worker, station, name=station.step.label)
+        machine.startable.clear()
 
     @enable_ki_protection
     async def _work(
@@ -220,6 +227,8 @@ class Runner:
         assert machine is not None
         task = backend.current_task()
         delivery = None
+        # A worker that begins has just been given its turn.
+        self._due = max(self._due, perf_counter() + TURN)
         try:
             while True:
                 # Cancellation is looked for at every hop, and others get a turn in time (P3).
@@ -283,10 +292,12 @@ class Runner:
         backend = self._backend
         assert backend is not None
         cancelled = backend.is_cancelled()
+        if cancelled and not self.outcome.status:
+            # What was delivered before the deadline was not the deadline's.
+            is_late = backend.current_time() > self._deadline and not worker.was_interrupted
+            self._settle_cancellation(is_late)
         if only_cancelled(error, backend.Cancelled):
             if cancelled:
-                if not self.outcome.status:
-                    self._settle_cancellation()
                 if backend.current_task() is self._host:
                     raise error
                 return
@@ -302,19 +313,26 @@ class Runner:
         elif isinstance(error, GeneratorExit):
             raise error
         elif cancelled:
-            if not self.outcome.status:
-                self._settle_cancellation()
             error = without_cancelled(error, backend.Cancelled)
         self.outcome.fail(error, worker.step, worker.event)
         self._halt(f"the step {worker.step.name if worker.step else '?'} failed")
 
-    def _settle_cancellation(self) -> None:
-        """Settle, at the first sign of a cancellation that was not asked for here, whose it is."""
+    def _settle_cancellation(self, is_timeout: bool) -> None:
+        """Settle whose the cancellation is that was not asked for here."""
         assert self._backend is not None
-        if self._backend.current_time() > self._deadline:
+        if is_timeout:
             self._settle_timeout()
         else:
             self.outcome.interrupt(None, self._backend.Cancelled)
+
+    def _note_delivery(self) -> None:
+        """An exception is being delivered into a step: the timeout's, if the scope says so.
+
+        Told now, for the step may take long to unwind, and others may be cancelled meanwhile.
+        """
+        assert self._nursery is not None
+        if not self.outcome.status and self._nursery.cancel_scope.cancel_called:
+            self._settle_timeout()
 
     def _halt(self, reason: str) -> None:
         """Have everything that still runs unwind, and the host look at the outcome."""
@@ -333,7 +351,7 @@ class Runner:
             outcome.interrupt(interruption, backend.Cancelled)
         elif isinstance(interruption, URGENT):
             outcome.fail(interruption, None, None)
-        self._nursery = self._parked = self._host = None
+        self._nursery = self._parked = self._host = self.watch = None
         if self._machine is not None:
             self._machine.close()
             self._machine = None
@@ -384,7 +402,10 @@ class Runner:
             self._early.append((event, target))
         else:
             self._receive(self._machine, event, target)
-            self._start_workers()
+            if self._parked is None:
+                self._start_workers()
+            else:  # the host does: AnyIO starts tasks from tasks only, and this may be a callback
+                self._parked.wake()
 
     def _receive(self, machine: Machine, event: Event, target: str | None) -> None:
         if target is None:
@@ -420,12 +441,16 @@ class Runner:
 
     def publish(self, event: Event | None) -> None:
         """See :meth:`penstock.Context.write_event_to_stream`."""
-        self._check_thread("write_event_to_stream")
+        if threading.get_ident() != self._thread:
+            self._check_thread("write_event_to_stream")
         if event is None:
             return
-        check_publishable(event, self.log)
-        if isinstance(event, InputRequiredEvent) and self._machine is not None:
-            self._machine.note_question()
+        if type(event) not in self.graph.published or self.log.closed:
+            check_publishable(event, self.log)
+            if not isinstance(event, InputRequiredEvent):
+                self.graph.published.add(type(event))
+            elif self._machine is not None:
+                self._machine.note_question()
         self._publish(event)
 
     @enable_ki_protection

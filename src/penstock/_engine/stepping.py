@@ -5,24 +5,27 @@ from __future__ import annotations
 import types
 from typing import TYPE_CHECKING, Any
 
-from penstock._backends import disable_ki_protection
+from penstock._backends import Error, disable_ki_protection
 
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator
+    from collections.abc import Callable, Coroutine, Generator
     from contextvars import Context
 
 
 @types.coroutine
 @disable_ki_protection  # the engine around it is protected, what the user wrote is not
 def run_in_context(
-    coroutine: Coroutine[Any, Any, Any], context: Context
+    coroutine: Coroutine[Any, Any, Any], context: Context, watch: Callable[[], None] | None = None
 ) -> Generator[Any, Any, Any]:
     """Await ``coroutine`` in ``context``; a context variable that it sets stays in there.
 
     The event loop sees what the coroutine yields, and the coroutine sees what the event loop
     sends or throws, exactly as if it were awaited. Nurseries, threads and timeouts that it
     starts take their context from ``context``.
+
+    Under Trio ``watch``, where given, is called before an exception is delivered into the
+    coroutine, which may take long to unwind. (Trio sends it in; asyncio throws it, unwatched.)
     """
     run = context.run
     send = coroutine.send
@@ -34,6 +37,8 @@ def run_in_context(
             except BaseException as error:  # noqa: BLE001 - handed on, whatever it is
                 trap = run(coroutine.throw, error)
             else:
+                if watch is not None and type(answer) is Error:
+                    watch()
                 trap = run(send, answer)
     except StopIteration as stop:
         return stop.value

@@ -13,7 +13,7 @@ from penstock._events import StepStateChanged
 
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
     from contextvars import Context as ContextVars
 
     from penstock._backends import Backend
@@ -31,6 +31,8 @@ class Run(RunOperations, Protocol):
 
     workflow: object
     observer: Observer | None
+    #: Called at the moment at which an exception is delivered into a step, where that matters.
+    watch: Callable[[], None] | None
 
     def number_invocation(self) -> int: ...
 
@@ -38,7 +40,7 @@ class Run(RunOperations, Protocol):
 class Worker:
     """A task of a run; for what its step opens, the list of what to close."""
 
-    __slots__ = ("_opened", "_run", "_variables", "event", "step")
+    __slots__ = ("_opened", "_run", "_variables", "event", "step", "was_interrupted")
 
     def __init__(self, run: Run, variables: ContextVars) -> None:
         self._run = run
@@ -47,6 +49,8 @@ class Worker:
         #: The step that it runs, or None before the first and after the last; and its event.
         self.step: Step | None = None
         self.event: Any = None
+        #: Whether an exception has been delivered into the step; kept only where it is watched.
+        self.was_interrupted = False
         self._opened: list[Closable] | None = None
 
     def end(self) -> None:
@@ -78,42 +82,51 @@ class Worker:
         if step.context_at is not None:
             context = Context(run, step.index, step.name, group)
             arguments.insert(step.context_at, context)
-        told = 0
-        if run.observer is not None or run.log.internal_readers:
-            told = self._tell_started(step, event)
         coroutine = step.function(run.workflow, *arguments)
-        result: Any = None
-        error: BaseException | None = None
         try:
-            if step.timeout is None:
-                result = await run_in_context(coroutine, self._variables.copy())
-            else:
-                result = await self._invoke_with_timeout(backend, step, coroutine)
-        except BaseException as raised:
-            error = raised
-            raise
+            if run.observer is not None or run.log.internal_readers:
+                return await self._invoke_and_tell(backend, step, event, coroutine)
+            return await self._drive(backend, step, coroutine)
         finally:
             if context is not None:
                 context.end()
-            if told:
-                self._tell_ended(told, step, event, result, error)
-            del error
             if self._opened:
                 await self._close_opened(backend)
-        return result
 
-    async def _invoke_with_timeout(
+    async def _drive(
         self, backend: Backend, step: Step, coroutine: Coroutine[Any, Any, Any]
     ) -> Any:
-        assert step.timeout is not None
+        watch = self._run.watch
+        if watch is not None:
+            self.was_interrupted = False
+            watch = self._note_interruption
+        if step.timeout is None:
+            return await run_in_context(coroutine, self._variables.copy(), watch)
         deadline = backend.current_time() + step.timeout
         with backend.cancel_scope(deadline=nextafter(deadline, inf)):
-            result = await run_in_context(coroutine, self._variables.copy())
+            result = await run_in_context(coroutine, self._variables.copy(), watch)
             if backend.current_time() <= deadline:
                 return result
         # The scope caught its own cancellation, or the step came too late.
         msg = f"the step {step.label} did not end within its timeout of {step.timeout:g} s"
         raise StepTimeoutError(msg, step.timeout, (step.name,))
+
+    def _note_interruption(self) -> None:
+        self.was_interrupted = True
+        assert self._run.watch is not None
+        self._run.watch()
+
+    async def _invoke_and_tell(
+        self, backend: Backend, step: Step, event: Any, coroutine: Coroutine[Any, Any, Any]
+    ) -> Any:
+        number = self._tell_started(step, event)
+        try:
+            result = await self._drive(backend, step, coroutine)
+        except BaseException as error:
+            self._tell_ended(number, step, event, None, error)
+            raise
+        self._tell_ended(number, step, event, result, None)
+        return result
 
     async def _close_opened(self, backend: Backend) -> None:
         opened, self._opened = self._opened, None

@@ -60,7 +60,7 @@ class Printer:
             return
         self.end_line()
         if isinstance(result, str):
-            self._write(f"{result}\n")
+            self._write(f"{printable(result) if self._out.isatty() else result}\n")
         else:
             self._write(f"{_json(fields_of(result) if isinstance(result, Event) else result)}\n")
 
@@ -76,7 +76,7 @@ class Printer:
         text = piece_of(event)
         if text is None:
             self.end_line()
-            shown = _printable(repr(event))
+            shown = printable(repr(event))
             shown = shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 3]}..."
             name, bracket, rest = shown.partition("(")
             self._write(f"{self._coloured(name)}{bracket}{rest}\n")
@@ -88,7 +88,7 @@ class Printer:
         self._open_kind = type(event)
         # An empty piece leaves the seam where it was.
         self._open_text = text or self._open_text or ""
-        self._write(_printable(text))
+        self._write(printable(text))
 
     def _coloured(self, text: str) -> str:
         return f"\x1b[36m{text}\x1b[0m" if self._has_colour else text
@@ -109,7 +109,7 @@ def _wants_colour(out: TextIO) -> bool:
     return out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Return ``text`` without what could steer a terminal."""
     if text.isprintable():
         return text

@@ -1,8 +1,8 @@
 """The questions of a run: a line of standard input for each, without blocking the event loop.
 
 A thread reads, for a terminal cannot be waited for in any other portable way. It is a daemon:
-a run that ends, or is interrupted, leaves it behind at its ``read``. So it must not hold a lock
-that the interpreter wants at its exit, as that of ``sys.stdin`` is; it reads the descriptor.
+a run that ends, or is interrupted, leaves it behind at its ``read``. So it must hold no lock that
+others want, as that of ``sys.stdin`` is; it reads the descriptor.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from penstock._errors import WorkflowRuntimeError
 from penstock._events import HumanResponseEvent, InputRequiredEvent
 from penstock._graph import graph_of
 from penstock.cli._input import field_types, json_object
+from penstock.cli._output import printable
 from penstock.cli._targets import UsageError
 
 
@@ -182,8 +183,8 @@ def prompt_of(question: InputRequiredEvent) -> str:
     for name in PROMPTS:
         text = fields.get(name)
         if isinstance(text, str) and text.strip():
-            return text if text[-1].isspace() else f"{text} "
-    return f"{question!r} "
+            return printable(text if text[-1].isspace() else f"{text} ")
+    return printable(f"{question!r} ")
 
 
 def is_terminal(stream: TextIO | None) -> bool:

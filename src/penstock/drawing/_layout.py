@@ -267,7 +267,7 @@ def _straighten(layers: Layers, gaps: Sequence[Sequence[float]], xs: list[float]
                 left, before, right, after = beside[number]
                 low = xs[left] + before if left is not None else -inf
                 high = xs[right] - after if right is not None else inf
-                if max(least, low) > min(most, high):
+                if upright and max(least, low) > min(most, high):
                     _set_upright(upright, least, most, xs)
                     upright, least, most = [], -inf, inf
                 upright.append(number)

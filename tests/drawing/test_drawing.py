@@ -1,0 +1,483 @@
+"""The page: what is drawn of a workflow, and that nothing in it can break out of its place."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Annotated
+
+import attrs
+import pytest
+
+from penstock import (
+    Context,
+    Event,
+    HumanResponseEvent,
+    InputRequiredEvent,
+    StartEvent,
+    StopEvent,
+    Workflow,
+    step,
+)
+from penstock.drawing import draw_all_possible_flows, page_of_all_possible_flows
+from penstock.drawing._model import flow_of
+from penstock.drawing._source import written_events
+from penstock.drawing._svg import picture_of, shortened, text_width
+
+
+class Draft(Event):
+    text: str
+    attempt: int = 1
+
+
+class Retry(Event):
+    reason: str
+
+
+class Progress(Event):
+    msg: str
+
+
+class Token(Event):
+    delta: str
+
+
+class Part(Event):
+    n: int
+
+
+class Done(Event):
+    n: int
+
+
+class Ask(InputRequiredEvent):
+    prefix: str
+
+
+class Writer(Workflow):
+    """Writes until the reviewer is content.
+
+    More words.
+    """
+
+    @step(num_workers=2, timeout=1.5)
+    async def write(self, ctx: Context, ev: StartEvent | Retry) -> Draft:
+        """Write a draft."""
+        ctx.write_event_to_stream(Progress(msg="writing"))
+        return Draft(text="")
+
+    @step
+    async def review(self, ev: Draft) -> Retry | StopEvent | Draft:
+        return StopEvent()
+
+
+class Fan(Workflow):
+    @step
+    async def split(self, ev: StartEvent) -> list[Part]:
+        return []
+
+    @step
+    async def work(self, ev: Part) -> Done:
+        return Done(n=1)
+
+    @step
+    async def gather(self, evs: list[Done]) -> StopEvent:
+        return StopEvent()
+
+
+class Human(Workflow):
+    @step
+    async def ask(self, ev: StartEvent) -> Ask:
+        return Ask(prefix="?")
+
+    @step
+    async def hear(self, ctx: Context, ev: HumanResponseEvent) -> StopEvent | Draft:
+        ctx.write_event_to_stream(Ask(prefix="again?"))
+        return StopEvent()
+
+    @step
+    async def both(self, a: Draft, b: Retry) -> StopEvent:
+        return StopEvent()
+
+
+class Faulty(Workflow):
+    @step
+    async def begin(self, ev: StartEvent) -> Draft:
+        return Draft(text="")
+
+    @step
+    async def lost(self, ev: Retry) -> StopEvent:
+        return StopEvent()
+
+
+def arrows(cls):
+    """The arrows of a workflow as readable tuples."""
+    flow = flow_of(cls)
+    names = [node.name or node.kind for node in flow.nodes]
+    return {
+        (names[edge.source], names[edge.target], edge.kind, *(label.text for label in edge.labels))
+        for edge in flow.edges
+    }
+
+
+def svg_tree(page):
+    """The first picture of a page, parsed as XML."""
+    return ET.fromstring(re.search(r"<svg class=\"flow\" xmlns.*?</svg>", page, re.DOTALL)[0])
+
+
+# -- the model -------------------------------------------------------------------------------
+
+
+def test_arrows_of_a_loop():
+    """Events are arrows from the steps that make them to those that take them, ends included."""
+    assert {
+        ("start", "write", "event", "StartEvent"),
+        ("write", "review", "event", "Draft"),
+        ("review", "write", "event", "Retry"),
+        ("review", "stop", "event", "StopEvent"),
+        ("review", "review", "event", "Draft"),
+    } == arrows(Writer)
+
+
+def test_fan_out_and_join():
+    """A list of events is named as one; its arrow and the step that joins are marked."""
+    flow = flow_of(Fan)
+
+    assert ("split", "work", "event", "list[Part]") in arrows(Fan)
+    assert [e.fans_out for e in flow.edges if e.labels[0].text == "list[Part]"] == [True]
+    assert [e.fans_out for e in flow.edges if e.labels[0].text == "Done"] == [False]
+    assert {n.name: n.join for n in flow.nodes if n.kind == "step"} == {
+        "split": "",
+        "work": "",
+        "gather": "all",
+    }
+
+
+def test_questions_and_answers():
+    """Questions go to a person, returned or written to the stream alike, and answers come back."""
+    assert {
+        ("ask", "a person", "human", "Ask"),
+        ("hear", "a person", "human", "Ask"),
+        ("a person", "hear", "human", "HumanResponseEvent"),
+    } == {arrow for arrow in arrows(Human) if arrow[2] == "human"}
+    assert [n.join for n in flow_of(Human).nodes if n.name == "both"] == ["each"]
+    assert not any(node.notes for node in flow_of(Human).nodes)
+
+
+def test_events_that_share_a_way_share_an_arrow():
+    """Two events between the same steps are two names at one arrow."""
+
+    class Wide(Workflow):
+        @step
+        async def begin(self, ev: StartEvent) -> Draft | Retry:
+            return Retry(reason="")
+
+        @step
+        async def end(self, ev: Draft | Retry) -> StopEvent:
+            return StopEvent()
+
+    assert ("begin", "end", "event", "Draft", "Retry") in arrows(Wide)
+
+
+def test_marks_and_titles():
+    """A step knows its workers, its timeout and its words; an event its fields with their types."""
+    flow = flow_of(Writer())
+    write = next(node for node in flow.nodes if node.name == "write")
+    titles = {label.text: label.title for label in flow.events}
+
+    assert (write.num_workers, write.timeout) == (2, 1.5)
+    assert "Write a draft." in write.title
+    assert "takes StartEvent | Retry, makes Draft" in write.title
+    assert flow.summary == "Writes until the reviewer is content."
+    assert titles["Draft"] == "Draft\n  text: str\n  attempt: int = ..."
+    assert titles["StartEvent"] == "StartEvent\n  any field"
+    assert titles["Progress"] == "Progress\n  msg: str"
+
+
+def test_a_faulty_workflow_is_drawn():
+    """What leads nowhere or comes from nowhere is drawn as such, and all faults are told."""
+    assert {
+        ("start", "begin", "event", "StartEvent"),
+        ("begin", "gap", "gap", "Draft"),
+        ("gap", "lost", "gap", "Retry"),
+        ("lost", "stop", "event", "StopEvent"),
+    } == arrows(Faulty)
+    page = page_of_all_possible_flows(Faulty)
+    assert "is taken by no step" in page
+    assert "is made by no step" in page
+
+
+def test_a_workflow_without_steps_is_drawn():
+    """Even nothing has a page, with the fault that explains it."""
+
+    class Empty(Workflow):
+        pass
+
+    assert "it has no steps" in page_of_all_possible_flows(Empty)
+
+
+@pytest.mark.parametrize("thing", [5, int, Draft, "Writer"])
+def test_only_workflows_are_drawn(thing):
+    """What is no workflow is refused by name."""
+    with pytest.raises(TypeError, match="expected a Workflow class or an object of one"):
+        draw_all_possible_flows(thing)
+
+
+# -- what the source tells -------------------------------------------------------------------
+
+
+class Writes(Workflow):
+    @step
+    async def plain(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        await ctx.stream.send(Token(delta=""))
+        ctx.stream.send_nowait(Progress(msg=""))
+        return StopEvent()
+
+    async def named(self, ctx, flag):
+        event = Progress(msg="")
+        event = event
+        ctx.write_event_to_stream(event)
+        ctx.write_event_to_stream(Token(delta="") if flag else None)
+
+    async def walrus(self, ctx):
+        ctx.write_event_to_stream(last := Token(delta=""))
+        return last
+
+    async def other(self, ctx, channel, event):
+        await channel.send(Progress(msg=""))
+        ctx.write_event_to_stream(event)
+        ctx.write_event_to_stream(Unknown(msg=""))  # noqa: F821
+        ctx.write_event_to_stream(Path("x"))
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (Writes.plain, (Token, Progress)),
+        (Writes.named, (Progress, Token)),
+        (Writes.walrus, (Token,)),
+        (Writes.other, ()),
+        (len, ()),
+    ],
+)
+def test_events_written_to_the_stream(function, expected):
+    """Events made in the call, or assigned to its argument, are found; guesses are not made."""
+    assert expected == written_events(function)
+
+
+def test_events_of_an_enclosing_function():
+    """A class that the step's function closes over is found as well."""
+
+    class Local(Event):
+        n: int
+
+    async def write(ctx):
+        ctx.write_event_to_stream(Local(n=1))
+
+    assert (Local,) == written_events(write)
+
+
+def test_a_step_without_source():
+    """Without its source a workflow is drawn, only its notes are missing."""
+    names = {}
+    exec(
+        "from penstock import *\n"
+        "class Hidden(Workflow):\n"
+        "    @step\n"
+        "    async def go(self, ctx: Context, ev: StartEvent) -> StopEvent:\n"
+        "        ctx.write_event_to_stream(Event())\n",
+        names,
+    )
+
+    assert ("go", "stop", "event", "StopEvent") in arrows(names["Hidden"])
+
+
+# -- the page --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", [Writer, Fan, Human, Faulty, Writes])
+def test_every_event_and_step_is_in_the_picture(cls):
+    """The picture is well-formed XML with a box for each step and an arrow for each edge."""
+    flow = flow_of(cls)
+    root = ET.fromstring(picture_of(flow).svg)
+    classes = [element.get("class", "").split() for element in root.iter()]
+    texts = [t.text for t in root.iter("{http://www.w3.org/2000/svg}text")]
+
+    assert sum(node.kind == "step" for node in flow.nodes) == classes.count(["step"])
+    ends = [e.get("marker-end") for e in root.iter("{http://www.w3.org/2000/svg}path")]
+    assert len(flow.edges) == len([end for end in ends if end])
+    for edge in flow.edges:
+        for label in edge.labels:
+            assert label.text in texts
+
+
+def test_marks_in_the_picture():
+    """Workers, timeout, fan-out, join, human and stream each have their sign, and a legend."""
+    writer, fan, human = map(page_of_all_possible_flows, (Writer, Fan, Human))
+
+    assert ">\N{MULTIPLICATION SIGN}2<" in writer
+    assert ">1.5 s<" in writer
+    assert 'class="arrow back"' in writer
+    assert 'class="arrow stream"' in writer
+    assert "written to the stream" in writer
+    assert "goes back to an earlier step" in writer
+    assert 'class="bar"' in fan
+    assert "fan-out: a list of events" in fan
+    assert 'class="arrow human"' in human
+    assert "question or answer of a person" in human
+    assert "fan-out" not in writer
+    assert "question or answer of a person" not in fan
+
+
+def test_the_file(tmp_path, capsys, monkeypatch):
+    """The page is written under the name given, its path returned, and nothing printed."""
+    monkeypatch.chdir(tmp_path)
+
+    assert Path("workflow_all_flows.html") == draw_all_possible_flows(Writer)
+    assert tmp_path / "x.html" == draw_all_possible_flows(Writer(), str(tmp_path / "x.html"))
+    assert Path("workflow_all_flows.html").read_bytes() == Path("x.html").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["workflow_all_flows.html", "x.html"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_page_needs_nothing_else():
+    """No script, and nothing that a browser would fetch: the page works offline."""
+    page = page_of_all_possible_flows(Human)
+    without_namespace = page.replace('xmlns="http://www.w3.org/2000/svg"', "")
+
+    assert "<script" not in page
+    assert not re.search(r"https?:|//[a-z]|\bsrc=|@import|<link|\burl\((?!#)", without_namespace)
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_the_same_bytes_each_time():
+    """Another process, with other hashes and addresses, draws the very same page."""
+    code = (
+        "import sys; sys.path.insert(0, '.')\n"
+        "from tests.drawing.test_drawing import Strange, page_of_all_possible_flows\n"
+        "sys.stdout.buffer.write(page_of_all_possible_flows(Strange).encode())"
+    )
+    root = Path(__file__).parents[2]
+    pages = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=root,
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+
+    assert len(pages) == 1
+
+
+# -- hostile names ---------------------------------------------------------------------------
+
+
+NASTY = "</text><script>alert(1)</script>&\"'\x1b"
+
+Hostile = type(
+    NASTY, (Event,), {"__annotations__": {"x": "<b>'\"&\x00\ud800"}, "__module__": __name__}
+)
+
+
+class Strange(Workflow):
+    @step
+    async def begin(self, ctx: Context, ev: StartEvent) -> Hostile:
+        ctx.write_event_to_stream(Hostile(x=1))
+        return Hostile(x=1)
+
+    @step
+    async def end(self, ev: Hostile) -> StopEvent:
+        return StopEvent()
+
+
+def test_hostile_names_stay_text():
+    """Names and types are text wherever they stand: in labels, titles, legends and lists."""
+    shown = type(NASTY, (Strange,), {"__doc__": NASTY})
+    page = page_of_all_possible_flows(shown)
+    page.encode()
+
+    assert "<script" not in page
+    assert "<b>" not in page
+    assert "\x00" not in page
+    assert "\x1b" not in page
+    labels = [e.text for e in svg_tree(page).iter("{http://www.w3.org/2000/svg}text")]
+    assert "</text><script>alert(1)</script>&\"'" in labels
+
+
+def test_hostile_faults_stay_text():
+    """The faults quote names, and are text as well."""
+
+    class Lost(Workflow):
+        @step
+        async def begin(self, ev: StartEvent) -> Hostile | StopEvent:
+            return StopEvent()
+
+    page = page_of_all_possible_flows(Lost)
+
+    assert "is taken by no step" in page
+    assert "<script" not in page
+
+
+@attrs.frozen
+class Addressed:
+    """Has a repr that differs from process to process."""
+
+    def __repr__(self):
+        return object.__repr__(self)
+
+
+def test_types_without_addresses():
+    """The address of an object in a type is left out: it would be another one each time."""
+    kind = type(
+        "Marked",
+        (Event,),
+        {"__annotations__": {"x": Annotated[int, Addressed()]}, "__module__": __name__},
+    )
+
+    class Marking(Workflow):
+        @step
+        async def begin(self, ev: StartEvent) -> kind | StopEvent:
+            return StopEvent()
+
+    title = next(label.title for label in flow_of(Marking).events if label.text == "Marked")
+    assert "Addressed object" in title
+    assert "0x" not in title
+
+
+# -- text ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "cells"), [("", 0), ("abc", 3), ("漢字", 4), ("é", 1), ("e\u0301", 1)]
+)
+def test_text_width(text, cells):
+    """Wide letters take two cells, marks that combine with the letter before take none."""
+    assert pytest.approx(cells * 6.1) == text_width(text, 10)
+
+
+def test_long_names_are_shortened():
+    """A name that would burst its box is cut, and stands whole in its title."""
+    name = "A" * 200
+
+    assert len(shortened(name)) == 44
+    assert shortened("B" * 44) == "B" * 44
+    kind = type(name, (Event,), {"__annotations__": {"x": int}, "__module__": __name__})
+
+    class Long(Workflow):
+        @step
+        async def begin(self, ev: StartEvent) -> kind:
+            return kind(x=1)
+
+        @step
+        async def end(self, ev: kind) -> StopEvent:
+            return StopEvent()
+
+    svg = picture_of(flow_of(Long)).svg
+    assert f">{'A' * 43}…<" in svg
+    assert f"<title>{name}" in svg

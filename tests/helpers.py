@@ -1,0 +1,294 @@
+"""What several test modules share: small workflows, virtual time, and a look at what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import selectors
+import sys
+from contextlib import contextmanager
+from math import inf
+from typing import Any, Self
+
+import anyio
+import anyio.abc
+import pytest
+import trio
+import trio.testing
+
+from penstock import Context, Event, StartEvent, StopEvent, Workflow, step, workflow_scope
+
+
+# -- time ---------------------------------------------------------------------------------------
+
+
+class _SkippingSelector(selectors.DefaultSelector):
+    """Where the event loop would sleep, its clock jumps instead.
+
+    A loop that never sleeps has its clock move on a little now and then: AnyIO cancels again at
+    every turn while what it cancels is not AnyIO's own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.busy = 0
+
+    def select(self, timeout=None):
+        ready = super().select(None if timeout is None else 0)
+        if timeout is None or ready:
+            self.busy = 0
+        elif timeout > 0:
+            self.busy = 0
+            self.now += timeout
+        else:
+            self.busy += 1
+            if self.busy % 1000 == 0:
+                self.now += 0.25
+        return ready
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An asyncio loop with a clock that jumps to the next timer as soon as nothing can run.
+
+    As Trio's autojump clock does, with one difference: a thread that works is not waited for.
+    """
+
+    def __init__(self) -> None:
+        self._skipping = _SkippingSelector()
+        super().__init__(self._skipping)
+
+    def time(self) -> float:
+        return self._skipping.now
+
+    def jump(self, seconds: float) -> None:
+        """Let time pass while nothing else happens, as in a call that blocks."""
+        self._skipping.now += seconds
+
+
+BACKENDS = ("trio", "asyncio")
+on_each_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def run_virtually(backend: str, main: Any, *args: Any) -> Any:
+    """Run an async function in an event loop of its own with virtual time."""
+    if backend == "trio":
+        return trio.run(main, *args, clock=trio.testing.MockClock(autojump_threshold=0))
+    return anyio.run(main, *args, backend="asyncio", backend_options={"loop_factory": VirtualLoop})
+
+
+def jump(seconds: float) -> None:
+    """Let virtual time pass while nothing else happens, as in a call that blocks."""
+    if is_trio():
+        clock = trio.lowlevel.current_clock()
+        assert isinstance(clock, trio.testing.MockClock)
+        clock.jump(seconds)
+    else:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        loop.jump(seconds)
+
+
+# -- the event loop -----------------------------------------------------------------------------
+
+
+def is_trio() -> bool:
+    """Whether the caller runs under Trio."""
+    return trio.lowlevel.in_trio_task()
+
+
+def cancelled_class() -> type[BaseException]:
+    """Return the class of the backend's cancellation."""
+    return trio.Cancelled if is_trio() else asyncio.CancelledError
+
+
+def live_tasks() -> set[Any]:
+    """Return every task of the event loop, whoever started it."""
+    if not is_trio():
+        return {task for task in asyncio.all_tasks() if not task.done()}
+    found: set[Any] = set()
+    todo = [trio.lowlevel.current_root_task()]
+    while todo:
+        task = todo.pop()
+        found.add(task)
+        todo += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return found
+
+
+def task_names() -> list[str]:
+    """Return the names in the task tree, sorted."""
+    return sorted(t.name if is_trio() else t.get_name() for t in live_tasks())
+
+
+def timers_left() -> int:
+    """Return how many timers of the event loop are set."""
+    if is_trio():
+        return int(trio.lowlevel.current_statistics().seconds_to_next_deadline != inf)
+    return sum(not h.cancelled() for h in asyncio.get_running_loop()._scheduled)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def nothing_left():
+    """Check that a block leaves no task behind, by whatever way it is left."""
+    before = live_tasks()
+    try:
+        yield
+    finally:
+        left = live_tasks() - before
+        assert not left, f"left behind: {left}"
+
+
+@contextmanager
+def collected_by_hand():
+    """Collect cyclic garbage only where the block says so."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+async def wait_until_idle(turns: int = 20) -> None:
+    """Give every other task a number of turns."""
+    for _ in range(turns):
+        await anyio.lowlevel.checkpoint()
+
+
+def leaves_of(error: BaseException) -> list[BaseException]:
+    """Return what is in a group, however deep; or the exception itself."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for part in error.exceptions for leaf in leaves_of(part)]
+    return [error]
+
+
+# -- owners ---------------------------------------------------------------------------------------
+
+
+class Catch:
+    """Catch what comes out of a block, all but what belongs to the test itself.
+
+    ``error`` is what was raised; ``one`` insists on there being one, and unwraps the groups that
+    nurseries of the test (not of penstock) put around it.
+    """
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        self.error = error
+        return error is not None and not isinstance(error, AssertionError)
+
+    @property
+    def one(self) -> BaseException:
+        assert self.error is not None, "nothing was raised"
+        first, *more = leaves_of(self.error)
+        # A nursery may be told of one failure twice, by the run and by who awaited it.
+        assert all(other is first for other in more), [first, *more]
+        return first
+
+
+# -- workflows ------------------------------------------------------------------------------------
+
+
+class Item(Event):
+    number: int
+
+
+class Done(Event):
+    number: int
+
+
+class Note(Event):
+    number: int
+
+
+class Journal(list):
+    """What happened, in order: strings and whatever else a workflow writes down."""
+
+    def count_of(self, prefix: str) -> int:
+        return sum(isinstance(e, str) and e.startswith(prefix) for e in self)
+
+
+class Single(Workflow):
+    """One step, given by the test: ``Single(function)`` runs ``await function(ctx)``."""
+
+    def __init__(self, function: Any, **options: Any) -> None:
+        super().__init__(**options)
+        self.function = function
+
+    @step
+    async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=await self.function(ctx))
+
+
+class Fan(Workflow):
+    """A fan-out: ``await function(ctx, number)`` for each of ``count`` items, then a join.
+
+    ``reached`` counts the invocations that are under way; ``running`` names them.
+    """
+
+    def __init__(self, function: Any, count: int = 3, **options: Any) -> None:
+        super().__init__(**options)
+        self.function = function
+        self.count = count
+        self.running: set[int] = set()
+        self.started: list[int] = []
+
+    @step
+    async def begin(self, ev: StartEvent) -> list[Item]:
+        return [Item(number=n) for n in range(self.count)]
+
+    @step(num_workers=100)
+    async def work(self, ctx: Context, ev: Item) -> Done:
+        self.started.append(ev.number)
+        self.running.add(ev.number)
+        try:
+            await self.function(ctx, ev.number)
+        finally:
+            self.running.discard(ev.number)
+        return Done(number=ev.number)
+
+    @step
+    async def end(self, evs: list[Done]) -> StopEvent:
+        return StopEvent(result=sorted(ev.number for ev in evs))
+
+
+class Mine(Exception):
+    """An exception of the tests."""
+
+
+class MineBase(BaseException):
+    """An exception of the tests that is no Exception."""
+
+
+assert sys.version_info >= (3, 11)
+__all__ = [
+    "BACKENDS",
+    "Catch",
+    "Done",
+    "Fan",
+    "Item",
+    "Journal",
+    "Mine",
+    "MineBase",
+    "Note",
+    "Single",
+    "VirtualLoop",
+    "cancelled_class",
+    "collected_by_hand",
+    "is_trio",
+    "jump",
+    "leaves_of",
+    "live_tasks",
+    "nothing_left",
+    "on_each_backend",
+    "run_virtually",
+    "task_names",
+    "timers_left",
+    "wait_until_idle",
+    "workflow_scope",
+]

@@ -1,0 +1,360 @@
+"""P19 and P20: what comes in from outside, and what an import or a run brings in."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import textwrap
+from datetime import date
+from enum import Enum
+from pathlib import Path
+
+import attrs
+import pytest
+
+import penstock
+from penstock import Event, StopEvent
+from penstock._decoding import decode_event
+
+
+# -- P19 ------------------------------------------------------------------------------------------
+
+
+class Color(Enum):
+    RED = "red"
+
+
+@attrs.frozen
+class Place:
+    city: str
+
+
+class Order(Event):
+    count: int
+    tags: list[str] = []
+    due: date | None = None
+    color: Color | None = None
+    place: Place | None = None
+
+
+class Cash(Event):
+    amount: int
+
+
+class Card(Event):
+    number: str
+
+
+class Payment(Event):
+    by: Cash | Card
+
+
+def test_data_becomes_the_class_that_the_caller_names():
+    """P19: values are converted to what the annotations say, and to nothing else."""
+    order = decode_event(
+        Order,
+        {"count": 2, "due": "2026-02-03", "color": "red", "place": {"city": "Basel"}},
+    )
+
+    assert type(order) is Order
+    assert order.due == date(2026, 2, 3)
+    assert order.color is Color.RED
+    assert order.place == Place("Basel")
+
+
+@pytest.mark.parametrize(
+    "tag", ["__class__", "__type__", "type", "qualified_name", "__penstock__", "py/object", "$type"]
+)
+def test_data_cannot_name_a_class(tag):
+    """P19: a name in the data is a field like any other, and an unknown one is refused."""
+    name = "tests.promises.no_such_module.Evil"
+    with pytest.raises(TypeError, match="Order"):
+        decode_event(Order, {"count": 1, tag: name})
+
+    # An open event keeps it as the plain text that it is.
+    event = decode_event(StopEvent, {tag: name})
+    assert type(event) is StopEvent
+    assert event[tag] == name
+    assert "tests.promises.no_such_module" not in sys.modules
+
+
+def test_data_chooses_among_declared_classes_only():
+    """P19: where several classes may stand, the data may name one of them, and no other."""
+    payment = decode_event(Payment, {"by": {"event": "Card", "number": "4"}})
+    assert type(payment.by) is Card
+    for name in ("Order", "StopEvent", "tests.promises.no_such_module.Card", "subprocess.Popen"):
+        with pytest.raises(TypeError, match=r"Payment\.by"):
+            decode_event(Payment, {"by": {"event": name, "number": "4"}})
+
+    assert "tests.promises.no_such_module" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("data", "field"),
+    [
+        ({"count": "two"}, "count"),
+        ({"count": 1.5}, "count"),
+        ({"count": None}, "count"),
+        ({"count": 1, "tags": ["a", 2]}, "tags"),
+        ({"count": 1, "tags": "a"}, "tags"),
+        ({"count": 1, "due": "yesterday"}, "due"),
+        ({"count": 1, "color": "blue"}, "color"),
+        ({"count": 1, "place": {"town": "Basel"}}, "place"),
+        ({"count": 1, "place": {"city": 4}}, "place"),
+        ({}, "count"),
+        ({"count": 1, "cuont": 2}, "cuont"),
+    ],
+)
+def test_bad_input_points_at_the_field(data, field):
+    """P19: the error names the class and the field."""
+    with pytest.raises(TypeError) as caught:
+        decode_event(Order, data)
+
+    assert "Order" in str(caught.value)
+    assert field in str(caught.value)
+
+
+PACKAGE = Path(penstock.__file__).parent
+#: The command line imports the workflow that whoever types it names; that is not data.
+BY_HAND = {PACKAGE / "cli" / "_targets.py"}
+SOURCE = sorted(set(PACKAGE.rglob("*.py")) - BY_HAND)
+FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle"}
+FORBIDDEN_CALLS = {"eval", "exec", "__import__", "import_module", "import_string", "locate"}
+
+
+@pytest.mark.parametrize("path", SOURCE, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_is_imported_by_name_and_nothing_unpickled(path):
+    """P19: no module of the package uses pickle, or imports or evaluates what a string says."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [a.name for a in node.names if a.name.split(".")[0] in FORBIDDEN_MODULES]
+        elif isinstance(node, ast.ImportFrom):
+            if (node.module or "").split(".")[0] in FORBIDDEN_MODULES:
+                found.append(node.module)
+            found += [a.name for a in node.names if a.name in FORBIDDEN_CALLS]
+        elif isinstance(node, ast.Call):
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            if name in FORBIDDEN_CALLS:
+                found.append(name)
+
+    assert found == []
+
+
+# -- P20 ------------------------------------------------------------------------------------------
+
+
+PROGRAM = """
+import sys
+
+{before}
+
+import penstock
+from penstock import *
+
+class Item(Event):
+    number: int
+
+class Done(Event):
+    number: int
+
+class Ask(Workflow):
+    @step
+    async def begin(self, ev: StartEvent) -> InputRequiredEvent:
+        return InputRequiredEvent(prompt="?")
+
+    @step
+    async def end(self, ev: HumanResponseEvent) -> StopEvent:
+        return StopEvent(result=ev.answer)
+
+class Work(Workflow):
+    @step
+    async def begin(self, ctx: Context, ev: StartEvent) -> list[Item]:
+        ctx.write_event_to_stream(Item(number=0))
+        return [Item(number=n) for n in range(5)]
+
+    @step(num_workers=2, timeout=50)
+    async def work(self, ctx: Context, ev: Item) -> Done:
+        await ctx.stream.send(Item(number=ev.number))
+        if ev.number == self.bad:
+            raise ValueError
+        return Done(number=ev.number)
+
+    @step
+    async def end(self, evs: list[Done]) -> StopEvent:
+        return StopEvent(result=len(evs))
+
+async def use(open_nursery):
+    work = Work(timeout=60, stream_buffer=2)
+    work.bad = None
+    assert await work.run() == 5
+    async with work.run() as handler:
+        assert len([e async for e in handler.stream_events(expose_internal=True)]) > 7
+        assert await handler == 5
+    async with open_nursery() as nursery:
+        handler = work.run().start_soon(nursery)
+        assert await handler == 5
+    async with workflow_scope():
+        handler = work.run()
+        assert len([e async for e in handler.stream_events()]) == 7
+        assert await handler == 5
+    work.bad = 3
+    try:
+        await work.run()
+    except ValueError:
+        pass
+    else:
+        raise AssertionError
+    async with Ask().run() as handler:
+        handler.send_event(HumanResponseEvent(answer="yes"))
+        assert await handler == "yes"
+    async with Ask().run() as handler:
+        await handler.cancel()
+    try:
+        await Ask(timeout=0.001).run()
+    except TimeoutError:
+        pass
+    else:
+        raise AssertionError
+
+def loaded(*names):
+    return sorted(n for n in names if n in sys.modules)
+
+{after}
+print("fine")
+"""
+
+BLOCK = """
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {names!r}:
+            raise ImportError(f"{{name}} is blocked")
+
+sys.meta_path.insert(0, Block())
+"""
+
+
+def run_program(before, after):
+    """Run the program in a Python of its own, where nothing has been imported before."""
+    code = PROGRAM.replace("{before}", textwrap.dedent(before)).replace(
+        "{after}", textwrap.dedent(after)
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.stdout == "fine\n"
+
+
+def test_import_brings_in_neither_anyio_nor_asyncio():
+    """P20: ``import penstock`` imports neither, nor any optional extra."""
+    run_program(
+        "",
+        """
+        assert loaded("anyio", "asyncio", "uvloop", "openai", "rich", "starlette") == []
+        """,
+    )
+
+
+def test_run_under_trio_brings_in_neither_anyio_nor_asyncio():
+    """P20: no AnyIO call is on any path of a run under Trio: it works where AnyIO is blocked."""
+    run_program(
+        BLOCK.format(names=("anyio", "asyncio", "sniffio_compat", "uvloop")),
+        """
+        import trio
+
+        trio.run(use, trio.open_nursery)
+        penstock.run(use, trio.open_nursery)
+        assert loaded("anyio", "asyncio") == []
+        """,
+    )
+
+
+def test_anyio_is_imported_when_a_run_first_starts_under_asyncio():
+    """P20: and not before."""
+    run_program(
+        "",
+        """
+        import asyncio
+
+        async def main():
+            workflow = Work()
+            handler = workflow.run()
+            assert loaded("anyio") == []
+            workflow.bad = None
+            assert await handler == 5
+            assert loaded("anyio") == ["anyio"]
+            import anyio
+            await use(anyio.create_task_group)
+
+        asyncio.run(main())
+        """,
+    )
+
+
+def test_entry_imports_the_event_loop_that_it_is_told():
+    """P20: ``penstock.run(main)`` on Trio imports no other loop, ``backend="asyncio"`` does."""
+    run_program(
+        "",
+        """
+        async def main():
+            work = Work()
+            work.bad = None
+            handler = work.run()
+            assert len([e async for e in handler.stream_events()]) == 7
+            return await handler
+
+        assert penstock.run(main) == 5
+        assert loaded("anyio", "asyncio") == []
+        assert penstock.run(main, backend="asyncio") == 5
+        assert loaded("anyio", "asyncio") == ["anyio", "asyncio"]
+        """,
+    )
+
+
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_core_works_without_any_extra(backend):
+    """P20: no optional package is needed, on either event loop."""
+    extras = ("openai", "httpx", "rich", "starlette", "hypercorn", "uvloop", "hypothesis", "pytest")
+    run_program(
+        BLOCK.format(names=extras),
+        f"""
+        if {backend!r} == "trio":
+            import trio
+            trio.run(use, trio.open_nursery)
+        else:
+            import anyio
+            anyio.run(use, anyio.create_task_group)
+        """,
+    )
+
+
+def test_trio_tasks_of_a_run_never_enter_anyio():
+    """P20: with AnyIO there and imported, no function of it is called by a run under Trio."""
+    run_program(
+        "import anyio, anyio._backends._trio",
+        """
+        import trio
+
+        called = []
+
+        def profile(frame, kind, _):
+            if kind == "call" and "anyio" in frame.f_globals.get("__name__", "").split("."):
+                called.append(frame.f_code.co_qualname)
+
+        async def main():
+            sys.setprofile(profile)
+            try:
+                await use(trio.open_nursery)
+            finally:
+                sys.setprofile(None)
+
+        trio.run(main)
+        assert called == [], called
+        """,
+    )
