@@ -46,6 +46,15 @@ def decode_event(cls: type[E], data: Mapping[str, Any]) -> E:
     return cls(**values)
 
 
+def fits(hint: Any, value: Any) -> bool:
+    """Whether ``value``, from outside, would be taken for a field with the annotation ``hint``."""
+    try:
+        _decode(hint, value)
+    except _MismatchError:
+        return False
+    return True
+
+
 class _MismatchError(Exception):
     """Raised when a value does not fit; the text says how."""
 

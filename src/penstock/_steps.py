@@ -165,7 +165,7 @@ def find_steps(cls: type) -> tuple[list[Step], list[str]]:
         function = inspect.getattr_static(cls, name)
         options = getattr(function, _MARK, None)
         if isinstance(function, classmethod | staticmethod):
-            kind = type(function).__name__
+            kind = "classmethod" if isinstance(function, classmethod) else "staticmethod"
             problems.append(
                 f"{cls.__name__}.{name} is a {kind}; expected a method `async def {name}(self, "
                 "...)`, for a step belongs to a workflow object"

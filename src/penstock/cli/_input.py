@@ -7,10 +7,10 @@ import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import msgspec
 
-from penstock._decoding import decode_event
+from penstock._decoding import decode_event, fits
+from penstock._validation import hints_of
 from penstock.cli._targets import UsageError
 
 
@@ -70,11 +70,9 @@ def _read(name: str) -> bytes:
 def field_types(kind: type[Event]) -> dict[str, Any]:
     """Return the declared fields of an event class with their types."""
     try:
-        hints = typing.get_type_hints(kind, include_extras=True)
-    except NameError as error:
-        msg = f"the annotations of {kind.__name__} cannot be resolved: {error}"
-        raise UsageError(msg) from error
-    return {field.alias: hints.get(field.name, Any) for field in attrs.fields(kind) if field.init}
+        return hints_of(kind)
+    except TypeError as error:
+        raise UsageError(str(error)) from error
 
 
 def _from_pairs(kind: type[Event], pairs: list[str]) -> dict[str, Any]:
@@ -94,7 +92,7 @@ def _from_pairs(kind: type[Event], pairs: list[str]) -> dict[str, Any]:
 
 def _read_value(key: str, text: str, hint: Any) -> Any:
     """Return a value as it was typed, or what it is as JSON where the field takes no string."""
-    if hint is Any or _takes(text, hint):
+    if fits(hint, text):
         return text
     try:
         return msgspec.json.decode(text)
@@ -102,17 +100,3 @@ def _read_value(key: str, text: str, hint: Any) -> Any:
         shown = getattr(hint, "__name__", hint) if isinstance(hint, type) else hint
         msg = f"-i {key}={text} is neither {shown} nor JSON: {error}"
         raise UsageError(msg) from error
-
-
-def _takes(text: str, hint: Any) -> bool:
-    try:
-        msgspec.convert(text, hint, dec_hook=_refuse)
-    except (msgspec.ValidationError, TypeError, NotImplementedError):
-        return False
-    return True
-
-
-def _refuse(kind: type, value: Any) -> Any:
-    if isinstance(value, kind):
-        return value
-    raise NotImplementedError

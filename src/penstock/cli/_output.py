@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
+from pathlib import PurePath
 from typing import Any, TextIO, cast
 
 import msgspec
@@ -149,7 +150,7 @@ def _continues(before: str, text: str, event: Event) -> bool:
 def encode(event: Event) -> str:
     """Return an event as one line of JSON, tagged with the name of its class.
 
-    What JSON cannot hold stands there as its repr.
+    A path is its text; whatever else JSON cannot hold stands there as its repr.
     """
     tagged: dict[str, Any] = {"event": type(event).__name__}
     for name, value in fields_of(event).items():
@@ -183,9 +184,13 @@ def _json(value: Any) -> str:
 def _try_encode(value: Any) -> str | None:
     """Return ``value`` as JSON, or None where something in it cannot be encoded."""
     try:
-        return msgspec.json.encode(value, enc_hook=_safe_repr).decode()
+        return msgspec.json.encode(value, enc_hook=_plain).decode()
     except Exception:  # noqa: BLE001 - whatever a value of the user's does when it is read
         return None
+
+
+def _plain(value: Any) -> str:
+    return str(value) if isinstance(value, PurePath) else _safe_repr(value)
 
 
 def _safe_repr(value: Any) -> str:

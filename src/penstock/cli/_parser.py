@@ -21,7 +21,7 @@ Run a workflow: print the events of its stream as they come, then its result.
 {_TARGET}
 
 example:
-  penstock run examples/streaming.py:Writer -i topic=channels -i count=3 --timeout 30
+  penstock run examples/fan_out.py:Duplicates -i root=src --timeout 30
 
 input:
   -i count=3 keeps the value as a string where the start event's field takes one (also where the
@@ -30,8 +30,9 @@ input:
 
 events:
   jsonl   a line of JSON for each, {{"event": "ClassName", "field": ...}}, the result last; the
-          default where standard output is no terminal. A value that JSON cannot hold stands
-          there as its repr. A field of the name "event" is called "event_".
+          default where standard output is no terminal. A path is its text; any other value
+          that JSON cannot hold stands there as its repr. A field of the name "event" is called
+          "event_".
   pretty  for reading. An event whose only field is a string called token, delta or chunk is
           printed as that text, without a new line. One called msg, message, text or content as
           well, and goes on in the line of the one before it if there is a blank between them.
@@ -56,7 +57,7 @@ A workflow with faults is drawn as far as it can be.
 {_TARGET}
 
 example:
-  penstock draw examples/streaming.py:Writer -o writer.html
+  penstock draw examples/streaming.py:Essay -o essay.html
 """
 
 _CHECK = f"""\
@@ -66,7 +67,7 @@ fault with its fix; the exit code is 1 if there are faults.
 {_TARGET}
 
 example:
-  penstock check examples/streaming.py:Writer
+  penstock check examples/streaming.py:Essay
 """
 
 
@@ -94,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="penstock",
         description="Run, draw and check event-driven workflows.",
-        epilog="example:\n  penstock run examples/streaming.py:Writer -i topic=channels",
+        epilog="example:\n  penstock run examples/fan_out.py:Duplicates -i root=src",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     version = f"penstock {metadata.version('penstock')}"
