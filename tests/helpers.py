@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import selectors
-import sys
 from contextlib import contextmanager
 from math import inf
 from typing import Any, Self
 
 import anyio
-import anyio.abc
 import pytest
 import trio
 import trio.testing
 
-from penstock import Context, Event, StartEvent, StopEvent, Workflow, step, workflow_scope
+from penstock import Context, Event, StartEvent, StopEvent, Workflow, step
 
 
 # -- time ---------------------------------------------------------------------------------------
@@ -138,17 +135,6 @@ def nothing_left():
         assert not left, f"left behind: {left}"
 
 
-@contextmanager
-def collected_by_hand():
-    """Collect cyclic garbage only where the block says so."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 async def wait_until_idle(turns: int = 20) -> None:
     """Give every other task a number of turns."""
     for _ in range(turns):
@@ -206,13 +192,6 @@ class Note(Event):
     number: int
 
 
-class Journal(list):
-    """What happened, in order: strings and whatever else a workflow writes down."""
-
-    def count_of(self, prefix: str) -> int:
-        return sum(isinstance(e, str) and e.startswith(prefix) for e in self)
-
-
 class Single(Workflow):
     """One step, given by the test: ``Single(function)`` runs ``await function(ctx)``."""
 
@@ -263,32 +242,3 @@ class Mine(Exception):
 
 class MineBase(BaseException):
     """An exception of the tests that is no Exception."""
-
-
-assert sys.version_info >= (3, 11)
-__all__ = [
-    "BACKENDS",
-    "Catch",
-    "Done",
-    "Fan",
-    "Item",
-    "Journal",
-    "Mine",
-    "MineBase",
-    "Note",
-    "Single",
-    "VirtualLoop",
-    "cancelled_class",
-    "collected_by_hand",
-    "is_trio",
-    "jump",
-    "leaves_of",
-    "live_tasks",
-    "nothing_left",
-    "on_each_backend",
-    "run_virtually",
-    "task_names",
-    "timers_left",
-    "wait_until_idle",
-    "workflow_scope",
-]
