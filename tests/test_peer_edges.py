@@ -261,6 +261,11 @@ async def test_failure_that_nobody_awaits_is_raised_into_the_nursery():
     assert caught.value.exceptions == (workflow.error,)
 
 
+def drop(kept):
+    kept.clear()
+    gc.collect()
+
+
 async def test_failure_kept_from_the_nursery_and_never_looked_at_warns():
     """Row 4, P9: a failure kept in the handler and dropped with it is at least a warning."""
     workflow = Failing()
@@ -269,9 +274,9 @@ async def test_failure_kept_from_the_nursery_and_never_looked_at_warns():
 
     assert handler.status == "failed"
     kept = [handler]
-    del handler
+    del handler, workflow  # which keeps the error, and so its traceback
     with pytest.warns(RuntimeWarning, match="nobody looked at it: ValueError"):
-        kept.clear()
+        drop(kept)
 
 
 # -- timeouts --------------------------------------------------------------------------------------

@@ -179,7 +179,7 @@ class WorkflowHandler(Generic[R]):
         self._detach_readers()
         if error is not None:
             self._cancel(f"its block was left by {type(error).__name__}")
-        raised = await leave_nursery(manager)
+        raised = await leave_nursery(manager)  # noqa: ASYNC102 - as a nursery's own __aexit__
         self._block = None
         settle(self._unobserved(), error, raised, backend.Cancelled)
 

@@ -22,8 +22,8 @@ async def leave_nursery(manager: AbstractAsyncContextManager[Any]) -> BaseExcept
     """Wait for the tasks of a nursery that was entered by hand; return what it raised, as one."""
     try:
         await manager.__aexit__(None, None, None)
-    except BaseException as error:  # noqa: BLE001 - returned, and raised by settle()
-        return single(error, current_backend().Cancelled)
+    except BaseException as error:  # noqa: ASYNC103, BLE001 - raised by settle()
+        return single(error, current_backend().Cancelled)  # noqa: ASYNC104
     return None
 
 
@@ -102,7 +102,7 @@ class WorkflowScope:
             run._detach_readers()
             if error is not None:
                 run._cancel(f"its scope was left by {type(error).__name__}")
-        raised = await leave_nursery(self._manager)
+        raised = await leave_nursery(self._manager)  # noqa: ASYNC102 - as a nursery's own
         self._nursery = None
         failures = [failure for run in self._runs if (failure := run._unobserved()) is not None]
         for other in failures[1:]:

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 from outcome import Error
-from trio import TooSlowError
+from trio import TooSlowError  # noqa: ASYNC106 - `trio` is a submodule here
 from trio.abc import ReceiveChannel, SendChannel
 from trio.lowlevel import disable_ki_protection, enable_ki_protection, in_trio_task
 

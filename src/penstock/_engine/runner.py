@@ -137,7 +137,7 @@ class Runner:
             if self.outcome.is_outside:
                 # The workers were cancelled from outside and said so by ending; here it goes on.
                 await backend.checkpoint_if_cancelled()
-        except BaseException as error:  # noqa: BLE001 - raised again below, when all is closed
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - raised below, when all is closed
             interruption = single(error, backend.Cancelled)
         self._conclude(backend, interruption)
         if isinstance(self.outcome.error, URGENT):
@@ -256,7 +256,7 @@ class Runner:
             worker.step = worker.event = None
             if not self.outcome.status and not machine.alive:
                 self._rest()
-        except BaseException as error:  # noqa: BLE001 - kept as the outcome, or raised on
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - kept as the outcome, or raised on
             self._take_error(worker, error)
 
     # -- how it ends -----------------------------------------------------------------------

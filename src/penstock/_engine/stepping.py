@@ -34,7 +34,7 @@ def run_in_context(
         while True:
             try:
                 answer = yield trap
-            except BaseException as error:  # noqa: BLE001 - handed on, whatever it is
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - handed on, whatever it is
                 trap = run(coroutine.throw, error)
             else:
                 if watch is not None and type(answer) is Error:

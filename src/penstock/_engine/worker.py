@@ -91,7 +91,7 @@ class Worker:
             if context is not None:
                 context.end()
             if self._opened:
-                await self._close_opened(backend)
+                await self._close_opened(backend)  # noqa: ASYNC102 - it shields itself
 
     async def _drive(
         self, backend: Backend, step: Step, coroutine: Coroutine[Any, Any, Any]
