@@ -86,6 +86,19 @@ async def test_event_that_comes_before_the_run_has_begun():
 
 
 @pytest.mark.anyio
+async def test_wrong_event_before_the_run_has_begun():
+    """What the run would refuse is refused before it has begun as well, and harms it not."""
+    async with Asks().run() as handler:
+        with pytest.raises(WorkflowRuntimeError, match="no step 'hear'"):
+            handler.send_event(Answer(text="x"), step="hear")
+        with pytest.raises(WorkflowRuntimeError, match="no step of Asks takes Event"):
+            handler.send_event(Event())
+        handler.send_event(Answer(text="right"), step="listen")
+
+        assert await handler == "right"
+
+
+@pytest.mark.anyio
 async def test_event_for_a_run_that_is_busy():
     """An answer reaches its step while another step still runs."""
     async with Waits().run() as handler:

@@ -141,6 +141,26 @@ class Graph:
             self._inputs[kind] = route
         return route
 
+    def station(self, event: Event, target: str) -> int:
+        """Return the number of the step called ``target``, which is to get ``event``.
+
+        Raises:
+            WorkflowRuntimeError: There is no such step, or it does not take the event.
+        """
+        index = self.index.get(target)
+        if index is None:
+            msg = f"{self.name} has no step {target!r}; expected one of {', '.join(self.index)}"
+            raise WorkflowRuntimeError(msg)
+        step = self.steps[index]
+        if not isinstance(event, step.accepts):
+            taken = " or ".join(kind.__name__ for kind in step.accepts)
+            msg = (
+                f"the step {target} of {self.name} does not take {type(event).__name__}; "
+                f"expected {taken}"
+            )
+            raise WorkflowRuntimeError(msg)
+        return index
+
     def _route(self, kind: type[Event]) -> Route:
         is_stop = issubclass(kind, StopEvent)
         is_question = issubclass(kind, InputRequiredEvent)

@@ -120,30 +120,14 @@ class Machine:
         if target is None:
             self._deliver(route, event, group)
         else:
-            self._deliver_to(self._station_for(event, target), event, group)
+            self._deliver_to(self.stations[self._graph.station(event, target)], event, group)
 
     def receive_at(self, event: Event, target: str) -> None:
         """Take an event from outside for the one step called ``target``."""
-        station = self._station_for(event, target)
+        station = self.stations[self._graph.station(event, target)]
         if isinstance(event, HumanResponseEvent):
             self._answered += 1
         self._deliver_to(station, event, None)
-
-    def _station_for(self, event: Event, target: str) -> Station:
-        index = self._graph.index.get(target)
-        if index is None:
-            names = ", ".join(self._graph.index)
-            msg = f"{self._graph.name} has no step {target!r}; expected one of {names}"
-            raise WorkflowRuntimeError(msg)
-        step = self._graph.steps[index]
-        if not isinstance(event, step.accepts):
-            taken = " or ".join(kind.__name__ for kind in step.accepts)
-            msg = (
-                f"the step {target} of {self._graph.name} does not take "
-                f"{type(event).__name__}; expected {taken}"
-            )
-            raise WorkflowRuntimeError(msg)
-        return self.stations[index]
 
     # -- events find their way ---------------------------------------------------------------
 

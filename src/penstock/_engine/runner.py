@@ -122,16 +122,12 @@ class Runner:
         self._variables = copy_context()
         # What a step starts without an owner must not end up in a scope that outlives the run.
         self._variables.run(current_scope.set, None)
-        self._host = task = backend.current_task()
-        name = backend.task_name(task)
+        self._host = backend.current_task()
         interruption: BaseException | None = None
         try:
             async with backend.open_nursery() as nursery:
                 self._nursery = nursery
-                try:
-                    await self._host_run(backend, nursery)
-                finally:
-                    backend.rename_task(task, name)
+                await self._host_run(backend, nursery)
             if not self.outcome.status:
                 self._settle_cancellation(backend.current_time() > self._deadline)
             if self.outcome.is_outside:
@@ -149,6 +145,7 @@ class Runner:
                 del interruption  # or this frame and its exception keep each other alive
 
     async def _host_run(self, backend: Backend, nursery: Nursery) -> None:
+        name = backend.task_name(self._host)
         machine = await self._begin(backend, nursery)
         if not self.outcome.status:
             machine.receive(self._start_event)
@@ -160,7 +157,10 @@ class Runner:
                 delivery = machine.next_start()
             self._start_workers()
             if delivery is not None:
-                await self._run_worker(*delivery)
+                try:
+                    await self._run_worker(*delivery)
+                finally:
+                    backend.rename_task(self._host, name)
             await self._park(backend, machine)
 
     async def _begin(self, backend: Backend, nursery: Nursery) -> Machine:
@@ -227,8 +227,7 @@ class Runner:
         assert machine is not None
         task = backend.current_task()
         delivery = None
-        # A worker that begins has just been given its turn.
-        self._due = max(self._due, perf_counter() + TURN)
+        self._due = perf_counter() + TURN  # a worker that begins has just been given its turn
         try:
             while True:
                 # Cancellation is looked for at every hop, and others get a turn in time (P3).
@@ -398,7 +397,10 @@ class Runner:
             )
             raise WorkflowRuntimeError(msg)
         if self._machine is None:
-            self.graph.input(type(event))
+            if target is None:
+                self.graph.input(type(event))
+            else:
+                self.graph.station(event, target)
             self._early.append((event, target))
         else:
             self._receive(self._machine, event, target)
