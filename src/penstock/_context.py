@@ -64,7 +64,7 @@ class Context(Generic[StateT]):
     def __init__(self, run: RunOperations, index: int, step_name: str, group: Any) -> None:
         self._run = run
         self._index = index
-        self.step_name = step_name
+        self.step_name: str = step_name
         self._group = group
         self._is_over = False
         self._stream: StreamSender | None = None

@@ -34,11 +34,11 @@ class Route:
         self, targets: tuple[int, ...], *, following: int, is_stop: bool, is_question: bool
     ) -> None:
         #: The indexes of the steps that get it.
-        self.targets = targets
+        self.targets: tuple[int, ...] = targets
         #: The index of the one step that may be handed it without more ado, or -1.
-        self.next = following
-        self.is_stop = is_stop
-        self.is_question = is_question
+        self.next: int = following
+        self.is_stop: bool = is_stop
+        self.is_question: bool = is_question
 
 
 @attrs.frozen(eq=False)
@@ -62,10 +62,10 @@ class Graph:
     """
 
     def __init__(self, cls: type) -> None:
-        self.name = cls.__name__
+        self.name: str = cls.__name__
         steps, problems = find_steps(cls)
-        self.steps = tuple(steps)
-        self.index = {step.name: i for i, step in enumerate(steps)}
+        self.steps: tuple[Step, ...] = tuple(steps)
+        self.index: dict[str, int] = {step.name: i for i, step in enumerate(steps)}
         self._acceptors: dict[type[Event], list[int]] = {}
         for i, step in enumerate(steps):
             for kind in step.accepts:
@@ -80,10 +80,10 @@ class Graph:
         self.start_event: type[StartEvent] = starts[0] if starts else StartEvent
         #: For each step that fans out, the steps that fan out once more inside.
         self._inside: dict[int, set[int]] = {}
-        self.joins = tuple(self._joins_fed_by(step) for step in steps)
+        self.joins: tuple[tuple[int, ...], ...] = tuple(self._joins_fed_by(step) for step in steps)
         # A step that cannot be read is missing from the graph, which must not be blamed for it.
         found = map(Fault, problems) if problems else self._find_faults(starts)
-        self.faults = tuple(found)
+        self.faults: tuple[Fault, ...] = tuple(found)
 
     # -- what goes where -------------------------------------------------------------------
 

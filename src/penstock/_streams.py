@@ -58,11 +58,11 @@ class EventLog:
         self._readers: list[_Position] = []
         self._senders: list[Waiter] = []
         #: The sequence number of the oldest event kept, and of the next one; the first is 1.
-        self.first = 1
-        self.next = 1
-        self.closed = False
+        self.first: int = 1
+        self.next: int = 1
+        self.closed: bool = False
         #: How many readers ask for internal events; while there are none, none are built.
-        self.internal_readers = 0
+        self.internal_readers: int = 0
 
     @property
     def has_readers(self) -> bool:
@@ -159,13 +159,13 @@ class _Position:
     __slots__ = ("at", "at_rest", "closed", "internal", "log", "task", "waiter")
 
     def __init__(self, log: EventLog, at: int, internal: bool) -> None:
-        self.log = log
-        self.at = at
-        self.internal = internal
-        self.closed = False
+        self.log: EventLog = log
+        self.at: int = at
+        self.internal: bool = internal
+        self.closed: bool = False
         #: The task that reads, and whether it waits for the run's end instead of reading.
         self.task: object = None
-        self.at_rest = False
+        self.at_rest: bool = False
         self.waiter: Waiter | None = None
 
     @enable_ki_protection
@@ -218,7 +218,7 @@ class EventStream(ReceiveChannel[Event]):
         self._waiter: Waiter | None = None
         self._is_busy = False
         self._pace = 0.0
-        self.missed = max(0, log.first - (after + 1))
+        self.missed: int = max(0, log.first - (after + 1))
         self._position = log.attach(after, internal=expose_internal)
         if backend is not None:
             self._position.task = backend.current_task()

@@ -59,7 +59,7 @@ class MockLLM:
         self.model = model
         self.delay = delay
         self.fail_after = fail_after
-        self.error = error if error is not None else ConnectionError("the mock was told to fail")
+        self.error: BaseException = error or ConnectionError("the mock was told to fail")
         self._replies: deque[Reply] = deque(replies)
 
         self.requests: list[tuple[ChatMessage, ...]] = []

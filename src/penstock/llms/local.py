@@ -32,12 +32,12 @@ try:
     import hypercorn.trio
 
     from ._local_app import BEHAVIOUR_HEADER, MODEL, Exchange, LocalApp
-except ModuleNotFoundError as exc:
-    _missing = (exc.name or "").partition(".")[0]
+except ModuleNotFoundError as _exc:
+    _missing = (_exc.name or "").partition(".")[0]
     if _missing not in {"hypercorn", "starlette"}:
         raise
     _msg = f'penstock.llms.local needs {_missing}: pip install "penstock[local]"'
-    raise ModuleNotFoundError(_msg, name=_missing) from exc
+    raise ModuleNotFoundError(_msg, name=_missing) from _exc
 
 
 if TYPE_CHECKING:

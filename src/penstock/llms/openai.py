@@ -15,11 +15,11 @@ from ._wire import from_messages, from_prompt, max_tokens_name, to_piece
 
 try:
     import openai
-except ModuleNotFoundError as exc:
-    if (exc.name or "").partition(".")[0] != "openai":
+except ModuleNotFoundError as _exc:
+    if (_exc.name or "").partition(".")[0] != "openai":
         raise
     _msg = 'penstock.llms.openai needs the openai package: pip install "penstock[openai]"'
-    raise ModuleNotFoundError(_msg, name="openai") from exc
+    raise ModuleNotFoundError(_msg, name="openai") from _exc
 
 from ._openai_http import ResponseSource, SyncChatStream, SyncCompletionStream, shared_ssl
 
@@ -109,7 +109,7 @@ class OpenAI:
         self.timeout = timeout
         self.max_retries = max_retries
         self.system_prompt = system_prompt
-        self.additional_kwargs = dict(additional_kwargs or {})
+        self.additional_kwargs: dict[str, Any] = dict(additional_kwargs or {})
         self._api_key = api_key
         self._base_url = base_url or api_base
         self._default_headers = dict(default_headers or {})
