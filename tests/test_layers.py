@@ -23,7 +23,7 @@ FLOORS = [
     ["penstock._scope"],
     ["penstock._engine.runner"],
     ["penstock._engine.machine", "penstock._engine.outcome", "penstock._engine.worker"],
-    ["penstock._engine.stepping"],
+    ["penstock._engine.stepping", "penstock._engine.waiting"],
     ["penstock._engine.joins", "penstock._context"],
     ["penstock._graph", "penstock._streams"],
     ["penstock._steps"],

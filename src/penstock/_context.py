@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast, final
 
 from penstock._errors import WorkflowRuntimeError
 from penstock._streams import StreamSender
 
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from typing_extensions import TypeVar as TypeVarWithDefault
 
@@ -40,6 +40,15 @@ class RunOperations(Protocol):
 
     def publish(self, event: Event | None) -> None: ...
 
+    async def wait_for(
+        self,
+        step: object,
+        kind: type[Event],
+        requirements: Mapping[str, Any],
+        waiter_event: Event | None,
+        timeout: float | None,  # noqa: ASYNC109 - it is a field of what is waited for
+    ) -> Event: ...
+
     def collect(
         self, step: int, event: Event, expected: Sequence[type[Event]], key: str
     ) -> list[Event] | None: ...
@@ -68,6 +77,14 @@ class Context(Generic[StateT]):
         self._group = group
         self._is_over = False
         self._stream: StreamSender | None = None
+
+    def _check_open(self, what: str, kind: type[Event]) -> None:
+        if self._is_over:
+            msg = (
+                f"the step {self.step_name} has ended, so it cannot {what} {kind.__name__} any "
+                "more; expected a task that the step waits for"
+            )
+            raise WorkflowRuntimeError(msg)
 
     def end(self) -> None:
         """Take note that the step has ended; for the engine."""
@@ -116,13 +133,44 @@ class Context(Generic[StateT]):
             WorkflowRuntimeError: The class is not declared, no step takes it, the named step does
                 not exist or does not take it, or this step has ended.
         """
-        if self._is_over:
-            msg = (
-                f"the step {self.step_name} has ended, so it cannot send "
-                f"{type(event).__name__} any more; expected a task that the step waits for"
-            )
-            raise WorkflowRuntimeError(msg)
+        self._check_open("send", type(event))
         self._run.send(self._index, event, self._group, step)
+
+    async def wait_for_event(
+        self,
+        event_type: type[EventT],
+        waiter_event: Event | None = None,
+        *,
+        requirements: Mapping[str, Any] | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - whose message tells what was waited for
+    ) -> EventT:
+        """Wait, here in the middle of the step, for an event; usually an answer from outside.
+
+        The step is suspended and keeps its place: nothing of it runs twice. It may wait for
+        several events at once, in tasks of its own. Meanwhile the run is idle, if nothing else
+        of it runs.
+
+        The first one waiting whose class and requirements fit gets an event, before the steps
+        that take its class. An answer (a ``HumanResponseEvent``) of a class that no step takes is
+        kept until somebody waits for it; any other event has to find somebody waiting.
+
+        A checkpoint. Cancelled, it has taken no event.
+
+        Args:
+            event_type: The class of the event.
+            waiter_event: An event to publish once the waiting has begun: the question.
+            requirements: Fields that the event must have, with their values.
+            timeout: Seconds to wait; None means no limit.
+
+        Raises:
+            WorkflowTimeoutError: No event came in time.
+            WorkflowRuntimeError: The step has ended.
+        """
+        self._check_open("wait for", event_type)
+        event = await self._run.wait_for(
+            self, event_type, requirements or {}, waiter_event, timeout
+        )
+        return cast("EventT", event)
 
     def collect_events(
         self, event: EventT, expected: Sequence[type[EventT]], buffer_id: str = "default"

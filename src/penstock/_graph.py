@@ -131,7 +131,9 @@ class Graph:
         route = self._inputs.get(kind)
         if route is None:
             route = self._route(kind)
-            if not route.targets or route.is_stop:
+            # An answer that no step takes may be waited for in the middle of one.
+            is_heard = route.targets or issubclass(kind, HumanResponseEvent)
+            if not is_heard or route.is_stop:
                 taken = ", ".join(sorted(k.__name__ for k in self._acceptors)) or "no event"
                 msg = (
                     f"no step of {self.name} takes {kind.__name__} from outside; "

@@ -164,6 +164,7 @@ async def test_cancelled_while_the_model_thinks(server, llm):
     async def cancel_when_asked():
         while not server.exchanges:
             await _loop.sleep(0.001)
+        await anyio.wait_all_tasks_blocked()  # the request is out, and only the reply is awaited
         scope.cancel()
 
     with guard():

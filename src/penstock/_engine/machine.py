@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from penstock._backends import Inbox
+    from penstock._engine.waiting import Wait
     from penstock._events import StopEvent
     from penstock._graph import Graph, Route
     from penstock._steps import Step
@@ -74,9 +75,11 @@ class Machine:
     __slots__ = (
         "_answered",
         "_asked",
+        "_early",
         "_graph",
         "_open_inbox",
         "_publish",
+        "_waits",
         "alive",
         "startable",
         "stations",
@@ -95,15 +98,21 @@ class Machine:
         self.alive = 0
         self._asked = 0
         self._answered = 0
+        #: Who waits in the middle of which step; answers that came before anybody waited.
+        self._waits: dict[Wait, object] = {}
+        self._early: deque[Event] = deque()
 
     # -- events come in --------------------------------------------------------------------
 
     def receive(self, event: Event) -> None:
         """Take an event from outside: the start event, or one sent to the handler."""
-        route = self._graph.input(type(event))
         if isinstance(event, HumanResponseEvent):
             self._answered += 1
-        self._deliver(route, event, None)
+            if not self._graph.targets(type(event)):
+                if not self._give_to_waiting(event):
+                    self._early.append(event)  # a step may yet come to wait for it
+                return
+        self._deliver(self._graph.input(type(event)), event, None)
 
     def send(self, index: int, event: Event, group: Group | None, target: str | None) -> None:
         """Take an event that the running step number ``index`` sends, to one step or to all."""
@@ -132,6 +141,8 @@ class Machine:
     # -- events find their way ---------------------------------------------------------------
 
     def _deliver(self, route: Route, event: Event, group: Group | None) -> None:
+        if self._waits and self._give_to_waiting(event):
+            return
         if route.is_question:
             self.note_question()
             self._publish(event)
@@ -217,7 +228,7 @@ class Machine:
         route = self._graph.outputs[station.index].get(kind)
         if route is None and isinstance(result, Event):
             route = self._graph.output(station.index, kind)
-        if route is not None and route.next >= 0 and not station.pending:
+        if route is not None and route.next >= 0 and not station.pending and not self._waits:
             following = self.stations[route.next]
             if following is station:
                 return station, result, group
@@ -288,6 +299,29 @@ class Machine:
 
     # -- what the run waits for ----------------------------------------------------------------
 
+    def begin_wait(self, step: object, wait: Wait) -> None:
+        """Have ``wait`` get the next event that fits, or one that came early. ``step`` rests."""
+        for event in self._early:
+            if wait.take(event):
+                self._early.remove(event)
+                break
+        self._waits[wait] = step
+
+    def end_wait(self, wait: Wait, *, is_taken: bool) -> None:
+        """Forget ``wait``; what it got and nobody took is there for the next one."""
+        del self._waits[wait]
+        if wait.event is not None and not is_taken and not self._give_to_waiting(wait.event):
+            self._early.appendleft(wait.event)
+
+    def _give_to_waiting(self, event: Event) -> bool:
+        return any(wait.take(event) for wait in self._waits)
+
+    @property
+    def rests(self) -> bool:
+        """Whether everything that is alive waits for an event in the middle of a step."""
+        waiting = {id(step) for wait, step in self._waits.items() if wait.event is None}
+        return bool(waiting) and len(waiting) == self.alive
+
     def note_question(self) -> None:
         """Take note that somebody outside was asked."""
         self._asked += 1
@@ -337,6 +371,9 @@ class Machine:
                 lacking += [f"{n} x {kind.__name__}" for kind, n in collection.missing()]
             if lacking:
                 told.append(f"{station.step.label} lacks {', '.join(lacking)}")
+        waits = [repr(wait) for wait in self._waits if wait.event is None]
+        if waits:
+            told.append(f"{len(waits)} waiting for {', '.join(dict.fromkeys(waits))}")
         return tuple(told)
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from contextvars import ContextVar, copy_context
+from functools import partial
 from math import inf, nextafter
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from penstock._engine.outcome import (
     single,
     without_cancelled,
 )
+from penstock._engine.waiting import Wait, wait_for
 from penstock._engine.worker import Worker
 from penstock._errors import WorkflowRuntimeError
 from penstock._events import InputRequiredEvent, StopEvent, WorkflowIdleEvent
@@ -32,7 +34,7 @@ from penstock._streams import TURN, EventLog, check_publishable
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from penstock._backends import Backend, Nursery, Waiter
     from penstock._engine.joins import Group
@@ -55,6 +57,7 @@ class Runner:
         "_early",
         "_host",
         "_invocations",
+        "_is_idle",
         "_machine",
         "_nursery",
         "_parked",
@@ -63,7 +66,6 @@ class Runner:
         "_variables",
         "_workers",
         "graph",
-        "is_idle",
         "log",
         "observer",
         "outcome",
@@ -92,8 +94,8 @@ class Runner:
         self.log = log
         self.observer = observer
         self.outcome = Outcome(graph.name, run_id, timeout)
-        #: Whether nothing runs and the run waits for an event from outside.
-        self.is_idle = False
+        #: Whether no step is in progress and the run waits for an event from outside.
+        self._is_idle = False
         self._backend: Backend | None = None
         self._machine: Machine | None = None
         self._nursery: Nursery | None = None
@@ -207,10 +209,14 @@ class Runner:
             del self._workers[worker]
             worker.end()
 
+    def _live(self) -> tuple[Backend, Machine]:
+        assert self._backend is not None
+        assert self._machine is not None
+        return self._backend, self._machine
+
     def _start_workers(self) -> None:
-        machine = self._machine
+        _, machine = self._live()
         nursery = self._nursery
-        assert machine is not None
         assert nursery is not None
         for station in machine.startable:
             nursery.start_soon(self._start_worker, station, name=station.step.label)
@@ -221,10 +227,7 @@ class Runner:
         self, worker: Worker, station: Station, event: Any, group: Group | None
     ) -> None:
         """Run steps one after the other for as long as there is a next one for this task."""
-        backend = self._backend
-        machine = self._machine
-        assert backend is not None
-        assert machine is not None
+        backend, machine = self._live()
         task = backend.current_task()
         delivery = None
         self._due = perf_counter() + TURN  # a worker that begins has just been given its turn
@@ -270,10 +273,9 @@ class Runner:
 
     def _rest(self) -> None:
         """Nothing is alive: the run waits for somebody outside, or it can never go on."""
-        machine = self._machine
-        assert machine is not None
+        _, machine = self._live()
         if machine.expects_input():
-            self.is_idle = True
+            self._is_idle = True
             if self.log.internal_readers:
                 self.log.append(WorkflowIdleEvent())
         else:
@@ -283,7 +285,7 @@ class Runner:
     def _settle_timeout(self) -> None:
         assert self._machine is not None
         active = tuple(w.step.name for w in self._workers if w.step is not None)
-        waits = self.is_idle and self._machine.expects_input()
+        waits = self._is_idle and self._machine.expects_input()
         self.outcome.time_out(active, waits_for_input=waits, missing=self._machine.missing())
 
     def _take_error(self, worker: Worker, error: BaseException) -> None:
@@ -354,7 +356,7 @@ class Runner:
         if self._machine is not None:
             self._machine.close()
             self._machine = None
-        self.is_idle = False
+        self._is_idle = False
         self.log.close(outcome.conclude())
         if self.observer is not None:
             self.observer.run_ended(self.run_id, outcome.status, outcome.error)
@@ -414,7 +416,7 @@ class Runner:
             machine.receive(event)
         else:
             machine.receive_at(event, target)
-        self.is_idle = False
+        self._is_idle = False
 
     def _check_thread(self, what: str) -> None:
         if self._thread and threading.get_ident() != self._thread:
@@ -425,6 +427,11 @@ class Runner:
             raise WorkflowRuntimeError(msg)
 
     # -- what the context may do: see penstock._context.RunOperations -----------------------------
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs and the run waits for an event from outside."""
+        return self._is_idle or (self._machine is not None and self._machine.rests)
 
     @property
     def is_running(self) -> bool:
@@ -460,6 +467,33 @@ class Runner:
         self.log.append(event)
         if self.observer is not None:
             self.observer.event_published(self.run_id, event)
+
+    @enable_ki_protection
+    async def wait_for(
+        self,
+        step: object,
+        kind: type[Event],
+        requirements: Mapping[str, Any],
+        waiter_event: Event | None,
+        timeout: float | None,  # noqa: ASYNC109 - whose message tells what was waited for
+    ) -> Event:
+        """See :meth:`penstock.Context.wait_for_event`."""
+        self._check_thread("wait_for_event")
+        backend, machine = self._live()
+        wait = Wait(kind, requirements, backend.waiter())
+        return await wait_for(
+            wait,
+            step,
+            backend=backend,
+            machine=machine,
+            ask=partial(self._ask, waiter_event),
+            timeout=timeout,
+        )
+
+    def _ask(self, question: Event | None) -> None:
+        self.publish(question)
+        if self.log.internal_readers and self.is_idle:
+            self.log.append(WorkflowIdleEvent())
 
     @enable_ki_protection
     def collect(
