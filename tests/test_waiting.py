@@ -247,7 +247,30 @@ async def test_wait_after_the_end_of_its_step_is_refused():
 @pytest.mark.anyio
 async def test_timeout_of_the_run_tells_what_was_waited_for():
     """P11: the message of the run's timeout names the step and what it waits for."""
+
+    class Patient(Workflow[None]):
+        @step
+        async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            await ctx.wait_for_event(Answer, requirements={"to": "ann"})
+            return StopEvent()
+
     with pytest.raises(
         WorkflowTimeoutError, match=r"running: ask; 1 waiting for Answer\(to='ann'\)"
     ):
-        await Asks("ann", timeout=0.005).run()
+        await Patient(timeout=0.005).run()
+
+
+@pytest.mark.anyio
+async def test_step_that_awaits_its_own_run_is_told_so():
+    """P12: a wait that could never end is an error where it begins."""
+    handlers = []
+
+    class Own(Workflow[None]):
+        @step
+        async def ask(self, ev: StartEvent) -> StopEvent:
+            return StopEvent(result=await handlers[0])
+
+    async with Own().run() as handler:
+        handlers.append(handler)
+        with pytest.raises(WorkflowRuntimeError, match="awaits its own run"):
+            await handler

@@ -117,9 +117,10 @@ class Graph:
                 raise WorkflowRuntimeError(self._not_an_event(step, kind))
             if not step.allows(kind, in_list=in_list):
                 raise WorkflowRuntimeError(self._undeclared(step, kind, in_list=in_list))
-            route = known[kind] = self._route(kind)
+            route = self._route(kind)
             if not (route.targets or route.is_stop or route.is_question):
                 raise WorkflowRuntimeError(self._unheard(step, kind))
+            known[kind] = route
         return route
 
     def input(self, kind: type) -> Route:

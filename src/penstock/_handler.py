@@ -6,10 +6,12 @@ import warnings
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, cast, final
 
 from penstock._backends import current_backend, enable_ki_protection
+from penstock._engine.outcome import OUTSIDE
 from penstock._engine.runner import Runner, current_scope
+from penstock._engine.worker import is_step_of
 from penstock._errors import WorkflowRuntimeError
 from penstock._events import StopEvent
-from penstock._scope import leave_nursery, settle
+from penstock._scope import WorkflowScope, leave_nursery, settle
 from penstock._streams import EventLog, EventStream
 
 
@@ -65,6 +67,7 @@ class WorkflowHandler(Generic[R]):
         "_is_observed",
         "_keeps_failure",
         "_runner",
+        "_scope",
         "_started",
     )
 
@@ -90,6 +93,7 @@ class WorkflowHandler(Generic[R]):
         )
         self._started = ""
         self._awaiting = 0
+        self._scope: WorkflowScope | None = None
         self._is_observed = False
         self._keeps_failure = False
         self._block: tuple[AbstractAsyncContextManager[Nursery], object] | None = None
@@ -116,6 +120,12 @@ class WorkflowHandler(Generic[R]):
 
     @enable_ki_protection
     async def _await(self) -> R:
+        if is_step_of(self._runner):
+            msg = (
+                f"a step of the run {self.run_id} awaits its own run, which cannot end before the "
+                "step does; expected the step to return, or another run"
+            )
+            raise WorkflowRuntimeError(msg)
         if not self._started:
             self._start("in place")
             await self._run_alone()
@@ -204,12 +214,16 @@ class WorkflowHandler(Generic[R]):
         """
         self._start("in a nursery")
         self._keeps_failure = keep_failure
-        if hasattr(nursery, "start_soon"):
-            cast("NurseryLike", nursery).start_soon(self._own_in_nursery)
-        else:
-            task = cast("TaskGroupLike", nursery).create_task(self._own_in_nursery())
-            # asyncio may cancel a task before it has begun; then nothing in it ever runs.
-            task.add_done_callback(self._take_leave)
+        try:
+            if hasattr(nursery, "start_soon"):
+                cast("NurseryLike", nursery).start_soon(self._own_in_nursery)
+            else:
+                task = cast("TaskGroupLike", nursery).create_task(self._own_in_nursery())
+                # asyncio may cancel a task before it has begun; then nothing in it ever runs.
+                task.add_done_callback(lambda _: self._runner.abandon(OUTSIDE))
+        except BaseException:  # a nursery that takes no task any more: the run is still unstarted
+            self._started = ""
+            raise
         return self
 
     def _start(self, how: str) -> None:
@@ -221,7 +235,6 @@ class WorkflowHandler(Generic[R]):
             raise WorkflowRuntimeError(msg)
         self._started = how
 
-    @enable_ki_protection
     def _ensure_started(self, use: str) -> None:
         if self._started:
             return
@@ -232,10 +245,10 @@ class WorkflowHandler(Generic[R]):
                 f"{_SPELLINGS}"
             )
             raise WorkflowRuntimeError(msg)
-        self._start("in a workflow_scope")
         scope.start(self)
+        self._scope = scope
+        self._start("in a workflow_scope")
 
-    @enable_ki_protection
     async def _run_alone(self) -> None:
         """Run where nothing else would raise a failure that a cancellation brought about."""
         failure: BaseException | None = None
@@ -269,9 +282,6 @@ class WorkflowHandler(Generic[R]):
         if error is not None:
             raise error
 
-    def _take_leave(self, _task: object) -> None:
-        self._runner.abandon()
-
     def _cancel(self, reason: str) -> None:
         self._runner.cancel(reason)
 
@@ -280,6 +290,12 @@ class WorkflowHandler(Generic[R]):
 
     def _has_failed(self) -> bool:
         return bool(self._runner.outcome.errors)
+
+    def _observe(self) -> None:
+        self._is_observed = True
+        if self._scope is not None:
+            self._scope.forget(self)
+            self._scope = None
 
     def _unobserved(self) -> BaseException | None:
         """Return the failure that the owner has to raise, if any, and take it as observed."""
@@ -311,6 +327,8 @@ class WorkflowHandler(Generic[R]):
             msg = f"after is {after}; expected the number of an event, or 0 for the beginning"
             raise ValueError(msg)
         self._ensure_started("stream_events()")
+        if not self._runner.outcome.is_over:
+            self._runner.check_thread("stream_events")
         return EventStream(self._runner.log, after=after, expose_internal=expose_internal)
 
     @enable_ki_protection
@@ -345,8 +363,7 @@ class WorkflowHandler(Generic[R]):
         """
         if not self._started:
             self._started = "or rather cancelled before it could"
-            self._runner.cancel(reason)
-            self._runner.log.close(self._runner.outcome.conclude())
+            self._runner.abandon(reason)
         else:
             self._runner.cancel(reason)
         return Unwound(self._wait)
@@ -392,7 +409,7 @@ class WorkflowHandler(Generic[R]):
         if not outcome.is_over:
             msg = f"the run {self.run_id} is not over ({self.status}); expected `await handler`"
             raise WorkflowRuntimeError(msg)
-        self._is_observed = True
+        self._observe()
         if outcome.error is not None:
             raise outcome.error
         event = outcome.stop_event
@@ -408,7 +425,7 @@ class WorkflowHandler(Generic[R]):
     def exceptions(self) -> tuple[BaseException, ...]:
         """All failures of the run, in the order in which they came; looking observes them."""
         if self._runner.outcome.is_over:
-            self._is_observed = True
+            self._observe()
         return self._runner.outcome.errors
 
     def __repr__(self) -> str:

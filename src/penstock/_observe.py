@@ -53,7 +53,7 @@ class Verbose:
 
     def _print(self, run_id: str, text: str) -> None:
         since = perf_counter() - self._began.get(run_id, perf_counter())
-        print(f"[{run_id[:8]} {since:9.4f}s] {text}", file=sys.stderr)  # noqa: T201
+        print(f"[{run_id} {since:9.4f}s] {text}", file=sys.stderr)  # noqa: T201
 
     def run_started(self, run_id: str, workflow: str, event: Event) -> None:
         self._began[run_id] = perf_counter()

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from penstock._backends import Nursery
 
 
-@enable_ki_protection
 async def leave_nursery(manager: AbstractAsyncContextManager[Any]) -> BaseException | None:
     """Wait for the tasks of a nursery that was entered by hand; return what it raised, as one."""
     try:
@@ -56,7 +55,7 @@ def settle(
         return
     if failure is not None:
         raise failure
-    if error is None and raised is not None:
+    if raised is not None and (error is None or not isinstance(raised, cancelled)):
         raise raised
 
 
@@ -98,12 +97,12 @@ class WorkflowScope:
         assert self._manager is not None
         assert self._token is not None
         current_scope.reset(self._token)
-        for run in self._runs:
+        for run in tuple(self._runs):
             run._detach_readers()
             if error is not None:
                 run._cancel(f"its scope was left by {type(error).__name__}")
+        self._nursery = None  # who is left takes nothing new
         raised = await leave_nursery(self._manager)  # noqa: ASYNC102 - as a nursery's own
-        self._nursery = None
         failures = [failure for run in self._runs if (failure := run._unobserved()) is not None]
         for other in failures[1:]:
             failures[0].add_note(f"and another run of the same scope failed: {other!r}")
@@ -124,10 +123,14 @@ class WorkflowScope:
         self._nursery.start_soon(self._own, run)
 
     @enable_ki_protection
+    def forget(self, run: OwnedRun) -> None:
+        """Let go of a run that is over and whose failure has been seen."""
+        self._runs.pop(run, None)
+
     async def _own(self, run: OwnedRun) -> None:
         await run._own()
         if not run._has_failed():
-            del self._runs[run]  # a scope may live as long as a server
+            self.forget(run)  # a scope may live as long as a server
 
 
 def workflow_scope() -> WorkflowScope:

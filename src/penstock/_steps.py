@@ -234,10 +234,11 @@ def _read_parameters(
     events: list[tuple[str, tuple[type[Event], ...]]] = []
     lists: list[tuple[type[Event], ...]] = []
     context_at: int | None = None
+    extra = ""
     for position, parameter in enumerate(parameters):
         hint = hints.get(parameter.name, parameter.empty)
         if _is_context(hint):
-            _check_positional(parameter)
+            _check_positional(parameter, extra)
             if context_at is not None:
                 msg = (
                     f"takes the context twice, the second time as {parameter.name!r}; "
@@ -253,13 +254,14 @@ def _read_parameters(
                 parameter.VAR_POSITIONAL,
                 parameter.VAR_KEYWORD,
             ):
+                extra = extra or parameter.name
                 continue
             msg = (
                 f"has a parameter {parameter.name!r} that is neither an event nor the context; "
                 f"expected `{parameter.name}: SomeEvent`, `{parameter.name}: Context` or a default"
             )
             raise _SignatureError(msg)
-        _check_positional(parameter)
+        _check_positional(parameter, extra)
         if element is None:
             events.append((parameter.name, kinds))
         else:
@@ -267,7 +269,13 @@ def _read_parameters(
     return (*_shape(events, lists), context_at)
 
 
-def _check_positional(parameter: inspect.Parameter) -> None:
+def _check_positional(parameter: inspect.Parameter, extra: str) -> None:
+    if extra:
+        msg = (
+            f"takes {parameter.name!r} after {extra!r}; expected it before, for steps are called by "
+            "position with their events and the context alone"
+        )
+        raise _SignatureError(msg)
     if parameter.kind is parameter.KEYWORD_ONLY:
         msg = (
             f"takes {parameter.name!r} by keyword only; expected it before the `*`, "

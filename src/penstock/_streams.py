@@ -345,14 +345,14 @@ class StreamSender(SendChannel[Event]):
             WorkflowRuntimeError: The run is over, or it is a ``StopEvent`` (return it instead).
         """
         backend = self._backend
-        await backend.checkpoint_if_cancelled()
+        if perf_counter() - self._pace > TURN:
+            await backend.checkpoint()
+            self._pace = perf_counter()
+        else:
+            await backend.checkpoint_if_cancelled()
         if self._log.is_full():
             await self._log.wait_for_room()
-        self._publish(value)
-        now = perf_counter()
-        if now - self._pace > TURN:
-            self._pace = now
-            await backend.cancel_shielded_checkpoint()
+        self._publish(value)  # last: cancelled, natively too, it has published nothing
 
     @enable_ki_protection
     def send_nowait(self, value: Event) -> None:

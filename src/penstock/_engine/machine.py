@@ -73,12 +73,12 @@ class Machine:
     """
 
     __slots__ = (
-        "_answered",
-        "_asked",
         "_early",
         "_graph",
+        "_has_asked",
         "_open_inbox",
         "_publish",
+        "_questions",
         "_waits",
         "alive",
         "startable",
@@ -96,8 +96,9 @@ class Machine:
         self.startable: list[Station] = []
         self.stop: StopEvent | None = None
         self.alive = 0
-        self._asked = 0
-        self._answered = 0
+        #: How many questions are open, and whether there ever was one.
+        self._questions = 0
+        self._has_asked = False
         #: Who waits in the middle of which step; answers that came before anybody waited.
         self._waits: dict[Wait, object] = {}
         self._early: deque[Event] = deque()
@@ -106,12 +107,11 @@ class Machine:
 
     def receive(self, event: Event) -> None:
         """Take an event from outside: the start event, or one sent to the handler."""
-        if isinstance(event, HumanResponseEvent):
-            self._answered += 1
-            if not self._graph.targets(type(event)):
-                if not self._give_to_waiting(event):
-                    self._early.append(event)  # a step may yet come to wait for it
-                return
+        self._note_answer(event)
+        if isinstance(event, HumanResponseEvent) and not self._graph.targets(type(event)):
+            if not self._give_to_waiting(event):
+                self._early.append(event)  # a step may yet come to wait for it
+            return
         self._deliver(self._graph.input(type(event)), event, None)
 
     def send(self, index: int, event: Event, group: Group | None, target: str | None) -> None:
@@ -134,8 +134,7 @@ class Machine:
     def receive_at(self, event: Event, target: str) -> None:
         """Take an event from outside for the one step called ``target``."""
         station = self.stations[self._graph.station(event, target)]
-        if isinstance(event, HumanResponseEvent):
-            self._answered += 1
+        self._note_answer(event)
         self._deliver_to(station, event, None)
 
     # -- events find their way ---------------------------------------------------------------
@@ -324,7 +323,13 @@ class Machine:
 
     def note_question(self) -> None:
         """Take note that somebody outside was asked."""
-        self._asked += 1
+        self._questions += 1
+        self._has_asked = True
+
+    def _note_answer(self, event: Event) -> None:
+        # An answer too many, to no question, does not answer the next one.
+        if isinstance(event, HumanResponseEvent) and self._questions:
+            self._questions -= 1
 
     def collect(
         self, index: int, event: Event, expected: Sequence[type[Event]], key: str
@@ -341,12 +346,12 @@ class Machine:
         It can while a question is open; while a join lacks a human's answer; and always where
         people may speak unasked, that is where steps take answers and none asks a question.
         """
-        if self._asked > self._answered:
+        if self._questions:
             return True
         graph = self._graph
         listens = any(issubclass(k, HumanResponseEvent) for s in graph.steps for k in s.accepts)
         asks = any(issubclass(k, InputRequiredEvent) for s in graph.steps for k in s.returns)
-        if listens and not asks and not self._asked:
+        if listens and not asks and not self._has_asked:
             return True
         return any(issubclass(kind, HumanResponseEvent) for kind in self._missing_kinds())
 

@@ -11,7 +11,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from penstock._errors import WorkflowCancelledError, WorkflowStalledError, WorkflowTimeoutError
+from penstock._errors import (
+    WorkflowCancelledError,
+    WorkflowRuntimeError,
+    WorkflowStalledError,
+    WorkflowTimeoutError,
+)
 from penstock._events import (
     StopEvent,
     WorkflowCancelledEvent,
@@ -199,6 +204,18 @@ def without_cancelled(error: BaseException, cancelled: type[BaseException]) -> B
     return error
 
 
+def stray(error: BaseException, step: Step | None) -> WorkflowRuntimeError:
+    """Return what stands for a cancellation that nobody asked for: a failure, with its cause."""
+    name = "a step" if step is None else f"the step {step.label}"
+    msg = (
+        f"{name} raised {type(error).__name__}, though neither its run nor anything around it was "
+        "cancelled; expected it to handle the cancellation of what it awaited"
+    )
+    failure = WorkflowRuntimeError(msg)
+    failure.__cause__ = error
+    return failure
+
+
 def single(error: BaseException, cancelled: type[BaseException]) -> BaseException:
     """Return the one exception that stands for ``error``, which may be a nursery's group.
 
@@ -219,5 +236,8 @@ def _leaves(error: BaseException) -> list[BaseException]:
 
 
 def _short(value: object, limit: int = 200) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception as error:  # noqa: BLE001 - the failure to tell of is another one
+        text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."

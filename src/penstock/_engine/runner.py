@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 from penstock._backends import current_backend, enable_ki_protection
 from penstock._engine.machine import Machine, Station
 from penstock._engine.outcome import (
-    OUTSIDE,
     URGENT,
     Outcome,
     only_cancelled,
     single,
+    stray,
     without_cancelled,
 )
 from penstock._engine.waiting import Wait, wait_for
@@ -153,6 +153,8 @@ class Runner:
             machine.receive(self._start_event)
         for event, target in self._early:
             self._receive(machine, event, target)
+        if not self.outcome.status and not machine.alive:
+            self._rest()
         while not self.outcome.status:
             delivery = None
             if backend.runs_steps_in_host and not self._workers:
@@ -199,7 +201,6 @@ class Runner:
             if delivery is not None:
                 await self._run_worker(*delivery)
 
-    @enable_ki_protection
     async def _run_worker(self, station: Station, event: Any, group: Group | None) -> None:
         worker = Worker(self, self._variables)
         self._workers[worker] = None
@@ -222,7 +223,6 @@ class Runner:
             nursery.start_soon(self._start_worker, station, name=station.step.label)
         machine.startable.clear()
 
-    @enable_ki_protection
     async def _work(
         self, worker: Worker, station: Station, event: Any, group: Group | None
     ) -> None:
@@ -258,8 +258,9 @@ class Runner:
             worker.step = worker.event = None
             if not self.outcome.status and not machine.alive:
                 self._rest()
-        except BaseException as error:  # noqa: ASYNC103, BLE001 - kept as the outcome, or raised on
-            self._take_error(worker, error)
+        except BaseException as error:  # noqa: ASYNC103 - kept as the outcome, or raised on
+            if self._take_error(worker, error):
+                raise
 
     # -- how it ends -----------------------------------------------------------------------
 
@@ -288,10 +289,9 @@ class Runner:
         waits = self._is_idle and self._machine.expects_input()
         self.outcome.time_out(active, waits_for_input=waits, missing=self._machine.missing())
 
-    def _take_error(self, worker: Worker, error: BaseException) -> None:
-        """Keep the failure of a step as the outcome, or go on with a cancellation."""
-        backend = self._backend
-        assert backend is not None
+    def _take_error(self, worker: Worker, error: BaseException) -> bool:
+        """Keep the failure of a step as the outcome; return whether ``error`` is to go on."""
+        backend, _ = self._live()
         cancelled = backend.is_cancelled()
         if cancelled and not self.outcome.status:
             # What was delivered before the deadline was not the deadline's.
@@ -299,24 +299,15 @@ class Runner:
             self._settle_cancellation(is_late)
         if only_cancelled(error, backend.Cancelled):
             if cancelled:
-                if backend.current_task() is self._host:
-                    raise error
-                return
-            name = worker.step.label if worker.step is not None else self.graph.name
-            msg = (
-                f"the step {name} raised {type(error).__name__}, though neither its run nor "
-                "anything around it was cancelled; expected it to handle the cancellation of "
-                "what it awaited"
-            )
-            stray = WorkflowRuntimeError(msg)
-            stray.__cause__ = error
-            error = stray
+                return backend.current_task() is self._host
+            error = stray(error, worker.step)
         elif isinstance(error, GeneratorExit):
-            raise error
+            return True
         elif cancelled:
             error = without_cancelled(error, backend.Cancelled)
         self.outcome.fail(error, worker.step, worker.event)
         self._halt(f"the step {worker.step.name if worker.step else '?'} failed")
+        return False
 
     def _settle_cancellation(self, is_timeout: bool) -> None:
         """Settle whose the cancellation is that was not asked for here."""
@@ -327,10 +318,8 @@ class Runner:
             self.outcome.interrupt(None, self._backend.Cancelled)
 
     def _note_delivery(self) -> None:
-        """An exception is being delivered into a step: the timeout's, if the scope says so.
-
-        Told now, for the step may take long to unwind, and others may be cancelled meanwhile.
-        """
+        # The exception is the timeout's, if the scope says so. Settled now, for the step may take
+        # long to unwind, and others may be cancelled meanwhile.
         assert self._nursery is not None
         if not self.outcome.status and self._nursery.cancel_scope.cancel_called:
             self._settle_timeout()
@@ -344,7 +333,6 @@ class Runner:
         elif self._parked is not None:
             self._parked.wake()
 
-    @enable_ki_protection
     def _conclude(self, backend: Backend, interruption: BaseException | None) -> None:
         """Everything has unwound: close everything, tell everybody."""
         outcome = self.outcome
@@ -358,16 +346,16 @@ class Runner:
             self._machine = None
         self._is_idle = False
         self.log.close(outcome.conclude())
+        outcome.announce()
         if self.observer is not None:
             self.observer.run_ended(self.run_id, outcome.status, outcome.error)
-        outcome.announce()
 
     # -- what comes from outside -------------------------------------------------------------
 
     @enable_ki_protection
     def cancel(self, reason: str) -> None:
         """Ask the run to end; it has ended when the outcome says so."""
-        self._check_thread("cancel")
+        self.check_thread("cancel")
         if self.outcome.status:
             return
         if self._backend is not None and self._backend.current_time() > self._deadline:
@@ -377,10 +365,10 @@ class Runner:
         if self._nursery is not None and self._backend is not None:
             self._backend.cancel(self._nursery.cancel_scope, reason)
 
-    def abandon(self) -> None:
-        """Conclude a run whose task was cancelled before it could begin."""
+    def abandon(self, reason: str) -> None:
+        """Conclude a run that was cancelled before it could begin."""
         if not self.outcome.is_over:
-            self.outcome.cancel(OUTSIDE)
+            self.outcome.cancel(reason)
             self.log.close(self.outcome.conclude())
             self.outcome.announce()
 
@@ -391,7 +379,7 @@ class Runner:
         Raises:
             WorkflowRuntimeError: The run is over, no step takes it, or the wrong thread calls.
         """
-        self._check_thread("send_event")
+        self.check_thread("send_event")
         if self.outcome.status:
             msg = (
                 f"the run {self.run_id} of {self.graph.name} is over ({self.outcome.status}), so "
@@ -406,10 +394,16 @@ class Runner:
             self._early.append((event, target))
         else:
             self._receive(self._machine, event, target)
-            if self._parked is None:
-                self._start_workers()
-            else:  # the host does: AnyIO starts tasks from tasks only, and this may be a callback
-                self._parked.wake()
+            if not self._machine.alive:
+                self._rest()
+            else:
+                self._start_soon()
+
+    def _start_soon(self) -> None:
+        if self._parked is None:
+            self._start_workers()
+        elif self._machine is not None and self._machine.startable:
+            self._parked.wake()  # the host does: AnyIO starts tasks from tasks only
 
     def _receive(self, machine: Machine, event: Event, target: str | None) -> None:
         if target is None:
@@ -418,7 +412,8 @@ class Runner:
             machine.receive_at(event, target)
         self._is_idle = False
 
-    def _check_thread(self, what: str) -> None:
+    def check_thread(self, what: str) -> None:
+        """Refuse a call from a foreign thread, and tell the way."""
         if self._thread and threading.get_ident() != self._thread:
             msg = (
                 f"{what} was called from another thread than the one that runs {self.graph.name}; "
@@ -441,17 +436,17 @@ class Runner:
     @enable_ki_protection
     def send(self, step: int, event: Event, group: Group | None, target: str | None) -> None:
         """See :meth:`penstock.Context.send_event`."""
-        self._check_thread("send_event")
+        self.check_thread("send_event")
         if self.outcome.status:
             return  # the run is unwinding, and the step with it
         assert self._machine is not None
         self._machine.send(step, event, group, target)
-        self._start_workers()
+        self._start_soon()
 
     def publish(self, event: Event | None) -> None:
         """See :meth:`penstock.Context.write_event_to_stream`."""
         if threading.get_ident() != self._thread:
-            self._check_thread("write_event_to_stream")
+            self.check_thread("write_event_to_stream")
         if event is None:
             return
         if type(event) not in self.graph.published or self.log.closed:
@@ -478,17 +473,11 @@ class Runner:
         timeout: float | None,  # noqa: ASYNC109 - whose message tells what was waited for
     ) -> Event:
         """See :meth:`penstock.Context.wait_for_event`."""
-        self._check_thread("wait_for_event")
+        self.check_thread("wait_for_event")
         backend, machine = self._live()
         wait = Wait(kind, requirements, backend.waiter())
-        return await wait_for(
-            wait,
-            step,
-            backend=backend,
-            machine=machine,
-            ask=partial(self._ask, waiter_event),
-            timeout=timeout,
-        )
+        ask = partial(self._ask, waiter_event)
+        return await wait_for(wait, step, machine=machine, ask=ask, timeout=timeout)
 
     def _ask(self, question: Event | None) -> None:
         self.publish(question)
@@ -500,7 +489,7 @@ class Runner:
         self, step: int, event: Event, expected: Sequence[type[Event]], key: str
     ) -> list[Event] | None:
         """See :meth:`penstock.Context.collect_events`."""
-        self._check_thread("collect_events")
+        self.check_thread("collect_events")
         assert self._machine is not None
         return self._machine.collect(step, event, expected, key)
 

@@ -42,3 +42,5 @@ def run_in_context(
                 trap = run(send, answer)
     except StopIteration as stop:
         return stop.value
+    finally:
+        answer = None  # an error that was delivered would keep this frame alive, and that it

@@ -5,14 +5,14 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from penstock._backends import enable_ki_protection
+from penstock._backends import current_backend, enable_ki_protection
 from penstock._errors import WorkflowTimeoutError
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from penstock._backends import Backend, Waiter
+    from penstock._backends import Waiter
     from penstock._engine.machine import Machine
     from penstock._events import Event
 
@@ -61,12 +61,12 @@ async def wait_for(
     wait: Wait,
     step: object,
     *,
-    backend: Backend,
     machine: Machine,
     ask: Callable[[], None],
     timeout: float | None,  # noqa: ASYNC109 - whose message tells what was waited for
 ) -> Event:
     """See :meth:`penstock.Context.wait_for_event`; ``ask`` is called once the wait is known."""
+    backend = current_backend()
     await backend.checkpoint_if_cancelled()
     deadline = inf if timeout is None else backend.current_time() + timeout
     machine.begin_wait(step, wait)

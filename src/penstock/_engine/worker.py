@@ -105,7 +105,7 @@ class Worker:
         deadline = backend.current_time() + step.timeout
         with backend.cancel_scope(deadline=nextafter(deadline, inf)):
             result = await run_in_context(coroutine, self._variables.copy(), watch)
-            if backend.current_time() <= deadline:
+            if backend.current_time() <= deadline or not self._run.is_running:
                 return result
         # The scope caught its own cancellation, or the step came too late.
         msg = f"the step {step.label} did not end within its timeout of {step.timeout:g} s"
@@ -131,9 +131,14 @@ class Worker:
     async def _close_opened(self, backend: Backend) -> None:
         opened, self._opened = self._opened, None
         deadline = backend.current_time() + CLOSING_GRACE
-        with backend.cancel_scope(shield=True, deadline=deadline):
+        try:
             while opened:
-                await opened.pop().aclose()
+                with backend.cancel_scope(shield=True, deadline=deadline):
+                    await opened.pop().aclose()
+        finally:
+            if opened:  # one failed to close; the others are closed all the same
+                self._opened = opened
+                await self._close_opened(backend)
 
     def _tell_started(self, step: Step, event: Any) -> int:
         run = self._run
@@ -161,6 +166,12 @@ class Worker:
             )
         if run.observer is not None:
             run.observer.step_ended(run.run_id, step.name, number, result, error)
+
+
+def is_step_of(run: object) -> bool:
+    """Whether the caller is a step of ``run``, or a task that one started."""
+    worker = current_cleanup.get()
+    return isinstance(worker, Worker) and worker.step is not None and worker._run is run
 
 
 def _name(event: Any) -> str:

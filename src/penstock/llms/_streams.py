@@ -116,8 +116,10 @@ class _Stream(Generic[_R]):
                 piece = await self._source.receive()
         except BaseException:  # restores the promise: failed or cancelled, the connection is gone
             self._reader = None
-            await self.aclose()
-            left.set()
+            try:
+                await self.aclose()
+            finally:
+                left.set()
             raise
         self._reader = None
         left.set()
