@@ -22,6 +22,7 @@ from penstock._events import WorkflowCancelledEvent as WorkflowCancelledEvent
 from penstock._events import WorkflowFailedEvent as WorkflowFailedEvent
 from penstock._events import WorkflowIdleEvent as WorkflowIdleEvent
 from penstock._events import WorkflowTimedOutEvent as WorkflowTimedOutEvent
+from penstock._handler import Unwound as Unwound
 from penstock._handler import WorkflowHandler as WorkflowHandler
 from penstock._observe import Observer as Observer
 from penstock._scope import WorkflowScope as WorkflowScope

@@ -190,6 +190,7 @@ class Context(Generic[StateT]):
         Raises:
             WorkflowRuntimeError: The event is of no expected class.
         """
+        self._check_open("collect", type(event))
         return self._run.collect(self._index, event, expected, buffer_id)  # type: ignore[return-value]
 
     def __repr__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from penstock._scope import workflow_scope
@@ -33,9 +34,14 @@ def run(
         What ``main`` returns, once every run that it started is over.
 
     Raises:
+        TypeError: ``main`` is a coroutine and not a function.
         ValueError: There is no such backend.
         BaseException: What ``main`` raises, or else the first failure of a run that nobody saw.
     """
+    if inspect.iscoroutine(main):
+        main.close()
+        msg = "run() was given a coroutine; expected the function: run(main), not run(main())"
+        raise TypeError(msg)
 
     async def scoped() -> T:
         async with workflow_scope():

@@ -109,6 +109,12 @@ class Event:
 
     def __init_subclass__(cls, *, open: bool | None = None, validate: bool | None = None) -> None:  # noqa: A002
         super().__init_subclass__()
+        if "__init__" in cls.__dict__:
+            msg = (
+                f"{cls.__name__} defines __init__, which its fields make for it; expected fields "
+                "as annotations, and __attrs_post_init__ for what is to be done with them"
+            )
+            raise TypeError(msg)
         attrs.define(
             cls,
             slots=False,

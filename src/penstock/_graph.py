@@ -290,6 +290,12 @@ class Graph:
                 "no step returns a StopEvent, so a run cannot end; expected a step with "
                 "`-> StopEvent` or a subclass"
             )
+        taken = {"start_event", "run_id"} & {f.alias for f in attrs.fields(self.start_event)}
+        for name in sorted(taken):
+            yield Fault(
+                f"{self.start_event.__name__} has a field {name!r}, which is a parameter of run(); "
+                "expected another name"
+            )
         for step in self.steps:
             for kind in step.accepts:
                 if issubclass(kind, StopEvent):

@@ -211,20 +211,38 @@ class WorkflowHandler(Generic[R]):
 
         Raises:
             WorkflowRuntimeError: The run was started before.
+            TypeError: It is no nursery.
         """
         self._start("in a nursery")
         self._keeps_failure = keep_failure
         try:
-            if hasattr(nursery, "start_soon"):
-                cast("NurseryLike", nursery).start_soon(self._own_in_nursery)
-            else:
-                task = cast("TaskGroupLike", nursery).create_task(self._own_in_nursery())
-                # asyncio may cancel a task before it has begun; then nothing in it ever runs.
-                task.add_done_callback(lambda _: self._runner.abandon(OUTSIDE))
-        except BaseException:  # a nursery that takes no task any more: the run is still unstarted
+            self._start_in(nursery)
+        except BaseException:  # the nursery takes no task any more: the run is still unstarted
             self._started = ""
             raise
         return self
+
+    def _start_in(self, nursery: Any) -> None:
+        if hasattr(nursery, "start_soon"):
+            nursery.start_soon(self._own_in_nursery)
+        elif hasattr(nursery, "create_task"):
+            coroutine = self._own_in_nursery()
+            try:
+                task = nursery.create_task(coroutine)
+            except BaseException:
+                coroutine.close()
+                raise
+            # asyncio may cancel a task before it has begun; then nothing in it ever runs.
+            task.add_done_callback(self._take_leave)
+        else:
+            msg = (
+                f"start_soon() was given {nursery!r}; expected a Trio nursery, an AnyIO task group "
+                "or an asyncio.TaskGroup"
+            )
+            raise TypeError(msg)
+
+    def _take_leave(self, _task: object) -> None:
+        self._runner.abandon(OUTSIDE)
 
     def _start(self, how: str) -> None:
         if self._started:
@@ -241,8 +259,8 @@ class WorkflowHandler(Generic[R]):
         scope = current_scope.get()
         if scope is None:
             msg = (
-                f"{use} needs a started run, and this one has no owner that could run it; "
-                f"{_SPELLINGS}"
+                f"{use} needs a started run, and this one has no owner that could run it "
+                f"(a step does not inherit the scope around its run); {_SPELLINGS}"
             )
             raise WorkflowRuntimeError(msg)
         scope.start(self)

@@ -4,44 +4,40 @@ from __future__ import annotations
 
 import sys
 from time import perf_counter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
     from penstock._events import Event
 
 
-class Observer(Protocol):
-    """Something that is told what goes on in runs: synchronous, quick, and never raising.
+class Observer:
+    """A base class for what is told what goes on in runs: override what you want to hear of.
 
-    ``invocation`` numbers the step invocations of a run from 1, in the order in which they
-    begin. Without an observer nothing of this is built.
+    The calls are synchronous, have to be quick, and must not raise. ``invocation`` numbers the
+    step invocations of a run from 1, in the order in which they begin. Without an observer nothing
+    of this is built.
     """
 
     def run_started(self, run_id: str, workflow: str, event: Event) -> None:
         """A run has begun with ``event``."""
-        ...
 
     def step_started(self, run_id: str, step: str, invocation: int, event: object) -> None:
         """A step has begun; for a join, ``event`` is the list or tuple of what it joins."""
-        ...
 
     def step_ended(
         self, run_id: str, step: str, invocation: int, result: object, error: BaseException | None
     ) -> None:
         """A step has returned ``result`` or raised ``error``."""
-        ...
 
     def event_published(self, run_id: str, event: Event) -> None:
         """An event went to the stream."""
-        ...
 
     def run_ended(self, run_id: str, status: str, error: BaseException | None) -> None:
         """A run is over and nothing of it is left."""
-        ...
 
 
-class Verbose:
+class Verbose(Observer):
     """Prints a line for everything that happens, with the time since the run began.
 
     The lines go to standard error, which leaves standard output to the program.
@@ -84,7 +80,7 @@ def _short(value: object, limit: int = 120) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
-class Several:
+class Several(Observer):
     """Several observers in one."""
 
     def __init__(self, observers: tuple[Observer, ...]) -> None:

@@ -122,11 +122,11 @@ class WorkflowScope:
         self._runs[run] = None
         self._nursery.start_soon(self._own, run)
 
-    @enable_ki_protection
     def forget(self, run: OwnedRun) -> None:
         """Let go of a run that is over and whose failure has been seen."""
         self._runs.pop(run, None)
 
+    @enable_ki_protection
     async def _own(self, run: OwnedRun) -> None:
         await run._own()
         if not run._has_failed():

@@ -136,18 +136,24 @@ def _names_around(function: Any) -> dict[str, Any]:
     classes of a function body cannot be resolved any more once the function has returned. Only
     what they name is kept.
     """
-    wanted = {
-        node.id
-        for note in function.__annotations__.values()
-        if isinstance(note, str)
-        for node in ast.walk(ast.parse(note, mode="eval"))
-        if isinstance(node, ast.Name)
-    }
+    wanted: set[str] = set()
+    notes = [note for note in function.__annotations__.values() if isinstance(note, str)]
+    while notes:
+        try:
+            parsed = ast.parse(notes.pop(), mode="eval")
+        except SyntaxError:
+            continue  # told with the other faults, when the workflow is built
+        for node in ast.walk(parsed):
+            if isinstance(node, ast.Name):
+                wanted.add(node.id)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                notes.append(node.value)  # a quoted name within a string
     names: dict[str, Any] = {}
+    own = function.__name__  # whose class body is one of the places to look
     frame: types.FrameType | None = sys._getframe(3) if wanted else None  # past mark() and step()
     while frame is not None:
         around = frame.f_code.co_qualname
-        if function.__qualname__.startswith(f"{around}.<locals>."):
+        if function.__qualname__.startswith((f"{around}.<locals>.", f"{around}.{own}")):
             names = {n: v for n, v in frame.f_locals.items() if n in wanted} | names
         frame = frame.f_back
     return names
@@ -163,6 +169,12 @@ def find_steps(cls: type) -> tuple[list[Step], list[str]]:
     problems: list[str] = []
     for name in _step_names(cls):
         function = inspect.getattr_static(cls, name)
+        if name == "run":
+            problems.append(
+                f"{cls.__name__}.run is a step, and the name of the method that runs a workflow; "
+                "expected another name"
+            )
+            continue
         options = getattr(function, _MARK, None)
         if isinstance(function, classmethod | staticmethod):
             kind = "classmethod" if isinstance(function, classmethod) else "staticmethod"
@@ -200,7 +212,7 @@ class _SignatureError(Exception):
 def _read(cls: type, index: int, name: str, function: Any, options: StepOptions) -> Step:
     try:
         hints = typing.get_type_hints(function, localns=options.names, include_extras=True)
-    except (NameError, AttributeError) as error:
+    except (NameError, AttributeError, TypeError, SyntaxError) as error:
         msg = (
             f"has an annotation that cannot be resolved ({error}); expected the class to be "
             "defined before the workflow, and not only under `if TYPE_CHECKING`"
@@ -349,7 +361,7 @@ def _element(hint: Any) -> Any:
     """Return ``E`` of ``list[E]``, or None for anything else."""
     hint = _strip(hint)
     if typing.get_origin(hint) is list:
-        return typing.get_args(hint)[0]
+        return next(iter(typing.get_args(hint)), Any)
     return None
 
 

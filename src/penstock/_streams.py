@@ -75,7 +75,7 @@ class EventLog:
         self.next += 1
         readers = self._readers
         if readers:
-            for position in readers:
+            for position in tuple(readers):  # the collector may detach one at any moment
                 if position.waiter is not None:
                     position.waiter.wake()
         if len(self._events) > self._history:
@@ -143,9 +143,12 @@ class EventLog:
         finally:
             self._senders.remove(waiter)
 
-    def rest(self, task: object) -> list[_Position]:
+    def rest(self, task: object, *, but: _Position | None = None) -> list[_Position]:
         """Let the readers of ``task`` hold up no sender: the task does something else now."""
-        resting = [p for p in self._readers if p.task is task and not p.at_rest]
+        readers = self._readers
+        if not readers or (but is not None and len(readers) == 1):
+            return []
+        resting = [p for p in readers if p.task is task and p is not but and not p.at_rest]
         for position in resting:
             position.at_rest = True
         if resting:
@@ -232,7 +235,8 @@ class EventStream(ReceiveChannel[Event]):
     async def receive(self) -> Event:
         """Take the next event, waiting for it if need be.
 
-        A checkpoint. Cancelled, it has taken nothing.
+        Looks for a cancellation always, and gives others a turn at the latest every 0.5 ms.
+        Cancelled, it has taken nothing.
 
         Raises:
             trio.EndOfChannel: The run is over and everything has been taken (under asyncio it
@@ -269,11 +273,15 @@ class EventStream(ReceiveChannel[Event]):
             if position.at >= log.next and not log.closed:
                 if self._waiter is None:
                     self._waiter = backend.waiter()
+                # While this task waits here it reads no other of its readers of this run.
+                resting = log.rest(position.task, but=position)
                 position.waiter = self._waiter
                 try:
                     await self._waiter.wait()
                 finally:
                     position.waiter = None
+                    for other in resting:
+                        other.at_rest = False
                 self._pace = perf_counter()
                 has_passed_checkpoint = True
             elif not has_passed_checkpoint:
@@ -326,25 +334,24 @@ class EventStream(ReceiveChannel[Event]):
 class StreamSender(SendChannel[Event]):
     """The sending end of a run's stream, as a step sees it: ``ctx.stream``."""
 
-    __slots__ = ("_backend", "_log", "_pace", "_publish")
+    __slots__ = ("_log", "_pace", "_publish")
 
     def __init__(self, log: EventLog, publish: Callable[[Event | None], None]) -> None:
         self._log = log
         self._publish = publish
-        self._backend = current_backend()
         self._pace = 0.0
 
     @enable_ki_protection
     async def send(self, value: Event) -> None:
         """Publish an event, waiting while the slowest attached reader is a buffer behind.
 
-        A checkpoint. Cancelled, it has published nothing. With no reader attached it does not
-        wait.
+        Looks for a cancellation always, and gives others a turn at the latest every 0.5 ms.
+        Cancelled, it has published nothing. With no reader attached it does not wait.
 
         Raises:
             WorkflowRuntimeError: The run is over, or it is a ``StopEvent`` (return it instead).
         """
-        backend = self._backend
+        backend = current_backend()
         if perf_counter() - self._pace > TURN:
             await backend.checkpoint()
             self._pace = perf_counter()

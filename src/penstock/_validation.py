@@ -16,7 +16,7 @@ def hints_of(cls: type) -> dict[str, Any]:
     """
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
-    except NameError as error:
+    except (NameError, AttributeError, TypeError, SyntaxError) as error:
         msg = (
             f"cannot resolve the annotations of {cls.__qualname__}: {error}; expected every name "
             f"to be importable from the module {cls.__module__!r} (not under TYPE_CHECKING)"
@@ -38,7 +38,9 @@ def check_types(cls: type, values: dict[str, Any]) -> None:
         msg = f'{cls.__name__} has validate=True, which needs `pip install "penstock[validate]"`'
         raise ModuleNotFoundError(msg, name="typeguard") from error
 
-    for name, hint in hints_of(cls).items():
+    hints = hints_of(cls)
+    for field in attrs.fields(cls):
+        name, hint = field.name, hints[field.alias]
         if name not in values:
             continue
         try:

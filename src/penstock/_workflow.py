@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from itertools import count
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from uuid import uuid4
 
 from penstock._errors import WorkflowRuntimeError, WorkflowValidationError
@@ -15,8 +17,6 @@ from penstock._streams import EventLog
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from typing_extensions import TypeVar as TypeVarWithDefault
 
     from penstock._events import StartEvent
@@ -67,7 +67,7 @@ class Workflow(Generic[R]):
         self._check_options(timeout, stream_buffer, stream_history, skip)
         graph = graph_of(type(self))
         graph.check(skip)
-        watching = (*((Verbose(),) if verbose else ()), *observers)
+        watching = (*((Verbose(),) if verbose else ()), *_checked(type(self).__name__, observers))
         self.__graph = graph
         self.__timeout = timeout
         self.__buffer = stream_buffer
@@ -153,9 +153,31 @@ class Workflow(Generic[R]):
         return f"<{type(self).__name__}, {len(self._built().steps)} steps>"
 
 
+def _checked(name: str, observers: Any) -> list[Observer]:
+    listed: list[Any] = [observers]
+    if isinstance(observers, Iterable):
+        listed = list(cast("Iterable[Any]", observers))
+    if isinstance(observers, Observer) or not all(isinstance(o, Observer) for o in listed):
+        msg = (
+            f"{name}(observers={observers!r}); expected a list of objects whose classes are "
+            "derived from penstock.Observer"
+        )
+        raise WorkflowValidationError(msg)
+    return listed
+
+
 # An identifier costs a hundredth of a run this way: one random part for the process, and a number.
 _process = uuid4().hex[:12]
 _numbers = count(1)
+
+
+def _begin_process() -> None:
+    global _process  # noqa: PLW0603 - a forked process must not go on with its parent's numbers
+    _process = uuid4().hex[:12]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_process)
 
 
 def _new_run_id() -> str:

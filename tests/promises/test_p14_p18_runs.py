@@ -17,6 +17,7 @@ import trio
 
 from penstock import (
     Context,
+    Observer,
     StartEvent,
     StepTimeoutError,
     StopEvent,
@@ -862,7 +863,7 @@ async def own(form, handler):
             await handler
 
 
-class Signals:
+class Signals(Observer):
     """An observer that sends SIGINT at its n-th call: in the middle of the engine's books."""
 
     def __init__(self, at):
