@@ -217,3 +217,26 @@ def test_an_open_pipe_as_standard_input(program):
     process.wait(LIMIT)
 
     assert b"Hello Ada" in process.stdout.read()
+
+
+@pytest.mark.parametrize(("status", "code"), [("7", 7), ("'bye'", 1), ("", 0)])
+def test_exit_of_a_workflow_is_its_own(tmp_path, status, code):
+    """``sys.exit`` in a step ends the program as it does everywhere, with what it said."""
+    (tmp_path / "leaves.py").write_text(
+        "import sys\n"
+        "from penstock import StartEvent, StopEvent, Workflow, step\n"
+        "class Leaves(Workflow):\n"
+        "    @step\n"
+        "    async def leave(self, ev: StartEvent) -> StopEvent:\n"
+        f"        sys.exit({status})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "penstock", "run", "leaves.py:Leaves"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == code
+    assert done.stderr == ("bye\n" if code == 1 else "")

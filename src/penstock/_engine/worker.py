@@ -138,7 +138,7 @@ class Worker:
         finally:
             if opened:  # one failed to close; the others are closed all the same
                 self._opened = opened
-                await self._close_opened(backend)
+                await self._close_opened(backend)  # noqa: ASYNC102 - it shields itself
 
     def _tell_started(self, step: Step, event: Any) -> int:
         run = self._run

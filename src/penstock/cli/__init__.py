@@ -36,15 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments without the name of the program; by default those of the process.
     """
     try:
-        arguments = build_parser().parse_args(argv)
+        try:
+            arguments = build_parser().parse_args(argv)
+        except SystemExit as leaving:  # --help and --version; a workflow's own goes its way
+            return leaving.code if isinstance(leaving.code, int) else 2
         # A console script has its own directory on the import path, not the current one.
         if "" not in sys.path and str(Path.cwd()) not in sys.path:
             sys.path.insert(0, "")
         commands = {"run": _run.run, "draw": _graphs.draw, "check": _graphs.check}
         code = commands[arguments.command](arguments)
         sys.stdout.flush()
-    except SystemExit as leaving:  # argparse's, for --help and --version
-        return leaving.code if isinstance(leaving.code, int) else 2
     except UsageError as error:
         line = " ".join(str(error).split())
         print(f"penstock: {line}", file=sys.stderr)  # noqa: T201
