@@ -400,3 +400,14 @@ def test_forked_processes_number_their_runs_apart():
     ).stdout.split()
 
     assert len(set(printed)) == 2
+
+
+def test_private_field_is_not_set_from_outside():
+    """P19: what an open event takes from outside does not replace what it keeps to itself."""
+
+    class Keeps(Event, open=True):
+        _secret: int = 0
+
+    assert Keeps(other=1).other == 1
+    with pytest.raises(TypeError, match=r"Keeps\._secret is private"):
+        Keeps(_secret=1)

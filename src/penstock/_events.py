@@ -66,7 +66,12 @@ def _make_init(cls: type[Event], init: Callable[..., None]) -> Callable[..., Non
                 raise
             raise TypeError(message) from error
 
+    private = frozenset(f.name for f in fields if not f.init)
+
     def build_with_care(self: Event, /, **values: Any) -> None:
+        for name in private.intersection(values):
+            msg = f"{cls.__name__}.{name} is private, and not set from outside"
+            raise TypeError(msg)
         build(self, **{k: v for k, v in values.items() if k in declared or not is_open})
         if is_open:
             self.__dict__.update((k, v) for k, v in values.items() if k not in declared)

@@ -45,18 +45,16 @@ class Outcome:
         is_over: Whether everything has unwound.
         stop_event: The stop event that a step returned.
         error: What ``await handler`` raises.
-        errors: All failures, in the order in which they came; ``error`` is among them unless it
-            is a ``WorkflowCancelledError``.
         is_outside: Whether the run ended because what it runs in was cancelled.
     """
 
     __slots__ = (
+        "_errors",
         "_name",
         "_run_id",
         "_step",
         "_timeout",
         "error",
-        "errors",
         "is_outside",
         "is_over",
         "reason",
@@ -75,9 +73,14 @@ class Outcome:
         self.is_outside = False
         self.stop_event: StopEvent | None = None
         self.error: BaseException | None = None
-        self.errors: tuple[BaseException, ...] = ()
+        self._errors: dict[int, BaseException] = {}
         self.reason: str | None = None
         self.waiters: list[Waiter] = []
+
+    @property
+    def errors(self) -> tuple[BaseException, ...]:
+        """All failures, in the order in which they came; ``error``, but for a cancellation."""
+        return tuple(self._errors.values())
 
     def complete(self, event: StopEvent) -> None:
         """A step returned the stop event."""
@@ -86,7 +89,7 @@ class Outcome:
 
     def fail(self, error: BaseException, step: Step | None, event: Any) -> None:
         """A step raised ``error``, or was found to have broken a rule."""
-        if any(error is known for known in self.errors):
+        if id(error) in self._errors:
             return
         where = f"in the run {self._run_id} of {self._name}"
         if step is not None:
@@ -95,7 +98,7 @@ class Outcome:
             where += f", while it unwound ({self.status})"
         error.add_note(where)
         _drop_own_frames(error)
-        self.errors = (*self.errors, error)
+        self._errors[id(error)] = error
         urgent = isinstance(error, URGENT)
         if self.status in ("", "completed") or (urgent and not isinstance(self.error, URGENT)):
             self.status = "failed"
@@ -119,7 +122,7 @@ class Outcome:
             f"{self._timeout:g} s; {at}{lacking}"
         )
         self.error = WorkflowTimeoutError(msg, self._timeout, active)
-        self.errors = (*self.errors, self.error)
+        self._errors[id(self.error)] = self.error
 
     def stall(self, missing: tuple[str, ...]) -> None:
         """Nothing can happen in the run any more."""
@@ -131,7 +134,7 @@ class Outcome:
             "StopEvent"
         )
         self.error = WorkflowStalledError(msg, missing)
-        self.errors = (*self.errors, self.error)
+        self._errors[id(self.error)] = self.error
 
     def cancel(self, reason: str) -> None:
         """Somebody asked the run to end."""
@@ -148,13 +151,13 @@ class Outcome:
         else:
             self.status = "failed"
             self.error = interruption
-            self.errors = (*self.errors, interruption)
+            self._errors[id(interruption)] = interruption
 
     def conclude(self) -> StopEvent:
         """Everything has unwound: return the event that ends the stream."""
         self.is_over = True
         if self.error is not None:
-            more = len(self.errors) - any(e is self.error for e in self.errors)
+            more = len(self._errors) - (id(self.error) in self._errors)
             if more:
                 count = "1 more failure" if more == 1 else f"{more} more failures"
                 self.error.add_note(f"and {count} while the run unwound: see handler.exceptions")
