@@ -1,4 +1,4 @@
-"""Where branches come together: fan-outs and what collects them."""
+"""Where branches come together: fan-outs, what collects them, and who waits for an event."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from penstock._errors import WorkflowRuntimeError
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from penstock._backends import Waiter
     from penstock._events import Event
 
 
@@ -111,6 +112,45 @@ class Collection:
                 lacking = needed - len(self._kept.get(kind, ()))
                 if lacking > 0:
                     yield kind, lacking
+
+
+class Wait:
+    """A step that waits for an event in its middle: ``ctx.wait_for_event``."""
+
+    __slots__ = ("event", "kind", "requirements", "waiter")
+
+    def __init__(self, kind: type[Event], requirements: Mapping[str, Any], waiter: Waiter) -> None:
+        self.kind = kind
+        self.requirements = requirements
+        self.waiter = waiter
+        #: The event, once it is there.
+        self.event: Event | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the event is there."""
+        return self.event is not None
+
+    def fits(self, event: Event) -> bool:
+        """Whether ``event`` is what this waits for."""
+        return isinstance(event, self.kind) and all(
+            event.get(name, _NOTHING) == value for name, value in self.requirements.items()
+        )
+
+    def take(self, event: Event) -> bool:
+        """Take ``event`` if it fits and none has been taken yet."""
+        if self.event is not None or not self.fits(event):
+            return False
+        self.event = event
+        self.waiter.wake()
+        return True
+
+    def __repr__(self) -> str:
+        needs = ", ".join(f"{name}={value!r}" for name, value in self.requirements.items())
+        return f"{self.kind.__name__}({needs})"
+
+
+_NOTHING = object()
 
 
 def _expected_class(kind: type[Event], expected: Sequence[Any]) -> type[Event]:

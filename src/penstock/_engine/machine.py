@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from penstock._backends import Inbox
-    from penstock._engine.waiting import Wait
+    from penstock._engine.joins import Wait
     from penstock._events import StopEvent
     from penstock._graph import Graph, Route
     from penstock._steps import Step

@@ -17,6 +17,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from penstock._backends import current_backend, enable_ki_protection
+from penstock._engine.joins import Wait
 from penstock._engine.machine import Machine, Station
 from penstock._engine.outcome import (
     URGENT,
@@ -26,7 +27,7 @@ from penstock._engine.outcome import (
     stray,
     without_cancelled,
 )
-from penstock._engine.waiting import Wait, wait_for
+from penstock._engine.waiting import wait_for
 from penstock._engine.worker import Worker
 from penstock._errors import WorkflowRuntimeError
 from penstock._events import InputRequiredEvent, StopEvent, WorkflowIdleEvent

@@ -3,57 +3,18 @@
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from penstock._backends import current_backend, enable_ki_protection
 from penstock._errors import WorkflowTimeoutError
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-    from penstock._backends import Waiter
+    from penstock._engine.joins import Wait
     from penstock._engine.machine import Machine
     from penstock._events import Event
-
-
-_NOTHING = object()
-
-
-class Wait:
-    """A step that waits for an event in its middle: ``ctx.wait_for_event``."""
-
-    __slots__ = ("event", "kind", "requirements", "waiter")
-
-    def __init__(self, kind: type[Event], requirements: Mapping[str, Any], waiter: Waiter) -> None:
-        self.kind = kind
-        self.requirements = requirements
-        self.waiter = waiter
-        #: The event, once it is there.
-        self.event: Event | None = None
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the event is there."""
-        return self.event is not None
-
-    def fits(self, event: Event) -> bool:
-        """Whether ``event`` is what this waits for."""
-        return isinstance(event, self.kind) and all(
-            event.get(name, _NOTHING) == value for name, value in self.requirements.items()
-        )
-
-    def take(self, event: Event) -> bool:
-        """Take ``event`` if it fits and none has been taken yet."""
-        if self.event is not None or not self.fits(event):
-            return False
-        self.event = event
-        self.waiter.wake()
-        return True
-
-    def __repr__(self) -> str:
-        needs = ", ".join(f"{name}={value!r}" for name, value in self.requirements.items())
-        return f"{self.kind.__name__}({needs})"
 
 
 @enable_ki_protection
