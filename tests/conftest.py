@@ -2,6 +2,7 @@
 
 * A test's docstring is the rule that it checks; one that checks a promise of the design names it.
 * Loopback only, port 0. No real sleep longer than 10 ms: time is a mock clock's, or does not matter.
+  (A timeout that is to strike on a real clock is longer: a busy machine has to get going before.)
 * No order of tasks is assumed: Trio shuffles them.
 * Exceptions are compared by identity. Warnings are errors.
 * What must hold everywhere is marked ``anyio`` and runs on Trio, asyncio and uvloop. What is

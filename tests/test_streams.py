@@ -796,7 +796,7 @@ async def test_send_that_is_cancelled_while_it_waits_has_published_nothing():
         @step
         async def send(self, ctx: Context, ev: StartEvent) -> StopEvent:
             await ctx.stream.send(Item(n=0))
-            with anyio.move_on_after(0.002) as scope:
+            with anyio.move_on_after(0.02) as scope:
                 await ctx.stream.send(Item(n=1))
             outcome.append(scope.cancelled_caught)
             ctx.write_event_to_stream(Item(n=2))
@@ -958,7 +958,7 @@ async def test_terminal_event_comes_last_and_once_and_nothing_runs_then(how):
             return StopEvent()
 
     seen = []
-    async with Ending(timeout=0.01 if how == "timed_out" else None).run() as handler:
+    async with Ending(timeout=0.05 if how == "timed_out" else None).run() as handler:
 
         async def read() -> None:
             stream = handler.stream_events()
@@ -1225,7 +1225,7 @@ async def test_endless_sender_can_be_cancelled():
                 await ctx.stream.send(Item(n=0))
 
     with pytest.raises(TimeoutError):
-        await Endless(timeout=0.005, stream_history=10).run()
+        await Endless(timeout=0.05, stream_history=10).run()
 
 
 # -- internal events -------------------------------------------------------------------------------------------

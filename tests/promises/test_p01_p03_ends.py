@@ -47,7 +47,7 @@ class Ends(Workflow):
     """Three steps in flight, of which one ends the run as it is told, while the others go on."""
 
     def __init__(self, ending, in_flight, **options):
-        super().__init__(timeout=0.005 if ending == "timed_out" else None, **options)
+        super().__init__(timeout=0.05 if ending == "timed_out" else None, **options)
         self.ending = ending
         self.in_flight = in_flight
         self.busy = 0

@@ -51,7 +51,7 @@ class Story(Workflow):
     """Publishes notes, also while it unwinds, and ends as it is told."""
 
     def __init__(self, ending, **options):
-        super().__init__(timeout=0.005 if ending == "timed_out" else None, **options)
+        super().__init__(timeout=0.05 if ending == "timed_out" else None, **options)
         self.ending = ending
         self.error = Mine()
         self.stop = StopEvent(result="result")
@@ -162,7 +162,7 @@ async def test_stream_ends_on_every_path(ending, form):
         assert last.exception is workflow.error
         assert last.step_name == "work"
     elif ending == "timed_out":
-        assert last.timeout == 0.005
+        assert last.timeout == 0.05
         assert last.active_steps == ("work", "work", "work")
     else:
         assert last.reason == "enough"
@@ -799,7 +799,7 @@ async def test_timeout_ends_a_run_that_waits_for_its_reader():
         while True:
             await ctx.stream.send(Note(number=0))
 
-    async with Single(work, timeout=0.005, stream_buffer=1).run() as handler:
+    async with Single(work, timeout=0.05, stream_buffer=1).run() as handler:
         reader = handler.stream_events()
         with pytest.raises(WorkflowTimeoutError):
             await anyio_sleep_and_result(handler)

@@ -283,7 +283,7 @@ async def test_step_cancels_itself_without_touching_another():
     ends = []
 
     async def work(ctx, number):
-        with anyio.move_on_after(0.002 if number == 1 else 10) as scope:
+        with anyio.move_on_after(0.02 if number == 1 else 10) as scope:
             if number == 1:
                 await anyio.sleep_forever()
             while not ends:
