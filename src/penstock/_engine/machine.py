@@ -8,7 +8,6 @@ nothing behind.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
 from penstock._engine.joins import Collection, Group, Slots
@@ -51,7 +50,7 @@ class Station:
         #: Deliveries that wait: those for workers about to start, and, when no more may start,
         #: the rest in the inbox, which is opened only then.
         self.pending = 0
-        self.ready: deque[tuple[Any, Group | None]] = deque()
+        self.ready: list[tuple[Any, Group | None]] = []  # a deque's block would double the run
         self.inbox: Inbox | None = None
         self.collections: dict[str, Collection] | None = None
         self.slots: Slots | None = None
@@ -101,7 +100,7 @@ class Machine:
         self._has_asked = False
         #: Who waits in the middle of which step; answers that came before anybody waited.
         self._waits: dict[Wait, object] = {}
-        self._early: deque[Event] = deque()
+        self._early: list[Event] = []
 
     # -- events come in --------------------------------------------------------------------
 
@@ -200,7 +199,7 @@ class Machine:
             return None
         station.pending -= 1
         if station.ready:
-            event, group = station.ready.popleft()
+            event, group = station.ready.pop(0)
         else:
             event, group = station.inbox.take()  # type: ignore[union-attr]
         return station, event, group
@@ -310,7 +309,7 @@ class Machine:
         """Forget ``wait``; what it got and nobody took is there for the next one."""
         del self._waits[wait]
         if wait.event is not None and not is_taken and not self._give_to_waiting(wait.event):
-            self._early.appendleft(wait.event)
+            self._early.insert(0, wait.event)
 
     def _give_to_waiting(self, event: Event) -> bool:
         return any(wait.take(event) for wait in self._waits)
