@@ -155,10 +155,7 @@ class Event:
         raise FrozenInstanceError
 
     def __getitem__(self, name: str) -> Any:
-        try:
-            return self.__dict__[name]
-        except KeyError:
-            raise KeyError(name) from None
+        return self.__dict__[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self.__dict__

@@ -53,30 +53,34 @@ class Verbose(Observer):
 
     def run_started(self, run_id: str, workflow: str, event: Event) -> None:
         self._began[run_id] = perf_counter()
-        self._print(run_id, f"{workflow} begins with {_short(event)}")
+        self._print(run_id, f"{workflow} begins with {short(event)}")
 
     def step_started(self, run_id: str, step: str, invocation: int, event: object) -> None:
         self._running[run_id, invocation] = perf_counter()
-        self._print(run_id, f"{step} #{invocation} takes {_short(event)}")
+        self._print(run_id, f"{step} #{invocation} takes {short(event)}")
 
     def step_ended(
         self, run_id: str, step: str, invocation: int, result: object, error: BaseException | None
     ) -> None:
         took = perf_counter() - self._running.pop((run_id, invocation), perf_counter())
-        what = f"returns {_short(result)}" if error is None else f"raises {_short(error)}"
+        what = f"returns {short(result)}" if error is None else f"raises {short(error)}"
         self._print(run_id, f"{step} #{invocation} {what} after {took * 1e3:.1f} ms")
 
     def event_published(self, run_id: str, event: Event) -> None:
-        self._print(run_id, f"stream: {_short(event)}")
+        self._print(run_id, f"stream: {short(event)}")
 
     def run_ended(self, run_id: str, status: str, error: BaseException | None) -> None:
-        why = "" if error is None else f": {_short(error)}"
+        why = "" if error is None else f": {short(error)}"
         self._print(run_id, f"{status}{why}")
         self._began.pop(run_id, None)
 
 
-def _short(value: object, limit: int = 120) -> str:
-    text = repr(value)
+def short(value: object, limit: int = 120) -> str:
+    """Return the repr of ``value`` in at most ``limit`` characters, or that it has none."""
+    try:
+        text = repr(value)
+    except Exception as error:  # noqa: BLE001 - what is to be told of is another thing
+        text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 

@@ -234,7 +234,7 @@ class Machine:
                 station.running -= 1
                 following.running += 1
                 return following, result, group
-        self._take_result(station, group, result)
+        self._take_result(station, group, result, route)
         if self.stop is not None:
             return None
         self.alive -= 1
@@ -244,11 +244,16 @@ class Machine:
                 self._close(group)
         return self.take(station) or self.next_start()
 
-    def _take_result(self, station: Station, group: Group | None, result: Any) -> None:
-        graph = self._graph
-        index = station.index
-        if isinstance(result, list):
-            self._fan_out(index, group, cast("list[Any]", result))
+    def _take_result(
+        self, station: Station, group: Group | None, result: Any, route: Route | None
+    ) -> None:
+        if route is not None:
+            if route.is_stop:
+                self.stop = result
+            else:
+                self._deliver(route, result, group)
+        elif isinstance(result, list):
+            self._fan_out(station.index, group, cast("list[Any]", result))
         elif result is None:
             if not station.step.may_end:
                 msg = (
@@ -258,11 +263,7 @@ class Machine:
                 raise WorkflowRuntimeError(msg)
         else:
             kind = cast("type[Any]", type(result))
-            route = graph.output(index, kind)
-            if route.is_stop:
-                self.stop = result
-            else:
-                self._deliver(route, result, group)
+            self._graph.output(station.index, kind)  # raises, and says what was expected
 
     def _fan_out(self, index: int, group: Group | None, events: list[Any]) -> None:
         graph = self._graph

@@ -23,6 +23,7 @@ from penstock._events import (
     WorkflowFailedEvent,
     WorkflowTimedOutEvent,
 )
+from penstock._observe import short
 
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Outcome:
             return
         where = f"in the run {self._run_id} of {self._name}"
         if step is not None:
-            where = f"in the step {step.label}, handling {_short(event)}, {where}"
+            where = f"in the step {step.label}, handling {short(event, 200)}, {where}"
         if self.status:
             where += f", while it unwound ({self.status})"
         error.add_note(where)
@@ -236,11 +237,3 @@ def _leaves(error: BaseException) -> list[BaseException]:
         group = cast("BaseExceptionGroup[BaseException]", error)
         return [leaf for part in group.exceptions for leaf in _leaves(part)]
     return [error]
-
-
-def _short(value: object, limit: int = 200) -> str:
-    try:
-        text = repr(value)
-    except Exception as error:  # noqa: BLE001 - the failure to tell of is another one
-        text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
