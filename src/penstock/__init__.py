@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from penstock._branch import Branch as Branch
+from penstock._codec import RestoredError as RestoredError
+from penstock._codec import SnapshotError as SnapshotError
 from penstock._context import Context as Context
+from penstock._context import StepInfo as StepInfo
+from penstock._decorators import catch_error as catch_error
+from penstock._decorators import step as step
+from penstock._drafts import DictState as DictState
+from penstock._drafts import StatePathError as StatePathError
 from penstock._entry import run as run
 from penstock._errors import StepTimeoutError as StepTimeoutError
 from penstock._errors import WorkflowCancelledError as WorkflowCancelledError
@@ -11,23 +19,32 @@ from penstock._errors import WorkflowRuntimeError as WorkflowRuntimeError
 from penstock._errors import WorkflowStalledError as WorkflowStalledError
 from penstock._errors import WorkflowTimeoutError as WorkflowTimeoutError
 from penstock._errors import WorkflowValidationError as WorkflowValidationError
+from penstock._events import ChildEvent as ChildEvent
 from penstock._events import Event as Event
 from penstock._events import HumanResponseEvent as HumanResponseEvent
 from penstock._events import InputRequiredEvent as InputRequiredEvent
 from penstock._events import InternalEvent as InternalEvent
 from penstock._events import StartEvent as StartEvent
+from penstock._events import StepFailedEvent as StepFailedEvent
 from penstock._events import StepStateChanged as StepStateChanged
 from penstock._events import StopEvent as StopEvent
+from penstock._events import UnhandledEvent as UnhandledEvent
 from penstock._events import WorkflowCancelledEvent as WorkflowCancelledEvent
 from penstock._events import WorkflowFailedEvent as WorkflowFailedEvent
 from penstock._events import WorkflowIdleEvent as WorkflowIdleEvent
 from penstock._events import WorkflowTimedOutEvent as WorkflowTimedOutEvent
 from penstock._handler import Unwound as Unwound
 from penstock._handler import WorkflowHandler as WorkflowHandler
+from penstock._limits import RateLimiter as RateLimiter
 from penstock._observe import Observer as Observer
+from penstock._resources import Resource as Resource
+from penstock._resources import ResourceConfig as ResourceConfig
+from penstock._retries import Retry as Retry
+from penstock._retries import RetryInfo as RetryInfo
 from penstock._scope import WorkflowScope as WorkflowScope
 from penstock._scope import workflow_scope as workflow_scope
-from penstock._steps import step as step
+from penstock._signature import Take as Take
+from penstock._store import StateStore as StateStore
 from penstock._streams import EventStream as EventStream
 from penstock._streams import StreamSender as StreamSender
 from penstock._workflow import Workflow as Workflow

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast, final
+
+import attrs
 
 from penstock._errors import WorkflowRuntimeError
 from penstock._streams import StreamSender
@@ -13,8 +15,14 @@ if TYPE_CHECKING:
 
     from typing_extensions import TypeVar as TypeVarWithDefault
 
-    from penstock._events import Event
+    from penstock._branch import Branch
+    from penstock._events import Event, StartEvent
+    from penstock._retries import RetryInfo
+    from penstock._steps import Step
+    from penstock._store import StateStore
     from penstock._streams import EventLog
+    from penstock._threads import FromThread
+    from penstock._workflow import Workflow
 
     # A plain ``Context`` is a ``Context[Any]``, to the strictest checker too.
     StateT = TypeVarWithDefault("StateT", default=Any)
@@ -22,6 +30,10 @@ else:
     StateT = TypeVar("StateT")
 
 EventT = TypeVar("EventT", bound="Event")
+R = TypeVar("R")
+
+#: What becomes of the stream of a child; see :meth:`Context.run_child`.
+ChildStream = Literal["forward", "tag", "off"]
 
 
 class RunOperations(Protocol):
@@ -36,13 +48,19 @@ class RunOperations(Protocol):
     @property
     def log(self) -> EventLog: ...
 
-    def send(self, step: int, event: Event, group: Any, target: str | None) -> None: ...
+    @property
+    def store(self) -> StateStore[Any]: ...
+
+    @property
+    def from_thread(self) -> FromThread: ...
+
+    def send(self, context: Context[Any], event: Event, target: str | None) -> Branch: ...
 
     def publish(self, event: Event | None) -> None: ...
 
     async def wait_for(
         self,
-        step: object,
+        context: Context[Any],
         kind: type[Event],
         requirements: Mapping[str, Any],
         waiter_event: Event | None,
@@ -50,41 +68,98 @@ class RunOperations(Protocol):
     ) -> Event: ...
 
     def collect(
-        self, step: int, event: Event, expected: Sequence[type[Event]], key: str
+        self, context: Context[Any], event: Event, expected: Sequence[type[Event]], key: str
     ) -> list[Event] | None: ...
+
+    async def run_child(self, context: Context[Any], handler: Any, stream: ChildStream) -> Any: ...
+
+    def retry_info(self, context: Context[Any]) -> RetryInfo: ...
+
+    def deadline(self) -> float: ...
+
+    def snapshot(self) -> dict[str, Any]: ...
+
+
+@attrs.frozen
+class StepInfo:
+    """What ``ctx.step`` tells of the step.
+
+    Attributes:
+        name: Its name.
+        workflow: The name of the workflow class.
+        num_workers: How many invocations of it may run at a time within the run.
+        timeout: Seconds that an invocation may take, or None.
+        attempt: Which attempt at its event this is; the first is 1.
+    """
+
+    name: str
+    workflow: str
+    num_workers: int
+    timeout: float | None
+    attempt: int
 
 
 @final
 class Context(Generic[StateT]):
     """What a step knows of its run and may do with it; the engine makes one per invocation.
 
-    It serves the step and the tasks that the step starts, as long as the step runs. Its methods
-    are called in the event loop's thread; from a worker thread go through
+    It serves the step and the tasks that the step starts, as long as the step runs. In a step
+    that is a plain ``def``, and so runs in a worker thread, all that is no coroutine may be called
+    as it is, and coroutines through :attr:`from_thread`. From any other thread go through
     ``trio.from_thread.run_sync`` or ``anyio.from_thread.run_sync``.
 
-    Attributes:
-        step_name: The name of the step.
+    ``Context(workflow)`` is one outside of a step: for the state that a run begins with, handed to
+    ``workflow.run(ctx=...)``. ``handler.ctx`` is one of a run that goes on or is over.
+
+    Args:
+        workflow: The workflow that it is to be used with.
     """
 
     _is_penstock_context: ClassVar[bool] = True
 
-    __slots__ = ("_group", "_index", "_is_over", "_run", "_stream", "step_name")
+    __slots__ = ("_again", "_group", "_is_over", "_progress", "_record", "_run", "_step", "_stream")
 
-    def __init__(self, run: RunOperations, index: int, step_name: str, group: Any) -> None:
-        self._run = run
-        self._index = index
-        self.step_name: str = step_name
-        self._group = group
+    def __init__(self, workflow: Workflow[Any]) -> None:
+        self._run: Any = workflow._open_seed(None)
+        self._step: Step | None = None
         self._is_over = False
         self._stream: StreamSender | None = None
 
-    def _check_open(self, what: str, kind: type[Event]) -> None:
+    @classmethod
+    def from_dict(cls, workflow: Workflow[Any], data: dict[str, Any]) -> Context[Any]:
+        """Return the context that :meth:`to_dict` was called on, for ``workflow.run(ctx=...)``.
+
+        A run that was not over goes on where it was, like :meth:`Workflow.resume`; one that was
+        over leaves its state to a new run.
+
+        Raises:
+            SnapshotError: The data is no snapshot of this workflow, or not of its present shape.
+        """
+        return outer_context(workflow._open_seed(data))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a snapshot of the run, or of the state alone before it; plain JSON data.
+
+        See :meth:`WorkflowHandler.snapshot`. Not a checkpoint.
+
+        Raises:
+            SnapshotError: Something in it cannot be kept; the message names its path.
+        """
+        return self._run.snapshot()  # type: ignore[no-any-return]
+
+    def _in_step(self, what: str) -> Step:
+        if self._step is None:
+            msg = f"{what} was called outside of a step; expected the `ctx` that a step is given"
+            raise WorkflowRuntimeError(msg)
         if self._is_over:
             msg = (
-                f"the step {self.step_name} has ended, so it cannot {what} {kind.__name__} any "
-                "more; expected a task that the step waits for"
+                f"the step {self._step.name} has ended, so it cannot {what} any more; expected a "
+                "task that the step waits for"
             )
             raise WorkflowRuntimeError(msg)
+        if self._progress is not None:
+            self._progress()
+        return self._step
 
     def end(self) -> None:
         """Take note that the step has ended; for the engine."""
@@ -93,18 +168,54 @@ class Context(Generic[StateT]):
     @property
     def run_id(self) -> str:
         """The identifier of the run."""
-        return self._run.run_id
+        return self._run.run_id  # type: ignore[no-any-return]
 
     @property
     def is_running(self) -> bool:
-        """Whether the run has not been stopped, failed, cancelled or timed out yet."""
-        return self._run.is_running
+        """Whether the run goes on: not stopped, failed, cancelled or timed out yet."""
+        return self._run.is_running  # type: ignore[no-any-return]
+
+    @property
+    def step_name(self) -> str:
+        """The name of the step."""
+        return self._in_step("step_name").name
+
+    @property
+    def step(self) -> StepInfo:
+        """What is known of the step."""
+        step = self._in_step("step")
+        return StepInfo(
+            name=step.name,
+            workflow=step.label.rpartition(".")[0],
+            num_workers=step.num_workers,
+            timeout=step.timeout,
+            attempt=self.retry_info().attempt,
+        )
+
+    @property
+    def deadline(self) -> float:
+        """When the step is cancelled at the latest, on the event loop's clock; ``inf`` if never.
+
+        The nearest of its own timeout, the run's, and those of what is around it.
+        """
+        self._in_step("deadline")
+        return self._run.deadline()  # type: ignore[no-any-return]
+
+    @property
+    def store(self) -> StateStore[StateT]:
+        """The state of the run, shared by its steps."""
+        return self._run.store  # type: ignore[no-any-return]
+
+    @property
+    def from_thread(self) -> FromThread:
+        """The way from the worker thread of a plain ``def`` step into the event loop."""
+        return self._run.from_thread  # type: ignore[no-any-return]
 
     @property
     def stream(self) -> StreamSender:
         """The sending end of the run's stream, with back-pressure: ``await ctx.stream.send(ev)``."""
         if self._stream is None:
-            self._stream = StreamSender(self._run.log, self._run.publish)
+            self._stream = StreamSender(self._run.log, self.write_event_to_stream)
         return self._stream
 
     def write_event_to_stream(self, event: Event | None) -> None:
@@ -117,24 +228,34 @@ class Context(Generic[StateT]):
             WorkflowRuntimeError: The run is over, it is a ``StopEvent`` (return it instead), or
                 the call comes from another thread.
         """
+        if self._step is not None and self._progress is not None:
+            self._progress()
         self._run.publish(event)
 
-    def send_event(self, event: Event, step: str | None = None) -> None:
+    def report_progress(self) -> None:
+        """Say that the step gets on, to its ``idle_timeout``. Not a checkpoint."""
+        self._in_step("report progress")
+
+    def send_event(self, event: Event, step: str | None = None) -> Branch:
         """Send an event to the steps that take it, while this step goes on. Not a checkpoint.
 
         What came of a fan-out stays in it: the event counts as a branch of whatever fan-out
-        this step runs in.
+        this step runs in. In a step with ``retry`` it is kept back until the attempt has
+        succeeded.
 
         Args:
             event: An event of a class that this step's return annotation names.
             step: The name of the one step that gets it; by default all that take its class do.
 
+        Returns:
+            The event and all that comes of it, to be cancelled or waited for.
+
         Raises:
             WorkflowRuntimeError: The class is not declared, no step takes it, the named step does
                 not exist or does not take it, or this step has ended.
         """
-        self._check_open("send", type(event))
-        self._run.send(self._index, event, self._group, step)
+        self._in_step(f"send {type(event).__name__}")
+        return self._run.send(self, event, step)  # type: ignore[no-any-return]
 
     async def wait_for_event(
         self,
@@ -166,7 +287,7 @@ class Context(Generic[StateT]):
             WorkflowTimeoutError: No event came in time.
             WorkflowRuntimeError: The step has ended.
         """
-        self._check_open("wait for", event_type)
+        self._in_step(f"wait for {event_type.__name__}")
         event = await self._run.wait_for(
             self, event_type, requirements or {}, waiter_event, timeout
         )
@@ -190,8 +311,74 @@ class Context(Generic[StateT]):
         Raises:
             WorkflowRuntimeError: The event is of no expected class.
         """
-        self._check_open("collect", type(event))
-        return self._run.collect(self._index, event, expected, buffer_id)  # type: ignore[return-value]
+        self._in_step(f"collect {type(event).__name__}")
+        return self._run.collect(self, event, expected, buffer_id)  # type: ignore[no-any-return]
+
+    async def run_child(
+        self,
+        workflow: Workflow[R],
+        *,
+        stream: ChildStream = "forward",
+        start_event: StartEvent | None = None,
+        run_id: str | None = None,
+        **fields: Any,
+    ) -> R:
+        """Run another workflow within this step, and return its result.
+
+        It lives no longer than the step: it is cancelled with it, and its failure is the step's.
+        It has its own timeout and its own state. A person's answer sent to this run goes to the
+        child where this workflow has no use for it. A checkpoint; cancelled, the child has unwound.
+
+        Args:
+            workflow: The child.
+            stream: What becomes of what the child publishes: ``"forward"`` puts it on this run's
+                stream, ``"tag"`` does so within a :class:`ChildEvent` that names the child,
+                ``"off"`` does not.
+            start_event: As for :meth:`Workflow.run`.
+            run_id: An identifier for the child's run; by default a new one.
+            **fields: The fields of the child's start event.
+
+        Raises:
+            Exception: What a step of the child raised: that object, with a note for each level.
+            WorkflowTimeoutError: The child did not end by its own timeout.
+            ValueError: ``stream`` is none of the three.
+        """
+        self._in_step(f"run {type(workflow).__name__}")
+        if stream not in ("forward", "tag", "off"):
+            msg = f"stream is {stream!r}; expected 'forward', 'tag' or 'off'"
+            raise ValueError(msg)
+        handler = workflow.run(start_event=start_event, run_id=run_id, **fields)
+        return cast("R", await self._run.run_child(self, handler, stream))
+
+    def retry_info(self) -> RetryInfo:
+        """Tell which attempt this is, and what became of the others. Not a checkpoint."""
+        self._in_step("retry_info")
+        return self._run.retry_info(self)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
-        return f"<Context of step {self.step_name!r} in run {self.run_id}>"
+        where = "" if self._step is None else f" of step {self._step.name!r}"
+        return f"<Context{where} in run {self.run_id}>"
+
+
+_new = object.__new__
+
+
+def step_context(run: RunOperations, step: Step, group: Any, again: Any) -> Context[Any]:
+    """Return the context of one invocation; for the engine."""
+    context: Context[Any] = _new(Context)
+    context._run = run
+    context._step = step
+    context._group = group
+    context._again = again
+    context._is_over = False
+    context._stream = context._record = context._progress = None
+    return context
+
+
+def outer_context(run: Any) -> Context[Any]:
+    """Return a context outside of a step; for the engine."""
+    context: Context[Any] = _new(Context)
+    context._run = run
+    context._step = context._stream = None
+    context._is_over = False
+    return context

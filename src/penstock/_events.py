@@ -252,6 +252,39 @@ class WorkflowCancelledEvent(StopEvent):
     reason: str | None = None
 
 
+class StepFailedEvent(Event):
+    """A step has failed for good: what a method marked ``@catch_error`` takes.
+
+    Attributes:
+        step_name: The step that failed.
+        input_event: What it had been given.
+        exception: What it raised last.
+        exceptions: What its attempts raised, in that order.
+        attempts: How many there were.
+        elapsed_seconds: Seconds from the beginning of the first to the end of the last.
+    """
+
+    step_name: str
+    input_event: Any
+    exception: BaseException
+    exceptions: tuple[BaseException, ...]
+    attempts: int
+    elapsed_seconds: float
+
+
+class ChildEvent(Event):
+    """An event of a child's stream on that of its parent, where the child runs with
+    ``stream="tag"``.
+
+    Attributes:
+        path: The names of the workflows that it came through, the outermost child first.
+        event: What the child published.
+    """
+
+    path: tuple[str, ...]
+    event: Event
+
+
 class InternalEvent(Event):
     """What the engine tells of itself on the stream, to readers that ask for it."""
 
@@ -270,6 +303,16 @@ class StepStateChanged(InternalEvent):
     state: str
     input_event_name: str
     output_event_name: str | None = None
+
+
+class UnhandledEvent(InternalEvent):
+    """An answer came that no step takes, and that nobody waits for yet; it is kept.
+
+    Attributes:
+        event: The answer.
+    """
+
+    event: Event
 
 
 class WorkflowIdleEvent(InternalEvent):

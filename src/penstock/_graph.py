@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_origin
 
 import attrs
 
+from penstock._codec import Codec
 from penstock._errors import WorkflowRuntimeError, WorkflowValidationError
 from penstock._events import (
     Event,
     HumanResponseEvent,
     InputRequiredEvent,
     StartEvent,
+    StepFailedEvent,
     StopEvent,
 )
 from penstock._steps import Step, find_steps
+from penstock._store import StateStore
 
 
 if TYPE_CHECKING:
@@ -59,6 +62,10 @@ class Graph:
         outputs: For each step, the ways of what it returned before, by class.
         faults: Everything that is wrong; a workflow is not built while there are any.
         joins: For each step that fans out, the joins that its fan-outs can feed.
+        races: The steps that fan out into a join that takes the first few.
+        handlers: For each step, the one that handles its failures, where there is one.
+        needs_scope: Whether any step asks for a resource.
+        state_type: The class of the state that the steps name, or None.
     """
 
     def __init__(self, cls: type) -> None:
@@ -68,8 +75,9 @@ class Graph:
         self.index: dict[str, int] = {step.name: i for i, step in enumerate(steps)}
         self._acceptors: dict[type[Event], list[int]] = {}
         for i, step in enumerate(steps):
-            for kind in step.accepts:
-                self._acceptors.setdefault(kind, []).append(i)
+            if step.options.catches is None:  # a handler gets what failed, and no event
+                for kind in step.accepts:
+                    self._acceptors.setdefault(kind, []).append(i)
         self._routes: dict[type, tuple[int, ...]] = {}
         self.outputs: list[dict[type, Route]] = [{} for _ in steps]
         self._listed: list[dict[type, Route]] = [{} for _ in steps]
@@ -80,7 +88,16 @@ class Graph:
         self.start_event: type[StartEvent] = starts[0] if starts else StartEvent
         #: For each step that fans out, the steps that fan out once more inside.
         self._inside: dict[int, set[int]] = {}
+        self.handlers: dict[int, int] = {}
+        problems += self._assign_handlers()
+        self.needs_scope: bool = any(step.resources for step in steps)
+        self.state_type: type | None = None
+        problems += self._find_state_type()
+        self._codecs: dict[tuple[type, ...], Codec] = {}
         self.joins: tuple[tuple[int, ...], ...] = tuple(self._joins_fed_by(step) for step in steps)
+        self.races: frozenset[int] = frozenset(
+            i for i, fed in enumerate(self.joins) if any(steps[j].take for j in fed)
+        )
         # A step that cannot be read is missing from the graph, which must not be blamed for it.
         found = map(Fault, problems) if problems else self._find_faults(starts)
         self.faults: tuple[Fault, ...] = tuple(found)
@@ -217,6 +234,90 @@ class Graph:
         for kind in step.fans_out:
             for target in self.reached_by(kind):
                 yield kind, target, True
+        if index in self.handlers:
+            yield StepFailedEvent, self.handlers[index], False
+
+    def _find_state_type(self) -> list[str]:
+        """Find the most derived class of the state that the steps name; return what is wrong."""
+        named: dict[Any, str] = {}
+        for step in self.steps:
+            if step.signature.state not in (None, Any):
+                named.setdefault(step.signature.state, step.name)
+        for kind, name in named.items():
+            plain: Any = get_origin(kind) or kind
+            if not isinstance(plain, type):
+                return [f"{name} takes `Context[{kind}]`; expected a class: `ctx: Context[State]`"]
+            if self.state_type is None or issubclass(plain, self.state_type):
+                self.state_type = plain
+            elif not issubclass(self.state_type, plain):
+                return [
+                    f"its steps name states that do not go together, {self.state_type.__name__} "
+                    f"and, in {name}, {plain.__name__}; expected one class, or one that is derived "
+                    "from the others"
+                ]
+        if self.state_type is not None:
+            try:
+                StateStore(self.state_type)
+            except TypeError as error:
+                return [f"it has the state {self.state_type.__name__}: {error}"]
+        return []
+
+    def codec(self, classes: tuple[type, ...]) -> Codec:
+        """Return what writes and reads the values of snapshots."""
+        codec = self._codecs.get(classes)
+        if codec is None:
+            roots: list[Any] = [
+                kind for s in self.steps for kind in (*s.accepts, *s.returns, *s.fans_out)
+            ]
+            roots += [Event, HumanResponseEvent, InputRequiredEvent, StepFailedEvent]
+            if self.state_type is not None:
+                roots.append(self.state_type)
+            codec = self._codecs[classes] = Codec.of(roots, classes)
+        return codec
+
+    def _assign_handlers(self) -> list[str]:
+        """Find the handler of each step's failures; return what is wrong with them."""
+        problems: list[str] = []
+        general: int | None = None
+        for step in self.steps:
+            catches = step.options.catches
+            if catches is None:
+                continue
+            if catches.for_steps is None:
+                if general is not None:
+                    problems.append(
+                        f"{step.name} and {self.steps[general].name} both catch the failures of "
+                        "all steps; expected `for_steps=[...]` for one of them"
+                    )
+                general = step.index
+            for name in catches.for_steps or ():
+                problem = self._assign_handler(step, name)
+                if problem:
+                    problems.append(problem)
+        if general is not None:
+            for step in self.steps:
+                if step.options.catches is None:
+                    self.handlers.setdefault(step.index, general)
+        return problems
+
+    def _assign_handler(self, handler: Step, name: str) -> str:
+        covered = self.index.get(name)
+        if covered is None:
+            steps = [step.name for step in self.steps if step.options.catches is None]
+            return (
+                f"{handler.name} catches the failures of {name!r}, and there is no such step; "
+                f"expected some of {', '.join(steps)}"
+            )
+        if self.steps[covered].options.catches is not None:
+            return (
+                f"{handler.name} catches the failures of {name}, which is a handler itself; "
+                "expected steps, for the failure of a handler fails the run"
+            )
+        if covered in self.handlers:
+            other = self.steps[self.handlers[covered]].name
+            return f"{handler.name} and {other} both catch the failures of {name}; expected one"
+        self.handlers[covered] = handler.index
+        return ""
 
     def _joins_fed_by(self, step: Step) -> tuple[int, ...]:
         """Return the joins in which a fan-out of ``step`` ends.
@@ -290,7 +391,7 @@ class Graph:
                 "no step returns a StopEvent, so a run cannot end; expected a step with "
                 "`-> StopEvent` or a subclass"
             )
-        taken = {"start_event", "run_id"} & {f.alias for f in attrs.fields(self.start_event)}
+        taken = {"start_event", "run_id", "ctx"} & {f.alias for f in attrs.fields(self.start_event)}
         for name in sorted(taken):
             yield Fault(
                 f"{self.start_event.__name__} has a field {name!r}, which is a parameter of run(); "
@@ -323,7 +424,7 @@ class Graph:
                         "terminal_event",
                     )
             for kind in step.accepts:
-                if issubclass(kind, StartEvent | HumanResponseEvent | StopEvent):
+                if issubclass(kind, StartEvent | HumanResponseEvent | StopEvent | StepFailedEvent):
                     continue
                 if not any(issubclass(m, kind) or issubclass(kind, m) for m in made):
                     yield Fault(
@@ -416,3 +517,12 @@ def graph_of(cls: type) -> Graph:
         # Kept on the class itself: a subclass has its own, and both go when they are dropped.
         type.__setattr__(cls, "_penstock_graph", graph)
     return graph  # type: ignore[no-any-return]
+
+
+def forget_graph(cls: type) -> None:
+    """Have the graph of a class, and of its subclasses, read anew: a step was added."""
+    for each in (cls, *cls.__subclasses__()):
+        if "_penstock_graph" in each.__dict__:
+            type.__delattr__(each, "_penstock_graph")
+        if each is not cls:
+            forget_graph(each)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar, cast, final
 
 from penstock._backends import current_backend, enable_ki_protection
+from penstock._context import Context, outer_context
 from penstock._engine.outcome import OUTSIDE
 from penstock._engine.runner import Runner, current_scope
 from penstock._engine.worker import is_step_of
 from penstock._errors import WorkflowRuntimeError
 from penstock._events import StopEvent
 from penstock._scope import WorkflowScope, leave_nursery, settle
-from penstock._streams import EventLog, EventStream
+from penstock._streams import EventStream
+from penstock._answers import HandlerFromThread
 
 
 if TYPE_CHECKING:
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 
     from penstock._backends import Nursery
     from penstock._events import Event
-    from penstock._graph import Graph
-    from penstock._observe import Observer
 
 
 R = TypeVar("R")
@@ -71,26 +71,8 @@ class WorkflowHandler(Generic[R]):
         "_started",
     )
 
-    def __init__(
-        self,
-        workflow: object,
-        graph: Graph,
-        *,
-        run_id: str,
-        start_event: Event,
-        timeout: float | None,
-        log: EventLog,
-        observer: Observer | None,
-    ) -> None:
-        self._runner = Runner(
-            workflow,
-            graph,
-            run_id=run_id,
-            start_event=start_event,
-            timeout=timeout,
-            log=log,
-            observer=observer,
-        )
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
         self._started = ""
         self._awaiting = 0
         self._scope: WorkflowScope | None = None
@@ -365,15 +347,26 @@ class WorkflowHandler(Generic[R]):
         self._runner.receive(event, step)
 
     @enable_ki_protection
-    def cancel(self, reason: str = "handler.cancel() was called") -> Unwound:
+    def cancel(
+        self,
+        reason: str = "handler.cancel() was called",
+        *,
+        after: Literal["now", "steps"] = "now",
+    ) -> Unwound:
         """Cancel the run: at once, and awaited, until everything has unwound.
 
         Every step in flight is cancelled at its next checkpoint, and its clean-up runs to the
         end. A run that is over stays as it is; cancelling again changes nothing. An unstarted
         run never starts.
 
+        ``after="steps"`` stops gracefully: steps in flight go on to their end, nothing more is
+        started, and then the run ends, cancelled (or completed, if one of them returns the stop
+        event). A step that waits for an event or a branch is cancelled then. What had still to be
+        done is in :meth:`snapshot`.
+
         Args:
             reason: What ``WorkflowCancelledError`` and the terminal event say.
+            after: ``"now"``, or ``"steps"`` to let the steps in flight end.
 
         Returns:
             An object to ``await`` (a checkpoint) for the end; a failure of the clean-up is then
@@ -382,6 +375,8 @@ class WorkflowHandler(Generic[R]):
         if not self._started:
             self._started = "or rather cancelled before it could"
             self._runner.abandon(reason)
+        elif after == "steps":
+            self._runner.drain(reason)
         else:
             self._runner.cancel(reason)
         return Unwound(self._wait)
@@ -390,7 +385,40 @@ class WorkflowHandler(Generic[R]):
         """Cancel the run; another name of :meth:`cancel`."""
         return self.cancel(reason)
 
+    @property
+    def from_thread(self) -> HandlerFromThread:
+        """The run in the hands of another thread: ``handler.from_thread.send_event(event)``."""
+        runner = self._runner
+        return HandlerFromThread(
+            call_soon=runner.caller,
+            thread=runner._thread,
+            send_event=self.send_event,
+            cancel=runner.cancel,
+            is_over=lambda: False,  # each of the two says it by itself
+        )
+
     # -- looking -----------------------------------------------------------------------------
+
+    @property
+    def ctx(self) -> Context[Any]:
+        """The context of the run: its state, during the run and after it."""
+        return outer_context(self._runner)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the run as it is now: plain JSON data. Not a checkpoint.
+
+        May be called at any moment, also after the end; the run does not notice. What is done is
+        not done again by a run that goes on from it (:meth:`Workflow.resume`); steps in flight
+        begin again, and find the answers they had received, while what they had sent is not sent
+        twice. In it are the state, the events that wait, the joins, the answers and open
+        questions, retries with their times, the time taken and the number of the last event of
+        the stream. Not in it are the stream's events and the children of steps in flight.
+
+        Raises:
+            SnapshotError: A value cannot be kept; the message names it, and what to do.
+            WorkflowRuntimeError: The call comes from another thread.
+        """
+        return self._runner.snapshot()
 
     @property
     def run_id(self) -> str:

@@ -19,8 +19,8 @@ class Observer:
     of this is built.
     """
 
-    def run_started(self, run_id: str, workflow: str, event: Event) -> None:
-        """A run has begun with ``event``."""
+    def run_started(self, run_id: str, workflow: str, event: Event | None) -> None:
+        """A run has begun with ``event``, or gone on from a snapshot: then it is None."""
 
     def step_started(self, run_id: str, step: str, invocation: int, event: object) -> None:
         """A step has begun; for a join, ``event`` is the list or tuple of what it joins."""
@@ -51,9 +51,10 @@ class Verbose(Observer):
         since = perf_counter() - self._began.get(run_id, perf_counter())
         print(f"[{run_id} {since:9.4f}s] {text}", file=sys.stderr)  # noqa: T201
 
-    def run_started(self, run_id: str, workflow: str, event: Event) -> None:
+    def run_started(self, run_id: str, workflow: str, event: Event | None) -> None:
         self._began[run_id] = perf_counter()
-        self._print(run_id, f"{workflow} begins with {short(event)}")
+        begins = "goes on" if event is None else f"begins with {short(event)}"
+        self._print(run_id, f"{workflow} {begins}")
 
     def step_started(self, run_id: str, step: str, invocation: int, event: object) -> None:
         self._running[run_id, invocation] = perf_counter()
@@ -90,7 +91,7 @@ class Several(Observer):
     def __init__(self, observers: tuple[Observer, ...]) -> None:
         self._observers = observers
 
-    def run_started(self, run_id: str, workflow: str, event: Event) -> None:
+    def run_started(self, run_id: str, workflow: str, event: Event | None) -> None:
         for observer in self._observers:
             observer.run_started(run_id, workflow, event)
 

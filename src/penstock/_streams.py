@@ -47,6 +47,7 @@ class EventLog:
         "_window",
         "closed",
         "first",
+        "forward",
         "internal_readers",
         "next",
     )
@@ -61,6 +62,8 @@ class EventLog:
         self.first: int = 1
         self.next: int = 1
         self.closed: bool = False
+        #: Called with every event; the way of a child's events to its parent.
+        self.forward: Callable[[Event], None] | None = None
         #: How many readers ask for internal events; while there are none, none are built.
         self.internal_readers: int = 0
 
@@ -80,6 +83,8 @@ class EventLog:
                     position.waiter.wake()
         if len(self._events) > self._history:
             self._trim()
+        if self.forward is not None:
+            self.forward(event)
 
     def _trim(self) -> None:
         """Forget what every reader has taken and what is older than the history."""

@@ -5,20 +5,29 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from itertools import count
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 from uuid import uuid4
 
+from penstock._decorators import add_step, is_seconds
+from penstock._engine.keeping import ResourceScope
+from penstock._engine.runner import Runner, RunOptions
 from penstock._errors import WorkflowRuntimeError, WorkflowValidationError
-from penstock._graph import SKIPPABLE, Graph, graph_of
+from penstock._events import HumanResponseEvent, InputRequiredEvent
+from penstock._graph import SKIPPABLE, Graph, forget_graph, graph_of
 from penstock._handler import WorkflowHandler
+from penstock._limits import Gate
 from penstock._observe import Observer, Several, Verbose
-from penstock._steps import is_seconds
+from penstock._seed import Seed
 from penstock._streams import EventLog
 
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
     from typing_extensions import TypeVar as TypeVarWithDefault
 
+    from penstock._context import Context
     from penstock._events import StartEvent
 
     # A plain ``Workflow`` is a ``Workflow[Any]``, to the strictest checker too.
@@ -41,6 +50,13 @@ class Workflow(Generic[R]):
         skip_graph_checks: Checks to leave out, of ``"reachability"``, ``"terminal_event"`` and
             ``"dead_end"``.
         observers: What to tell of everything that happens.
+        timeout_excludes_waiting: Whether the clock of the timeout stands still while the run is
+            idle, that is while nothing of it runs and it waits for a person.
+        num_concurrent_runs: How many runs of this object may go on at a time, in one event loop;
+            further ones wait in order, and their timeouts begin when they do. None: any number.
+        serializable: Classes whose objects may be in a snapshot, beside those that the fields of
+            its events and its state name.
+        disable_validation: Leave out all checks that may be left out.
 
     Raises:
         WorkflowValidationError: The steps and events do not fit together (every fault is in the
@@ -56,6 +72,10 @@ class Workflow(Generic[R]):
         stream_history: int = 10_000,
         skip_graph_checks: Iterable[str] = (),
         observers: Iterable[Observer] = (),
+        timeout_excludes_waiting: bool = False,
+        num_concurrent_runs: int | None = None,
+        serializable: Iterable[type] = (),
+        disable_validation: bool = False,
     ) -> None:
         if isinstance(skip_graph_checks, str):
             msg = (
@@ -63,17 +83,29 @@ class Workflow(Generic[R]):
                 f"of names: [{skip_graph_checks!r}]"
             )
             raise WorkflowValidationError(msg)
-        skip = frozenset(skip_graph_checks)
+        skip = frozenset(SKIPPABLE if disable_validation else skip_graph_checks)
         self._check_options(timeout, stream_buffer, stream_history, skip)
+        name = type(self).__name__
+        if not (num_concurrent_runs is None or _is_count(num_concurrent_runs)):
+            msg = f"{name}(num_concurrent_runs={num_concurrent_runs!r}); expected an int of at least 1, or None"
+            raise WorkflowValidationError(msg)
         graph = graph_of(type(self))
         graph.check(skip)
         watching = (*((Verbose(),) if verbose else ()), *_checked(type(self).__name__, observers))
+        classes = tuple(serializable)
         self.__graph = graph
-        self.__timeout = timeout
         self.__buffer = stream_buffer
         self.__history = stream_history
-        self.__observer: Observer | None = (
-            None if not watching else watching[0] if len(watching) == 1 else Several(watching)
+        self.__resources = ResourceScope("workflow") if graph.needs_scope else None
+        self.__options = RunOptions(
+            timeout=timeout,
+            excludes_waiting=timeout_excludes_waiting and timeout is not None,
+            gate=None if num_concurrent_runs is None else Gate(num_concurrent_runs),
+            resources=self.__resources,
+            observer=(
+                None if not watching else watching[0] if len(watching) == 1 else Several(watching)
+            ),
+            classes=classes,
         )
 
     def _check_options(
@@ -84,7 +116,7 @@ class Workflow(Generic[R]):
             msg = f"{name}(timeout={timeout!r}); expected seconds above 0, or None for no limit"
             raise WorkflowValidationError(msg)
         for option, value in (("stream_buffer", buffer), ("stream_history", history)):
-            if type(value) is not int or value < 1:
+            if not _is_count(value):
                 msg = f"{name}({option}={value!r}); expected an int of at least 1"
                 raise WorkflowValidationError(msg)
         unknown = skip.difference(SKIPPABLE)
@@ -95,14 +127,52 @@ class Workflow(Generic[R]):
             )
             raise WorkflowValidationError(msg)
 
+    @classmethod
+    def add_step(cls, function: Callable[..., Any]) -> None:
+        """Make a function a step of this class; ``@step(workflow=...)`` does so.
+
+        It is called with its events and its context, without ``self``; subclasses inherit it.
+        Workflow objects that have been built stay as they are.
+
+        Raises:
+            WorkflowValidationError: It is not marked ``@step``, or the class has its name already.
+        """
+        add_step(cls, function)
+        forget_graph(cls)
+
+    def validate(self) -> bool:
+        """Check the graph again, with all checks that were not left out.
+
+        Returns:
+            Whether people are asked anything: whether its runs wait for answers from outside.
+
+        Raises:
+            WorkflowValidationError: As the constructor.
+        """
+        graph = self._built()
+        graph.check()
+        return any(
+            issubclass(kind, InputRequiredEvent | HumanResponseEvent)
+            for step in graph.steps
+            for kind in (*step.accepts, *step.returns)
+        )
+
     def run(
-        self, *, start_event: StartEvent | None = None, run_id: str | None = None, **fields: Any
+        self,
+        *,
+        start_event: StartEvent | None = None,
+        run_id: str | None = None,
+        ctx: Context[Any] | None = None,
+        **fields: Any,
     ) -> WorkflowHandler[R]:
         """Make a run, not yet started. Not a checkpoint; needs no event loop.
 
         Args:
             start_event: The event to begin with; else it is made from ``fields``.
             run_id: An identifier of your own; by default a new one.
+            ctx: A context with the state to begin with: ``Context(workflow)``, or
+                ``handler.ctx`` of a run that is over. One from ``Context.from_dict()`` of a run that
+                was not over has that run go on, and takes no start event.
             **fields: The fields of the workflow's start event.
 
         Returns:
@@ -111,9 +181,19 @@ class Workflow(Generic[R]):
         Raises:
             TypeError: The fields do not fit the start event, or it is not of the class that this
                 workflow begins with.
-            WorkflowRuntimeError: ``super().__init__()`` was not called.
+            WorkflowRuntimeError: ``super().__init__()`` was not called; or ``ctx`` is of a run that
+                goes on, or of another workflow.
         """
         graph = self._built()
+        seed = None if ctx is None else self._seed_of(ctx)
+        if isinstance(seed, Seed) and seed.is_running:
+            if start_event is not None or fields:
+                msg = (
+                    "run() was given a start event and the context of a run that goes on; expected "
+                    "run(ctx=...) alone, for it has begun"
+                )
+                raise TypeError(msg)
+            return self._resume(seed, run_id)
         expected = graph.start_event
         if start_event is None:
             start_event = expected(**fields)
@@ -129,14 +209,96 @@ class Workflow(Generic[R]):
             )
             raise TypeError(msg)
         return WorkflowHandler(
-            self,
-            graph,
-            run_id=_new_run_id() if run_id is None else run_id,
-            start_event=start_event,
-            timeout=self.__timeout,
-            log=EventLog(window=self.__buffer, history=self.__history),
-            observer=self.__observer,
+            Runner(
+                self,
+                graph,
+                run_id=_new_run_id() if run_id is None else run_id,
+                start_event=start_event,
+                log=EventLog(window=self.__buffer, history=self.__history),
+                options=self.__options,
+                store=None if seed is None else seed.store,
+            )
         )
+
+    def resume(self, snapshot: dict[str, Any], *, run_id: str | None = None) -> WorkflowHandler[R]:
+        """Make a run that goes on from a snapshot, not yet started. Not a checkpoint.
+
+        It is a run like any other: await it, enter it, or hand it a nursery. What had been done
+        is not done again; steps that were in flight begin again.
+
+        Args:
+            snapshot: What ``handler.snapshot()`` returned, perhaps in another process, perhaps
+                through JSON.
+            run_id: An identifier; by default that of the run that the snapshot was taken of.
+
+        Raises:
+            SnapshotError: It is no snapshot of this workflow in its present shape; or something in
+                it is bad, or of a class that this workflow does not know. Nothing but the
+                classes that it declares is ever made of it.
+            WorkflowRuntimeError: The run was completed, so nothing is left to be done.
+        """
+        seed = self._open_seed(snapshot)
+        if not seed.is_running:
+            msg = (
+                f"the run {seed.run_id} was completed when the snapshot was taken; expected one of "
+                "a run under way, or run(ctx=Context.from_dict(workflow, snapshot)) for a new run "
+                "with its state"
+            )
+            raise WorkflowRuntimeError(msg)
+        return self._resume(seed, run_id)
+
+    def _resume(self, seed: Seed, run_id: str | None) -> WorkflowHandler[R]:
+        log = EventLog(window=self.__buffer, history=self.__history)
+        if seed.resumed is not None:
+            log.first = log.next = seed.resumed.sequence + 1
+        return WorkflowHandler(
+            Runner(
+                self,
+                self._built(),
+                run_id=run_id or seed.run_id or _new_run_id(),
+                start_event=seed.start_event,
+                log=log,
+                options=self.__options,
+                store=seed.store,
+                resumed=seed.resumed,
+            )
+        )
+
+    def _open_seed(self, data: dict[str, Any] | None) -> Seed:
+        return Seed(self._built(), self.__options.classes, data)
+
+    def _seed_of(self, ctx: Context[Any]) -> Any:
+        seed = ctx._run
+        if isinstance(seed, Runner) and not seed.outcome.is_over:
+            msg = (
+                f"run(ctx=...) was given the context of the run {seed.run_id}, which is not over; "
+                "expected `await handler` before, or Context(workflow)"
+            )
+            raise WorkflowRuntimeError(msg)
+        if seed.graph is not self._built():
+            msg = (
+                f"run(ctx=...) of {self._built().name} was given a context of {seed.graph.name}; "
+                "expected Context(workflow) with this workflow"
+            )
+            raise WorkflowRuntimeError(msg)
+        return seed
+
+    async def __aenter__(self) -> Self:
+        """Open the scope of the workflow's own resources. Not a checkpoint."""
+        self._built()
+        if self.__resources is not None:
+            await self.__resources.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close them, shielded, in the reverse order of their opening. A checkpoint."""
+        if self.__resources is not None:
+            await self.__resources.__aexit__(kind, error, trace)
 
     def _built(self) -> Graph:
         try:
@@ -151,6 +313,10 @@ class Workflow(Generic[R]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}, {len(self._built().steps)} steps>"
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 1
 
 
 def _checked(name: str, observers: Any) -> list[Observer]:

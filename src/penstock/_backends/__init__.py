@@ -7,6 +7,7 @@ neither AnyIO nor asyncio is imported before a run first starts under asyncio.
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from outcome import Error
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backend",
+    "BrokenProcessError",
     "Error",
     "Inbox",
     "Nursery",
@@ -33,6 +35,7 @@ __all__ = [
     "current_backend",
     "disable_ki_protection",
     "enable_ki_protection",
+    "run_in_process",
 ]
 
 
@@ -83,6 +86,10 @@ class Waiter(Protocol):
         ...
 
 
+class BrokenProcessError(Exception):
+    """Raised when a worker process ended, or failed to begin, instead of giving an answer."""
+
+
 class Backend(Protocol):
     """The operations an engine needs of an event loop."""
 
@@ -96,6 +103,8 @@ class Backend(Protocol):
     #: native ``Task.cancel()`` goes through every shield in the task that it hits, and one that
     #: hits a task which only waits leaves the clean-up of the steps alone.
     runs_steps_in_host: bool
+    #: Whether :meth:`await_in_loop` runs its function in the task that waits for the thread.
+    awaits_in_host: bool
 
     def open_nursery(self) -> AbstractAsyncContextManager[Any]:
         """Open a :class:`Nursery`."""
@@ -117,6 +126,8 @@ class Backend(Protocol):
 
     def current_time(self) -> float: ...
 
+    def current_effective_deadline(self) -> float: ...
+
     def is_cancelled(self) -> bool:
         """Whether a cancel scope around the current task is cancelled."""
         ...
@@ -137,6 +148,36 @@ class Backend(Protocol):
     def rename_task(self, task: Any, /, name: str) -> None: ...
 
     def task_name(self, task: Any, /) -> str: ...
+
+    async def run_in_thread(
+        self, function: Callable[[], Any], /, *, abandon_on_cancel: bool
+    ) -> Any:
+        """Call ``function`` in a worker thread, in a copy of the current context.
+
+        A checkpoint. Cancelled, it waits for the thread (a native cancellation included), which
+        learns of it from :meth:`check_cancelled`; or, if it may be abandoned, leaves it running.
+        """
+        ...
+
+    def call_in_loop(self, function: Callable[[], Any], /) -> Any:
+        """Call ``function`` in the event loop; from the thread of a :meth:`run_in_thread`."""
+        ...
+
+    def await_in_loop(self, async_function: Callable[[], Awaitable[Any]], /) -> Any:
+        """Run ``async_function`` in the event loop; from the thread of a :meth:`run_in_thread`.
+
+        It is cancelled with the task that waits for the thread, and then raises
+        :attr:`Cancelled` in the thread. If the thread may be abandoned, that is not promised.
+        """
+        ...
+
+    def check_cancelled(self) -> None:
+        """Raise :attr:`Cancelled` in the thread of a :meth:`run_in_thread` that is cancelled."""
+        ...
+
+    async def run_in_process(self, function: Callable[..., Any], /, *args: Any) -> Any:
+        """See :func:`run_in_process`."""
+        ...
 
 
 def current_backend() -> Backend:
@@ -178,3 +219,55 @@ def backend_named(name: str) -> Backend:
             backend = AsyncioBackend()
         _loaded[name] = backend
     return backend
+
+
+class _Ready:
+    """A limiter that has a worker process ready when it lets the caller in.
+
+    A cancellation that comes while AnyIO starts a process leaves that process to the garbage
+    collector. So the start is shielded, in a call of its own. Nothing is awaited between the
+    end of that call and the moment at which AnyIO takes the process for the caller.
+    """
+
+    __slots__ = ("_limiter",)
+
+    def __init__(self, limiter: Any) -> None:
+        self._limiter = limiter
+
+    async def __aenter__(self) -> None:
+        import anyio.lowlevel  # noqa: PLC0415
+        import anyio.to_process  # noqa: PLC0415
+
+        await self._limiter.acquire_on_behalf_of(self)
+        try:
+            free: Any = nullcontext()
+            with anyio.CancelScope(shield=True):
+                await anyio.to_process.run_sync(int, limiter=free)
+            await anyio.lowlevel.checkpoint_if_cancelled()
+        except BaseException:  # the place is free again, and the process idle
+            self._limiter.release_on_behalf_of(self)
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._limiter.release_on_behalf_of(self)
+
+
+async def run_in_process(function: Callable[..., Any], /, *args: Any) -> Any:
+    """Call ``function`` in a worker process of AnyIO's pool: there are no others, on Trio either.
+
+    A checkpoint. Cancelled, it kills the process and waits for its end.
+
+    Returns:
+        What the function returns, pickled and unpickled.
+
+    Raises:
+        BaseException: What the function raises, pickled and unpickled.
+        BrokenProcessError: The process died.
+    """
+    import anyio.to_process  # noqa: PLC0415
+
+    ready: Any = _Ready(anyio.to_process.current_default_process_limiter())
+    try:
+        return await anyio.to_process.run_sync(function, *args, cancellable=True, limiter=ready)
+    except anyio.BrokenWorkerProcess as error:
+        raise BrokenProcessError(str(error.__cause__ or error)) from error

@@ -7,16 +7,22 @@ workflow under asyncio may catch the names of either library.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.from_thread
 import anyio.lowlevel
+import anyio.to_thread
 import trio
+
+from penstock._backends import run_in_process
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
@@ -86,11 +92,73 @@ class AsyncioWaiter:
             self._future.set_result(None)
 
 
+class ThreadCall:
+    """A call in a worker thread whose end is awaited, whatever comes in between.
+
+    A native ``Task.cancel()`` goes through AnyIO's shield, and would leave the thread behind.
+    """
+
+    __slots__ = ("_ended", "_failure", "_function", "_is_left")
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+        self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._is_left = False
+        self._failure: BaseException | None = None
+
+    def __call__(self) -> Any:
+        if not self._ended.set_running_or_notify_cancel():
+            return None
+        try:
+            return self._function()
+        except BaseException as error:
+            if self._is_left:
+                self._failure = error
+            raise
+        finally:
+            self._ended.set_result(None)
+
+    async def run(self) -> Any:
+        left: asyncio.CancelledError | None = None
+        with anyio.CancelScope() as scope:
+            try:
+                return await anyio.to_thread.run_sync(self)
+            except asyncio.CancelledError as error:  # noqa: ASYNC103 - raised below, in the end
+                self._is_left = True
+                if self._ended.cancel() or self._ended.done():
+                    raise
+                left = error
+                scope.cancel()  # so that the thread, and what it awaits in the loop, learns of it
+                await self._wait()  # noqa: ASYNC102 - it shields itself
+        failure, self._failure = self._failure, None
+        if isinstance(failure, asyncio.CancelledError):
+            failure = None
+        assert left is not None
+        try:
+            raise failure or left
+        finally:
+            del failure, left  # or this frame and its exception keep each other alive
+
+    async def _wait(self) -> None:
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+
+        def tell(_: object) -> None:
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+                loop.call_soon_threadsafe(ended.set)
+
+        self._ended.add_done_callback(tell)
+        while not ended.is_set():
+            with suppress(asyncio.CancelledError), anyio.CancelScope(shield=True):
+                await ended.wait()  # cancelled again: the first cancellation is raised, later
+
+
 class AsyncioBackend:
     """See :class:`penstock._backends.Backend`."""
 
     name = "asyncio"
     runs_steps_in_host = False
+    awaits_in_host = False
     Cancelled: type[BaseException] = asyncio.CancelledError
     EndOfChannel: type[Exception] = EndOfChannel
     ClosedResourceError: type[Exception] = ClosedResourceError
@@ -100,6 +168,7 @@ class AsyncioBackend:
     checkpoint = staticmethod(anyio.lowlevel.checkpoint)
     checkpoint_if_cancelled = staticmethod(anyio.lowlevel.checkpoint_if_cancelled)
     cancel_shielded_checkpoint = staticmethod(anyio.lowlevel.cancel_shielded_checkpoint)
+    current_effective_deadline = staticmethod(anyio.current_effective_deadline)
     current_time = staticmethod(anyio.current_time)
     open_inbox = AsyncioInbox
     waiter = AsyncioWaiter
@@ -141,3 +210,35 @@ class AsyncioBackend:
     @staticmethod
     def task_name(task: asyncio.Task[Any]) -> str:
         return task.get_name()
+
+    @staticmethod
+    async def run_in_thread(function: Callable[[], Any], /, *, abandon_on_cancel: bool) -> Any:
+        if abandon_on_cancel:
+            return await anyio.to_thread.run_sync(function, abandon_on_cancel=True)
+        return await ThreadCall(function).run()
+
+    call_in_loop = staticmethod(anyio.from_thread.run_sync)
+
+    @staticmethod
+    def await_in_loop(async_function: Callable[[], Awaitable[Any]], /) -> Any:
+        # Handed over as a value: on its way through two kinds of futures AnyIO and asyncio turn a
+        # cancellation into an Exception, and a CancelledError of futures into a cancellation.
+        async def run() -> tuple[Any, BaseException | None]:
+            try:
+                return await async_function(), None
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - raised in the thread
+                return None, error  # noqa: ASYNC104
+
+        try:
+            result, failure = anyio.from_thread.run(run)
+        except concurrent.futures.CancelledError as error:  # before it began
+            raise asyncio.CancelledError(*error.args) from None
+        if failure is None:
+            return result
+        try:
+            raise failure
+        finally:
+            del failure  # or this frame and its exception keep each other alive
+
+    check_cancelled = staticmethod(anyio.from_thread.check_cancelled)
+    run_in_process = staticmethod(run_in_process)

@@ -17,6 +17,8 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
+from penstock._backends import run_in_process
+
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +71,7 @@ class TrioBackend:
 
     name = "trio"
     runs_steps_in_host = True
+    awaits_in_host = True
     Cancelled: type[BaseException] = trio.Cancelled
     EndOfChannel: type[Exception] = trio.EndOfChannel
     ClosedResourceError: type[Exception] = trio.ClosedResourceError
@@ -80,6 +83,7 @@ class TrioBackend:
     checkpoint = staticmethod(checkpoint)
     checkpoint_if_cancelled = staticmethod(checkpoint_if_cancelled)
     cancel_shielded_checkpoint = staticmethod(cancel_shielded_checkpoint)
+    current_effective_deadline = staticmethod(trio.current_effective_deadline)
     current_time = staticmethod(trio.current_time)
     current_task = staticmethod(current_task)
     open_inbox = TrioInbox
@@ -108,3 +112,12 @@ class TrioBackend:
     @staticmethod
     def task_name(task: trio.lowlevel.Task) -> str:
         return task.name
+
+    @staticmethod
+    async def run_in_thread(function: Callable[[], Any], /, *, abandon_on_cancel: bool) -> Any:
+        return await trio.to_thread.run_sync(function, abandon_on_cancel=abandon_on_cancel)
+
+    call_in_loop = staticmethod(trio.from_thread.run_sync)
+    await_in_loop = staticmethod(trio.from_thread.run)
+    check_cancelled = staticmethod(trio.from_thread.check_cancelled)
+    run_in_process = staticmethod(run_in_process)

@@ -1,75 +1,60 @@
-"""Where branches come together: fan-outs, what collects them, and who waits for an event."""
+"""Where events come together: joins of one each, collections, and who waits for an event."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
+from penstock._engine.lineage import meeting_point
 from penstock._errors import WorkflowRuntimeError
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from penstock._backends import Waiter
+    from penstock._engine.lineage import Group
     from penstock._events import Event
-
-
-class Group:
-    """An open fan-out: all that came of one returned list, until nothing of it is left.
-
-    ``live`` counts its deliveries that wait or run, and its own open fan-outs, each for one.
-    """
-
-    __slots__ = ("collected", "joins", "live", "parent", "slots")
-
-    def __init__(self, parent: Group | None, joins: tuple[int, ...]) -> None:
-        self.parent = parent
-        self.joins = joins
-        self.live = 0
-        self.collected: dict[int, list[Event]] = {join: [] for join in joins}
-        #: What joins of one each have so far within this fan-out.
-        self.slots: dict[int, Slots] | None = None
-
-    def ending_in(self, join: int) -> Group | None:
-        """Return the innermost fan-out, this one or one around it, that ends in ``join``."""
-        group: Group | None = self
-        while group is not None and join not in group.joins:
-            group = group.parent
-        return group
 
 
 class Slots:
     """A join of one event of each class, ``a: A, b: B``; further ones wait in order."""
 
-    __slots__ = ("_kinds", "_queues")
+    __slots__ = ("_kinds", "queues")
 
     def __init__(self, kinds: tuple[type[Event], ...]) -> None:
         self._kinds = kinds
-        self._queues: tuple[deque[Event], ...] = tuple(deque() for _ in kinds)
+        self.queues: tuple[deque[tuple[Event, Group | None]], ...] = tuple(deque() for _ in kinds)
 
-    def add(self, event: Event) -> tuple[Event, ...] | None:
-        """Add an event; return one of each as soon as they are there."""
+    def add(
+        self, event: Event, group: Group | None
+    ) -> tuple[tuple[Event, ...], Group | None] | None:
+        """Add an event; as soon as one of each is there, return them and the group they meet in."""
         # An empty place first, then the nearest class: an event of a subclass leaves the place of
         # its parent to the parent.
         mro = type(event).__mro__
-        places = zip(self._queues, self._kinds, strict=True)
+        places = zip(self.queues, self._kinds, strict=True)
         fitting = [(bool(queue), mro.index(kind), queue) for queue, kind in places if kind in mro]
-        min(fitting, key=lambda place: place[:2])[2].append(event)
-        if all(self._queues):
-            return tuple(queue.popleft() for queue in self._queues)
-        return None
+        min(fitting, key=lambda place: place[:2])[2].append((event, group))
+        if not all(self.queues):
+            return None
+        complete = [queue.popleft() for queue in self.queues]
+        return tuple(event for event, _ in complete), meeting_point(group for _, group in complete)
+
+    def fill(self, queues: Iterable[Iterable[tuple[Event, Group | None]]]) -> None:
+        """Put in what a snapshot has kept, in the order of the places."""
+        self.queues = tuple(deque(queue) for queue in queues)
 
     def missing(self) -> list[str]:
         """Name the classes still lacking; empty where nothing waits."""
-        if not any(self._queues):
+        if not any(self.queues):
             return []
-        return [k.__name__ for q, k in zip(self._queues, self._kinds, strict=True) if not q]
+        return [k.__name__ for q, k in zip(self.queues, self._kinds, strict=True) if not q]
 
     def missing_kinds(self) -> Iterator[type[Event]]:
         """Yield the classes still lacking."""
-        if any(self._queues):
-            yield from (k for q, k in zip(self._queues, self._kinds, strict=True) if not q)
+        if any(self.queues):
+            yield from (k for q, k in zip(self.queues, self._kinds, strict=True) if not q)
 
 
 class Collection:
@@ -104,6 +89,49 @@ class Collection:
             return None
         self._count -= len(expected)
         return [self._kept[k].popleft() for k in expected]
+
+    def undo(self, event: Event, completed: Sequence[Event] | None) -> bool:
+        """Take back an :meth:`add`: ``event`` goes, and what it completed is there again.
+
+        Returns:
+            False where the event has been given away since, and cannot be taken back.
+        """
+        if completed is None:
+            for kept in self._kept.values():
+                if event in kept:
+                    kept.remove(event)
+                    self._count -= 1
+                    return True
+            return False
+        for other in reversed(completed):
+            if other is not event:
+                kind = type(other)
+                kind = kind if kind in self._kept else _expected_class(kind, self.expected)
+                self._kept.setdefault(kind, deque()).appendleft(other)
+                self._count += 1
+        return True
+
+    def events(self) -> Iterator[Event]:
+        """Yield what waits."""
+        for kept in self._kept.values():
+            yield from kept
+
+    def fill(self, events: Iterable[Event], expected: Sequence[type[Event]]) -> None:
+        """Put in what a snapshot has kept."""
+        self.expected = expected
+        for event in events:
+            kind = type(event)
+            kind = kind if kind in expected else _expected_class(kind, expected)
+            self._kept.setdefault(kind, deque()).append(event)
+            self._count += 1
+
+    def copy(self) -> Collection:
+        """Return another buffer that holds the same."""
+        other = Collection()
+        other.expected = self.expected
+        other._count = self._count
+        other._kept = {kind: kept.copy() for kind, kept in self._kept.items()}
+        return other
 
     def missing(self) -> Iterator[tuple[type[Event], int]]:
         """Yield each class still lacking, and how many; nothing where nothing waits."""

@@ -92,19 +92,24 @@ class Outcome:
         """A step raised ``error``, or was found to have broken a rule."""
         if id(error) in self._errors:
             return
-        where = f"in the run {self._run_id} of {self._name}"
-        if step is not None:
-            where = f"in the step {step.label}, handling {short(event, 200)}, {where}"
-        if self.status:
-            where += f", while it unwound ({self.status})"
-        error.add_note(where)
-        _drop_own_frames(error)
+        self.note(error, step, event)
         self._errors[id(error)] = error
         urgent = isinstance(error, URGENT)
         if self.status in ("", "completed") or (urgent and not isinstance(self.error, URGENT)):
             self.status = "failed"
             self.error = error
             self._step = step.name if step is not None else None
+
+    def note(self, error: BaseException, step: Step | None, event: Any) -> None:
+        """Have ``error`` say where it came up, once."""
+        where = f"in the run {self._run_id} of {self._name}"
+        if step is not None:
+            where = f"in the step {step.label}, handling {short(event, 200)}, {where}"
+        if self.status:
+            where += f", while it unwound ({self.status})"
+        if where not in getattr(error, "__notes__", ()):
+            error.add_note(where)
+        _drop_own_frames(error)
 
     def time_out(
         self, active: tuple[str, ...], *, waits_for_input: bool, missing: tuple[str, ...]

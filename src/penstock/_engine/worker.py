@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import inf, nextafter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from penstock._cleanup import Closable, current_cleanup
-from penstock._context import Context, RunOperations
+from penstock._context import Context, RunOperations, step_context
+from penstock._engine.attempts import Again
 from penstock._engine.stepping import run_in_context
 from penstock._errors import StepTimeoutError
 from penstock._events import StepStateChanged
+from penstock._thread_operations import ThreadOperations
+from penstock._threads import in_loop
 
 
 if TYPE_CHECKING:
@@ -17,7 +21,8 @@ if TYPE_CHECKING:
     from contextvars import Context as ContextVars
 
     from penstock._backends import Backend
-    from penstock._engine.joins import Group
+    from penstock._engine.holding import StepResources
+    from penstock._engine.lineage import Group
     from penstock._observe import Observer
     from penstock._steps import Step
 
@@ -36,19 +41,36 @@ class Run(RunOperations, Protocol):
 
     def number_invocation(self) -> int: ...
 
+    def step_resources(self, context: Context[Any]) -> StepResources: ...
+
 
 class Worker:
     """A task of a run; for what its step opens, the list of what to close."""
 
-    __slots__ = ("_opened", "_run", "_variables", "event", "step", "was_interrupted")
+    __slots__ = (
+        "_opened",
+        "_run",
+        "_variables",
+        "began_at",
+        "context",
+        "event",
+        "group",
+        "step",
+        "was_interrupted",
+    )
 
     def __init__(self, run: Run, variables: ContextVars) -> None:
         self._run = run
         self._variables = variables.copy()
         self._variables.run(current_cleanup.set, self)
-        #: The step that it runs, or None before the first and after the last; and its event.
+        #: The step that it runs, or None before the first and after the last; its event, the
+        #: group of that, and its context, if it takes one.
         self.step: Step | None = None
         self.event: Any = None
+        self.group: Group | None = None
+        self.context: Context[Any] | None = None
+        #: When it began, on the backend's clock; kept only where a retry or a handler asks.
+        self.began_at = 0.0
         #: Whether an exception has been delivered into the step; kept only where it is watched.
         self.was_interrupted = False
         self._opened: list[Closable] | None = None
@@ -56,7 +78,7 @@ class Worker:
     def end(self) -> None:
         """Let go of the run: the worker and its context variables hold each other."""
         del self._variables, self._run
-        self.step = self.event = None
+        self.step = self.event = self.group = self.context = None
 
     def add(self, resource: Closable) -> None:
         """Have ``resource`` closed when the step ends."""
@@ -76,22 +98,79 @@ class Worker:
             BaseException: Whatever the step raises, or closing does.
             StepTimeoutError: The step's own timeout passed.
         """
+        if (
+            not step.is_plain
+            or type(event) is Again
+            or (group is not None and group.track is not None)
+        ):
+            return await self._invoke_with_care(backend, step, event, group)
         run = self._run
         arguments = [event] if step.takes != "slot" else [*event]
         context: Context[Any] | None = None
         if step.context_at is not None:
-            context = Context(run, step.index, step.name, group)
+            context = step_context(run, step, group, None)
             arguments.insert(step.context_at, context)
-        coroutine = step.function(run.workflow, *arguments)
+        self.context = context
         try:
-            if run.observer is not None or run.log.internal_readers:
-                return await self._invoke_and_tell(backend, step, event, coroutine)
-            return await self._drive(backend, step, coroutine)
+            return await self._call(backend, step, event, arguments)
         finally:
             if context is not None:
                 context.end()
             if self._opened:
                 await self._close_opened(backend)  # noqa: ASYNC102 - it shields itself
+
+    async def _invoke_with_care(
+        self, backend: Backend, step: Step, event: Any, group: Group | None
+    ) -> Any:
+        """Run a step that may be cancelled by itself, tried again, or needs something first."""
+        self.began_at = backend.current_time()
+        again = event if type(event) is Again else None
+        run: Any = self._run if step.runs_in == "loop" else ThreadOperations(self._run)
+        self.context = context = step_context(run, step, group, again)
+        if again is not None:
+            event = again.event
+        try:
+            if group is None or group.track is None:
+                return await self._prepare(backend, step, event, context)
+            track = group.track
+            with backend.cancel_scope() as scope:
+                track.running[scope] = None
+                try:
+                    return await self._prepare(backend, step, event, context)
+                finally:
+                    track.running.pop(scope, None)
+            return None  # the branch was cancelled
+        finally:
+            context.end()
+            if self._opened:
+                await self._close_opened(backend)  # noqa: ASYNC102 - it shields itself
+
+    async def _prepare(
+        self, backend: Backend, step: Step, event: Any, context: Context[Any]
+    ) -> Any:
+        limiter = step.options.limiter
+        if limiter is None:
+            return await self._equip(backend, step, event, context)
+        async with limiter:
+            return await self._equip(backend, step, event, context)
+
+    async def _equip(self, backend: Backend, step: Step, event: Any, context: Context[Any]) -> Any:
+        inserted: list[tuple[int, Any]] = []
+        if step.context_at is not None:
+            inserted.append((step.context_at, context))
+        if not step.resources:
+            return await self._call(backend, step, event, _arguments(step, event, inserted))
+        async with self._run.step_resources(context) as resources:
+            for place, plan in step.resources:
+                inserted.append((place, await resources.get(plan)))
+            return await self._call(backend, step, event, _arguments(step, event, inserted))
+
+    async def _call(self, backend: Backend, step: Step, event: Any, arguments: list[Any]) -> Any:
+        run = self._run
+        coroutine = step.function(run.workflow, *arguments)
+        if run.observer is not None or run.log.internal_readers:
+            return await self._drive_and_tell(backend, step, event, coroutine)
+        return await self._drive(backend, step, coroutine)
 
     async def _drive(
         self, backend: Backend, step: Step, coroutine: Coroutine[Any, Any, Any]
@@ -100,14 +179,25 @@ class Worker:
         if watch is not None:
             self.was_interrupted = False
             watch = self._note_interruption
-        if step.timeout is None:
+        idle_timeout = step.options.idle_timeout
+        if step.timeout is None and idle_timeout is None:
             return await run_in_context(coroutine, self._variables.copy(), watch)
-        deadline = backend.current_time() + step.timeout
-        with backend.cancel_scope(deadline=nextafter(deadline, inf)):
+        now = backend.current_time()
+        deadline = now + (inf if step.timeout is None else step.timeout)
+        progress = _Progress(backend, deadline, idle_timeout)
+        if self.context is not None and idle_timeout is not None:
+            note = progress.note
+            self.context._progress = note if step.runs_in == "loop" else partial(in_loop, note)
+        with backend.cancel_scope(deadline=nextafter(progress.due, inf)) as scope:
+            progress.scope = scope
             result = await run_in_context(coroutine, self._variables.copy(), watch)
-            if backend.current_time() <= deadline or not self._run.is_running:
+            if backend.current_time() <= progress.due or not self._run.is_running:
                 return result
         # The scope caught its own cancellation, or the step came too late.
+        if progress.due < deadline:
+            assert idle_timeout is not None
+            msg = f"the step {step.label} made no progress for {idle_timeout:g} s"
+            raise StepTimeoutError(msg, idle_timeout, (step.name,))
         msg = f"the step {step.label} did not end within its timeout of {step.timeout:g} s"
         raise StepTimeoutError(msg, step.timeout, (step.name,))
 
@@ -116,7 +206,7 @@ class Worker:
         assert self._run.watch is not None
         self._run.watch()
 
-    async def _invoke_and_tell(
+    async def _drive_and_tell(
         self, backend: Backend, step: Step, event: Any, coroutine: Coroutine[Any, Any, Any]
     ) -> Any:
         number = self._tell_started(step, event)
@@ -166,6 +256,34 @@ class Worker:
             )
         if run.observer is not None:
             run.observer.step_ended(run.run_id, step.name, number, result, error)
+
+
+class _Progress:
+    """When a step has to end, or to have got on."""
+
+    __slots__ = ("_backend", "_deadline", "_idle", "due", "scope")
+
+    def __init__(self, backend: Backend, deadline: float, idle: float | None) -> None:
+        self._backend = backend
+        self._deadline = deadline
+        self._idle = inf if idle is None else idle
+        self.due = min(deadline, backend.current_time() + self._idle)
+        self.scope: Any = None
+
+    def note(self) -> None:
+        """Begin the idle timeout anew, unless it has passed."""
+        now = self._backend.current_time()
+        if now <= self.due:
+            self.due = min(self._deadline, now + self._idle)
+            if self.scope is not None:
+                self.scope.deadline = nextafter(self.due, inf)
+
+
+def _arguments(step: Step, event: Any, inserted: list[tuple[int, Any]]) -> list[Any]:
+    arguments = [event] if step.takes != "slot" else [*event]
+    for place, value in sorted(inserted, key=lambda item: item[0]):
+        arguments.insert(place, value)
+    return arguments
 
 
 def is_step_of(run: object) -> bool:

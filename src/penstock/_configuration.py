@@ -1,0 +1,105 @@
+"""Configuration: a part of a JSON or TOML file as an object of a given type."""
+
+from __future__ import annotations
+
+import json
+import re
+import typing
+from pathlib import Path, PurePath
+from typing import Any, cast
+
+
+def read_file(path: Path) -> Any:
+    """Read a JSON or TOML file. Not a checkpoint, and no thread: such files are small.
+
+    Raises:
+        OSError: It cannot be read; a note tells the working directory.
+        ValueError: It is not valid.
+    """
+    import tomllib  # noqa: PLC0415 - only workflows with a configuration need it
+
+    try:
+        data = path.read_text(encoding="utf-8")
+    except OSError as error:
+        error.add_note(
+            f"while {path} was read for a ResourceConfig; relative paths are relative to the "
+            f"working directory, {Path.cwd()}"
+        )
+        raise
+    try:
+        return tomllib.loads(data) if path.suffix == ".toml" else json.loads(data)
+    except ValueError as error:
+        msg = f"{path} is not valid {path.suffix[1:].upper()}: {error}"
+        raise ValueError(msg) from error
+
+
+def read_part(name: str, selector: str | None, kind: Any, document: Any) -> Any:
+    """Make an object of type ``kind`` from a part of a document.
+
+    Args:
+        name: What to call the part in messages.
+        selector: The way to the part, with dots, or None for all of it.
+        kind: Any type that msgspec converts to, or a pydantic model.
+        document: What was read.
+
+    Raises:
+        ValueError: There is no such part, or it does not fit; names part and field.
+    """
+    import msgspec  # noqa: PLC0415 - only workflows with a configuration need it
+
+    value = document
+    walked: list[str] = []
+    for part in selector.split(".") if selector else ():
+        found = _pick(value, part)
+        if not found:
+            there = f"at {'.'.join(walked)!r}" if walked else "at its top"
+            msg = f"{name} does not exist: there is no {part!r} {there}; expected {_choices(value)}"
+            raise ValueError(msg)
+        (value,) = found
+        walked.append(part)
+    try:
+        return msgspec.convert(value, kind, dec_hook=_convert_other)
+    except msgspec.ValidationError as error:
+        msg = f"{name} does not fit {_shown(kind)}: {_described(error, walked)}"
+        raise ValueError(msg) from error
+
+
+def _convert_other(kind: Any, value: Any) -> Any:
+    plain = typing.get_origin(kind) or kind
+    if hasattr(plain, "model_validate"):
+        return plain.model_validate(value)
+    if isinstance(plain, type) and isinstance(value, plain):
+        return value
+    if isinstance(plain, type) and issubclass(plain, PurePath) and isinstance(value, str):
+        return plain(value)
+    msg = f"expected {_shown(kind)}, got {type(value).__name__}"
+    raise ValueError(msg)
+
+
+def _pick(value: Any, part: str) -> list[Any]:
+    if isinstance(value, dict):
+        table = cast("dict[str, Any]", value)
+        return [table[part]] if part in table else []
+    if isinstance(value, list) and part.isdecimal():
+        return cast("list[Any]", value)[int(part) :][:1]
+    return []
+
+
+def _choices(value: Any) -> str:
+    if isinstance(value, dict):
+        names = cast("dict[str, Any]", value)
+        return f"one of {', '.join(map(repr, names))}" if names else "a table that is not empty"
+    if isinstance(value, list):
+        return f"a number below {len(cast('list[Any]', value))}"
+    return f"a shorter selector, for there stands {value!r}"
+
+
+def _described(error: Exception, walked: list[str]) -> str:
+    """Return what msgspec says, with the place in the file in place of that in the part."""
+    start = ".".join(walked)
+    text = re.sub(r"`\$(\.?)", lambda m: f"`{start}{m[1] if start else ''}", str(error))
+    return text.replace(" - at ``", "")
+
+
+def _shown(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind)

@@ -1,0 +1,286 @@
+"""The decorators that make a method a step, and the checks of what they are given."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import attrs
+
+from penstock._errors import WorkflowValidationError
+from penstock._retries import Retry
+from penstock._steps import MARK, Catching, StepOptions
+
+
+if TYPE_CHECKING:
+    import types
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+
+@overload
+def step(function: F, /) -> F: ...
+
+
+@overload
+def step(
+    *,
+    workflow: type | None = None,
+    num_workers: int = 4,
+    timeout: float | None = None,
+    idle_timeout: float | None = None,
+    retry: Retry | None = None,
+    send_at_once: bool = False,
+    limiter: AbstractAsyncContextManager[object] | None = None,
+    in_process: bool = False,
+    abandon_on_cancel: bool = False,
+) -> Callable[[F], F]: ...
+
+
+def step(
+    function: F | None = None,
+    /,
+    *,
+    workflow: type | None = None,
+    num_workers: int = 4,
+    timeout: float | None = None,
+    idle_timeout: float | None = None,
+    retry: Retry | None = None,
+    send_at_once: bool = False,
+    limiter: AbstractAsyncContextManager[object] | None = None,
+    in_process: bool = False,
+    abandon_on_cancel: bool = False,
+) -> F | Callable[[F], F]:
+    """Make a method of a workflow a step.
+
+    The annotations say what the step takes and what it may return or send:
+    ``async def polish(self, ctx: Context, ev: Draft) -> Final | Retry``. The context is
+    optional. ``-> list[E]`` fans out, a parameter ``evs: list[E]`` takes all that came of a
+    fan-out at once, ``a: A, b: B`` takes one of each. ``Annotated[T, Resource(factory)]`` asks
+    for a resource.
+
+    An ``async def`` runs in the event loop; a plain ``def`` runs in a worker thread, where the
+    context works as well.
+
+    Args:
+        function: The method, where the decorator stands without parentheses.
+        workflow: For a function outside of the class: the workflow that it becomes a step of.
+        num_workers: How many invocations of this step may run at a time within one run.
+        timeout: Seconds after which an invocation is cancelled and fails with
+            :exc:`StepTimeoutError`; None means no limit.
+        idle_timeout: Seconds without progress after which it is cancelled in the same way. Each
+            call of the context is progress, and ``ctx.report_progress()`` is nothing else.
+        retry: When an invocation that failed is tried again. What the failed attempt sent is
+            dropped; what it wrote to the stream is out.
+        send_at_once: Let the events out that an attempt sends before it is known whether it
+            succeeds; a further attempt then sends them again.
+        limiter: Entered around every invocation, as by ``async with``: a ``CapacityLimiter``, a
+            :class:`RateLimiter`, or anything of the kind, shared by whoever uses it.
+        in_process: Run a plain ``def`` in a worker process instead. It is then a static method,
+            takes its event alone, and events go in and out by pickling.
+        abandon_on_cancel: Leave the thread of a plain ``def`` running when the step is
+            cancelled, and go on without it; otherwise the thread is waited for.
+
+    Raises:
+        WorkflowValidationError: It is no function that can be a step, or an option is not valid.
+            Faults in the annotations are reported when the workflow is built.
+    """
+    options = StepOptions(
+        num_workers=num_workers,
+        timeout=timeout,
+        idle_timeout=idle_timeout,
+        retry=retry,
+        send_at_once=send_at_once,
+        limiter=limiter,
+        in_process=in_process,
+        abandon_on_cancel=abandon_on_cancel,
+        is_free=workflow is not None,
+    )
+
+    def mark(function: F) -> F:
+        # The frames are those of step() or of whoever called it, then of the class body.
+        depth = 3 if decorated is not None else 2
+        _mark(function, options, depth)
+        if workflow is not None:
+            _attach(workflow, function)
+        return function
+
+    decorated = function
+    return mark if function is None else mark(function)
+
+
+@overload
+def catch_error(function: F, /) -> F: ...
+
+
+@overload
+def catch_error(
+    *, for_steps: Sequence[str] | None = None, max_recoveries: int = 1
+) -> Callable[[F], F]: ...
+
+
+def catch_error(
+    function: F | None = None,
+    /,
+    *,
+    for_steps: Sequence[str] | None = None,
+    max_recoveries: int = 1,
+) -> F | Callable[[F], F]:
+    """Make a method of a workflow the handler of failures of its steps.
+
+    It takes a :class:`StepFailedEvent`, and what it returns takes the place of what the failed
+    step would have returned. It gets a failure when all retries are used up; step timeouts too.
+    Run timeouts and cancellations are no failures of a step.
+
+    Args:
+        function: The method, where the decorator stands without parentheses.
+        for_steps: The names of the steps whose failures it gets; by default those of all steps
+            that no other handler names. A handler gets no failures of handlers.
+        max_recoveries: How often it may recover what came of one event; the next failure then
+            fails the run with the step's own exception.
+
+    Raises:
+        WorkflowValidationError: It is no function that can be a step, or an option is not valid.
+    """
+    if isinstance(for_steps, str):
+        msg = f"for_steps is {for_steps!r}; expected a list of names: [{for_steps!r}]"
+        raise WorkflowValidationError(msg)
+    if type(max_recoveries) is not int or max_recoveries < 1:
+        msg = f"max_recoveries is {max_recoveries!r}; expected an int of at least 1"
+        raise WorkflowValidationError(msg)
+    names = None if for_steps is None else tuple(for_steps)
+    options = StepOptions(num_workers=1, catches=Catching(names, max_recoveries))
+
+    def mark(function: F) -> F:
+        _mark(function, options, 3 if decorated is not None else 2)
+        return function
+
+    decorated = function
+    return mark if function is None else mark(function)
+
+
+def is_seconds(value: object) -> bool:
+    """Whether ``value`` is a number of seconds that a timeout may have."""
+    return isinstance(value, int | float) and value > 0
+
+
+def _mark(function: Any, options: StepOptions, depth: int) -> None:
+    written = getattr(function, "__func__", function)
+    _check(written, options)
+    names = _names_around(written, depth + 1)
+    setattr(function, MARK, attrs.evolve(options, names=names))
+
+
+def _check(function: Any, options: StepOptions) -> None:
+    name = getattr(function, "__qualname__", repr(function))
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        kind = "an async generator" if inspect.isasyncgenfunction(function) else "a generator"
+        msg = (
+            f"the step {name} is {kind}; expected an async method that returns its "
+            "event and streams with ctx.write_event_to_stream(event)"
+        )
+        raise WorkflowValidationError(msg)
+    if not inspect.isfunction(function):
+        msg = (
+            f"@step needs a method, and {name} is not one; expected "
+            f"`async def {getattr(function, '__name__', 'name')}(self, ev: ...) -> ...`"
+        )
+        raise WorkflowValidationError(msg)
+    if type(options.num_workers) is not int or options.num_workers < 1:
+        msg = (
+            f"num_workers of the step {name} is {options.num_workers!r}; expected an int of at "
+            "least 1"
+        )
+        raise WorkflowValidationError(msg)
+    for option in ("timeout", "idle_timeout"):
+        value = getattr(options, option)
+        if not (value is None or is_seconds(value)):
+            msg = f"{option} of the step {name} is {value!r}; expected seconds above 0, or None"
+            raise WorkflowValidationError(msg)
+    if not (options.retry is None or isinstance(options.retry, Retry)):
+        msg = (
+            f"retry of the step {name} is {options.retry!r}; expected "
+            "`retry=Retry(stop=..., wait=..., when=...)`"
+        )
+        raise WorkflowValidationError(msg)
+    if options.limiter is not None and not hasattr(options.limiter, "__aenter__"):
+        msg = (
+            f"limiter of the step {name} is {options.limiter!r}; expected an async context manager "
+            "like trio.CapacityLimiter(10) or penstock.RateLimiter(10)"
+        )
+        raise WorkflowValidationError(msg)
+    _check_place(function, options, name)
+
+
+def _check_place(function: Any, options: StepOptions, name: str) -> None:
+    is_async = inspect.iscoroutinefunction(function)
+    for option in ("in_process", "abandon_on_cancel"):
+        if is_async and getattr(options, option):
+            msg = (
+                f"the step {name} is an async method, and {option} is for plain ones; expected "
+                f"`def {function.__name__}(...)`, or `@step` without {option}"
+            )
+            raise WorkflowValidationError(msg)
+    if options.in_process and options.abandon_on_cancel:
+        msg = (
+            f"the step {name} has both in_process and abandon_on_cancel; expected in_process "
+            "alone, for a cancelled process is ended"
+        )
+        raise WorkflowValidationError(msg)
+
+
+def _attach(workflow: type, function: Any) -> None:
+    add_step = getattr(workflow, "add_step", None)
+    if add_step is None:
+        msg = f"@step(workflow={workflow!r}); expected a subclass of Workflow"
+        raise WorkflowValidationError(msg)
+    add_step(function)
+
+
+def add_step(cls: type, function: Any) -> None:
+    """Make a marked function a step of a workflow class; see :meth:`penstock.Workflow.add_step`."""
+    options = getattr(function, MARK, None)
+    name = getattr(function, "__name__", repr(function))
+    if options is None:
+        msg = f"{name} is no step; expected `@step(workflow={cls.__name__})` above it"
+        raise WorkflowValidationError(msg)
+    if hasattr(cls, name):
+        msg = f"{cls.__name__} has a {name!r} already; expected another name for the step"
+        raise WorkflowValidationError(msg)
+    setattr(function, MARK, attrs.evolve(options, is_free=True))
+    setattr(cls, name, staticmethod(function))
+
+
+def _names_around(function: Any, depth: int) -> dict[str, Any]:
+    """Return what the annotations name in the functions around the class, while these still run.
+
+    With ``from __future__ import annotations`` the annotations are strings, and those that name
+    classes of a function body cannot be resolved any more once the function has returned. Only
+    what they name is kept.
+    """
+    wanted: set[str] = set()
+    notes = [note for note in function.__annotations__.values() if isinstance(note, str)]
+    while notes:
+        try:
+            parsed = ast.parse(notes.pop(), mode="eval")
+        except SyntaxError:
+            continue  # told with the other faults, when the workflow is built
+        for node in ast.walk(parsed):
+            if isinstance(node, ast.Name):
+                wanted.add(node.id)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                notes.append(node.value)  # a quoted name within a string
+    names: dict[str, Any] = {}
+    own = function.__name__  # whose class body is one of the places to look
+    frame: types.FrameType | None = sys._getframe(depth) if wanted else None
+    while frame is not None:
+        around = frame.f_code.co_qualname
+        if function.__qualname__.startswith((f"{around}.<locals>.", f"{around}.{own}")):
+            names = {n: v for n, v in frame.f_locals.items() if n in wanted} | names
+        frame = frame.f_back
+    return names

@@ -1,0 +1,78 @@
+"""What a run waits for: whether anything can still come, and what each join lacks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from penstock._events import HumanResponseEvent, InputRequiredEvent
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from penstock._engine.machine import Machine
+    from penstock._events import Event
+
+
+def is_stuck(machine: Machine) -> bool:
+    """Whether everything that is alive waits for branches that cannot start for want of workers."""
+    resting = machine.resting
+    if not resting or machine.waits or machine.startable:
+        return False
+    if any(group.is_over for groups in resting.values() for group in groups):
+        return False
+    busy = sum(s.running + len(s.delayed or ()) for s in machine.stations)
+    return busy == len(resting)
+
+
+def at_rest(machine: Machine) -> set[int]:
+    """Return the ids of the contexts of all steps that wait for an event or a branch."""
+    waiting = {id(step) for wait, step in machine.waits.items() if not wait.is_over}
+    branches = machine.resting.items()
+    return waiting | {id(step) for step, groups in branches if not any(g.is_over for g in groups)}
+
+
+def expects_input(machine: Machine) -> bool:
+    """Whether, with nothing alive, an event can still come from outside.
+
+    It can while a question is open; while a join lacks a human's answer; and always where
+    people may speak unasked, that is where steps take answers and none asks a question.
+    """
+    if machine.questions:
+        return True
+    graph = machine.graph
+    listens = any(issubclass(k, HumanResponseEvent) for s in graph.steps for k in s.accepts)
+    asks = any(issubclass(k, InputRequiredEvent) for s in graph.steps for k in s.returns)
+    if listens and not asks and not machine.has_asked:
+        return True
+    return any(issubclass(kind, HumanResponseEvent) for kind in _missing_kinds(machine))
+
+
+def _missing_kinds(machine: Machine) -> Iterator[type[Event]]:
+    for station in machine.stations:
+        if station.slots is not None:
+            yield from station.slots.missing_kinds()
+        for collection in (station.collections or {}).values():
+            yield from (kind for kind, _ in collection.missing())
+
+
+def missing(machine: Machine) -> tuple[str, ...]:
+    """Tell what each join, collection and wait still lacks."""
+    told: list[str] = []
+    for station in machine.stations:
+        lacking = [
+            name
+            for slots in (station.slots, station.unmatched)
+            if slots is not None
+            for name in slots.missing()
+        ]
+        for collection in (station.collections or {}).values():
+            lacking += [f"{n} x {kind.__name__}" for kind, n in collection.missing()]
+        if lacking:
+            told.append(f"{station.step.label} lacks {', '.join(lacking)}")
+    waits = [repr(wait) for wait in machine.waits if wait.event is None]
+    if waits:
+        told.append(f"{len(waits)} waiting for {', '.join(dict.fromkeys(waits))}")
+    if machine.resting:
+        told.append(f"{len(machine.resting)} waiting for branches that no worker is free for")
+    return tuple(told)

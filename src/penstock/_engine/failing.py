@@ -1,0 +1,147 @@
+"""A step has failed: whether it is tried again, handed to a handler, or to who waits for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from penstock._backends import enable_ki_protection
+from penstock._engine.attempts import Again
+from penstock._events import StepFailedEvent
+from penstock._retries import Attempts, note_attempts
+
+
+if TYPE_CHECKING:
+    from penstock._engine.lineage import Group
+    from penstock._engine.machine import Delivery, Station
+    from penstock._engine.runner import Runner
+    from penstock._engine.worker import Worker
+    from penstock._steps import Step
+
+
+def recover(
+    run: Runner, worker: Worker, station: Station, group: Group | None, error: Exception
+) -> Delivery | None:
+    """Decide what becomes of a failed invocation; return what its worker goes on with.
+
+    In this order: a further attempt, the step's handler, whoever waits for the branch.
+
+    Raises:
+        Exception: ``error`` itself, where it fails the run; or what a retry's strategy raised.
+    """
+    backend, machine = run.live()
+    if run.outcome.status or backend.is_cancelled():
+        raise error
+    step = station.step
+    known = worker.event if type(worker.event) is Again else None
+    given = worker.event if known is None else known.event
+    record = worker.context._record if worker.context is not None else None
+    if record is not None:
+        record.undo(machine, station.index)
+    attempts = Attempts(worker.began_at) if known is None else known.attempts
+    if attempts is None:
+        attempts = Attempts(worker.began_at)
+    attempts.failed(error, backend.current_time())
+    if group is None or not group.is_cancelled:
+        if step.options.retry is not None:
+            again = _next_attempt(run, step, given, known, attempts)
+            if again is not None:
+                if record is not None:
+                    record.carry_over(again, with_sends=False)
+                return _try_later(run, station, again, group)
+            note_attempts(error, attempts, step.label)
+        if _hand_to_handler(run, station, group, given, attempts):
+            return machine.drop(station, group)
+    for around in group.upward() if group is not None else ():
+        if around.track is not None and around.track.waiters:
+            run.outcome.note(error, step, given)
+            around.track.errors.append(error)
+            machine.cancel(around, f"the step {step.label} failed")
+            return machine.drop(station, group)
+    raise error
+
+
+def _next_attempt(
+    run: Runner, step: Step, given: Any, known: Again | None, attempts: Attempts
+) -> Again | None:
+    """Return the delivery to be tried next, or None to give up.
+
+    Raises:
+        Exception: What a strategy of the retry raises.
+    """
+    assert step.options.retry is not None
+    seed = known.seed if known is not None and known.seed else run.new_seed(step.name)
+    delay = step.options.retry.next_delay(attempts, seed=seed, step=step.source)
+    if delay is None:
+        return None
+    attempts.pause(delay)
+    again = Again(given, attempts)
+    again.seed = seed
+    again.delay = delay
+    if known is not None:
+        again.received, again.spent = known.received, known.spent
+    return again
+
+
+def _hand_to_handler(
+    run: Runner, station: Station, group: Group | None, given: Any, attempts: Attempts
+) -> bool:
+    """Give a failure to the step's handler; return whether there is one that may recover it."""
+    backend, machine = run.live()
+    handler = machine.graph.handlers.get(station.index)
+    if handler is None:
+        return False
+    catches = machine.graph.steps[handler].options.catches
+    assert catches is not None
+    if machine.recoveries(handler, group) >= catches.max_recoveries:
+        return False
+    failed = StepFailedEvent(
+        step_name=station.step.name,
+        input_event=given,
+        exception=attempts.failures[-1].exception,
+        exceptions=attempts.exceptions,
+        attempts=attempts.count,
+        elapsed_seconds=backend.current_time() - attempts.started_at,
+    )
+    machine.recover(handler, failed, group)
+    return True
+
+
+def _try_later(run: Runner, station: Station, again: Again, group: Group | None) -> Delivery | None:
+    """Have a delivery tried again when its delay is over; return what its worker goes on with."""
+    backend, machine = run.live()
+    again.due = backend.current_time() + again.delay
+    following = machine.delay(station, again, group)
+    if again.delay:
+        begin_delay(run, station, again, group)
+        return following
+    machine.retry(station, again)
+    return following or machine.next_start()
+
+
+def begin_delay(run: Runner, station: Station, again: Again, group: Group | None) -> None:
+    """Start the timer of a delivery that was laid aside."""
+    name = f"{station.step.label}: waiting for attempt {again.number}"
+    run.timers += 1
+    run.nursery.start_soon(_wait_and_retry, run, station, again, group, name=name)
+
+
+@enable_ki_protection
+async def _wait_and_retry(run: Runner, station: Station, again: Again, group: Group | None) -> None:
+    backend, machine = run.live()
+    track = group.track if group is not None else None
+    try:
+        with backend.cancel_scope(deadline=again.due) as scope:
+            if track is not None:
+                track.running[scope] = None
+            try:
+                await backend.waiter().wait()
+            finally:
+                if track is not None:
+                    track.running.pop(scope, None)
+    finally:
+        run.timers -= 1
+    if not run.outcome.status:
+        machine.retry(station, again)
+        run.start_workers()
+        if not machine.alive:
+            run.rest()

@@ -1,0 +1,193 @@
+"""How groups end, are cancelled, and take over what a step that failed should have made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from penstock._engine.lineage import Group
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from penstock._backends import Inbox
+    from penstock._engine.joins import Collection, Slots
+    from penstock._events import Event
+    from penstock._steps import Step
+
+
+class Station:
+    """A step within one run: its inbox and how many work at it."""
+
+    __slots__ = (
+        "collections",
+        "delayed",
+        "inbox",
+        "index",
+        "limit",
+        "pending",
+        "ready",
+        "running",
+        "slots",
+        "step",
+        "unmatched",
+    )
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.index = step.index
+        self.limit = step.num_workers
+        #: Workers that run it or are about to.
+        self.running = 0
+        #: Deliveries that wait: those for workers about to start, and, when no more may start,
+        #: the rest in the inbox, which is opened only then.
+        self.pending = 0
+        self.ready: list[tuple[Any, Group | None]] = []  # a deque's block would double the run
+        self.inbox: Inbox | None = None
+        self.collections: dict[str, Collection] | None = None
+        self.slots: Slots | None = None
+        #: What a join of one each was left with when the fan-out that it was in ended.
+        self.unmatched: Slots | None = None
+        #: Deliveries that wait for the time of their next attempt, each with its group.
+        self.delayed: dict[Any, Group | None] | None = None
+
+
+class Groups:
+    """The part of the machine that knows what came of what."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        stations: list[Station]
+        alive: int
+        _cancel_scope: Callable[[Any, str], None]
+
+        def _enqueue(self, station: Station, event: Any, group: Group | None) -> None: ...
+
+    def recoveries(self, handler: int, group: Group | None) -> int:
+        """Return how often what came to this was already recovered by the step ``handler``."""
+        for around in group.upward() if group is not None else ():
+            if around.recoveries is not None:
+                return around.recoveries.get(handler, 0)
+        return 0
+
+    def recover(self, handler: int, event: Event, group: Group | None) -> None:
+        """Give the step ``handler`` a failure; what it returns takes the place of what failed."""
+        parent = group
+        known: dict[int, int] = {}
+        for around in group.upward() if group is not None else ():
+            if around.recoveries is not None:
+                known = around.recoveries
+                # A recovery in a recovery takes its place, or a long loop of them would grow.
+                if around is group and not (around.joins or around.is_held):
+                    parent = around.parent
+                break
+        node = Group(parent, ())
+        node.recoveries = {**known, handler: known.get(handler, 0) + 1}
+        if parent is not None:
+            parent.live += 1
+            if parent.track is not None:
+                node.begin_tracking()
+        self._enqueue(self.stations[handler], event, node)
+
+    def _count_off(self, group: Group | None) -> None:
+        self.alive -= 1
+        if group is not None:
+            self._leave(group)
+
+    def _leave(self, group: Group) -> None:
+        group.live -= 1
+        if not group.live:
+            self._close(group)
+
+    def _close(self, group: Group) -> None:
+        """End a group of which nothing is left: its joins run, in the group around it."""
+        while True:
+            group.is_over = True
+            parent = group.parent
+            track = group.track
+            for index, slots in (group.slots or {}).items():
+                if slots.missing():
+                    self.stations[index].unmatched = slots
+            if track is None or track.reason is None:
+                for join, events in group.collected.items():
+                    if events is not None:
+                        self._enqueue(self.stations[join], events, parent)
+            if track is not None:
+                if parent is not None and parent.track is not None:
+                    parent.track.children.pop(group, None)
+                for waiter in track.waiters:
+                    waiter.wake()
+            if parent is None:
+                return
+            parent.live -= 1
+            if parent.live:
+                return
+            group = parent
+
+    def _admit(self, group: Group) -> Group | None:
+        """Take a delivery out of its inbox; return the group in which it counts from now on.
+
+        A branch that nobody holds is none any more, and what came of it belongs to the group
+        around it: so a loop of steps that send leaves no chain of branches behind.
+        """
+        if group.track is not None:
+            group.track.queued -= 1
+        while not (group.joins or group.recoveries is not None):
+            track = group.track
+            if group.is_held or (track is not None and track.waiters):
+                if track is None:
+                    # Nothing of it has run yet: all that is alive of it waits.
+                    group.begin_tracking(group.live - 1)
+                self._shorten(group)
+                break
+            parent = group.parent
+            if parent is not None:
+                parent.live += 1
+            self._leave(group)
+            if parent is None:
+                return None
+            group = parent
+        return group
+
+    def _shorten(self, group: Group) -> None:
+        """Take the branches out from above ``group`` that nobody holds any more."""
+        around = group.parent
+        while around is not None and not (
+            around.joins or around.is_held or around.recoveries is not None
+        ):
+            track = around.track
+            if track is not None:
+                if track.waiters or track.reason is not None:
+                    return
+                track.children.pop(group, None)
+            parent = around.parent
+            group.parent = parent
+            if parent is not None:
+                parent.live += 1
+                if parent.track is not None:
+                    parent.track.children[group] = None
+            self._leave(around)
+            around = parent
+
+    def cancel(self, group: Group, reason: str) -> None:
+        """Cancel a group and all that came of it: what waits is dropped, what runs is told."""
+        if group.is_over or group.is_cancelled:
+            return
+        if group.track is None:
+            group.begin_tracking(group.live)  # nothing of it has run yet
+        groups = [found for found in group.downward() if not found.is_over]
+        for found in groups:
+            assert found.track is not None
+            found.track.reason = reason
+        for found in reversed(groups):
+            track = found.track
+            assert track is not None
+            for scope in tuple(track.running):
+                self._cancel_scope(scope, reason)
+            if track.queued:
+                self.alive -= track.queued
+                found.live -= track.queued
+                track.queued = 0
+                if not found.live and not found.is_over:
+                    self._close(found)

@@ -1,0 +1,330 @@
+"""What a run does for its contexts and branches: see penstock._context.RunOperations."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from penstock._backends import enable_ki_protection
+from penstock._branch import Branch
+from penstock._engine.attempts import Record
+from penstock._engine.diagnosis import is_stuck
+from penstock._engine.holding import StepResources
+from penstock._engine.joins import Wait
+from penstock._engine.lineage import Group
+from penstock._engine.snapshots import take_snapshot
+from penstock._engine.waiting import wait_for
+from penstock._errors import WorkflowRuntimeError
+from penstock._events import (
+    ChildEvent,
+    InputRequiredEvent,
+    InternalEvent,
+    StopEvent,
+    WorkflowIdleEvent,
+)
+from penstock._retries import Attempts, RetryInfo
+from penstock._store import StateStore
+from penstock._streams import check_publishable
+from penstock._threads import FromThread
+
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from penstock._backends import Backend
+    from penstock._context import ChildStream, Context
+    from penstock._engine.keeping import ResourceScope
+    from penstock._engine.machine import Machine
+    from penstock._engine.outcome import Outcome
+    from penstock._events import Event
+    from penstock._graph import Graph
+    from penstock._observe import Observer
+    from penstock._streams import EventLog
+
+
+class Operations:
+    """The part of a run that its steps call."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:  # what the run has, and these operations use
+        graph: Graph
+        log: EventLog
+        observer: Observer | None
+        outcome: Outcome
+        run_id: str
+        _children: dict[Any, Context[Any]]
+        _invocations: int
+        _machine: Machine | None
+        _parent: Any
+        _resources: ResourceScope | None
+        _retried: int
+        _store: StateStore[Any] | None
+        _thread: int
+
+        def live(self) -> tuple[Backend, Machine]: ...
+        def start_soon(self) -> None: ...
+        def stall(self) -> None: ...
+        def fail(self, error: BaseException) -> None: ...
+        def idle_changed(self) -> None: ...
+        def check_drained(self) -> None: ...
+        @property
+        def is_idle(self) -> bool: ...
+
+    def check_thread(self, what: str) -> None:
+        """Refuse a call from a foreign thread, and tell the way."""
+        if self._thread and threading.get_ident() != self._thread:
+            msg = (
+                f"{what} was called from another thread than the one that runs {self.graph.name}; "
+                f"expected trio.from_thread.run_sync(...{what}, ...) or its AnyIO counterpart"
+            )
+            raise WorkflowRuntimeError(msg)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the outcome is still open."""
+        return not self.outcome.status
+
+    @property
+    def store(self) -> StateStore[Any]:
+        """The state of the run."""
+        if self._store is None:
+            self._store = StateStore(self.graph.state_type)
+        return self._store
+
+    @property
+    def from_thread(self) -> FromThread:
+        """See :attr:`penstock.Context.from_thread`."""
+        return FromThread()
+
+    def deadline(self) -> float:
+        """See :attr:`penstock.Context.deadline`."""
+        backend, _ = self.live()
+        return backend.current_effective_deadline()
+
+    # -- events ------------------------------------------------------------------------------
+
+    @enable_ki_protection
+    def send(self, context: Context[Any], event: Event, target: str | None) -> Branch:
+        """See :meth:`penstock.Context.send_event`."""
+        self.check_thread("send_event")
+        step = context._step
+        assert step is not None
+        if self.outcome.status:
+            return _spent_branch()  # the run is unwinding, and the step with it
+        assert self._machine is not None
+        route = self._machine.check_sendable(step.index, event, target)
+        record = _record_of(context)
+        if record.note_sent(event):
+            return _spent_branch()  # it is out, from before the snapshot
+        group = self._machine.open_branch(context._group)
+        if step.holds_sends:
+            record.held.append((route, event, group, target))
+        else:
+            self._machine.send(route, event, group, target)
+            self.start_soon()
+        return Branch(self, group, context)
+
+    @enable_ki_protection
+    def release_held(self, record: Record) -> None:
+        """Let out what an attempt sent that has succeeded."""
+        assert self._machine is not None
+        for route, event, group, target in record.held:
+            self._machine.send(route, event, group, target)
+        record.held.clear()
+
+    def publish(self, event: Event | None) -> None:
+        """See :meth:`penstock.Context.write_event_to_stream`."""
+        if threading.get_ident() != self._thread:
+            self.check_thread("write_event_to_stream")
+        if event is None:
+            return
+        if type(event) not in self.graph.published or self.log.closed:
+            check_publishable(event, self.log)
+            if not isinstance(event, InputRequiredEvent):
+                self.graph.published.add(type(event))
+            elif self._machine is not None:
+                self._machine.note_question()
+        self._publish(event)
+
+    @enable_ki_protection
+    def _publish(self, event: Event) -> None:
+        self.log.append(event)
+        if self.observer is not None:
+            self.observer.event_published(self.run_id, event)
+
+    @enable_ki_protection
+    def collect(
+        self, context: Context[Any], event: Event, expected: Sequence[type[Event]], key: str
+    ) -> list[Event] | None:
+        """See :meth:`penstock.Context.collect_events`."""
+        self.check_thread("collect_events")
+        assert self._machine is not None
+        assert context._step is not None
+        record = _record_of(context)
+        if record.note_spent(key):
+            return None
+        collection = self._machine.collection(context._step.index, key)
+        complete = collection.add(event, expected)
+        record.collected.append((key, event, complete))
+        return complete
+
+    # -- waiting -----------------------------------------------------------------------------
+
+    @enable_ki_protection
+    async def wait_for(
+        self,
+        context: Context[Any],
+        kind: type[Event],
+        requirements: Mapping[str, Any],
+        waiter_event: Event | None,
+        timeout: float | None,  # noqa: ASYNC109 - whose message tells what was waited for
+    ) -> Event:
+        """See :meth:`penstock.Context.wait_for_event`."""
+        self.check_thread("wait_for_event")
+        backend, machine = self.live()
+        record = _record_of(context)
+        wait = Wait(kind, requirements, backend.waiter())
+        for event in record.again.received:
+            if wait.fits(event):  # an attempt before this one has asked, and had its answer
+                await backend.checkpoint()
+                record.again.received.remove(event)
+                record.received.append(event)
+                return event
+        ask = partial(self._ask, waiter_event)
+        try:
+            event = await wait_for(wait, context, machine=machine, ask=ask, timeout=timeout)
+        finally:
+            self.idle_changed()
+        record.received.append(event)
+        return event
+
+    def _ask(self, question: Event | None) -> None:
+        self.publish(question)
+        if self.log.internal_readers and self.is_idle:
+            self.log.append(WorkflowIdleEvent())
+        self.idle_changed()
+        self.check_drained()
+
+    @enable_ki_protection
+    def cancel_branch(self, group: Group, reason: str) -> None:
+        """See :meth:`penstock.Branch.cancel`."""
+        self.check_thread("Branch.cancel")
+        if self._machine is not None and not self.outcome.status:
+            self._machine.cancel(group, reason)
+
+    @enable_ki_protection
+    async def wait_for_branch(self, group: Group, step: Any) -> None:
+        """See :meth:`penstock.Branch.wait`."""
+        self.check_thread("Branch.wait")
+        backend, machine = self.live()
+        self._check_awaitable(group, step)
+        if group.is_over:
+            await backend.checkpoint()
+            return
+        track = group.begin_tracking(group.live)
+        waiter = backend.waiter()
+        track.waiters.append(waiter)
+        machine.resting.setdefault(step, []).append(group)
+        try:
+            if is_stuck(machine):
+                self.stall()
+            self.check_drained()
+            while not group.is_over:
+                await waiter.wait()
+        finally:
+            track.waiters.remove(waiter)
+            machine.resting[step].remove(group)
+            if not machine.resting[step]:
+                del machine.resting[step]
+            if track.errors and not (group.is_over or track.waiters):
+                self.fail(track.errors[0])  # nobody is left to catch it
+        if track.errors:
+            first = track.errors[0]
+            while track.errors[1:]:
+                first.add_note(f"and another failure in the same branch: {track.errors.pop()!r}")
+            raise first
+
+    def _check_awaitable(self, group: Group, step: Context[Any]) -> None:
+        if step._group is not None and group in step._group.upward():
+            msg = (
+                "a step waits for the branch that it is itself a part of, which cannot end before "
+                "the step does; expected the step that sent the event to wait"
+            )
+            raise WorkflowRuntimeError(msg)
+        record = step._record
+        if record is not None and any(held[2] is group for held in record.held):
+            assert step._step is not None
+            msg = (
+                f"the step {step._step.name} waits for an event that is kept back until the step "
+                "has succeeded, because it has retries; expected `@step(retry=..., "
+                "send_at_once=True)`"
+            )
+            raise WorkflowRuntimeError(msg)
+
+    # -- children and attempts -------------------------------------------------------------------
+
+    async def run_child(self, context: Context[Any], handler: Any, stream: ChildStream) -> Any:
+        """See :meth:`penstock.Context.run_child`."""
+        self.check_thread("run_child")
+        child = handler._runner
+        if stream != "off":
+            child.log.forward = partial(self._forward, child.graph.name, stream)
+        child._parent = self
+        self._children[child] = context
+        try:
+            return await handler
+        finally:
+            del self._children[child]
+            child.log.forward = child._parent = None
+
+    def _forward(self, name: str, stream: ChildStream, event: Event) -> None:
+        if self.log.closed or isinstance(event, StopEvent | InternalEvent):
+            return
+        if stream == "tag":
+            path: tuple[str, ...] = (name,)
+            if isinstance(event, ChildEvent):
+                path, event = (name, *event.path), event.event
+            event = ChildEvent(path=path, event=event)
+        self._publish(event)
+
+    def retry_info(self, context: Context[Any]) -> RetryInfo:
+        """See :meth:`penstock.Context.retry_info`."""
+        backend, _ = self.live()
+        now = backend.current_time()
+        attempts: Attempts | None = context._again.attempts if context._again is not None else None
+        return (Attempts(now) if attempts is None else attempts).info(now)
+
+    def step_resources(self, context: Context[Any]) -> StepResources:
+        """Return what gives a step its resources, and closes its own when it ends."""
+        assert self._resources is not None
+        return StepResources(self._resources, context)
+
+    def snapshot(self) -> dict[str, Any]:
+        """See :meth:`penstock.WorkflowHandler.snapshot`."""
+        self.check_thread("snapshot")
+        return take_snapshot(self)  # type: ignore[arg-type]
+
+    def new_seed(self, step: str) -> str:
+        """Return what the jitter of a delivery's retries comes of: reproducible, and its own."""
+        self._retried += 1
+        return f"{self.run_id}/{step}/{self._retried}"
+
+    def number_invocation(self) -> int:
+        """Count an invocation that an observer is told of."""
+        self._invocations += 1
+        return self._invocations
+
+
+def _record_of(context: Context[Any]) -> Record:
+    if context._record is None:
+        context._record = Record(context._again)
+    record: Record = context._record
+    return record
+
+
+def _spent_branch() -> Branch:
+    group = Group(None, ())
+    group.is_over = True
+    return Branch(None, group, None)

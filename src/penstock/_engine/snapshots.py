@@ -1,0 +1,245 @@
+"""Snapshots: the books of a run as plain JSON data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from penstock._drafts import DictState
+from penstock._engine.attempts import Again, Interrupted, interrupted
+from penstock._engine.lineage import meeting_point
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from penstock._codec import Codec
+    from penstock._engine.joins import Slots
+    from penstock._engine.lineage import Group
+    from penstock._engine.machine import Machine, Station
+    from penstock._engine.runner import Runner
+    from penstock._events import Event
+    from penstock._graph import Graph
+    from penstock._steps import Step
+    from penstock._store import StateStore
+
+
+#: The version of the format; older ones are read, newer ones are refused.
+FORMAT = 1
+
+
+def take_snapshot(run: Runner) -> dict[str, Any]:
+    """Read a run off its books; see :meth:`penstock.WorkflowHandler.snapshot`.
+
+    Raises:
+        SnapshotError: Something cannot be kept; the message names its path.
+    """
+    codec = run.graph.codec(run.options.classes)
+    data: dict[str, Any] = {
+        **head(run.graph),
+        "run_id": run.run_id,
+        "status": run.outcome.status or "running",
+        "elapsed": run.time_taken(),
+        "sequence": run.log.next - 1,
+        "state": None,
+    }
+    if run._store is not None:
+        data["state"] = _encode_state(codec, run._store)
+    if run.outcome.status == "completed":
+        return data
+    machine = run._machine
+    if machine is None:
+        if run.resumed is not None:
+            data["run"] = run.resumed.data
+        else:
+            data["start"] = codec.encode(run._start_event, "the start event")
+        return data
+    working = [interrupted(worker) for worker in run._workers if worker.step is not None]
+    now = run.now()
+    books = _Writer(codec, machine, [*run.interrupted, *working], now).write()
+    data["run"] = {"retried": run._retried, **books}
+    return data
+
+
+def state_alone(graph: Graph, classes: tuple[type, ...], store: StateStore[Any]) -> dict[str, Any]:
+    """Return a snapshot of a state that no run has used yet."""
+    state = _encode_state(graph.codec(classes), store)
+    return {**head(graph), "status": "unstarted", "state": state}
+
+
+def _encode_state(codec: Codec, store: StateStore[Any]) -> Any:
+    state = store.snapshot_state()
+    return codec.encode(state.to_dict() if isinstance(state, DictState) else state, "the state")
+
+
+def head(graph: Graph) -> dict[str, Any]:
+    """Return what says of which workflow a snapshot is."""
+    return {"penstock": FORMAT, "workflow": graph.name, "shape": shape_of(graph)}
+
+
+def shape_of(graph: Graph) -> dict[str, Any]:
+    """Return the steps of a workflow, as far as a snapshot depends on them."""
+    return {step.name: _shape_of_step(step) for step in graph.steps}
+
+
+def _shape_of_step(step: Step) -> dict[str, Any]:
+    return {
+        "takes": [kind.__name__ for kind in step.accepts],
+        "as": step.takes,
+        "makes": sorted(kind.__name__ for kind in step.returns),
+        "fans out": sorted(kind.__name__ for kind in step.fans_out),
+    }
+
+
+class _Writer:
+    """Turns the books of one run into plain data."""
+
+    def __init__(
+        self, codec: Codec, machine: Machine, working: list[Interrupted], now: float
+    ) -> None:
+        self._codec = codec
+        self._machine = machine
+        self._now = now
+        self._working: dict[int, list[Interrupted]] = {}
+        for item in working:
+            self._working.setdefault(item.step.index, []).append(item)
+        #: The groups met so far, each with its number.
+        self._numbers: dict[Group, int] = {}
+        self._groups: list[dict[str, Any]] = []
+
+    def write(self) -> dict[str, Any]:
+        machine = self._machine
+        steps = {s.step.name: self._station(s) for s in machine.stations}
+        return {
+            "questions": machine.questions,
+            "has_asked": machine.has_asked,
+            "early": self._events(machine.early, "an early answer"),
+            "steps": {name: data for name, data in steps.items() if data},
+            "groups": self._groups,
+        }
+
+    def _events(self, events: Iterable[Event], path: str) -> list[Any]:
+        encode = self._codec.encode
+        return [encode(event, path) for event in events]
+
+    def _group(self, group: Group | None) -> int:
+        """Return the number of a group, 0 for none; it is written when it is first met."""
+        # A branch is nothing without who holds it, and who holds it runs again.
+        while group is not None and not (group.joins or group.recoveries is not None):
+            group = group.parent
+        if group is None:
+            return 0
+        number = self._numbers.get(group)
+        if number is None:
+            parent = self._group(group.parent)
+            steps = self._machine.graph.steps
+            data: dict[str, Any] = {"parent": parent}
+            if group.joins:
+                data["joins"] = {
+                    steps[join].name: None if events is None else self._events(events, "a join")
+                    for join, events in group.collected.items()
+                }
+            if group.recoveries is not None:
+                data["recoveries"] = {steps[h].name: n for h, n in group.recoveries.items()}
+            self._groups.append(data)
+            number = self._numbers[group] = len(self._groups)
+            slots = {steps[i].name: self._slots(s) for i, s in (group.slots or {}).items()}
+            if any(slots.values()):
+                data["slots"] = slots
+        return number
+
+    def _slots(self, slots: Slots) -> list[list[Any]]:
+        return [
+            [
+                [
+                    self._codec.encode(event, "an event in a join"),
+                    self._group(meeting_point([group])),
+                ]
+                for event, group in queue
+            ]
+            for queue in slots.queues
+        ]
+
+    def _station(self, station: Station) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        working = self._working.get(station.index, [])
+        deliveries = [self._working_again(item) for item in working]
+        deliveries += [
+            self._delivery(event, group)
+            for event, group in _waiting(station)
+            if group is None or not group.is_cancelled
+        ]
+        for again, group in (station.delayed or {}).items():
+            if group is None or not group.is_cancelled:
+                deliveries.append(self._again(again, group, due=max(again.due - self._now, 0.0)))
+        if deliveries:
+            data["deliveries"] = deliveries
+        for name, slots in (("slots", station.slots), ("unmatched", station.unmatched)):
+            if slots is not None and any(slots.queues):
+                data[name] = self._slots(slots)
+        collections = self._collections(station, working)
+        if collections:
+            data["collections"] = collections
+        return data
+
+    def _payload(self, event: Any) -> Any:
+        if isinstance(event, list | tuple):
+            return self._events(cast("Iterable[Event]", event), "an event in a join")
+        return self._codec.encode(event, "an event")
+
+    def _delivery(self, event: Any, group: Group | None) -> Any:
+        if type(event) is Again:
+            return self._again(event, group)
+        return [self._payload(event), 0 if group is None else self._group(group)]
+
+    def _again(self, again: Again, group: Group | None, due: float | None = None) -> dict[str, Any]:
+        data: dict[str, Any] = {"event": self._payload(again.event), "group": self._group(group)}
+        if due is not None:
+            data["due"] = due
+        if again.seed:
+            data["seed"] = again.seed
+        if again.attempts is not None:
+            data["attempts"] = again.attempts.encode(self._now)
+        if again.received:
+            data["received"] = self._events(again.received, "an answer that a step has received")
+        if again.sent:
+            data["sent"] = again.sent
+        if again.spent:
+            data["spent"] = again.spent
+        return data
+
+    def _working_again(self, item: Interrupted) -> dict[str, Any]:
+        known = item.event if type(item.event) is Again else None
+        again = Again(item.event if known is None else known.event)
+        if known is not None:
+            again.attempts, again.seed = known.attempts, known.seed
+            again.received, again.sent, again.spent = known.received, known.sent, known.spent
+        if item.record is not None:
+            item.record.carry_over(again, with_sends=True)
+        return self._again(again, item.group)
+
+    def _collections(self, station: Station, working: list[Interrupted]) -> dict[str, Any]:
+        """Write the buffers of a step as they were before its invocations that are under way."""
+        kept = {key: found.copy() for key, found in (station.collections or {}).items()}
+        for item in working:
+            if item.record is not None:
+                for key, event, completed in reversed(item.record.collected):
+                    kept[key].undo(event, completed)
+        return {
+            key: {
+                "expected": [kind.__name__ for kind in found.expected],
+                "events": self._events(found.events(), "a collected event"),
+            }
+            for key, found in kept.items()
+            if found.expected
+        }
+
+
+def _waiting(station: Station) -> Iterator[tuple[Any, Group | None]]:
+    """Yield what waits at a step, and leave it there."""
+    yield from station.ready
+    if station.inbox is not None:
+        inbox = station.inbox
+        waiting = [inbox.take() for _ in range(station.pending - len(station.ready))]
+        for delivery in waiting:
+            inbox.put(delivery)
+        yield from waiting

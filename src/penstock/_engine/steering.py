@@ -1,0 +1,183 @@
+"""How a run is steered: cancelled, sent events, and asked how far it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from penstock._backends import enable_ki_protection
+from penstock._engine.diagnosis import at_rest
+from penstock._engine.operations import Operations
+from penstock._errors import WorkflowRuntimeError
+from penstock._events import HumanResponseEvent, UnhandledEvent
+
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from penstock._backends import Backend, Nursery, Waiter
+    from penstock._engine.clock import Clock
+    from penstock._engine.machine import Machine
+    from penstock._engine.runner import RunOptions
+    from penstock._engine.worker import Worker
+    from penstock._events import Event
+
+
+class Steering(Operations):
+    """The part of a run that its handler and its children call."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:  # what the run has, and this uses
+        clock: Clock
+        draining: str | None
+        options: RunOptions
+        _backend: Backend | None
+        _early: list[tuple[Event, str | None]]
+        _is_idle: bool
+        _nursery: Nursery | None
+        _parked: Waiter | None
+        _queue: Any
+        _workers: dict[Worker, None]
+
+        def settle_timeout(self) -> None: ...
+        def start_workers(self) -> None: ...
+        def rest(self) -> None: ...
+
+    @enable_ki_protection
+    def cancel(self, reason: str) -> None:
+        """Ask the run to end; it has ended when the outcome says so."""
+        self.check_thread("cancel")
+        if self.outcome.status:
+            return
+        if (
+            self._machine is not None
+            and self._backend is not None
+            and self._backend.current_time() > self.clock.deadline
+        ):
+            self.settle_timeout()
+        else:
+            self.outcome.cancel(reason)
+        for scope in (self._queue, self._nursery and self._nursery.cancel_scope):
+            if scope is not None and self._backend is not None:
+                self._backend.cancel(scope, reason)
+
+    @enable_ki_protection
+    def drain(self, reason: str) -> None:
+        """Start nothing more, and end when what runs has ended or waits for somebody."""
+        self.check_thread("cancel")
+        if self.outcome.status or self.draining is not None:
+            return
+        if self._machine is None:
+            self.cancel(reason)
+            return
+        self.draining = reason
+        self._machine.is_draining = True
+        self.check_drained()
+
+    def check_drained(self) -> None:
+        """End a run that starts nothing more as soon as nothing of it gets on."""
+        machine = self._machine
+        if self.draining is None or self.outcome.status or machine is None:
+            return
+        resting = at_rest(machine)
+        if any(w.step is not None and id(w.context) not in resting for w in self._workers):
+            return
+        self.cancel(self.draining)
+
+    def abandon(self, reason: str) -> None:
+        """Conclude a run that was cancelled before it could begin."""
+        if not self.outcome.is_over:
+            self.outcome.cancel(reason)
+            self.log.close(self.outcome.conclude())
+            self.outcome.announce()
+
+    @enable_ki_protection
+    def receive(self, event: Event, target: str | None) -> None:
+        """Take an event from outside.
+
+        Raises:
+            WorkflowRuntimeError: The run is over, no step takes it, or the wrong thread calls.
+        """
+        self.check_thread("send_event")
+        if self.outcome.status:
+            msg = (
+                f"the run {self.run_id} of {self.graph.name} is over ({self.outcome.status}), so "
+                f"{type(event).__name__} reaches nobody"
+            )
+            raise WorkflowRuntimeError(msg)
+        if self._machine is None:
+            if target is None:
+                self.graph.input(type(event))
+            else:
+                self.graph.station(event, target)
+            self._early.append((event, target))
+            return
+        self._receive(self._machine, event, target)
+        self.idle_changed()
+        if not self._machine.alive:
+            self.rest()
+        else:
+            self.start_soon()
+
+    def start_soon(self) -> None:
+        """Have what may start be started."""
+        if self._parked is None:
+            self.start_workers()
+        elif self._machine is not None and self._machine.startable:
+            self._parked.wake()  # the host does: AnyIO starts tasks from tasks only
+
+    def _receive(self, machine: Machine, event: Event, target: str | None) -> None:
+        if target is not None:
+            machine.receive_at(event, target)
+        elif child := self._child_for(event):
+            child.receive(event, None)
+        else:
+            kept = len(machine.early)
+            machine.receive(event)
+            if self.log.internal_readers and len(machine.early) > kept:
+                self.log.append(UnhandledEvent(event=event))
+        self._is_idle = False
+
+    def _child_for(self, event: Event) -> Steering | None:
+        if not self._children or not isinstance(event, HumanResponseEvent) or self._expects(event):
+            return None
+        return next((child for child in self._children if child.takes(event)), None)
+
+    def _expects(self, event: Event) -> bool:
+        machine = self._machine
+        if machine is None:
+            return False
+        waited_for = any(not wait.is_over and wait.fits(event) for wait in machine.waits)
+        return waited_for or bool(self.graph.targets(type(event)))
+
+    def takes(self, event: Event) -> bool:
+        """Whether this run, or a child of it, has use for an answer."""
+        return self._expects(event) or self._child_for(event) is not None
+
+    # -- time ------------------------------------------------------------------------------------
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs and the run waits for an event from outside."""
+        if self._is_idle or self._machine is None:
+            return self._is_idle
+        waiting = {id(step) for wait, step in self._machine.waits.items() if not wait.is_over}
+        waiting |= {id(step) for child, step in self._children.items() if child.is_idle}
+        return bool(waiting) and len(waiting) == self._machine.alive
+
+    def idle_changed(self) -> None:
+        """Stop the clock of the timeout while the run waits for a person, if that is asked for."""
+        if self.options.excludes_waiting and self._backend is not None:
+            self.clock.stand(self._backend, still=self.is_idle)
+        if self._parent is not None:
+            self._parent.idle_changed()
+
+    def now(self) -> float:
+        """Return the time on the backend's clock; 0 where the run is over or has not begun."""
+        if self._backend is None or self.outcome.is_over:
+            return 0.0
+        return self._backend.current_time()
+
+    def time_taken(self) -> float:
+        """Return the seconds that the run has taken so far."""
+        return self.clock.taken(None if self.outcome.is_over else self._backend)

@@ -1,0 +1,728 @@
+"""Limits that runs share: how many entries per second, and how many at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import re
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import anyio
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock._errors import WorkflowRuntimeError, WorkflowValidationError
+from penstock._limits import Gate, RateLimiter
+from tests.helpers import (
+    cancelled_class,
+    is_trio,
+    jump,
+    nothing_left,
+    on_each_backend,
+    run_virtually,
+    timers_left,
+    wait_until_idle,
+)
+
+
+def run_on(backend, main, *args):
+    """Run an async function on ``trio``, ``asyncio`` or ``uvloop``."""
+    if backend == "trio":
+        return trio.run(main, *args)
+    return anyio.run(main, *args, backend_options={"use_uvloop": backend == "uvloop"})
+
+
+on_every_loop = pytest.mark.parametrize("backend", ["trio", "asyncio", "uvloop"])
+
+
+class Guest:
+    """A task that enters by ``enter(guest)``, stays until it is told to go, and leaves."""
+
+    def __init__(self, enter, leave=lambda _: None):
+        self.enter = enter
+        self.leave = leave
+        self.state = "new"
+        self.task = None
+        self.natively = False
+        self.scope = anyio.CancelScope()
+        self.go = anyio.Event()
+
+    async def visit(self):
+        if not is_trio():
+            self.task = asyncio.current_task()
+        try:
+            await self._visit()
+        except asyncio.CancelledError:
+            if not self.natively:
+                raise
+            # AnyIO cancels the whole group for a task in it that ends cancelled.
+
+    async def _visit(self):
+        with self.scope:
+            self.state = "waiting"
+            try:
+                came_by = await self.enter(self)
+            except cancelled_class():
+                self.state = "cancelled"
+                raise
+            self.state = "inside"
+            try:
+                await self.go.wait()
+            finally:
+                self.state = "left"
+                self.leave(came_by)
+
+    def cancel(self, how="scope"):
+        """Cancel by a scope; or the task itself, which only asyncio can."""
+        if how == "scope" or self.task is None:
+            self.scope.cancel()
+        else:
+            self.natively = True
+            self.task.cancel()
+
+
+@pytest.fixture(params=["scope", "native"])
+def how(request):
+    """The two ways to be cancelled."""
+    return request.param
+
+
+class House:
+    """A gate with guests, and the rules that hold at any time."""
+
+    def __init__(self, limit, group):
+        self.limit = limit
+        self.gate = Gate(limit)
+        self.group = group
+        self.guests = []
+        self.entered = []
+        self.arrivals = itertools.count()
+        self.door = None
+
+    def start(self):
+        guest = Guest(self.enter, lambda door: door.leave())
+        self.guests.append(guest)
+        self.group.start_soon(guest.visit)
+        return guest
+
+    async def start_and_settle(self, count):
+        guests = []
+        for _ in range(count):
+            guests.append(self.start())
+            await wait_until_idle(3)
+        return guests
+
+    async def enter(self, guest):
+        arrival = next(self.arrivals)
+        self.door = await self.gate.enter()
+        assert len(self.inside()) < self.limit, "one too many"
+        assert not self.entered or self.entered[-1] < arrival, "overtaken"
+        self.entered.append(arrival)
+        return self.door
+
+    def inside(self):
+        return [guest for guest in self.guests if guest.state == "inside"]
+
+    def states(self):
+        return [guest.state for guest in self.guests]
+
+
+# -- the gate -------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_a_free_gate_is_no_checkpoint():
+    """Where there is room, entering does not wait: not for a turn, not for a cancellation."""
+    gate = Gate(2)
+    for _ in range(2):
+        with pytest.raises(StopIteration) as caught:
+            gate.enter().send(None)
+    door = caught.value.value
+
+    assert repr(gate) == "Gate(2)"
+    assert repr(door) == "<Door: 2 of 2 inside, 0 waiting>"
+
+
+@pytest.mark.anyio
+async def test_at_most_so_many_first_come_first_served():
+    """At most ``limit`` are inside; the others come in in the order in which they came."""
+    with nothing_left():
+        async with anyio.create_task_group() as group:
+            house = House(2, group)
+            guests = await house.start_and_settle(5)
+            assert house.states() == ["inside", "inside", "waiting", "waiting", "waiting"]
+            assert repr(house.door) == "<Door: 2 of 2 inside, 3 waiting>"
+
+            guests[1].go.set()
+            await wait_until_idle()
+            assert house.states() == ["inside", "left", "inside", "waiting", "waiting"]
+
+            guests[0].go.set()
+            guests[2].go.set()
+            await wait_until_idle()
+            assert house.states() == ["left", "left", "left", "inside", "inside"]
+            guests[3].go.set()
+            guests[4].go.set()
+
+    assert house.entered == [0, 1, 2, 3, 4]
+    assert (house.door.inside, house.door.waiting) == (0, 0)
+
+
+@pytest.mark.anyio
+async def test_who_is_cancelled_in_the_line_gives_up_its_place(how):
+    """Cancelled while it waits, a run is out of the line; the others go on in order."""
+    async with anyio.create_task_group() as group:
+        house = House(1, group)
+        guests = await house.start_and_settle(4)
+        guests[1].cancel(how)
+        guests[2].cancel(how)
+        await wait_until_idle()
+        assert house.states() == ["inside", "cancelled", "cancelled", "waiting"]
+        assert house.door.waiting == 1
+
+        guests[0].go.set()
+        await wait_until_idle()
+        assert house.states() == ["left", "cancelled", "cancelled", "inside"]
+        guests[3].go.set()
+
+    assert house.door.inside == 0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("first", ["leave", "cancel"])
+async def test_cancelled_in_the_moment_it_is_let_in(how, first):
+    """Room is made for a run that is cancelled in the same moment: no slot is lost or doubled."""
+    async with anyio.create_task_group() as group:
+        house = House(1, group)
+        door = await house.gate.enter()
+        guests = await house.start_and_settle(3)
+        assert house.states() == ["waiting"] * 3
+        if first == "leave":
+            door.leave()
+            guests[0].cancel(how)
+        else:
+            guests[0].cancel(how)
+            door.leave()
+        await wait_until_idle()
+
+        # AnyIO's scope does not cancel a task that is woken; it then is in, and out again.
+        assert guests[0].state in ("cancelled", "left")
+        assert house.states()[1:] == ["inside", "waiting"]
+        assert door.inside == 1
+        guests[1].go.set()
+        guests[2].go.set()
+
+    assert door.inside == 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    limit=st.integers(1, 3),
+    actions=st.lists(
+        st.tuples(
+            st.sampled_from(["start", "start", "leave", "scope", "native", "turn", "settle"]),
+            st.integers(0, 30),
+        ),
+        max_size=40,
+    ),
+)
+@on_every_loop
+def test_any_interleaving(backend, limit, actions):
+    """Whatever is started, cancelled and let go in whatever order: never too many, no slot lost."""
+
+    async def main():
+        async with anyio.create_task_group() as group:
+            house = House(limit, group)
+            for action, number in actions:
+                if action == "start":
+                    house.start()
+                elif action == "turn":
+                    await anyio.lowlevel.checkpoint()
+                elif action == "settle":
+                    await wait_until_idle()
+                    check(house)
+                elif house.guests:
+                    guest = house.guests[number % len(house.guests)]
+                    guest.go.set() if action == "leave" else guest.cancel(action)
+            await wait_until_idle()
+            check(house)
+            for guest in house.guests:
+                guest.go.set()
+        assert set(house.states()) <= {"left", "cancelled"}
+        if house.door is not None:
+            assert (house.door.inside, house.door.waiting) == (0, 0)
+
+    def check(house):
+        states = house.states()
+        assert "new" not in states
+        assert states.count("inside") <= limit
+        if "waiting" in states:
+            assert states.count("inside") == limit, "room, and somebody waits"
+        if house.door is not None:
+            assert house.door.inside == states.count("inside")
+            assert house.door.waiting == states.count("waiting")
+
+    run_on(backend, main)
+
+
+def test_one_loop_after_another():
+    """A gate serves one event loop after another, of any kind, each with all of its room."""
+    gate = Gate(1)
+
+    async def main():
+        door = await gate.enter()  # and never leaves
+        assert door.inside == 1
+        return door
+
+    doors = [run_on(backend, main) for backend in ["trio", "trio", "asyncio", "uvloop", "asyncio"]]
+
+    assert len(set(map(id, doors))) == 5
+
+
+def test_an_abandoned_loop_keeps_nothing_from_the_next():
+    """What is left of a loop that nobody unwound counts neither as inside nor as having left."""
+    gates = [Gate(1)]
+    old = []
+    wrong = []
+
+    async def visit():
+        door = await gates[0].enter()
+        old.append(door)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            door.leave()
+
+    def abandon():
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda _, what: wrong.append(what["message"]))
+        tasks = [loop.create_task(visit()) for _ in range(3)]
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        assert len(tasks) == 3
+
+    async def main():
+        door = await gates[0].enter()
+        gc.collect()  # closes the coroutine that was inside, in this loop
+        assert old[0].inside == 0
+        assert door.inside == 1
+        door.leave()
+
+    abandon()
+    asyncio.run(main())
+    trio.run(main)
+    gates.clear()
+    old.clear()
+    gc.collect()  # closes those that waited, which must wake nobody
+
+    # Nothing but asyncio's own complaint, once for each.
+    assert wrong == ["Task was destroyed but it is pending!"] * 3
+
+
+def test_a_gate_counts_for_each_loop():
+    """Two event loops in two threads at once have all of the room each."""
+    gate = Gate(1)
+    both_inside = threading.Barrier(2, timeout=10)
+
+    async def main():
+        door = await gate.enter()
+        both_inside.wait()
+        door.leave()
+        return door
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(trio.run, main)
+        second = pool.submit(lambda: asyncio.run(main()))
+
+    assert first.result() is not second.result()
+
+
+@pytest.mark.trio
+async def test_ctrl_c_in_the_line():
+    """P17: Ctrl-C while a run waits leaves the gate as a cancellation does."""
+    gate = Gate(1)
+    door = await gate.enter()
+
+    async def main():
+        signal.raise_signal(signal.SIGINT)
+        await gate.enter()
+
+    with pytest.raises(KeyboardInterrupt):
+        await main()
+
+    assert (door.inside, door.waiting) == (1, 0)
+
+
+@pytest.mark.anyio
+async def test_leaving_twice():
+    """Who leaves a gate that nobody is in is told so; the count stays right."""
+    door = await Gate(1).enter()
+    door.leave()
+
+    with pytest.raises(WorkflowRuntimeError, match=r"expected one `door.leave\(\)` for each"):
+        door.leave()
+    assert door.inside == 0
+
+
+@pytest.mark.parametrize("limit", [0, -1, True, 1.0, "2", None])
+def test_bad_limits(limit):
+    """P13: a limit that is not an int of at least 1 is refused, with the line that works."""
+    with pytest.raises(WorkflowValidationError, match=r"`MyWorkflow\(num_concurrent_runs=4\)`"):
+        Gate(limit)
+
+
+def test_outside_of_a_loop():
+    """Both are made anywhere, and used in an event loop only."""
+    for enter in (Gate(1).enter, RateLimiter(1).acquire):
+        with pytest.raises(RuntimeError, match="there is none here"):
+            enter().send(None)
+
+
+# -- the rate -------------------------------------------------------------------------------------
+
+
+def now():
+    """Return the time on the clock of the event loop."""
+    return anyio.current_time()
+
+
+async def entries(limiter, count):
+    """Enter so many times, one after another; return when, counted from now."""
+    start = now()
+    times = []
+    for _ in range(count):
+        async with limiter:
+            times.append(now() - start)
+    return times
+
+
+@on_each_backend
+@pytest.mark.parametrize(
+    ("limiter", "expected"),
+    [
+        (RateLimiter(2), [0.0, 0.5, 1.0, 1.5]),
+        (RateLimiter(1, per=8), [0.0, 8.0, 16.0, 24.0]),
+        (RateLimiter(0.25), [0.0, 4.0, 8.0, 12.0]),
+        (RateLimiter(2, burst=3), [0.0, 0.0, 0.0, 0.5, 1.0]),
+        (RateLimiter(4, per=2, burst=2), [0.0, 0.0, 0.5, 1.0]),
+    ],
+    ids=repr,
+)
+def test_entries_are_spaced(backend, limiter, expected):
+    """P10: entries come at the rate on the backend's clock, after as many at once as may burst."""
+    assert run_virtually(backend, entries, limiter, len(expected)) == pytest.approx(expected)
+
+
+@on_each_backend
+def test_a_pause_fills_the_bucket_and_no_more(backend):
+    """However long nobody entered, no more than ``burst`` enter at once after it."""
+
+    async def main():
+        limiter = RateLimiter(1, burst=2)
+        await entries(limiter, 2)
+        await anyio.sleep(1000)
+        first = await entries(limiter, 4)
+        await anyio.sleep(1.5)
+        return first, await entries(limiter, 3)
+
+    first, second = run_virtually(backend, main)
+
+    assert first == pytest.approx([0, 0, 1, 2])
+    assert second == pytest.approx([0, 0.5, 1.5])
+
+
+@on_each_backend
+@pytest.mark.parametrize(("rate", "burst"), [(10, 10), (3, 7), (0.7, 30), (1000 / 7, 100)])
+def test_a_burst_needs_no_clock(backend, rate, burst):
+    """Rounding delays nobody: as many as may burst enter while the clock stands still."""
+
+    async def main():
+        limiter = RateLimiter(rate, burst=burst)
+        await anyio.sleep(1234567.891)
+        return await entries(limiter, burst)
+
+    assert run_virtually(backend, main) == [0.0] * burst
+
+
+@pytest.mark.anyio
+async def test_a_free_limiter_is_a_checkpoint():
+    """Entering gives others a turn and sees a cancellation; leaving does neither."""
+    limiter = RateLimiter(1, per=1000)
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        async with limiter:
+            pytest.fail("entered")
+    assert scope.cancelled_caught
+    if is_trio():
+        with trio.testing.assert_checkpoints():
+            await limiter.__aenter__()  # the token is still there
+    else:
+        entering = limiter.__aenter__()
+        assert entering.send(None) is None  # the turn that it gives
+        with pytest.raises(StopIteration):
+            entering.send(None)
+    with pytest.raises(StopIteration):
+        limiter.__aexit__(None, None, None).send(None)
+
+
+class Crowd:
+    """Guests of one limiter, and when they came in, counted from the start."""
+
+    def __init__(self, limiter, group):
+        self.limiter = limiter
+        self.group = group
+        self.start_time = now()
+        self.arrivals = itertools.count()
+        self.entered = []
+
+    def start(self):
+        guest = Guest(self.enter)
+        guest.go.set()
+        self.group.start_soon(guest.visit)
+        return guest
+
+    async def enter(self, guest):
+        arrival, arrived_at = next(self.arrivals), now() - self.start_time
+        async with self.limiter:
+            assert not self.entered or self.entered[-1][0] < arrival, "overtaken"
+            self.entered.append((arrival, arrived_at, now() - self.start_time))
+
+    def times(self):
+        return [time for _, _, time in self.entered]
+
+
+@on_each_backend
+def test_first_come_first_served(backend):
+    """However many ask at once, they enter in the order in which they asked, at the rate."""
+
+    async def main():
+        async with anyio.create_task_group() as group:
+            crowd = Crowd(RateLimiter(4), group)
+            for _ in range(20):
+                crowd.start()
+        assert timers_left() == 0
+        return crowd.times()
+
+    with_rate = [number / 4 for number in range(20)]
+    assert run_virtually(backend, main) == pytest.approx(with_rate)
+
+
+@on_each_backend
+def test_who_is_cancelled_while_waiting_takes_no_token(backend, how):
+    """Who gives up in the line, first or in its middle, delays nobody."""
+
+    async def main():
+        async with anyio.create_task_group() as group:
+            crowd = Crowd(RateLimiter(1), group)
+            guests = []
+            for _ in range(6):
+                guests.append(crowd.start())
+                await wait_until_idle(3)
+            await anyio.sleep(0.25)
+            guests[1].cancel(how)
+            guests[3].cancel(how)
+            await anyio.sleep(0.25)
+            assert [guest.state for guest in guests] == [
+                "left",
+                "cancelled",
+                "waiting",
+                "cancelled",
+                "waiting",
+                "waiting",
+            ]
+        return crowd.times()
+
+    assert run_virtually(backend, main) == pytest.approx([0, 1, 2, 3])
+
+
+@on_each_backend
+def test_cancelled_in_the_moment_of_its_token(backend, how):
+    """Who is cancelled in the turn in which its token comes has not taken it, or has entered."""
+
+    async def main():
+        async with anyio.create_task_group() as group:
+            crowd = Crowd(RateLimiter(1), group)
+            guests = []
+            for _ in range(4):
+                guests.append(crowd.start())
+                await wait_until_idle(3)
+            jump(1.0)
+            guests[1].cancel(how)
+            await wait_until_idle()
+            assert guests[1].state in ("cancelled", "left")
+            if how == "native" and not is_trio():
+                assert guests[1].state == "cancelled"
+        return crowd.times()
+
+    times = run_virtually(backend, main)
+    assert times == pytest.approx([float(number) for number in range(len(times))])
+    assert len(times) >= 3
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_native_cancellation_is_not_taken_for_the_timer(turns):
+    """A task that is cancelled in any turn around its own timer ends cancelled, or had entered."""
+
+    async def main():
+        limiter = RateLimiter(1)
+        await limiter.acquire()
+        entered = []
+
+        async def ask():
+            await limiter.acquire()
+            entered.append(now())
+
+        task = asyncio.create_task(ask())
+        await wait_until_idle()
+        jump(1.0)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        was_in_time = task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled() == was_in_time == (not entered)
+        assert was_in_time or turns
+
+        before = now()
+        await limiter.acquire()
+        return now() - before - len(entered)
+
+    assert run_virtually("asyncio", main) == pytest.approx(0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    burst=st.integers(1, 4),
+    guests=st.lists(
+        st.tuples(
+            st.sampled_from([0, 0, 0.25, 0.5, 1, 3]),
+            st.sampled_from([None, None, 0, 0.25, 1, 2.5]),
+            st.sampled_from(["scope", "native"]),
+        ),
+        max_size=25,
+    ),
+)
+@on_each_backend
+def test_any_crowd(backend, burst, guests):
+    """Those who enter do so exactly when a bucket without the cancelled ones would let them."""
+
+    async def main():
+        async with anyio.create_task_group() as group:
+            crowd = Crowd(RateLimiter(1, burst=burst), group)
+
+            async def cancel_later(guest, delay, how):
+                await anyio.sleep(delay)
+                guest.cancel(how)
+
+            for pause, cancel_after, how in guests:
+                await anyio.sleep(pause)
+                guest = crowd.start()
+                if cancel_after is not None:
+                    group.start_soon(cancel_later, guest, cancel_after, how)
+        assert timers_left() == 0
+        return crowd.entered
+
+    entered = run_virtually(backend, main)
+
+    tokens, at = float(burst), 0.0
+    for _, arrived_at, entered_at in entered:
+        expected = max(arrived_at, at)
+        tokens = min(burst, tokens + expected - at)
+        if tokens < 1:
+            expected += 1 - tokens
+            tokens = 1.0
+        tokens, at = tokens - 1, expected
+        assert entered_at == expected
+    unharmed = sum(cancel_after is None for _, cancel_after, _ in guests)
+    assert len(entered) >= unharmed
+
+
+@pytest.mark.anyio
+async def test_on_the_real_clock():
+    """On a real clock, uvloop's coarse one too, everybody enters, and nothing is left."""
+    limiter = RateLimiter(1000, burst=2)
+    with nothing_left():
+        async with anyio.create_task_group() as group:
+            crowd = Crowd(limiter, group)
+            for _ in range(8):
+                crowd.start()
+
+    assert len(crowd.entered) == 8
+
+
+def test_a_limiter_serves_one_loop_after_another():
+    """The clocks of two loops have nothing to do with each other: each has a full bucket."""
+    limiter = RateLimiter(1, per=60, burst=2)
+
+    async def main(start):
+        await anyio.sleep(start)
+        return await entries(limiter, 3)
+
+    for backend, start in [("trio", 1e6), ("trio", 0), ("asyncio", 1e5), ("asyncio", 0)]:
+        assert run_virtually(backend, main, start) == pytest.approx([0, 0, 60])
+
+
+def test_a_limiter_limits_each_loop_by_itself():
+    """Two event loops in two threads at once have a bucket each."""
+    limiter = RateLimiter(1, per=1000)
+    both_inside = threading.Barrier(2, timeout=10)
+
+    async def main():
+        async with limiter:
+            both_inside.wait()
+
+    with ThreadPoolExecutor() as pool:
+        for done in [pool.submit(trio.run, main), pool.submit(lambda: asyncio.run(main()))]:
+            assert done.result() is None
+
+
+@pytest.mark.trio
+async def test_ctrl_c_while_waiting_for_a_token():
+    """P17: Ctrl-C while a task waits gives up its place; the next is not delayed."""
+    limiter = RateLimiter(1000)
+    await limiter.acquire()
+
+    async def main():
+        signal.raise_signal(signal.SIGINT)
+        await limiter.acquire()
+
+    with pytest.raises(KeyboardInterrupt):
+        await main()
+    await limiter.acquire()
+
+
+def test_the_repr_is_the_call():
+    """A limiter shows how it was made."""
+    assert repr(RateLimiter(10)) == "RateLimiter(10, per=1.0, burst=1)"
+    assert repr(RateLimiter(0.5, per=60, burst=3)) == "RateLimiter(0.5, per=60, burst=3)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rate": 0}, "rate of RateLimiter is 0; expected a number above 0: `RateLimiter(10)`"),
+        ({"rate": -1.5}, "rate of RateLimiter is -1.5"),
+        ({"rate": float("nan")}, "rate of RateLimiter is nan"),
+        ({"rate": float("inf")}, "rate of RateLimiter is inf"),
+        ({"rate": 10**400}, "rate of RateLimiter is 1000"),
+        ({"rate": True}, "rate of RateLimiter is True"),
+        ({"rate": "10"}, "rate of RateLimiter is '10'"),
+        ({"rate": 10, "per": 0}, "per of RateLimiter is 0; expected seconds above 0"),
+        ({"rate": 10, "per": None}, "`RateLimiter(10, per=60)`"),
+        ({"rate": 10, "burst": 0}, "burst of RateLimiter is 0; expected an int of at least 1"),
+        ({"rate": 10, "burst": 1.0}, "`RateLimiter(10, per=1.0, burst=5)`"),
+        ({"rate": 10, "burst": True}, "burst of RateLimiter is True"),
+        ({"rate": 1e-300, "per": 1e300}, "has inf seconds from one entry to the next"),
+        ({"rate": 1e300, "per": 1e-300}, "has 0.0 seconds from one entry to the next"),
+    ],
+    ids=str,
+)
+def test_bad_rates(arguments, message):
+    """What is no rate is refused when the limiter is made, with a call that works."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        RateLimiter(**arguments)

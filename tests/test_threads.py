@@ -1,0 +1,1108 @@
+"""Synchronous steps in threads, CPU steps in processes, and answers from threads."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from pathlib import Path
+from types import SimpleNamespace
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+import trio
+
+from penstock import Event, WorkflowRuntimeError
+from penstock import _answers as answering
+from penstock import _processes as processes
+from penstock import _threads as threads
+from penstock._answers import HandlerFromThread, call_and_wait
+from penstock._backends import current_backend
+from penstock._branch import Branch
+from penstock._context import step_context
+from penstock._engine.stepping import run_in_context
+from penstock._processes import in_process, process_faults
+from penstock._thread_operations import ThreadOperations
+from penstock._threads import FromThread, in_loop, in_thread
+from tests.helpers import Catch, Mine, cancelled_class, is_trio, nothing_left, wait_until_idle
+
+
+from_thread = FromThread()
+variable: ContextVar[str] = ContextVar("variable", default="unset")
+
+#: What must not take long on any machine, in seconds.
+LONG = 20
+
+on_asyncio = pytest.mark.parametrize(
+    "anyio_backend",
+    [
+        pytest.param(("asyncio", {}), id="asyncio"),
+        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+    ],
+)
+
+
+class Tile(Event):
+    number: int
+
+
+class Pixels(Event):
+    data: bytes
+
+
+class Run:
+    """What a context needs of its run; notes what it was asked for, and in which thread."""
+
+    run_id = "run-1"
+    is_running = True
+    log = object()
+
+    def __init__(self):
+        self.calls = []
+        self.error = None
+
+    def _note(self, *call):
+        self.calls.append((threading.get_ident(), *call))
+        if self.error is not None:
+            raise self.error
+
+    @property
+    def store(self):
+        self._note("store")
+        return "the store"
+
+    def send(self, context, event, target):
+        self._note("send", context, event, target)
+        return Branch(self, SimpleNamespace(is_over=False, is_cancelled=False), context)
+
+    def cancel_branch(self, group, reason):
+        self._note("cancel_branch", reason)
+
+    async def wait_for_branch(self, group, step):
+        await anyio.lowlevel.checkpoint()
+        self._note("wait_for_branch", step)
+
+    def publish(self, event):
+        self._note("publish", event)
+
+    def collect(self, context, event, expected, key):
+        self._note("collect", context, event, expected, key)
+        return [event]
+
+    async def wait_for(self, context, kind, requirements, waiter_event, timeout):
+        await anyio.lowlevel.checkpoint()
+        self._note("wait_for", kind)
+        return Tile(number=7)
+
+    async def run_child(self, context, handler, stream):
+        await anyio.lowlevel.checkpoint()
+        return handler, stream
+
+    def retry_info(self, context):
+        self._note("retry_info", context)
+        return "info"
+
+    def deadline(self):
+        return current_backend().current_effective_deadline()
+
+    def snapshot(self):
+        self._note("snapshot")
+        return {}
+
+
+def context_of(run):
+    return step_context(ThreadOperations(run), SimpleNamespace(name="crunch", index=3), None, None)
+
+
+def call(function, *arguments, abandon=False):
+    """Run a synchronous step: ``function(*arguments)``."""
+    step = in_thread(lambda _workflow, *rest: function(*rest), abandon_on_cancel=abandon)
+    return step(None, *arguments)
+
+
+class Cancelling:
+    """A step that is cancelled once it has told that it is under way.
+
+    ``seen`` is what the step's thread raised; ``here()`` tells, from the thread, that the time has
+    come, and ``scope`` is what is cancelled then.
+    """
+
+    def __init__(self, function, *, abandon=False):
+        self.function = function
+        self.abandon = abandon
+        self.reached = anyio.Event()
+        self.over = threading.Event()
+        self.seen = None
+        self.scope = anyio.CancelScope()
+
+    def here(self):
+        from_thread.run_sync(self.reached.set)
+
+    def _body(self):
+        try:
+            self.function(self)
+        except BaseException as error:
+            self.seen = error
+            raise
+        finally:
+            self.over.set()
+
+    async def _host(self):
+        with self.scope:
+            await call(self._body, abandon=self.abandon)
+
+    async def run(self, before_end=None):
+        with anyio.fail_after(LONG), nothing_left():
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._host)
+                await self.reached.wait()
+                await wait_until_idle()
+                self.scope.cancel()
+                if before_end is not None:
+                    await before_end()
+        assert self.scope.cancelled_caught
+
+
+# -- the context in a thread ----------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_operations_are_done_in_the_loop():
+    """What a step asks of its context in its thread is done in the thread of the event loop."""
+    run, event, here = Run(), Tile(number=1), threading.get_ident()
+    ctx = context_of(run)
+    found = []
+
+    def step():
+        found.append(threading.get_ident())
+        branch = ctx.send_event(event, "other")
+        branch.cancel("not needed")
+        from_thread.run(branch.wait)
+        ctx.write_event_to_stream(event)
+        found.append(ctx.collect_events(event, [Tile]))
+        found.append((ctx.run_id, ctx.is_running, ctx.store, ctx.retry_info(), ctx.to_dict()))
+        return ctx.from_thread.run(ThreadOperations(run).run_child, ctx, "child", "off")
+
+    with anyio.fail_after(LONG):
+        assert await call(step) == ("child", "off")
+
+    assert found[0] != here
+    assert found[1:] == [[event], ("run-1", True, "the store", "info", {})]
+    assert run.calls == [
+        (here, "send", ctx, event, "other"),
+        (here, "cancel_branch", "not needed"),
+        (here, "wait_for_branch", ctx),
+        (here, "publish", event),
+        (here, "collect", ctx, event, [Tile], "default"),
+        (here, "store"),
+        (here, "retry_info", ctx),
+        (here, "snapshot"),
+    ]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("abandon", [False, True])
+async def test_deadline(abandon):
+    """A step in a thread sees the deadline that is around it."""
+    ctx = context_of(Run())
+
+    with anyio.fail_after(LONG) as scope:
+        assert await call(lambda: ctx.deadline, abandon=abandon) == scope.deadline
+
+
+@pytest.mark.anyio
+async def test_operation_raises_in_the_thread():
+    """What an operation raises in the loop comes out in the step's thread, as that object."""
+    run = Run()
+    run.error = Mine()
+    catch = Catch()
+
+    def step(ctx):
+        with catch:
+            ctx.send_event(Tile(number=1))
+
+    await call(step, context_of(run))
+
+    assert catch.error is run.error
+
+
+@pytest.mark.anyio
+async def test_operations_from_the_loop_go_straight_on():
+    """What a step has running in the loop uses the same context, without a hop."""
+    run, here = Run(), threading.get_ident()
+
+    async def ask(ctx):
+        ctx.write_event_to_stream(None)
+        assert in_loop(threading.get_ident) == here
+        assert ctx.is_running
+        return await ctx.wait_for_event(Tile)
+
+    def step(ctx):
+        return from_thread.run(ask, ctx)
+
+    event = await call(step, context_of(run))
+
+    assert event.number == 7
+    assert [(thread, name) for thread, name, *_ in run.calls] == [
+        (here, "publish"),
+        (here, "wait_for"),
+    ]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("abandon", [False, True])
+async def test_from_thread_gives_back_what_comes_of_it(abandon):
+    """``from_thread.run`` and ``run_sync`` return or raise what the function does, as itself."""
+    error, here = Mine(), threading.get_ident()
+
+    async def double(number, *, plus):
+        await anyio.lowlevel.checkpoint()
+        assert threading.get_ident() == here
+        return number * 2 + plus
+
+    async def fail():
+        await anyio.lowlevel.checkpoint()
+        raise error
+
+    def fail_at_once():
+        raise error
+
+    def step():
+        assert from_thread.run(double, 3, plus=1) == 7
+        assert from_thread.run_sync(max, 1, 2) == 2
+        for function, argument in ((from_thread.run, fail), (from_thread.run_sync, fail_at_once)):
+            with Catch() as catch:
+                function(argument)
+            assert catch.error is error
+        from_thread.check_cancelled()
+        raise error
+
+    with Catch() as catch, anyio.fail_after(LONG), nothing_left():
+        await call(step, abandon=abandon)
+
+    assert catch.error is error
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("abandon", [False, True])
+async def test_context_variables(abandon):
+    """P15: a step's thread, and what it has running in the loop, sees its context variables."""
+    variable.set("of the step")
+    seen = []
+
+    async def look():
+        seen.append(variable.get())
+        await anyio.lowlevel.checkpoint()
+        seen.append(variable.get())
+
+    def step():
+        seen.append(variable.get())
+        variable.set("of the thread")
+        seen.append(from_thread.run_sync(variable.get))
+        from_thread.run(look)
+
+    # As the engine does it: each invocation in a context of its own, within a task.
+    await run_in_context(call(step, abandon=abandon), copy_context())
+
+    assert seen == ["of the step", *["of the thread"] * 3]
+    assert variable.get() == "of the step"
+
+
+@pytest.mark.anyio
+async def test_stop_iteration_is_told():
+    """A StopIteration that leaves a step in a thread becomes an error that names the step."""
+    with pytest.raises(WorkflowRuntimeError, match="raised StopIteration") as caught:
+        await call(lambda: next(iter(())))
+
+    assert type(caught.value.__cause__) is StopIteration
+
+
+@pytest.mark.anyio
+async def test_coroutine_is_refused():
+    """A plain step that returns a coroutine is told to be async, and the coroutine is closed."""
+    with pytest.raises(WorkflowRuntimeError, match="returned a coroutine; expected `async def"):
+        await call(anyio.sleep, 0)
+
+
+@pytest.mark.anyio
+async def test_from_thread_refuses_the_wrong_kind_of_function():
+    """``run`` wants an async function and ``run_sync`` one that is not; each names the other."""
+
+    async def nothing():
+        pass
+
+    def step():
+        with pytest.raises(TypeError, match=r"not async|expected an async function"):
+            from_thread.run(dict)
+        with pytest.raises(TypeError, match=r"given an async function|asynchronous"):
+            from_thread.run_sync(nothing)
+
+    await call(step)
+
+
+@pytest.mark.anyio
+async def test_from_thread_elsewhere():
+    """``from_thread`` says where it belongs: not in the loop's thread, and not in a foreign one."""
+    raised = []
+
+    def foreign():
+        with pytest.raises(WorkflowRuntimeError, match="outside of a synchronous step") as caught:
+            from_thread.run(anyio.sleep, 0)
+        raised.append(caught.value)
+
+    def step():
+        from_thread.run_sync(in_the_loop)
+        thread = threading.Thread(target=copy_context().run, args=(foreign,))
+        thread.start()
+        thread.join(LONG)
+
+    def in_the_loop():
+        with pytest.raises(WorkflowRuntimeError, match="own thread"):
+            from_thread.run_sync(int)
+
+    in_the_loop()
+    await call(step)
+    await anyio.to_thread.run_sync(foreign)
+
+    assert len(raised) == 2
+
+
+# -- cancellation -----------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("what", ["send", "publish", "collect", "is_running"])
+async def test_cancelled_at_a_call_of_the_context(what):
+    """P2: a step in a thread sees the cancellation at its next call of the context."""
+    run = Run()
+    ctx = context_of(run)
+    event = Tile(number=1)
+    uses = {
+        "send": lambda: ctx.send_event(event),
+        "publish": lambda: ctx.write_event_to_stream(event),
+        "collect": lambda: ctx.collect_events(event, [Tile]),
+        "is_running": lambda: ctx.is_running,
+    }
+
+    def step(case):
+        uses[what]()
+        case.here()
+        until = time.monotonic() + LONG
+        while time.monotonic() < until:
+            uses[what]()
+
+    case = Cancelling(step)
+    await case.run()
+    count = len(run.calls)
+    await wait_until_idle()
+
+    assert type(case.seen) is cancelled_class()
+    assert len(run.calls) == count
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("abandon", [False, True])
+async def test_cancelled_in_check_cancelled(abandon):
+    """A loop that asks now and then ends by the cancellation, abandoned or not."""
+
+    def step(case):
+        case.here()
+        until = time.monotonic() + LONG
+        while time.monotonic() < until:
+            from_thread.check_cancelled()
+
+    case = Cancelling(step, abandon=abandon)
+    if abandon:
+        with pytest.warns(RuntimeWarning, match="left running"):
+            await case.run()
+
+        assert case.over.wait(LONG)
+        assert isinstance(case.seen, cancelled_class() | WorkflowRuntimeError)
+    else:
+        await case.run()
+
+        assert type(case.seen) is cancelled_class()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("abandon", [False, True])
+async def test_cancelled_in_from_thread_run(abandon):
+    """P1: what a thread has running in the loop is cancelled and cleaned up before the step ends."""
+    cleaned = []
+
+    async def sleep(case):
+        case.reached.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await wait_until_idle(5)
+            cleaned.append(True)
+
+    def step(case):
+        from_thread.run(sleep, case)
+
+    case = Cancelling(step, abandon=abandon)
+    if abandon:
+        with pytest.warns(RuntimeWarning, match="left running"):
+            await case.run()
+        assert cleaned == [True]
+        assert await anyio.to_thread.run_sync(case.over.wait, LONG)
+    else:
+        await case.run()
+
+    assert cleaned == [True]
+    assert isinstance(case.seen, cancelled_class())
+
+
+@pytest.mark.anyio
+async def test_thread_is_waited_for():
+    """P1: a cancelled step is left when its thread has ended, not before."""
+    release = threading.Event()
+    case = Cancelling(lambda case: (case.here(), release.wait(LONG)))
+
+    async def look():
+        await wait_until_idle()
+        assert not case.over.is_set()
+        release.set()
+
+    with anyio.fail_after(LONG):
+        async with anyio.create_task_group() as group:
+            group.start_soon(case._host)
+            await case.reached.wait()
+            case.scope.cancel()
+            await look()
+
+    assert case.over.is_set()
+
+
+async def cancel_natively(case, times, between):
+    """Cancel the task of a step by ``Task.cancel()``; return what came out of the task."""
+    task = asyncio.ensure_future(case._host())
+    await case.reached.wait()
+    for _ in range(times):
+        task.cancel("native")
+        await wait_until_idle()
+        assert not task.done()
+    between()
+    with Catch() as catch:
+        await asyncio.wait_for(asyncio.shield(task), LONG)
+    assert case.over.is_set()
+    return task, catch.error
+
+
+@pytest.mark.anyio
+@on_asyncio
+@pytest.mark.parametrize("times", [1, 3])
+async def test_native_cancellation_waits_for_the_thread(times):
+    """P1 under asyncio: ``Task.cancel()``, however often, leaves no thread behind."""
+    release = threading.Event()
+    case = Cancelling(lambda case: (case.here(), release.wait(LONG)))
+    with nothing_left():
+        task, error = await cancel_natively(case, times, release.set)
+
+    assert task.cancelled()
+    assert task.cancelling() == times
+    assert type(error) is asyncio.CancelledError
+    assert case.seen is None
+
+
+@pytest.mark.anyio
+@on_asyncio
+async def test_native_cancellation_is_seen_in_the_thread():
+    """A native cancellation reaches the thread, and what that has running in the loop."""
+
+    async def sleep(case):
+        case.reached.set()
+        await anyio.sleep_forever()
+
+    case = Cancelling(lambda case: from_thread.run(sleep, case))
+    with nothing_left(), anyio.fail_after(LONG):
+        task = asyncio.ensure_future(case._host())
+        await case.reached.wait()
+        task.cancel()
+        await asyncio.wait({task})
+
+    assert task.cancelled()
+    assert type(case.seen) is asyncio.CancelledError
+
+
+@pytest.mark.anyio
+@on_asyncio
+async def test_failure_of_the_clean_up_after_a_native_cancellation():
+    """What a step raises while it is cancelled comes out, as it does from an async step."""
+    error, release = Mine(), threading.Event()
+
+    def step(case):
+        case.here()
+        release.wait(LONG)
+        raise error
+
+    _, raised = await cancel_natively(Cancelling(step), 1, release.set)
+
+    assert raised is error
+
+
+@pytest.mark.anyio
+@on_asyncio
+async def test_own_cancelled_error_is_no_cancellation():
+    """A ``concurrent.futures.CancelledError`` of the step's own comes out as itself."""
+    from concurrent.futures import CancelledError  # noqa: PLC0415 - it is used here only
+
+    error = CancelledError("mine")
+
+    async def fail():
+        raise error
+
+    with Catch() as catch:
+        await call(lambda: from_thread.run(fail))
+
+    assert catch.error is error
+
+
+# -- abandoned threads ------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_abandoned_thread():
+    """P1: an abandoned thread is named in a warning, and its context does nothing any more."""
+    run = Run()
+    ctx = context_of(run)
+    release = threading.Event()
+    raised = []
+
+    def step(case):
+        case.here()
+        release.wait(LONG)
+        for use in (
+            lambda: ctx.send_event(Tile(number=1)),
+            lambda: ctx.write_event_to_stream(Tile(number=1)),
+            lambda: ctx.is_running,
+            lambda: from_thread.run(anyio.sleep, 0),
+            lambda: from_thread.run_sync(raised.append, None),
+            from_thread.check_cancelled,
+        ):
+            with pytest.raises(WorkflowRuntimeError, match="abandoned") as caught:
+                use()
+            raised.append(caught.value)
+        raise caught.value
+
+    case = Cancelling(step, abandon=True)
+    with pytest.warns(RuntimeWarning, match=r"step .* was cancelled and its thread left running"):
+        await case.run()
+
+    assert not case.over.is_set()
+
+    release.set()
+
+    assert await anyio.to_thread.run_sync(case.over.wait, LONG)
+    assert len(raised) == 6
+    assert run.calls == []
+
+
+@pytest.mark.anyio
+async def test_warning_as_an_error_does_not_replace_the_cancellation(monkeypatch):
+    """Where warnings are errors, the warning goes to ``sys.unraisablehook``."""
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: told.append(args.exc_value))
+    release = threading.Event()
+    case = Cancelling(lambda case: (case.here(), release.wait(LONG)), abandon=True)
+    await case.run()
+    release.set()
+
+    assert [type(error) for error in told] == [RuntimeWarning]
+    assert "left running" in str(told[0])
+
+
+@pytest.mark.anyio
+async def test_failure_of_an_abandoned_thread_is_told(monkeypatch):
+    """P9: what an abandoned thread raises goes where failures of threads go."""
+    told = []
+    done = threading.Event()
+    monkeypatch.setattr(
+        threading, "excepthook", lambda args: (told.append(args.exc_value), done.set())
+    )
+    error, release = Mine(), threading.Event()
+
+    def step(case):
+        case.here()
+        release.wait(LONG)
+        raise error
+
+    case = Cancelling(step, abandon=True)
+    with pytest.warns(RuntimeWarning, match="left running"):
+        await case.run()
+    release.set()
+
+    assert await anyio.to_thread.run_sync(done.wait, LONG)
+    assert told == [error]
+
+
+@pytest.mark.anyio
+async def test_hop_that_was_under_way_when_the_thread_was_abandoned():
+    """What an abandoned thread had asked for just before is not done in the loop after all."""
+    done = []
+
+    async def late():
+        done.append(True)
+
+    given_up = threads._Call(current_backend(), "step", may_be_abandoned=True)
+    given_up.give_up()
+    with pytest.raises(WorkflowRuntimeError, match="abandoned"):
+        given_up._apply(lambda: done.append(True))
+    with pytest.raises(WorkflowRuntimeError, match="abandoned"):
+        await given_up._await_in_scope(late)
+
+    assert given_up.enter(done.append, (True,)) is None
+    assert done == []
+
+
+@contextmanager
+def one_thread_at_a_time():
+    limiter = (
+        trio.to_thread.current_default_thread_limiter()
+        if is_trio()
+        else anyio.to_thread.current_default_thread_limiter()
+    )
+    before, limiter.total_tokens = limiter.total_tokens, 1
+    try:
+        yield
+    finally:
+        limiter.total_tokens = before
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("abandon", [False, True])
+async def test_cancelled_before_it_begins(abandon):
+    """A step that is cancelled while it waits for a thread is not called, and no thread is left."""
+    release = threading.Event()
+    first = Cancelling(lambda case: (case.here(), release.wait(LONG)))
+    second = Cancelling(lambda case: case.here(), abandon=abandon)
+    with one_thread_at_a_time(), anyio.fail_after(LONG):
+        async with anyio.create_task_group() as group:
+            group.start_soon(first._host)
+            await first.reached.wait()
+            group.start_soon(second._host)
+            await wait_until_idle()
+            second.scope.cancel()
+            await wait_until_idle()
+            release.set()
+
+    assert first.over.is_set()
+    assert not second.over.is_set()
+
+
+# -- the handler in foreign threads -------------------------------------------------------------------
+
+
+class Handler:
+    """Notes what it is asked for, and in which thread."""
+
+    def __init__(self):
+        self.calls = []
+        self.error = None
+        self.is_over = False
+
+    def send_event(self, event, step):
+        self.calls.append((threading.get_ident(), event, step, variable.get()))
+        if self.error is not None:
+            raise self.error
+
+    def cancel(self, reason):
+        self.calls.append((threading.get_ident(), reason))
+
+    def from_thread(self, call_soon):
+        return HandlerFromThread(
+            call_soon=call_soon,
+            thread=threading.get_ident(),
+            send_event=self.send_event,
+            cancel=self.cancel,
+            is_over=lambda: self.is_over,
+        )
+
+
+@pytest.mark.anyio
+async def test_handler_from_a_foreign_thread():
+    """An answer from a thread that no event loop knows is given in the loop, before it returns."""
+    handler, event, here = Handler(), Tile(number=1), threading.get_ident()
+    answers = handler.from_thread(current_backend().caller_from_threads())
+    done = anyio.Event()
+    raised = []
+
+    def foreign():
+        variable.set("foreign")
+        answers.send_event(event, "listen")
+        answers.cancel("enough")
+        assert len(handler.calls) == 2
+        handler.error = Mine()
+        with Catch() as catch:
+            answers.send_event(event)
+        raised.append(catch.error)
+        handler.is_over = True
+        for use in (lambda: answers.send_event(event), answers.cancel):
+            with pytest.raises(WorkflowRuntimeError, match="after the end of the run"):
+                use()
+            raised.append(None)
+        call_soon(done.set)
+
+    call_soon = current_backend().caller_from_threads()
+    thread = threading.Thread(target=foreign)
+    thread.start()
+    with anyio.fail_after(LONG):
+        await done.wait()
+    thread.join()
+
+    assert raised == [handler.error, None, None]
+    assert handler.calls == [
+        (here, event, "listen", "foreign"),
+        (here, "enough"),
+        (here, event, None, "foreign"),
+    ]
+
+
+@pytest.mark.anyio
+async def test_handler_in_the_thread_of_the_loop():
+    """In the loop's own thread ``from_thread`` is an ordinary call."""
+    handler = Handler()
+    answers = handler.from_thread(None)
+    answers.cancel("at once")
+
+    assert handler.calls == [(threading.get_ident(), "at once")]
+
+
+def in_foreign_thread(function):
+    """Call a function in a new thread; return what it raised."""
+    catch = Catch()
+
+    def body():
+        with catch:
+            function()
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join(LONG)
+    assert not thread.is_alive()
+    return catch.error
+
+
+def test_handler_before_the_run_has_begun():
+    """An answer from a thread before the run has begun is refused, with the way to begin it."""
+    error = in_foreign_thread(Handler().from_thread(None).cancel)
+
+    assert type(error) is WorkflowRuntimeError
+    assert "before the run has begun" in str(error)
+
+
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_handler_after_the_loop(backend):
+    """An answer that comes after the event loop is refused."""
+
+    async def begin():
+        return current_backend().caller_from_threads()
+
+    handler = Handler()
+    answers = handler.from_thread(anyio.run(begin, backend=backend))
+    error = in_foreign_thread(answers.cancel)
+
+    assert type(error) is WorkflowRuntimeError
+    assert "is over" in str(error)
+    assert handler.calls == []
+
+
+def test_loop_that_ends_while_a_thread_waits(monkeypatch):
+    """A thread that waits for a loop that ends without calling is told so; it does not hang."""
+    monkeypatch.setattr(answering, "_LOOK_AGAIN", 0.001)
+    loop = asyncio.new_event_loop()
+    waiting = threading.Event()
+    errors = []
+
+    def call_soon(function):
+        try:
+            return loop.call_soon_threadsafe(function)
+        finally:
+            waiting.set()
+
+    def foreign():
+        with Catch() as catch:
+            call_and_wait(call_soon, int)
+        errors.append(catch.error)
+
+    thread = threading.Thread(target=foreign)
+    thread.start()
+    waiting.wait(LONG)
+    loop.close()
+    thread.join(LONG)
+
+    assert not thread.is_alive()
+    assert type(errors[0]) is WorkflowRuntimeError
+    assert type(errors[0].__cause__) is RuntimeError
+
+
+def test_answer_that_comes_as_the_loop_ends(monkeypatch):
+    """What the loop has done before it ended counts as done."""
+    monkeypatch.setattr(answering, "_LOOK_AGAIN", 0.001)
+    kept = []
+
+    def call_soon(function):
+        if not kept:
+            kept.append(function)
+            return
+        kept[0]()
+        msg = "over"
+        raise RuntimeError(msg)
+
+    assert call_and_wait(call_soon, lambda: 5) == 5
+
+
+# -- processes --------------------------------------------------------------------------------------
+
+
+class Refusing(Exception):
+    """An exception that cannot be unpickled."""
+
+    def __init__(self, first, second):
+        super().__init__(first)
+
+
+def crunch(ev):
+    """Work in a worker process, as the event says."""
+    what = ev.what
+    if what == "pid":
+        return Pixels(data=str(os.getpid()).encode())
+    if what == "big":
+        return Pixels(data=ev.data * 2)
+    if what == "fail":
+        raise LookupError(ev.what, 1)
+    if what == "refuse":
+        raise Refusing(1, 2)
+    if what == "lambda":
+        return Job(what=lambda: None)
+    if what == "die":
+        os._exit(3)
+    Path(ev.path).write_text(str(os.getpid()))
+    time.sleep(LONG)  # it is killed
+    return None
+
+
+class Job(Event):
+    """What to do: open, for the test's own needs."""
+
+
+class Home:
+    @staticmethod
+    def crunch(ev: Tile) -> Pixels:
+        return Pixels(data=b"")
+
+    def method(self, ev: Tile) -> Pixels:
+        return Pixels(data=b"")
+
+
+@pytest.mark.anyio
+async def test_process_step():
+    """A step runs in another process; its events, its results and its failures are pickled."""
+    step = in_process(crunch)
+    workflow = object()
+    with anyio.fail_after(60):
+        pid = await step(workflow, Job(what="pid"))
+        assert int(pid.data) != os.getpid()
+
+        big = await step(workflow, Job(what="big", data=bytes(3_000_000)))
+        assert big.data == bytes(6_000_000)
+
+        with pytest.raises(LookupError) as failed:
+            await step(workflow, Job(what="fail"))
+        assert failed.value.args == ("fail", 1)
+        assert "step crunch" in failed.value.__notes__[0]
+        assert "in crunch" in failed.value.__notes__[0]
+
+        with pytest.raises(WorkflowRuntimeError, match="crunch raised Refusing, which cannot be"):
+            await step(workflow, Job(what="refuse"))
+        with pytest.raises(WorkflowRuntimeError, match="crunch returned Job, which cannot be"):
+            await step(workflow, Job(what="lambda"))
+        with pytest.raises(WorkflowRuntimeError, match="crunch cannot be given Job"):
+            await step(workflow, Job(what=lambda: None))
+        with pytest.raises(WorkflowRuntimeError, match="step crunch died"):
+            await step(workflow, Job(what="die"))
+        assert (await step(workflow, Job(what="big", data=b"!"))).data == b"!!"
+
+
+@pytest.mark.anyio
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are for POSIX")
+async def test_cancel_kills_the_process(tmp_path):
+    """P1: a cancelled process step leaves no process."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    scope = anyio.CancelScope()
+
+    async def host():
+        with scope:
+            await in_process(crunch)(None, Job(what="sleep", path=str(path)))
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            group.start_soon(host)
+            pid = int(await anyio.to_thread.run_sync(path.read_text, abandon_on_cancel=True))
+            os.kill(pid, 0)
+            scope.cancel()
+
+    assert scope.cancelled_caught
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.anyio
+async def test_cancel_while_the_process_starts():
+    """A cancellation that comes while the process starts leaves none to the garbage collector."""
+    scope = anyio.CancelScope()
+
+    async def host():
+        with scope:
+            await in_process(crunch)(None, Job(what="pid"))
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            group.start_soon(host)
+            await wait_until_idle()
+            scope.cancel()
+        gc.collect()
+
+        assert scope.cancelled_caught
+        assert (await in_process(crunch)(None, Job(what="big", data=b"!"))).data == b"!!"
+
+
+def test_process_that_cannot_find_the_step():
+    """What the worker process cannot unpickle is told with the name of the step."""
+    answer = processes._work(b"nothing")
+
+    assert answer[0] == "unread"
+    with pytest.raises(WorkflowRuntimeError, match="cannot find what the step crunch needs"):
+        processes._read_answer("crunch", *answer)
+
+
+def test_process_faults_of_what_is_right():
+    """A function and events at the top of a module have no fault; nor has a static method."""
+    assert process_faults(crunch, [Tile], [Pixels, Tile]) == []
+    assert process_faults(Home.crunch, [Tile], [Pixels]) == []
+
+
+def test_process_faults():
+    """What keeps a step from running in a process is found, and told with its fix."""
+
+    class Local(Event):
+        number: int
+
+    def local(ev):
+        return ev
+
+    async def never(ev):
+        return ev
+
+    never.__qualname__ = "never"
+    shadowed = type("Tile", (Event,), {"__module__": __name__, "__qualname__": "Tile"})
+    unknown = type("Nowhere", (Event,), {"__module__": "no.such.module"})
+
+    assert "defined inside a function" in one(process_faults(local, [Tile], []))
+    assert "is a lambda" in one(process_faults(lambda ev: ev, [Tile], []))
+    assert "event class Local is defined" in one(process_faults(crunch, [Local], [Local]))
+    assert "not what test_threads.Tile names" in one(process_faults(crunch, [shadowed], []))
+    assert "Nowhere is not what" in one(process_faults(crunch, [], [unknown]))
+    assert "takes 'self'" in one(process_faults(Home.method, [Tile], []))
+    assert "is async" in process_faults(never, [], [])[0]
+
+
+def one(faults):
+    assert len(faults) == 1, faults
+    assert "expected" in faults[0]
+    return faults[0]
+
+
+def test_process_faults_in_an_interactive_session():
+    """What is typed into a session is not found by a worker process; that is told."""
+    code = (
+        "from penstock._processes import process_faults\n"
+        "def crunch(ev): return ev\n"
+        "print(process_faults(crunch, [], []))"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+
+    assert "interactive session" in printed
+
+
+def test_process_step_of_a_script(tmp_path):
+    """The events and the exceptions of a script come back as the classes of that script."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import trio
+from penstock import Event
+from penstock._processes import in_process, process_faults
+
+class Tile(Event):
+    number: int
+
+class Sour(Exception):
+    pass
+
+def crunch(ev):
+    if ev.number == 0:
+        raise Sour("zero")
+    return Tile(number=ev.number * 2)
+
+async def main():
+    print(process_faults(crunch, [Tile], [Tile]))
+    result = await in_process(crunch)(None, Tile(number=21))
+    print(type(result) is Tile, result)
+    try:
+        await in_process(crunch)(None, Tile(number=0))
+    except Sour as error:
+        print(repr(error))
+
+if __name__ == "__main__":
+    trio.run(main)
+"""
+    )
+    printed = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=True
+    ).stdout
+
+    assert printed.splitlines() == ["[]", "True Tile(number=42)", "Sour('zero')"]
+
+
+def test_result_that_cannot_be_unpickled():
+    """A result that pickle writes and cannot read is told with the name of the step."""
+    with pytest.raises(WorkflowRuntimeError, match="crunch returned cannot be unpickled"):
+        processes._read_answer("crunch", "result", b"nothing", "", "")
+
+
+# -- what it costs ----------------------------------------------------------------------------------
+
+
+def test_threads_under_trio_import_no_anyio():
+    """P20: a synchronous step under Trio imports neither AnyIO nor asyncio."""
+    code = """
+import sys, trio
+from penstock._threads import FromThread, in_thread
+here = FromThread()
+def body(workflow):
+    here.check_cancelled()
+    here.run(trio.sleep, 0)
+    return here.run_sync(int)
+for abandon in (False, True):
+    assert trio.run(in_thread(body, abandon_on_cancel=abandon), None) == 0
+print(sorted({"anyio", "asyncio"} & set(sys.modules)))
+"""
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+
+    assert printed == "[]\n"
