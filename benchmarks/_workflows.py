@@ -178,6 +178,51 @@ class AskInside(Workflow[Any]):
         return StopEvent(result=answer.response)
 
 
+class Pending(Workflow[int]):
+    """*k* events wait at a step of which two invocations are in flight until they are let go."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
+        self.started = 0
+        self.gate: Any = None
+
+    @step
+    async def produce(self, ev: StartEvent) -> list[Job]:
+        return [Job(i=i) for i in range(self.k)]
+
+    @step(num_workers=2)
+    async def work(self, ev: Job) -> Done:
+        self.started += 1
+        await self.gate.wait()
+        return Done(i=ev.i)
+
+    @step
+    async def join(self, evs: list[Done]) -> StopEvent:
+        return StopEvent(result=sum(ev.i for ev in evs))
+
+
+class Counting(Workflow[float]):
+    """Adds one to a number in its state, *n* times; beside it lie lists of *kib* KiB."""
+
+    def __init__(self, n: int, kib: int) -> None:
+        super().__init__()
+        self.n = n
+        self.kib = kib
+
+    @step
+    async def count(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        await ctx.store.set("rows", [[f"{i:01000}" for i in range(self.kib)]])
+        await ctx.store.set("number", 0)
+        start = now()
+        for _ in range(self.n):
+            async with ctx.store.edit_state() as state:
+                state.number += 1
+        took = now() - start
+        assert await ctx.store.get("number") == self.n
+        return StopEvent(result=took)
+
+
 def stuck_workflow(workers: int) -> type[Any]:
     """*workers* steps in flight that wait for ever, for one number of them."""
 

@@ -140,9 +140,36 @@ def _idle(title: str, inside: int) -> Work:
     )
 
 
+def _snapshot(k: int) -> Work:
+    limit = Goal("number", 50 * k / 10_000)
+    return Work(
+        "snapshot",
+        f"snapshot with {k:,} pending events",
+        "snapshot",
+        {"k": k, "rounds": 5},
+        (
+            Metric("ms", "ms", trio=limit, asyncio=limit, title="write"),
+            Metric("read_ms", "ms", title="read"),
+        ),
+        by_hand=False,
+    )
+
+
+def _state(title: str, kib: int) -> Work:
+    return Work(
+        "state",
+        title,
+        "state",
+        {"n": 10_000, "kib": kib},
+        (Metric("us", "µs/write", trio=Goal("beyond", 1), asyncio=Goal("beyond", 1)),),
+        quick={"n": 2_000},
+    )
+
+
 CHAIN = _chain(1_000, 20), _chain(10_000, 5)
 FAN_OUT_64 = _fan_out(1_000, 64, 10), _fan_out(10_000, 64, 3)
 FAN_OUT_4 = _fan_out(1_000, 4, 10), _fan_out(10_000, 4, 3)
+SNAPSHOTS = _snapshot(1_000), _snapshot(10_000)
 LINEAR = at_most(1.2)
 
 WORKS: tuple[Work, ...] = (
@@ -207,6 +234,9 @@ WORKS: tuple[Work, ...] = (
         (Metric("ms", "ms", trio=at_most(3), asyncio=at_most(3)),),
         quick={"rounds": 3},
     ),
+    *SNAPSHOTS,
+    _state("read and write of the state", 0),
+    _state("read and write beside 1 MB", 1_000),
     Work(
         "import",
         "import",
@@ -221,4 +251,5 @@ GROWTH: tuple[Growth, ...] = (
     Growth("chain", "chain, growth", *CHAIN, "n", LINEAR),
     Growth("fan_out", "fan-out and join, 64 workers, growth", *FAN_OUT_64, "k", LINEAR),
     Growth("fan_out", "fan-out and join, 4 workers, growth", *FAN_OUT_4, "k", LINEAR),
+    Growth("snapshot", "snapshot, growth", *SNAPSHOTS, "k", LINEAR),
 )

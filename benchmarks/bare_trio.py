@@ -301,6 +301,27 @@ def timeout(deadline_ms: int, cleanup_ms: int, rounds: int) -> Numbers:
     return {"ms": took * 1e3 - deadline_ms - cleanup_ms}
 
 
+def state(n: int, kib: int) -> Numbers:
+    """*n* times read and write a number in a dict under a lock, next to *kib* KiB of lists."""
+
+    async def once() -> float:
+        values: dict[str, Any] = {"rows": [[f"{i:01000}" for i in range(kib)]], "number": 0}
+        lock = trio.Lock()
+        start = now()
+        for _ in range(n):
+            async with lock:
+                values["number"] += 1
+        took = now() - start
+        assert values["number"] == n
+        return took
+
+    async def main() -> Numbers:
+        times = [await once() for _ in range(6)]
+        return {"us": sorted(times[1:])[2] / n * 1e6}
+
+    return trio.run(main)
+
+
 WORKS = {
     work.__name__: work
     for work in (
@@ -314,6 +335,7 @@ WORKS = {
         idle_runs,
         cancel,
         timeout,
+        state,
     )
 }
 

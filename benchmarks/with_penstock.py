@@ -13,6 +13,8 @@ from benchmarks._workflows import (
     AskInside,
     Chain,
     CountedChain,
+    Counting,
+    Pending,
     Streamer,
     ThreeSteps,
     TimedStreamer,
@@ -195,6 +197,43 @@ def timeout(deadline_ms: int, cleanup_ms: int, rounds: int) -> Numbers:
     return {"ms": took * 1e3 - deadline_ms - cleanup_ms}
 
 
+def snapshot(k: int, rounds: int) -> Numbers:
+    """Write, read and go on from the books of a run with *k* pending events."""
+
+    async def main() -> Numbers:
+        workflow = Pending(k)
+        workflow.gate = lib.Event()
+        writing, reading = [], []
+        async with workflow.run() as handler:
+            while workflow.started < 2:
+                await lib.lowlevel.checkpoint()
+            for _ in range(rounds + 1):
+                gc.collect()
+                start = now()
+                data = handler.snapshot()
+                written = now()
+                again = workflow.resume(data)
+                reading.append(now() - written)
+                writing.append(written - start)
+            workflow.gate.set()
+            assert await handler == await again == k * (k - 1) // 2
+        taken, read = (sorted(times[1:])[rounds // 2] for times in (writing, reading))
+        return {"ms": taken * 1e3, "us": taken / k * 1e6, "read_ms": read * 1e3}
+
+    return lib.run(main)
+
+
+def state(n: int, kib: int) -> Numbers:
+    """*n* times read and write a number in the state, next to *kib* KiB that are not touched."""
+
+    async def main() -> Numbers:
+        workflow = Counting(n, kib)
+        times = [await workflow.run() for _ in range(6)]
+        return {"us": sorted(times[1:])[2] / n * 1e6}
+
+    return lib.run(main)
+
+
 WORKS = {
     work.__name__: work
     for work in (
@@ -209,6 +248,8 @@ WORKS = {
         idle_runs,
         cancel,
         timeout,
+        snapshot,
+        state,
     )
 }
 

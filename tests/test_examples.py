@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import trio
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+GUIDE = Path(__file__).parent.parent / "docs" / "steps.md"
 
 
 def run_example(name, *arguments, cwd, stdin=""):
@@ -67,6 +72,55 @@ def test_human(tmp_path):
 def test_human_with_nobody_there(tmp_path):
     """The end of the input ends the run, and not in an error."""
     assert run_example("human.py", cwd=tmp_path).endswith("Nobody there. Good night.\n")
+
+
+def test_approval_over_http(tmp_path):
+    """A client hangs up and comes back; bad and late answers are refused, a good one is taken."""
+    printed = run_example("approval_over_http.py", cwd=tmp_path)
+    hung_up, _, answered = printed.partition("POST /runs/")
+
+    assert '"1200 for a lock?"' in hung_up
+    assert "StopEvent" not in hung_up
+    assert "Verdict.approved is 'perhaps', which is not bool" in answered
+    assert 'data: {"result": "paid by ann"}' in answered
+    assert "is over (completed), so Verdict reaches nobody" in answered
+
+
+@pytest.mark.parametrize(
+    ("request_line", "body", "said"),
+    [
+        ("POST /runs", [1], "TypeError: Claim was given [1]; expected an object"),
+        ("POST /runs", {"purpose": "x"}, "TypeError: Claim lacks 'amount'"),
+        ("POST /runs", {"purpose": "x", "amount": 1, "n": 2}, "Claim has no field 'n'"),
+        ("POST /runs/none/answer", {"approved": True, "by": "ann"}, "KeyError: 'none'"),
+        ("GET /runs/none/events", None, "KeyError: 'none'"),
+    ],
+)
+def test_approval_over_http_refuses(request_line, body, said):
+    """What a client gets wrong it is told, with the field; nothing of it ends the server."""
+    example = runpy.run_path(str(EXAMPLES / "approval_over_http.py"))
+    answers = []
+
+    def play(port):
+        answers.append(example["call"](port, request_line, body))
+        answers.append(example["call"](port, "POST /runs", {"purpose": "x", "amount": 1}))
+
+    example["main"].__globals__["play_client"] = play
+    trio.run(example["main"])
+
+    assert said in json.loads(answers[0])["error"]
+    assert "run_id" in json.loads(answers[1])
+
+
+def test_process_step_of_the_guide(tmp_path):
+    """The example of a step in a process works where the guide says: in a file of its own."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
+    imports = blocks[0].partition("\n\n\n")[0]
+    (shown,) = [block for block in blocks if "in_process=True" in block]
+    program = f'{imports}\n{shown}\nif __name__ == "__main__":\n    trio.run(main)\n'
+    (tmp_path / "primes.py").write_text(program)
+
+    assert run_example(tmp_path / "primes.py", cwd=tmp_path) == "[7919, 7927]\n"
 
 
 def test_cancel(tmp_path):

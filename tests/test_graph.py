@@ -340,14 +340,16 @@ SIGNATURES = [
         not_an_event,
         (
             "has a parameter 'n' that is neither an event nor the context; expected "
-            "`n: SomeEvent`, `n: Context` or a default"
+            "`n: SomeEvent`, `n: Context`, `n: Annotated[T, Resource(factory)]` or a "
+            "default"
         ),
     ),
     (
         no_annotation,
         (
             "has a parameter 'ev' that is neither an event nor the context; expected "
-            "`ev: SomeEvent`, `ev: Context` or a default"
+            "`ev: SomeEvent`, `ev: Context`, `ev: Annotated[T, Resource(factory)]` or a "
+            "default"
         ),
     ),
     (
@@ -379,7 +381,7 @@ SIGNATURES = [
     (returns_mixed, "says that it returns str; expected event classes, lists of them, or None"),
     (
         returns_list_of_int,
-        "says that it returns list; expected event classes, lists of them, or None",
+        "says that it returns list[int]; expected event classes, lists of them, or None",
     ),
     (
         unknown_name,
@@ -399,7 +401,8 @@ SIGNATURES = [
         union_with_none,
         (
             "has a parameter 'ev' that is neither an event nor the context; expected "
-            "`ev: SomeEvent`, `ev: Context` or a default"
+            "`ev: SomeEvent`, `ev: Context`, `ev: Annotated[T, Resource(factory)]` or a "
+            "default"
         ),
     ),
 ]
@@ -1186,9 +1189,10 @@ async def test_join_that_is_reached_at_two_depths_loses_no_branch():
 # -- the decorator ----------------------------------------------------------------------------------------------------
 
 
-def make_sync():
+def make_plain_generator():
     @step
-    def plain(self, ev: StartEvent) -> StopEvent: ...
+    def stream(self, ev: StartEvent) -> StopEvent:
+        yield
 
 
 def make_generator():
@@ -1227,10 +1231,10 @@ def with_timeout(value):
     ("make", "message"),
     [
         (
-            make_sync,
+            make_plain_generator,
             (
-                "@step needs an async method, and make_sync.<locals>.plain is not one; expected "
-                "`async def plain(self, ev: ...) -> ...`"
+                "the step make_plain_generator.<locals>.stream is a generator; expected an async "
+                "method that returns its event and streams with ctx.write_event_to_stream(event)"
             ),
         ),
         (
@@ -1240,8 +1244,8 @@ def with_timeout(value):
                 "method that returns its event and streams with ctx.write_event_to_stream(event)"
             ),
         ),
-        (make_class, "@step needs an async method, and make_class.<locals>.Odd is not one"),
-        (make_from_number, "@step needs an async method, and 3 is not one"),
+        (make_class, "@step needs a method, and make_class.<locals>.Odd is not one"),
+        (make_from_number, "@step needs a method, and 3 is not one"),
         (with_workers(0), "num_workers of the step .*odd is 0; expected an int of at least 1"),
         (with_workers(-1), "num_workers of the step .*odd is -1; expected an int of at least 1"),
         (with_workers(True), "num_workers of the step .*odd is True; expected an int"),

@@ -50,6 +50,11 @@ on_asyncio = pytest.mark.parametrize(
 )
 
 
+def caller_into_this_loop():
+    backend = current_backend()
+    return backend.caller_into(backend.current_loop())
+
+
 class Tile(Event):
     number: int
 
@@ -733,7 +738,7 @@ class Handler:
 async def test_handler_from_a_foreign_thread():
     """An answer from a thread that no event loop knows is given in the loop, before it returns."""
     handler, event, here = Handler(), Tile(number=1), threading.get_ident()
-    answers = handler.from_thread(current_backend().caller_from_threads())
+    answers = handler.from_thread(caller_into_this_loop())
     done = anyio.Event()
     raised = []
 
@@ -753,7 +758,7 @@ async def test_handler_from_a_foreign_thread():
             raised.append(None)
         call_soon(done.set)
 
-    call_soon = current_backend().caller_from_threads()
+    call_soon = caller_into_this_loop()
     thread = threading.Thread(target=foreign)
     thread.start()
     with anyio.fail_after(LONG):
@@ -806,7 +811,7 @@ def test_handler_after_the_loop(backend):
     """An answer that comes after the event loop is refused."""
 
     async def begin():
-        return current_backend().caller_from_threads()
+        return caller_into_this_loop()
 
     handler = Handler()
     answers = handler.from_thread(anyio.run(begin, backend=backend))

@@ -45,7 +45,7 @@ class HandlerFromThread:
         """Take what to call in the event loop.
 
         Args:
-            call_soon: What ``backend.caller_from_threads()`` returned in the loop's thread when
+            call_soon: What ``backend.caller_into(loop)`` returned for the loop of the run when
                 the run began; None if it has not.
             thread: The identifier of the loop's thread.
             send_event: Sends an event into the run, to all steps or to the one named.
@@ -77,8 +77,10 @@ class HandlerFromThread:
         Args:
             reason: What ``WorkflowCancelledError`` and the terminal event say.
 
+        A run that is over stays as it is.
+
         Raises:
-            WorkflowRuntimeError: The run has not begun or has ended, or the event loop is over.
+            WorkflowRuntimeError: The run has not begun, or the event loop is over.
         """
         self._do("cancel", partial(self._cancel, reason))
 
@@ -111,7 +113,7 @@ def call_and_wait(
     """Have an event loop call ``function``, in the context of the caller, and wait for it.
 
     Args:
-        call_soon: What ``backend.caller_from_threads()`` returned in that loop's thread.
+        call_soon: What ``backend.caller_into(loop)`` returned for that loop.
         function: What to call; for a caller in any other thread.
 
     Returns:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol, final
 
+from penstock._backends import current_backend
+
 
 class BranchOperations(Protocol):
     """What the runner does for a branch."""
@@ -65,9 +67,12 @@ class Branch:
             Exception: What a step of the branch raised: that object, with a note for each further
                 failure.
             WorkflowRuntimeError: The branch waits for the very step that calls this, or its event
-                is kept back until that step has succeeded.
+                is kept back until that step has succeeded; or the branch is not over, and the
+                caller is no step of the run, nor a task that one started.
         """
-        if self._run is not None:
+        if self._run is None:
+            await current_backend().checkpoint()
+        else:
             await self._run.wait_for_branch(self._group, self._step)
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import typing
 from pathlib import Path, PurePath
@@ -16,7 +15,8 @@ def read_file(path: Path) -> Any:
         OSError: It cannot be read; a note tells the working directory.
         ValueError: It is not valid.
     """
-    import tomllib  # noqa: PLC0415 - only workflows with a configuration need it
+    import json  # noqa: PLC0415 - only workflows with a configuration need them
+    import tomllib  # noqa: PLC0415
 
     try:
         data = path.read_text(encoding="utf-8")

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Typ
 import attrs
 
 from penstock._errors import WorkflowRuntimeError
+from penstock._events import Event
 from penstock._streams import StreamSender
 
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from typing_extensions import TypeVar as TypeVarWithDefault
 
     from penstock._branch import Branch
-    from penstock._events import Event, StartEvent
+    from penstock._events import StartEvent
     from penstock._retries import RetryInfo
     from penstock._steps import Step
     from penstock._store import StateStore
@@ -120,8 +121,13 @@ class Context(Generic[StateT]):
     __slots__ = ("_again", "_group", "_is_over", "_progress", "_record", "_run", "_step", "_stream")
 
     def __init__(self, workflow: Workflow[Any]) -> None:
+        _check_workflow(workflow, "Context(...)", "Context(MyWorkflow())")
         self._run: Any = workflow._open_seed(None)
         self._step: Step | None = None
+        self._group: Any = None
+        self._again: Any = None
+        self._record: Any = None
+        self._progress: Callable[[], object] | None = None
         self._is_over = False
         self._stream: StreamSender | None = None
 
@@ -135,7 +141,8 @@ class Context(Generic[StateT]):
         Raises:
             SnapshotError: The data is no snapshot of this workflow, or not of its present shape.
         """
-        return outer_context(workflow._open_seed(data))
+        _check_workflow(workflow, "Context.from_dict(...)", "Context.from_dict(MyWorkflow(), data)")
+        return outer_context(workflow._open_seed(data or {}))
 
     def to_dict(self) -> dict[str, Any]:
         """Return a snapshot of the run, or of the state alone before it; plain JSON data.
@@ -149,7 +156,10 @@ class Context(Generic[StateT]):
 
     def _in_step(self, what: str) -> Step:
         if self._step is None:
-            msg = f"{what} was called outside of a step; expected the `ctx` that a step is given"
+            msg = (
+                f"{what} was called outside of a step; expected the `ctx` that a step is given, or, "
+                "from outside, the handler: `handler.send_event(event)`"
+            )
             raise WorkflowRuntimeError(msg)
         if self._is_over:
             msg = (
@@ -204,6 +214,8 @@ class Context(Generic[StateT]):
     @property
     def store(self) -> StateStore[StateT]:
         """The state of the run, shared by its steps."""
+        if self._progress is not None:
+            self._progress()
         return self._run.store  # type: ignore[no-any-return]
 
     @property
@@ -286,7 +298,21 @@ class Context(Generic[StateT]):
         Raises:
             WorkflowTimeoutError: No event came in time.
             WorkflowRuntimeError: The step has ended.
+            TypeError: It is no class of events, or ``requirements`` is no mapping.
         """
+        kind: Any = event_type
+        if not (isinstance(kind, type) and issubclass(kind, Event)):
+            msg = (
+                f"wait_for_event was given {event_type!r:.200}; expected a class of events: "
+                "`await ctx.wait_for_event(HumanResponseEvent)`"
+            )
+            raise TypeError(msg)
+        if requirements is not None and not hasattr(requirements, "items"):
+            msg = (
+                f"requirements of wait_for_event is {requirements!r:.200}; expected fields with their "
+                'values: `requirements={"name": "ann"}`'
+            )
+            raise TypeError(msg)
         self._in_step(f"wait for {event_type.__name__}")
         event = await self._run.wait_for(
             self, event_type, requirements or {}, waiter_event, timeout
@@ -342,8 +368,13 @@ class Context(Generic[StateT]):
             Exception: What a step of the child raised: that object, with a note for each level.
             WorkflowTimeoutError: The child did not end by its own timeout.
             ValueError: ``stream`` is none of the three.
+            TypeError: The fields do not fit the child's start event, or it is no workflow object.
         """
         self._in_step(f"run {type(workflow).__name__}")
+        if isinstance(workflow, type):
+            name = workflow.__name__
+            msg = f"run_child was given the class {name}; expected an object: run_child({name}())"
+            raise TypeError(msg)
         if stream not in ("forward", "tag", "off"):
             msg = f"stream is {stream!r}; expected 'forward', 'tag' or 'off'"
             raise ValueError(msg)
@@ -358,6 +389,12 @@ class Context(Generic[StateT]):
     def __repr__(self) -> str:
         where = "" if self._step is None else f" of step {self._step.name!r}"
         return f"<Context{where} in run {self.run_id}>"
+
+
+def _check_workflow(workflow: object, what: str, expected: str) -> None:
+    if isinstance(workflow, type) or not hasattr(workflow, "_open_seed"):
+        msg = f"{what} was given {workflow!r}, which is no workflow object; expected {expected}"
+        raise TypeError(msg)
 
 
 _new = object.__new__
@@ -379,6 +416,6 @@ def outer_context(run: Any) -> Context[Any]:
     """Return a context outside of a step; for the engine."""
     context: Context[Any] = _new(Context)
     context._run = run
-    context._step = context._stream = None
+    context._step = context._stream = context._progress = None
     context._is_over = False
     return context

@@ -31,8 +31,12 @@ def decode_event(cls: type[E], data: Mapping[str, Any]) -> E:
     such type: dates, enums, paths, dataclasses, events within the event.
 
     Raises:
-        TypeError: A field is missing, unknown or has the wrong type; the message names it.
+        TypeError: A field is missing, unknown or has the wrong type; the message names it. Or the
+            data is no mapping at all.
     """
+    if not isinstance(data, Mapping):
+        msg = f"{cls.__name__} was given {data!r:.200}; expected an object with its fields: {{...}}"
+        raise TypeError(msg)
     hints = hints_of(cls)
     values: dict[str, Any] = {}
     for name, value in data.items():

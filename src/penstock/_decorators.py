@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import attrs
@@ -147,8 +148,8 @@ def catch_error(
     Raises:
         WorkflowValidationError: It is no function that can be a step, or an option is not valid.
     """
-    if isinstance(for_steps, str):
-        msg = f"for_steps is {for_steps!r}; expected a list of names: [{for_steps!r}]"
+    if isinstance(for_steps, str) or not (for_steps is None or isinstance(for_steps, Iterable)):
+        msg = f"for_steps is {for_steps!r}; expected a list of names: [{str(for_steps)!r}]"
         raise WorkflowValidationError(msg)
     if type(max_recoveries) is not int or max_recoveries < 1:
         msg = f"max_recoveries is {max_recoveries!r}; expected an int of at least 1"
@@ -166,7 +167,7 @@ def catch_error(
 
 def is_seconds(value: object) -> bool:
     """Whether ``value`` is a number of seconds that a timeout may have."""
-    return isinstance(value, int | float) and value > 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _mark(function: Any, options: StepOptions, depth: int) -> None:
@@ -208,7 +209,8 @@ def _check(function: Any, options: StepOptions) -> None:
             "`retry=Retry(stop=..., wait=..., when=...)`"
         )
         raise WorkflowValidationError(msg)
-    if options.limiter is not None and not hasattr(options.limiter, "__aenter__"):
+    is_class = isinstance(options.limiter, type)
+    if is_class or not (options.limiter is None or hasattr(options.limiter, "__aenter__")):
         msg = (
             f"limiter of the step {name} is {options.limiter!r}; expected an async context manager "
             "like trio.CapacityLimiter(10) or penstock.RateLimiter(10)"

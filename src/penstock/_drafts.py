@@ -36,7 +36,7 @@ class StatePathError(WorkflowRuntimeError, LookupError, ValueError):
 
 
 @final
-class DictState:
+class DictState:  # noqa: PLW1641 - it changes, so it has no hash
     """A state that declares nothing: ``state.count`` and ``state["count"]`` are the same.
 
     ``in``, ``len()``, iteration over the names and ``==`` work as with a dictionary. What is a
@@ -104,8 +104,6 @@ class DictState:
 
     def __eq__(self, other: object) -> bool:
         return self._data == other._data if isinstance(other, DictState) else NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the value called ``name``, or ``default`` where there is none."""

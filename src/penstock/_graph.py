@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+from types import UnionType
 from typing import TYPE_CHECKING, Any, get_origin
 
-import attrs
-
-from penstock._codec import Codec
 from penstock._errors import WorkflowRuntimeError, WorkflowValidationError
 from penstock._events import (
     Event,
@@ -16,12 +14,14 @@ from penstock._events import (
     StepFailedEvent,
     StopEvent,
 )
+from penstock._faults import Fault, find_faults
 from penstock._steps import Step, find_steps
-from penstock._store import StateStore
 
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from penstock._codec import Codec
 
 
 #: The checks that ``skip_graph_checks`` may name.
@@ -42,14 +42,6 @@ class Route:
         self.next: int = following
         self.is_stop: bool = is_stop
         self.is_question: bool = is_question
-
-
-@attrs.frozen(eq=False)
-class Fault:
-    """One thing wrong with a graph; ``check`` names the check that may be switched off."""
-
-    text: str
-    check: str | None = None
 
 
 class Graph:
@@ -73,21 +65,21 @@ class Graph:
         steps, problems = find_steps(cls)
         self.steps: tuple[Step, ...] = tuple(steps)
         self.index: dict[str, int] = {step.name: i for i, step in enumerate(steps)}
-        self._acceptors: dict[type[Event], list[int]] = {}
+        self.acceptors: dict[type[Event], list[int]] = {}
         for i, step in enumerate(steps):
             if step.options.catches is None:  # a handler gets what failed, and no event
                 for kind in step.accepts:
-                    self._acceptors.setdefault(kind, []).append(i)
+                    self.acceptors.setdefault(kind, []).append(i)
         self._routes: dict[type, tuple[int, ...]] = {}
         self.outputs: list[dict[type, Route]] = [{} for _ in steps]
         self._listed: list[dict[type, Route]] = [{} for _ in steps]
         self._inputs: dict[type, Route] = {}
         #: The classes of events that steps published before, and that need no second look.
         self.published: set[type] = set()
-        starts = [kind for kind in self._acceptors if issubclass(kind, StartEvent)]
+        starts = [kind for kind in self.acceptors if issubclass(kind, StartEvent)]
         self.start_event: type[StartEvent] = starts[0] if starts else StartEvent
         #: For each step that fans out, the steps that fan out once more inside.
-        self._inside: dict[int, set[int]] = {}
+        self.inside: dict[int, set[int]] = {}
         self.handlers: dict[int, int] = {}
         problems += self._assign_handlers()
         self.needs_scope: bool = any(step.resources for step in steps)
@@ -99,7 +91,7 @@ class Graph:
             i for i, fed in enumerate(self.joins) if any(steps[j].take for j in fed)
         )
         # A step that cannot be read is missing from the graph, which must not be blamed for it.
-        found = map(Fault, problems) if problems else self._find_faults(starts)
+        found = map(Fault, problems) if problems else find_faults(self, starts)
         self.faults: tuple[Fault, ...] = tuple(found)
 
     # -- what goes where -------------------------------------------------------------------
@@ -114,8 +106,8 @@ class Graph:
         if found is None:
             found = ()
             for base in kind.__mro__:
-                if base in self._acceptors:
-                    found = tuple(self._acceptors[base])
+                if base in self.acceptors:
+                    found = tuple(self.acceptors[base])
                     break
             self._routes[kind] = found
         return found
@@ -152,7 +144,7 @@ class Graph:
             # An answer that no step takes may be waited for in the middle of one.
             is_heard = route.targets or issubclass(kind, HumanResponseEvent)
             if not is_heard or route.is_stop:
-                taken = ", ".join(sorted(k.__name__ for k in self._acceptors)) or "no event"
+                taken = ", ".join(sorted(k.__name__ for k in self.acceptors)) or "no event"
                 msg = (
                     f"no step of {self.name} takes {kind.__name__} from outside; "
                     f"expected an event of {taken}"
@@ -197,9 +189,19 @@ class Graph:
         )
 
     def _not_an_event(self, step: Step, kind: type[Any]) -> str:
+        if kind is list and not step.fans_out:
+            return (
+                f"{self.name}.{step.name} returned a list, which it does not declare; expected "
+                f"{_shown(step)}, or `-> list[SomeEvent]` in its signature"
+            )
+        if issubclass(kind, type):
+            return (
+                f"{self.name}.{step.name} returned or sent a class, which is no event; expected an "
+                f"object of {_shown(step)}, made by calling it"
+            )
         return (
-            f"{self.name}.{step.name} returned a {kind.__name__}, which is no event; expected "
-            f"{_shown(step)}"
+            f"{self.name}.{step.name} returned or sent a {kind.__name__}, which is no event; "
+            f"expected {_shown(step)}"
         )
 
     def _undeclared(self, step: Step, kind: type, *, in_list: bool) -> str:
@@ -221,7 +223,7 @@ class Graph:
     def reached_by(self, kind: type[Event]) -> tuple[int, ...]:
         """Return the steps that an event declared as ``kind`` can reach; it may be of a subclass."""
         deeper = [
-            i for taken, steps in self._acceptors.items() for i in steps if issubclass(taken, kind)
+            i for taken, steps in self.acceptors.items() for i in steps if issubclass(taken, kind)
         ]
         return tuple(dict.fromkeys((*self.targets(kind), *deeper)))
 
@@ -245,17 +247,20 @@ class Graph:
                 named.setdefault(step.signature.state, step.name)
         for kind, name in named.items():
             plain: Any = get_origin(kind) or kind
-            if not isinstance(plain, type):
+            if not isinstance(plain, type) or plain is UnionType:
                 return [f"{name} takes `Context[{kind}]`; expected a class: `ctx: Context[State]`"]
             if self.state_type is None or issubclass(plain, self.state_type):
                 self.state_type = plain
             elif not issubclass(self.state_type, plain):
-                return [
+                problem = (
                     f"its steps name states that do not go together, {self.state_type.__name__} "
                     f"and, in {name}, {plain.__name__}; expected one class, or one that is derived "
                     "from the others"
-                ]
+                )
+                return [problem]
         if self.state_type is not None:
+            from penstock._store import StateStore  # noqa: PLC0415 - not everybody needs it
+
             try:
                 StateStore(self.state_type)
             except TypeError as error:
@@ -266,6 +271,8 @@ class Graph:
         """Return what writes and reads the values of snapshots."""
         codec = self._codecs.get(classes)
         if codec is None:
+            from penstock._codec import Codec  # noqa: PLC0415 - not everybody needs it
+
             roots: list[Any] = [
                 kind for s in self.steps for kind in (*s.accepts, *s.returns, *s.fans_out)
             ]
@@ -315,7 +322,7 @@ class Graph:
             )
         if covered in self.handlers:
             other = self.steps[self.handlers[covered]].name
-            return f"{handler.name} and {other} both catch the failures of {name}; expected one"
+            return f"{handler.name} and {other} both catch the failures of {name}; expected its name in one `for_steps=[...]` only"
         self.handlers[covered] = handler.index
         return ""
 
@@ -340,7 +347,7 @@ class Graph:
                 continue
             seen.add((target, depth))
             todo += [(n, depth + wide) for _, n, wide in self.following(target)]
-        self._inside[step.index] = {i for i, _ in seen if self.steps[i].fans_out}
+        self.inside[step.index] = {i for i, _ in seen if self.steps[i].fans_out}
         return tuple(sorted(found))
 
     # -- what is wrong ---------------------------------------------------------------------
@@ -358,146 +365,6 @@ class Graph:
             count = "1 fault" if len(problems) == 1 else f"{len(problems)} faults"
             msg = f"the workflow {self.name} has {count}:\n{listed}"
             raise WorkflowValidationError(msg, problems)
-
-    def _find_faults(self, starts: list[type[StartEvent]]) -> Iterator[Fault]:
-        if not self.steps:
-            yield Fault(
-                "it has no steps; expected methods like "
-                "`@step async def begin(self, ev: StartEvent) -> StopEvent`"
-            )
-            return
-        yield from self._find_faults_at_the_ends(starts)
-        yield from self._find_loose_events()
-        yield from self._find_unclear_joins()
-        if starts:
-            reached = self._reachable(self.start_event)
-            yield from self._find_unreachable(reached)
-            yield from self._find_dead_ends(reached)
-
-    def _find_faults_at_the_ends(self, starts: list[type[StartEvent]]) -> Iterator[Fault]:
-        if not starts:
-            yield Fault(
-                "no step takes the StartEvent, so a run cannot begin; expected one step with a "
-                "parameter `ev: StartEvent` or a subclass"
-            )
-        elif len(starts) > 1:
-            names = " and ".join(kind.__name__ for kind in starts)
-            yield Fault(
-                f"its steps take different start events, {names}; expected one class, "
-                "for a run begins with one event"
-            )
-        if not any(issubclass(kind, StopEvent) for step in self.steps for kind in step.returns):
-            yield Fault(
-                "no step returns a StopEvent, so a run cannot end; expected a step with "
-                "`-> StopEvent` or a subclass"
-            )
-        taken = {"start_event", "run_id", "ctx"} & {f.alias for f in attrs.fields(self.start_event)}
-        for name in sorted(taken):
-            yield Fault(
-                f"{self.start_event.__name__} has a field {name!r}, which is a parameter of run(); "
-                "expected another name"
-            )
-        for step in self.steps:
-            for kind in step.accepts:
-                if issubclass(kind, StopEvent):
-                    yield Fault(
-                        f"the step {step.name} takes {kind.__name__}, which ends the run and goes "
-                        "to no step; expected an event of its own before the stop"
-                    )
-            for kind in step.fans_out:
-                if issubclass(kind, StopEvent):
-                    yield Fault(
-                        f"the step {step.name} returns a list of {kind.__name__}; expected "
-                        f"`-> {kind.__name__}`, for a run ends once"
-                    )
-
-    def _find_loose_events(self) -> Iterator[Fault]:
-        made = {kind for step in self.steps for kind in (*step.returns, *step.fans_out)}
-        for step in self.steps:
-            for kind in dict.fromkeys((*step.returns, *step.fans_out)):
-                if not issubclass(kind, StopEvent | InputRequiredEvent) and not self.reached_by(
-                    kind
-                ):
-                    yield Fault(
-                        f"{kind.__name__}, which the step {step.name} makes, is taken by no step; "
-                        f"expected a step with a parameter `ev: {kind.__name__}`",
-                        "terminal_event",
-                    )
-            for kind in step.accepts:
-                if issubclass(kind, StartEvent | HumanResponseEvent | StopEvent | StepFailedEvent):
-                    continue
-                if not any(issubclass(m, kind) or issubclass(kind, m) for m in made):
-                    yield Fault(
-                        f"{kind.__name__}, which the step {step.name} takes, is made by no step; "
-                        f"expected a step with `-> {kind.__name__}` (what a step sends with "
-                        "ctx.send_event belongs there too)"
-                    )
-
-    def _find_unclear_joins(self) -> Iterator[Fault]:
-        for outer, inside in self._inside.items():
-            for inner in sorted(inside - {outer}):
-                for both in sorted({*self.joins[outer]} & {*self.joins[inner]}):
-                    yield Fault(
-                        f"the step {self.steps[both].name} joins what {self.steps[outer].name} fans "
-                        f"out, and also what {self.steps[inner].name} fans out inside of that; "
-                        "expected a join, and an event that leads to it, for each"
-                    )
-        fed = {join for joins in self.joins for join in joins}
-        for i, step in enumerate(self.steps):
-            if step.takes == "list" and i not in fed:
-                names = " | ".join(kind.__name__ for kind in step.accepts)
-                yield Fault(
-                    f"the step {step.name} joins list[{names}], but no fan-out leads to it; "
-                    f"expected a step before it with `-> list[...]`"
-                )
-
-    def _reachable(self, start: type[StartEvent]) -> set[int]:
-        todo = list(self.targets(start))
-        for kind, steps in self._acceptors.items():
-            if issubclass(kind, HumanResponseEvent):
-                todo += steps
-        reached: set[int] = set()
-        while todo:
-            at = todo.pop()
-            if at not in reached:
-                reached.add(at)
-                todo += [target for _, target, _ in self.following(at)]
-        return reached
-
-    def _find_unreachable(self, reached: set[int]) -> Iterator[Fault]:
-        for i, step in enumerate(self.steps):
-            if i not in reached:
-                names = " | ".join(kind.__name__ for kind in step.accepts)
-                yield Fault(
-                    f"the step {step.name} is never reached from {self.start_event.__name__}; "
-                    f"expected a reachable step that makes {names}",
-                    "reachability",
-                )
-
-    def _find_dead_ends(self, reached: set[int]) -> Iterator[Fault]:
-        ends = {
-            i
-            for i, step in enumerate(self.steps)
-            if step.may_end
-            or any(issubclass(k, StopEvent | InputRequiredEvent) for k in step.returns)
-        }
-        grown = True
-        while grown:
-            more = {
-                i
-                for i in range(len(self.steps))
-                if i not in ends and any(target in ends for _, target, _ in self.following(i))
-            }
-            ends |= more
-            grown = bool(more)
-        for i in sorted(reached - ends):
-            if any(True for _ in self.following(i)):
-                yield Fault(
-                    f"from the step {self.steps[i].name} no way leads to a StopEvent, so a run "
-                    "that gets there goes round for ever; expected a step on the way with "
-                    "`-> StopEvent` or `| None`",
-                    "dead_end",
-                )
 
 
 def _shown(step: Step, *, bare: bool = False) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast, final
 
+from penstock._answers import HandlerFromThread
 from penstock._backends import current_backend, enable_ki_protection
 from penstock._context import Context, outer_context
 from penstock._engine.outcome import OUTSIDE
@@ -12,13 +13,13 @@ from penstock._engine.runner import Runner, current_scope
 from penstock._engine.worker import is_step_of
 from penstock._errors import WorkflowRuntimeError
 from penstock._events import StopEvent
+from penstock._owners import SPELLINGS, NurseryLike, TaskGroupLike, Unwound
 from penstock._scope import WorkflowScope, leave_nursery, settle
 from penstock._streams import EventStream
-from penstock._answers import HandlerFromThread
 
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator
+    from collections.abc import Generator
     from contextlib import AbstractAsyncContextManager
 
     from penstock._backends import Nursery
@@ -26,25 +27,6 @@ if TYPE_CHECKING:
 
 
 R = TypeVar("R")
-
-
-class NurseryLike(Protocol):
-    """A Trio nursery or an AnyIO task group."""
-
-    def start_soon(self, async_fn: Callable[..., Awaitable[Any]], /, *args: Any) -> Any: ...
-
-
-class TaskGroupLike(Protocol):
-    """An ``asyncio.TaskGroup``."""
-
-    def create_task(self, coro: Coroutine[Any, Any, Any], /) -> Any: ...
-
-
-_SPELLINGS = """expected one of
-    result = await workflow.run(...)                       # in place
-    async with workflow.run(...) as handler: ...           # owned by a block
-    handler = workflow.run(...).start_soon(nursery)        # owned by a nursery
-    async with workflow_scope(): handler = workflow.run(...); ...   # owned by a scope"""
 
 
 @final
@@ -71,8 +53,8 @@ class WorkflowHandler(Generic[R]):
         "_started",
     )
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+    def __init__(self, runner: Any) -> None:
+        self._runner: Runner = runner
         self._started = ""
         self._awaiting = 0
         self._scope: WorkflowScope | None = None
@@ -130,6 +112,8 @@ class WorkflowHandler(Generic[R]):
         # Whoever waits here reads no stream meanwhile; its readers must not hold up the run.
         resting = self._runner.log.rest(backend.current_task())
         waiter = backend.waiter()
+        if outcome.waiters is None:
+            outcome.waiters = []
         outcome.waiters.append(waiter)
         try:
             while not outcome.is_over:
@@ -242,7 +226,7 @@ class WorkflowHandler(Generic[R]):
         if scope is None:
             msg = (
                 f"{use} needs a started run, and this one has no owner that could run it "
-                f"(a step does not inherit the scope around its run); {_SPELLINGS}"
+                f"(a step does not inherit the scope around its run); {SPELLINGS}"
             )
             raise WorkflowRuntimeError(msg)
         scope.start(self)
@@ -321,10 +305,10 @@ class WorkflowHandler(Generic[R]):
         Raises:
             WorkflowRuntimeError: The run has not been started and there is no
                 :func:`workflow_scope` to start it in.
-            ValueError: ``after`` is negative.
+            ValueError: ``after`` is no int of at least 0.
         """
-        if after < 0:
-            msg = f"after is {after}; expected the number of an event, or 0 for the beginning"
+        if type(after) is not int or after < 0:
+            msg = f"after is {after!r}; expected the number of an event, or 0 for the beginning"
             raise ValueError(msg)
         self._ensure_started("stream_events()")
         if not self._runner.outcome.is_over:
@@ -371,7 +355,14 @@ class WorkflowHandler(Generic[R]):
         Returns:
             An object to ``await`` (a checkpoint) for the end; a failure of the clean-up is then
             in :attr:`exceptions`. It need not be awaited.
+
+        Raises:
+            ValueError: ``after`` is neither of the two.
+            WorkflowRuntimeError: The call comes from another thread.
         """
+        if after not in ("now", "steps"):
+            msg = f"cancel(after={after!r}); expected 'now' or 'steps': `handler.cancel(after='steps')`"
+            raise ValueError(msg)
         if not self._started:
             self._started = "or rather cancelled before it could"
             self._runner.abandon(reason)
@@ -389,8 +380,9 @@ class WorkflowHandler(Generic[R]):
     def from_thread(self) -> HandlerFromThread:
         """The run in the hands of another thread: ``handler.from_thread.send_event(event)``."""
         runner = self._runner
+        backend = runner._backend
         return HandlerFromThread(
-            call_soon=runner.caller,
+            call_soon=None if backend is None else backend.caller_into(runner.loop),
             thread=runner._thread,
             send_event=self.send_event,
             cancel=runner.cancel,
@@ -482,7 +474,7 @@ class WorkflowHandler(Generic[R]):
         if runner is None:
             return
         if not self._started:
-            msg = f"a run of {runner.graph.name} was never started; {_SPELLINGS}"
+            msg = f"a run of {runner.graph.name} was never started; {SPELLINGS}"
             warnings.warn(msg, RuntimeWarning, stacklevel=2, source=self)
         elif self._started == "in a nursery" and not self._is_observed and runner.outcome.errors:
             msg = (
@@ -490,17 +482,3 @@ class WorkflowHandler(Generic[R]):
                 f"{runner.outcome.error!r}"
             )
             warnings.warn(msg, RuntimeWarning, stacklevel=2, source=self)
-
-
-@final
-class Unwound:
-    """What ``handler.cancel()`` returns: awaited, it waits until nothing of the run is left."""
-
-    __slots__ = ("_wait",)
-
-    def __init__(self, wait: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._wait = wait
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        """Wait. A checkpoint; cancelled, it leaves the run to unwind by itself."""
-        return self._wait().__await__()

@@ -33,17 +33,11 @@ class _PerLoop(Generic[T]):
 
     def here(self, backend: Backend) -> T:
         """Return the thing of the running loop; no other thread touches the same one."""
-        loop = _loop_of(backend)
+        loop = backend.current_loop()
         thing = self._things.get(loop)
         if thing is None:
             thing = self._things[loop] = self._make(_Line(ref(loop)))
         return thing
-
-
-def _loop_of(backend: Backend) -> Any:
-    # What calls into a loop from threads is a method of that loop.
-    caller: Any = backend.caller_from_threads()
-    return caller.__self__
 
 
 class _Line:
@@ -91,7 +85,7 @@ class _Line:
             backend = current_backend()
         except RuntimeError:
             return False
-        return _loop_of(backend) is self._loop()
+        return backend.current_loop() is self._loop()
 
 
 @final

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from penstock._engine.resuming import read_snapshot
+from penstock._engine.resuming import Found, read_snapshot
 from penstock._engine.snapshots import state_alone
 from penstock._errors import WorkflowRuntimeError
 from penstock._store import StateStore
 
 
 if TYPE_CHECKING:
-    from penstock._engine.resuming import Resumed
-    from penstock._events import Event
     from penstock._graph import Graph
 
 
 class Seed:
     """A context's other side before there is a run; see :class:`penstock.Context`."""
 
-    __slots__ = ("_classes", "data", "graph", "resumed", "run_id", "start_event", "store")
+    __slots__ = ("_classes", "_found", "data", "graph", "is_running", "store")
 
     def __init__(
         self, graph: Graph, classes: tuple[type, ...], data: dict[str, Any] | None
@@ -28,18 +26,33 @@ class Seed:
         self._classes = classes
         #: The snapshot, where there is one.
         self.data = data
-        self.run_id: str | None = None
-        self.start_event: Event | None = None
-        self.resumed: Resumed | None = None
-        store: StateStore[Any] | None = None
-        if data is not None:
-            self.run_id, store, self.start_event, self.resumed = read_snapshot(data, graph, classes)
-        self.store: StateStore[Any] = StateStore(graph.state_type) if store is None else store
+        found = Found() if data is None else read_snapshot(data, graph, classes)
+        self._found: Found | None = found
+        #: Whether a run is to go on.
+        self.is_running = found.resumed is not None or found.start_event is not None
+        self.store: StateStore[Any] = (
+            StateStore(graph.state_type) if found.store is None else found.store
+        )
 
     @property
-    def is_running(self) -> bool:
-        """Whether a run is to go on."""
-        return self.resumed is not None or self.start_event is not None
+    def run_id(self) -> str | None:
+        """The identifier of the run that the snapshot was taken of."""
+        return None if self.data is None else self.data.get("run_id")
+
+    def take(self) -> Found:
+        """Return what the run goes on from, once: it becomes a part of that run.
+
+        Raises:
+            WorkflowRuntimeError: A run has gone on from it before.
+        """
+        found, self._found = self._found, None
+        if found is None:
+            msg = (
+                f"the run {self.run_id} has gone on from this context before; expected "
+                "Context.from_dict(workflow, snapshot) once more, for another run from there"
+            )
+            raise WorkflowRuntimeError(msg)
+        return found
 
     def snapshot(self) -> dict[str, Any]:
         """Return the snapshot that it came from, or one of the state alone."""

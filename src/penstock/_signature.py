@@ -242,7 +242,8 @@ def _read_return(hint: Any) -> tuple[tuple[type[Event], ...], tuple[type[Event],
         element = _element(part)
         kinds = _event_classes(part if element is None else element)
         if kinds is None:
-            shown = getattr(part, "__name__", part)
+            is_plain = isinstance(part, type) and not typing.get_args(part)
+            shown = part.__name__ if is_plain else part
             msg = f"says that it returns {shown}; expected event classes, lists of them, or None"
             raise SignatureError(msg)
         (returns if element is None else fans_out).extend(kinds)

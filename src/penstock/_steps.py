@@ -10,7 +10,6 @@ import attrs
 from penstock._events import StepFailedEvent
 from penstock._resources import ResourcePlan, plan_resource
 from penstock._signature import Signature, SignatureError, read_signature
-from penstock._processes import in_process, process_faults
 from penstock._threads import in_thread
 
 
@@ -185,6 +184,8 @@ def _read(cls: type, index: int, name: str, function: Any, options: StepOptions)
     signature = read_signature(written, options.names, has_self=has_self)
     resources, faults = _plan_resources(signature)
     if options.in_process:
+        from penstock._processes import process_faults  # noqa: PLC0415 - not everybody needs it
+
         made = (*signature.returns, *signature.fans_out)
         faults += process_faults(written, signature.accepts, made)
         if signature.resources:
@@ -203,6 +204,8 @@ def _read(cls: type, index: int, name: str, function: Any, options: StepOptions)
     is_async = inspect.iscoroutinefunction(written)
     called = written if has_self else _without_self(written)
     if options.in_process:
+        from penstock._processes import in_process  # noqa: PLC0415 - not everybody needs it
+
         called = in_process(written)
     elif not is_async:
         called = in_thread(called, abandon_on_cancel=options.abandon_on_cancel)

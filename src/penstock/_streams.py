@@ -50,6 +50,7 @@ class EventLog:
         "forward",
         "internal_readers",
         "next",
+        "outer",
     )
 
     def __init__(self, *, window: int, history: int) -> None:
@@ -57,13 +58,15 @@ class EventLog:
         self._history = history
         self._events: deque[Event] = deque()
         self._readers: list[_Position] = []
-        self._senders: list[Waiter] = []
+        self._senders: list[Waiter] | None = None
         #: The sequence number of the oldest event kept, and of the next one; the first is 1.
         self.first: int = 1
         self.next: int = 1
         self.closed: bool = False
         #: Called with every event; the way of a child's events to its parent.
         self.forward: Callable[[Event], None] | None = None
+        #: The log of the parent that gets them, whose readers hold up the child's senders too.
+        self.outer: EventLog | None = None
         #: How many readers ask for internal events; while there are none, none are built.
         self.internal_readers: int = 0
 
@@ -111,7 +114,7 @@ class EventLog:
 
     def wake_senders(self) -> None:
         """Have the waiting senders look again whether there is room."""
-        for sender in self._senders:
+        for sender in self._senders or ():
             sender.wake()
 
     def attach(self, after: int, *, internal: bool) -> _Position:
@@ -141,6 +144,8 @@ class EventLog:
     async def wait_for_room(self) -> None:
         """Wait until no reader is a window behind."""
         waiter = current_backend().waiter()
+        if self._senders is None:
+            self._senders = []
         self._senders.append(waiter)
         try:
             while self.is_full() and not self.closed:
@@ -222,7 +227,7 @@ class EventStream(ReceiveChannel[Event]):
     def __init__(self, log: EventLog, *, after: int = 0, expose_internal: bool = False) -> None:
         self._thread = threading.get_ident()
         self._backend = backend = _backend_if_any()
-        self._call_soon = backend.caller_from_threads() if backend is not None else None
+        self._call_soon = None if backend is None else backend.caller_into(backend.current_loop())
         self._waiter: Waiter | None = None
         self._is_busy = False
         self._pace = 0.0
@@ -362,8 +367,11 @@ class StreamSender(SendChannel[Event]):
             self._pace = perf_counter()
         else:
             await backend.checkpoint_if_cancelled()
-        if self._log.is_full():
-            await self._log.wait_for_room()
+        log: EventLog | None = self._log
+        while log is not None:
+            if log.is_full():
+                await log.wait_for_room()
+            log = log.outer
         self._publish(value)  # last: cancelled, natively too, it has published nothing
 
     @enable_ki_protection
@@ -374,8 +382,11 @@ class StreamSender(SendChannel[Event]):
             trio.WouldBlock: The slowest attached reader is a buffer behind.
             WorkflowRuntimeError: The run is over, or it is a ``StopEvent``.
         """
-        if self._log.is_full():
-            raise current_backend().WouldBlock
+        log: EventLog | None = self._log
+        while log is not None:
+            if log.is_full():
+                raise current_backend().WouldBlock
+            log = log.outer
         self._publish(value)
 
     async def aclose(self) -> None:
@@ -397,7 +408,10 @@ def check_publishable(event: Any, log: EventLog) -> None:
         WorkflowRuntimeError: The run is over; or it is no event, or one that ends a run.
     """
     if log.closed:
-        msg = f"the run is over, so {type(event).__name__} cannot be published any more"
+        msg = (
+            f"the run is over, so {type(event).__name__} cannot be published any more; expected a "
+            "task that the step waits for"
+        )
         raise WorkflowRuntimeError(msg)
     if not isinstance(event, Event):
         msg = f"{event!r} is not an event; expected an instance of a subclass of Event"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from itertools import count
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, get_origin
 from uuid import uuid4
 
 from penstock._decorators import add_step, is_seconds
@@ -17,7 +17,6 @@ from penstock._graph import SKIPPABLE, Graph, forget_graph, graph_of
 from penstock._handler import WorkflowHandler
 from penstock._limits import Gate
 from penstock._observe import Observer, Several, Verbose
-from penstock._seed import Seed
 from penstock._streams import EventLog
 
 
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
     from penstock._context import Context
     from penstock._events import StartEvent
+    from penstock._seed import Seed
 
     # A plain ``Workflow`` is a ``Workflow[Any]``, to the strictest checker too.
     R = TypeVarWithDefault("R", default=Any)
@@ -77,7 +77,7 @@ class Workflow(Generic[R]):
         serializable: Iterable[type] = (),
         disable_validation: bool = False,
     ) -> None:
-        if isinstance(skip_graph_checks, str):
+        if isinstance(skip_graph_checks, str) or not isinstance(skip_graph_checks, Iterable):
             msg = (
                 f"{type(self).__name__}(skip_graph_checks={skip_graph_checks!r}); expected a list "
                 f"of names: [{skip_graph_checks!r}]"
@@ -92,7 +92,7 @@ class Workflow(Generic[R]):
         graph = graph_of(type(self))
         graph.check(skip)
         watching = (*((Verbose(),) if verbose else ()), *_checked(type(self).__name__, observers))
-        classes = tuple(serializable)
+        classes = _checked_classes(type(self).__name__, serializable)
         self.__graph = graph
         self.__buffer = stream_buffer
         self.__history = stream_history
@@ -185,8 +185,9 @@ class Workflow(Generic[R]):
                 goes on, or of another workflow.
         """
         graph = self._built()
+        _check_run_id(run_id)
         seed = None if ctx is None else self._seed_of(ctx)
-        if isinstance(seed, Seed) and seed.is_running:
+        if seed is not None and not isinstance(seed, Runner) and seed.is_running:
             if start_event is not None or fields:
                 msg = (
                     "run() was given a start event and the context of a run that goes on; expected "
@@ -237,7 +238,8 @@ class Workflow(Generic[R]):
                 classes that it declares is ever made of it.
             WorkflowRuntimeError: The run was completed, so nothing is left to be done.
         """
-        seed = self._open_seed(snapshot)
+        _check_run_id(run_id)
+        seed = self._open_seed(snapshot or {})
         if not seed.is_running:
             msg = (
                 f"the run {seed.run_id} was completed when the snapshot was taken; expected one of "
@@ -248,26 +250,33 @@ class Workflow(Generic[R]):
         return self._resume(seed, run_id)
 
     def _resume(self, seed: Seed, run_id: str | None) -> WorkflowHandler[R]:
+        found = seed.take()
         log = EventLog(window=self.__buffer, history=self.__history)
-        if seed.resumed is not None:
-            log.first = log.next = seed.resumed.sequence + 1
+        if found.resumed is not None:
+            log.first = log.next = found.resumed.sequence + 1
         return WorkflowHandler(
             Runner(
                 self,
                 self._built(),
-                run_id=run_id or seed.run_id or _new_run_id(),
-                start_event=seed.start_event,
+                run_id=run_id or found.run_id or _new_run_id(),
+                start_event=found.start_event,
                 log=log,
                 options=self.__options,
                 store=seed.store,
-                resumed=seed.resumed,
+                resumed=found.resumed,
+                arrived=found.arrived,
             )
         )
 
     def _open_seed(self, data: dict[str, Any] | None) -> Seed:
+        from penstock._seed import Seed  # noqa: PLC0415 - not everybody needs it
+
         return Seed(self._built(), self.__options.classes, data)
 
-    def _seed_of(self, ctx: Context[Any]) -> Any:
+    def _seed_of(self, ctx: Any) -> Any:
+        if getattr(ctx, "_is_penstock_context", False) is not True:
+            msg = f"run(ctx=...) was given {ctx!r}; expected Context(workflow), or handler.ctx"
+            raise TypeError(msg)
         seed = ctx._run
         if isinstance(seed, Runner) and not seed.outcome.is_over:
             msg = (
@@ -315,6 +324,12 @@ class Workflow(Generic[R]):
         return f"<{type(self).__name__}, {len(self._built().steps)} steps>"
 
 
+def _check_run_id(run_id: object) -> None:
+    if not (run_id is None or isinstance(run_id, str)):
+        msg = f"run_id is {run_id!r}; expected a str, or None for a new one"
+        raise TypeError(msg)
+
+
 def _is_count(value: object) -> bool:
     return type(value) is int and value >= 1
 
@@ -330,6 +345,19 @@ def _checked(name: str, observers: Any) -> list[Observer]:
         )
         raise WorkflowValidationError(msg)
     return listed
+
+
+def _checked_classes(name: str, serializable: Any) -> tuple[type, ...]:
+    listed: list[Any] = [None]
+    if isinstance(serializable, Iterable):
+        listed = list(cast("Iterable[Any]", serializable))
+    if not all(isinstance(get_origin(each) or each, type) for each in listed):
+        msg = (
+            f"{name}(serializable={serializable!r}); expected a list of classes: "
+            f"{name}(serializable=[Money])"
+        )
+        raise WorkflowValidationError(msg)
+    return tuple(listed)
 
 
 # An identifier costs a hundredth of a run this way: one random part for the process, and a number.

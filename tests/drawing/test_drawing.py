@@ -24,8 +24,9 @@ from penstock import (
 )
 from penstock.drawing import draw_all_possible_flows, page_of_all_possible_flows
 from penstock.drawing._model import flow_of
-from penstock.drawing._source import written_events
-from penstock.drawing._svg import picture_of, shortened, text_width
+from penstock.drawing._source import read_source
+from penstock.drawing._svg import picture_of
+from penstock.drawing._text import shortened, text_width
 
 
 class Draft(Event):
@@ -183,12 +184,12 @@ def test_events_that_share_a_way_share_an_arrow():
 
 
 def test_marks_and_titles():
-    """A step knows its workers, its timeout and its words; an event its fields with their types."""
+    """A step knows its marks and its words; an event its fields with their types."""
     flow = flow_of(Writer())
     write = next(node for node in flow.nodes if node.name == "write")
     titles = {label.text: label.title for label in flow.events}
 
-    assert (write.num_workers, write.timeout) == (2, 1.5)
+    assert [mark.text for mark in write.marks] == ["\N{MULTIPLICATION SIGN}2", "1.5 s"]
     assert "Write a draft." in write.title
     assert "takes StartEvent | Retry, makes Draft" in write.title
     assert flow.summary == "Writes until the reviewer is content."
@@ -252,6 +253,9 @@ class Writes(Workflow):
         ctx.write_event_to_stream(Unknown(msg=""))  # noqa: F821
         ctx.write_event_to_stream(Path("x"))
 
+    async def passed_on(self, ctx, ev: Draft | Retry):
+        ctx.write_event_to_stream(ev)
+
 
 @pytest.mark.parametrize(
     ("function", "expected"),
@@ -260,12 +264,13 @@ class Writes(Workflow):
         (Writes.named, (Progress, Token)),
         (Writes.walrus, (Token,)),
         (Writes.other, ()),
+        (Writes.passed_on, (Draft, Retry)),
         (len, ()),
     ],
 )
 def test_events_written_to_the_stream(function, expected):
-    """Events made in the call, or assigned to its argument, are found; guesses are not made."""
-    assert expected == written_events(function)
+    """Events made in the call, assigned to its argument or declared for it are found; no guesses."""
+    assert expected == read_source(function).written
 
 
 def test_events_of_an_enclosing_function():
@@ -277,7 +282,7 @@ def test_events_of_an_enclosing_function():
     async def write(ctx):
         ctx.write_event_to_stream(Local(n=1))
 
-    assert (Local,) == written_events(write)
+    assert (Local,) == read_source(write).written
 
 
 def test_a_step_without_source():
@@ -357,8 +362,11 @@ def test_the_same_bytes_each_time():
     """Another process, with other hashes and addresses, draws the very same page."""
     code = (
         "import sys; sys.path.insert(0, '.')\n"
+        "from tests.drawing.test_children import Top\n"
         "from tests.drawing.test_drawing import Strange, page_of_all_possible_flows\n"
-        "sys.stdout.buffer.write(page_of_all_possible_flows(Strange).encode())"
+        "from tests.drawing.test_marks import Busy, Handled\n"
+        "for cls in (Strange, Top, Busy, Handled):\n"
+        "    sys.stdout.buffer.write(page_of_all_possible_flows(cls).encode())"
     )
     root = Path(__file__).parents[2]
     pages = {

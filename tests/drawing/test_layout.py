@@ -164,6 +164,14 @@ def test_the_arrows_of_a_circle_have_their_own_ends():
     assert abs(there.points[-1][0] - back.points[0][0]) >= 20
 
 
+def test_a_loop_at_a_high_box_stays_small():
+    """However high a box is, its loop leaves and arrives beside the label."""
+    layout = lay_out([Shape(100, 900)], [Link(0, 0, 40, 22)])
+    (way,) = layout.ways
+
+    assert all(abs(y - way.label[1]) < 20 for _, y in way.points)
+
+
 def test_reading_begins_at_the_first_box():
     """The walk that decides what goes back begins at the first box, not where names come first."""
     layout = lay_out([Shape(10, 10)] * 3, [Link(2, 1), Link(1, 2), Link(0, 2)])

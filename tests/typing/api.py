@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, assert_type
+from typing import Annotated, Any, assert_type
 
 import anyio
 import attrs
@@ -10,13 +10,22 @@ import trio
 
 import penstock
 from penstock import (
+    Branch,
     Context,
     Event,
     EventStream,
+    Resource,
+    Retry,
+    RetryInfo,
     StartEvent,
+    StateStore,
+    StepFailedEvent,
+    StepInfo,
     StopEvent,
+    Take,
     Workflow,
     WorkflowHandler,
+    catch_error,
     step,
 )
 
@@ -83,3 +92,63 @@ def refused() -> None:
     Draft(text=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Draft(text="x").text = "y"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
     Writer(timeout="soon")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+@attrs.define
+class Counter:
+    n: int = 0
+
+
+class Pair(Event):
+    n: int
+
+
+def make_name() -> str:
+    return "name"
+
+
+class Rich(Workflow[list[int]]):
+    @step(retry=Retry(stop=3, wait=0.1, when=OSError), timeout=3, idle_timeout=1)
+    async def begin(
+        self,
+        ctx: Context[Counter],
+        ev: StartEvent,
+        name: Annotated[str, Resource(make_name)],
+    ) -> list[Pair]:
+        assert_type(ctx.store, StateStore[Counter])
+        assert_type(await ctx.store.get_state(), Counter)
+        async with ctx.store.edit_state() as state:
+            assert_type(state, Counter)
+        branch = ctx.send_event(Pair(n=1))
+        assert_type(branch, Branch)
+        assert_type(await branch.wait(), None)
+        assert_type(await ctx.run_child(Writer(), stream="tag"), Verdict)
+        assert_type(ctx.retry_info(), RetryInfo)
+        assert_type(ctx.step, StepInfo)
+        return [Pair(n=len(name))]
+
+    @step
+    def work(self, ctx: Context[Counter], ev: Pair) -> Pair:
+        assert_type(ctx.from_thread.run(ctx.store.get_state), Counter)
+        return ev
+
+    @step
+    async def join(self, evs: Annotated[list[Pair], Take(1)]) -> StopEvent:
+        return StopEvent(result=[ev.n for ev in evs])
+
+    @catch_error(for_steps=["work"], max_recoveries=2)
+    async def recover(self, ev: StepFailedEvent) -> Pair:
+        assert_type(ev.exception, BaseException)
+        return Pair(n=0)
+
+
+async def use_rich() -> None:
+    rich = Rich(num_concurrent_runs=3, timeout=3, timeout_excludes_waiting=True)
+    async with rich:
+        handler = rich.run(ctx=Context(rich))
+        assert_type(handler, WorkflowHandler[list[int]])
+        handler.from_thread.send_event(Pair(n=1))
+        await handler.cancel(after="steps")
+        again = rich.resume(handler.snapshot())
+        assert_type(again, WorkflowHandler[list[int]])
+        assert_type(await again, list[int])

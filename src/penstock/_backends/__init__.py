@@ -138,8 +138,12 @@ class Backend(Protocol):
 
     def current_task(self) -> Any: ...
 
-    def caller_from_threads(self) -> Callable[[Callable[[], object]], object]:
-        """Return a function that has the event loop call something, from any thread.
+    def current_loop(self) -> Any:
+        """Return what stands for the running event loop: one object, and another for another."""
+        ...
+
+    def caller_into(self, loop: Any, /) -> Callable[[Callable[[], object]], object]:
+        """Return a function that has an event loop call something, from any thread.
 
         Once the loop is over, it raises ``RuntimeError``.
         """

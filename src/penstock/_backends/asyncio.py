@@ -186,9 +186,11 @@ class AsyncioBackend:
         except TypeError:  # AnyIO before 4.11 takes no reason
             scope.cancel()
 
+    current_loop = staticmethod(asyncio.get_running_loop)
+
     @staticmethod
-    def caller_from_threads() -> Callable[[Callable[[], object]], object]:
-        return asyncio.get_running_loop().call_soon_threadsafe
+    def caller_into(loop: asyncio.AbstractEventLoop, /) -> Callable[[Callable[[], object]], object]:
+        return loop.call_soon_threadsafe
 
     @staticmethod
     def is_cancelled() -> bool:

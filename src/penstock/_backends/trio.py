@@ -93,9 +93,11 @@ class TrioBackend:
     def cancel(scope: trio.CancelScope, reason: str) -> None:
         scope.cancel(reason=reason)
 
+    current_loop = staticmethod(trio.lowlevel.current_trio_token)
+
     @staticmethod
-    def caller_from_threads() -> Callable[[Callable[[], object]], object]:
-        return trio.lowlevel.current_trio_token().run_sync_soon
+    def caller_into(loop: trio.lowlevel.TrioToken, /) -> Callable[[Callable[[], object]], object]:
+        return loop.run_sync_soon
 
     @staticmethod
     def is_cancelled() -> bool:
@@ -115,7 +117,10 @@ class TrioBackend:
 
     @staticmethod
     async def run_in_thread(function: Callable[[], Any], /, *, abandon_on_cancel: bool) -> Any:
-        return await trio.to_thread.run_sync(function, abandon_on_cancel=abandon_on_cancel)
+        name = current_task().name
+        return await trio.to_thread.run_sync(
+            function, abandon_on_cancel=abandon_on_cancel, thread_name=name
+        )
 
     call_in_loop = staticmethod(trio.from_thread.run_sync)
     await_in_loop = staticmethod(trio.from_thread.run)

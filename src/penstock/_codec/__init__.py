@@ -19,7 +19,6 @@ from penstock._codec.rows import (
     TAG,
     MismatchError,
     Row,
-    SnapshotError,
     TooDeepError,
     content_of,
     encode_float,
@@ -34,6 +33,9 @@ from penstock._codec.rows import (
 )
 from penstock._codec.rows import (
     RestoredError as RestoredError,
+)
+from penstock._codec.rows import (
+    SnapshotError as SnapshotError,
 )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Clock:
     """The time of one run, on the backend's clock."""
 
-    __slots__ = ("_left", "_scope", "_started_at", "_taken", "_timeout", "deadline")
+    __slots__ = ("_left", "_scope", "_started_at", "_taken", "_timeout", "deadline", "ended_at")
 
     def __init__(self, timeout: float | None, taken: float) -> None:
         self._timeout = timeout
@@ -25,6 +25,8 @@ class Clock:
         self._scope: Any = None
         #: The last moment that belongs to the run.
         self.deadline = inf
+        #: When the run ended, on the backend's clock.
+        self.ended_at = 0.0
 
     def begin(self, backend: Backend, scope: Any) -> None:
         """Have ``scope`` cancelled when the timeout passes."""
@@ -62,4 +64,5 @@ class Clock:
     def end(self, backend: Backend) -> None:
         """Keep what was taken, and let go of everything."""
         self._taken = self.taken(backend)
+        self.ended_at = backend.current_time()
         self._started_at = self._scope = None

@@ -57,7 +57,7 @@ def _missing_kinds(machine: Machine) -> Iterator[type[Event]]:
 
 
 def missing(machine: Machine) -> tuple[str, ...]:
-    """Tell what each join, collection and wait still lacks."""
+    """Tell what each join, collection and wait still lacks, and which attempts are to come."""
     told: list[str] = []
     for station in machine.stations:
         lacking = [
@@ -70,9 +70,12 @@ def missing(machine: Machine) -> tuple[str, ...]:
             lacking += [f"{n} x {kind.__name__}" for kind, n in collection.missing()]
         if lacking:
             told.append(f"{station.step.label} lacks {', '.join(lacking)}")
+        if station.delayed:
+            told.append(f"{station.step.label}: {len(station.delayed)} waiting for another attempt")
     waits = [repr(wait) for wait in machine.waits if wait.event is None]
     if waits:
         told.append(f"{len(waits)} waiting for {', '.join(dict.fromkeys(waits))}")
     if machine.resting:
-        told.append(f"{len(machine.resting)} waiting for branches that no worker is free for")
+        why = " that no worker is free for" if is_stuck(machine) else ""
+        told.append(f"{len(machine.resting)} waiting for branches{why}")
     return tuple(told)

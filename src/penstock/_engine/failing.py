@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from penstock._backends import enable_ki_protection
 from penstock._engine.attempts import Again
+from penstock._engine.diagnosis import is_stuck
+from penstock._errors import WorkflowRuntimeError
 from penstock._events import StepFailedEvent
 from penstock._retries import Attempts, note_attempts
 
 
 if TYPE_CHECKING:
+    from penstock._engine.grouping import Station
     from penstock._engine.lineage import Group
-    from penstock._engine.machine import Delivery, Station
+    from penstock._engine.machine import Delivery
     from penstock._engine.runner import Runner
     from penstock._engine.worker import Worker
     from penstock._steps import Step
@@ -37,16 +40,14 @@ def recover(
     record = worker.context._record if worker.context is not None else None
     if record is not None:
         record.undo(machine, station.index)
-    attempts = Attempts(worker.began_at) if known is None else known.attempts
-    if attempts is None:
-        attempts = Attempts(worker.began_at)
+    attempts = (known.attempts if known is not None else None) or Attempts(worker.began_at)
     attempts.failed(error, backend.current_time())
     if group is None or not group.is_cancelled:
         if step.options.retry is not None:
             again = _next_attempt(run, step, given, known, attempts)
             if again is not None:
                 if record is not None:
-                    record.carry_over(again, with_sends=False)
+                    record.carry_over(again)
                 return _try_later(run, station, again, group)
             note_attempts(error, attempts, step.label)
         if _hand_to_handler(run, station, group, given, attempts):
@@ -78,7 +79,7 @@ def _next_attempt(
     again.seed = seed
     again.delay = delay
     if known is not None:
-        again.received, again.spent = known.received, known.spent
+        again.received, again.collected = known.received, known.collected
     return again
 
 
@@ -133,15 +134,37 @@ async def _wait_and_retry(run: Runner, station: Station, again: Again, group: Gr
         with backend.cancel_scope(deadline=again.due) as scope:
             if track is not None:
                 track.running[scope] = None
+                if track.reason is not None:  # since it was laid aside
+                    scope.cancel()
             try:
                 await backend.waiter().wait()
             finally:
                 if track is not None:
                     track.running.pop(scope, None)
+    except backend.Cancelled as error:  # noqa: ASYNC103 - the task that runs the run raises it
+        # Raised here, it would cancel the nursery, and look as the run's own timeout does.
+        if not (run.outcome.status or backend.is_cancelled()):
+            run.fail(_cut_short(again, station.step, error))
+        return  # noqa: ASYNC910 - the wait was a checkpoint
     finally:
         run.timers -= 1
     if not run.outcome.status:
         machine.retry(station, again)
         run.start_workers()
-        if not machine.alive:
+        if is_stuck(machine):
+            run.stall()
+        elif not machine.alive:
             run.rest()
+        else:
+            run.idle_changed()
+
+
+def _cut_short(again: Again, step: Step, cause: BaseException) -> WorkflowRuntimeError:
+    """Return what stands for the cancellation of a delay alone: a failure, with its cause."""
+    msg = (
+        f"the delay before attempt {again.number} of the step {step.label} was cancelled; expected "
+        "its run, or its branch, to be cancelled"
+    )
+    failure = WorkflowRuntimeError(msg)
+    failure.__cause__ = cause
+    return failure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from penstock._engine.lineage import Group
+from penstock._engine.lineage import SLACK, Group
 
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ class Station:
         #: Deliveries that wait: those for workers about to start, and, when no more may start,
         #: the rest in the inbox, which is opened only then.
         self.pending = 0
-        self.ready: list[tuple[Any, Group | None]] = []  # a deque's block would double the run
+        #: Made when it is needed: of many runs at once, each object counts.
+        self.ready: list[tuple[Any, Group | None]] | None = None
         self.inbox: Inbox | None = None
         self.collections: dict[str, Collection] | None = None
         self.slots: Slots | None = None
@@ -55,11 +56,11 @@ class Station:
 class Groups:
     """The part of the machine that knows what came of what."""
 
-    __slots__ = ()
+    __slots__ = ("alive",)
 
     if TYPE_CHECKING:
-        stations: list[Station]
         alive: int
+        stations: list[Station]
         _cancel_scope: Callable[[Any, str], None]
 
         def _enqueue(self, station: Station, event: Any, group: Group | None) -> None: ...
@@ -73,15 +74,18 @@ class Groups:
 
     def recover(self, handler: int, event: Event, group: Group | None) -> None:
         """Give the step ``handler`` a failure; what it returns takes the place of what failed."""
-        parent = group
         known: dict[int, int] = {}
         for around in group.upward() if group is not None else ():
             if around.recoveries is not None:
                 known = around.recoveries
-                # A recovery in a recovery takes its place, or a long loop of them would grow.
-                if around is group and not (around.joins or around.is_held):
-                    parent = around.parent
                 break
+        # It takes the place of what nobody can address any more, a recovery before it or a branch
+        # that nobody holds: or a long loop of them would grow.
+        parent = group
+        while parent is not None and not (parent.joins or parent.is_held):
+            if parent.track is not None and parent.track.waiters:
+                break
+            parent = parent.parent
         node = Group(parent, ())
         node.recoveries = {**known, handler: known.get(handler, 0) + 1}
         if parent is not None:
@@ -106,13 +110,8 @@ class Groups:
             group.is_over = True
             parent = group.parent
             track = group.track
-            for index, slots in (group.slots or {}).items():
-                if slots.missing():
-                    self.stations[index].unmatched = slots
             if track is None or track.reason is None:
-                for join, events in group.collected.items():
-                    if events is not None:
-                        self._enqueue(self.stations[join], events, parent)
+                self._run_joins(group, parent)
             if track is not None:
                 if parent is not None and parent.track is not None:
                     parent.track.children.pop(group, None)
@@ -125,6 +124,14 @@ class Groups:
                 return
             group = parent
 
+    def _run_joins(self, group: Group, parent: Group | None) -> None:
+        for index, slots in (group.slots or {}).items():
+            if slots.missing():
+                self.stations[index].unmatched = slots
+        for join, events in group.collected.items():
+            if events is not None:
+                self._enqueue(self.stations[join], events, parent)
+
     def _admit(self, group: Group) -> Group | None:
         """Take a delivery out of its inbox; return the group in which it counts from now on.
 
@@ -133,13 +140,14 @@ class Groups:
         """
         if group.track is not None:
             group.track.queued -= 1
-        while not (group.joins or group.recoveries is not None):
+        while not group.is_needed:
             track = group.track
             if group.is_held or (track is not None and track.waiters):
                 if track is None:
                     # Nothing of it has run yet: all that is alive of it waits.
                     group.begin_tracking(group.live - 1)
-                self._shorten(group)
+                if group.slack < 0:
+                    self._shorten(group)
                 break
             parent = group.parent
             if parent is not None:
@@ -151,24 +159,34 @@ class Groups:
         return group
 
     def _shorten(self, group: Group) -> None:
-        """Take the branches out from above ``group`` that nobody holds any more."""
-        around = group.parent
-        while around is not None and not (
-            around.joins or around.is_held or around.recoveries is not None
-        ):
+        """Take the branches out from above ``group`` that nobody holds any more.
+
+        The walk goes all the way up, past those that somebody still holds: in a loop of steps
+        that send, a step may end after the next one began. It is due again when the line has
+        grown by as much as it goes up now, so it costs a constant time per branch.
+        """
+        depth = 0
+        inner = group
+        while inner.parent is not None:
+            around = inner.parent
             track = around.track
+            if (
+                around.is_needed
+                or around.is_held
+                or (track is not None and (track.waiters or track.reason is not None))
+            ):
+                inner = around
+                depth += 1
+                continue
             if track is not None:
-                if track.waiters or track.reason is not None:
-                    return
-                track.children.pop(group, None)
-            parent = around.parent
-            group.parent = parent
+                track.children.pop(inner, None)
+            parent = inner.parent = around.parent
             if parent is not None:
                 parent.live += 1
                 if parent.track is not None:
-                    parent.track.children[group] = None
+                    parent.track.children[inner] = None
             self._leave(around)
-            around = parent
+        group.slack = depth + SLACK
 
     def cancel(self, group: Group, reason: str) -> None:
         """Cancel a group and all that came of it: what waits is dropped, what runs is told."""

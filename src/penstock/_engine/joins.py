@@ -125,14 +125,6 @@ class Collection:
             self._kept.setdefault(kind, deque()).append(event)
             self._count += 1
 
-    def copy(self) -> Collection:
-        """Return another buffer that holds the same."""
-        other = Collection()
-        other.expected = self.expected
-        other._count = self._count
-        other._kept = {kind: kept.copy() for kind, kept in self._kept.items()}
-        return other
-
     def missing(self) -> Iterator[tuple[type[Event], int]]:
         """Yield each class still lacking, and how many; nothing where nothing waits."""
         if self._count:
@@ -145,12 +137,14 @@ class Collection:
 class Wait:
     """A step that waits for an event in its middle: ``ctx.wait_for_event``."""
 
-    __slots__ = ("event", "kind", "requirements", "waiter")
+    __slots__ = ("asks", "event", "kind", "requirements", "waiter")
 
     def __init__(self, kind: type[Event], requirements: Mapping[str, Any], waiter: Waiter) -> None:
         self.kind = kind
         self.requirements = requirements
         self.waiter = waiter
+        #: Whether it publishes a question, which counts as open.
+        self.asks = False
         #: The event, once it is there.
         self.event: Event | None = None
 
@@ -188,5 +182,8 @@ def _expected_class(kind: type[Event], expected: Sequence[Any]) -> type[Event]:
         if issubclass(kind, candidate):
             return candidate  # type: ignore[no-any-return]
     names = ", ".join(k.__name__ for k in dict.fromkeys(expected))
-    msg = f"collect_events was given a {kind.__name__}, and expects {names}"
+    msg = (
+        f"collect_events was given an event of {kind.__name__}, and waits for {names}; expected its "
+        f"class among them: `ctx.collect_events(ev, [{kind.__name__}, ...])`"
+    )
     raise WorkflowRuntimeError(msg)

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from penstock._events import Event
 
 
+#: How many branches may be inside each other that nobody holds any more.
+SLACK = 8
+
+
 class Group:
     """All that came of one returned list, or of one event that was sent, until nothing is left.
 
@@ -27,6 +31,7 @@ class Group:
         "live",
         "parent",
         "recoveries",
+        "slack",
         "slots",
         "track",
     )
@@ -48,7 +53,14 @@ class Group:
         self.track: Track | None = None
         #: How often each handler of failures has been here, where one has.
         self.recoveries: dict[int, int] | None = None
+        #: How many more there may be inside each other before the line is to be shortened.
+        self.slack: int = SLACK if parent is None else parent.slack - 1
         self.is_over = False
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether this is more than a branch: a fan-out, or what a handler has recovered."""
+        return bool(self.joins) or self.recoveries is not None
 
     @property
     def is_cancelled(self) -> bool:
@@ -96,7 +108,7 @@ class Group:
 class Track:
     """What it takes to cancel a group, and to wait for its end."""
 
-    __slots__ = ("children", "errors", "queued", "reason", "running", "waiters")
+    __slots__ = ("children", "errors", "is_told", "queued", "reason", "running", "waiters")
 
     def __init__(self, queued: int) -> None:
         self.children: dict[Group, None] = {}
@@ -108,6 +120,8 @@ class Track:
         self.reason: str | None = None
         #: What failed in it while somebody waited for its end.
         self.errors: list[BaseException] = []
+        #: Whether somebody was told of it.
+        self.is_told = False
         self.waiters: list[Waiter] = []
 
 

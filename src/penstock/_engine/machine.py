@@ -53,7 +53,6 @@ class Machine(Groups):
         "_cancel_scope",
         "_open_inbox",
         "_publish",
-        "alive",
         "early",
         "graph",
         "has_asked",
@@ -129,26 +128,33 @@ class Machine(Groups):
         return route
 
     @staticmethod
-    def open_branch(group: Group | None) -> Group:
-        """Return a branch for an event that is to be sent from ``group``."""
+    def open_branch(group: Group | None, *, is_kept_back: bool = False) -> Group:
+        """Return a branch for an event from ``group``: to be sent at once, or else tracked."""
         branch = Group(group, (), is_held=True)
-        if group is not None and group.track is not None:
-            branch.begin_tracking()
+        branch.live = 1  # until the event is out
+        track = None
+        if group is not None:
+            group.live += 1
+            track = group.track
+        if track is not None:
+            branch.begin_tracking().reason = track.reason
+        elif is_kept_back:
+            branch.begin_tracking()  # so that nothing of it is taken for waiting
         return branch
 
     def send(self, route: Route, event: Event, branch: Group, target: str | None) -> None:
         """Let an event out that :meth:`check_sendable` has seen, as a branch of its own."""
-        parent = branch.parent
-        if branch.is_cancelled or (parent is not None and parent.is_cancelled):
-            branch.is_over = True
+        if branch.is_cancelled:
+            self._leave(branch)
             return
-        branch.live += 1  # until the event is out
-        if parent is not None:
-            parent.live += 1
         if target is None:
             self._deliver(route, event, branch)
         else:
             self._deliver_to(self.stations[self.graph.station(event, target)], event, branch)
+        self._leave(branch)
+
+    def drop_branch(self, branch: Group) -> None:
+        """End a branch whose event was kept back, and is not to be sent."""
         self._leave(branch)
 
     # -- events find their way ---------------------------------------------------------------
@@ -157,8 +163,8 @@ class Machine(Groups):
         if self.waits and self._give_to_waiting(event):
             return
         if route.is_question:
+            self._publish(event)  # who hears of it may take a snapshot: it is asked again then
             self.note_question()
-            self._publish(event)
         for index in route.targets:
             self._deliver_to(self.stations[index], event, group)
 
@@ -217,6 +223,8 @@ class Machine(Groups):
         station.pending += 1
         if station.running < station.limit:
             station.running += 1
+            if station.ready is None:
+                station.ready = []
             station.ready.append((event, group))
             self.startable.append(station)
         else:
@@ -415,8 +423,9 @@ class Machine(Groups):
         """Close the inboxes; what still waits in them is kept to be looked at."""
         for station in self.stations:
             if station.inbox is not None:
-                waiting = station.pending - len(station.ready)
-                station.ready += [station.inbox.take() for _ in range(waiting)]
+                ready = station.ready or []
+                waiting = station.pending - len(ready)
+                station.ready = ready + [station.inbox.take() for _ in range(waiting)]
                 station.inbox.close()
                 station.inbox = None
 

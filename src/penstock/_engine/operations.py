@@ -6,25 +6,24 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from penstock._backends import enable_ki_protection
+from penstock._backends import current_backend, enable_ki_protection
 from penstock._branch import Branch
+from penstock._cleanup import current_cleanup
 from penstock._engine.attempts import Record
 from penstock._engine.diagnosis import is_stuck
 from penstock._engine.holding import StepResources
 from penstock._engine.joins import Wait
 from penstock._engine.lineage import Group
-from penstock._engine.snapshots import take_snapshot
 from penstock._engine.waiting import wait_for
+from penstock._engine.worker import Worker, is_step_of
 from penstock._errors import WorkflowRuntimeError
 from penstock._events import (
     ChildEvent,
     InputRequiredEvent,
     InternalEvent,
     StopEvent,
-    WorkflowIdleEvent,
 )
 from penstock._retries import Attempts, RetryInfo
-from penstock._store import StateStore
 from penstock._streams import check_publishable
 from penstock._threads import FromThread
 
@@ -40,13 +39,14 @@ if TYPE_CHECKING:
     from penstock._events import Event
     from penstock._graph import Graph
     from penstock._observe import Observer
+    from penstock._store import StateStore
     from penstock._streams import EventLog
 
 
 class Operations:
     """The part of a run that its steps call."""
 
-    __slots__ = ()
+    __slots__ = ("_invocations", "_retried", "_store")
 
     if TYPE_CHECKING:  # what the run has, and these operations use
         graph: Graph
@@ -66,6 +66,7 @@ class Operations:
         def live(self) -> tuple[Backend, Machine]: ...
         def start_soon(self) -> None: ...
         def stall(self) -> None: ...
+        def rest(self) -> None: ...
         def fail(self, error: BaseException) -> None: ...
         def idle_changed(self) -> None: ...
         def check_drained(self) -> None: ...
@@ -75,9 +76,11 @@ class Operations:
     def check_thread(self, what: str) -> None:
         """Refuse a call from a foreign thread, and tell the way."""
         if self._thread and threading.get_ident() != self._thread:
+            has_way = what in ("send_event", "cancel")
+            way = f"`handler.from_thread.{what}(...)`, or " if has_way else ""
             msg = (
                 f"{what} was called from another thread than the one that runs {self.graph.name}; "
-                f"expected trio.from_thread.run_sync(...{what}, ...) or its AnyIO counterpart"
+                f"expected {way}trio.from_thread.run_sync(...{what}, ...) or its AnyIO counterpart"
             )
             raise WorkflowRuntimeError(msg)
 
@@ -90,6 +93,8 @@ class Operations:
     def store(self) -> StateStore[Any]:
         """The state of the run."""
         if self._store is None:
+            from penstock._store import StateStore  # noqa: PLC0415 - not everybody needs it
+
             self._store = StateStore(self.graph.state_type)
         return self._store
 
@@ -112,16 +117,19 @@ class Operations:
         step = context._step
         assert step is not None
         if self.outcome.status:
-            return _spent_branch()  # the run is unwinding, and the step with it
+            # The run is unwinding, and the step with it.
+            return _spent_branch(reason="the run is over")
         assert self._machine is not None
         route = self._machine.check_sendable(step.index, event, target)
         record = _record_of(context)
-        if record.note_sent(event):
-            return _spent_branch()  # it is out, from before the snapshot
-        group = self._machine.open_branch(context._group)
+        known = record.note_sent(event)
+        if known is not None:
+            return Branch(self, known, context)  # it is out, from before the snapshot
+        group = self._machine.open_branch(context._group, is_kept_back=step.holds_sends)
         if step.holds_sends:
             record.held.append((route, event, group, target))
         else:
+            record.note_branch(event, group)
             self._machine.send(route, event, group, target)
             self.start_soon()
         return Branch(self, group, context)
@@ -160,14 +168,22 @@ class Operations:
     ) -> list[Event] | None:
         """See :meth:`penstock.Context.collect_events`."""
         self.check_thread("collect_events")
+        if not isinstance(expected, list | tuple) or not all(isinstance(k, type) for k in expected):
+            msg = (
+                f"collect_events was told to expect {expected!r}; expected a list of event classes: "
+                "`ctx.collect_events(ev, [A, A, B])`"
+            )
+            raise TypeError(msg)
         assert self._machine is not None
         assert context._step is not None
         record = _record_of(context)
-        if record.note_spent(key):
-            return None
+        told = record.find_told(key)
+        if told is not None:
+            return None if told[1] is None else [*told[1]]
         collection = self._machine.collection(context._step.index, key)
         complete = collection.add(event, expected)
-        record.collected.append((key, event, complete))
+        # The step may change the list that it gets.
+        record.collected.append((key, event, None if complete is None else [*complete]))
         return complete
 
     # -- waiting -----------------------------------------------------------------------------
@@ -186,12 +202,19 @@ class Operations:
         backend, machine = self.live()
         record = _record_of(context)
         wait = Wait(kind, requirements, backend.waiter())
+        wait.asks = isinstance(waiter_event, InputRequiredEvent)
         for event in record.again.received:
             if wait.fits(event):  # an attempt before this one has asked, and had its answer
-                await backend.checkpoint()
                 record.again.received.remove(event)
                 record.received.append(event)
+                try:
+                    await backend.checkpoint()
+                except BaseException:  # cancelled, it has taken no event
+                    record.received.remove(event)
+                    record.again.received.insert(0, event)
+                    raise
                 return event
+        self._claim_early(machine, wait)
         ask = partial(self._ask, waiter_event)
         try:
             event = await wait_for(wait, context, machine=machine, ask=ask, timeout=timeout)
@@ -200,10 +223,19 @@ class Operations:
         record.received.append(event)
         return event
 
+    def _claim_early(self, machine: Machine, wait: Wait) -> None:
+        """Take over an answer that came to a parent before anybody in here waited for it."""
+        run = self._parent
+        while run is not None and not any(map(wait.fits, machine.early)):
+            early: list[Event] = run._machine.early
+            event = next(filter(wait.fits, early), None)
+            if event is not None:
+                early.remove(event)
+                machine.early.append(event)
+            run = run._parent
+
     def _ask(self, question: Event | None) -> None:
         self.publish(question)
-        if self.log.internal_readers and self.is_idle:
-            self.log.append(WorkflowIdleEvent())
         self.idle_changed()
         self.check_drained()
 
@@ -211,53 +243,78 @@ class Operations:
     def cancel_branch(self, group: Group, reason: str) -> None:
         """See :meth:`penstock.Branch.cancel`."""
         self.check_thread("Branch.cancel")
-        if self._machine is not None and not self.outcome.status:
-            self._machine.cancel(group, reason)
+        machine = self._machine
+        if machine is not None and not self.outcome.status:
+            machine.cancel(group, reason)
+            self.start_soon()  # the join of a fan-out that it was the last of
+            if not machine.alive:
+                self.rest()
 
     @enable_ki_protection
     async def wait_for_branch(self, group: Group, step: Any) -> None:
         """See :meth:`penstock.Branch.wait`."""
         self.check_thread("Branch.wait")
-        backend, machine = self.live()
-        self._check_awaitable(group, step)
+        backend = current_backend()
         if group.is_over:
             await backend.checkpoint()
-            return
+        else:
+            await self._wait_in_step(backend, group, step)
+        if group.track is not None and group.track.errors:
+            group.track.is_told = True
+            first, *others = group.track.errors
+            for other in others:
+                _note_once(first, f"and another failure in the same branch: {other!r}")
+            try:
+                raise first
+            finally:
+                del first, others  # or this frame and its exceptions form a circle
+
+    async def _wait_in_step(  # noqa: ASYNC910 - it is not over yet, so there is one
+        self, backend: Backend, group: Group, sender: Any
+    ) -> None:
+        worker = current_cleanup.get()
+        if self._machine is None or not (isinstance(worker, Worker) and is_step_of(self)):
+            msg = (
+                f"Branch.wait() was called outside of the steps of {self.graph.name}; expected "
+                "`await branch.wait()` in a step of the run, or in a task that one started"
+            )
+            raise WorkflowRuntimeError(msg)
+        self._check_awaitable(group, worker, sender)
+        resting = self._machine.resting
         track = group.begin_tracking(group.live)
         waiter = backend.waiter()
         track.waiters.append(waiter)
-        machine.resting.setdefault(step, []).append(group)
+        step = worker.context or worker
+        resting.setdefault(step, []).append(group)
+        is_told = False
         try:
-            if is_stuck(machine):
+            if is_stuck(self._machine):
                 self.stall()
             self.check_drained()
             while not group.is_over:
                 await waiter.wait()
+            is_told = True
         finally:
             track.waiters.remove(waiter)
-            machine.resting[step].remove(group)
-            if not machine.resting[step]:
-                del machine.resting[step]
-            if track.errors and not (group.is_over or track.waiters):
-                self.fail(track.errors[0])  # nobody is left to catch it
-        if track.errors:
-            first = track.errors[0]
-            while track.errors[1:]:
-                first.add_note(f"and another failure in the same branch: {track.errors.pop()!r}")
-            raise first
+            resting[step].remove(group)
+            if not resting[step]:
+                del resting[step]
+            if not (is_told or track.is_told or track.waiters):
+                for error in track.errors:
+                    self.fail(error)  # nobody is left to catch it
 
-    def _check_awaitable(self, group: Group, step: Context[Any]) -> None:
-        if step._group is not None and group in step._group.upward():
+    def _check_awaitable(self, group: Group, worker: Worker, sender: Context[Any]) -> None:
+        if worker.group is not None and group in worker.group.upward():
             msg = (
                 "a step waits for the branch that it is itself a part of, which cannot end before "
                 "the step does; expected the step that sent the event to wait"
             )
             raise WorkflowRuntimeError(msg)
-        record = step._record
+        record = sender._record if sender is worker.context else None
         if record is not None and any(held[2] is group for held in record.held):
-            assert step._step is not None
+            assert worker.step is not None
             msg = (
-                f"the step {step._step.name} waits for an event that is kept back until the step "
+                f"the step {worker.step.name} waits for an event that is kept back until the step "
                 "has succeeded, because it has retries; expected `@step(retry=..., "
                 "send_at_once=True)`"
             )
@@ -271,13 +328,15 @@ class Operations:
         child = handler._runner
         if stream != "off":
             child.log.forward = partial(self._forward, child.graph.name, stream)
+            child.log.outer = self.log
         child._parent = self
         self._children[child] = context
         try:
             return await handler
         finally:
             del self._children[child]
-            child.log.forward = child._parent = None
+            child.log.forward = child.log.outer = child._parent = None
+            self.idle_changed()
 
     def _forward(self, name: str, stream: ChildStream, event: Event) -> None:
         if self.log.closed or isinstance(event, StopEvent | InternalEvent):
@@ -303,7 +362,10 @@ class Operations:
 
     def snapshot(self) -> dict[str, Any]:
         """See :meth:`penstock.WorkflowHandler.snapshot`."""
-        self.check_thread("snapshot")
+        from penstock._engine.snapshots import take_snapshot  # noqa: PLC0415 - not everybody needs it
+
+        if not self.outcome.is_over:
+            self.check_thread("snapshot")
         return take_snapshot(self)  # type: ignore[arg-type]
 
     def new_seed(self, step: str) -> str:
@@ -324,7 +386,13 @@ def _record_of(context: Context[Any]) -> Record:
     return record
 
 
-def _spent_branch() -> Branch:
+def _note_once(error: BaseException, note: str) -> None:
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+
+
+def _spent_branch(reason: str | None = None) -> Branch:
     group = Group(None, ())
     group.is_over = True
+    group.begin_tracking().reason = reason
     return Branch(None, group, None)

@@ -76,7 +76,7 @@ class Outcome:
         self.error: BaseException | None = None
         self._errors: dict[int, BaseException] = {}
         self.reason: str | None = None
-        self.waiters: list[Waiter] = []
+        self.waiters: list[Waiter] | None = None
 
     @property
     def errors(self) -> tuple[BaseException, ...]:
@@ -182,7 +182,7 @@ class Outcome:
 
     def announce(self) -> None:
         """Wake everybody who waits for the end."""
-        for waiter in self.waiters:
+        for waiter in self.waiters or ():
             waiter.wake()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import attrs
 
@@ -13,6 +13,8 @@ from penstock._engine.failing import begin_delay
 from penstock._engine.joins import Slots
 from penstock._engine.lineage import Group
 from penstock._engine.snapshots import FORMAT, shape_of
+from penstock._errors import WorkflowRuntimeError
+from penstock._events import Event
 from penstock._retries import Attempts
 from penstock._store import StateStore
 
@@ -22,17 +24,23 @@ if TYPE_CHECKING:
 
     from penstock._engine.machine import Machine
     from penstock._engine.runner import Runner
-    from penstock._events import Event
     from penstock._graph import Graph
+    from penstock._steps import Step
 
 
 #: Events in the places of a join, each with the number of its group.
 Queues = list[list[tuple[Any, int]]]
 
+#: Events that came before the run had begun, each with the step that it was sent to.
+Arrived = tuple[tuple[Event, str | None], ...]
+
 
 @attrs.define(eq=False)
 class Resumed:
-    """The books that a run begins with; everything in them is decoded and checked."""
+    """The books that a run begins with; everything in them is decoded and checked.
+
+    They are for one run: what is in them becomes a part of its machine.
+    """
 
     #: The plain data that it was read from.
     data: dict[str, Any]
@@ -54,23 +62,30 @@ class Resumed:
         machine.questions = self.questions
         machine.has_asked = self.has_asked
         machine.early += self.early
-        for group in self.groups:
-            if group.parent is not None:
-                group.parent.live += 1
-            steps = machine.graph.steps
-            if any(steps[join].take for join in group.joins) or (
-                group.parent is not None and group.parent.track is not None
-            ):
-                group.begin_tracking()
+        self._open_groups(machine)
         for index, key, expected, events in self.collections:
             machine.collection(index, key).fill(events, expected)
         for index, number, queues in self.slots:
             slots = machine.slots_of(machine.stations[index], self._at(number))
-            slots.fill([[(e, self._at(n)) for e, n in queue] for queue in queues])
+            slots.fill([[(event, self._at(n)) for event, n in queue] for queue in queues])
         for index, queues in self.unmatched:
             left = machine.stations[index].unmatched = Slots(machine.stations[index].step.accepts)
             left.fill([[(event, None) for event, _ in queue] for queue in queues])
-        now = run.now()
+        self._deliver(run, machine, run.now())
+        for group in reversed(self.groups):
+            if not group.live and not group.is_over:
+                machine.close_empty(group)
+
+    def _open_groups(self, machine: Machine) -> None:
+        steps = machine.graph.steps
+        for group in self.groups:
+            if group.parent is not None:
+                group.parent.live += 1
+            is_inside = group.parent is not None and group.parent.track is not None
+            if is_inside or group.is_held or any(steps[join].take for join in group.joins):
+                group.begin_tracking()
+
+    def _deliver(self, run: Runner, machine: Machine, now: float) -> None:
         for index, event, number, due in self.deliveries:
             station, group = machine.stations[index], self._at(number)
             if type(event) is Again and event.attempts is not None:
@@ -81,12 +96,20 @@ class Resumed:
                 event.due = now + due
                 machine.put_aside(station, event, group)
                 begin_delay(run, station, event, group)
-        for group in reversed(self.groups):
-            if not group.live and not group.is_over:
-                machine.close_empty(group)
 
     def _at(self, number: int) -> Group | None:
         return self.groups[number - 1] if number else None
+
+
+@attrs.define(eq=False)
+class Found:
+    """What a snapshot holds: a state, and, unless the run was over, a start event or books."""
+
+    run_id: str | None = None
+    store: StateStore[Any] | None = None
+    start_event: Event | None = None
+    resumed: Resumed | None = None
+    arrived: Arrived = ()
 
 
 class _Reader:
@@ -97,148 +120,206 @@ class _Reader:
         self._codec = codec
         self._groups: list[Group] = []
 
-    def read(self, data: dict[str, Any], elapsed: float, sequence: int) -> Resumed:
+    def read(self, data: Any, elapsed: float, sequence: int) -> Resumed:
+        parts = _parts(data, "run", "retried questions has_asked early steps groups")
         slots: list[tuple[int, int, Queues]] = []
-        unmatched: list[tuple[int, Queues]] = []
-        deliveries: list[tuple[int, Any, int, float | None]] = []
-        collections: list[tuple[int, str, list[type[Event]], list[Event]]] = []
-        groups = _items(data, "groups", list, "run")
+        groups = _as(list, parts["groups"], "run.groups")
         for number, part in enumerate(groups, 1):
             self._groups.append(self._group(part, number))
         for number, part in enumerate(groups, 1):
-            for name, queues in _items(part, "slots", dict, f"run.groups[{number}]", {}).items():
-                slots.append((self._index(name), number, self._queues(queues, "slots")))
-        for name, part in _items(data, "steps", dict, "run").items():
-            index, path = self._index(name), f"run.steps.{name}"
-            for entry in _items(part, "deliveries", list, path, []):
-                deliveries.append(self._delivery(index, entry, f"{path}.deliveries"))
-            if "slots" in part:
-                slots.append((index, 0, self._queues(part["slots"], path)))
-            if "unmatched" in part:
-                unmatched.append((index, self._queues(part["unmatched"], path)))
-            for key, found in _items(part, "collections", dict, path, {}).items():
-                kinds = [self._kind(index, n, path) for n in _items(found, "expected", list, path)]
-                events = [self._event(e, path) for e in _items(found, "events", list, path)]
-                collections.append((index, key, kinds, events))
-        return Resumed(
+            path = f"run.groups[{number}].slots"
+            for name, queues in _as(dict, part.get("slots", {}), path).items():
+                step = self._step(name, path, "slot")
+                slots.append((step.index, number, self._queues(step, queues, f"{path}.{name}")))
+        made = Resumed(
             data=data,
             elapsed=elapsed,
             sequence=sequence,
-            retried=_items(data, "retried", int, "run"),
-            questions=_items(data, "questions", int, "run"),
-            has_asked=_items(data, "has_asked", bool, "run"),
-            early=[self._event(e, "run.early") for e in _items(data, "early", list, "run")],
+            retried=_count(parts["retried"], "run.retried"),
+            questions=_count(parts["questions"], "run.questions"),
+            has_asked=_as(bool, parts["has_asked"], "run.has_asked"),
+            early=self._events(parts["early"], "run.early"),
             groups=self._groups,
-            deliveries=deliveries,
+            deliveries=[],
             slots=slots,
-            unmatched=unmatched,
-            collections=collections,
+            unmatched=[],
+            collections=[],
         )
+        for name, part in _as(dict, parts["steps"], "run.steps").items():
+            self._read_step(made, self._step(name, "run.steps"), part, f"run.steps.{name}")
+        return made
 
-    def _index(self, name: str) -> int:
-        index = self._graph.index.get(name)
-        if index is None:
-            raise _fault(f"run.steps.{name}", "a step of the workflow")
-        return index
+    def read_start(self, data: Any) -> Event:
+        event: Event = self._event(data, "start", self._graph.start_event)
+        return event
 
-    def _event(self, data: Any, path: str) -> Any:
-        return self._codec.decode(data, path)
+    def read_arrived(self, data: Any, path: str) -> tuple[Event, str | None]:
+        parts = _items(data, path, "an event and the name of a step, or null")
+        event: Event = self._event(parts[0], path)
+        target: str | None = parts[1]
+        try:
+            if target is None:
+                self._graph.input(type(event))
+            else:
+                self._graph.station(event, _as(str, target, path))
+        except WorkflowRuntimeError as error:
+            _refuse(path, f"an event that the workflow takes ({error})")
+        return event, target
 
-    def _kind(self, index: int, name: str, path: str) -> type[Event]:
-        for kind in self._graph.steps[index].accepts:
-            for known in (kind, *_subclasses(kind)):
-                if known.__name__ == name:
+    def _read_step(self, made: Resumed, step: Step, data: Any, path: str) -> None:
+        parts = _parts(data, path, "", "deliveries slots unmatched collections")
+        for number, entry in enumerate(_as(list, parts.get("deliveries", []), path)):
+            made.deliveries.append(self._delivery(step, entry, f"{path}.deliveries[{number}]"))
+        if "slots" in parts:
+            made.slots.append((step.index, 0, self._queues(step, parts["slots"], f"{path}.slots")))
+        if "unmatched" in parts:
+            queues = self._queues(step, parts["unmatched"], f"{path}.unmatched")
+            made.unmatched.append((step.index, queues))
+        for key, found in _as(dict, parts.get("collections", {}), f"{path}.collections").items():
+            place = f"{path}.collections[{key!r}]"
+            buffer = _parts(found, place, "expected events")
+            names = _as(list, buffer["expected"], f"{place}.expected")
+            if not names:
+                _refuse(f"{place}.expected", "the names of event classes")
+            kinds = [self._kind(step, name, f"{place}.expected") for name in names]
+            events = self._events(buffer["events"], f"{place}.events", *kinds)
+            made.collections.append((step.index, key, kinds, events))
+
+    def _step(self, name: Any, path: str, takes: str = "") -> Step:
+        index = self._graph.index.get(name) if isinstance(name, str) else None
+        if index is None or takes not in ("", self._graph.steps[index].takes):
+            _refuse(path, f"the names of {'joins' if takes else 'steps'}, not {name!r}")
+        return self._graph.steps[index]
+
+    def _event(self, data: Any, path: str, *kinds: type[Event]) -> Any:
+        event = self._codec.decode(data, path)
+        if not isinstance(event, kinds or Event):
+            names = " or ".join(kind.__name__ for kind in kinds or (Event,))
+            _refuse(path, f"an event of {names}, not a {type(event).__name__}")
+        return event
+
+    def _events(self, data: Any, path: str, *kinds: type[Event]) -> list[Any]:
+        parts = enumerate(_as(list, data, path))
+        return [self._event(part, f"{path}[{number}]", *kinds) for number, part in parts]
+
+    def _kind(self, step: Step, name: Any, path: str) -> type[Event]:
+        for kind in step.accepts:
+            for known in (*kind.__mro__, *_subclasses(kind)):
+                if known.__name__ == name and issubclass(known, Event):
                     return known
-        raise _fault(path, f"an event class that the step takes, not {name!r}")
+        return _refuse(path, f"event classes that the step takes, not {name!r}")
 
     def _group(self, data: Any, number: int) -> Group:
         path = f"run.groups[{number}]"
-        parent = self._number(_items(data, "parent", int, path), path, below=number)
-        joins = _items(data, "joins", dict, path, {})
+        parts = _parts(data, path, "parent", "joins slots held recoveries")
+        parent = self._number(parts["parent"], f"{path}.parent")
+        joins = _as(dict, parts.get("joins", {}), f"{path}.joins")
+        steps = [self._step(name, f"{path}.joins", "list") for name in joins]
         group = Group(
             self._groups[parent - 1] if parent else None,
-            tuple(self._index(name) for name in joins),
+            tuple(step.index for step in steps),
+            is_held=_as(bool, parts.get("held", False), f"{path}.held"),
         )
-        for name, events in joins.items():
+        for step, events in zip(steps, joins.values(), strict=True):
             if events is not None:
-                events = [self._event(event, path) for event in _as(list, events, path)]
-            group.collected[self._index(name)] = events
-        if "recoveries" in data:
-            counts = _items(data, "recoveries", dict, path)
+                place = f"{path}.joins.{step.name}"
+                events = self._events(events, place, *step.accepts)
+                if step.take is not None and len(events) >= step.take:
+                    _refuse(place, f"fewer than {step.take} events")
+            elif step.take is None:
+                _refuse(f"{path}.joins.{step.name}", "a list of events")
+            group.collected[step.index] = events
+        if "recoveries" in parts:
+            counts = _as(dict, parts["recoveries"], f"{path}.recoveries")
             group.recoveries = {
-                self._index(n): _as(int, count, path) for n, count in counts.items()
+                self._step(name, f"{path}.recoveries").index: _count(n, f"{path}.recoveries.{name}")
+                for name, n in counts.items()
             }
         return group
 
-    def _number(self, number: Any, path: str, *, below: int) -> int:
-        if type(number) is not int or not 0 <= number < below:
-            raise _fault(path, f"the number of a group before it, not {number!r}")
+    def _number(self, number: Any, path: str) -> int:
+        if type(number) is not int or not 0 <= number <= len(self._groups):
+            _refuse(path, f"the number of a group that is there, not {number!r}")
         return number
 
-    def _queues(self, data: Any, path: str) -> Queues:
+    def _queues(self, step: Step, data: Any, path: str) -> Queues:
+        queues = _as(list, data, path)
+        if step.takes != "slot" or len(queues) != len(step.accepts) or all(queues):
+            _refuse(path, "one list for each event that a join takes, one of them empty")
         return [
-            [self._pair(entry, path) for entry in _as(list, queue, path)]
-            for queue in _as(list, data, path)
+            [
+                self._pair(entry, f"{path}[{place}][{number}]", kind)
+                for number, entry in enumerate(_as(list, queue, f"{path}[{place}]"))
+            ]
+            for place, (queue, kind) in enumerate(zip(queues, step.accepts, strict=True))
         ]
 
-    def _pair(self, entry: Any, path: str) -> tuple[Any, int]:
-        if not isinstance(entry, list) or len(entry) != 2:  # pyright: ignore[reportUnknownArgumentType]
-            raise _fault(path, "an event and the number of its group")
-        event, number = entry  # pyright: ignore[reportUnknownVariableType]
-        return self._event(event, path), self._number(number, path, below=len(self._groups) + 1)
+    def _pair(self, entry: Any, path: str, kind: type[Event]) -> tuple[Any, int]:
+        event, number = _items(entry, path, "an event and the number of its group")
+        return self._event(event, f"{path}[0]", kind), self._number(number, f"{path}[1]")
 
-    def _payload(self, index: int, data: Any, path: str) -> Any:
-        step = self._graph.steps[index]
+    def _payload(self, step: Step, data: Any, path: str) -> Any:
         if step.takes == "one":
-            events = [event := self._event(data, path)]
-        else:
-            events = [self._event(part, path) for part in _as(list, data, path)]
-            event = events if step.takes == "list" else tuple(events)
-        for found in events:
-            if not isinstance(found, step.accepts):
-                raise _fault(path, f"an event that the step {step.name} takes")
-        return event
+            return self._event(data, path, *step.accepts)
+        if step.takes == "list":
+            return self._events(data, path, *step.accepts)
+        parts = _as(list, data, path)
+        if len(parts) != len(step.accepts):
+            _refuse(path, f"{len(step.accepts)} events, one of each, not {len(parts)}")
+        return tuple(
+            self._event(part, f"{path}[{number}]", kind)
+            for number, (part, kind) in enumerate(zip(parts, step.accepts, strict=True))
+        )
 
-    def _delivery(self, index: int, entry: Any, path: str) -> tuple[int, Any, int, float | None]:
+    def _delivery(self, step: Step, entry: Any, path: str) -> tuple[int, Any, int, float | None]:
         if isinstance(entry, list):
-            if len(entry) != 2:  # pyright: ignore[reportUnknownArgumentType]
-                raise _fault(path, "an event and the number of its group")
-            event, number = entry  # pyright: ignore[reportUnknownVariableType]
-            number = self._number(number, path, below=len(self._groups) + 1)
-            return index, self._payload(index, event, path), number, None
-        again = Again(self._payload(index, _items(entry, "event", object, path), path))
-        group = _items(entry, "group", int, path)
-        number = self._number(group, path, below=len(self._groups) + 1)
-        if "attempts" in entry:
-            attempts = _items(entry, "attempts", dict, path)
-            try:
-                again.attempts = Attempts.decode(attempts, 0.0)
-            except ValueError as error:
-                raise _fault(f"{path}.attempts", f"what an attempt leaves ({error})") from error
-        again.seed = _items(entry, "seed", str, path, "")
-        again.received = [self._event(e, path) for e in _items(entry, "received", list, path, [])]
-        sent = _items(entry, "sent", dict, path, {})
-        again.sent = {_as(str, name, path): _as(int, n, path) for name, n in sent.items()}
-        again.spent = [_as(str, key, path) for key in _items(entry, "spent", list, path, [])]
-        due = entry.get("due")
-        if due is not None and (type(due) not in (int, float) or not due >= 0):
-            raise _fault(path, "seconds of at least 0 as `due`")
-        return index, again, number, due
+            event, number = _items(entry, path, "an event and the number of its group")
+            payload = self._payload(step, event, f"{path}[0]")
+            return step.index, payload, self._number(number, f"{path}[1]"), None
+        optional = "due seed attempts received sent branches collected"
+        parts = _parts(entry, path, "event group", optional)
+        again = Again(self._payload(step, parts["event"], f"{path}.event"))
+        number = self._number(parts["group"], f"{path}.group")
+        if "attempts" in parts:
+            again.attempts = _attempts(parts["attempts"], f"{path}.attempts")
+        again.seed = _as(str, parts.get("seed", ""), f"{path}.seed")
+        again.received = self._events(parts.get("received", []), f"{path}.received")
+        sent = _as(dict, parts.get("sent", {}), f"{path}.sent")
+        again.sent = {name: _count(n, f"{path}.sent.{name}") for name, n in sent.items()}
+        place = f"{path}.branches"
+        for entry_of_branch in _as(list, parts.get("branches", []), place):
+            name, count, branch = _items(entry_of_branch, place, "class, number and branch", 3)
+            key = _as(str, name, place), _count(count, place)
+            again.branches[key] = self._branch(branch, place)
+        for found in _as(list, parts.get("collected", []), f"{path}.collected"):
+            key, events = _items(found, f"{path}.collected", "a buffer and its events, or null")
+            if events is not None:
+                events = self._events(events, f"{path}.collected")
+            again.collected.append((_as(str, key, f"{path}.collected"), events))
+        due = parts.get("due")
+        return step.index, again, number, None if due is None else _seconds(due, f"{path}.due")
+
+    def _branch(self, branch: Any, path: str) -> Group | None:
+        if branch is None:
+            return None
+        if isinstance(branch, str):
+            cancelled = Group(None, (), is_held=True)
+            cancelled.begin_tracking().reason = branch
+            cancelled.is_over = True
+            return cancelled
+        number = self._number(branch, path)
+        if not number or not self._groups[number - 1].is_held:
+            _refuse(path, "the number of a group that is held")
+        return self._groups[number - 1]
 
 
-def read_snapshot(
-    data: Any, graph: Graph, classes: tuple[type, ...]
-) -> tuple[str | None, StateStore[Any] | None, Event | None, Resumed | None]:
+def read_snapshot(data: Any, graph: Graph, classes: tuple[type, ...]) -> Found:
     """Check and decode a snapshot.
-
-    Returns:
-        The run's identifier; its state; its start event, if it had not begun; the books of a run
-        that had. The latter two are None for a run that was completed.
 
     Raises:
         SnapshotError: It is no snapshot, of another workflow or shape, or something in it is bad.
     """
-    _as(dict, data, "the snapshot")
+    _as(dict, data, "its top")
     version = data.get("penstock")
     if type(version) is not int or not 1 <= version <= FORMAT:
         msg = (
@@ -247,34 +328,47 @@ def read_snapshot(
         )
         raise SnapshotError(msg)
     _check_shape(data, graph)
+    known = "run_id elapsed sequence arrived start run"
+    parts = _parts(data, "its top", "penstock workflow shape status state", known)
     codec = graph.codec(classes)
-    store: StateStore[Any] | None = None
-    if data.get("state") is not None:
-        state = codec.decode(data["state"], "the state")
-        if graph.state_type is None and isinstance(state, dict):
-            state = DictState(cast("dict[str, Any]", state))
-        try:
-            store = StateStore(graph.state_type, state)
-        except TypeError as error:
-            raise SnapshotError(str(error)) from error
-    run_id = None if data.get("run_id") is None else _as(str, data["run_id"], "run_id")
-    if data.get("status") in ("completed", "unstarted"):
-        return run_id, store, None, None
-    if "start" in data:
-        start = codec.decode(data["start"], "the start event")
-        if not isinstance(start, graph.start_event):
-            raise _fault("start", f"the start event {graph.start_event.__name__}")
-        return run_id, store, start, None
-    elapsed = data.get("elapsed")
-    if type(elapsed) not in (int, float) or not elapsed >= 0:
-        raise _fault("elapsed", "seconds of at least 0")
-    sequence = _items(data, "sequence", int, "the snapshot")
-    books = _items(data, "run", dict, "the snapshot")
-    return run_id, store, None, _Reader(graph, codec).read(books, elapsed, sequence)
+    found = Found(store=_store(parts["state"], graph, codec))
+    if parts.get("run_id") is not None:
+        found.run_id = _as(str, parts["run_id"], "run_id")
+    if parts["status"] in ("completed", "unstarted"):
+        for name in ("start", "run"):
+            if name in parts:
+                _refuse("status", f"another status than {parts['status']!r} with {name!r}")
+        return found
+    if parts["status"] not in ("running", "failed", "timed_out", "cancelled"):
+        _refuse("status", f"the status of a run, not {parts['status']!r}")
+    reader = _Reader(graph, codec)
+    for number, entry in enumerate(_as(list, parts.get("arrived", []), "arrived")):
+        found.arrived = (*found.arrived, reader.read_arrived(entry, f"arrived[{number}]"))
+    elapsed = _seconds(parts.get("elapsed"), "elapsed")
+    sequence = _count(parts.get("sequence"), "sequence")
+    if ("start" in parts) == ("run" in parts):
+        _refuse("its top", "either a key 'start' or a key 'run'")
+    if "start" in parts:
+        found.start_event = reader.read_start(parts["start"])
+    else:
+        found.resumed = reader.read(parts["run"], elapsed, sequence)
+    return found
+
+
+def _store(data: Any, graph: Graph, codec: Codec) -> StateStore[Any] | None:
+    if data is None:
+        return None
+    state = codec.decode(data, "the state")
+    if graph.state_type is None and isinstance(state, dict):
+        state = DictState(cast("dict[str, Any]", state))
+    try:
+        return StateStore(graph.state_type, state)
+    except TypeError as error:
+        _refuse("state", f"a state of the workflow ({error})")
 
 
 def _check_shape(data: dict[str, Any], graph: Graph) -> None:
-    before = _items(data, "shape", dict, "the snapshot")
+    before = _as(dict, data.get("shape"), "shape")
     now = shape_of(graph)
     told: list[str] = []
     if data.get("workflow") != graph.name:
@@ -285,7 +379,9 @@ def _check_shape(data: dict[str, Any], graph: Graph) -> None:
         if name in now and before[name] != now[name]:
             old: Mapping[str, Any] = _as(dict, before[name], f"shape.{name}")
             changed = [key for key in now[name] if old.get(key) != now[name][key]]
-            told += [f"the step {name}: {_change(key, old, now[name])}" for key in changed]
+            if not changed:
+                _refuse(f"shape.{name}", f"the keys {', '.join(now[name])}")
+            told += [f"the step {name} {_change(key, old, now[name])}" for key in changed]
     if told:
         msg = (
             f"the snapshot does not fit {graph.name}: {'; '.join(told)}; expected the workflow that "
@@ -294,36 +390,89 @@ def _check_shape(data: dict[str, Any], graph: Graph) -> None:
         raise SnapshotError(msg)
 
 
+#: How a difference is told, by its key: what the step does.
+_VERBS = {"takes": "takes", "as": "takes", "first": "takes", "makes": "makes", "fans out": "makes"}
+
+
 def _change(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    def told(value: Any) -> str:
-        return " | ".join(map(str, value)) or "nothing" if isinstance(value, list) else str(value)  # pyright: ignore[reportUnknownArgumentType]
-
-    return f"{key} {told(new[key])}, and {key} {told(old.get(key, []))} in the snapshot"
-
-
-_REQUIRED = object()
+    verb = _VERBS[key]
+    return (
+        f"{verb} {_told(key, new.get(key))}, and {verb} {_told(key, old.get(key))} in the snapshot"
+    )
 
 
-def _items(data: Any, key: str, kind: type, path: str, default: Any = _REQUIRED) -> Any:
+def _told(key: str, value: Any) -> str:
+    if isinstance(value, list):
+        names = " | ".join(map(str, cast("list[Any]", value))) or "nothing"
+        return f"list[{names}]" if key == "fans out" and value else names
+    if key == "first":
+        return "all" if value is None else f"the first {value!r}"
+    ways = {"one": "one event at a time", "list": "a list of events", "slot": "one event of each"}
+    return ways.get(value, repr(value)) if isinstance(value, str) else repr(value)
+
+
+def _parts(data: Any, path: str, required: str, optional: str = "") -> dict[str, Any]:
+    """Check which keys an object has."""
     _as(dict, data, path)
-    if key not in data:
-        if default is _REQUIRED:
-            raise _fault(path, f"a key {key!r}")
-        return default
-    return _as(kind, data[key], f"{path}.{key}")
+    needed, known = required.split(), [*required.split(), *optional.split()]
+    for name in needed:
+        if name not in data:
+            _refuse(path, f"a key {name!r}")
+    for name in data:
+        if name not in known:
+            _refuse(path, f"no other keys than {', '.join(known)}, not {name!r}")
+    return cast("dict[str, Any]", data)
+
+
+def _items(data: Any, path: str, expected: str, count: int = 2) -> list[Any]:
+    if not isinstance(data, list) or len(cast("list[Any]", data)) != count:
+        _refuse(path, f"a list of {expected}")
+    return cast("list[Any]", data)
 
 
 def _as(kind: type, value: Any, path: str) -> Any:
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise _fault(path, f"{kind.__name__}, not {type(value).__name__}")
+    if type(value) is not kind:
+        _refuse(path, f"a value of type {kind.__name__}, not {type(value).__name__}")
     return value
 
 
-def _fault(path: str, expected: str) -> SnapshotError:
-    return SnapshotError(f"the snapshot is damaged at {path}; expected {expected}")
+def _count(value: Any, path: str) -> int:
+    if type(value) is not int or value < 0:
+        _refuse(path, f"a number of at least 0, not {value!r}")
+    return value
+
+
+def _seconds(value: Any, path: str) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= _LONGEST:
+        _refuse(path, f"seconds of at least 0, not {value!r}")
+    return float(value)
+
+
+#: More seconds than any run takes, and few enough to be added to a time.
+_LONGEST = 1e12
+
+
+def _attempts(data: Any, path: str) -> Attempts:
+    try:
+        attempts = Attempts.decode(_parts(data, path, "elapsed idle count failures"), 0.0)
+    except ValueError as error:
+        _refuse(path, f"what an attempt leaves ({error})")
+    _seconds(-attempts.started_at, f"{path}.elapsed")
+    _seconds(attempts.idle, f"{path}.idle")
+    _count(attempts.count, f"{path}.count")
+    for number, failure in enumerate(attempts.failures):
+        _count(failure.attempt, f"{path}.failures[{number}]")
+        _seconds(failure.at, f"{path}.failures[{number}]")
+    return attempts
+
+
+def _refuse(path: str, expected: str) -> NoReturn:
+    msg = f"the snapshot is damaged at {path}; expected {expected}"
+    raise SnapshotError(msg)
 
 
 def _subclasses(kind: type) -> Iterator[type]:
+    sub: type
     for sub in kind.__subclasses__():
         yield sub
         yield from _subclasses(sub)

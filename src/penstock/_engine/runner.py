@@ -18,12 +18,12 @@ import attrs
 
 from penstock._backends import current_backend, enable_ki_protection
 from penstock._context import outer_context
-from penstock._engine.attempts import Interrupted, interrupted
+from penstock._engine.attempts import Again, Interrupted, interrupted
 from penstock._engine.clock import Clock
 from penstock._engine.diagnosis import expects_input, is_stuck, missing
 from penstock._engine.failing import recover
 from penstock._engine.keeping import ResourceScope
-from penstock._engine.machine import Machine, Station
+from penstock._engine.machine import Machine
 from penstock._engine.outcome import (
     URGENT,
     Outcome,
@@ -34,7 +34,6 @@ from penstock._engine.outcome import (
 )
 from penstock._engine.steering import Steering
 from penstock._engine.worker import Worker
-from penstock._events import WorkflowIdleEvent
 from penstock._streams import TURN
 
 
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
 
     from penstock._backends import Backend, Nursery, Waiter
     from penstock._context import Context
+    from penstock._engine.grouping import Station
     from penstock._engine.lineage import Group
     from penstock._engine.resuming import Resumed
     from penstock._events import Event, StopEvent
@@ -76,28 +76,22 @@ class Runner(Steering):
         "_backend",
         "_children",
         "_due",
-        "_early",
         "_host",
-        "_invocations",
-        "_is_idle",
         "_machine",
         "_nursery",
         "_parent",
         "_parked",
         "_queue",
         "_resources",
-        "_retried",
         "_start_event",
-        "_store",
         "_thread",
         "_variables",
         "_workers",
-        "caller",
         "clock",
-        "draining",
         "graph",
         "interrupted",
         "log",
+        "loop",
         "observer",
         "options",
         "outcome",
@@ -119,6 +113,7 @@ class Runner(Steering):
         options: RunOptions,
         store: StateStore[Any] | None = None,
         resumed: Resumed | None = None,
+        arrived: tuple[tuple[Event, str | None], ...] = (),
     ) -> None:
         self.workflow = workflow
         self.graph = graph
@@ -135,9 +130,9 @@ class Runner(Steering):
         #: Why nothing more is to be started, once that is so.
         self.draining: str | None = None
         #: What the steps were at that were cancelled or failed.
-        self.interrupted: list[Interrupted] = []
+        self.interrupted: list[Interrupted] | None = None
         #: Whether no step is in progress and the run waits for an event from outside.
-        self._is_idle = False
+        self._is_idle = self._told_idle = False
         self._backend: Backend | None = None
         self._machine: Machine | None = None
         self._nursery: Nursery | None = None
@@ -145,7 +140,7 @@ class Runner(Steering):
         self.watch: Callable[[], None] | None = None
         self._parked: Waiter | None = None
         self._workers: dict[Worker, None] = {}
-        self._early: list[tuple[Event, str | None]] = []
+        self._early = arrived
         self._queue: Any = None
         self._resources: ResourceScope | None = None
         self._parent: Any = None
@@ -156,8 +151,8 @@ class Runner(Steering):
         self._invocations = 0
         self._retried = 0 if resumed is None else resumed.retried
         self._thread = 0
-        #: Has the event loop call something, from any thread; None before the run has begun.
-        self.caller: Callable[[Callable[[], object]], object] | None = None
+        #: What stands for the event loop; None before the run has begun.
+        self.loop: Any = None
 
     # -- the run ---------------------------------------------------------------------------
 
@@ -175,7 +170,7 @@ class Runner(Steering):
         # What a step starts without an owner must not end up in a scope that outlives the run.
         self._variables.run(current_scope.set, None)
         self._host = backend.current_task()
-        self.caller = backend.caller_from_threads()
+        self.loop = backend.current_loop()
         interruption: BaseException | None = None
         door = None
         try:
@@ -183,8 +178,9 @@ class Runner(Steering):
                 door = await self._queue_up(self.options.gate)
             if self.graph.needs_scope:
                 await self._run_with_resources(backend)
-            else:
-                await self._run_in_nursery(backend)
+            elif not self.outcome.status:
+                async with backend.open_nursery() as nursery:
+                    await self._host_run(backend, nursery)
             if not self.outcome.status:
                 self._settle_cancellation(backend.current_time() > self.clock.deadline)
             if self.outcome.is_outside:
@@ -223,20 +219,16 @@ class Runner(Steering):
         async with scope:
             self._resources = scope
             try:
-                await self._run_in_nursery(backend)
+                if not self.outcome.status:
+                    async with backend.open_nursery() as nursery:
+                        await self._host_run(backend, nursery)
             finally:
                 scope.ended_by = self.outcome.error
         self._resources = None
 
-    async def _run_in_nursery(self, backend: Backend) -> None:
-        if self.outcome.status:
-            return
-        async with backend.open_nursery() as nursery:
-            self._nursery = nursery
-            await self._host_run(backend, nursery)
-
     async def _host_run(self, backend: Backend, nursery: Nursery) -> None:
         name = backend.task_name(self._host)
+        self._nursery = nursery
         machine = await self._begin(backend, nursery)
         if not self.outcome.status:
             if self.resumed is not None:
@@ -244,8 +236,10 @@ class Runner(Steering):
             else:
                 assert self._start_event is not None
                 machine.receive(self._start_event)
-        for event, target in self._early:
-            self._receive(machine, event, target)
+            self.resumed = self._start_event = None  # they are in the books
+            for event, target in self._early:
+                self._receive(machine, event, target)
+            self._early = ()
         if not self.outcome.status and not machine.alive:
             self.rest()
         while not self.outcome.status:
@@ -300,11 +294,14 @@ class Runner(Steering):
         finally:
             del self._workers[worker]
             if worker.step is not None:
+                if self.interrupted is None:
+                    self.interrupted = []
                 self.interrupted.append(interrupted(worker))
             worker.end()
             if self._machine is not None and self._machine.resting and is_stuck(self._machine):
                 self.stall()
-            self.check_drained()
+            if self.draining is not None:
+                self.check_drained()
 
     def live(self) -> tuple[Backend, Machine]:
         assert self._backend is not None
@@ -340,6 +337,7 @@ class Runner(Steering):
                 worker.step = step
                 worker.event = event
                 worker.group = group
+                worker.context = None
                 # Cancellation is looked for at every hop, and others get a turn in time (P3).
                 if perf_counter() >= self._due:
                     await backend.checkpoint()
@@ -366,7 +364,7 @@ class Runner(Steering):
                     break
                 if machine.startable:
                     self.start_workers()
-                if self.options.excludes_waiting:
+                if self.options.excludes_waiting or self._parent or self.log.internal_readers:
                     self.idle_changed()
                 if delivery is None:
                     break
@@ -391,7 +389,7 @@ class Runner(Steering):
 
     def stall(self) -> None:
         """Take note that nothing can happen in the run any more."""
-        if not self.outcome.status:
+        if not self.outcome.status and self.draining is None:
             _, machine = self.live()
             self.outcome.stall(missing(machine))
             self._halt("the run is stalled")
@@ -408,8 +406,6 @@ class Runner(Steering):
             return
         if expects_input(machine):
             self._is_idle = True
-            if self.log.internal_readers:
-                self.log.append(WorkflowIdleEvent())
             self.idle_changed()
         else:
             self.stall()
@@ -437,7 +433,8 @@ class Runner(Steering):
             return True
         elif cancelled:
             error = without_cancelled(error, backend.Cancelled)
-        self.outcome.fail(error, worker.step, worker.event)
+        event = worker.event.event if type(worker.event) is Again else worker.event
+        self.outcome.fail(error, worker.step, event)
         self._halt(f"the step {worker.step.name if worker.step else '?'} failed", by_worker=True)
         return False
 
@@ -478,7 +475,7 @@ class Runner(Steering):
             self._machine.close()
             if outcome.status == "completed":
                 self._machine = None
-                self.interrupted.clear()
+                self.interrupted = None
             else:
                 self._machine.retire()
         self._is_idle = False

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from penstock._codec import Codec
+    from penstock._engine.grouping import Station
     from penstock._engine.joins import Slots
     from penstock._engine.lineage import Group
-    from penstock._engine.machine import Machine, Station
+    from penstock._engine.machine import Machine
     from penstock._engine.runner import Runner
     from penstock._events import Event
     from penstock._graph import Graph
@@ -46,17 +47,20 @@ def take_snapshot(run: Runner) -> dict[str, Any]:
         data["state"] = _encode_state(codec, run._store)
     if run.outcome.status == "completed":
         return data
-    machine = run._machine
-    if machine is None:
-        if run.resumed is not None:
-            data["run"] = run.resumed.data
-        else:
-            data["start"] = codec.encode(run._start_event, "the start event")
-        return data
-    working = [interrupted(worker) for worker in run._workers if worker.step is not None]
-    now = run.now()
-    books = _Writer(codec, machine, [*run.interrupted, *working], now).write()
-    data["run"] = {"retried": run._retried, **books}
+    if run._early:
+        data["arrived"] = [[codec.encode(e, "an event that came early"), t] for e, t in run._early]
+    if run._start_event is not None:
+        data["start"] = codec.encode(run._start_event, "the start event")
+    elif run.resumed is not None:
+        data["run"] = run.resumed.data
+    else:
+        _, machine = run.live()
+        working = [interrupted(worker) for worker in run._workers if worker.step is not None]
+        working = [*(run.interrupted or ()), *working]
+        writer = _Writer(codec, machine, run.now(), has_unwound=bool(run.outcome.status))
+        writer.note_working(working)
+        books = writer.write()
+        data["run"] = {"retried": run._retried, **books}
     return data
 
 
@@ -85,6 +89,7 @@ def _shape_of_step(step: Step) -> dict[str, Any]:
     return {
         "takes": [kind.__name__ for kind in step.accepts],
         "as": step.takes,
+        "first": step.take,
         "makes": sorted(kind.__name__ for kind in step.returns),
         "fans out": sorted(kind.__name__ for kind in step.fans_out),
     }
@@ -93,24 +98,39 @@ def _shape_of_step(step: Step) -> dict[str, Any]:
 class _Writer:
     """Turns the books of one run into plain data."""
 
-    def __init__(
-        self, codec: Codec, machine: Machine, working: list[Interrupted], now: float
-    ) -> None:
+    def __init__(self, codec: Codec, machine: Machine, now: float, *, has_unwound: bool) -> None:
         self._codec = codec
         self._machine = machine
         self._now = now
-        self._working: dict[int, list[Interrupted]] = {}
-        for item in working:
-            self._working.setdefault(item.step.index, []).append(item)
+        self._has_unwound = has_unwound
+        #: What the steps are at, by step. Those of cancelled branches do not begin again.
+        self._working: dict[int, list[tuple[Interrupted, Again]]] = {}
+        #: The branches that a step gets back when it begins again.
+        self._held: set[Group] = set()
         #: The groups met so far, each with its number.
         self._numbers: dict[Group, int] = {}
         self._groups: list[dict[str, Any]] = []
 
+    def note_working(self, working: Iterable[Interrupted]) -> None:
+        """Take note of the invocations that are under way, and are to begin again."""
+        #: Answers that have come and were not taken yet, by the record of who waits.
+        answers: dict[int, list[Event]] = {}
+        for wait, context in self._machine.waits.items():
+            if wait.event is not None:
+                answers.setdefault(id(cast("Any", context)._record), []).append(wait.event)
+        for item in working:
+            if item.group is None or not item.group.is_cancelled:
+                again = _again_of(item, has_unwound=self._has_unwound)
+                again.received += answers.get(id(item.record), [])
+                self._held.update(b for b in again.branches.values() if b and not b.is_cancelled)
+                self._working.setdefault(item.step.index, []).append((item, again))
+
     def write(self) -> dict[str, Any]:
         machine = self._machine
         steps = {s.step.name: self._station(s) for s in machine.stations}
+        again = sum(wait.asks and not wait.is_over for wait in machine.waits)
         return {
-            "questions": machine.questions,
+            "questions": max(machine.questions - again, 0),
             "has_asked": machine.has_asked,
             "early": self._events(machine.early, "an early answer"),
             "steps": {name: data for name, data in steps.items() if data},
@@ -123,8 +143,9 @@ class _Writer:
 
     def _group(self, group: Group | None) -> int:
         """Return the number of a group, 0 for none; it is written when it is first met."""
-        # A branch is nothing without who holds it, and who holds it runs again.
-        while group is not None and not (group.joins or group.recoveries is not None):
+        while group is not None and not (
+            group.joins or group.recoveries is not None or group in self._held
+        ):
             group = group.parent
         if group is None:
             return 0
@@ -138,6 +159,8 @@ class _Writer:
                     steps[join].name: None if events is None else self._events(events, "a join")
                     for join, events in group.collected.items()
                 }
+            if group in self._held:
+                data["held"] = True
             if group.recoveries is not None:
                 data["recoveries"] = {steps[h].name: n for h, n in group.recoveries.items()}
             self._groups.append(data)
@@ -161,8 +184,9 @@ class _Writer:
 
     def _station(self, station: Station) -> dict[str, Any]:
         data: dict[str, Any] = {}
-        working = self._working.get(station.index, [])
-        deliveries = [self._working_again(item) for item in working]
+        deliveries = [
+            self._again(again, item.group) for item, again in self._working.get(station.index, ())
+        ]
         deliveries += [
             self._delivery(event, group)
             for event, group in _waiting(station)
@@ -176,9 +200,12 @@ class _Writer:
         for name, slots in (("slots", station.slots), ("unmatched", station.unmatched)):
             if slots is not None and any(slots.queues):
                 data[name] = self._slots(slots)
-        collections = self._collections(station, working)
-        if collections:
-            data["collections"] = collections
+        for key, found in (station.collections or {}).items():
+            events = self._events(found.events(), "a collected event")
+            if events:
+                names = [kind.__name__ for kind in found.expected]
+                kept = data.setdefault("collections", {})
+                kept[key] = {"expected": names, "events": events}
         return data
 
     def _payload(self, event: Any) -> Any:
@@ -203,43 +230,48 @@ class _Writer:
             data["received"] = self._events(again.received, "an answer that a step has received")
         if again.sent:
             data["sent"] = again.sent
-        if again.spent:
-            data["spent"] = again.spent
+        if again.branches:
+            data["branches"] = [[*key, self._branch(b)] for key, b in again.branches.items()]
+        if again.collected:
+            data["collected"] = [
+                [key, None if events is None else self._events(events, "a collected event")]
+                for key, events in again.collected
+            ]
         return data
 
-    def _working_again(self, item: Interrupted) -> dict[str, Any]:
-        known = item.event if type(item.event) is Again else None
-        again = Again(item.event if known is None else known.event)
-        if known is not None:
-            again.attempts, again.seed = known.attempts, known.seed
-            again.received, again.sent, again.spent = known.received, known.sent, known.spent
-        if item.record is not None:
-            item.record.carry_over(again, with_sends=True)
-        return self._again(again, item.group)
+    def _branch(self, branch: Group | None) -> int | str | None:
+        """Return its number, why it was cancelled, or None where its event is sent again."""
+        if branch is None:
+            return None
+        if branch.track is None or branch.track.reason is None:
+            return self._group(branch)
+        return branch.track.reason
 
-    def _collections(self, station: Station, working: list[Interrupted]) -> dict[str, Any]:
-        """Write the buffers of a step as they were before its invocations that are under way."""
-        kept = {key: found.copy() for key, found in (station.collections or {}).items()}
-        for item in working:
-            if item.record is not None:
-                for key, event, completed in reversed(item.record.collected):
-                    kept[key].undo(event, completed)
-        return {
-            key: {
-                "expected": [kind.__name__ for kind in found.expected],
-                "events": self._events(found.events(), "a collected event"),
-            }
-            for key, found in kept.items()
-            if found.expected
-        }
+
+def _again_of(item: Interrupted, *, has_unwound: bool) -> Again:
+    """Return the delivery that an invocation which is under way begins again with."""
+    known = item.event if type(item.event) is Again else None
+    again = Again(item.event if known is None else known.event)
+    if known is not None:
+        again.attempts, again.seed = known.attempts, known.seed
+        again.received, again.collected = [*known.received], known.collected
+        again.sent, again.branches = known.sent, known.branches
+    if item.record is not None:
+        # What is sent only if the attempt succeeds is not out.
+        with_sends = not item.step.holds_sends
+        item.record.copy_to(again, with_sends=with_sends, has_unwound=has_unwound)
+    branches = again.branches.items()
+    again.branches = {k: b for k, b in branches if not (b and b.is_over) or b.is_cancelled}
+    return again
 
 
 def _waiting(station: Station) -> Iterator[tuple[Any, Group | None]]:
     """Yield what waits at a step, and leave it there."""
-    yield from station.ready
+    ready = station.ready or ()
+    yield from ready
     if station.inbox is not None:
         inbox = station.inbox
-        waiting = [inbox.take() for _ in range(station.pending - len(station.ready))]
+        waiting = [inbox.take() for _ in range(station.pending - len(ready))]
         for delivery in waiting:
             inbox.put(delivery)
         yield from waiting

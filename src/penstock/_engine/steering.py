@@ -8,7 +8,7 @@ from penstock._backends import enable_ki_protection
 from penstock._engine.diagnosis import at_rest
 from penstock._engine.operations import Operations
 from penstock._errors import WorkflowRuntimeError
-from penstock._events import HumanResponseEvent, UnhandledEvent
+from penstock._events import HumanResponseEvent, UnhandledEvent, WorkflowIdleEvent
 
 
 if TYPE_CHECKING:
@@ -25,15 +25,16 @@ if TYPE_CHECKING:
 class Steering(Operations):
     """The part of a run that its handler and its children call."""
 
-    __slots__ = ()
+    __slots__ = ("_early", "_is_idle", "_told_idle", "draining")
 
     if TYPE_CHECKING:  # what the run has, and this uses
         clock: Clock
         draining: str | None
         options: RunOptions
         _backend: Backend | None
-        _early: list[tuple[Event, str | None]]
+        _early: tuple[tuple[Event, str | None], ...]
         _is_idle: bool
+        _told_idle: bool
         _nursery: Nursery | None
         _parked: Waiter | None
         _queue: Any
@@ -79,10 +80,16 @@ class Steering(Operations):
         machine = self._machine
         if self.draining is None or self.outcome.status or machine is None:
             return
-        resting = at_rest(machine)
-        if any(w.step is not None and id(w.context) not in resting for w in self._workers):
+        resting = at_rest(machine) | self._at_idle_children()
+        active = (w for w in self._workers if w.step is not None and not w.is_waiting)
+        if any(id(w.context or w) not in resting for w in active):
             return
         self.cancel(self.draining)
+
+    def _at_idle_children(self) -> set[int]:
+        """Return the ids of the contexts of all steps whose children wait for an answer."""
+        busy = {id(step) for child, step in self._children.items() if not child.is_idle}
+        return {id(step) for step in self._children.values()} - busy
 
     def abandon(self, reason: str) -> None:
         """Conclude a run that was cancelled before it could begin."""
@@ -102,7 +109,8 @@ class Steering(Operations):
         if self.outcome.status:
             msg = (
                 f"the run {self.run_id} of {self.graph.name} is over ({self.outcome.status}), so "
-                f"{type(event).__name__} reaches nobody"
+                f"{type(event).__name__} reaches nobody; expected it while the run is under way: "
+                "`if not handler.is_done(): ...`"
             )
             raise WorkflowRuntimeError(msg)
         if self._machine is None:
@@ -110,7 +118,7 @@ class Steering(Operations):
                 self.graph.input(type(event))
             else:
                 self.graph.station(event, target)
-            self._early.append((event, target))
+            self._early = (*self._early, (event, target))
             return
         self._receive(self._machine, event, target)
         self.idle_changed()
@@ -141,7 +149,10 @@ class Steering(Operations):
     def _child_for(self, event: Event) -> Steering | None:
         if not self._children or not isinstance(event, HumanResponseEvent) or self._expects(event):
             return None
-        return next((child for child in self._children if child.takes(event)), None)
+        takers = [child for child in self._children if child.takes(event)]
+        # Of several that could use it, one that has asked and got no answer yet.
+        asking = (child for child in takers if child.asks(event))
+        return next(asking, takers[0] if takers else None)
 
     def _expects(self, event: Event) -> bool:
         machine = self._machine
@@ -154,6 +165,15 @@ class Steering(Operations):
         """Whether this run, or a child of it, has use for an answer."""
         return self._expects(event) or self._child_for(event) is not None
 
+    def asks(self, event: Event) -> bool:
+        """Whether this run, or a child of it, has asked for an answer that it has not got."""
+        machine = self._machine
+        if machine is None:
+            return False
+        if machine.questions or any(not w.is_over and w.fits(event) for w in machine.waits):
+            return True
+        return any(child.asks(event) for child in self._children)
+
     # -- time ------------------------------------------------------------------------------------
 
     @property
@@ -161,21 +181,28 @@ class Steering(Operations):
         """Whether nothing runs and the run waits for an event from outside."""
         if self._is_idle or self._machine is None:
             return self._is_idle
+        if len(self._machine.waits) + len(self._children) < self._machine.alive:
+            return False
         waiting = {id(step) for wait, step in self._machine.waits.items() if not wait.is_over}
         waiting |= {id(step) for child, step in self._children.items() if child.is_idle}
         return bool(waiting) and len(waiting) == self._machine.alive
 
     def idle_changed(self) -> None:
-        """Stop the clock of the timeout while the run waits for a person, if that is asked for."""
+        """Tell those who asked whether the run is idle: readers, the clock of its timeout, parents."""
+        if self.log.internal_readers and self.is_idle is not self._told_idle:
+            self._told_idle = not self._told_idle
+            if self._told_idle:
+                self.log.append(WorkflowIdleEvent())
         if self.options.excludes_waiting and self._backend is not None:
             self.clock.stand(self._backend, still=self.is_idle)
         if self._parent is not None:
             self._parent.idle_changed()
+            self._parent.check_drained()
 
     def now(self) -> float:
-        """Return the time on the backend's clock; 0 where the run is over or has not begun."""
+        """Return the time on the backend's clock, where the run is over that of its end."""
         if self._backend is None or self.outcome.is_over:
-            return 0.0
+            return self.clock.ended_at
         return self._backend.current_time()
 
     def time_taken(self) -> float:

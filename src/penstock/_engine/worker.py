@@ -12,6 +12,7 @@ from penstock._engine.attempts import Again
 from penstock._engine.stepping import run_in_context
 from penstock._errors import StepTimeoutError
 from penstock._events import StepStateChanged
+from penstock._retries import Attempts
 from penstock._thread_operations import ThreadOperations
 from penstock._threads import in_loop
 
@@ -38,6 +39,8 @@ class Run(RunOperations, Protocol):
     observer: Observer | None
     #: Called at the moment at which an exception is delivered into a step, where that matters.
     watch: Callable[[], None] | None
+    #: Why nothing more is to be started, once that is so.
+    draining: str | None
 
     def number_invocation(self) -> int: ...
 
@@ -55,6 +58,7 @@ class Worker:
         "context",
         "event",
         "group",
+        "is_waiting",
         "step",
         "was_interrupted",
     )
@@ -73,6 +77,8 @@ class Worker:
         self.began_at = 0.0
         #: Whether an exception has been delivered into the step; kept only where it is watched.
         self.was_interrupted = False
+        #: Whether it waits for the step's limiter, and so has not begun the step.
+        self.is_waiting = False
         self._opened: list[Closable] | None = None
 
     def end(self) -> None:
@@ -105,14 +111,17 @@ class Worker:
         ):
             return await self._invoke_with_care(backend, step, event, group)
         run = self._run
-        arguments = [event] if step.takes != "slot" else [*event]
+        arguments = [event] if step.takes == "one" else _several(step, event)
         context: Context[Any] | None = None
         if step.context_at is not None:
             context = step_context(run, step, group, None)
             arguments.insert(step.context_at, context)
         self.context = context
+        coroutine = step.function(run.workflow, *arguments)
         try:
-            return await self._call(backend, step, event, arguments)
+            if run.observer is not None or run.log.internal_readers:
+                return await self._drive_and_tell(backend, step, event, coroutine)
+            return await self._drive(backend, step, coroutine)
         finally:
             if context is not None:
                 context.end()
@@ -126,14 +135,18 @@ class Worker:
         self.began_at = backend.current_time()
         again = event if type(event) is Again else None
         run: Any = self._run if step.runs_in == "loop" else ThreadOperations(self._run)
-        self.context = context = step_context(run, step, group, again)
         if again is not None:
             event = again.event
+        elif step.options.retry is not None:
+            again = Again(None, Attempts(self.began_at))
+        self.context = context = step_context(run, step, group, again)
         try:
             if group is None or group.track is None:
                 return await self._prepare(backend, step, event, context)
             track = group.track
             with backend.cancel_scope() as scope:
+                if track.reason is not None:
+                    return None  # noqa: ASYNC910 - cancelled since it was taken from the inbox
                 track.running[scope] = None
                 try:
                     return await self._prepare(backend, step, event, context)
@@ -148,11 +161,21 @@ class Worker:
     async def _prepare(
         self, backend: Backend, step: Step, event: Any, context: Context[Any]
     ) -> Any:
-        limiter = step.options.limiter
+        limiter: Any = step.options.limiter
         if limiter is None:
             return await self._equip(backend, step, event, context)
-        async with limiter:
-            return await self._equip(backend, step, event, context)
+        if hasattr(limiter, "acquire_on_behalf_of"):
+            limiter = _Place(limiter)
+        self.is_waiting = True
+        try:
+            async with limiter:
+                if self._run.draining is None:
+                    self.is_waiting = False
+                    return await self._equip(backend, step, event, context)
+            while True:  # until the run is cancelled, which ends when what runs has ended
+                await backend.waiter().wait()
+        finally:
+            self.is_waiting = False
 
     async def _equip(self, backend: Backend, step: Step, event: Any, context: Context[Any]) -> Any:
         inserted: list[tuple[int, Any]] = []
@@ -258,6 +281,25 @@ class Worker:
             run.observer.step_ended(run.run_id, step.name, number, result, error)
 
 
+class _Place:
+    """A place in a capacity limiter, of one invocation.
+
+    Not of its task, as ``async with limiter`` has it: a step of a child may run in the task of the
+    step that waits for the child.
+    """
+
+    __slots__ = ("_limiter",)
+
+    def __init__(self, limiter: Any) -> None:
+        self._limiter = limiter
+
+    async def __aenter__(self) -> None:
+        await self._limiter.acquire_on_behalf_of(self)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._limiter.release_on_behalf_of(self)
+
+
 class _Progress:
     """When a step has to end, or to have got on."""
 
@@ -280,16 +322,26 @@ class _Progress:
 
 
 def _arguments(step: Step, event: Any, inserted: list[tuple[int, Any]]) -> list[Any]:
-    arguments = [event] if step.takes != "slot" else [*event]
+    arguments = [event] if step.takes == "one" else _several(step, event)
     for place, value in sorted(inserted, key=lambda item: item[0]):
         arguments.insert(place, value)
     return arguments
 
 
+def _several(step: Step, events: Any) -> list[Any]:
+    # A list of its own: what the step does to it must not show in a further attempt.
+    return [list(events)] if step.takes == "list" else [*events]
+
+
 def is_step_of(run: object) -> bool:
-    """Whether the caller is a step of ``run``, or a task that one started."""
+    """Whether the caller is a step of ``run`` or of a child of it, or a task that one started."""
     worker = current_cleanup.get()
-    return isinstance(worker, Worker) and worker.step is not None and worker._run is run
+    if not isinstance(worker, Worker) or worker.step is None:
+        return False
+    own: Any = worker._run
+    while own is not None and own is not run:
+        own = own._parent
+    return own is run
 
 
 def _name(event: Any) -> str:

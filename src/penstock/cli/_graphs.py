@@ -6,13 +6,15 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from penstock._events import StopEvent
-from penstock._graph import Fault, Graph, graph_of
+from penstock._graph import Graph, graph_of
 from penstock.cli._targets import UsageError, build, is_workflow_class, load
 from penstock.drawing import draw_all_possible_flows, page_of_all_possible_flows
 
 
 if TYPE_CHECKING:
     import argparse
+
+    from penstock._faults import Fault
 
 
 def draw(arguments: argparse.Namespace) -> int:

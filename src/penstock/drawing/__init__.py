@@ -28,10 +28,20 @@ def draw_all_possible_flows(
     reader's light or dark mode. The same workflow gives the same bytes. A workflow with faults
     is drawn as far as its steps can be read, and the faults stand under the picture.
 
-    Steps are boxes and events arrows. Events that go to the stream only are found by reading the
-    source of the steps: those made in a call of ``ctx.write_event_to_stream``,
-    ``ctx.stream.send`` or ``ctx.stream.send_nowait``, or assigned to the name given to it.
-    Where there is no source, they are missing from the picture.
+    Steps are boxes and events arrows; a dashed arrow leads from a step to the handler of its
+    failures. Below the name of a step stands what its decorator and its signature say beyond
+    the events: workers, timeouts, retries, limiter, thread or process, resources, state.
+
+    A step that calls ``ctx.run_child`` contains the flow of that workflow, in a frame with its
+    name; each workflow is drawn once, and further uses refer to it. The child is found by reading
+    the source of the step: ``Child(...)``, a name, an annotated parameter, or an attribute that
+    the class body or ``__init__`` assigns in such a way. Of an object, its own attributes tell.
+    Where this does not tell which workflow it is, a dashed frame holds the source of the argument.
+
+    Events that go to the stream only are found in the source as well: those made in a call of
+    ``ctx.write_event_to_stream``, ``ctx.stream.send`` or ``ctx.stream.send_nowait``, or assigned
+    to the name given to it, or declared for it as a parameter. Where there is no source, events
+    to the stream and children are missing from the picture.
 
     Writes a file and blocks while it does; not for an event loop in a hurry.
 

@@ -28,6 +28,7 @@ CELL_GAP = 16.0
 ROW_GAP = 27.0
 PORT_GAP = 34.0
 LOOP_REACH = 26.0
+LOOP_BEND = 14.0
 ROUNDS = 80
 
 
@@ -354,6 +355,6 @@ def _loop(link: Link, shape: Shape, centre: Point, reach: dict[int, float]) -> W
     out = reach.get(link.source, 0.0)
     reach[link.source] = out + LOOP_REACH + link.width
     label = round(x - out - LOOP_REACH - link.width / 2, 1)
-    bend = shape.height / 4
+    bend = min(shape.height / 4, LOOP_BEND)
     ends = ((x, centre[1] + bend), (x, centre[1] - bend))
     return Way(ends, (label, centre[1]), goes_back=True, is_loop=True)

@@ -1,47 +1,91 @@
-"""What the source of a step tells beyond its signature: the events that it writes to the stream."""
+"""What the source of a step tells beyond its signature: what it streams, and which children it runs."""
 
 from __future__ import annotations
 
 import ast
 import inspect
-import textwrap
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from penstock._events import Event
+from penstock._workflow import Workflow
+from penstock.drawing._names import Names, parse
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 
-def written_events(function: Callable[..., Any]) -> tuple[type[Event], ...]:
-    """Return the event classes that ``function`` writes to the stream, in the order of its lines.
+@attrs.frozen(eq=False)
+class ChildCall:
+    """A workflow that a step runs as a child.
 
-    Only what stands in the function itself is found, and only where the class can be told by
-    looking: ``ctx.write_event_to_stream(X(...))``, or a name to which ``X(...)`` was assigned.
-    Without a source, or where a name leads to no event class, nothing is found.
+    Attributes:
+        text: The argument as it stands in the source.
+        kind: Its class, or None where looking does not tell it.
+        thing: The object itself, where it exists already.
+    """
+
+    text: str
+    kind: type | None = None
+    thing: object = None
+
+
+@attrs.frozen(eq=False)
+class Reading:
+    """What one look at the source of a step gives, in the order of its lines."""
+
+    written: tuple[type[Event], ...] = ()
+    children: tuple[ChildCall, ...] = ()
+
+
+def read_source(
+    function: Callable[..., Any], owner: object = None, more: Mapping[str, Any] | None = None
+) -> Reading:
+    """Read which events ``function`` writes to the stream, and which children it runs.
+
+    Only what stands in the function itself is found, and nothing is run for it. An event is
+    found where its class can be told by looking: ``ctx.write_event_to_stream(X(...))``, or a name
+    to which ``X(...)`` was assigned. A child is what ``run_child`` gets, in a call of it or as
+    the next one among the arguments of another call: ``Child(...)``, such a name, an annotated
+    parameter, or an attribute that the class body or ``__init__`` assigns in the same plain way.
+    Without a source nothing is found.
+
+    Args:
+        function: What the user wrote as the step.
+        owner: The workflow class, or an object of it, in which ``self`` is looked up.
+        more: What further names mean, such as those that only annotations use.
+
+    Returns:
+        What was found.
     """
     function = inspect.unwrap(function)
-    tree = _parse(function)
+    tree = parse(function)
     if tree is None:
-        return ()
-    assigned = _assignments(tree)
-    names = _visible_names(function)
-    found: dict[type[Event], None] = {}
+        return Reading()
+    names = Names(function, tree, owner, more or {})
+    written: dict[type[Event], None] = {}
+    children: dict[tuple[object, ...], ChildCall] = {}
     for call in _calls(tree):
         if call.args and _writes_to_stream(call.func):
-            for made in _made_by(call.args[0], assigned):
-                kind = _resolve(made, names)
-                if isinstance(kind, type) and issubclass(kind, Event):
-                    found[kind] = None
-    return tuple(found)
+            for made in names.made_by(call.args[0]):
+                if made is not None and issubclass(made.kind, Event):
+                    written[made.kind] = None
+        for argument in _child_arguments(call):
+            for child in _children(argument, names):
+                told = (child.text,) if child.kind is None else (child.kind, id(child.thing))
+                children.setdefault(told, child)
+    return Reading(tuple(written), tuple(children.values()))
 
 
-def _parse(function: Callable[..., Any]) -> ast.AST | None:
-    try:
-        return ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError, ValueError):
-        return None
+def _children(argument: ast.expr, names: Names) -> Iterator[ChildCall]:
+    text = " ".join(ast.unparse(argument).split())
+    for made in tuple(names.made_by(argument)) or (None,):
+        if made is None or made.kind is Workflow or Workflow not in made.kind.__mro__:
+            yield ChildCall(text)
+        else:
+            yield ChildCall(text, made.kind, made.thing)
 
 
 def _calls(tree: ast.AST) -> list[ast.Call]:
@@ -62,55 +106,16 @@ def _writes_to_stream(called: ast.expr) -> bool:
     )
 
 
-def _assignments(tree: ast.AST) -> dict[str, list[ast.expr]]:
-    """Return every expression that is assigned to a plain name."""
-    assigned: dict[str, list[ast.expr]] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign):
-            targets, value = node.targets, node.value
-        elif isinstance(node, ast.NamedExpr | ast.AnnAssign) and node.value is not None:
-            targets, value = [node.target], node.value
-        else:
-            continue
-        for target in targets:
-            if isinstance(target, ast.Name):
-                assigned.setdefault(target.id, []).append(value)
-    return assigned
+def _child_arguments(call: ast.Call) -> Iterator[ast.expr]:
+    """Yield the workflows that a call runs as children, as they are written."""
+    if _is_run_child(call.func):
+        yield from call.args[:1]
+        yield from (word.value for word in call.keywords if word.arg == "workflow")
+    # `nursery.start_soon(ctx.run_child, Child())`, `ctx.from_thread.run(ctx.run_child, Child())`
+    for place, argument in enumerate(call.args[:-1]):
+        if _is_run_child(argument):
+            yield call.args[place + 1]
 
 
-def _made_by(value: ast.expr, assigned: dict[str, list[ast.expr]]) -> Iterator[ast.expr]:
-    """Yield what is called to make ``value``."""
-    if isinstance(value, ast.Call):
-        yield value.func
-    elif isinstance(value, ast.NamedExpr):
-        yield from _made_by(value.value, {})
-    elif isinstance(value, ast.IfExp):
-        yield from _made_by(value.body, assigned)
-        yield from _made_by(value.orelse, assigned)
-    elif isinstance(value, ast.Name):
-        # The names are looked up once: `event = event` would go round for ever.
-        for made in assigned.get(value.id, ()):
-            yield from _made_by(made, {})
-
-
-def _visible_names(function: Callable[..., Any]) -> dict[str, Any]:
-    names: dict[str, Any] = dict(getattr(function, "__globals__", {}))
-    code = getattr(function, "__code__", None)
-    for name, cell in zip(
-        getattr(code, "co_freevars", ()), getattr(function, "__closure__", None) or (), strict=False
-    ):
-        try:
-            names[name] = cell.cell_contents
-        except ValueError:  # a name that was not bound yet when the function was made
-            continue
-    return names
-
-
-def _resolve(called: ast.expr, names: dict[str, Any]) -> Any:
-    if isinstance(called, ast.Name):
-        return names.get(called.id)
-    if isinstance(called, ast.Attribute):
-        owner = _resolve(called.value, names)
-        # A static look: a property of a module or class is not run for the sake of a picture.
-        return inspect.getattr_static(owner, called.attr, None) if owner is not None else None
-    return None
+def _is_run_child(called: ast.expr) -> bool:
+    return isinstance(called, ast.Attribute) and called.attr == "run_child"

@@ -2,50 +2,39 @@
 
 from __future__ import annotations
 
-import unicodedata
-from html import escape
 from typing import TYPE_CHECKING
 
 import attrs
 
-from penstock.drawing._layout import LOOP_REACH, Link, Shape, lay_out
+from penstock.drawing._arrows import MARKERS, arrow, labels_of, link_of, look_of
+from penstock.drawing._layout import Shape, lay_out
+from penstock.drawing._signs import ROW_HEIGHT, drawn_row, row_width, rows_of
+from penstock.drawing._text import (
+    EVENT_SIZE,
+    MARK_SIZE,
+    NAME_SIZE,
+    line_of,
+    shortened,
+    text_width,
+    xml_text,
+)
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator
 
-    from penstock.drawing._layout import Point, Way
-    from penstock.drawing._model import Edge, Flow, Label, Node
+    from penstock.drawing._layout import Point
+    from penstock.drawing._marks import Mark
+    from penstock.drawing._model import Child, Flow, Node
 
-
-#: Names are code, and stand in a typeface in which all letters are equally wide: so their width
-#: is known without having the font. The widest of those in use takes 0.602 of its size.
-ADVANCE = 0.61
-NAME_SIZE = 14.0
-EVENT_SIZE = 12.0
-MARK_SIZE = 11.5
-LONGEST = 44
 
 LINE = 17.0
 MARGIN = 24.0
 NOTE_DISTANCE = 34.0
 CORNER = 9.0
-FORK = 13.0
-
-
-def text_width(text: str, size: float) -> float:
-    """Return how wide a line of text is at most, in a typeface of one width."""
-    cells = 0
-    for letter in text:
-        if unicodedata.combining(letter):
-            continue
-        cells += 2 if unicodedata.east_asian_width(letter) in "WF" else 1
-    return cells * size * ADVANCE
-
-
-def shortened(text: str) -> str:
-    """Return a name that is not too long for a box; the whole one is in its title."""
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+#: From the frame of a child to what is in it, and to the edge of the step around it.
+PADDING = 14.0
+FRAME_HEAD = 30.0
 
 
 @attrs.frozen
@@ -57,74 +46,122 @@ class Picture:
 
 
 def picture_of(flow: Flow) -> Picture:
-    """Draw a flow."""
-    shapes = [_shape(node) for node in flow.nodes]
-    links = [_link(edge) for edge in flow.edges]
-    layout = lay_out(shapes, links)
-    width = round(layout.width + 2 * MARGIN)
-    height = round(layout.height + 2 * MARGIN)
+    """Draw a flow, and those of its children within the steps that run them."""
+    drawing = _draw(flow)
+    width = round(drawing.width + 2 * MARGIN)
+    height = round(drawing.height + 2 * MARGIN)
     opening = (
-        f'<svg class="flow" xmlns="http://www.w3.org/2000/svg" role="group" '
-        f'aria-label="{_text(f"All flows of {flow.name}")}" '
+        f'<svg class="flow" xmlns="http://www.w3.org/2000/svg" id="flow-0" role="group" '
+        f'aria-label="{xml_text(f"All flows of {flow.name}")}" '
         f'width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
     )
     parts = [
         opening,
-        _MARKERS,
+        MARKERS,
         f'<g transform="translate({MARGIN:g} {MARGIN:g})">',
+        drawing.body,
+        "</g>",
+        "</svg>",
     ]
+    return Picture("\n".join(parts), drawing.goes_back)
+
+
+@attrs.frozen
+class _Drawing:
+    """A flow as SVG that begins at the origin."""
+
+    width: float
+    height: float
+    body: str
+    goes_back: bool
+
+
+def _draw(flow: Flow) -> _Drawing:
+    boxes = [_box(node) for node in flow.nodes]
+    layout = lay_out([box.shape for box in boxes], [link_of(edge) for edge in flow.edges])
     drawn = list(zip(flow.edges, layout.ways, strict=True))
-    parts += [_arrow(edge, way) for edge, way in drawn]
-    for node, shape, centre in zip(flow.nodes, shapes, layout.centres, strict=True):
-        parts.append(_DRAWN[node.kind](node, shape, centre))
+    parts = [arrow(edge, way) for edge, way in drawn]
+    for box, centre in zip(boxes, layout.centres, strict=True):
+        parts += _DRAWN[box.node.kind](box, centre)
     for edge, way in drawn:  # last, for each label stands on a piece of background
-        parts += _labels(edge, way)
-    parts += ["</g>", "</svg>"]
-    return Picture("\n".join(parts), any(_look(*both) == "back" for both in drawn))
+        parts += labels_of(edge, way)
+    goes_back = any(look_of(*both) == "back" for both in drawn)
+    goes_back |= any(frame.goes_back for box in boxes for frame in box.frames)
+    return _Drawing(layout.width, layout.height, "\n".join(parts), goes_back)
 
 
 # -- sizes -----------------------------------------------------------------------------------
 
 
-def _shape(node: Node) -> Shape:
-    if node.kind == "start":
-        return Shape(18.0, 18.0)
-    if node.kind == "stop":
-        return Shape(28.0, 28.0)
-    if node.kind == "gap":
-        return Shape(26.0, 26.0)
+@attrs.frozen
+class _Frame:
+    """A child in the box of a step: what it is, and its size; the drawing begins in its corner."""
+
+    child: Child
+    width: float
+    height: float
+    inner: float = 0.0
+    body: str = ""
+    goes_back: bool = False
+
+
+@attrs.frozen
+class _Box:
+    """A node with its size, and what has to find room in it."""
+
+    node: Node
+    shape: Shape
+    rows: list[list[Mark]] = attrs.field(factory=list["list[Mark]"])
+    frames: list[_Frame] = attrs.field(factory=list[_Frame])
+
+    @property
+    def head(self) -> float:
+        """How high the name of a step and its marks are."""
+        return 36.0 + ROW_HEIGHT * len(self.rows)
+
+
+#: The sizes of what has no text in it.
+_PLAIN = {"start": 18.0, "stop": 28.0, "gap": 26.0, "failures": 22.0}
+
+
+def _box(node: Node) -> _Box:
+    if node.kind in _PLAIN:
+        return _Box(node, Shape(_PLAIN[node.kind], _PLAIN[node.kind]))
     name = text_width(shortened(node.name), NAME_SIZE)
     if node.kind == "person":
-        return Shape(round(name + 66.0), 42.0)
-    width = round(max(132.0, name + 36.0, _marks_width(node) + 36.0))
-    if not node.notes:
-        return Shape(width, 52.0)
-    return Shape(width, 52.0, NOTE_DISTANCE + _note_width(node), _note_height(node))
+        return _Box(node, Shape(round(name + 66.0), 42.0))
+    rows = rows_of(node.marks, name)
+    frames = [_frame(child) for child in node.children]
+    across = sum(frame.width + PADDING for frame in frames) + PADDING
+    width = round(max(132.0, name + 36.0, across, *(row_width(row) + 36.0 for row in rows)))
+    height = 36.0 + ROW_HEIGHT * len(rows)
+    if frames:
+        height += max(frame.height for frame in frames) + PADDING
+    shape = Shape(width, height)
+    if node.notes:
+        shape = Shape(width, height, NOTE_DISTANCE + _note_width(node), _note_height(node))
+    return _Box(node, shape, rows, frames)
 
 
-def _marks(node: Node) -> list[tuple[str, str, str]]:
-    """Return the marks in the lower half of a step: their kind, text and title."""
-    marks: list[tuple[str, str, str]] = []
-    if node.num_workers is not None:
-        title = f"At most {node.num_workers} at a time (num_workers)"
-        marks.append(("workers", f"×{node.num_workers}", title))  # noqa: RUF001 - a times sign
-    if node.timeout is not None:
-        text = f"{node.timeout:g} s"
-        marks.append(("timeout", text, f"Each invocation may take {text}"))
-    if node.join == "all":
-        marks.append(("join", "joins all", "Runs once, with all that came of a fan-out"))
-    elif node.join == "each":
-        marks.append(("join", "one of each", "Runs when one event of each class is there"))
-    return marks
+def _frame(child: Child) -> _Frame:
+    name = text_width(shortened(child.name), NAME_SIZE)
+    if child.flow is None:
+        hint = text_width(shortened(child.hint), MARK_SIZE)
+        return _Frame(child, round(max(name, hint) + 32.0), 46.0 if child.hint else 32.0)
+    drawing = _draw(child.flow)
+    state = text_width(shortened(_state_of(child.flow)), MARK_SIZE)
+    return _Frame(
+        child,
+        round(max(drawing.width, name + state + 16.0) + 2 * PADDING),
+        round(FRAME_HEAD + drawing.height + PADDING),
+        drawing.width,
+        drawing.body,
+        drawing.goes_back,
+    )
 
 
-def _mark_width(mark: tuple[str, str, str]) -> float:
-    return text_width(mark[1], MARK_SIZE) + (15.0 if mark[0] == "timeout" else 0.0)
-
-
-def _marks_width(node: Node) -> float:
-    widths = [_mark_width(mark) for mark in _marks(node)]
-    return sum(widths) + 14.0 * max(len(widths) - 1, 0)
+def _state_of(flow: Flow) -> str:
+    return f"state {flow.state}" if flow.state else ""
 
 
 def _note_width(node: Node) -> float:
@@ -135,184 +172,111 @@ def _note_height(node: Node) -> float:
     return LINE * len(node.notes) + 13.0
 
 
-def _link(edge: Edge) -> Link:
-    width = max(text_width(shortened(label.text), EVENT_SIZE) for label in edge.labels)
-    return Link(edge.source, edge.target, round(width + 16.0), LINE * len(edge.labels) + 5.0)
-
-
-# -- arrows ------------------------------------------------------------------------------------
-
-
-def _marker(name: str) -> str:
-    return (
-        f'<marker id="{name}" class="{name}" viewBox="0 0 10 10" refX="9.2" refY="5" '
-        'markerWidth="10" markerHeight="10" markerUnits="userSpaceOnUse" orient="auto">'
-        '<path d="M0.6 0.8 L9.6 5 L0.6 9.2 Q2.6 5 0.6 0.8 Z"/></marker>'
-    )
-
-
-_MARKERS = f"<defs>{''.join(_marker(f'tip-{n}') for n in ('event', 'back', 'human', 'gap'))}</defs>"
-
-
-def _at(point: Point) -> str:
-    return f"{point[0]:g} {point[1]:g}"
-
-
-def _arrow(edge: Edge, way: Way) -> str:
-    look = _look(edge, way)
-    classes = f"arrow {look}"
-    path = _loop_path(way) if way.is_loop else _path(way.points, FORK if edge.fans_out else 0.0)
-    lines = [f'<path class="{classes}" d="{path}" marker-end="url(#tip-{look})"/>']
-    if edge.fans_out:
-        lines.append(_fork(way, classes))
-    return "\n".join(lines)
-
-
-def _path(points: tuple[Point, ...], stem: float = 0.0) -> str:
-    """Return straight lines and curves in turn; the curves leave and arrive upright.
-
-    The first line is at least ``stem`` long; the gap behind it is longer than that.
-    """
-    (x, y), at = points[0], points[1]
-    stem = stem if at[1] > y or (at[1] == y and points[2][1] > y) else -stem
-    if abs(at[1] - y) < abs(stem):
-        points = (points[0], (x, y + stem), *points[2:])
-    parts = [f"M{_at(points[0])}"]
-    at = points[0]
-    for place, point in enumerate(points[1:], 1):
-        if place % 2 or at[0] == point[0]:
-            if point != at:
-                parts.append(f"L{_at(point)}")
-        else:
-            middle = round((at[1] + point[1]) / 2, 1)
-            parts.append(f"C{at[0]:g} {middle:g} {point[0]:g} {middle:g} {_at(point)}")
-        at = point
-    return "".join(parts)
-
-
-def _loop_path(way: Way) -> str:
-    begin, end = way.points
-    out = round(begin[0] - LOOP_REACH - 4.0, 1)
-    return f"M{_at(begin)}C{out:g} {begin[1]:g} {out:g} {end[1]:g} {_at(end)}"
-
-
-def _fork(way: Way, classes: str) -> str:
-    """Return the mark of a fan-out: two more lines that leave the step together with the arrow."""
-    x, y = way.points[0]
-    if way.is_loop:
-        return f'<path class="{classes}" d="M{x:g} {y - 5:g}l-8 3M{x:g} {y + 5:g}l-8 -3"/>'
-    sign = -1 if way.goes_back else 1
-    return (
-        f'<path class="{classes}" d="M{x - 6:g} {y:g}L{x:g} {y + sign * FORK:g}L{x + 6:g} {y:g}"/>'
-    )
-
-
-def _look(edge: Edge, way: Way) -> str:
-    return "back" if edge.kind == "event" and way.goes_back else edge.kind
-
-
-def _labels(edge: Edge, way: Way) -> Iterable[str]:
-    link = _link(edge)
-    x, y = way.label
-    yield (
-        f'<rect class="ground" x="{x - link.width / 2:g}" y="{y - link.height / 2:g}" '
-        f'width="{link.width:g}" height="{link.height:g}" rx="5"/>'
-    )
-    for place, label in enumerate(edge.labels):
-        baseline = y + (place - (len(edge.labels) - 1) / 2) * LINE + 4.2
-        yield _name(label, f"event {_look(edge, way)}", x, baseline)
-
-
-def _name(label: Label, classes: str, x: float, baseline: float) -> str:
-    return (
-        f'<text class="{classes}" x="{x:g}" y="{baseline:g}">{_text(shortened(label.text))}'
-        f"<title>{_text(label.title)}</title></text>"
-    )
-
-
 # -- nodes -------------------------------------------------------------------------------------
 
 
-def _start(_node: Node, shape: Shape, centre: Point) -> str:
+def _start(box: _Box, centre: Point) -> Iterator[str]:
     x, y = centre
-    return (
-        f'<circle class="start" cx="{x:g}" cy="{y:g}" r="{shape.width / 2:g}">'
+    yield (
+        f'<circle class="start" cx="{x:g}" cy="{y:g}" r="{box.shape.width / 2:g}">'
         "<title>The run begins</title></circle>"
     )
 
 
-def _stop(node: Node, _shape: Shape, centre: Point) -> str:
+def _stop(box: _Box, centre: Point) -> Iterator[str]:
     x, y = centre
-    return (
+    yield (
         f'<g class="stop"><circle cx="{x:g}" cy="{y:g}" r="13"/>'
-        f'<circle cx="{x:g}" cy="{y:g}" r="8.5"/><title>{_text(node.title)}</title></g>'
+        f'<circle cx="{x:g}" cy="{y:g}" r="8.5"/><title>{xml_text(box.node.title)}</title></g>'
     )
 
 
-def _gap(node: Node, shape: Shape, centre: Point) -> str:
+def _gap(box: _Box, centre: Point) -> Iterator[str]:
     x, y = centre
-    return (
-        f'<g class="gap"><circle cx="{x:g}" cy="{y:g}" r="{shape.width / 2 - 1:g}"/>'
-        f'<text x="{x:g}" y="{y + 5:g}">?</text><title>{_text(node.title)}</title></g>'
+    yield (
+        f'<g class="gap"><circle cx="{x:g}" cy="{y:g}" r="{box.shape.width / 2 - 1:g}"/>'
+        f'<text x="{x:g}" y="{y + 5:g}">?</text><title>{xml_text(box.node.title)}</title></g>'
     )
 
 
-def _person(node: Node, shape: Shape, centre: Point) -> str:
+def _failures(box: _Box, centre: Point) -> Iterator[str]:
     x, y = centre
+    yield (
+        f'<g class="failures"><circle cx="{x:g}" cy="{y:g}" r="{box.shape.width / 2 - 1:g}"/>'
+        f'<path d="M{x - 3.5:g} {y - 3.5:g}l7 7m0 -7l-7 7"/>'
+        f"<title>{xml_text(box.node.title)}</title></g>"
+    )
+
+
+def _person(box: _Box, centre: Point) -> Iterator[str]:
+    (x, y), shape, node = centre, box.shape, box.node
     left = x - shape.width / 2
     head = left + 23.0
-    return (
+    yield (
         f'<g class="person"><rect x="{left:g}" y="{y - shape.height / 2:g}" '
         f'width="{shape.width:g}" height="{shape.height:g}" rx="{shape.height / 2:g}"/>'
         f'<circle class="figure" cx="{head:g}" cy="{y - 6:g}" r="5"/>'
         f'<path class="figure" d="M{head - 9:g} {y + 11:g}a9 9.5 0 0 1 18 0z"/>'
-        f'<text class="name" x="{x + 14:g}" y="{y + 5:g}">{_text(node.name)}</text>'
-        f"<title>{_text(node.title)}</title></g>"
+        f'<text class="name" x="{x + 14:g}" y="{y + 5:g}">{xml_text(node.name)}</text>'
+        f"<title>{xml_text(node.title)}</title></g>"
     )
 
 
-def _step(node: Node, shape: Shape, centre: Point) -> str:
-    x, y = centre
+def _step(box: _Box, centre: Point) -> Iterator[str]:
+    (x, y), shape, node = centre, box.shape, box.node
     left, top = x - shape.width / 2, y - shape.height / 2
-    lines = [
-        '<g class="step">',
-        f'<rect x="{left:g}" y="{top:g}" width="{shape.width:g}" height="{shape.height:g}" rx="8"/>',
-    ]
+    yield '<g class="step handler">' if node.handles_failures else '<g class="step">'
+    yield (
+        f'<rect x="{left:g}" y="{top:g}" width="{shape.width:g}" height="{shape.height:g}" rx="8"/>'
+    )
     if node.join:
         bar = shape.width - 24.0
-        lines.append(
+        yield (
             f'<rect class="bar" x="{x - bar / 2:g}" y="{top - 2:g}" width="{bar:g}" height="5" '
             'rx="2.5"/>'
         )
-    lines += [
-        f'<text class="name" x="{x:g}" y="{y - 4:g}">{_text(shortened(node.name))}</text>',
-        f"<title>{_text(node.title)}</title>",
-        *_drawn_marks(node, x, y + 15.0),
-        "</g>",
-    ]
+    yield f'<text class="name" x="{x:g}" y="{top + 22:g}">{xml_text(shortened(node.name))}</text>'
+    yield f"<title>{xml_text(node.title)}</title>"
+    for place, row in enumerate(box.rows):
+        yield from drawn_row(row, x, top + 41.0 + ROW_HEIGHT * place)
+    yield "</g>"
+    across = sum(frame.width for frame in box.frames) + PADDING * (len(box.frames) - 1)
+    at = round(x - across / 2, 1)
+    for frame in box.frames:
+        yield from _child(frame, at, round(top + box.head, 1))
+        at += frame.width + PADDING
     if node.notes:
-        lines.append(_note(node, x + shape.width / 2, y))
-    return "\n".join(lines)
+        yield _note(node, x + shape.width / 2, y)
 
 
-def _drawn_marks(node: Node, x: float, baseline: float) -> Iterable[str]:
-    at = x - _marks_width(node) / 2
-    for mark in _marks(node):
-        kind, text, title = mark
-        inner = ""
-        begin = at
-        if kind == "timeout":
-            cx, cy = at + 5.0, baseline - 4.0
-            inner = (
-                f'<circle class="clock" cx="{cx:g}" cy="{cy:g}" r="4.8"/>'
-                f'<path class="clock" d="M{cx:g} {cy - 3:g}v3l2 1.6"/>'
-            )
-            begin = at + 15.0
-        yield (
-            f'<g class="mark {kind}">{inner}<text x="{begin:g}" y="{baseline:g}">{_text(text)}</text>'
-            f"<title>{_text(title)}</title></g>"
-        )
-        at += _mark_width(mark) + 14.0
+def _child(frame: _Frame, left: float, top: float) -> Iterator[str]:
+    """Yield the frame of a child, with its flow or in place of it."""
+    child = frame.child
+    x = round(left + frame.width / 2, 1)
+    classes = f"frame {child.kind}"
+    rect = (
+        f'<rect x="{left:g}" y="{top:g}" width="{frame.width:g}" height="{frame.height:g}" rx="6"/>'
+    )
+    title = f"<title>{xml_text(child.title)}</title>"
+    name = xml_text(shortened(child.name))
+    if child.flow is None:
+        text = f'<text class="name" x="{x:g}" y="{top + 21:g}">{name}</text>'
+        if not child.hint:
+            yield f'<g class="{classes}">{rect}{text}{title}</g>'
+            return
+        text += f'<text class="hint" x="{x:g}" y="{top + 36:g}">{xml_text(shortened(child.hint))}</text>'
+        yield f'<a href="#flow-{child.number}"><g class="{classes}">{rect}{text}{title}</g></a>'
+        return
+    yield f'<g class="{classes}" id="flow-{child.number}">{rect}'
+    yield f'<text class="name" x="{left + PADDING:g}" y="{top + 20:g}">{name}</text>'
+    if child.flow.state:
+        right = left + frame.width - PADDING
+        state = xml_text(shortened(_state_of(child.flow)))
+        yield f'<text class="hint" x="{right:g}" y="{top + 20:g}">{state}</text>'
+    yield f"{title}</g>"
+    yield f'<g transform="translate({x - frame.inner / 2:g} {top + FRAME_HEAD:g})">'
+    yield frame.body
+    yield "</g>"
 
 
 def _note(node: Node, side: float, y: float) -> str:
@@ -335,15 +299,16 @@ def _note(node: Node, side: float, y: float) -> str:
     ]
     for place, label in enumerate(node.notes):
         baseline = y + (place - (len(node.notes) - 1) / 2) * LINE + 4.2
-        lines.append(_name(label, "event stream", left + (width - 4.0) / 2, baseline))
+        lines.append(line_of(label, "event stream", left + (width - 4.0) / 2, baseline))
     lines.append("</g>")
     return "\n".join(lines)
 
 
-_DRAWN = {"start": _start, "stop": _stop, "gap": _gap, "person": _person, "step": _step}
-
-
-def _text(text: str) -> str:
-    """Return ``text`` for XML: escaped, without the characters that XML has no way to write."""
-    kept = "".join(c for c in text if c in "\n\t" or not unicodedata.category(c).startswith("C"))
-    return escape(kept)
+_DRAWN = {
+    "start": _start,
+    "stop": _stop,
+    "gap": _gap,
+    "failures": _failures,
+    "person": _person,
+    "step": _step,
+}

@@ -1,0 +1,126 @@
+"""A person in the loop over HTTP: a server runs the workflows, somebody's browser answers.
+
+    python examples/approval_over_http.py        # needs pip install "penstock[local]"
+
+POST /runs starts a run in the server's nursery, GET /runs/{id}/events streams its events, POST
+/runs/{id}/answer answers. A client that hangs up leaves the run alone. It plays both sides.
+"""
+
+import json
+from functools import partial
+from http.client import HTTPConnection
+from typing import Any
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, StreamingResponse
+
+import penstock
+from penstock import (
+    HumanResponseEvent,
+    InputRequiredEvent,
+    StartEvent,
+    StopEvent,
+    Workflow,
+    decode_event,
+    step,
+)
+
+
+class Claim(StartEvent):
+    purpose: str
+    amount: int
+
+
+class Verdict(HumanResponseEvent):
+    approved: bool
+    by: str
+
+
+class Expenses(Workflow[str]):
+    @step
+    async def ask(self, ctx: penstock.Context, ev: Claim) -> StopEvent:
+        question = InputRequiredEvent(text=f"{ev.amount} for {ev.purpose}?")
+        verdict = await ctx.wait_for_event(Verdict, question)
+        return StopEvent(result=f"{'paid' if verdict.approved else 'refused'} by {verdict.by}")
+
+
+class ServerSentEvents(StreamingResponse):
+    """Streams what a reader gets. The reader is closed with the response; the run goes on."""
+
+    media_type = "text/event-stream"
+
+    async def stream_response(self, send: Any) -> None:
+        with self.body_iterator as reader:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for event in reader:
+                data = json.dumps(event.to_dict(), default=repr)
+                text = f"id: {reader.sequence}\nevent: {type(event).__name__}\ndata: {data}\n\n"
+                await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+            await send({"type": "http.response.body"})
+
+
+def make_app(nursery: trio.Nursery) -> Starlette:
+    runs: dict[str, penstock.WorkflowHandler[str]] = {}
+    workflow = Expenses(timeout=60, timeout_excludes_waiting=True)
+
+    async def start(request: Request) -> JSONResponse:
+        handler = workflow.run(start_event=decode_event(Claim, await request.json()))
+        # A failure stays with the handler and ends its stream; it must not end the server.
+        runs[handler.run_id] = handler.start_soon(nursery, keep_failure=True)
+        return JSONResponse({"run_id": handler.run_id}, 201)
+
+    async def events(request: Request) -> ServerSentEvents:
+        after = int(request.headers.get("last-event-id", 0))
+        return ServerSentEvents(runs[request.path_params["id"]].stream_events(after=after))
+
+    async def answer(request: Request) -> JSONResponse:
+        runs[request.path_params["id"]].send_event(decode_event(Verdict, await request.json()))
+        return JSONResponse({"status": "taken"}, 202)
+
+    async def refuse(status: int, _: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": f"{type(error).__name__}: {error}"}, status)
+
+    refusals = {KeyError: 404, ValueError: 422, TypeError: 422, penstock.WorkflowRuntimeError: 409}
+    app = Starlette(exception_handlers={k: partial(refuse, v) for k, v in refusals.items()})
+    app.router.add_route("/runs", start, methods=["POST"])
+    app.router.add_route("/runs/{id}/events", events)
+    app.router.add_route("/runs/{id}/answer", answer, methods=["POST"])
+    return app
+
+
+def call(port: int, request: str, body: object = None, *, after: int = 0, until: str = "") -> str:
+    """Be the other side: send a request, and print what comes, up to the line ``until``."""
+    print(request, body or "")
+    connection, line = HTTPConnection("127.0.0.1", port, timeout=20), ""
+    connection.request(*request.split(), json.dumps(body), {"last-event-id": str(after)})
+    for line in map(bytes.decode, connection.getresponse()):
+        print("   ", line.strip())
+        if until and line.startswith(until):
+            break
+    connection.close()  # which hangs up, if there is more to come
+    return line
+
+
+def play_client(port: int) -> None:
+    run = json.loads(call(port, "POST /runs", {"purpose": "a lock", "amount": 1200}))["run_id"]
+    call(port, f"GET /runs/{run}/events", until="data")
+    call(port, f"POST /runs/{run}/answer", {"approved": "perhaps", "by": "ann"})
+    call(port, f"POST /runs/{run}/answer", {"approved": True, "by": "ann"})
+    call(port, f"GET /runs/{run}/events", after=1)
+    call(port, f"POST /runs/{run}/answer", {"approved": False, "by": "bob"})
+
+
+async def main() -> None:
+    config = Config.from_mapping(bind="127.0.0.1:0", errorlog=None)
+    async with trio.open_nursery() as nursery:
+        (url,) = await nursery.start(partial(serve, make_app(nursery), config, mode="asgi"))
+        await trio.to_thread.run_sync(play_client, int(url.rpartition(":")[2]))
+        nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    trio.run(main)

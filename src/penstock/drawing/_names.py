@@ -1,0 +1,243 @@
+"""What names in the source of a function mean, as far as looking tells: nothing is run for it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import attrs
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+
+#: How often a name is followed to what was assigned to it.
+HOPS = 4
+
+
+def parse(function: Callable[..., Any]) -> ast.AST | None:
+    """Return the syntax tree of a function, or None where there is no source."""
+    try:
+        return ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return None
+
+
+@attrs.frozen(eq=False)
+class Made:
+    """What an expression gives: an object of ``kind``, and that object where it exists already."""
+
+    kind: type
+    thing: object = None
+
+
+class Names:
+    """One function, and what its names mean.
+
+    A name that the function assigns means what is assigned to it; one that it gets in any other
+    way, by a loop or an import, cannot be told. Every other name is one of its closure or module.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], tree: ast.AST, owner: object, more: Mapping[str, Any]
+    ) -> None:
+        self._owner = owner
+        self._visible: dict[str, Any] = {**more, **_visible_names(function)}
+        self._parameters: dict[str, ast.expr | None] = _parameters(tree)
+        self._self: str | None = next(iter(self._parameters), None)
+        self._assigned: dict[str, list[ast.expr]] = {}
+        self._attributes: list[tuple[ast.Attribute, ast.expr]] = []
+        plain: set[ast.Name] = set()
+        for target, value in _assignments(tree):
+            if isinstance(target, ast.Name):
+                plain.add(target)
+                self._assigned.setdefault(target.id, []).append(value)
+            elif isinstance(target, ast.Attribute):
+                self._attributes.append((target, value))
+        self._unclear: set[str] = _otherwise_bound(tree, plain)
+
+    def made_by(self, value: ast.expr, hops: int = HOPS) -> Iterator[Made | None]:
+        """Yield what ``value`` may give; None stands for what cannot be told."""
+        if isinstance(value, ast.Call):
+            for thing in self._things(value.func, hops):
+                yield Made(thing) if isinstance(thing, type) else None
+        elif isinstance(value, ast.Name) and not self._is_own(value.id):
+            yield _made_already(self._visible.get(value.id))
+        elif isinstance(value, ast.Name):
+            yield from self._made_by_own(value.id, hops)
+        elif self._is_of_self(value):
+            yield from self._made_by_attribute(value.attr, hops)
+        elif isinstance(value, ast.Attribute):
+            for thing in self._things(value, hops):
+                yield _made_already(thing)
+        else:
+            parts = _alternatives(value)
+            for part in parts:
+                yield from self.made_by(part, hops)
+            if not parts:
+                yield None
+
+    def assigned_to_self(self, attribute: str) -> list[ast.expr]:
+        """Return the expressions that this function assigns to an attribute of ``self``."""
+        return [v for t, v in self._attributes if self._is_of_self(t) and t.attr == attribute]
+
+    def _is_own(self, name: str) -> bool:
+        return name in self._assigned or name in self._unclear or name in self._parameters
+
+    def _is_of_self(self, value: ast.expr) -> TypeGuard[ast.Attribute]:
+        return (
+            isinstance(value, ast.Attribute)
+            and isinstance(value.value, ast.Name)
+            and value.value.id == self._self
+        )
+
+    def _made_by_own(self, name: str, hops: int) -> Iterator[Made | None]:
+        if not hops:  # `event = event` would go round for ever
+            return
+        for value in self._assigned.get(name, ()):
+            yield from self.made_by(value, hops - 1)
+        if name in self._unclear:
+            yield None
+        if name in self._parameters:
+            note = self._parameters[name]
+            kinds = list(self._classes_of_note(note)) if note is not None else []
+            yield from (Made(kind) for kind in kinds)
+            if not kinds and name not in self._assigned:
+                yield None
+
+    def _made_by_attribute(self, attribute: str, hops: int) -> Iterator[Made | None]:
+        """Yield what an attribute of ``self`` is: of the object, of the class, or of ``__init__``."""
+        found = _static(self._owner, attribute)
+        if found is not None:
+            yield _made_already(found)
+            return
+        kind = self._owner if isinstance(self._owner, type) else type(self._owner)
+        for base in kind.__mro__ if hops else ():
+            init = vars(base).get("__init__")
+            tree = parse(init) if inspect.isfunction(init) else None
+            if inspect.isfunction(init) and tree is not None:
+                names = Names(init, tree, self._owner, {})
+                values = names.assigned_to_self(attribute)
+                for value in values:
+                    yield from names.made_by(value, hops - 1)
+                if values:
+                    return
+        yield None
+
+    def _things(self, value: ast.expr, hops: int) -> Iterator[Any]:
+        """Yield what an expression may be, where that exists already; None for all else."""
+        if self._is_of_self(value):
+            yield _static(self._owner, value.attr)
+        elif isinstance(value, ast.Attribute):
+            # A static look: a property of a module or class is not run for the sake of a picture.
+            for owner in self._things(value.value, hops):
+                yield _static(owner, value.attr)
+        elif isinstance(value, ast.Subscript):  # `Child[str](...)`
+            yield from self._things(value.value, hops)
+        elif isinstance(value, ast.Name):
+            yield from self._things_of_name(value.id, hops)
+        else:
+            parts = _alternatives(value)
+            for part in parts:
+                yield from self._things(part, hops)
+            if not parts:
+                yield None
+
+    def _things_of_name(self, name: str, hops: int) -> Iterator[Any]:
+        if not self._is_own(name):
+            yield self._visible.get(name)
+        elif name not in self._assigned or name in self._unclear:
+            yield None
+        for assigned in self._assigned.get(name, ()) if hops else ():
+            yield from self._things(assigned, hops - 1)
+
+    def _classes_of_note(self, note: ast.expr) -> Iterator[type]:
+        """Yield the classes that the annotation of a parameter names."""
+        if isinstance(note, ast.Constant) and isinstance(note.value, str):
+            try:
+                note = ast.parse(note.value, mode="eval").body
+            except SyntaxError:
+                return
+        if isinstance(note, ast.BinOp):
+            yield from self._classes_of_note(note.left)
+            yield from self._classes_of_note(note.right)
+        elif isinstance(note, ast.Subscript) and _last_name(note.value) == "Annotated":
+            first = note.slice.elts[0] if isinstance(note.slice, ast.Tuple) else note.slice
+            yield from self._classes_of_note(first)
+        else:
+            yield from (thing for thing in self._things(note, 0) if isinstance(thing, type))
+
+
+def _made_already(thing: object) -> Made | None:
+    if thing is None or isinstance(thing, type):
+        return None
+    return Made(type(thing), thing)
+
+
+def _static(owner: Any, name: str) -> Any:
+    return None if owner is None else inspect.getattr_static(owner, name, None)
+
+
+def _last_name(value: ast.expr) -> str:
+    return ast.unparse(value).rpartition(".")[2]
+
+
+def _alternatives(value: ast.expr) -> list[ast.expr]:
+    """Return the expressions of which ``value`` gives one."""
+    if isinstance(value, ast.NamedExpr):
+        return [value.value]
+    if isinstance(value, ast.IfExp):
+        return [value.body, value.orelse]
+    return value.values if isinstance(value, ast.BoolOp) else []
+
+
+def _parameters(tree: ast.AST) -> dict[str, ast.expr | None]:
+    """Return the parameters of a function, and of those in it, with their annotations."""
+    return {
+        node.arg: node.annotation
+        for function in ast.walk(tree)
+        if isinstance(function, ast.arguments)
+        for node in ast.walk(function)
+        if isinstance(node, ast.arg)
+    }
+
+
+def _assignments(tree: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
+    """Yield each target that one expression is assigned to, and that expression."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                yield target, node.value
+        elif isinstance(node, ast.NamedExpr | ast.AnnAssign) and node.value is not None:
+            yield node.target, node.value
+
+
+def _otherwise_bound(tree: ast.AST, plain: set[ast.Name]) -> set[str]:
+    """Return the names that a function gives a meaning that its source does not show."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            plain.add(node.target)  # `child: Child` alone binds nothing
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node not in plain:
+            names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names.update((alias.asname or alias.name).partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            names.add(node.name)
+    return names
+
+
+def _visible_names(function: Callable[..., Any]) -> dict[str, Any]:
+    names: dict[str, Any] = dict(getattr(function, "__globals__", {}))
+    code = getattr(function, "__code__", None)
+    for name, cell in zip(
+        getattr(code, "co_freevars", ()), getattr(function, "__closure__", None) or (), strict=False
+    ):
+        try:
+            names[name] = cell.cell_contents
+        except ValueError:  # a name that was not bound yet when the function was made
+            continue
+    return names
