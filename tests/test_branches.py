@@ -1908,3 +1908,19 @@ async def test_branches_run_their_fan_outs_side_by_side():
     flow.sizes = []
 
     assert await result_of(flow) == [0, 1, 2, 3]
+
+
+@pytest.mark.anyio
+async def test_a_step_with_a_timer_of_its_own_is_not_stuck():
+    """P12: while a timer is set that may free the worker, nothing is stalled."""
+
+    class Timed(Workflow):
+        @step(num_workers=1)
+        async def only(self, ctx: Context, ev: StartEvent | Task) -> Task | StopEvent:
+            if isinstance(ev, Task):
+                return StopEvent(result="later")
+            with anyio.move_on_after(0.01) as scope:
+                await ctx.send_event(Task(n=1)).wait()
+            return StopEvent(result=scope.cancelled_caught)
+
+    assert await Timed().run() is True

@@ -1193,7 +1193,9 @@ def test_handlers_that_overlap_are_refused():
     assert "two and one both catch the failures of all steps; expected `for_steps" in faults_of(
         Both
     )
-    assert "two and one both catch the failures of begin; expected its name in one" in faults_of(Twice)
+    assert "two and one both catch the failures of begin; expected its name in one" in faults_of(
+        Twice
+    )
 
 
 def test_handler_of_what_is_no_step_is_refused():

@@ -922,7 +922,9 @@ async def test_return_of_a_non_event_is_an_error(value, shown):
         async def odd(self, ev: StartEvent) -> StopEvent:
             return value
 
-    with pytest.raises(WorkflowRuntimeError, match=f"Odd.odd returned or sent {shown}.*expected .*StopEvent"):
+    with pytest.raises(
+        WorkflowRuntimeError, match=f"Odd.odd returned or sent {shown}.*expected .*StopEvent"
+    ):
         await Odd().run()
 
 

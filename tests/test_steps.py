@@ -11,6 +11,7 @@ import anyio
 import attrs
 import pytest
 
+from helpers import Catch, Done, Item, Mine, Note, nothing_left
 from penstock import (
     Context,
     Event,
@@ -27,7 +28,6 @@ from penstock import (
     WorkflowValidationError,
     step,
 )
-from tests.helpers import Catch, Done, Item, Mine, Note, nothing_left
 
 
 pytestmark = pytest.mark.anyio

@@ -118,7 +118,17 @@ class Context(Generic[StateT]):
 
     _is_penstock_context: ClassVar[bool] = True
 
-    __slots__ = ("_again", "_group", "_is_over", "_progress", "_record", "_run", "_step", "_stream")
+    __slots__ = (
+        "_again",
+        "_began_at",
+        "_group",
+        "_is_over",
+        "_progress",
+        "_record",
+        "_run",
+        "_step",
+        "_stream",
+    )
 
     def __init__(self, workflow: Workflow[Any]) -> None:
         _check_workflow(workflow, "Context(...)", "Context(MyWorkflow())")
@@ -127,6 +137,7 @@ class Context(Generic[StateT]):
         self._group: Any = None
         self._again: Any = None
         self._record: Any = None
+        self._began_at: float | None = None
         self._progress: Callable[[], object] | None = None
         self._is_over = False
         self._stream: StreamSender | None = None
@@ -408,7 +419,7 @@ def step_context(run: RunOperations, step: Step, group: Any, again: Any) -> Cont
     context._group = group
     context._again = again
     context._is_over = False
-    context._stream = context._record = context._progress = None
+    context._stream = context._record = context._progress = context._began_at = None
     return context
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import attrs
 
 from penstock._errors import WorkflowValidationError
-from penstock._retries import Retry
 from penstock._steps import MARK, Catching, StepOptions
 
 
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     import types
     from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
+
+    from penstock._retries import Retry
 
 
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -203,12 +204,8 @@ def _check(function: Any, options: StepOptions) -> None:
         if not (value is None or is_seconds(value)):
             msg = f"{option} of the step {name} is {value!r}; expected seconds above 0, or None"
             raise WorkflowValidationError(msg)
-    if not (options.retry is None or isinstance(options.retry, Retry)):
-        msg = (
-            f"retry of the step {name} is {options.retry!r}; expected "
-            "`retry=Retry(stop=..., wait=..., when=...)`"
-        )
-        raise WorkflowValidationError(msg)
+    if options.retry is not None:
+        _check_retry(options.retry, name)
     is_class = isinstance(options.limiter, type)
     if is_class or not (options.limiter is None or hasattr(options.limiter, "__aenter__")):
         msg = (
@@ -217,6 +214,17 @@ def _check(function: Any, options: StepOptions) -> None:
         )
         raise WorkflowValidationError(msg)
     _check_place(function, options, name)
+
+
+def _check_retry(retry: object, name: str) -> None:
+    from penstock._retries import Retry  # noqa: PLC0415 - not everybody needs it
+
+    if not isinstance(retry, Retry):
+        msg = (
+            f"retry of the step {name} is {retry!r}; expected "
+            "`retry=Retry(stop=..., wait=..., when=...)`"
+        )
+        raise WorkflowValidationError(msg)
 
 
 def _check_place(function: Any, options: StepOptions, name: str) -> None:

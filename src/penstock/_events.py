@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 import attrs
@@ -37,7 +36,9 @@ def _explain(cls: type[Event], values: dict[str, Any]) -> str | None:
     call = f"{cls.__name__}({', '.join(f'{name}=...' for name in fields)})"
     for name in values:
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, 1)
+            from difflib import get_close_matches  # noqa: PLC0415 - only bad calls need it
+
+            near = get_close_matches(name, fields, 1)
             meant = f", did you mean {near[0]!r}?" if near else ";"
             return f"{cls.__name__} has no field {name!r}{meant} expected {call}"
     missing = [n for n, f in fields.items() if f.default is attrs.NOTHING and n not in values]

@@ -11,7 +11,6 @@ import attrs
 
 from penstock._errors import WorkflowValidationError
 from penstock._events import Event
-from penstock._resources import is_resource
 
 
 if TYPE_CHECKING:
@@ -134,7 +133,7 @@ class _Inputs:
             SignatureError: It fits no step.
         """
         name = parameter.name
-        if is_resource(hint):
+        if _is_resource(hint):
             _check_positional(parameter, self._extra)
             self.resources.append((position, name, hint))
         elif _is_context(hint):
@@ -254,6 +253,14 @@ def _is_context(hint: Any) -> bool:
     hint = _strip(hint)
     # Context lies on a floor above; it carries a mark, so that it need not be imported here.
     return getattr(typing.get_origin(hint) or hint, "_is_penstock_context", False) is True
+
+
+def _is_resource(hint: Any) -> bool:
+    if typing.get_origin(hint) is not Annotated:
+        return False
+    from penstock._resources import is_resource  # noqa: PLC0415 - not everybody needs it
+
+    return is_resource(hint)
 
 
 def _strip(hint: Any) -> Any:

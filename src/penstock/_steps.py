@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from penstock._events import StepFailedEvent
-from penstock._resources import ResourcePlan, plan_resource
 from penstock._signature import Signature, SignatureError, read_signature
 from penstock._threads import in_thread
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from penstock._events import Event
+    from penstock._resources import ResourcePlan
     from penstock._retries import Retry
 
     AsyncMethod = Callable[..., Coroutine[Any, Any, Any]]
@@ -232,6 +232,10 @@ def _without_self(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _plan_resources(signature: Signature) -> tuple[tuple[tuple[int, ResourcePlan], ...], list[str]]:
+    if not signature.resources:
+        return (), []
+    from penstock._resources import plan_resource  # noqa: PLC0415 - not everybody needs it
+
     plans: list[tuple[int, ResourcePlan]] = []
     faults: list[str] = []
     for position, name, hint in signature.resources:

@@ -6,10 +6,8 @@ import os
 from collections.abc import Iterable
 from itertools import count
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, get_origin
-from uuid import uuid4
 
 from penstock._decorators import add_step, is_seconds
-from penstock._engine.keeping import ResourceScope
 from penstock._engine.runner import Runner, RunOptions
 from penstock._errors import WorkflowRuntimeError, WorkflowValidationError
 from penstock._events import HumanResponseEvent, InputRequiredEvent
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVar as TypeVarWithDefault
 
     from penstock._context import Context
+    from penstock._engine.keeping import ResourceScope
     from penstock._events import StartEvent
     from penstock._seed import Seed
 
@@ -96,7 +95,7 @@ class Workflow(Generic[R]):
         self.__graph = graph
         self.__buffer = stream_buffer
         self.__history = stream_history
-        self.__resources = ResourceScope("workflow") if graph.needs_scope else None
+        self.__resources = _open_scope() if graph.needs_scope else None
         self.__options = RunOptions(
             timeout=timeout,
             excludes_waiting=timeout_excludes_waiting and timeout is not None,
@@ -324,6 +323,12 @@ class Workflow(Generic[R]):
         return f"<{type(self).__name__}, {len(self._built().steps)} steps>"
 
 
+def _open_scope() -> ResourceScope:
+    from penstock._engine.keeping import ResourceScope  # noqa: PLC0415 - not everybody needs it
+
+    return ResourceScope("workflow")
+
+
 def _check_run_id(run_id: object) -> None:
     if not (run_id is None or isinstance(run_id, str)):
         msg = f"run_id is {run_id!r}; expected a str, or None for a new one"
@@ -361,13 +366,13 @@ def _checked_classes(name: str, serializable: Any) -> tuple[type, ...]:
 
 
 # An identifier costs a hundredth of a run this way: one random part for the process, and a number.
-_process = uuid4().hex[:12]
+_process = os.urandom(6).hex()
 _numbers = count(1)
 
 
 def _begin_process() -> None:
     global _process  # noqa: PLW0603 - a forked process must not go on with its parent's numbers
-    _process = uuid4().hex[:12]
+    _process = os.urandom(6).hex()
 
 
 if hasattr(os, "register_at_fork"):

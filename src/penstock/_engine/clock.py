@@ -13,7 +13,16 @@ if TYPE_CHECKING:
 class Clock:
     """The time of one run, on the backend's clock."""
 
-    __slots__ = ("_left", "_scope", "_started_at", "_taken", "_timeout", "deadline", "ended_at")
+    __slots__ = (
+        "_left",
+        "_scope",
+        "_started_at",
+        "_taken",
+        "_timeout",
+        "deadline",
+        "ended_at",
+        "outer",
+    )
 
     def __init__(self, timeout: float | None, taken: float) -> None:
         self._timeout = timeout
@@ -25,12 +34,15 @@ class Clock:
         self._scope: Any = None
         #: The last moment that belongs to the run.
         self.deadline = inf
+        #: The nearest deadline around the run.
+        self.outer = inf
         #: When the run ended, on the backend's clock.
         self.ended_at = 0.0
 
     def begin(self, backend: Backend, scope: Any) -> None:
         """Have ``scope`` cancelled when the timeout passes."""
         self._started_at = backend.current_time()
+        self.outer = backend.current_effective_deadline()
         if self._timeout is not None:
             self._scope = scope
             self._set(self._started_at + max(self._timeout - self._taken, 0.0))
@@ -39,6 +51,10 @@ class Clock:
         self.deadline = deadline
         # The deadline itself still belongs to the run: a stop event at that very moment wins.
         self._scope.deadline = nextafter(deadline, inf)
+
+    def is_nearer(self, deadline: float) -> bool:
+        """Whether a deadline comes before the timeout and before all that is around the run."""
+        return deadline < min(self.outer, nextafter(self.deadline, inf))
 
     def stand(self, backend: Backend, *, still: bool) -> None:
         """Have the clock of the timeout stand still, or go on; not once the timeout has passed."""

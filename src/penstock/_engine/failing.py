@@ -9,7 +9,6 @@ from penstock._engine.attempts import Again
 from penstock._engine.diagnosis import is_stuck
 from penstock._errors import WorkflowRuntimeError
 from penstock._events import StepFailedEvent
-from penstock._retries import Attempts, note_attempts
 
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from penstock._engine.machine import Delivery
     from penstock._engine.runner import Runner
     from penstock._engine.worker import Worker
+    from penstock._retries import Attempts
     from penstock._steps import Step
 
 
@@ -31,6 +31,8 @@ def recover(
     Raises:
         Exception: ``error`` itself, where it fails the run; or what a retry's strategy raised.
     """
+    from penstock._retries import Attempts, note_attempts  # noqa: PLC0415 - not everybody needs it
+
     backend, machine = run.live()
     if run.outcome.status or backend.is_cancelled():
         raise error

@@ -11,7 +11,6 @@ from penstock._branch import Branch
 from penstock._cleanup import current_cleanup
 from penstock._engine.attempts import Record
 from penstock._engine.diagnosis import is_stuck
-from penstock._engine.holding import StepResources
 from penstock._engine.joins import Wait
 from penstock._engine.lineage import Group
 from penstock._engine.waiting import wait_for
@@ -23,7 +22,6 @@ from penstock._events import (
     InternalEvent,
     StopEvent,
 )
-from penstock._retries import Attempts, RetryInfo
 from penstock._streams import check_publishable
 from penstock._threads import FromThread
 
@@ -33,12 +31,15 @@ if TYPE_CHECKING:
 
     from penstock._backends import Backend
     from penstock._context import ChildStream, Context
+    from penstock._engine.clock import Clock
+    from penstock._engine.holding import StepResources
     from penstock._engine.keeping import ResourceScope
     from penstock._engine.machine import Machine
     from penstock._engine.outcome import Outcome
     from penstock._events import Event
     from penstock._graph import Graph
     from penstock._observe import Observer
+    from penstock._retries import Attempts, RetryInfo
     from penstock._store import StateStore
     from penstock._streams import EventLog
 
@@ -49,6 +50,7 @@ class Operations:
     __slots__ = ("_invocations", "_retried", "_store")
 
     if TYPE_CHECKING:  # what the run has, and these operations use
+        clock: Clock
         graph: Graph
         log: EventLog
         observer: Observer | None
@@ -284,8 +286,11 @@ class Operations:
         track = group.begin_tracking(group.live)
         waiter = backend.waiter()
         track.waiters.append(waiter)
+        # A timer of the step's own may yet free its worker, so it does not rest for good.
+        has_timer = self.clock.is_nearer(backend.current_effective_deadline())
         step = worker.context or worker
-        resting.setdefault(step, []).append(group)
+        if not has_timer:
+            resting.setdefault(step, []).append(group)
         is_told = False
         try:
             if is_stuck(self._machine):
@@ -296,9 +301,10 @@ class Operations:
             is_told = True
         finally:
             track.waiters.remove(waiter)
-            resting[step].remove(group)
-            if not resting[step]:
-                del resting[step]
+            if not has_timer:
+                resting[step].remove(group)
+                if not resting[step]:
+                    del resting[step]
             if not (is_told or track.is_told or track.waiters):
                 for error in track.errors:
                     self.fail(error)  # nobody is left to catch it
@@ -353,10 +359,16 @@ class Operations:
         backend, _ = self.live()
         now = backend.current_time()
         attempts: Attempts | None = context._again.attempts if context._again is not None else None
-        return (Attempts(now) if attempts is None else attempts).info(now)
+        if attempts is None:
+            from penstock._retries import Attempts  # noqa: PLC0415 - not everybody needs it
+
+            attempts = Attempts(now if context._began_at is None else context._began_at)
+        return attempts.info(now)
 
     def step_resources(self, context: Context[Any]) -> StepResources:
         """Return what gives a step its resources, and closes its own when it ends."""
+        from penstock._engine.holding import StepResources  # noqa: PLC0415 - not everybody needs it
+
         assert self._resources is not None
         return StepResources(self._resources, context)
 

@@ -22,7 +22,6 @@ from penstock._engine.attempts import Again, Interrupted, interrupted
 from penstock._engine.clock import Clock
 from penstock._engine.diagnosis import expects_input, is_stuck, missing
 from penstock._engine.failing import recover
-from penstock._engine.keeping import ResourceScope
 from penstock._engine.machine import Machine
 from penstock._engine.outcome import (
     URGENT,
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from penstock._backends import Backend, Nursery, Waiter
     from penstock._context import Context
     from penstock._engine.grouping import Station
+    from penstock._engine.keeping import ResourceScope
     from penstock._engine.lineage import Group
     from penstock._engine.resuming import Resumed
     from penstock._events import Event, StopEvent
@@ -209,6 +209,8 @@ class Runner(Steering):
         return None
 
     async def _run_with_resources(self, backend: Backend) -> None:
+        from penstock._engine.keeping import ResourceScope  # noqa: PLC0415 - not everybody needs it
+
         scope = ResourceScope(
             "run",
             outer=self.options.resources,

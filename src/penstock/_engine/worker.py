@@ -12,7 +12,6 @@ from penstock._engine.attempts import Again
 from penstock._engine.stepping import run_in_context
 from penstock._errors import StepTimeoutError
 from penstock._events import StepStateChanged
-from penstock._retries import Attempts
 from penstock._thread_operations import ThreadOperations
 from penstock._threads import in_loop
 
@@ -137,9 +136,8 @@ class Worker:
         run: Any = self._run if step.runs_in == "loop" else ThreadOperations(self._run)
         if again is not None:
             event = again.event
-        elif step.options.retry is not None:
-            again = Again(None, Attempts(self.began_at))
         self.context = context = step_context(run, step, group, again)
+        context._began_at = self.began_at
         try:
             if group is None or group.track is None:
                 return await self._prepare(backend, step, event, context)
