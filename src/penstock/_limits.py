@@ -92,16 +92,15 @@ class _Line:
 class RateLimiter:
     """At most so many entries in so many seconds, for any number of tasks, runs and workflows.
 
-    ```python
-    limiter = RateLimiter(10)  # of a module, or given to several workflows
+    ::
+
+        limiter = RateLimiter(10)  # of a module, shared by several workflows
 
 
-    class Asks(Workflow):
-        @step(num_workers=50)
-        async def ask(self, ev: Question) -> Answer:
-            async with limiter:
+        class Asks(Workflow):
+            @step(num_workers=50, limiter=limiter)
+            async def ask(self, ev: Question) -> Answer:
                 return await call_a_model(ev)
-    ```
 
     It is a token bucket. Whoever enters takes a token; one is put in every ``per / rate`` seconds
     and ``burst`` of them fit. So entries are evenly spaced where ``burst`` is 1, and in no period

@@ -32,10 +32,10 @@ _SHOWN_FIRST, _SHOWN_LAST = 3, 5
 class Retry:
     """Which failures of a step are tried again, after how long, and how often.
 
-    ```python
-    @step(retry=Retry(stop=5, wait=0.5, when=OSError))
-    @step(retry=Retry(stop=stop_after_delay(60), wait=wait_exponential_jitter(max=10)))
-    ```
+    ::
+
+        @step(retry=Retry(stop=5, wait=0.5, when=OSError))
+        @step(retry=Retry(stop=stop_after_delay(60), wait=wait_exponential_jitter(max=10)))
 
     Each argument is a plain value, or an object of tenacity (``pip install "penstock[retry]"``)
     with its combinations by ``|``, ``&`` and ``+``, or a function that takes tenacity's

@@ -306,7 +306,7 @@ class Workflow(Generic[R]):
     ) -> None:
         """Close them, shielded, in the reverse order of their opening. A checkpoint."""
         if self.__resources is not None:
-            await self.__resources.__aexit__(kind, error, trace)
+            await self.__resources.__aexit__(kind, error, trace)  # noqa: ASYNC102 - shields itself
 
     def _built(self) -> Graph:
         try:
