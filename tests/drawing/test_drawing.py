@@ -362,7 +362,7 @@ def test_the_same_bytes_each_time():
     """Another process, with other hashes and addresses, draws the very same page."""
     code = (
         "import sys; sys.path.insert(0, '.')\n"
-        "from tests.drawing.test_children import Top\n"
+        "from tests.drawing.test_drawing_children import Top\n"
         "from tests.drawing.test_drawing import Strange, page_of_all_possible_flows\n"
         "from tests.drawing.test_marks import Busy, Handled\n"
         "for cls in (Strange, Top, Busy, Handled):\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from penstock._engine.lineage import meeting_point
 from penstock._errors import WorkflowRuntimeError
@@ -73,7 +73,9 @@ class Collection:
         Raises:
             WorkflowRuntimeError: The event is of no expected class.
         """
-        self.expected = expected
+        if expected is not self.expected:  # looking costs as much as there are, so look once
+            _check_expected(expected)
+            self.expected = expected
         if not expected:
             return []
         kind = type(event)
@@ -173,6 +175,16 @@ class Wait:
 
 
 _NOTHING = object()
+
+
+def _check_expected(expected: object) -> None:
+    is_list = isinstance(expected, list | tuple)
+    if not is_list or not all(isinstance(k, type) for k in cast("list[object]", expected)):
+        msg = (
+            f"collect_events was told to expect {expected!r}; expected a list of event classes: "
+            "`ctx.collect_events(ev, [A, A, B])`"
+        )
+        raise TypeError(msg)
 
 
 def _expected_class(kind: type[Event], expected: Sequence[Any]) -> type[Event]:
