@@ -11,7 +11,14 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
+
+
+# A shell has what it starts in the background ignore SIGINT; the tests that interrupt want it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(
