@@ -77,6 +77,8 @@ def _work(request: bytes) -> tuple[str, bytes, str, str]:
         What there is: ``"result"``, ``"error"``, or what could not be had: ``"unread"``,
         ``"unsent result"``, ``"unsent error"``; that, pickled; its class; and a text.
     """
+    main = sys.modules["__main__"]
+    sys.modules.setdefault(main.__name__, main)  # older AnyIO keeps a script by one of its names
     try:
         function, events = pickle.loads(request)  # noqa: S301 - the parent process made it
     except Exception as error:  # noqa: BLE001 - told to the parent
