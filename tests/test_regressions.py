@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
 import os
 import subprocess
@@ -14,6 +16,7 @@ import pytest
 import trio
 
 import penstock
+from helpers import on_each_backend, run_virtually
 from penstock import (
     Context,
     Event,
@@ -23,8 +26,10 @@ from penstock import (
     StartEvent,
     StopEvent,
     Workflow,
+    WorkflowCancelledError,
     WorkflowRuntimeError,
     WorkflowStalledError,
+    WorkflowTimeoutError,
     WorkflowValidationError,
     step,
     workflow_scope,
@@ -411,3 +416,170 @@ def test_private_field_is_not_set_from_outside():
     assert Keeps(other=1).other == 1
     with pytest.raises(TypeError, match=r"Keeps\._secret is private"):
         Keeps(_secret=1)
+
+
+# -- the programming model ------------------------------------------------------------------------------
+
+
+@on_each_backend
+def test_a_question_that_nobody_will_answer_any_more_keeps_no_run_alive(backend):
+    """P12: neither a wait that has timed out, nor one whose answer came before the question."""
+
+    class Patient(Workflow):
+        @step
+        async def only(self, ctx: Context, ev: StartEvent) -> StopEvent | None:
+            if ev.early:
+                await anyio.sleep(1)
+            with contextlib.suppress(WorkflowTimeoutError):
+                question = InputRequiredEvent(prefix="?")
+                await ctx.wait_for_event(HumanResponseEvent, question, timeout=1)
+
+    async def main():
+        with pytest.raises(WorkflowStalledError):
+            await Patient().run(early=False)
+        with pytest.raises(WorkflowStalledError):
+            async with Patient().run(early=True) as handler:
+                await anyio.sleep(0.5)
+                handler.send_event(HumanResponseEvent(response="x"))
+                await handler
+
+    run_virtually(backend, main)
+
+
+@on_each_backend
+def test_the_clock_goes_on_while_one_of_two_children_works(backend):
+    """A run is idle only when all of it waits for a person."""
+
+    class Asking(Workflow):
+        @step
+        async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            await ctx.wait_for_event(HumanResponseEvent, InputRequiredEvent(prefix="?"))
+            return StopEvent()
+
+    class Busy(Workflow):
+        @step
+        async def only(self, ev: StartEvent) -> StopEvent:
+            await anyio.sleep(100)
+            return StopEvent()
+
+    class Both(Workflow):
+        @step
+        async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            async with anyio.create_task_group() as group:
+                group.start_soon(ctx.run_child, Asking())
+                group.start_soon(ctx.run_child, Busy())
+            return StopEvent()
+
+    async def main():
+        with pytest.raises(WorkflowTimeoutError):
+            await Both(timeout=5, timeout_excludes_waiting=True).run()
+        assert anyio.current_time() < 50
+
+    run_virtually(backend, main)
+
+
+@pytest.mark.anyio
+async def test_a_limiter_that_swallows_exceptions_ends_the_step_without_an_event():
+    """It is the limiter's own doing; nothing hangs."""
+
+    class Swallowing:
+        async def __aenter__(self):
+            pass
+
+        async def __aexit__(self, *_):
+            return True
+
+    class Limited(Workflow):
+        @step(limiter=Swallowing())
+        async def only(self, ev: StartEvent) -> StopEvent | None:
+            raise ValueError
+
+    with anyio.fail_after(5), pytest.raises(WorkflowStalledError):
+        await Limited().run()
+
+
+@pytest.mark.anyio
+async def test_a_branch_that_another_task_of_the_step_cancels_is_no_stall():
+    """P12: a step that still runs can free itself."""
+
+    class Cancelling(Workflow):
+        @step(num_workers=1)
+        async def only(self, ctx: Context, ev: StartEvent | Number) -> Number | StopEvent | None:
+            if isinstance(ev, Number):
+                return None
+            branch = ctx.send_event(Number(n=1))
+            async with anyio.create_task_group() as group:
+                group.start_soon(branch.wait)
+                await anyio.sleep(0.005)
+                branch.cancel()
+            return StopEvent(result="free")
+
+    assert await Cancelling().run() == "free"
+
+
+@pytest.mark.anyio
+async def test_a_run_is_cancelled_from_threads_and_from_callbacks_of_the_loop():
+    """What comes from outside of any task, a signal's handler too, reaches the run."""
+    ended = []
+
+    class Endless(Workflow):
+        @step
+        async def only(self, ev: StartEvent) -> StopEvent:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                ended.append(1)
+
+    async with Endless().run() as handler:
+        await anyio.sleep(0.005)
+        from_thread = handler.from_thread
+        await anyio.to_thread.run_sync(from_thread.cancel, "from a thread")
+        with pytest.raises(WorkflowCancelledError, match="from a thread"):
+            await handler
+    if trio.lowlevel.in_trio_task():
+        call_soon = trio.lowlevel.current_trio_token().run_sync_soon
+    else:
+        call_soon = asyncio.get_running_loop().call_soon
+    async with Endless(timeout=50, timeout_excludes_waiting=True).run() as handler:
+        await anyio.sleep(0.005)
+        call_soon(handler.cancel, "from a callback")
+        with pytest.raises(WorkflowCancelledError, match="from a callback"):
+            await handler
+
+    assert ended == [1, 1]
+
+
+@pytest.mark.anyio
+async def test_reporting_progress_in_a_thread_learns_of_a_cancellation():
+    """P2: each call of the context does, in a plain step."""
+
+    class Endless(Workflow):
+        @step
+        def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            while True:
+                ctx.report_progress()
+
+    with pytest.raises(WorkflowTimeoutError):
+        await Endless(timeout=0.05).run()
+
+
+def test_validate_leaves_out_what_the_workflow_left_out():
+    """A workflow that could be built can be validated."""
+
+    class Loose(Workflow):
+        @step
+        async def begin(self, ev: StartEvent) -> StopEvent | Number: ...
+
+    assert Loose(skip_graph_checks=["terminal_event"]).validate() is False
+
+
+@pytest.mark.anyio
+async def test_what_is_written_to_a_restored_context_is_in_its_next_snapshot():
+    """``Context.from_dict`` gives a state that lives."""
+    workflow = One()
+    ctx = Context(workflow)
+    await ctx.store.set("n", 1)
+    again = Context.from_dict(workflow, ctx.to_dict())
+    await again.store.set("n", 2)
+
+    assert await Context.from_dict(workflow, again.to_dict()).store.get("n") == 2

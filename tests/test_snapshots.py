@@ -466,7 +466,8 @@ async def test_a_run_that_has_not_begun_keeps_its_start_event_and_what_was_sent(
     made = await go_on(line)
 
     assert made["done"].count("answered:q0") == expected
-    assert len(made["done"]) == 3 + expected
+    # Two answers to one question ask the next one twice; which of these ends the run is chance.
+    assert set(made["done"]) == {"begin:", "answered:q0", "answered:q1", "answered:q2"}
 
 
 @pytest.mark.parametrize("uses", ["start", "snapshot"])

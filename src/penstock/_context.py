@@ -185,6 +185,7 @@ class Context(Generic[StateT]):
     def end(self) -> None:
         """Take note that the step has ended; for the engine."""
         self._is_over = True
+        self._again = self._progress = self._stream = None  # or they and this form circles
 
     @property
     def run_id(self) -> str:
@@ -210,7 +211,7 @@ class Context(Generic[StateT]):
             workflow=step.label.rpartition(".")[0],
             num_workers=step.num_workers,
             timeout=step.timeout,
-            attempt=self.retry_info().attempt,
+            attempt=1 if self._again is None else self._again.number,
         )
 
     @property
@@ -238,6 +239,8 @@ class Context(Generic[StateT]):
     def stream(self) -> StreamSender:
         """The sending end of the run's stream, with back-pressure: ``await ctx.stream.send(ev)``."""
         if self._stream is None:
+            if not hasattr(self._run, "log"):
+                self._in_step("stream")  # raises: there is no run yet
             self._stream = StreamSender(self._run.log, self.write_event_to_stream)
         return self._stream
 
@@ -256,8 +259,16 @@ class Context(Generic[StateT]):
         self._run.publish(event)
 
     def report_progress(self) -> None:
-        """Say that the step gets on, to its ``idle_timeout``. Not a checkpoint."""
+        """Say that the step gets on, to its ``idle_timeout``. Not a checkpoint.
+
+        Raises:
+            BaseException: In the thread of a plain ``def`` step, the backend's Cancelled, if the
+                step is cancelled.
+            WorkflowRuntimeError: The step has ended, or this is none.
+        """
         self._in_step("report progress")
+        if not self._run.is_running:  # in a thread, looking looks for a cancellation
+            return
 
     def send_event(self, event: Event, step: str | None = None) -> Branch:
         """Send an event to the steps that take it, while this step goes on. Not a checkpoint.

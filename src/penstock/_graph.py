@@ -83,6 +83,9 @@ class Graph:
         self.handlers: dict[int, int] = {}
         problems += self._assign_handlers()
         self.needs_scope: bool = any(step.resources for step in steps)
+        self.has_branches: bool = self.needs_scope or any(
+            step.context_at is not None for step in steps
+        )
         self.state_type: type | None = None
         problems += self._find_state_type()
         self._codecs: dict[tuple[type, ...], Codec] = {}

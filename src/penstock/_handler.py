@@ -99,7 +99,10 @@ class WorkflowHandler(Generic[R]):
                 await self._wait()
             finally:
                 self._awaiting -= 1
-        return self.result()
+        try:
+            return self.result()
+        finally:
+            del self  # as in result()
 
     @enable_ki_protection
     async def _wait(self) -> None:
@@ -111,6 +114,7 @@ class WorkflowHandler(Generic[R]):
             return
         # Whoever waits here reads no stream meanwhile; its readers must not hold up the run.
         resting = self._runner.log.rest(backend.current_task())
+        self._runner.check_thread("await handler")
         waiter = backend.waiter()
         if outcome.waiters is None:
             outcome.waiters = []
@@ -449,7 +453,10 @@ class WorkflowHandler(Generic[R]):
             raise WorkflowRuntimeError(msg)
         self._observe()
         if outcome.error is not None:
-            raise outcome.error
+            try:
+                raise outcome.error.with_traceback(outcome.trace)
+            finally:
+                del self, outcome  # or this frame and the exception form a circle
         event = outcome.stop_event
         assert event is not None
         return cast("R", event.result if type(event) is StopEvent else event)

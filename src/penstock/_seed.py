@@ -57,7 +57,8 @@ class Seed:
     def snapshot(self) -> dict[str, Any]:
         """Return the snapshot that it came from, or one of the state alone."""
         if self.data is not None and self.is_running:
-            return self.data
+            fresh = state_alone(self.graph, self._classes, self.store)
+            return {**self.data, "state": fresh["state"]}
         return state_alone(self.graph, self._classes, self.store)
 
     def publish(self, event: object) -> None:

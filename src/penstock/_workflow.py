@@ -90,6 +90,7 @@ class Workflow(Generic[R]):
             raise WorkflowValidationError(msg)
         graph = graph_of(type(self))
         graph.check(skip)
+        self.__skip = skip
         watching = (*((Verbose(),) if verbose else ()), *_checked(type(self).__name__, observers))
         classes = _checked_classes(type(self).__name__, serializable)
         self.__graph = graph
@@ -149,7 +150,7 @@ class Workflow(Generic[R]):
             WorkflowValidationError: As the constructor.
         """
         graph = self._built()
-        graph.check()
+        graph.check(self.__skip)
         return any(
             issubclass(kind, InputRequiredEvent | HumanResponseEvent)
             for step in graph.steps

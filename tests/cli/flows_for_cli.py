@@ -264,3 +264,16 @@ class OwnStop(Workflow):
     @step
     async def go(self, ev: StartEvent) -> Ended:
         return Ended(score=7)
+
+
+class AsksInside(Workflow[str]):
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        answer = await ctx.wait_for_event(HumanResponseEvent, InputRequiredEvent(prefix="well?"))
+        return StopEvent(result=answer.response)
+
+
+class AsksInAChild(Workflow[str]):
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=await ctx.run_child(AsksInside(), stream="tag"))

@@ -290,6 +290,18 @@ def test_a_timeout_that_cannot_be_given(cli, target):
 
 
 @BACKENDS
+@pytest.mark.parametrize("flow", ["AsksInside", "AsksInAChild"])
+def test_a_question_in_the_middle_of_a_step_is_asked_too(cli, monkeypatch, backend, flow):
+    """What a step waits for can be answered, that of a child's step as well."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("fine\n"))
+
+    code, out, _ = cli("run", f"flows_for_cli:{flow}", "--backend", backend)
+
+    assert code == 0
+    assert lines_of(out)[-1]["result"] == "fine"
+
+
+@BACKENDS
 def test_answers_come_from_standard_input(cli, monkeypatch, backend):
     """A question is answered with a line of standard input, where that is no terminal."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("Ada\nrest\n"))

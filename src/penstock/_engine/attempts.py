@@ -64,8 +64,9 @@ class Record:
 
     def __init__(self, again: Again | None) -> None:
         #: What is still to be taken from the record of the attempt before.
-        self.again = Again(None)
+        self.again = _NOTHING
         if again is not None:
+            self.again = Again(None)
             self.again.received = list(again.received)
             self.again.sent = dict(again.sent)
             self.again.branches = dict(again.branches)
@@ -146,6 +147,9 @@ class Record:
             machine.drop_branch(branch)
         self.held.clear()
 
+
+#: What there is of an attempt before the first; never changed.
+_NOTHING = Again(None)
 
 #: The branch of an event of which nothing is left.
 _OVER = Group(None, ())

@@ -39,10 +39,11 @@ class Clock:
         #: When the run ended, on the backend's clock.
         self.ended_at = 0.0
 
-    def begin(self, backend: Backend, scope: Any) -> None:
+    def begin(self, backend: Backend, scope: Any, *, has_branches: bool) -> None:
         """Have ``scope`` cancelled when the timeout passes."""
         self._started_at = backend.current_time()
-        self.outer = backend.current_effective_deadline()
+        if has_branches:  # only who waits for a branch asks
+            self.outer = backend.current_effective_deadline()
         if self._timeout is not None:
             self._scope = scope
             self._set(self._started_at + max(self._timeout - self._taken, 0.0))
@@ -72,13 +73,17 @@ class Clock:
         """Return the seconds that the run has taken, but for those in which the clock stood."""
         if self._started_at is None or backend is None:
             return self._taken
-        now = backend.current_time()
+        return self._taken_at(backend.current_time())
+
+    def _taken_at(self, now: float) -> float:
+        if self._started_at is None:
+            return self._taken
         if self._timeout is None:
             return self._taken + now - self._started_at
         return max(self._timeout - (self.deadline - now if self._left is None else self._left), 0.0)
 
     def end(self, backend: Backend) -> None:
         """Keep what was taken, and let go of everything."""
-        self._taken = self.taken(backend)
         self.ended_at = backend.current_time()
+        self._taken = self._taken_at(self.ended_at)
         self._started_at = self._scope = None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def is_stuck(machine: Machine) -> bool:
     """Whether everything that is alive waits for branches that cannot start for want of workers."""
     resting = machine.resting
-    if not resting or machine.waits or machine.startable:
+    if not resting or machine.waits or machine.answered or machine.startable:
         return False
     if any(group.is_over for groups in resting.values() for group in groups):
         return False
@@ -27,7 +27,7 @@ def is_stuck(machine: Machine) -> bool:
 
 def at_rest(machine: Machine) -> set[int]:
     """Return the ids of the contexts of all steps that wait for an event or a branch."""
-    waiting = {id(step) for wait, step in machine.waits.items() if not wait.is_over}
+    waiting = {id(step) for step in machine.waits.values()}
     branches = machine.resting.items()
     return waiting | {id(step) for step, groups in branches if not any(g.is_over for g in groups)}
 
@@ -72,7 +72,7 @@ def missing(machine: Machine) -> tuple[str, ...]:
             told.append(f"{station.step.label} lacks {', '.join(lacking)}")
         if station.delayed:
             told.append(f"{station.step.label}: {len(station.delayed)} waiting for another attempt")
-    waits = [repr(wait) for wait in machine.waits if wait.event is None]
+    waits = [repr(wait) for wait in machine.waits]
     if waits:
         told.append(f"{len(waits)} waiting for {', '.join(dict.fromkeys(waits))}")
     if machine.resting:

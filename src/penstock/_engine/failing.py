@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from penstock._backends import enable_ki_protection
 from penstock._engine.attempts import Again
 from penstock._engine.diagnosis import is_stuck
+from penstock._engine.outcome import drop_own_frames
 from penstock._errors import WorkflowRuntimeError
 from penstock._events import StepFailedEvent
 
@@ -34,6 +35,7 @@ def recover(
     from penstock._retries import Attempts, note_attempts  # noqa: PLC0415 - not everybody needs it
 
     backend, machine = run.live()
+    drop_own_frames(error)
     if run.outcome.status or backend.is_cancelled():
         raise error
     step = station.step

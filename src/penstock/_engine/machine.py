@@ -53,6 +53,7 @@ class Machine(Groups):
         "_cancel_scope",
         "_open_inbox",
         "_publish",
+        "answered",
         "early",
         "graph",
         "has_asked",
@@ -86,6 +87,8 @@ class Machine(Groups):
         self.has_asked = False
         #: Who waits in the middle of which step; answers that came before anybody waited.
         self.waits: dict[Wait, object] = {}
+        #: Whose event is there, and who has not gone on with it yet.
+        self.answered: dict[Wait, object] = {}
         self.early: list[Event] = []
         #: The branches that steps wait for in their middle.
         self.resting: dict[object, list[Group]] = {}
@@ -366,12 +369,15 @@ class Machine(Groups):
         for event in self.early:
             if wait.take(event):
                 self.early.remove(event)
-                break
+                self.answered[wait] = step
+                return
         self.waits[wait] = step
 
     def end_wait(self, wait: Wait, *, is_taken: bool) -> None:
         """Forget ``wait``; what it got and nobody took is there for the next one."""
-        del self.waits[wait]
+        (self.waits if wait.event is None else self.answered).pop(wait)
+        if wait.event is None and wait.asks and not self.graph.reached_by(wait.kind):
+            self.questions = max(self.questions - 1, 0)  # no step takes an answer that comes now
         if wait.event is not None and not is_taken:
             self.give_back(wait.event)
 
@@ -381,7 +387,11 @@ class Machine(Groups):
             self.early.insert(0, event)
 
     def _give_to_waiting(self, event: Event) -> bool:
-        return any(wait.take(event) for wait in self.waits)
+        for wait in self.waits:
+            if wait.take(event):
+                self.answered[wait] = self.waits.pop(wait)
+                return True
+        return False
 
     def note_question(self) -> None:
         """Take note that somebody outside was asked."""

@@ -280,10 +280,11 @@ class Operations:
         track = group.begin_tracking(group.live)
         waiter = backend.waiter()
         track.waiters.append(waiter)
-        # A timer of the step's own may yet free its worker, so it does not rest for good.
+        # A timer of the step's own, or another task of it, may yet free its worker.
         has_timer = self.clock.is_nearer(backend.current_effective_deadline())
+        rests = not has_timer and backend.current_task() is worker.task
         step = worker.context or worker
-        if not has_timer:
+        if rests:
             resting.setdefault(step, []).append(group)
         is_told = False
         try:
@@ -295,7 +296,7 @@ class Operations:
             is_told = True
         finally:
             track.waiters.remove(waiter)
-            if not has_timer:
+            if rests:
                 resting[step].remove(group)
                 if not resting[step]:
                     del resting[step]
@@ -322,6 +323,7 @@ class Operations:
 
     # -- children and attempts -------------------------------------------------------------------
 
+    @enable_ki_protection
     async def run_child(self, context: Context[Any], handler: Any, stream: ChildStream) -> Any:
         """See :meth:`penstock.Context.run_child`."""
         self.check_thread("run_child")
@@ -331,6 +333,7 @@ class Operations:
             child.log.outer = self.log
         child._parent = self
         self._children[child] = context
+        self.idle_changed()  # it may be idle for another child of the same step
         try:
             return await handler
         finally:
@@ -366,6 +369,7 @@ class Operations:
         assert self._resources is not None
         return StepResources(self._resources, context)
 
+    @enable_ki_protection  # it takes what waits out of the inboxes, and puts it back
     def snapshot(self) -> dict[str, Any]:
         """See :meth:`penstock.WorkflowHandler.snapshot`."""
         from penstock._engine.snapshots import take_snapshot  # noqa: PLC0415 - not everybody needs it

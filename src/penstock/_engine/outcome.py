@@ -27,6 +27,8 @@ from penstock._observe import short
 
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from penstock._backends import Waiter
     from penstock._steps import Step
 
@@ -61,6 +63,7 @@ class Outcome:
         "reason",
         "status",
         "stop_event",
+        "trace",
         "waiters",
     )
 
@@ -74,6 +77,8 @@ class Outcome:
         self.is_outside = False
         self.stop_event: StopEvent | None = None
         self.error: BaseException | None = None
+        #: Its traceback when everything had unwound: each who awaits goes on from there.
+        self.trace: TracebackType | None = None
         self._errors: dict[int, BaseException] = {}
         self.reason: str | None = None
         self.waiters: list[Waiter] | None = None
@@ -109,7 +114,7 @@ class Outcome:
             where += f", while it unwound ({self.status})"
         if where not in getattr(error, "__notes__", ()):
             error.add_note(where)
-        _drop_own_frames(error)
+        drop_own_frames(error)
 
     def time_out(
         self, active: tuple[str, ...], *, waits_for_input: bool, missing: tuple[str, ...]
@@ -163,6 +168,7 @@ class Outcome:
         """Everything has unwound: return the event that ends the stream."""
         self.is_over = True
         if self.error is not None:
+            self.trace = self.error.__traceback__
             more = len(self._errors) - (id(self.error) in self._errors)
             if more:
                 count = "1 more failure" if more == 1 else f"{more} more failures"
@@ -189,7 +195,7 @@ class Outcome:
 _HOME = str(Path(__file__).parent.parent)
 
 
-def _drop_own_frames(error: BaseException) -> None:
+def drop_own_frames(error: BaseException) -> None:
     """Have the traceback begin in what the user wrote, where it gets that far."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_HOME):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from contextvars import ContextVar, copy_context
+from math import inf
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -248,18 +249,20 @@ class Runner(Steering):
             delivery = None
             if backend.runs_steps_in_host and not self._workers:
                 delivery = machine.next_start()
-            self.start_workers()
+            if machine.startable:
+                self.start_workers()
             if delivery is not None:
                 try:
                     await self._run_worker(*delivery)
                 finally:
                     backend.rename_task(self._host, name)
-            await self._park(backend, machine)
+            if not self.outcome.status:
+                await self._park(backend, machine)
 
     async def _begin(self, backend: Backend, nursery: Nursery) -> Machine:
         if self.options.timeout is not None:
             self.watch = self._note_delivery
-        self.clock.begin(backend, nursery.cancel_scope)
+        self.clock.begin(backend, nursery.cancel_scope, has_branches=self.graph.has_branches)
         self._machine = Machine(self.graph, backend.open_inbox, self._publish, backend.cancel)
         self._due = perf_counter() + TURN
         if self.observer is not None:
@@ -324,14 +327,16 @@ class Runner(Steering):
             nursery.start_soon(self._start_worker, station, name=station.step.label)
         machine.startable.clear()
 
-    async def _work(  # noqa: C901, PLR0912 - one frame for all that happens at a hop
+    async def _work(  # noqa: C901, PLR0912, PLR0915 - one frame for all that happens at a hop
         self, worker: Worker, station: Station, event: Any, group: Group | None
     ) -> None:
         """Run steps one after the other for as long as there is a next one for this task."""
         backend, machine = self.live()
-        task = backend.current_task()
+        worker.task = task = backend.current_task()
         delivery = None
         handlers = self.graph.handlers
+        log = self.log
+        tells_idle = self.options.excludes_waiting or self._parent is not None
         self._due = perf_counter() + TURN  # a worker that begins has just been given its turn
         try:
             while True:
@@ -361,12 +366,13 @@ class Runner(Steering):
                         self.release_held(context._record)
                     delivery = machine.finish(station, group, result)
                 if machine.stop is not None:
-                    worker.step = None
                     self._stop(machine.stop)
+                    if self.outcome.stop_event is not None:
+                        worker.step = None  # else it came too late, and a resumed run does it again
                     break
                 if machine.startable:
                     self.start_workers()
-                if self.options.excludes_waiting or self._parent or self.log.internal_readers:
+                if tells_idle or log.internal_readers:
                     self.idle_changed()
                 if delivery is None:
                     break
@@ -383,7 +389,7 @@ class Runner(Steering):
 
     def _stop(self, event: StopEvent) -> None:
         assert self._backend is not None
-        if self._backend.current_time() > self.clock.deadline:
+        if self.clock.deadline != inf and self._backend.current_time() > self.clock.deadline:
             self.settle_timeout()
         else:
             self.outcome.complete(event)

@@ -115,9 +115,9 @@ class _Writer:
         """Take note of the invocations that are under way, and are to begin again."""
         #: Answers that have come and were not taken yet, by the record of who waits.
         answers: dict[int, list[Event]] = {}
-        for wait, context in self._machine.waits.items():
-            if wait.event is not None:
-                answers.setdefault(id(cast("Any", context)._record), []).append(wait.event)
+        for wait, context in self._machine.answered.items():
+            assert wait.event is not None
+            answers.setdefault(id(cast("Any", context)._record), []).append(wait.event)
         for item in working:
             if item.group is None or not item.group.is_cancelled:
                 again = _again_of(item, has_unwound=self._has_unwound)
@@ -128,7 +128,7 @@ class _Writer:
     def write(self) -> dict[str, Any]:
         machine = self._machine
         steps = {s.step.name: self._station(s) for s in machine.stations}
-        again = sum(wait.asks and not wait.is_over for wait in machine.waits)
+        again = sum(wait.asks for wait in machine.waits)
         return {
             "questions": max(machine.questions - again, 0),
             "has_asked": machine.has_asked,

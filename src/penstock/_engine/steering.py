@@ -32,7 +32,7 @@ class Steering(Operations):
         draining: str | None
         options: RunOptions
         _backend: Backend | None
-        _early: tuple[tuple[Event, str | None], ...]
+        _early: list[tuple[Event, str | None]] | tuple[tuple[Event, str | None], ...]
         _is_idle: bool
         _told_idle: bool
         _nursery: Nursery | None
@@ -118,7 +118,9 @@ class Steering(Operations):
                 self.graph.input(type(event))
             else:
                 self.graph.station(event, target)
-            self._early = (*self._early, (event, target))
+            early = self._early if isinstance(self._early, list) else [*self._early]
+            early.append((event, target))
+            self._early = early
             return
         self._receive(self._machine, event, target)
         self.idle_changed()
@@ -156,21 +158,30 @@ class Steering(Operations):
 
     def _expects(self, event: Event) -> bool:
         machine = self._machine
-        if machine is None:
+        if machine is None or self.outcome.status:
             return False
-        waited_for = any(not wait.is_over and wait.fits(event) for wait in machine.waits)
+        waited_for = any(wait.fits(event) for wait in machine.waits)
         return waited_for or bool(self.graph.targets(type(event)))
 
     def takes(self, event: Event) -> bool:
         """Whether this run, or a child of it, has use for an answer."""
         return self._expects(event) or self._child_for(event) is not None
 
+    def answer_classes(self) -> tuple[type[HumanResponseEvent], ...]:
+        """Return the classes of answers that this run, or a child of it, has use for now."""
+        taken = [kind for step in self.graph.steps for kind in step.accepts]
+        if self._machine is not None:
+            taken += [wait.kind for wait in self._machine.waits if not wait.is_over]
+        for child in self._children:
+            taken += child.answer_classes()
+        return tuple(dict.fromkeys(k for k in taken if issubclass(k, HumanResponseEvent)))
+
     def asks(self, event: Event) -> bool:
         """Whether this run, or a child of it, has asked for an answer that it has not got."""
         machine = self._machine
         if machine is None:
             return False
-        if machine.questions or any(not w.is_over and w.fits(event) for w in machine.waits):
+        if machine.questions or any(w.fits(event) for w in machine.waits):
             return True
         return any(child.asks(event) for child in self._children)
 
@@ -183,8 +194,9 @@ class Steering(Operations):
             return self._is_idle
         if len(self._machine.waits) + len(self._children) < self._machine.alive:
             return False
-        waiting = {id(step) for wait, step in self._machine.waits.items() if not wait.is_over}
-        waiting |= {id(step) for child, step in self._children.items() if child.is_idle}
+        waiting = {id(step) for step in self._machine.waits.values()}
+        waiting |= {id(step) for step in self._children.values()}
+        waiting -= {id(step) for child, step in self._children.items() if not child.is_idle}
         return bool(waiting) and len(waiting) == self._machine.alive
 
     def idle_changed(self) -> None:

@@ -33,7 +33,10 @@ async def wait_for(
     machine.begin_wait(step, wait)
     is_taken = False
     try:
+        was_answered = wait.is_over
         ask()
+        if was_answered and wait.asks:
+            machine.questions -= 1  # the answer came before the question
         if wait.is_over:
             await backend.checkpoint()
         with backend.cancel_scope(deadline=deadline):

@@ -59,6 +59,7 @@ class Worker:
         "group",
         "is_waiting",
         "step",
+        "task",
         "was_interrupted",
     )
 
@@ -72,6 +73,8 @@ class Worker:
         self.event: Any = None
         self.group: Group | None = None
         self.context: Context[Any] | None = None
+        #: The task itself.
+        self.task: Any = None
         #: When it began, on the backend's clock; kept only where a retry or a handler asks.
         self.began_at = 0.0
         #: Whether an exception has been delivered into the step; kept only where it is watched.
@@ -83,7 +86,7 @@ class Worker:
     def end(self) -> None:
         """Let go of the run: the worker and its context variables hold each other."""
         del self._variables, self._run
-        self.step = self.event = self.group = self.context = None
+        self.step = self.event = self.group = self.context = self.task = None
 
     def add(self, resource: Closable) -> None:
         """Have ``resource`` closed when the step ends."""
@@ -120,6 +123,8 @@ class Worker:
         try:
             if run.observer is not None or run.log.internal_readers:
                 return await self._drive_and_tell(backend, step, event, coroutine)
+            if step.timeout is None and run.watch is None:
+                return await run_in_context(coroutine, self._variables.copy())
             return await self._drive(backend, step, coroutine)
         finally:
             if context is not None:
@@ -170,8 +175,9 @@ class Worker:
                 if self._run.draining is None:
                     self.is_waiting = False
                     return await self._equip(backend, step, event, context)
-            while True:  # until the run is cancelled, which ends when what runs has ended
+            while self.is_waiting:  # until the run is cancelled, as soon as what runs has ended
                 await backend.waiter().wait()
+            return None  # the limiter has settled what the step raised
         finally:
             self.is_waiting = False
 

@@ -52,13 +52,16 @@ class Questions:
         self._lines: deque[str | None] = deque()
         self._waiter = current_backend().waiter()
         self._kinds = answer_classes(workflow)
+        self._waited_for: tuple[type[HumanResponseEvent], ...] = ()
         self._open: deque[InputRequiredEvent] = deque()
         self._wanted: SimpleQueue[str] = SimpleQueue()
         self._has_thread = False
 
     def ask(self, question: InputRequiredEvent) -> None:
         """Put a question; its answer goes to the run when it comes."""
-        if not self._kinds:
+        if not self._kinds:  # then somebody may wait for it in the middle of a step, or a child
+            self._waited_for = self._handler._runner.answer_classes() or self._waited_for
+        if not (self._kinds or self._waited_for):
             name = type(question).__name__
             text = f"penstock: nobody can answer {name}: no step takes a HumanResponseEvent"
             print(text, file=sys.stderr)  # noqa: T201
@@ -127,7 +130,7 @@ class Questions:
             msg = f"the workflow asks ({name}: {shown}) and standard input has ended"
             raise UsageError(msg)
         try:
-            return read_answer(self._kinds, line)
+            return read_answer(self._kinds or self._waited_for, line)
         except UsageError as error:
             if not is_terminal(sys.stdin):
                 raise

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from penstock._backends import current_backend
 from penstock._engine.outcome import single
 from penstock._errors import WorkflowTimeoutError
-from penstock._events import InputRequiredEvent, WorkflowFailedEvent
+from penstock._events import ChildEvent, InputRequiredEvent, WorkflowFailedEvent
 from penstock._graph import graph_of
 from penstock.cli._failure import report
 from penstock.cli._input import start_event
@@ -81,7 +81,7 @@ class _Execution:
 
     async def main(self, poster: Callable[[], Callable[..., object]]) -> None:
         """Run to the end and keep what came of it. Ctrl-C and the output's end go through."""
-        async with self._workflow.run(start_event=self._begin) as handler:
+        async with self._workflow, self._workflow.run(start_event=self._begin) as handler:
             self._questions = Questions(self._workflow, handler, poster())
             await self._read(handler, self._questions)
             self._status = handler.status
@@ -100,8 +100,9 @@ class _Execution:
                     if isinstance(event, WorkflowFailedEvent):
                         self._failed_in = event.step_name
                     self._printer.event(event)
-                    if isinstance(event, InputRequiredEvent):
-                        questions.ask(event)
+                    asked = event.event if isinstance(event, ChildEvent) else event
+                    if isinstance(asked, InputRequiredEvent):
+                        questions.ask(asked)
                 backend.cancel(nursery.cancel_scope, "the run is over")
         except BaseExceptionGroup as group:
             # Only one task of the two raises: Ctrl-C, or the end of the output.
