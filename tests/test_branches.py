@@ -1844,8 +1844,6 @@ async def test_event_of_a_failed_attempt_is_counted_once(fails):
 
     assert sorted(n for got in rounds for n in got) == list(range(8))
     assert [len(got) for got in rounds] == [4, 4]
-    # The run may end before the last attempt of one whose event was used by another.
-    assert sum(flow.attempts.values()) > 8 or not fails
 
 
 # -- joins in loops -----------------------------------------------------------------------------------

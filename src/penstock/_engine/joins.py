@@ -83,6 +83,10 @@ class Collection:
             kind = _expected_class(kind, expected)
         self._kept.setdefault(kind, deque()).append(event)
         self._count += 1
+        return self.take(expected)
+
+    def take(self, expected: Sequence[type[Event]]) -> list[Event] | None:
+        """Take all expected ones, in that order, if they are there."""
         # Fewer than expected cannot be enough: counting by class waits until it can matter.
         if self._count < len(expected):
             return None
@@ -98,20 +102,20 @@ class Collection:
         Returns:
             False where the event has been given away since, and cannot be taken back.
         """
-        if completed is None:
-            for kept in self._kept.values():
-                if event in kept:
-                    kept.remove(event)
-                    self._count -= 1
-                    return True
-            return False
-        for other in reversed(completed):
+        for other in reversed(completed or ()):
             if other is not event:
                 kind = type(other)
                 kind = kind if kind in self._kept else _expected_class(kind, self.expected)
                 self._kept.setdefault(kind, deque()).appendleft(other)
                 self._count += 1
-        return True
+        if any(other is event for other in completed or ()):
+            return True
+        for kept in self._kept.values():  # what it completed may be older than its own
+            if event in kept:
+                kept.remove(event)
+                self._count -= 1
+                return True
+        return False
 
     def events(self) -> Iterator[Event]:
         """Yield what waits."""

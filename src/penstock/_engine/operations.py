@@ -174,10 +174,15 @@ class Operations:
         assert context._step is not None
         record = _record_of(context)
         told = record.find_told(key)
-        if told is not None:
-            return None if told[1] is None else [*told[1]]
+        if told is not None and told[1] is not None:
+            return [*told[1]]
         collection = self._machine.collection(context._step.index, key)
-        complete = collection.add(event, expected)
+        if told is None:
+            complete = collection.add(event, expected)
+        else:  # its event is out, but what another attempt gave back may be enough by now
+            complete = collection.take(expected)
+            if complete is None:
+                return None
         # The step may change the list that it gets.
         record.collected.append((key, event, None if complete is None else [*complete]))
         return complete
