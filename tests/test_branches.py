@@ -1835,7 +1835,9 @@ class Collecting(Workflow):
 
 
 @anywhere
-@pytest.mark.parametrize("fails", [set(), {0}, {3}, {7}, {3, 4}, set(range(8))], ids=str)
+@pytest.mark.parametrize(
+    "fails", [set(), {0}, {3}, {7}, {3, 4}, {0, 1, 2, 3, 4, 5, 7}, set(range(8))], ids=str
+)
 async def test_event_of_a_failed_attempt_is_counted_once(fails):
     """Each answer is in one round, however often the step that collects it is tried."""
     flow = Collecting(fails)

@@ -78,8 +78,8 @@ class Record:
         self._limit = 16
         #: What buffers told it that were told its event before.
         self.told: list[tuple[str, list[Event] | None]] = []
-        #: Each event given to a buffer, and what it completed.
-        self.collected: list[tuple[str, Event, list[Event] | None]] = []
+        #: Each event given to a buffer (None where it was out before), and what came of it.
+        self.collected: list[tuple[str, Event | None, list[Event] | None]] = []
         #: What is sent only if the attempt succeeds.
         self.held: list[tuple[Route, Event, Group, str | None]] = []
 

@@ -96,7 +96,7 @@ class Collection:
         self._count -= len(expected)
         return [self._kept[k].popleft() for k in expected]
 
-    def undo(self, event: Event, completed: Sequence[Event] | None) -> bool:
+    def undo(self, event: Event | None, completed: Sequence[Event] | None) -> bool:
         """Take back an :meth:`add`: ``event`` goes, and what it completed is there again.
 
         Returns:
@@ -111,7 +111,7 @@ class Collection:
         if any(other is event for other in completed or ()):
             return True
         for kept in self._kept.values():  # what it completed may be older than its own
-            if event in kept:
+            if event is not None and event in kept:
                 kept.remove(event)
                 self._count -= 1
                 return True

@@ -177,14 +177,17 @@ class Operations:
         if told is not None and told[1] is not None:
             return [*told[1]]
         collection = self._machine.collection(context._step.index, key)
+        given: Event | None = event
         if told is None:
             complete = collection.add(event, expected)
         else:  # its event is out, but what another attempt gave back may be enough by now
             complete = collection.take(expected)
             if complete is None:
                 return None
+            record.told.remove(told)
+            given = None
         # The step may change the list that it gets.
-        record.collected.append((key, event, None if complete is None else [*complete]))
+        record.collected.append((key, given, None if complete is None else [*complete]))
         return complete
 
     # -- waiting -----------------------------------------------------------------------------
