@@ -38,7 +38,8 @@ FLOORS = [
     ["penstock._configuration"],
     ["penstock._decoding", "penstock._codec"],
     ["penstock._events", "penstock._observe"],
-    ["penstock._validation", "penstock._retries", "penstock._limits", "penstock._owners"],
+    ["penstock._retries", "penstock._limits", "penstock._owners"],
+    ["penstock._validation"],
     ["penstock._errors"],
     ["penstock._backends", "penstock._cleanup"],
 ]

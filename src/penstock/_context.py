@@ -9,6 +9,7 @@ import attrs
 from penstock._errors import WorkflowRuntimeError
 from penstock._events import Event
 from penstock._streams import StreamSender
+from penstock._threads import FromThread
 
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from penstock._steps import Step
     from penstock._store import StateStore
     from penstock._streams import EventLog
-    from penstock._threads import FromThread
     from penstock._workflow import Workflow
 
     # A plain ``Context`` is a ``Context[Any]``, to the strictest checker too.
@@ -51,9 +51,6 @@ class RunOperations(Protocol):
 
     @property
     def store(self) -> StateStore[Any]: ...
-
-    @property
-    def from_thread(self) -> FromThread: ...
 
     def send(self, context: Context[Any], event: Event, target: str | None) -> Branch: ...
 
@@ -233,7 +230,7 @@ class Context(Generic[StateT]):
     @property
     def from_thread(self) -> FromThread:
         """The way from the worker thread of a plain ``def`` step into the event loop."""
-        return self._run.from_thread  # type: ignore[no-any-return]
+        return FromThread()
 
     @property
     def stream(self) -> StreamSender:
@@ -254,7 +251,7 @@ class Context(Generic[StateT]):
             WorkflowRuntimeError: The run is over, it is a ``StopEvent`` (return it instead), or
                 the call comes from another thread.
         """
-        if self._step is not None and self._progress is not None:
+        if self._progress is not None:
             self._progress()
         self._run.publish(event)
 
@@ -422,7 +419,7 @@ def _check_workflow(workflow: object, what: str, expected: str) -> None:
 _new = object.__new__
 
 
-def step_context(run: RunOperations, step: Step, group: Any, again: Any) -> Context[Any]:
+def step_context(run: RunOperations, step: Step | None, group: Any, again: Any) -> Context[Any]:
     """Return the context of one invocation; for the engine."""
     context: Context[Any] = _new(Context)
     context._run = run
@@ -436,8 +433,4 @@ def step_context(run: RunOperations, step: Step, group: Any, again: Any) -> Cont
 
 def outer_context(run: Any) -> Context[Any]:
     """Return a context outside of a step; for the engine."""
-    context: Context[Any] = _new(Context)
-    context._run = run
-    context._step = context._stream = context._progress = None
-    context._is_over = False
-    return context
+    return step_context(run, None, None, None)

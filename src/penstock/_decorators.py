@@ -12,6 +12,7 @@ import attrs
 
 from penstock._errors import WorkflowValidationError
 from penstock._steps import MARK, Catching, StepOptions
+from penstock._validation import is_count, is_seconds
 
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def catch_error(
     if isinstance(for_steps, str) or not (for_steps is None or isinstance(for_steps, Iterable)):
         msg = f"for_steps is {for_steps!r}; expected a list of names: [{str(for_steps)!r}]"
         raise WorkflowValidationError(msg)
-    if type(max_recoveries) is not int or max_recoveries < 1:
+    if not is_count(max_recoveries):
         msg = f"max_recoveries is {max_recoveries!r}; expected an int of at least 1"
         raise WorkflowValidationError(msg)
     names = None if for_steps is None else tuple(for_steps)
@@ -164,11 +165,6 @@ def catch_error(
 
     decorated = function
     return mark if function is None else mark(function)
-
-
-def is_seconds(value: object) -> bool:
-    """Whether ``value`` is a number of seconds that a timeout may have."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _mark(function: Any, options: StepOptions, depth: int) -> None:
@@ -193,7 +189,7 @@ def _check(function: Any, options: StepOptions) -> None:
             f"`async def {getattr(function, '__name__', 'name')}(self, ev: ...) -> ...`"
         )
         raise WorkflowValidationError(msg)
-    if type(options.num_workers) is not int or options.num_workers < 1:
+    if not is_count(options.num_workers):
         msg = (
             f"num_workers of the step {name} is {options.num_workers!r}; expected an int of at "
             "least 1"

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary, ref
 
 from penstock._backends import Backend, Waiter, current_backend, enable_ki_protection
 from penstock._errors import WorkflowRuntimeError, WorkflowValidationError
+from penstock._validation import is_count
 
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class RateLimiter:
                 f"`RateLimiter({rate}, per=60)`"
             )
             raise ValueError(msg)
-        if type(burst) is not int or burst < 1:
+        if not is_count(burst):
             msg = (
                 f"burst of RateLimiter is {burst!r}; expected an int of at least 1: "
                 f"`RateLimiter({rate}, per={per}, burst=5)`"
@@ -248,7 +249,7 @@ class Gate:
     __slots__ = ("_doors", "_limit")
 
     def __init__(self, limit: int) -> None:
-        if type(limit) is not int or limit < 1:
+        if not is_count(limit):
             msg = (
                 f"num_concurrent_runs is {limit!r}; expected an int of at least 1, or None for no "
                 "limit: `MyWorkflow(num_concurrent_runs=4)`"

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
-from penstock._errors import WorkflowRuntimeError, WorkflowValidationError
+from penstock._errors import WorkflowRuntimeError, WorkflowValidationError, note_once
+from penstock._validation import is_count
 
 
 if TYPE_CHECKING:
@@ -165,10 +166,6 @@ def _is_strategy(value: object) -> bool:
     return callable(value) and not isinstance(value, type)
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 1
-
-
 def _is_seconds(value: object) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
@@ -185,7 +182,7 @@ def _is_exception_class(value: object) -> bool:
 #: The arguments: whether a value is a plain one, and what is expected.
 _ARGUMENTS = {
     "stop": (
-        _is_count,
+        is_count,
         (
             "a number of attempts of at least 1, `Retry(stop=3)`, or a stop of tenacity, "
             "`Retry(stop=stop_after_delay(60))`"
@@ -457,8 +454,7 @@ def note_attempts(error: BaseException, attempts: Attempts, step: str) -> None:
     else:
         told = [_tell(failure) for failure in earlier]
     note = f"attempt {attempts.count} of the step {step}; earlier attempts: {', '.join(told)}"
-    if note not in getattr(error, "__notes__", ()):
-        error.add_note(note)
+    note_once(error, note)
 
 
 def _tell(failure: Failure) -> str:

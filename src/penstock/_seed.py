@@ -56,10 +56,10 @@ class Seed:
 
     def snapshot(self) -> dict[str, Any]:
         """Return the snapshot that it came from, or one of the state alone."""
+        alone = state_alone(self.graph, self._classes, self.store)
         if self.data is not None and self.is_running:
-            fresh = state_alone(self.graph, self._classes, self.store)
-            return {**self.data, "state": fresh["state"]}
-        return state_alone(self.graph, self._classes, self.store)
+            return {**self.data, "state": alone["state"]}
+        return alone
 
     def publish(self, event: object) -> None:
         """Refuse to publish: there is no run yet."""

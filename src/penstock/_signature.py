@@ -11,6 +11,7 @@ import attrs
 
 from penstock._errors import WorkflowValidationError
 from penstock._events import Event
+from penstock._validation import is_count
 
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Take:
     n: int
 
     def __attrs_post_init__(self) -> None:
-        if type(self.n) is not int or self.n < 1:
+        if not is_count(self.n):
             msg = f"Take({self.n!r}); expected an int of at least 1: Take(1)"
             raise WorkflowValidationError(msg)
 

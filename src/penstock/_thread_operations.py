@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, final
 
-from penstock._threads import FromThread, call_of_this_thread, in_loop
+from penstock._threads import call_of_this_thread, in_loop
 
 
 if TYPE_CHECKING:
@@ -45,11 +45,6 @@ class ThreadOperations:
     def store(self) -> StateStore[Any]:
         """The state of the run; its coroutines go through ``from_thread.run``."""
         return in_loop(_store_of, self._run)
-
-    @property
-    def from_thread(self) -> FromThread:
-        """See :attr:`penstock.Context.from_thread`."""
-        return FromThread()
 
     @property
     def is_running(self) -> bool:

@@ -53,3 +53,13 @@ def check_types(cls: type, values: dict[str, Any]) -> None:
             shown = hint.__name__ if isinstance(hint, type) else hint
             msg = f"{cls.__name__}.{name} is {values[name]!r}, which is not {shown}: {error}"
             raise TypeError(msg) from None
+
+
+def is_seconds(value: object) -> bool:
+    """Whether ``value`` is a number of seconds that a timeout may have."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def is_count(value: object) -> bool:
+    """Whether ``value`` is an int of at least 1, and no bool."""
+    return type(value) is int and value >= 1

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import count
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, get_origin
 
-from penstock._decorators import add_step, is_seconds
+from penstock._decorators import add_step
 from penstock._engine.runner import Runner, RunOptions
 from penstock._errors import WorkflowRuntimeError, WorkflowValidationError
 from penstock._events import HumanResponseEvent, InputRequiredEvent
@@ -16,6 +16,7 @@ from penstock._handler import WorkflowHandler
 from penstock._limits import Gate
 from penstock._observe import Observer, Several, Verbose
 from penstock._streams import EventLog
+from penstock._validation import is_count, is_seconds
 
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Workflow(Generic[R]):
         skip = frozenset(SKIPPABLE if disable_validation else skip_graph_checks)
         self._check_options(timeout, stream_buffer, stream_history, skip)
         name = type(self).__name__
-        if not (num_concurrent_runs is None or _is_count(num_concurrent_runs)):
+        if not (num_concurrent_runs is None or is_count(num_concurrent_runs)):
             msg = f"{name}(num_concurrent_runs={num_concurrent_runs!r}); expected an int of at least 1, or None"
             raise WorkflowValidationError(msg)
         graph = graph_of(type(self))
@@ -96,12 +97,11 @@ class Workflow(Generic[R]):
         self.__graph = graph
         self.__buffer = stream_buffer
         self.__history = stream_history
-        self.__resources = _open_scope() if graph.needs_scope else None
         self.__options = RunOptions(
             timeout=timeout,
             excludes_waiting=timeout_excludes_waiting and timeout is not None,
             gate=None if num_concurrent_runs is None else Gate(num_concurrent_runs),
-            resources=self.__resources,
+            resources=_open_scope() if graph.needs_scope else None,
             observer=(
                 None if not watching else watching[0] if len(watching) == 1 else Several(watching)
             ),
@@ -116,7 +116,7 @@ class Workflow(Generic[R]):
             msg = f"{name}(timeout={timeout!r}); expected seconds above 0, or None for no limit"
             raise WorkflowValidationError(msg)
         for option, value in (("stream_buffer", buffer), ("stream_history", history)):
-            if not _is_count(value):
+            if not is_count(value):
                 msg = f"{name}({option}={value!r}); expected an int of at least 1"
                 raise WorkflowValidationError(msg)
         unknown = skip.difference(SKIPPABLE)
@@ -295,8 +295,8 @@ class Workflow(Generic[R]):
     async def __aenter__(self) -> Self:
         """Open the scope of the workflow's own resources. Not a checkpoint."""
         self._built()
-        if self.__resources is not None:
-            await self.__resources.__aenter__()
+        if self.__options.resources is not None:
+            await self.__options.resources.__aenter__()
         return self
 
     async def __aexit__(
@@ -306,8 +306,9 @@ class Workflow(Generic[R]):
         trace: TracebackType | None,
     ) -> None:
         """Close them, shielded, in the reverse order of their opening. A checkpoint."""
-        if self.__resources is not None:
-            await self.__resources.__aexit__(kind, error, trace)  # noqa: ASYNC102 - shields itself
+        resources = self.__options.resources
+        if resources is not None:
+            await resources.__aexit__(kind, error, trace)  # noqa: ASYNC102 - it shields itself
 
     def _built(self) -> Graph:
         try:
@@ -334,10 +335,6 @@ def _check_run_id(run_id: object) -> None:
     if not (run_id is None or isinstance(run_id, str)):
         msg = f"run_id is {run_id!r}; expected a str, or None for a new one"
         raise TypeError(msg)
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 1
 
 
 def _checked(name: str, observers: Any) -> list[Observer]:

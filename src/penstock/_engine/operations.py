@@ -15,7 +15,7 @@ from penstock._engine.joins import Wait
 from penstock._engine.lineage import Group
 from penstock._engine.waiting import wait_for
 from penstock._engine.worker import Worker, is_step_of
-from penstock._errors import WorkflowRuntimeError
+from penstock._errors import WorkflowRuntimeError, note_once
 from penstock._events import (
     ChildEvent,
     InputRequiredEvent,
@@ -23,7 +23,6 @@ from penstock._events import (
     StopEvent,
 )
 from penstock._streams import check_publishable
-from penstock._threads import FromThread
 
 
 if TYPE_CHECKING:
@@ -99,11 +98,6 @@ class Operations:
 
             self._store = StateStore(self.graph.state_type)
         return self._store
-
-    @property
-    def from_thread(self) -> FromThread:
-        """See :attr:`penstock.Context.from_thread`."""
-        return FromThread()
 
     def deadline(self) -> float:
         """See :attr:`penstock.Context.deadline`."""
@@ -267,7 +261,7 @@ class Operations:
             group.track.is_told = True
             first, *others = group.track.errors
             for other in others:
-                _note_once(first, f"and another failure in the same branch: {other!r}")
+                note_once(first, f"and another failure in the same branch: {other!r}")
             try:
                 raise first
             finally:
@@ -402,11 +396,6 @@ def _record_of(context: Context[Any]) -> Record:
         context._record = Record(context._again)
     record: Record = context._record
     return record
-
-
-def _note_once(error: BaseException, note: str) -> None:
-    if note not in getattr(error, "__notes__", ()):
-        error.add_note(note)
 
 
 def _spent_branch(reason: str | None = None) -> Branch:

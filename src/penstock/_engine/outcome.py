@@ -16,6 +16,7 @@ from penstock._errors import (
     WorkflowRuntimeError,
     WorkflowStalledError,
     WorkflowTimeoutError,
+    note_once,
 )
 from penstock._events import (
     StopEvent,
@@ -112,8 +113,7 @@ class Outcome:
             where = f"in the step {step.label}, handling {short(event, 200)}, {where}"
         if self.status:
             where += f", while it unwound ({self.status})"
-        if where not in getattr(error, "__notes__", ()):
-            error.add_note(where)
+        note_once(error, where)
         drop_own_frames(error)
 
     def time_out(

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -26,8 +27,6 @@ from penstock.cli._targets import UsageError
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from penstock._handler import WorkflowHandler
     from penstock.cli._targets import AnyWorkflow
 
@@ -42,15 +41,14 @@ class Questions:
         failure: Why a question could not be answered; the run has been cancelled then.
     """
 
-    def __init__(
-        self, workflow: AnyWorkflow, handler: WorkflowHandler[Any], post: Callable[..., object]
-    ) -> None:
+    def __init__(self, workflow: AnyWorkflow, handler: WorkflowHandler[Any]) -> None:
+        backend = current_backend()
         self.failure: UsageError | None = None
         self._handler = handler
         #: Has a function called in the event loop; the one thing the thread may do with it.
-        self._post = post
+        self._post = backend.caller_into(backend.current_loop())
         self._lines: deque[str | None] = deque()
-        self._waiter = current_backend().waiter()
+        self._waiter = backend.waiter()
         self._kinds = answer_classes(workflow)
         self._waited_for: tuple[type[HumanResponseEvent], ...] = ()
         self._open: deque[InputRequiredEvent] = deque()
@@ -97,7 +95,7 @@ class Questions:
             except OSError:
                 line = None
             try:
-                self._post(self._receive, line)
+                self._post(partial(self._receive, line))
             except RuntimeError:  # the event loop is over, and with it the question
                 return
 

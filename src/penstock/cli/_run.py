@@ -19,7 +19,6 @@ from penstock.cli._targets import build, load
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
 
     from penstock._events import StartEvent
     from penstock._handler import WorkflowHandler
@@ -46,24 +45,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.backend == "trio":
         import trio  # noqa: PLC0415 - the backend alone decides which event loop is imported
 
-        trio.run(execution.main, _trio_poster)
+        trio.run(execution.main)
     else:
         import anyio  # noqa: PLC0415
 
-        anyio.run(execution.main, _asyncio_poster)
+        anyio.run(execution.main)
     return execution.conclude()
-
-
-def _trio_poster() -> Callable[..., object]:
-    import trio  # noqa: PLC0415
-
-    return trio.lowlevel.current_trio_token().run_sync_soon
-
-
-def _asyncio_poster() -> Callable[..., object]:
-    import asyncio  # noqa: PLC0415
-
-    return asyncio.get_running_loop().call_soon_threadsafe
 
 
 class _Execution:
@@ -79,10 +66,10 @@ class _Execution:
         self._error: BaseException | None = None
         self._result: Any = None
 
-    async def main(self, poster: Callable[[], Callable[..., object]]) -> None:
+    async def main(self) -> None:
         """Run to the end and keep what came of it. Ctrl-C and the output's end go through."""
         async with self._workflow, self._workflow.run(start_event=self._begin) as handler:
-            self._questions = Questions(self._workflow, handler, poster())
+            self._questions = Questions(self._workflow, handler)
             await self._read(handler, self._questions)
             self._status = handler.status
             try:
