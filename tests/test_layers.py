@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parent.parent / "src"
 
 #: Top first. A file imports only from floors below its own.
 FLOORS = [
-    ["penstock.__main__"],
+    ["penstock.__main__", "pytest_penstock"],
     ["penstock.cli"],
     ["penstock.drawing", "penstock.testing"],
     ["penstock"],
@@ -107,11 +107,21 @@ def test_the_models_stand_apart(module, path):
         assert imported.startswith("penstock.llms") or imported == "penstock._cleanup"
 
 
+@pytest.mark.parametrize(
+    ("module", "path"),
+    [item for item in modules() if item[0].startswith("penstock.testing._sweeps")],
+    ids=lambda value: str(value),
+)
+def test_the_sweep_stands_apart(module, path):
+    """The sweep serves any program: it imports nothing of penstock but itself."""
+    assert all(name.startswith("penstock.testing._sweeps") for name in imports_of(module, path))
+
+
 @pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda value: str(value))
 def test_only_the_backends_know_an_event_loop(module, path):
     """Above ``_backends`` nothing imports Trio or AnyIO; the entry and what stands apart may."""
-    allowed = ("penstock._backends", "penstock._entry", "penstock.llms", "penstock.cli")
-    if module.startswith(allowed):
+    allowed = ("_backends", "_entry", "llms", "cli", "testing._sweeps")
+    if module.startswith(tuple(f"penstock.{name}" for name in allowed)):
         return
     names = {
         name

@@ -6,15 +6,29 @@ from penstock.testing._isolation import run_step
 from penstock.testing._records import StepInvocation, StepOutcome, WorkflowTestResult
 from penstock.testing._running import WorkflowTestRunner, run_workflow
 from penstock.testing._stepping import SteppedRun, step_through
+from penstock.testing._sweeps.sweep import SweepReport, fuzz, sweep
+from penstock.testing._sweeps.trial import At, InjectedError, Outcome, ScenarioFailure, Trial
+from penstock.testing._sweeps.virtual import VirtualLoop, jump_clock, run_virtually
 
 
 __all__ = [
+    "At",
+    "InjectedError",
+    "Outcome",
+    "ScenarioFailure",
     "StepInvocation",
     "StepOutcome",
     "SteppedRun",
+    "SweepReport",
+    "Trial",
+    "VirtualLoop",
     "WorkflowTestResult",
     "WorkflowTestRunner",
+    "fuzz",
+    "jump_clock",
     "run_step",
+    "run_virtually",
     "run_workflow",
     "step_through",
+    "sweep",
 ]

@@ -1,0 +1,306 @@
+"""A stage on asyncio: a loop with virtual time, which is asked between any two callbacks."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from penstock.testing._sweeps.frames import waits_for_tasks
+from penstock.testing._sweeps.stage import LONGEST, REASON, Block, Stage, Strand
+from penstock.testing._sweeps.virtual import VirtualLoop, task_of
+
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import TracebackType
+
+    from penstock.testing._sweeps.stage import Staging
+    from penstock.testing._sweeps.trial import At, Mode
+
+
+Task = asyncio.Task[Any]
+
+
+class _StageLoop(VirtualLoop):
+    """An event loop that tells its stage of every step."""
+
+    def __init__(self, stage: AsyncioStage) -> None:
+        super().__init__(stage.at.seed)
+        self._stage = stage
+
+    def _round_begins(self) -> None:
+        super()._round_begins()
+        self._stage.settle()
+        self._stage.time_may_pass()
+
+    def _next_handle(self, ready: Any) -> None:
+        self._stage.settle()
+        super()._next_handle(ready)
+        handle = ready[0]
+        strand = (
+            None if handle.cancelled() else self._stage.strands.get(cast("Any", task_of(handle)))
+        )
+        if strand is None:
+            self._stage.time_may_pass()
+        else:
+            self._stage.waking(strand)
+
+    def run_now(self, callback_of: Callable[[], object]) -> None:
+        """Have what a call would run next be run at once."""
+        callback_of()
+        self._ready.pop()._run()
+
+
+class _TaskBlock(Block):
+    """A part of a scenario that is struck through the task that it is in."""
+
+    stage: AsyncioStage
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> Literal[False]:
+        return False
+
+    def strike(self) -> None:
+        """See the parent."""
+        if self.stage.at.kind == "error":
+            self.stage.inject()
+        else:
+            self.strand.task.cancel(REASON)
+
+
+class _ScopeBlock(Block):
+    """A part of a scenario within AnyIO's cancel scope."""
+
+    stage: AsyncioStage
+
+    def __init__(self, stage: AsyncioStage, strand: Strand[Task]) -> None:
+        import anyio  # noqa: PLC0415 - not everybody needs it
+
+        super().__init__(stage, strand)
+        self.scope = anyio.CancelScope()
+
+    def __enter__(self) -> None:
+        if self.stage.at.kind == "deadline":
+            self.scope.deadline = self.stage.now() + LONGEST / 2
+        self.scope.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        is_handled = bool(self.scope.__exit__(kind, error, trace))
+        self.has_caught = self.scope.cancelled_caught
+        return is_handled
+
+    def strike(self) -> None:
+        """See the parent."""
+        if self.stage.at.kind == "scope":
+            self.stage.scope_name = f"cancel scope {id(self.scope):x}"
+            self.scope.cancel()
+        else:
+            self.stage.jump_to(self.scope.deadline)
+
+
+class _TimeoutBlock(Block):
+    """A part of a scenario within an ``asyncio.timeout``."""
+
+    stage: AsyncioStage
+
+    def __enter__(self) -> None:
+        self._timeout = asyncio.timeout(None)
+        _drive(self._timeout.__aenter__())
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        try:
+            _drive(self._timeout.__aexit__(kind, error, trace))
+        except TimeoutError:
+            self.has_caught = True
+            return True
+        return False
+
+    def strike(self) -> None:
+        """See the parent."""
+        loop = self.stage.loop
+        loop.run_now(lambda: self._timeout.reschedule(loop.time()))
+
+
+def _drive(coro: Any) -> None:
+    try:
+        coro.send(None)
+    except StopIteration:
+        return
+    msg = "asyncio.timeout waits; expected it to be entered and left at once"
+    raise RuntimeError(msg)
+
+
+class AsyncioStage(Stage[Task]):
+    """One run of a scenario on asyncio; see the parent."""
+
+    def __init__(self, staging: Staging, at: At) -> None:
+        super().__init__(staging, at)
+        self.loop = _StageLoop(self)
+        #: What the loop told its exception handler.
+        self.complaints: list[str] = []
+        #: How AnyIO calls the scope in what it throws.
+        self.scope_name = ""
+        self._alarm: asyncio.TimerHandle | None = None
+        self._yielded: Strand[Task] | None = None
+        self._injecting: Strand[Task] | None = None
+
+    def run(self, main: Callable[[], Awaitable[Any]]) -> Any:
+        """Run what runs the scenario, in an event loop of its own.
+
+        Raises:
+            BaseException: What it raises.
+        """
+        loop = self.loop
+        loop.set_task_factory(self._new_task)
+        loop.set_exception_handler(self._complain)
+        try:
+            task = loop.create_task(cast("Any", main()))
+            try:
+                result = loop.run_until_complete(task)
+            except RuntimeError:
+                if not self.stuck:
+                    raise
+                return None
+            if self._alarm is not None:
+                self._alarm.cancel()
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.run_until_complete(loop.shutdown_default_executor())
+            return result
+        finally:
+            self._yielded = None
+            loop.close()
+
+    def _new_task(self, loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> Task:
+        strand = Strand[Task](self, coro)
+        strand.task = task = asyncio.Task(strand, loop=loop, **options)
+        self.strands[task] = strand
+        if self.host is None:
+            self.host = strand
+        return task
+
+    def _complain(self, _loop: object, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        self.complaints.append(
+            f"{context.get('message')}" + (f": {error!r}" if error is not None else "")
+        )
+
+    def settle(self) -> None:
+        """Tell that the task that made the last step has parked, once it has."""
+        strand = self._yielded
+        if strand is not None:
+            self._yielded = None
+            self.parked(strand)
+
+    def jump_to(self, when: float) -> None:
+        """Have the time pass until then."""
+        self.loop.jump(max(0.0, when - self.now()))
+        self.since = self.now()
+        self.set_alarm(self.since + self.staging.within)
+
+    def inject(self) -> None:
+        """Give up what a task waits for, and have it raise in its place."""
+        assert self.struck is not None
+        self._injecting = strand = self.struck
+        strand.task.cancel(REASON)
+        strand.task.uncancel()
+
+    # -- see the parent ------------------------------------------------------------------------
+
+    def strand_yielded(self, strand: Strand[Task]) -> None:
+        """See the parent."""
+        self._yielded = strand
+
+    def now(self) -> float:
+        """See the parent."""
+        return self.loop.time()
+
+    def current_task(self) -> Task:
+        """See the parent."""
+        return cast("Task", asyncio.current_task())
+
+    def name_of(self, strand: Strand[Task]) -> str:
+        """See the parent."""
+        return "the scenario" if strand is self.host else strand.task.get_name()
+
+    def new_block(self, strand: Strand[Task]) -> Block:
+        """See the parent."""
+        kind = self.at.kind
+        if kind in {"scope", "deadline"}:
+            return _ScopeBlock(self, strand)
+        return _TimeoutBlock(self, strand) if kind == "timeout" else _TaskBlock(self, strand)
+
+    def can_strike(self, strand: Strand[Task], mode: Mode) -> bool:
+        """See the parent. An error takes the place of a wait for a future of the task's own."""
+        if self.at.kind != "error":
+            return True
+        waits_for: Any = cast("Any", strand.task)._fut_waiter
+        is_own = type(waits_for) is asyncio.Future
+        return mode == "park" and is_own and not waits_for_tasks(strand.coro)
+
+    def outermost(self) -> AbstractContextManager[None]:
+        """See the parent."""
+        return nullcontext()
+
+    def strike_again(self) -> None:
+        """See the parent."""
+        assert self.host is not None
+        self.host.task.cancel(REASON)
+
+    def is_all_cancelled(self, error: BaseException | None) -> bool:
+        """See the parent."""
+        assert self.host is not None
+        assert self.whole is not None
+        while self.host.task.cancelling():
+            self.host.task.uncancel()
+        if error is None:
+            return self.whole.has_caught
+        # What is thrown natively into a target, or for a second time, goes through all of it.
+        is_native = self.at.kind in {"native", "interrupt"} or self.at.again
+        return bool(self.where and is_native and isinstance(error, asyncio.CancelledError))
+
+    def sent(self, strand: Strand[Task], sent: Any) -> Any:
+        """See the parent."""
+        if self.where and isinstance(sent, asyncio.CancelledError):
+            if strand is self._injecting:
+                self._injecting = None
+                return self.new_error()
+            if self._is_ours(sent):
+                self.sees(strand)
+        return sent
+
+    def _is_ours(self, error: asyncio.CancelledError) -> bool:
+        text = str(error.args[0]) if error.args else ""
+        if self.at.kind == "scope":
+            return f"{self.scope_name} " in f"{text} " or self.scope_name + ";" in text
+        return text == REASON
+
+    def set_alarm(self, when: float) -> None:
+        """See the parent."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self.loop.call_at(when, self._alarmed)
+
+    def _alarmed(self) -> None:
+        if not self.stuck:
+            self.give_up(f"it did not end within {self.staging.within:g} virtual seconds")
+
+    def abandon(self) -> None:
+        """See the parent."""
+        self.loop.stop()

@@ -1,0 +1,109 @@
+"""Frames: where a task waits, read off its coroutine."""
+
+from __future__ import annotations
+
+import gc
+import linecache
+import sysconfig
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import CodeType
+
+
+#: The functions in which a task waits for a thread, whoever calls them.
+_THREAD_CALLS: Final = {"to_thread_run_sync", "run_sync_in_worker_thread"}
+
+_LIBRARIES: Final = tuple(
+    str(Path(path).resolve()) + "/"
+    for path in {sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")}
+)
+
+#: A place in a program: its code, and the line.
+Place = tuple["CodeType", int]
+
+
+def await_places(coro: object) -> Iterator[Place]:
+    """Yield the places at which a suspended coroutine waits, the outermost first."""
+    while coro is not None:
+        inner: Any = coro
+        if hasattr(inner, "cr_await"):
+            frame, coro = inner.cr_frame, inner.cr_await
+        elif hasattr(inner, "gi_yieldfrom"):
+            frame, coro = inner.gi_frame, inner.gi_yieldfrom
+        elif hasattr(inner, "ag_await"):
+            frame, coro = inner.ag_frame, inner.ag_await
+        else:
+            # What drives an async generator or a coroutine's __await__ tells only the collector.
+            frame, coro = None, _driven(inner)
+        if frame is not None:
+            yield frame.f_code, frame.f_lineno
+
+
+def _driven(driver: object) -> object:
+    if type(driver).__module__ != "builtins":
+        return None
+    for referent in gc.get_referents(driver):
+        if hasattr(referent, "ag_await") or hasattr(referent, "cr_await"):
+            return referent
+    return None
+
+
+def waits_for_thread(coro: object) -> bool:
+    """Whether a coroutine waits for a call in a thread to return."""
+    return any(code.co_name in _THREAD_CALLS for code, _ in await_places(coro))
+
+
+def waits_for_tasks(coro: object) -> bool:
+    """Whether a coroutine waits for the tasks of a nursery or task group to end."""
+    return any(code.co_name == "__aexit__" and is_library(code) for code, _ in await_places(coro))
+
+
+def is_library(code: CodeType) -> bool:
+    """Whether code belongs to Python's own library or to an installed package."""
+    return code.co_filename.startswith((*_LIBRARIES, "<"))
+
+
+def tell_place(place: Place) -> str:
+    """Describe a place by its file, line and function."""
+    return f"{tell_file(place)} in {place[0].co_name}"
+
+
+def tell_file(place: Place) -> str:
+    """Describe a place by its file and line: by a short path where it is the user's."""
+    code, line = place
+    path = Path(code.co_filename)
+    return f"{'/'.join(path.parts[-2:]) if is_library(code) else _near(path)}:{line}"
+
+
+def _near(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def tell_await(places: list[Place]) -> str:
+    """Describe where a task waits: in whose code, at which line, and in what below it."""
+    if not places:
+        return "before its first step"
+    mine = [n for n, (code, _) in enumerate(places) if not is_library(code)]
+    number = mine[-1] if mine else 0
+    code, line = places[number]
+    text = tell_place(places[number])
+    source = linecache.getline(code.co_filename, line).strip()
+    if source:
+        text += f": {source}"
+    below = [place for place in places[number + 1 :] if not _is_trap(place[0])]
+    if below:
+        calls = " > ".join(code.co_name for code, _ in below)
+        text += f" (inside {calls}, {tell_file(below[-1])})"
+    return text
+
+
+def _is_trap(code: CodeType) -> bool:
+    # Every wait on Trio ends in these, and tells nothing by them.
+    return code.co_filename.endswith(str(Path("trio", "_core", "_traps.py")))

@@ -1,0 +1,241 @@
+"""Running trials: one scenario, once, in an event loop of its own; and what is wrong with the run."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import traceback
+from collections import Counter
+from typing import TYPE_CHECKING, Any, cast
+
+import attrs
+
+from penstock.testing._sweeps.frames import tell_await
+from penstock.testing._sweeps.leftovers import Generators, Watch
+from penstock.testing._sweeps.trial import At, Outcome, ScenarioFailure
+
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from penstock.testing._sweeps.stage import Stage, Staging
+
+
+#: Warnings that are a failure wherever they come; others only where the whole run has none.
+_LEFT_BEHIND = (ResourceWarning, RuntimeWarning)
+
+
+@attrs.frozen
+class Undisturbed:
+    """What a whole run of the scenario does by itself, against which the others are held."""
+
+    moments: int
+    closes_channels: bool
+    warned: Counter[tuple[type[Warning], str]]
+
+
+@attrs.define
+class Run:
+    """One run of a scenario, over and judged."""
+
+    at: At
+    struck: bool = False
+    struck_again: bool = False
+    moments: int = 0
+    #: What is wrong, the first thing first; empty if all is well.
+    problem: str = ""
+    alive: list[str] = attrs.Factory(list[str])
+    outcome: Outcome | None = None
+    error: BaseException | None = None
+    channels_left: int = 0
+    warned: Counter[tuple[type[Warning], str]] = attrs.Factory(Counter[tuple[type[Warning], str]])
+
+    def blame(self, problem: str) -> None:
+        """Note what is wrong, unless something is already."""
+        if not self.problem:
+            self.problem = problem
+
+
+def new_stage(staging: Staging, at: At) -> Stage[Any]:
+    """Return the stage for one run."""
+    if at.backend == "trio":
+        from penstock.testing._sweeps.trio_stage import TrioStage  # noqa: PLC0415 - not everybody needs it
+
+        return TrioStage(staging, at)
+    from penstock.testing._sweeps.asyncio_stage import (  # noqa: PLC0415 - not everybody needs it
+        AsyncioStage,
+    )
+
+    return AsyncioStage(staging, at)
+
+
+def run_once(staging: Staging, at: At, undisturbed: Undisturbed | None) -> Run:
+    """Run a scenario once, struck at one moment, and judge what came of it.
+
+    Args:
+        staging: The scenario.
+        at: Where it is struck.
+        undisturbed: What it does by itself; None for that very run.
+    """
+    run = Run(at)
+    allow = staging.allow
+    with Watch() as watch:
+        stage = new_stage(staging, at)
+        cast("Any", stage).run(_main(stage, run))
+        run.moments = stage.moments
+        run.struck = bool(stage.where)
+        run.struck_again = stage.is_struck_again
+        if stage.stuck:
+            run.alive = stage.alive
+            run.problem = f"{_struck(stage)}{stage.stuck}"
+            run.outcome = _unfinished(stage)
+        for complaint in getattr(stage, "complaints", ()):
+            run.blame(f"the event loop was told: {complaint}")
+        run.channels_left = watch.open_channels()
+        if run.channels_left and undisturbed is not None and undisturbed.closes_channels:
+            _blame_left(run, allow, "channel", f"{run.channels_left} ends of memory channels open")
+        watch.channels.clear()
+        if "thread" not in allow and (threads := watch.threads_left()):
+            run.blame(f"threads left at work: {', '.join(threads)}")
+        del stage
+        if not run.problem and run.outcome is not None:
+            # What hangs on a traceback would not be collected.
+            run.outcome = attrs.evolve(run.outcome, value=None, error=None, state=None)
+        gc.collect()
+        run.warned = watch.warned()
+        if "warning" not in allow:
+            _judge_warnings(run, undisturbed)
+        for told in watch.unraisable:
+            run.blame(f"an exception that nobody could catch: {told}")
+    return run
+
+
+def _main(stage: Stage[Any], run: Run) -> Callable[[], Awaitable[None]]:
+    async def main() -> None:
+        with Generators() as generators:
+            outcome = await stage.attempt(strikes=True)
+            run.outcome = outcome
+            await _judge(stage, run, outcome, generators)
+            if outcome.struck and stage.staging.fresh and not run.problem:
+                fresh = await stage.attempt(strikes=False)
+                await _judge(stage, run, fresh, generators)
+                if run.problem:
+                    run.problem = f"a fresh run after it does not work: {run.problem}"
+
+    return main
+
+
+async def _judge(stage: Stage[Any], run: Run, outcome: Outcome, generators: Generators) -> None:
+    staging, allow = stage.staging, stage.staging.allow
+    left = list(_leaves(outcome.error))
+    unexpected = [error for error in left if not _may_leave(stage, outcome, error)]
+    # What fails beside an injected error is a consequence of it.
+    if unexpected and (stage.injected is None or stage.injected not in left):
+        run.error = outcome.error
+        run.blame(f"{_struck(stage)}{_tell(unexpected[0])} left the scenario")
+    elif outcome.struck and outcome.completed and "swallowed" not in allow:
+        _judge_swallowed(stage, run)
+    running = [s.tell() for s in list(stage.strands.values()) if s is not stage.host]
+    running += [repr(task.name) for task in getattr(stage, "system", ())]
+    _blame_left(run, allow, "task", *running)
+    _blame_left(run, allow, "generator", *generators.left_open())
+    generators.dropped.clear()
+    if staging.check is not None and not run.problem:
+        try:
+            verdict = staging.check(outcome)
+            if inspect.isawaitable(verdict):
+                verdict = await verdict
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "Failed":
+                raise  # pytest.fail() is a failure; what skips or ends a test is not
+            run.error = error
+            run.blame(f"the check failed: {_tell(error)}")
+        else:
+            if verdict is False:
+                run.blame("the check failed: it returned False")
+
+
+def _judge_swallowed(stage: Stage[Any], run: Run) -> None:
+    if stage.swallowed:
+        run.blame(f"the cancellation was swallowed: block {stage.swallowed!r} went on to its end")
+    elif stage.staging.target is None and stage.at.kind in {"scope", "native", "interrupt"}:
+        for name, places in stage.seen[:1]:
+            run.blame(
+                "the cancellation was swallowed: the scenario went on to its end, though it had "
+                f"reached {name!r} at {tell_await(places)}"
+            )
+
+
+def _may_leave(stage: Stage[Any], outcome: Outcome, error: BaseException) -> bool:
+    if isinstance(error, stage.staging.raises):
+        return True
+    if not outcome.struck:
+        return False
+    if stage.at.kind == "interrupt" and isinstance(error, KeyboardInterrupt):
+        return True
+    return error is stage.injected
+
+
+def _leaves(error: BaseException | None) -> Iterable[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for part in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from _leaves(part)
+    elif error is not None:
+        yield error
+
+
+def _blame_left(run: Run, allow: Iterable[str], kind: str, *left: str) -> None:
+    if left and kind not in allow:
+        what = {"task": "still running", "generator": "async generators left open"}.get(kind)
+        run.blame(f"{what or 'left open'}: {', '.join(left)}")
+
+
+def _judge_warnings(run: Run, undisturbed: Undisturbed | None) -> None:
+    for (kind, text), count in run.warned.items():
+        is_usual = undisturbed is not None and count <= undisturbed.warned[kind, text]
+        if issubclass(kind, _LEFT_BEHIND) or (undisturbed is not None and not is_usual):
+            run.blame(f"{kind.__name__}: {text}")
+
+
+def _struck(stage: Stage[Any]) -> str:
+    return "" if stage.where else "undisturbed, "
+
+
+def _tell(error: BaseException) -> str:
+    return "".join(traceback.format_exception_only(error)).strip()
+
+
+def _unfinished(stage: Stage[Any]) -> Outcome:
+    return Outcome(
+        at=stage.at,
+        struck=bool(stage.where),
+        where=stage.where,
+        value=None,
+        error=None,
+        cancelled=False,
+        state=None,
+        seconds=stage.staging.within,
+    )
+
+
+def failure_of(run: Run, name: str, call: str, positions: int) -> ScenarioFailure:
+    """Return the failure that tells of a run."""
+    at, outcome = run.at, run.outcome
+    lines = [run.problem, ""]
+    of = f" of {positions}" if positions else ""
+    how = "undisturbed" if at.kind is None else f"{at.kind} at position {at.position}{of}"
+    lines.append(f"  run      {at}: {at.backend}, {how}, seed {at.seed}")
+    if outcome is not None:
+        if outcome.where:
+            lines.append(f"  struck   {outcome.where}")
+        if outcome.cancelled:
+            lines.append(f"  then     it was cancelled, within {outcome.seconds:g} s")
+        elif outcome.error is not None:
+            lines.append(f"  then     {_tell(outcome.error)} left it")
+        elif not run.alive:
+            lines.append(f"  then     it returned {outcome.value!r}")
+    lines += [f"  alive    {strand}" for strand in run.alive]
+    lines.append(f"  replay   {call}({name}, at={str(at)!r})")
+    failure = ScenarioFailure("\n".join(lines), problem=run.problem, at=str(at), outcome=outcome)
+    failure.__cause__ = run.error
+    return failure

@@ -1,0 +1,482 @@
+"""The sweep and the fuzz: a scenario, cancelled at every point, and under many schedules."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import random
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, Final, cast
+
+import attrs
+
+from penstock.testing._sweeps.leftovers import small_heap
+from penstock.testing._sweeps.running import Run, Undisturbed, failure_of, run_once
+from penstock.testing._sweeps.stage import Staging
+from penstock.testing._sweeps.trial import (
+    DEFAULT_KINDS,
+    KINDS,
+    LEFTOVERS,
+    MODES,
+    At,
+    InjectedError,
+    Kind,
+    Mode,
+    Outcome,
+    Scenario,
+)
+from penstock.testing._sweeps.virtual import refuse_running_loop
+
+
+#: How many further runs the search for an earlier position may take.
+SHRINK_RUNS: Final = 500
+
+Check = Callable[[Outcome], Any]
+Raises = type[BaseException] | tuple[type[BaseException], ...]
+
+
+@attrs.define
+class SweepReport:
+    """What a sweep or a fuzz has run, all of it well."""
+
+    runs: int = 0
+    """How many runs there were, the undisturbed ones among them."""
+    positions: int = 0
+    """At how many of them the scenario was struck."""
+    sampled: bool = False
+    """Whether there were more positions than the limit, so that some were left out."""
+    lines: list[str] = attrs.Factory(list[str])
+    """For each event loop, kind and seed, what was run."""
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+def sweep(
+    scenario: Scenario,
+    *,
+    backends: str | Sequence[str] = "trio",
+    kinds: str | Sequence[str] | None = None,
+    modes: str | Sequence[str] = MODES,
+    target: str | None = None,
+    twice: bool = False,
+    error: BaseException | type[BaseException] = InjectedError,
+    seeds: int | Iterable[int] = (0,),
+    at: str | int | None = None,
+    limit: int = 500,
+    within: float = 60.0,
+    raises: Raises = (),
+    check: Check | None = None,
+    allow: str | Collection[str] = (),
+    fresh: bool = True,
+) -> SweepReport:
+    """Run an async function again and again, each time cancelled at the next possible moment.
+
+    A moment lies between two steps of tasks: one has just blocked (*park*), or is about to go on
+    (*wake*: what it waited for is there, and it has not run yet; races live here). The scenario is
+    run once undisturbed, then once for each moment, until there is none left; each in an event
+    loop of its own with virtual time and a schedule that repeats.
+
+    After each run these must hold: it has ended within ``within`` virtual seconds; it has left no
+    task, thread, open async generator and no ``ResourceWarning``, ``RuntimeWarning`` or exception
+    that nobody could catch; channels are closed that the undisturbed run closes; a cancellation
+    that reached it has left it; nothing else has, but ``raises``; the check passes; and the
+    scenario, run again in the same event loop, works.
+
+    Args:
+        scenario: An async function without arguments, or with one: the :class:`Trial`. It makes
+            what it uses, for it is called again and again.
+        backends: The event loops: ``"trio"``, ``"asyncio"``, or both.
+        kinds: How it is cancelled. ``"scope"``: by a cancel scope around it, Trio's or AnyIO's.
+            ``"native"``: by ``Task.cancel()``. ``"timeout"``: by an ``asyncio.timeout``.
+            ``"deadline"``: the clock jumps to the scope's deadline, past all timers before it.
+            ``"interrupt"``: by a KeyboardInterrupt, as Trio and ``asyncio.run`` hand on one that
+            comes while their own code runs. ``"error"``: not at all; a task's await raises
+            ``error``. ``"all"``: by each of these. Default: scope, on asyncio native too.
+        modes: ``"park"``, ``"wake"``, or both.
+        target: What is cancelled, instead of the whole scenario: the name of tasks, or of blocks
+            of :meth:`Trial.target`, or a pattern (``"worker-*"``, ``"*"`` for any task). At a
+            moment of its own a target is cancelled alone; at one of another task all targets are
+            that there are then.
+        twice: Whether each run is followed by those in which the whole scenario is cancelled a
+            second time, at each later moment (by an outer scope on Trio, natively on asyncio).
+        error: What kind ``"error"`` raises: an exception, or the class of one.
+        seeds: The schedules: a number of them, or the seeds. Seed 0 is asyncio's own order, and
+            on Trio that in which tasks were spawned.
+        at: Run only this: what a failure printed, or a position.
+        limit: How many runs are made at most for an event loop, kind and seed. Of more positions
+            the first half of it is run and of the others a sample; the report says so.
+        within: Within how many virtual seconds a cancelled scenario has to end.
+        raises: What may leave the scenario besides the cancellation: a class of exceptions, or
+            several.
+        check: Called with the :class:`Outcome` of every run, inside the event loop; may be async;
+            raises (or returns False) if something is wrong. Default: the scenario's own attribute
+            ``check``, if it has one.
+        allow: What may be left: any of ``"task"``, ``"thread"``, ``"generator"``, ``"channel"``,
+            ``"warning"``; and ``"swallowed"``.
+        fresh: Whether the scenario is run again after each cancelled run.
+
+    Returns:
+        What was run.
+
+    Raises:
+        ScenarioFailure: A run broke one of these; the earliest that does.
+        RuntimeError: An event loop runs in this thread.
+        TypeError: An argument is of the wrong kind.
+        ValueError: An argument names nothing that there is.
+    """
+    refuse_running_loop("sweep")
+    staging = _staging(
+        scenario,
+        modes=_choose("modes", modes, MODES),
+        target=target,
+        error=error,
+        within=within,
+        raises=raises,
+        check=check,
+        allow=allow,
+        fresh=fresh,
+    )
+    chosen = _choose("backends", backends, tuple(KINDS))
+    sweeping = _Sweeping(staging, "sweep", limit, twice=twice)
+    with small_heap():
+        if isinstance(at, str) and not at.isdecimal():
+            sweeping.replay(At.parse(at))
+            return sweeping.report
+        position = None if at is None else int(at)
+        for backend in chosen:
+            for seed in _seeds(seeds):
+                sweeping.sweep(backend, _kinds(backend, kinds, chosen), seed, position)
+    return sweeping.report
+
+
+def fuzz(
+    scenario: Scenario,
+    *,
+    seeds: int | Iterable[int] = 100,
+    backends: str | Sequence[str] = "trio",
+    cancel: bool | str | Sequence[str] = False,
+    target: str | None = None,
+    at: str | int | None = None,
+    within: float = 60.0,
+    raises: Raises = (),
+    check: Check | None = None,
+    allow: str | Collection[str] = (),
+    fresh: bool = False,
+) -> SweepReport:
+    """Run an async function under many schedules, each of which can be repeated.
+
+    A seed decides which of the tasks that could run goes first. What must hold after each run is
+    what :func:`sweep` says.
+
+    Args:
+        scenario: As for :func:`sweep`, and so is what is not described here.
+        seeds: How many schedules, beginning with seed 0; or their seeds.
+        backends: The event loops: ``"trio"``, ``"asyncio"``, or both.
+        cancel: Whether each run is also cancelled, at a moment that its seed decides: True, or in
+            which ways (the kinds of :func:`sweep`).
+        target: What is cancelled.
+        at: Run only this: what a failure printed, or a seed.
+        within: Within how many virtual seconds a cancelled scenario has to end.
+        raises: What may leave the scenario.
+        check: What is called with the outcome of every run.
+        allow: What may be left.
+        fresh: Whether the scenario is run again after each cancelled run.
+
+    Returns:
+        What was run.
+
+    Raises:
+        ScenarioFailure: A run broke an invariant. If cancelling it was not needed for that, or an
+            earlier moment will do, the failure tells of that run.
+        RuntimeError: An event loop runs in this thread.
+        TypeError: An argument is of the wrong kind.
+        ValueError: An argument names nothing that there is.
+    """
+    refuse_running_loop("fuzz")
+    staging = _staging(
+        scenario,
+        modes=MODES,
+        target=target,
+        error=InjectedError,
+        within=within,
+        raises=raises,
+        check=check,
+        allow=allow,
+        fresh=fresh,
+    )
+    chosen = _choose("backends", backends, tuple(KINDS))
+    fuzzing = _Sweeping(staging, "fuzz", SHRINK_RUNS, twice=False)
+    with small_heap():
+        if isinstance(at, str) and not at.isdecimal():
+            fuzzing.replay(At.parse(at))
+            return fuzzing.report
+        wanted = _seeds(seeds) if at is None else [int(at)]
+        for backend in chosen:
+            ways = () if cancel is False else _kinds(backend, _ways(cancel), chosen)
+            fuzzing.fuzz(backend, wanted, ways)
+    return fuzzing.report
+
+
+class _Sweeping:
+    """The runs of one call, counted; the first that fails ends it.
+
+    Args:
+        staging: The scenario.
+        call: ``"sweep"`` or ``"fuzz"``, for the failure.
+        limit: See :func:`sweep`.
+        twice: See :func:`sweep`.
+    """
+
+    def __init__(self, staging: Staging, call: str, limit: int, *, twice: bool) -> None:
+        self._staging = staging
+        self._call = call
+        self._limit = limit
+        self._twice = twice
+        self._undisturbed: Undisturbed | None = None
+        self.report = SweepReport()
+
+    def _run(self, at: At) -> Run:
+        self.report.runs += 1
+        run = run_once(self._staging, at, self._undisturbed)
+        self.report.positions += run.struck
+        return run
+
+    def _check(self, run: Run) -> Run:
+        if run.problem:
+            positions = 0 if self._undisturbed is None else self._undisturbed.moments
+            raise failure_of(run, _name_of(self._staging.scenario), self._call, positions)
+        return run
+
+    def _begin(self, backend: str, seed: int) -> Undisturbed:
+        self._undisturbed = None
+        run = self._check(self._run(At(backend, seed=seed)))
+        found = Undisturbed(run.moments, closes_channels=not run.channels_left, warned=run.warned)
+        self._undisturbed = found
+        return found
+
+    def replay(self, at: At) -> None:
+        """Do one run, after the undisturbed one.
+
+        Raises:
+            ScenarioFailure: It fails.
+            ValueError: The scenario has no such position.
+        """
+        self._begin(at.backend, at.seed)
+        if at.kind is not None:
+            run = self._check(self._run(at))
+            if not run.struck:
+                msg = (
+                    f"at={str(at)!r} was not reached; expected a position up to {run.moments}: "
+                    f"the scenario has no more on this event loop, with this seed and these modes"
+                )
+                raise ValueError(msg)
+        self.report.lines.append(f"{at}: one run")
+
+    def sweep(self, backend: str, kinds: Iterable[Kind], seed: int, position: int | None) -> None:
+        """Sweep one event loop with one seed.
+
+        Raises:
+            ScenarioFailure: A run fails.
+        """
+        self._begin(backend, seed)
+        for kind in kinds:
+            if position is not None:
+                self._strike(At(backend, kind, position, seed=seed))
+                continue
+            before, is_sampled, last = self.report.runs, False, 0
+            for number, is_sample in self._positions():
+                at = At(backend, kind, number, seed=seed)
+                run = self._run(at)
+                if run.problem:
+                    self._check(self._earliest(run) if is_sample else run)
+                if not run.struck:
+                    break
+                last = number
+                is_sampled |= is_sample
+                if self._twice:
+                    is_sampled |= self._strike_again(at, run.moments)
+            self.report.sampled |= is_sampled
+            self._tell(at=At(backend, kind, last, seed=seed), before=before, sampled=is_sampled)
+
+    def _tell(self, at: At, before: int, *, sampled: bool) -> None:
+        many = (
+            self._undisturbed.moments if self._undisturbed is not None and sampled else at.position
+        )
+        text = f"{at.backend}, {at.kind}: {self.report.runs - before} runs, "
+        text += f"a sample of {many} positions" if sampled else f"all of {many} positions"
+        self.report.lines.append(text + (f", seed {at.seed}" if at.seed else ""))
+
+    def _strike(self, at: At) -> None:
+        self._check(self._run(at))
+        self.report.lines.append(f"{at}: one run")
+
+    def _positions(self) -> Iterator[tuple[int, bool]]:
+        """Yield the positions to run, and whether they are a sample of what is left."""
+        assert self._undisturbed is not None
+        count, limit = self._undisturbed.moments, self._limit
+        if count <= limit:
+            # A cancelled scenario may have more of them than a whole one.
+            yield from ((number, False) for number in range(1, limit + 1))
+            return
+        first = limit // 2
+        yield from ((number, False) for number in range(1, first + 1))
+        rest = random.Random(count).sample(range(first + 1, count + 1), limit - first)  # noqa: S311
+        yield from ((number, True) for number in sorted(rest))
+
+    def _strike_again(self, at: At, moments: int) -> bool:
+        """Cancel a second time at the moments after the first; return whether it was a sample."""
+        assert self._undisturbed is not None
+        later = range(1, moments - at.position + 1)
+        most = max(1, self._limit // max(1, self._undisturbed.moments))
+        chosen = (
+            later
+            if len(later) <= most
+            else sorted(
+                random.Random(at.position).sample(later, most)  # noqa: S311 - it is to repeat
+            )
+        )
+        for number in chosen:
+            self._check(self._run(attrs.evolve(at, again=number)))
+        return len(chosen) < len(later)
+
+    def _earliest(self, run: Run) -> Run:
+        """Look for an earlier position that fails as well."""
+        for number in range(1, min(run.at.position, SHRINK_RUNS)):
+            earlier = self._run(attrs.evolve(run.at, position=number))
+            if earlier.problem:
+                return earlier
+        return run
+
+    def fuzz(self, backend: str, seeds: Iterable[int], kinds: Sequence[Kind]) -> None:
+        """Run one event loop with many seeds.
+
+        Raises:
+            ScenarioFailure: A run fails.
+        """
+        before, count = self.report.runs, 0
+        for seed in seeds:
+            count += 1
+            found = self._begin(backend, seed)
+            if kinds and found.moments:
+                chance = random.Random(f"{backend} {seed}")  # noqa: S311 - it is to repeat
+                at = At(backend, chance.choice(kinds), chance.randint(1, found.moments), seed=seed)
+                run = self._run(at)
+                if run.problem:
+                    self._check(self._earliest(run))
+        ways = f", cancelled by {', '.join(kinds)}" if kinds else ""
+        self.report.lines.append(
+            f"{backend}: {count} seeds, {self.report.runs - before} runs{ways}"
+        )
+
+
+# -- arguments ------------------------------------------------------------------------------------
+
+
+def _staging(
+    scenario: Any,
+    *,
+    modes: Sequence[str],
+    target: str | None,
+    error: BaseException | type[BaseException],
+    within: float,
+    raises: Raises,
+    check: Check | None,
+    allow: str | Collection[str],
+    fresh: bool,
+) -> Staging:
+    call = getattr(scenario, "__call__", None)  # noqa: B004 - an object may be a scenario
+    inner = _inner(scenario)
+    if not (inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(call)):
+        hint = "; expected the function itself: sweep(it)" if inspect.iscoroutine(scenario) else ""
+        msg = f"{scenario!r} is no async function{hint or '; expected'} async def scenario(): ..."
+        if inspect.iscoroutine(scenario):
+            scenario.close()
+        raise TypeError(msg)
+    classes: tuple[Any, ...] = raises if isinstance(raises, tuple) else (raises,)
+    if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in classes):
+        msg = f"raises={raises!r}; expected a class of exceptions, or several: raises=(OSError,)"
+        raise TypeError(msg)
+    return Staging(
+        scenario=scenario,
+        takes_trial=_takes_trial(scenario),
+        modes=cast("tuple[Mode, ...]", tuple(modes)),
+        target=target,
+        error=error,
+        within=within,
+        check=check if check is not None else getattr(scenario, "check", None),
+        fresh=fresh,
+        raises=classes,
+        allow=frozenset(_choose("allow", allow, LEFTOVERS)),
+    )
+
+
+def _takes_trial(scenario: Scenario) -> bool:
+    required = [
+        parameter
+        for parameter in inspect.signature(scenario).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD}
+    ]
+    if len(required) > 1:
+        msg = (
+            f"{_name_of(scenario)}{inspect.signature(scenario)} takes {len(required)} arguments; "
+            "expected none, or one, the trial: async def scenario(trial): ..."
+        )
+        raise TypeError(msg)
+    return bool(required)
+
+
+def _inner(scenario: Any) -> Any:
+    while isinstance(scenario, functools.partial):
+        scenario = cast("Any", scenario).func
+    return scenario
+
+
+def _name_of(scenario: Any) -> str:
+    scenario = _inner(scenario)
+    return str(getattr(scenario, "__name__", None) or type(scenario).__name__)
+
+
+def _choose(name: str, given: object, known: Sequence[str]) -> tuple[str, ...]:
+    chosen = (given,) if isinstance(given, str) else tuple(cast("Iterable[Any]", given))
+    for one in chosen:
+        if one not in known:
+            msg = (
+                f"{name} has {one!r}; expected any of {', '.join(map(repr, known))}: "
+                f"{name}={known[0]!r}"
+            )
+            raise ValueError(msg)
+    return cast("tuple[str, ...]", chosen)
+
+
+def _ways(cancel: bool | str | Sequence[str]) -> str | Sequence[str] | None:
+    return None if isinstance(cancel, bool) else cancel
+
+
+def _kinds(
+    backend: str, kinds: str | Sequence[str] | None, backends: Sequence[str]
+) -> tuple[Kind, ...]:
+    if kinds is None:
+        return DEFAULT_KINDS[backend]
+    if kinds == "all":
+        return KINDS[backend]
+    chosen = _choose("kinds", kinds, (*KINDS["asyncio"], "all"))
+    for kind in chosen:
+        if not any(kind in KINDS[each] for each in backends):
+            msg = (
+                f"kinds has {kind!r}, which is asyncio's; expected it with backends='asyncio', or "
+                f"one of {', '.join(map(repr, KINDS['trio']))}"
+            )
+            raise ValueError(msg)
+    return tuple(kind for kind in KINDS[backend] if kind in chosen)
+
+
+def _seeds(seeds: int | Iterable[int]) -> list[int]:
+    wanted: list[Any] = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not wanted or any(not isinstance(seed, int) or seed < 0 for seed in wanted):
+        msg = (
+            f"seeds={seeds!r}; expected a number of seeds from 1 on, or seeds from 0 on: seeds=[7]"
+        )
+        raise ValueError(msg)
+    return wanted
