@@ -87,8 +87,6 @@ class _ScopeBlock(Block):
         self.scope = anyio.CancelScope()
 
     def __enter__(self) -> None:
-        if self.stage.at.kind == "deadline":
-            self.scope.deadline = self.stage.now() + LONGEST / 2
         self.scope.__enter__()
 
     def __exit__(
@@ -103,11 +101,12 @@ class _ScopeBlock(Block):
 
     def strike(self) -> None:
         """See the parent."""
+        self.stage.scope_names.add(f"cancel scope {id(self.scope):x}")
         if self.stage.at.kind == "scope":
-            self.stage.scope_name = f"cancel scope {id(self.scope):x}"
             self.scope.cancel()
         else:
-            self.stage.jump_to(self.scope.deadline)
+            self.scope.deadline = self.stage.now() + LONGEST / 2
+            self.stage.let_pass(LONGEST / 2)
 
 
 class _TimeoutBlock(Block):
@@ -155,8 +154,8 @@ class AsyncioStage(Stage[Task]):
         self.loop = _StageLoop(self)
         #: What the loop told its exception handler.
         self.complaints: list[str] = []
-        #: How AnyIO calls the scope in what it throws.
-        self.scope_name = ""
+        #: How AnyIO calls the scopes that were struck, in what it throws.
+        self.scope_names: set[str] = set()
         self._alarm: asyncio.TimerHandle | None = None
         self._yielded: Strand[Task] | None = None
         self._injecting: Strand[Task] | None = None
@@ -207,12 +206,6 @@ class AsyncioStage(Stage[Task]):
         if strand is not None:
             self._yielded = None
             self.parked(strand)
-
-    def jump_to(self, when: float) -> None:
-        """Have the time pass until then."""
-        self.loop.jump(max(0.0, when - self.now()))
-        self.since = self.now()
-        self.set_alarm(self.since + self.staging.within)
 
     def inject(self) -> None:
         """Give up what a task waits for, and have it raise in its place."""
@@ -272,8 +265,9 @@ class AsyncioStage(Stage[Task]):
         if error is None:
             return self.whole.has_caught
         # What is thrown natively into a target, or for a second time, goes through all of it.
-        is_native = self.at.kind in {"native", "interrupt"} or self.at.again
-        return bool(self.where and is_native and isinstance(error, asyncio.CancelledError))
+        is_native = self.at.kind in {"native", "interrupt"} and self.is_host_struck
+        is_native |= self.is_struck_again
+        return is_native and isinstance(error, asyncio.CancelledError)
 
     def sent(self, strand: Strand[Task], sent: Any) -> Any:
         """See the parent."""
@@ -281,15 +275,21 @@ class AsyncioStage(Stage[Task]):
             if strand is self._injecting:
                 self._injecting = None
                 return self.new_error()
-            if self._is_ours(sent):
+            if self._is_ours(strand, sent):
                 self.sees(strand)
         return sent
 
-    def _is_ours(self, error: asyncio.CancelledError) -> bool:
+    def _is_ours(self, strand: Strand[Task], error: asyncio.CancelledError) -> bool:
         text = str(error.args[0]) if error.args else ""
-        if self.at.kind == "scope":
-            return f"{self.scope_name} " in f"{text} " or self.scope_name + ";" in text
-        return text == REASON
+        if self.at.kind == "timeout":  # asyncio.timeout says nothing
+            return not text and strand is self.host and self.is_host_struck
+        return text == REASON or any(
+            f"{name} " in f"{text} " or f"{name};" in text for name in self.scope_names
+        )
+
+    def pass_time(self, seconds: float) -> None:
+        """See the parent."""
+        self.loop.jump(seconds)
 
     def set_alarm(self, when: float) -> None:
         """See the parent."""

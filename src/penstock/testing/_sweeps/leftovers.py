@@ -29,6 +29,9 @@ GRACE: Final = 1.0
 _IDLE_THREAD = re.compile(r"Trio thread \d+")
 
 
+_frozen: list[bool] = []
+
+
 class Watch:
     """Collects what goes wrong beside a run: warnings, exceptions nobody gets, threads, channels."""
 
@@ -163,12 +166,13 @@ def _name_of(generator: Any) -> str:
 @contextmanager
 def small_heap() -> Generator[None]:
     """Have the garbage collector look only at what is made in this block, so that it is quick."""
-    if gc.get_freeze_count():  # somebody else's
+    if _frozen:  # by a sweep around this one
         yield
         return
-    gc.collect()
     gc.freeze()
+    _frozen.append(True)
     try:
         yield
     finally:
+        _frozen.clear()
         gc.unfreeze()

@@ -158,11 +158,11 @@ async def _judge(stage: Stage[Any], run: Run, outcome: Outcome, generators: Gene
 def _judge_swallowed(stage: Stage[Any], run: Run) -> None:
     if stage.swallowed:
         run.blame(f"the cancellation was swallowed: block {stage.swallowed!r} went on to its end")
-    elif stage.staging.target is None and stage.at.kind in {"scope", "native", "interrupt"}:
-        for name, places in stage.seen[:1]:
+    elif stage.staging.target is None:
+        for name, places in stage.kept[:1]:
             run.blame(
-                "the cancellation was swallowed: the scenario went on to its end, though it had "
-                f"reached {name!r} at {tell_await(places)}"
+                f"the cancellation was swallowed: it had reached {name!r} at {tell_await(places)}, "
+                "which then went on to its end, and so did the scenario"
             )
 
 

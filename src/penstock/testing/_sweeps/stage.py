@@ -38,7 +38,7 @@ TaskT = TypeVar("TaskT")
 class Strand(Coroutine[Any, Any, Any], Generic[TaskT]):
     """Stands in for the coroutine of one task, and sees all that is sent into it."""
 
-    __slots__ = ("block", "coro", "has_begun", "has_seen", "named", "stage", "task")
+    __slots__ = ("block", "coro", "has_begun", "named", "seen", "stage", "task")
 
     task: TaskT
 
@@ -50,8 +50,8 @@ class Strand(Coroutine[Any, Any, Any], Generic[TaskT]):
         #: The innermost open block of this task that is a target.
         self.block: Block | None = None
         self.has_begun = False
-        #: Whether the cancellation has reached it.
-        self.has_seen = False
+        #: Where the cancellation has reached it, if it has.
+        self.seen: list[Place] | None = None
 
     def __getattr__(self, name: str) -> Any:
         # Event loops and inspect look at the frame of a task's coroutine.
@@ -97,6 +97,7 @@ class Strand(Coroutine[Any, Any, Any], Generic[TaskT]):
             sent = resume(value)
         except StopIteration:
             stage.strand_ended(self)
+            stage.is_kept(self)
             if named is not None:
                 named.__exit__(None, None, None)
             raise
@@ -175,6 +176,8 @@ class Stage(ABC, Generic[TaskT]):
         self.steps = 0
         #: The task that was at its moment when the scenario was struck.
         self.struck: Strand[TaskT] | None = None
+        #: Whether what was struck is in the task that runs the scenario.
+        self.is_host_struck = False
         #: Where the scenario was when it was struck, in words; empty if it was not.
         self.where = ""
         #: When it was struck, or began.
@@ -184,8 +187,8 @@ class Stage(ABC, Generic[TaskT]):
         #: Why it had to be given up, and what was alive then; empty if it had not.
         self.stuck = ""
         self.alive: list[str] = []
-        #: Which tasks the cancellation has reached, and where; told only if it went no further.
-        self.seen: list[tuple[str, list[Place]]] = []
+        #: Which tasks ended as if nothing were, though the cancellation had reached them there.
+        self.kept: list[tuple[str, list[Place]]] = []
         #: What was raised in place of an await.
         self.injected: BaseException | None = None
         #: Whether the second cancellation was reached.
@@ -225,11 +228,15 @@ class Stage(ABC, Generic[TaskT]):
         self._instant = ()
         self.strands.pop(strand.task, None)
 
+    def is_kept(self, strand: Strand[TaskT]) -> None:
+        """A task has ended, and no exception has left it."""
+        if strand.seen is not None and self.is_counting:
+            self.kept.append((self.name_of(strand), strand.seen))
+
     def sees(self, strand: Strand[TaskT]) -> None:
         """The cancellation has reached a task."""
-        if not strand.has_seen:
-            strand.has_seen = True
-            self.seen.append((self.name_of(strand), list(await_places(strand.coro))))
+        if strand.seen is None:
+            strand.seen = list(await_places(strand.coro))
 
     def strand_yielded(self, strand: Strand[TaskT]) -> None:
         """A task's coroutine has yielded; the event loop has not yet seen what."""
@@ -255,6 +262,7 @@ class Stage(ABC, Generic[TaskT]):
             self._last_step = self.steps * 50 + SPIN_STEPS
             self.set_alarm(self.since + self.staging.within)
             self.struck = strand
+            self.is_host_struck = any(block.strand is self.host for block in blocks)
             for block in blocks:
                 block.is_struck = True
                 block.strike()
@@ -294,8 +302,14 @@ class Stage(ABC, Generic[TaskT]):
                 yield
             finally:
                 strand.block = outer
-        if block.is_struck and strand.has_seen and not block.has_caught:
+        if block.is_struck and strand.seen and not block.has_caught:
             self.swallowed = name
+
+    def let_pass(self, seconds: float) -> None:
+        """Let time pass up to a deadline; what comes of it is measured from there."""
+        self.pass_time(seconds)
+        self.since = self.now()
+        self.set_alarm(self.since + self.staging.within)
 
     def give_up(self, why: str) -> None:
         """End a run that does not end by itself; what is alive is told, and then abandoned."""
@@ -326,6 +340,7 @@ class Stage(ABC, Generic[TaskT]):
                 self.is_counting = strikes
                 try:
                     value = await call
+                    self.is_kept(self.host)
                 finally:
                     self.is_counting = False
         except BaseException as raised:
@@ -394,6 +409,10 @@ class Stage(ABC, Generic[TaskT]):
     @abstractmethod
     def sent(self, strand: Strand[TaskT], sent: Any) -> Any:
         """See, and perhaps replace, what a coroutine is sent, or what is thrown into it."""
+
+    @abstractmethod
+    def pass_time(self, seconds: float) -> None:
+        """Have the clock jump."""
 
     @abstractmethod
     def set_alarm(self, when: float) -> None:

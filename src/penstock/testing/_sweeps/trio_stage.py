@@ -34,8 +34,6 @@ class _ScopeBlock(Block):
         self._scope = trio.CancelScope()
 
     def __enter__(self) -> None:
-        if self.stage.at.kind == "deadline":
-            self._scope.deadline = trio.current_time() + LONGEST / 2
         self._scope.__enter__()
 
     def __exit__(
@@ -54,9 +52,8 @@ class _ScopeBlock(Block):
         if kind == "scope":
             self._scope.cancel(REASON)
         elif kind == "deadline":
-            self.stage.clock.jump(max(0, self._scope.deadline - self.stage.now()))
-            self.stage.since = self.stage.now()
-            self.stage.set_alarm(self.stage.since + self.stage.staging.within)
+            self._scope.deadline = self.stage.now() + LONGEST / 2
+            self.stage.let_pass(LONGEST / 2)
         elif kind == "error":
             self.stage.inject(self.stage.new_error())
         else:
@@ -208,6 +205,10 @@ class TrioStage(Stage[Task], trio.abc.Instrument):
     def abandon(self) -> None:
         """See the parent. A clock that raises is what Trio cannot go on with."""
         cast("Any", self.clock).current_time = _no_time
+
+    def pass_time(self, seconds: float) -> None:
+        """See the parent."""
+        self.clock.jump(seconds)
 
     # -- other kinds ---------------------------------------------------------------------------
 
