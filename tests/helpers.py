@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import selectors
 from contextlib import contextmanager
 from math import inf
 from typing import Any, Self
@@ -11,56 +10,11 @@ from typing import Any, Self
 import anyio
 import pytest
 import trio
-import trio.testing
 
-from penstock import Context, Event, StartEvent, StopEvent, Workflow, step
+from penstock import Context, Event, StartEvent, StopEvent, Workflow, step, testing
 
 
 # -- time ---------------------------------------------------------------------------------------
-
-
-class _SkippingSelector(selectors.DefaultSelector):
-    """Where the event loop would sleep, its clock jumps instead.
-
-    A loop that never sleeps has its clock move on a little now and then: AnyIO cancels again at
-    every turn while what it cancels is not AnyIO's own.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-        self.busy = 0
-
-    def select(self, timeout=None):
-        ready = super().select(None if timeout is None else 0)
-        if timeout is None or ready:
-            self.busy = 0
-        elif timeout > 0:
-            self.busy = 0
-            self.now += timeout
-        else:
-            self.busy += 1
-            if self.busy % 1000 == 0:
-                self.now += 0.25
-        return ready
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """An asyncio loop with a clock that jumps to the next timer as soon as nothing can run.
-
-    As Trio's autojump clock does, with one difference: a thread that works is not waited for.
-    """
-
-    def __init__(self) -> None:
-        self._skipping = _SkippingSelector()
-        super().__init__(self._skipping)
-
-    def time(self) -> float:
-        return self._skipping.now
-
-    def jump(self, seconds: float) -> None:
-        """Let time pass while nothing else happens, as in a call that blocks."""
-        self._skipping.now += seconds
 
 
 BACKENDS = ("trio", "asyncio")
@@ -69,21 +23,7 @@ on_each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 def run_virtually(backend: str, main: Any, *args: Any) -> Any:
     """Run an async function in an event loop of its own with virtual time."""
-    if backend == "trio":
-        return trio.run(main, *args, clock=trio.testing.MockClock(autojump_threshold=0))
-    return anyio.run(main, *args, backend="asyncio", backend_options={"loop_factory": VirtualLoop})
-
-
-def jump(seconds: float) -> None:
-    """Let virtual time pass while nothing else happens, as in a call that blocks."""
-    if is_trio():
-        clock = trio.lowlevel.current_clock()
-        assert isinstance(clock, trio.testing.MockClock)
-        clock.jump(seconds)
-    else:
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, VirtualLoop)
-        loop.jump(seconds)
+    return testing.run_virtually(main, *args, backend=backend)
 
 
 # -- the event loop -----------------------------------------------------------------------------

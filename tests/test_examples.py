@@ -8,10 +8,14 @@ import re
 import runpy
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import trio
+from packaging.version import Version
+
+from penstock.testing import ScenarioFailure
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -147,3 +151,23 @@ def test_every_example_is_tested():
     tested = Path(__file__).read_text()
 
     assert all(f'"{path.name}"' in tested for path in EXAMPLES.glob("*.py"))
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "known", "problem"),
+    [
+        ("anyio_memory_stream", "anyio", "4.16.0", "sent ['item'], received []"),
+        ("anyio_condition", "anyio", "4.16.0", "not holding this lock"),
+        ("httpcore_connection", "httpcore", "1.0.9", "did not end"),
+    ],
+)
+def test_what_the_sweep_finds_in_libraries(name, library, known, problem):
+    """The guide's bugs are there, in the releases up to the one that it names."""
+    installed = version(library)
+    if Version(installed) > Version(known):
+        pytest.skip(f"{library} {installed} is newer than the guide; run {name}.py, and mend it")
+
+    with pytest.raises(ScenarioFailure) as failed:
+        runpy.run_path(str(EXAMPLES / "sweeps" / f"{name}.py"), run_name="__main__")
+
+    assert problem in failed.value.problem

@@ -31,6 +31,7 @@ from penstock import (
     step,
     workflow_scope,
 )
+from penstock.testing import jump_clock
 from tests.helpers import (
     BACKENDS,
     Catch,
@@ -41,7 +42,6 @@ from tests.helpers import (
     Note,
     Single,
     cancelled_class,
-    jump,
     leaves_of,
     live_tasks,
     nothing_left,
@@ -1326,7 +1326,7 @@ def test_failure_that_arrives_after_the_deadline_is_kept_beside_the_timeout(back
 
         async def work(ctx):
             try:
-                jump(9)
+                jump_clock(9)
                 raise error
             finally:
                 with anyio.CancelScope(shield=True):

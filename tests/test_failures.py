@@ -16,7 +16,6 @@ from helpers import (
     Mine,
     MineBase,
     Note,
-    jump,
     nothing_left,
     on_each_backend,
     run_virtually,
@@ -40,6 +39,7 @@ from penstock import (
     step,
 )
 from penstock._engine.lineage import Group
+from penstock.testing import jump_clock
 
 
 class Question(InputRequiredEvent):
@@ -559,7 +559,7 @@ def test_attempts_without_delay_do_not_keep_the_event_loop_to_themselves(backend
         async def only(self, ev: StartEvent) -> StopEvent:
             tried.append(1)
             if len(tried) == 500:
-                jump(20)
+                jump_clock(20)
             if len(tried) > 5000:
                 pytest.fail("nobody looked at the clock")
             raise Mine

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from penstock._errors import WorkflowRuntimeError, WorkflowValidationError
 from penstock._limits import Gate, RateLimiter
+from penstock.testing import jump_clock
 from tests.helpers import (
     cancelled_class,
     is_trio,
-    jump,
     nothing_left,
     on_each_backend,
     run_virtually,
@@ -552,7 +552,7 @@ def test_cancelled_in_the_moment_of_its_token(backend, how):
             for _ in range(4):
                 guests.append(crowd.start())
                 await wait_until_idle(3)
-            jump(1.0)
+            jump_clock(1.0)
             guests[1].cancel(how)
             await wait_until_idle()
             assert guests[1].state in ("cancelled", "left")
@@ -580,7 +580,7 @@ def test_a_native_cancellation_is_not_taken_for_the_timer(turns):
 
         task = asyncio.create_task(ask())
         await wait_until_idle()
-        jump(1.0)
+        jump_clock(1.0)
         for _ in range(turns):
             await asyncio.sleep(0)
         was_in_time = task.cancel()

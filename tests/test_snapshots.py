@@ -37,11 +37,10 @@ from penstock import (
     step,
     workflow_scope,
 )
+from penstock.testing import VirtualLoop, jump_clock
 from tests.helpers import (
     BACKENDS,
     Mine,
-    VirtualLoop,
-    jump,
     nothing_left,
     on_each_backend,
     run_virtually,
@@ -625,7 +624,7 @@ def test_what_is_left_of_a_delay_is_right_after_the_end_too(when, backend):
             return StopEvent(result=[info.elapsed_seconds, repr(info.last_exception)])
 
     async def main() -> None:
-        jump(1000)
+        jump_clock(1000)
         async with Late().run() as handler:
             await anyio.sleep(4)
             snapshot = handler.snapshot()

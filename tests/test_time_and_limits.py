@@ -17,7 +17,6 @@ from helpers import (
     Mine,
     Note,
     Single,
-    jump,
     nothing_left,
     on_each_backend,
     run_virtually,
@@ -39,6 +38,7 @@ from penstock import (
     WorkflowValidationError,
     step,
 )
+from penstock.testing import jump_clock
 
 
 class Question(InputRequiredEvent):
@@ -126,7 +126,7 @@ def test_end_at_the_very_timeout_is_in_time(backend):
         return "in time"
 
     async def late(ctx):
-        jump(6)
+        jump_clock(6)
         return "late"
 
     began = []
@@ -256,7 +256,7 @@ def test_progress_of_a_synchronous_step():
         @step(idle_timeout=5)
         def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
             for _ in range(4):
-                ctx.from_thread.run_sync(jump, 4)
+                ctx.from_thread.run_sync(jump_clock, 4)
                 ctx.report_progress()
             return StopEvent(result="got on")
 

@@ -26,6 +26,7 @@ from penstock import (
     step,
     workflow_scope,
 )
+from penstock.testing import jump_clock
 from tests.helpers import (
     Catch,
     Done,
@@ -34,7 +35,6 @@ from tests.helpers import (
     Mine,
     MineBase,
     Single,
-    jump,
     nothing_left,
     on_each_backend,
     run_virtually,
@@ -422,7 +422,7 @@ def test_step_that_is_late_cannot_turn_a_timeout_into_a_result(backend, how, sec
             if how == "shielded":
                 await sleep_shielded(seconds)
             else:
-                jump(seconds)
+                jump_clock(seconds)
 
         with nothing_left(), Catch() as left:
             handler = Late(take, timeout=10).run()
@@ -446,7 +446,7 @@ def test_step_that_is_late_for_its_own_timeout_has_failed(backend, how, seconds,
             if how == "shielded":
                 await sleep_shielded(seconds)
             else:
-                jump(seconds)
+                jump_clock(seconds)
             return StopEvent(result="result")
 
     async def main():
@@ -473,7 +473,7 @@ def test_stop_event_in_the_tick_of_the_deadline_wins_always(backend, how, hops, 
             elif how == "shielded":
                 await sleep_shielded(10)
             else:
-                jump(10)
+                jump_clock(10)
             return Item(number=hops) if hops else StopEvent(result="result")
 
         @step
