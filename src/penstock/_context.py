@@ -238,7 +238,9 @@ class Context(Generic[StateT]):
         if self._stream is None:
             if not hasattr(self._run, "log"):
                 self._in_step("stream")  # raises: there is no run yet
-            self._stream = StreamSender(self._run.log, self.write_event_to_stream)
+            is_watched = self._progress is not None
+            publish = self.write_event_to_stream if is_watched else self._run.publish
+            self._stream = StreamSender(self._run.log, publish)
         return self._stream
 
     def write_event_to_stream(self, event: Event | None) -> None:

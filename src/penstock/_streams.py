@@ -29,6 +29,7 @@ from penstock._events import Event, InternalEvent, StopEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import CoroutineType
     from typing import Any
 
 
@@ -80,7 +81,11 @@ class EventLog:
         self._events.append(event)
         self.next += 1
         readers = self._readers
-        if readers:
+        if len(readers) == 1:
+            waiter = readers[0].waiter
+            if waiter is not None:
+                waiter.wake()
+        elif readers:
             for position in tuple(readers):  # the collector may detach one at any moment
                 if position.waiter is not None:
                     position.waiter.wake()
@@ -241,7 +246,6 @@ class EventStream(ReceiveChannel[Event]):
         """The number of the last event taken, counted from 1; 0 before the first."""
         return self._position.at - 1
 
-    @enable_ki_protection
     async def receive(self) -> Event:
         """Take the next event, waiting for it if need be.
 
@@ -255,6 +259,14 @@ class EventStream(ReceiveChannel[Event]):
             trio.BusyResourceError: Another task is waiting at this reader; each needs its own
                 ``stream_events()``.
         """
+        return await self._next(None)
+
+    def __anext__(self) -> CoroutineType[Any, Any, Event]:
+        return self._next(StopAsyncIteration)
+
+    @enable_ki_protection
+    async def _next(self, at_end: type[Exception] | None) -> Event:  # noqa: C901, PLR0912
+        # One coroutine for all of it: each further one costs at every step of a wait.
         backend = self._backend
         if backend is None:
             backend = self._backend = current_backend()
@@ -266,48 +278,44 @@ class EventStream(ReceiveChannel[Event]):
             raise backend.BusyResourceError(msg)
         self._is_busy = True
         try:
-            return await self._receive(backend)
+            position = self._position
+            log = position.log
+            position.task = backend.current_task()
+            has_passed_checkpoint = False
+            while True:
+                if position.closed:
+                    msg = "this stream was closed; handler.stream_events() gives a new one"
+                    raise backend.ClosedResourceError(msg)
+                if position.at >= log.next and not log.closed:
+                    if self._waiter is None:
+                        self._waiter = backend.waiter()
+                    # While this task waits here it reads no other of its readers of this run.
+                    resting = log.rest(position.task, but=position)
+                    position.waiter = self._waiter
+                    try:
+                        await self._waiter.wait()
+                    finally:
+                        position.waiter = None
+                        for other in resting:
+                            other.at_rest = False
+                    self._pace = perf_counter()
+                    has_passed_checkpoint = True
+                elif not has_passed_checkpoint:
+                    now = perf_counter()
+                    if now - self._pace > TURN:
+                        await backend.checkpoint()
+                        self._pace = perf_counter()
+                    else:
+                        await backend.checkpoint_if_cancelled()
+                    has_passed_checkpoint = True
+                elif position.at < log.next:
+                    event = position.take()
+                    if event is not None:
+                        return event
+                else:
+                    raise at_end or backend.EndOfChannel
         finally:
             self._is_busy = False
-
-    @enable_ki_protection
-    async def _receive(self, backend: Backend) -> Event:
-        position = self._position
-        log = position.log
-        position.task = backend.current_task()
-        has_passed_checkpoint = False
-        while True:
-            if position.closed:
-                msg = "this stream was closed; handler.stream_events() gives a new one"
-                raise backend.ClosedResourceError(msg)
-            if position.at >= log.next and not log.closed:
-                if self._waiter is None:
-                    self._waiter = backend.waiter()
-                # While this task waits here it reads no other of its readers of this run.
-                resting = log.rest(position.task, but=position)
-                position.waiter = self._waiter
-                try:
-                    await self._waiter.wait()
-                finally:
-                    position.waiter = None
-                    for other in resting:
-                        other.at_rest = False
-                self._pace = perf_counter()
-                has_passed_checkpoint = True
-            elif not has_passed_checkpoint:
-                now = perf_counter()
-                if now - self._pace > TURN:
-                    await backend.checkpoint()
-                    self._pace = perf_counter()
-                else:
-                    await backend.checkpoint_if_cancelled()
-                has_passed_checkpoint = True
-            elif position.at < log.next:
-                event = position.take()
-                if event is not None:
-                    return event
-            else:
-                raise backend.EndOfChannel
 
     @enable_ki_protection
     def close(self) -> None:
@@ -344,9 +352,10 @@ class EventStream(ReceiveChannel[Event]):
 class StreamSender(SendChannel[Event]):
     """The sending end of a run's stream, as a step sees it: ``ctx.stream``."""
 
-    __slots__ = ("_log", "_pace", "_publish")
+    __slots__ = ("_backend", "_log", "_pace", "_publish")
 
     def __init__(self, log: EventLog, publish: Callable[[Event | None], None]) -> None:
+        self._backend = _backend_if_any()
         self._log = log
         self._publish = publish
         self._pace = 0.0
@@ -361,10 +370,13 @@ class StreamSender(SendChannel[Event]):
         Raises:
             WorkflowRuntimeError: The run is over, or it is a ``StopEvent`` (return it instead).
         """
-        backend = current_backend()
-        if perf_counter() - self._pace > TURN:
+        backend = self._backend
+        if backend is None:  # it was made in the thread of a plain step
+            backend = self._backend = current_backend()
+        is_due = perf_counter() - self._pace > TURN
+        # Others get their turn once the event is out, if nothing can cancel that turn.
+        if is_due and not backend.shields_from_all:
             await backend.checkpoint()
-            self._pace = perf_counter()
         else:
             await backend.checkpoint_if_cancelled()
         log: EventLog | None = self._log
@@ -372,7 +384,11 @@ class StreamSender(SendChannel[Event]):
             if log.is_full():
                 await log.wait_for_room()
             log = log.outer
-        self._publish(value)  # last: cancelled, natively too, it has published nothing
+        self._publish(value)  # what follows cannot be cancelled
+        if is_due:
+            if backend.shields_from_all:
+                await backend.cancel_shielded_checkpoint()
+            self._pace = perf_counter()
 
     @enable_ki_protection
     def send_nowait(self, value: Event) -> None:

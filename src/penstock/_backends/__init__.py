@@ -77,8 +77,11 @@ class Waiter(Protocol):
     a wake-up that is lost to a cancellation loses nothing else.
     """
 
-    async def wait(self) -> None:
-        """Sleep until :meth:`wake`. A checkpoint; cancelled, it leaves nothing behind."""
+    def wait(self) -> Awaitable[None]:
+        """Sleep until :meth:`wake`. A checkpoint; cancelled, it leaves nothing behind.
+
+        What is returned has to be awaited at once.
+        """
         ...
 
     def wake(self) -> None:
@@ -103,6 +106,8 @@ class Backend(Protocol):
     #: native ``Task.cancel()`` goes through every shield in the task that it hits, and one that
     #: hits a task which only waits leaves the clean-up of the steps alone.
     runs_steps_in_host: bool
+    #: Whether nothing can cancel a shielded wait; ``Task.cancel()`` goes through AnyIO's shields.
+    shields_from_all: bool
     #: Whether :meth:`await_in_loop` runs its function in the task that waits for the thread.
     awaits_in_host: bool
 

@@ -158,6 +158,7 @@ class AsyncioBackend:
 
     name = "asyncio"
     runs_steps_in_host = False
+    shields_from_all = False
     awaits_in_host = False
     Cancelled: type[BaseException] = asyncio.CancelledError
     EndOfChannel: type[Exception] = EndOfChannel
