@@ -262,7 +262,7 @@ class EventStream(ReceiveChannel[Event]):
         return await self._next(None)
 
     def __anext__(self) -> CoroutineType[Any, Any, Event]:
-        return self._next(StopAsyncIteration)
+        return self._next(StopAsyncIteration)  # type: ignore[return-value] # is one to pyright
 
     @enable_ki_protection
     async def _next(self, at_end: type[Exception] | None) -> Event:  # noqa: C901, PLR0912
