@@ -8,7 +8,9 @@ import gc
 import os
 import subprocess
 import sys
+import time
 import weakref
+from typing import Annotated
 
 import anyio
 import attrs
@@ -16,13 +18,14 @@ import pytest
 import trio
 
 import penstock
-from helpers import on_each_backend, run_virtually
+from helpers import Item, Single, on_each_backend, run_virtually
 from penstock import (
     Context,
     Event,
     HumanResponseEvent,
     InputRequiredEvent,
     Observer,
+    Resource,
     StartEvent,
     StopEvent,
     Workflow,
@@ -35,6 +38,7 @@ from penstock import (
     workflow_scope,
 )
 from penstock._cleanup import current_cleanup
+from penstock.testing import jump_clock
 
 
 class Number(Event):
@@ -583,3 +587,105 @@ async def test_what_is_written_to_a_restored_context_is_in_its_next_snapshot():
     await again.store.set("n", 2)
 
     assert await Context.from_dict(workflow, again.to_dict()).store.get("n") == 2
+
+
+# -- what the sweep found --------------------------------------------------------------------------
+
+
+def test_a_failure_that_nobody_saw_is_raised_where_a_nursery_hands_on_the_cancellation():
+    """P9: a group of nothing but Cancelled is a cancellation, and gives way to the run's failure."""
+
+    async def sleep(ctx):
+        await trio.sleep(100)
+
+    async def main():
+        with pytest.raises(WorkflowTimeoutError), trio.CancelScope(deadline=10):
+            async with Single(sleep, timeout=5).run(), trio.open_nursery():
+                await trio.sleep(1)
+                jump_clock(20)  # both deadlines pass in one turn
+                await trio.sleep_forever()
+
+    run_virtually("trio", main)
+
+
+@on_each_backend
+def test_a_timeout_that_passes_while_a_step_blocks_is_the_timeout(backend):
+    """P11: also where the step had slept before, and its sleep was ended by a cancellation."""
+
+    class Slow(Workflow):
+        @step
+        async def slow(self, ev: StartEvent) -> Item:
+            await anyio.sleep(1)
+            until = time.perf_counter() + 0.002  # so that the next hop is a whole checkpoint
+            while time.perf_counter() < until:
+                pass
+            jump_clock(20)
+            return Item(number=1)
+
+        @step
+        async def last(self, ev: Item) -> StopEvent:
+            return StopEvent()
+
+    async def main():
+        with pytest.raises(WorkflowTimeoutError):
+            await Slow(timeout=5).run()
+
+    run_virtually(backend, main)
+
+
+class Question(InputRequiredEvent):
+    pass
+
+
+class Early(HumanResponseEvent):
+    pass
+
+
+@on_each_backend
+def test_an_answer_to_somebody_else_leaves_the_question_open(backend):
+    """P12: an answer that nobody waits for yet is kept, and the run still waits for its own."""
+
+    class Form(Workflow):
+        @step
+        async def begin(self, ev: StartEvent) -> Question:
+            return Question()
+
+        @step
+        async def listen(self, ctx: Context, ev: Answer) -> StopEvent:
+            early = await ctx.wait_for_event(Early)
+            return StopEvent(result=(ev.text, early.text))
+
+    async def main():
+        async with Form().run() as handler:
+            await anyio.sleep(1)
+            handler.send_event(Early(text="known"))
+            await anyio.sleep(1)
+            handler.send_event(Answer(text="ann"))
+
+        assert handler.result() == ("ann", "known")
+
+    run_virtually(backend, main)
+
+
+@on_each_backend
+def test_a_cancelled_run_lets_go_of_its_resources(backend):
+    """P1: what opened the resources of a run is not kept by the run, however that ended."""
+
+    async def open_one():
+        yield 1
+
+    class Holder(Workflow):
+        @step
+        async def hold(self, ev: StartEvent, one: Annotated[int, Resource(open_one)]) -> StopEvent:
+            await anyio.sleep(100)
+            return StopEvent()
+
+    async def main():
+        with anyio.move_on_after(1):
+            async with Holder().run() as handler:
+                await anyio.sleep(100)
+
+        assert handler.status == "cancelled"
+        assert handler._runner._resources is None
+
+    run_virtually(backend, main)

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections import deque
 
 import anyio
 import anyio.lowlevel
@@ -1470,7 +1469,7 @@ class LogAgainstList(RuleBasedStateMachine):
             return
         assert self.log.first == self.kept_from + 1
         assert self.log.next == len(self.published) + 1
-        assert self.log._events == deque(self.published[self.kept_from :])
+        assert list(self.log._events) == self.published[self.kept_from :]
         assert self.log.has_readers == bool(self.readers)
         assert self.log.internal_readers == sum(model["internal"] for _, model in self.readers)
 

@@ -161,6 +161,7 @@ class WorkflowHandler(Generic[R]):
             self._cancel(f"its block was left by {type(error).__name__}")
         raised = await leave_nursery(manager)  # noqa: ASYNC102 - as a nursery's own __aexit__
         self._block = None
+        self._abandon()
         settle(self._unobserved(), error, raised, backend.Cancelled)
 
     @enable_ki_protection
@@ -203,7 +204,7 @@ class WorkflowHandler(Generic[R]):
                 coroutine.close()
                 raise
             # asyncio may cancel a task before it has begun; then nothing in it ever runs.
-            task.add_done_callback(self._take_leave)
+            task.add_done_callback(self._abandon)
         else:
             msg = (
                 f"start_soon() was given {nursery!r}; expected a Trio nursery, an AnyIO task group "
@@ -211,7 +212,8 @@ class WorkflowHandler(Generic[R]):
             )
             raise TypeError(msg)
 
-    def _take_leave(self, _task: object) -> None:
+    def _abandon(self, _task: object = None) -> None:
+        """Conclude a run whose task was cancelled natively before it began, if it was."""
         self._runner.abandon(OUTSIDE)
 
     def _start(self, how: str) -> None:
@@ -254,8 +256,14 @@ class WorkflowHandler(Generic[R]):
             raise failure
 
     @enable_ki_protection
-    async def _own(self) -> None:
-        await self._runner.run()
+    async def _own(self) -> None:  # noqa: ASYNC910 - the run is a checkpoint, however it ends
+        backend = current_backend()
+        try:
+            await self._runner.run()
+        except backend.Cancelled:
+            # This task alone, natively? AnyIO would then cancel the owner's body, and other runs.
+            if backend.is_cancelled():
+                raise
 
     @enable_ki_protection
     async def _own_in_nursery(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, Self, final
 
 from penstock._backends import current_backend, enable_ki_protection
-from penstock._engine.outcome import URGENT, single
+from penstock._engine.outcome import URGENT, only_cancelled, single
 from penstock._engine.runner import current_scope
 from penstock._errors import WorkflowRuntimeError
 
@@ -49,13 +49,13 @@ def settle(
     for urgent in (raised, failure):
         if isinstance(urgent, URGENT):
             raise urgent
-    if error is not None and not isinstance(error, cancelled):
+    if error is not None and not only_cancelled(error, cancelled):
         if failure is not None:
             error.add_note(f"and the run that it cancelled failed while unwinding: {failure!r}")
         return
     if failure is not None:
         raise failure
-    if raised is not None and (error is None or not isinstance(raised, cancelled)):
+    if raised is not None and (error is None or not only_cancelled(raised, cancelled)):
         raise raised
 
 
@@ -63,6 +63,8 @@ class OwnedRun(Protocol):
     """A run, as its scope sees it: the handler."""
 
     async def _own(self) -> None: ...
+
+    def _abandon(self) -> None: ...
 
     def _cancel(self, reason: str) -> None: ...
 
@@ -103,6 +105,8 @@ class WorkflowScope:
                 run._cancel(f"its scope was left by {type(error).__name__}")
         self._nursery = None  # who is left takes nothing new
         raised = await leave_nursery(self._manager)  # noqa: ASYNC102 - as a nursery's own
+        for run in self._runs:
+            run._abandon()
         failures = [failure for run in self._runs if (failure := run._unobserved()) is not None]
         for other in failures[1:]:
             failures[0].add_note(f"and another run of the same scope failed: {other!r}")

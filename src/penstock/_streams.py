@@ -57,7 +57,8 @@ class EventLog:
     def __init__(self, *, window: int, history: int) -> None:
         self._window = window
         self._history = history
-        self._events: deque[Event] = deque()
+        #: A list until the first is forgotten: an empty deque takes more than all events of most runs.
+        self._events: list[Event] | deque[Event] = []
         self._readers: list[_Position] = []
         self._senders: list[Waiter] | None = None
         #: The sequence number of the oldest event kept, and of the next one; the first is 1.
@@ -99,9 +100,12 @@ class EventLog:
         keep = self.next - self._history
         for position in self._readers:
             keep = min(keep, position.at)
-        while self.first < keep:
-            self._events.popleft()
-            self.first += 1
+        if self.first < keep:
+            if isinstance(self._events, list):
+                self._events = deque(self._events)
+            for _ in range(keep - self.first):
+                self._events.popleft()
+            self.first = keep
 
     def close(self, last: Event) -> None:
         """Publish the terminal event and end the stream for everybody."""

@@ -230,6 +230,11 @@ class AsyncioBackend:
         # Handed over as a value: on its way through two kinds of futures AnyIO and asyncio turn a
         # cancellation into an Exception, and a CancelledError of futures into a cancellation.
         async def run() -> tuple[Any, BaseException | None]:
+            if anyio.current_effective_deadline() == -inf:
+                # AnyIO has told those who were there, and nobody is left to be told; who comes
+                # later would wait for ever. Leaving a scope has it begin again.
+                with anyio.CancelScope():  # noqa: ASYNC100 - it is left, that is all
+                    pass
             try:
                 return await async_function(), None
             except BaseException as error:  # noqa: ASYNC103, BLE001 - raised in the thread

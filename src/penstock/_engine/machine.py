@@ -97,11 +97,13 @@ class Machine(Groups):
 
     def receive(self, event: Event) -> None:
         """Take an event from outside: the start event, or one sent to the handler."""
-        self._note_answer(event)
         if isinstance(event, HumanResponseEvent) and not self.graph.targets(type(event)):
-            if not self._give_to_waiting(event):
-                self.early.append(event)  # a step may yet come to wait for it
+            if self._give_to_waiting(event):
+                self._note_answer(event)
+            else:
+                self.early.append(event)  # a step may yet come to wait for it, or to ask
             return
+        self._note_answer(event)
         self._deliver(self.graph.input(type(event)), event, None)
 
     def receive_at(self, event: Event, target: str) -> None:

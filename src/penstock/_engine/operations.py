@@ -138,6 +138,7 @@ class Operations:
             self._machine.send(route, event, group, target)
         record.held.clear()
 
+    @enable_ki_protection
     def publish(self, event: Event | None) -> None:
         """See :meth:`penstock.Context.write_event_to_stream`."""
         if threading.get_ident() != self._thread:

@@ -219,15 +219,17 @@ class Runner(Steering):
             variables=self._variables,
             on_failure=self.fail,
         )
-        async with scope:
-            self._resources = scope
-            try:
-                if not self.outcome.status:
-                    async with backend.open_nursery() as nursery:
-                        await self._host_run(backend, nursery)
-            finally:
-                scope.ended_by = self.outcome.error
-        self._resources = None
+        try:
+            async with scope:
+                self._resources = scope
+                try:
+                    if not self.outcome.status:
+                        async with backend.open_nursery() as nursery:
+                            await self._host_run(backend, nursery)
+                finally:
+                    scope.ended_by = self.outcome.error
+        finally:
+            self._resources = None
 
     async def _host_run(self, backend: Backend, nursery: Nursery) -> None:
         name = backend.task_name(self._host)
@@ -277,9 +279,11 @@ class Runner(Steering):
         try:
             while not self.outcome.status and not machine.startable:
                 await self._parked.wait()
-        except backend.Cancelled:
-            if not self.outcome.status:
+        except BaseException as error:
+            if not self.outcome.status and isinstance(error, backend.Cancelled):
                 self._settle_cancellation(backend.current_time() > self.clock.deadline)
+            elif not self.outcome.status:  # a KeyboardInterrupt; nothing more is to begin
+                self.outcome.interrupt(error, backend.Cancelled)
             raise
         finally:
             self._parked = None
@@ -455,10 +459,13 @@ class Runner(Steering):
             self.outcome.interrupt(None, self._backend.Cancelled)
 
     def _note_delivery(self) -> None:
-        # The exception is the timeout's, if the scope says so. Settled now, for the step may take
-        # long to unwind, and others may be cancelled meanwhile.
+        # The exception is the timeout's, if the time and the scope say so; a KeyboardInterrupt of the
+        # host cancels it as well. Settled now, for the step may take long to unwind, and others may
+        # be cancelled meanwhile.
+        assert self._backend is not None
         assert self._nursery is not None
-        if not self.outcome.status and self._nursery.cancel_scope.cancel_called:
+        is_late = self._backend.current_time() > self.clock.deadline
+        if not self.outcome.status and is_late and self._nursery.cancel_scope.cancel_called:
             self.settle_timeout()
 
     def _halt(self, reason: str, *, by_worker: bool = False) -> None:

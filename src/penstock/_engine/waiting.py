@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,8 @@ async def wait_for(
             machine.questions -= 1  # the answer came before the question
         if wait.is_over:
             await backend.checkpoint()
-        with backend.cancel_scope(deadline=deadline):
+        # A scope is dear in time and in memory, and thousands may wait.
+        with nullcontext() if timeout is None else backend.cancel_scope(deadline=deadline):
             while not wait.is_over:
                 await wait.waiter.wait()
         is_taken = wait.is_over

@@ -155,6 +155,10 @@ class Worker:
                     return await self._prepare(backend, step, event, context)
                 finally:
                     track.running.pop(scope, None)
+                    # With its run cancelled as well, AnyIO would have the run's scope take over what
+                    # this one did to the task, and then undo a native cancellation of another.
+                    scope.shield = track.reason is not None
+            await backend.checkpoint_if_cancelled()
             return None  # the branch was cancelled
         finally:
             context.end()
@@ -208,7 +212,9 @@ class Worker:
             watch = self._note_interruption
         idle_timeout = step.options.idle_timeout
         if step.timeout is None and idle_timeout is None:
-            return await run_in_context(coroutine, self._variables.copy(), watch)
+            result = await run_in_context(coroutine, self._variables.copy(), watch)
+            self.was_interrupted = False  # the step has dealt with it
+            return result
         now = backend.current_time()
         deadline = now + (inf if step.timeout is None else step.timeout)
         progress = _Progress(backend, deadline, idle_timeout)
@@ -218,6 +224,7 @@ class Worker:
         with backend.cancel_scope(deadline=nextafter(progress.due, inf)) as scope:
             progress.scope = scope
             result = await run_in_context(coroutine, self._variables.copy(), watch)
+            self.was_interrupted = False
             if backend.current_time() <= progress.due or not self._run.is_running:
                 return result
         # The scope caught its own cancellation, or the step came too late.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from penstock.testing._auditing import StepStruckError, audit
 from penstock.testing._isolation import run_step
 from penstock.testing._records import StepInvocation, StepOutcome, WorkflowTestResult
 from penstock.testing._running import WorkflowTestRunner, run_workflow
+from penstock.testing._scenarios import Reading, WorkflowScenario, workflow_scenario
 from penstock.testing._stepping import SteppedRun, step_through
 from penstock.testing._sweeps.sweep import SweepReport, fuzz, sweep
 from penstock.testing._sweeps.trial import At, InjectedError, Outcome, ScenarioFailure, Trial
@@ -15,15 +17,19 @@ __all__ = [
     "At",
     "InjectedError",
     "Outcome",
+    "Reading",
     "ScenarioFailure",
     "StepInvocation",
     "StepOutcome",
+    "StepStruckError",
     "SteppedRun",
     "SweepReport",
     "Trial",
     "VirtualLoop",
+    "WorkflowScenario",
     "WorkflowTestResult",
     "WorkflowTestRunner",
+    "audit",
     "fuzz",
     "jump_clock",
     "run_step",
@@ -31,4 +37,5 @@ __all__ = [
     "run_workflow",
     "step_through",
     "sweep",
+    "workflow_scenario",
 ]

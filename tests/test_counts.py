@@ -1,0 +1,320 @@
+"""A guard against slowness that reads no clock: how much is done, not how long it takes.
+
+The tables say what one hop, item, event or run may cost at most; `benchmarks._counts` counts it.
+Spawns and all that is asked of the event loop are exact, on every Python and with every version of
+the libraries. Calls may be fewer than the table has: Python 3.12 inlines comprehensions (``own``),
+and older versions of AnyIO do more or less of their own (``calls``). Memory has a margin.
+When a change makes a number better, write the better one here: ``python -m benchmarks._counts``.
+"""
+
+from __future__ import annotations
+
+import ast
+import platform
+import subprocess
+import sys
+from fractions import Fraction
+from functools import cache
+
+import pytest
+
+from benchmarks import _counts
+from benchmarks._counts import COUNTS, LIBRARIES, WORKS
+from penstock import _backends
+from penstock._engine import runner
+from penstock._engine.machine import Machine
+
+
+pytestmark = pytest.mark.skipif(
+    platform.python_implementation() != "CPython", reason="what is counted is CPython's"
+)
+
+#: What the columns of the tables count; cycles are counted as well, and there are none.
+COLUMNS = [name for name in COUNTS if name != "garbage"]
+
+# Trio and asyncio keep deadlines that were taken back until there are many and a pass comes: these
+# are the blocks and the objects of what has a timeout. Those of a fan-out's run come and go with
+# free lists.
+TRIO = """
+                          spawns turns passes scopes nurseries    chan. waiters    own calls  blocks objects bytes    peak
+hop                            0     0      0      0         0        0       0      5    11       0       0     0      13
+hop, 16 to a turn              0  1/16   1/16      0         0        0       0  5.375 12.88       0       0     0      16
+2 hops, 1 with a timeout       0     0      0      1         0        0       0     12    68       4       2   245     271
+item, 64 workers               0     1   1/64      0         0        0       0  28.05  53.2       0       0    16     239
+item, 4 workers                0     1    1/4      0         0        0       0  28.75 56.25       0       0     0     231
+fan-out of 16 and its run      3    21      7      1         1        1       1    594  1236       2       0   130     130
+cancelled step                 0     1      0      0         0        0       0     12    58       0       0     0    1662
+event of a stream              0     2      1      0         0        0       0     22    70       0       0     0       3
+event nobody reads             0     0      0      0         0        0       0      6     7       0       0     0       0
+run of 3 steps                 0     1      1      1         1        0       0     79   177       0       0     0     416
+run with a timeout             0     1      1      1         1        0       0     83   193       4       2   252     668
+run among many                 1     3      0      1         1        0       0     90   217       0       0     0   10144
+idle run                       1     1      0      1         1        0       1     65   125      70      44  7578    7578
+wake-up                        0     2      0      0         0        0       0     59   119       0       0     0     552
+idle run, in a step            1     1      0      2         1        0       1     72   170     105      76 12002   12002
+wake-up, in a step             0     2      0      0         0        0       0     64   133       0       0     0     536
+change of the state            0     0      0      0         0        0       0     18    23       0       0     0       0
+"""
+
+ASYNCIO = """
+                          spawns turns passes scopes nurseries    chan. waiters    own calls  blocks objects bytes    peak
+hop                            0     0      0      0         0        0       0      5    21       0       0     0      13
+hop, 16 to a turn              0  1/16   1/16      0         0        0       0  5.188 21.94       0       0     0      13
+2 hops, 1 with a timeout       0     0      0      1         0        0       0     16    80       3       2   216     243
+item, 64 workers               0     1   1/64      0         0        0       0     28 67.06       0       0     0     218
+item, 4 workers                0     1    1/4      0         0        0       0     28    68       0       0     0     215
+fan-out of 16 and its run      4    26      8      6         1        1       1    589  1616       2       0   130     230
+cancelled step                 0     2      0      0         0        0       0     11 62.52       0       0     0     231
+event of a stream              0     2      1      0         0        0       0     22    76       0       0     0       3
+event nobody reads             0     0      0      0         0        0       0      6     7       0       0     0       0
+run of 3 steps                 1     4      3      3         1        0       1     95   282       0       0     0     360
+run with a timeout             1     4      3      3         1        0       1    100   301       0       0     0     360
+run among many                 2     7      0      4         1        0       1    103   372       0       0     7   15498
+idle run                       2     3      0      3         1        0       1     70   231      76      56  9421   12334
+wake-up                        1     6      0      2         0        0       1     74   222       0       0     0    3536
+idle run, in a step            2     2      0      4         1        0       2     82   273     143     116 17558   17614
+wake-up, in a step             0     5      0      1         0        0       0     66   148       0       0     0     544
+change of the state            0     0      0      0         0        0       0     19    34       0       0     0       0
+"""
+
+TABLES = {"trio": TRIO, "asyncio": ASYNCIO}
+
+
+def limits_of(library):
+    """Return what the table of a library says, by work and count."""
+    lines = [line for line in TABLES[library].splitlines()[2:] if line]
+    numbers = {line[:26].strip(): map(Fraction, line[26:].split()) for line in lines}
+    return {name: dict(zip(COLUMNS, row, strict=True)) for name, row in numbers.items()}
+
+
+def margin(name, limit):
+    """Return by how much a number may be over its limit, that being rounded or a rough one."""
+    if "bytes" in name:
+        return 40 + limit / 33
+    if name in {"blocks", "objects"}:
+        return Fraction(1, 4) + limit / 33
+    return Fraction(1, 20) if "calls" in name else 0
+
+
+def complaint(library, name, limits, counts):
+    """Return what got dearer, by how much, and where to look; nothing if nothing did."""
+    dearer = {
+        key: (limit, counts.numbers[key])
+        for key, limit in limits.items()
+        if counts.numbers[key] > limit + margin(key, limit)
+    }
+    if not dearer:
+        return ""
+    lines = [f"on {library}, each {name!r} got dearer:"]
+    for key, (limit, number) in dearer.items():
+        lines.append(
+            f"  {key}: {number:g} instead of at most {float(limit):g}",
+        )
+        lines.append(f"    (+{number - float(limit):g}); look for {COUNTS[key]}")
+    lines.append("calls of penstock for each:")
+    lines += counts.callees(own=True)[:40]
+    lines.append(
+        f'all: python -m benchmarks._counts --on {library} --calls "{name}", also in the tree before'
+    )
+    return "\n".join(lines)
+
+
+@cache
+def measured(library, name):
+    """Return the counts of a work; each is counted once."""
+    return _counts.measure(library, WORKS[name])
+
+
+on_each_library = pytest.mark.parametrize("library", LIBRARIES)
+of_each_work = pytest.mark.parametrize("name", WORKS)
+
+
+@on_each_library
+@of_each_work
+def test_nothing_costs_more_than_it_did(library, name):
+    """No spawn, turn, scope, call or byte is added to a hop, an item, an event or a run."""
+    told = complaint(library, name, limits_of(library)[name], measured(library, name))
+
+    assert not told, told
+
+
+@on_each_library
+@of_each_work
+def test_nothing_is_left_to_the_collector(library, name):
+    """A run that went well, or was cancelled, leaves no reference cycle: nothing to collect."""
+    found = measured(library, name).numbers["garbage"]
+
+    assert found == 0, (
+        f"on {library}, {name!r} left {found:g} objects in cycles; look for {COUNTS['garbage']}"
+    )
+
+
+@on_each_library
+def test_each_work_has_its_limits(library):
+    """The table of each library has every work, and no other."""
+    assert list(limits_of(library)) == list(WORKS)
+
+
+# -- that what is added is found ------------------------------------------------------------------
+
+
+def added(monkeypatch, library, name, key, owner, attribute, make):
+    """Wrap a function with what makes it dearer; return what the guard then says of ``key``."""
+    monkeypatch.setattr(owner, attribute, make(getattr(owner, attribute)))
+    counts = _counts.measure(library, WORKS[name])
+    limits = limits_of(library)[name]
+    return complaint(library, name, {key: limits[key]}, counts) if key in limits else counts
+
+
+@on_each_library
+def test_a_checkpoint_per_hop_is_found(monkeypatch, library):
+    """A full checkpoint where there was half a one is a turn and a pass more."""
+    backend = type(_backends.backend_named(library))
+
+    def make(_):
+        return staticmethod(backend.checkpoint)
+
+    where = monkeypatch, library, "hop", "passes", backend, "checkpoint_if_cancelled"
+    told = added(*where, make)
+
+    assert told.startswith(
+        f"on {library}, each 'hop' got dearer:\n  passes: 1 instead of at most 0"
+    )
+    assert "look for backend.checkpoint()" in told
+
+
+@on_each_library
+def test_a_scope_per_invocation_is_found(monkeypatch, library):
+    """A scope around each invocation is a scope per hop more."""
+    backend = _backends.backend_named(library)
+
+    def make(invoke):
+        async def with_scope(*args):
+            with backend.cancel_scope():
+                return await invoke(*args)
+
+        return with_scope
+
+    told = added(monkeypatch, library, "hop", "scopes", runner.Worker, "invoke", make)
+
+    assert "scopes: 1 instead of at most 0\n    (+1); look for backend.cancel_scope()" in told
+
+
+@on_each_library
+def test_a_spawn_per_item_is_found(monkeypatch, library):
+    """A task for each item, beside the workers, is a spawn per item more."""
+
+    async def nothing():
+        pass
+
+    def make(invoke):
+        async def with_spawn(self, *args):
+            self._run.nursery.start_soon(nothing)
+            return await invoke(self, *args)
+
+        return with_spawn
+
+    told = added(monkeypatch, library, "item, 4 workers", "spawns", runner.Worker, "invoke", make)
+
+    assert "spawns: 1 instead of at most 0" in told
+
+
+@on_each_library
+def test_an_object_per_hop_is_found(monkeypatch, library):
+    """What is kept of each hop is a block and an object per hop more."""
+    kept = []
+
+    def make(finish):
+        def with_log(self, *args):
+            kept.append([args])
+            return finish(self, *args)
+
+        return with_log
+
+    told = added(monkeypatch, library, "hop", "objects", Machine, "finish", make)
+
+    assert "objects: " in told
+    assert "look for something that is kept" in told
+
+
+@on_each_library
+def test_a_cycle_per_run_is_found(monkeypatch, library):
+    """What holds itself is left to the collector."""
+
+    def make(conclude):
+        def with_cycle(*args):
+            cycle = []
+            cycle.append(cycle)
+            conclude(*args)
+
+        return with_cycle
+
+    counts = added(
+        monkeypatch, library, "run of 3 steps", "garbage", runner.Runner, "_conclude", make
+    )
+
+    assert counts.numbers["garbage"] == 24
+
+
+# -- imports --------------------------------------------------------------------------------------
+
+
+PROGRAM = """
+import sys, trio
+
+there = set(sys.modules)
+import penstock
+
+imported = set(sys.modules)
+from penstock import StartEvent, StopEvent, Workflow, step
+
+class Small(Workflow):
+    @step
+    async def only(self, ev: StartEvent) -> StopEvent:
+        return StopEvent()
+
+async def main():
+    await Small().run()
+
+trio.run(main)
+print([sorted(imported - there), sorted(set(sys.modules) - imported)])
+"""
+
+
+@cache
+def imports():
+    """Return what ``import penstock`` imports beyond Trio, and what a run on Trio does then."""
+    program = [sys.executable, "-c", PROGRAM]
+    printed = subprocess.run(program, capture_output=True, text=True, check=True).stdout
+    return ast.literal_eval(printed)
+
+
+#: What ``import penstock`` may import: of the standard library no module that Trio does not.
+IMPORTED = """
+penstock ._answers ._backends ._branch ._cleanup ._context ._decorators ._engine ._entry ._errors
+._events ._faults ._graph ._handler ._limits ._observe ._owners ._scope ._signature ._steps
+._streams ._thread_operations ._threads ._validation ._workflow ._engine.attempts ._engine.clock
+._engine.diagnosis ._engine.failing ._engine.grouping ._engine.joins ._engine.lineage
+._engine.machine ._engine.operations ._engine.outcome ._engine.runner ._engine.steering
+._engine.stepping ._engine.waiting ._engine.worker
+"""
+
+
+def test_importing_penstock_imports_no_more_than_it_did():
+    """Whatever ``import penstock`` imports is known here, and not needed later by some only."""
+    known = {f"penstock{name}" if name[0] == "." else name for name in IMPORTED.split()}
+    more = set(imports()[0]) - known
+
+    assert not more, (
+        f"import penstock now imports {sorted(more)}; expected an import inside the function that "
+        "needs it, or, where every program does, its name in IMPORTED"
+    )
+
+
+def test_a_run_on_trio_imports_no_more_than_it_did():
+    """A run that has no state, no retry and no snapshot imports what is Trio's, and no AnyIO."""
+    more = set(imports()[1]) - {"penstock._backends.trio"}
+
+    assert not more, (
+        f"the first run now imports {sorted(more)}; expected that only who needs it does"
+    )
