@@ -248,6 +248,7 @@ def watched(handler: WorkflowHandler[Any], trial: Trial) -> Watch:
         log=own.log,
         options=own.options,
         store=own._store,
+        resumed=own.resumed,
     )
     runner.seen, runner.children, runner.first = watch, [], own.log.next
     runner.books, runner.halted, runner.kept = None, (), None

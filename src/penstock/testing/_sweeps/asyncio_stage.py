@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal, cast
+import queue
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from penstock.testing._sweeps.frames import waits_for_tasks
+from penstock.testing._sweeps.frames import is_library, waits_for_tasks
 from penstock.testing._sweeps.stage import LONGEST, REASON, Block, Stage, Strand
-from penstock.testing._sweeps.virtual import VirtualLoop, task_of
+from penstock.testing._sweeps.virtual import VirtualLoop, task_of, workers_of
 
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import TracebackType
 
+    import anyio
+
     from penstock.testing._sweeps.stage import Staging
     from penstock.testing._sweeps.trial import At, Mode
 
 
 Task = asyncio.Task[Any]
+
+#: How many turns of the loop those tasks get that are left when a run is over.
+_LAST_TURNS: Final = 150
 
 
 class _StageLoop(VirtualLoop):
@@ -46,10 +52,24 @@ class _StageLoop(VirtualLoop):
         else:
             self._stage.waking(strand)
 
+    def create_task(self, coro: Any, **options: Any) -> Task:
+        """See the parent."""
+        strand = Strand[Task](self._stage, coro)
+        task = super().create_task(strand, **options)
+        if not strand.has_begun:  # else it was started at once
+            self._stage.begins_as(strand, task)
+        return task
+
     def run_now(self, callback_of: Callable[[], object]) -> None:
         """Have what a call would run next be run at once."""
         callback_of()
         self._ready.pop()._run()
+
+    def cancel_in_order(self, cancel: Callable[[], object]) -> None:
+        """Call what cancels tasks; see :meth:`_Ready.order_cancelled`."""
+        before = len(self._ready)
+        cancel()
+        self._ready.order_cancelled(before)
 
 
 class _TaskBlock(Block):
@@ -79,15 +99,16 @@ class _ScopeBlock(Block):
     """A part of a scenario within AnyIO's cancel scope."""
 
     stage: AsyncioStage
-
-    def __init__(self, stage: AsyncioStage, strand: Strand[Task]) -> None:
-        import anyio  # noqa: PLC0415 - not everybody needs it
-
-        super().__init__(stage, strand)
-        self.scope = anyio.CancelScope()
+    #: Made in its task, for AnyIO asks which event loop that is.
+    scope: anyio.CancelScope | None = None
 
     def __enter__(self) -> None:
+        import anyio  # noqa: PLC0415 - not everybody needs it
+
+        self.scope = anyio.CancelScope()
         self.scope.__enter__()
+        if self.is_struck:
+            self.strike()
 
     def __exit__(
         self,
@@ -95,17 +116,21 @@ class _ScopeBlock(Block):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
+        assert self.scope is not None
         is_handled = bool(self.scope.__exit__(kind, error, trace))
         self.has_caught = self.scope.cancelled_caught
         return is_handled
 
     def strike(self) -> None:
         """See the parent."""
-        self.stage.scope_names.add(f"cancel scope {id(self.scope):x}")
+        scope = self.scope
+        if scope is None:
+            return
+        self.stage.scope_names.add(f"cancel scope {id(scope):x}")
         if self.stage.at.kind == "scope":
-            self.scope.cancel()
+            self.stage.loop.cancel_in_order(scope.cancel)
         else:
-            self.scope.deadline = self.stage.now() + LONGEST / 2
+            scope.deadline = self.stage.now() + LONGEST / 2
             self.stage.let_pass(LONGEST / 2)
 
 
@@ -114,9 +139,13 @@ class _TimeoutBlock(Block):
 
     stage: AsyncioStage
 
+    _timeout: asyncio.Timeout | None = None
+
     def __enter__(self) -> None:
         self._timeout = asyncio.timeout(None)
         _drive(self._timeout.__aenter__())
+        if self.is_struck:
+            self.strike()
 
     def __exit__(
         self,
@@ -124,6 +153,7 @@ class _TimeoutBlock(Block):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
+        assert self._timeout is not None
         try:
             _drive(self._timeout.__aexit__(kind, error, trace))
         except TimeoutError:
@@ -133,8 +163,9 @@ class _TimeoutBlock(Block):
 
     def strike(self) -> None:
         """See the parent."""
-        loop = self.stage.loop
-        loop.run_now(lambda: self._timeout.reschedule(loop.time()))
+        loop, timeout = self.stage.loop, self._timeout
+        if timeout is not None:
+            loop.run_now(lambda: timeout.reschedule(loop.time()))
 
 
 def _drive(coro: Any) -> None:
@@ -144,6 +175,13 @@ def _drive(coro: Any) -> None:
         return
     msg = "asyncio.timeout waits; expected it to be entered and left at once"
     raise RuntimeError(msg)
+
+
+def _stop_workers(loop: asyncio.AbstractEventLoop) -> None:
+    """End AnyIO's idle threads of a loop whose root task has never ended; they wait for it."""
+    for thread in workers_of(loop):
+        with suppress(queue.Full):  # it has been told already
+            cast("Any", thread).queue.put_nowait(None)
 
 
 class AsyncioStage(Stage[Task]):
@@ -157,7 +195,8 @@ class AsyncioStage(Stage[Task]):
         #: How AnyIO calls the scopes that were struck, in what it throws.
         self.scope_names: set[str] = set()
         self._alarm: asyncio.TimerHandle | None = None
-        self._yielded: Strand[Task] | None = None
+        #: Who has yielded in the last step: one task, and those that it has started at once.
+        self._yielded: list[Strand[Task]] = []
         self._injecting: Strand[Task] | None = None
 
     def run(self, main: Callable[[], Awaitable[Any]]) -> Any:
@@ -167,34 +206,58 @@ class AsyncioStage(Stage[Task]):
             BaseException: What it raises.
         """
         loop = self.loop
-        loop.set_task_factory(self._new_task)
         loop.set_exception_handler(self._complain)
         try:
-            task = loop.create_task(cast("Any", main()))
-            try:
-                result = loop.run_until_complete(task)
-            except RuntimeError:
-                if not self.stuck:
-                    raise
-                return None
-            if self._alarm is not None:
-                self._alarm.cancel()
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.run_until_complete(loop.shutdown_default_executor())
-            return result
+            self._run_until_complete(loop.create_task(cast("Any", main())))
+        except BaseException:
+            self.stuck = self.stuck or "it was ended from without"
+            raise
         finally:
-            self._yielded = None
-            loop.close()
+            try:
+                self._wind_up()
+            finally:
+                self._yielded = []
+                loop.close()  # does not wait for the threads of the executor; the watch does
+                _stop_workers(loop)
 
-    def _new_task(self, loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> Task:
-        strand = Strand[Task](self, coro)
-        strand.task = task = asyncio.Task(strand, loop=loop, **options)
+    def _run_until_complete(self, task: Task) -> None:
+        try:
+            self.loop.run_until_complete(task)
+        except RuntimeError:
+            if not self.stuck:
+                raise
+
+    def _wind_up(self) -> None:
+        """Cancel what was left, as ``asyncio.run`` does, give it some turns, and close generators."""
+        loop = self.loop
+        self.is_counting = False
+        told = len(self.complaints)
+        since = -3  # since when none is left: who waits for the last of them is told in a turn more
+        for turn in range(_LAST_TURNS):
+            left = asyncio.all_tasks(loop)
+            if not left and turn > since + 2:
+                break
+            since = turn if left else since
+            if turn % 50 == 0:
+                for task in sorted(left, key=lambda task: getattr(task, "number", 0)):
+                    task.cancel()
+            loop.call_soon(loop.stop)
+            loop.run_forever()
+        del self.complaints[told:]
+        if not self.stuck:
+            self.allow_time("closing the async generators that were left", LONGEST, self.steps)
+            self._run_until_complete(loop.create_task(loop.shutdown_asyncgens()))
+
+    def begins_as(self, strand: Strand[Task], task: Task) -> None:
+        """Note which task a strand stands in for."""
+        strand.task = task
         self.strands[task] = strand
         if self.host is None:
             self.host = strand
-        return task
 
     def _complain(self, _loop: object, context: dict[str, Any]) -> None:
+        if str(context.get("message")).startswith("Task was destroyed"):
+            return  # which tasks are left is found by ourselves
         error = context.get("exception")
         self.complaints.append(
             f"{context.get('message')}" + (f": {error!r}" if error is not None else "")
@@ -202,10 +265,10 @@ class AsyncioStage(Stage[Task]):
 
     def settle(self) -> None:
         """Tell that the task that made the last step has parked, once it has."""
-        strand = self._yielded
-        if strand is not None:
-            self._yielded = None
-            self.parked(strand)
+        if self._yielded:
+            yielded, self._yielded = self._yielded, []
+            for strand in yielded:
+                self.parked(strand)
 
     def inject(self) -> None:
         """Give up what a task waits for, and have it raise in its place."""
@@ -216,9 +279,16 @@ class AsyncioStage(Stage[Task]):
 
     # -- see the parent ------------------------------------------------------------------------
 
+    def strand_begins(self, strand: Strand[Task]) -> None:
+        """See the parent."""
+        task = self.current_task()
+        if task not in self.strands:  # started at once, in the middle of another's step
+            self.begins_as(strand, task)
+        super().strand_begins(strand)
+
     def strand_yielded(self, strand: Strand[Task]) -> None:
         """See the parent."""
-        self._yielded = strand
+        self._yielded.append(strand)
 
     def now(self) -> float:
         """See the parent."""
@@ -241,6 +311,13 @@ class AsyncioStage(Stage[Task]):
 
     def can_strike(self, strand: Strand[Task], mode: Mode) -> bool:
         """See the parent. An error takes the place of a wait for a future of the task's own."""
+        if (
+            self.at.kind in {"native", "interrupt"}
+            and strand.named is not None
+            and not strand.has_begun
+        ):
+            # What AnyIO wraps in a coroutine of its own would never be awaited.
+            return not is_library(strand.coro.cr_code)
         if self.at.kind != "error":
             return True
         waits_for: Any = cast("Any", strand.task)._fut_waiter
@@ -291,15 +368,15 @@ class AsyncioStage(Stage[Task]):
         """See the parent."""
         self.loop.jump(seconds)
 
+    def waits_for_thread(self) -> bool:
+        """See the parent."""
+        return self.loop._is_waiting_for_thread()
+
     def set_alarm(self, when: float) -> None:
         """See the parent."""
         if self._alarm is not None:
             self._alarm.cancel()
-        self._alarm = self.loop.call_at(when, self._alarmed)
-
-    def _alarmed(self) -> None:
-        if not self.stuck:
-            self.give_up(f"it did not end within {self.staging.within:g} virtual seconds")
+        self._alarm = self.loop.call_at(when, self.alarmed)
 
     def abandon(self) -> None:
         """See the parent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import linecache
 import sysconfig
@@ -11,11 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import CodeType
+    from types import CodeType, FrameType
 
 
 #: The functions in which a task waits for a thread, whoever calls them.
 _THREAD_CALLS: Final = {"to_thread_run_sync", "run_sync_in_worker_thread"}
+
+#: The functions in which a task waits for others: the end of a nursery, and those of asyncio.
+_TASK_WAITS: Final = {"__aexit__", "wait_for", "wait", "_wait", "_cancel_and_wait"}
 
 _LIBRARIES: Final = tuple(
     str(Path(path).resolve()) + "/"
@@ -41,6 +45,8 @@ def await_places(coro: object) -> Iterator[Place]:
             frame, coro = None, _driven(inner)
         if frame is not None:
             yield frame.f_code, frame.f_lineno
+            if coro is None and hasattr(inner, "gi_yieldfrom"):
+                coro = _driven_by_hand(frame)
 
 
 def _driven(driver: object) -> object:
@@ -52,14 +58,28 @@ def _driven(driver: object) -> object:
     return None
 
 
+def _driven_by_hand(frame: FrameType) -> object:
+    """Return the coroutine that a generator sends into, where it does not await it."""
+    if frame.f_code.co_name == "_async_yield":  # where each wait on Trio ends
+        return None
+    for value in frame.f_locals.values():
+        if getattr(value, "cr_suspended", False):
+            return value
+    return None
+
+
 def waits_for_thread(coro: object) -> bool:
     """Whether a coroutine waits for a call in a thread to return."""
     return any(code.co_name in _THREAD_CALLS for code, _ in await_places(coro))
 
 
 def waits_for_tasks(coro: object) -> bool:
-    """Whether a coroutine waits for the tasks of a nursery or task group to end."""
-    return any(code.co_name == "__aexit__" and is_library(code) for code, _ in await_places(coro))
+    """Whether a library waits in a coroutine for tasks to end: a nursery's, or asyncio's waits."""
+    return any(
+        code.co_name == "__aexit__" or code.co_filename == asyncio.tasks.__file__
+        for code, _ in await_places(coro)
+        if code.co_name in _TASK_WAITS and is_library(code)
+    )
 
 
 def is_library(code: CodeType) -> bool:

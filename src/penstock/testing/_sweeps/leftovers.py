@@ -18,7 +18,7 @@ import trio
 
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator
+    from collections.abc import AsyncGenerator, Generator, Iterator
     from types import TracebackType
 
 
@@ -29,7 +29,37 @@ GRACE: Final = 1.0
 _IDLE_THREAD = re.compile(r"Trio thread \d+")
 
 
+#: How many objects Python 3.12 freezes itself as it starts, at most.
+_FROZEN_BY_PYTHON: Final = 1000
+
 _frozen: list[bool] = []
+
+
+def leaves(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield what is in a group, however deep; or the exception itself."""
+    if isinstance(error, BaseExceptionGroup):
+        for part in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from leaves(part)
+    elif error is not None:
+        yield error
+
+
+def for_others(
+    error: BaseException, expected: tuple[type[BaseException], ...] = ()
+) -> BaseException | None:
+    """Return what is not a scenario's failure: a real Ctrl-C, an exit, what skips or ends a test.
+
+    Args:
+        error: What was raised, perhaps with it inside.
+        expected: What the scenario may raise, whatever it is.
+    """
+    pytest: Any = sys.modules.get("_pytest.outcomes")  # nobody else can have raised its own
+    kinds: tuple[type[BaseException], ...] = (KeyboardInterrupt, SystemExit, GeneratorExit)
+    kinds += () if pytest is None else (pytest.Skipped, pytest.Exit, pytest.XFailed)
+    for leaf in leaves(error):
+        if isinstance(leaf, kinds) and not isinstance(leaf, expected):
+            return leaf
+    return None
 
 
 class Watch:
@@ -49,7 +79,7 @@ class Watch:
         warnings.simplefilter("always")
         self._hooks = sys.unraisablehook, threading.excepthook
         sys.unraisablehook = self._unraisable
-        threading.excepthook = self._unraisable
+        threading.excepthook = self._left_thread
         self._counting = _counting_channels(self.channels)
         self._counting.__enter__()
         return self
@@ -63,6 +93,10 @@ class Watch:
         self._counting.__exit__(None, None, None)
         sys.unraisablehook, threading.excepthook = self._hooks
         self._catching.__exit__(None, None, None)
+
+    def _left_thread(self, told: threading.ExceptHookArgs) -> None:
+        if not issubclass(told.exc_type, SystemExit):  # which ends a thread, and nothing else
+            self._unraisable(told)
 
     def _unraisable(self, told: Any) -> None:
         thing = getattr(told, "object", None)
@@ -144,11 +178,14 @@ class Generators:
             if hooks.finalizer is not None:
                 hooks.finalizer(generator)
 
+        self._begins = begins
         sys.set_asyncgen_hooks(begins, dropped)
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.set_asyncgen_hooks(*self._hooks)
+        # A run that was given up leaves this when it is collected, long after its event loop.
+        if sys.get_asyncgen_hooks().firstiter is self._begins:
+            sys.set_asyncgen_hooks(*self._hooks)
 
     def left_open(self) -> list[str]:
         """Return the names of the generators that are suspended, or were dropped so."""
@@ -163,10 +200,20 @@ def _name_of(generator: Any) -> str:
     return str(generator.__qualname__)
 
 
+def freeze_what_stays() -> None:
+    """Leave out of that heap what a first run has imported and made for good."""
+    if _frozen:
+        gc.freeze()
+
+
 @contextmanager
 def small_heap() -> Generator[None]:
     """Have the garbage collector look only at what is made in this block, so that it is quick."""
     if _frozen:  # by a sweep around this one
+        yield
+        return
+    if gc.get_freeze_count() > _FROZEN_BY_PYTHON:  # by the program, which wants it to stay so
+        gc.collect()
         yield
         return
     gc.freeze()

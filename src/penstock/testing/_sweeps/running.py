@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import reprlib
 import traceback
 from collections import Counter
 from typing import TYPE_CHECKING, Any, cast
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 
 from penstock.testing._sweeps.frames import tell_await
-from penstock.testing._sweeps.leftovers import Generators, Watch
+from penstock.testing._sweeps.leftovers import Generators, Watch, for_others, leaves
+from penstock.testing._sweeps.stage import LONGEST, SPIN_STEPS
 from penstock.testing._sweeps.trial import At, Outcome, ScenarioFailure
 
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
     from penstock.testing._sweeps.stage import Stage, Staging
 
+
+_short = reprlib.Repr()
+_short.maxother = _short.maxstring = 100
 
 #: Warnings that are a failure wherever they come; others only where the whole run has none.
 _LEFT_BEHIND = (ResourceWarning, RuntimeWarning)
@@ -49,6 +54,8 @@ class Run:
     error: BaseException | None = None
     channels_left: int = 0
     warned: Counter[tuple[type[Warning], str]] = attrs.Factory(Counter[tuple[type[Warning], str]])
+    #: The names of all tasks and blocks that could have been targets.
+    names: set[str] = attrs.Factory(set[str])
 
     def blame(self, problem: str) -> None:
         """Note what is wrong, unless something is already."""
@@ -87,21 +94,25 @@ def run_once(staging: Staging, at: At, undisturbed: Undisturbed | None) -> Run:
         run.struck_again = stage.is_struck_again
         if stage.stuck:
             run.alive = stage.alive
-            run.problem = f"{_struck(stage)}{stage.stuck}"
-            run.outcome = _unfinished(stage)
-        for complaint in getattr(stage, "complaints", ()):
-            run.blame(f"the event loop was told: {complaint}")
+            run.blame(f"{_struck(stage)}{stage.stuck}")
+            run.outcome = run.outcome or _unfinished(stage)
+        complaints: list[str] = getattr(stage, "complaints", [])
         run.channels_left = watch.open_channels()
         if run.channels_left and undisturbed is not None and undisturbed.closes_channels:
             _blame_left(run, allow, "channel", f"{run.channels_left} ends of memory channels open")
         watch.channels.clear()
         if "thread" not in allow and (threads := watch.threads_left()):
             run.blame(f"threads left at work: {', '.join(threads)}")
-        del stage
         if not run.problem and run.outcome is not None:
             # What hangs on a traceback would not be collected.
             run.outcome = attrs.evolve(run.outcome, value=None, error=None, state=None)
+            if stage.injected is not None:
+                stage.injected.__traceback__ = stage.injected.__context__ = None
+        run.names = stage.names
+        del stage
         gc.collect()
+        for complaint in complaints:
+            run.blame(f"the event loop was told: {complaint}")
         run.warned = watch.warned()
         if "warning" not in allow:
             _judge_warnings(run, undisturbed)
@@ -114,10 +125,14 @@ def _main(stage: Stage[Any], run: Run) -> Callable[[], Awaitable[None]]:
     async def main() -> None:
         with Generators() as generators:
             outcome = await stage.attempt(strikes=True)
+            if stage.stuck:
+                return
             run.outcome = outcome
             await _judge(stage, run, outcome, generators)
-            if outcome.struck and stage.staging.fresh and not run.problem:
+            if outcome.struck and stage.staging.fresh and not run.problem and not stage.stuck:
                 fresh = await stage.attempt(strikes=False)
+                if stage.stuck:
+                    return
                 await _judge(stage, run, fresh, generators)
                 if run.problem:
                     run.problem = f"a fresh run after it does not work: {run.problem}"
@@ -127,7 +142,7 @@ def _main(stage: Stage[Any], run: Run) -> Callable[[], Awaitable[None]]:
 
 async def _judge(stage: Stage[Any], run: Run, outcome: Outcome, generators: Generators) -> None:
     staging, allow = stage.staging, stage.staging.allow
-    left = list(_leaves(outcome.error))
+    left = list(leaves(outcome.error))
     unexpected = [error for error in left if not _may_leave(stage, outcome, error)]
     # What fails beside an injected error is a consequence of it.
     if unexpected and (stage.injected is None or stage.injected not in left):
@@ -141,13 +156,14 @@ async def _judge(stage: Stage[Any], run: Run, outcome: Outcome, generators: Gene
     _blame_left(run, allow, "generator", *generators.left_open())
     generators.dropped.clear()
     if staging.check is not None and not run.problem:
+        stage.allow_time("the check", LONGEST, stage.steps + SPIN_STEPS * 49)
         try:
             verdict = staging.check(outcome)
             if inspect.isawaitable(verdict):
                 verdict = await verdict
-        except BaseException as error:
-            if not isinstance(error, Exception) and type(error).__name__ != "Failed":
-                raise  # pytest.fail() is a failure; what skips or ends a test is not
+        except BaseException as error:  # noqa: ASYNC103 - it is judged, whatever it is
+            if stage.stuck or for_others(error) is not None:
+                raise
             run.error = error
             run.blame(f"the check failed: {_tell(error)}")
         else:
@@ -174,14 +190,6 @@ def _may_leave(stage: Stage[Any], outcome: Outcome, error: BaseException) -> boo
     if stage.at.kind == "interrupt" and isinstance(error, KeyboardInterrupt):
         return True
     return error is stage.injected
-
-
-def _leaves(error: BaseException | None) -> Iterable[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for part in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            yield from _leaves(part)
-    elif error is not None:
-        yield error
 
 
 def _blame_left(run: Run, allow: Iterable[str], kind: str, *left: str) -> None:
@@ -218,8 +226,16 @@ def _unfinished(stage: Stage[Any]) -> Outcome:
     )
 
 
-def failure_of(run: Run, name: str, call: str, positions: int) -> ScenarioFailure:
-    """Return the failure that tells of a run."""
+def failure_of(run: Run, name: str, call: str, positions: int, options: str) -> ScenarioFailure:
+    """Return the failure that tells of a run.
+
+    Args:
+        run: The run.
+        name: What the scenario is called.
+        call: What ran it.
+        positions: How many positions there are, if that is known.
+        options: Those arguments of the call that decide which position is which.
+    """
     at, outcome = run.at, run.outcome
     lines = [run.problem, ""]
     of = f" of {positions}" if positions else ""
@@ -233,9 +249,9 @@ def failure_of(run: Run, name: str, call: str, positions: int) -> ScenarioFailur
         elif outcome.error is not None:
             lines.append(f"  then     {_tell(outcome.error)} left it")
         elif not run.alive:
-            lines.append(f"  then     it returned {outcome.value!r}")
+            lines.append(f"  then     it returned {_short.repr(outcome.value)}")
     lines += [f"  alive    {strand}" for strand in run.alive]
-    lines.append(f"  replay   {call}({name}, at={str(at)!r})")
+    lines.append(f"  replay   {call}({name}, {options}at={str(at)!r})")
     failure = ScenarioFailure("\n".join(lines), problem=run.problem, at=str(at), outcome=outcome)
     failure.__cause__ = run.error
     return failure

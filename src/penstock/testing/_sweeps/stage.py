@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 import attrs
 
 from penstock.testing._sweeps.frames import Place, await_places, tell_await
+from penstock.testing._sweeps.leftovers import for_others
 from penstock.testing._sweeps.trial import At, InjectedError, Mode, Outcome, Scenario, Trial
 
 
@@ -31,6 +32,9 @@ REASON: Final = "struck by penstock.testing"
 
 #: How many virtual seconds an undisturbed run may take.
 LONGEST: Final = 1e8
+
+#: How often a run whose time is over still waits for a thread; each takes 0.2 real seconds.
+THREAD_PATIENCE: Final = 10
 
 TaskT = TypeVar("TaskT")
 
@@ -59,6 +63,8 @@ class Strand(Coroutine[Any, Any, Any], Generic[TaskT]):
 
     def tell(self) -> str:
         """Say which task this is, and where it waits."""
+        if not self.has_begun:
+            return f"{self.stage.name_of(self)!r} before its first step"
         return f"{self.stage.name_of(self)!r} at {tell_await(list(await_places(self.coro)))}"
 
     def send(self, value: Any) -> Any:
@@ -86,6 +92,7 @@ class Strand(Coroutine[Any, Any, Any], Generic[TaskT]):
 
     def _begin(self) -> None:
         self.has_begun = True
+        self.stage.strand_begins(self)
         if self.named is not None:
             self.named.__enter__()
 
@@ -105,7 +112,7 @@ class Strand(Coroutine[Any, Any, Any], Generic[TaskT]):
             stage.strand_ended(self)
             if named is None or not named.__exit__(type(error), error, error.__traceback__):
                 raise
-            raise StopIteration from None
+            raise StopIteration from None  # noqa: ASYNC104 - its own block has caught it
         stage.strand_yielded(self)
         return sent
 
@@ -114,7 +121,8 @@ class Block(ABC):
     """A part of a scenario that can be struck: a named block, a whole task, or all of it.
 
     Entered and left in the task that it is in; what leaves it is let through, unless it is this
-    block's own cancellation by a scope or a timeout.
+    block's own cancellation by a scope or a timeout. A whole task may be struck before it is
+    entered, and between steps of tasks, where no task is current.
 
     Args:
         strand: That task.
@@ -187,6 +195,13 @@ class Stage(ABC, Generic[TaskT]):
         #: Why it had to be given up, and what was alive then; empty if it had not.
         self.stuck = ""
         self.alive: list[str] = []
+        #: What is to end, how long it may take, and after which step it must have.
+        self._doing = "it"
+        self._seconds = LONGEST
+        self._patience = THREAD_PATIENCE
+        self._last_step = SPIN_STEPS * 50
+        #: The names of the tasks and blocks that could be targets.
+        self.names: set[str] = set()
         #: Which tasks ended as if nothing were, though the cancellation had reached them there.
         self.kept: list[tuple[str, list[Place]]] = []
         #: What was raised in place of an await.
@@ -198,7 +213,6 @@ class Stage(ABC, Generic[TaskT]):
         self.strands: dict[TaskT, Strand[TaskT]] = {}
         self.host: Strand[TaskT] | None = None
         self.whole: Block | None = None
-        self._last_step = SPIN_STEPS * 50
         #: What could be struck when a task parked, if nothing has happened since.
         self._instant: tuple[Block, ...] = ()
 
@@ -209,15 +223,26 @@ class Stage(ABC, Generic[TaskT]):
         if self.is_counting:
             self._instant = self._moment(strand, "park")
         if self.steps > self._last_step and not self.stuck:
-            self.give_up("it goes on and on without any time passing")
+            self.give_up("goes on and on without any time passing")
 
     def waking(self, strand: Strand[TaskT]) -> None:
         """A task is about to go on."""
         if self.is_counting:
-            if not strand.has_begun and self.is_target(self.name_of(strand)):
-                strand.named = self.new_block(strand)
+            if not strand.has_begun:
+                self._name(strand)
             self._moment(strand, "wake")
         self._instant = ()
+
+    def _name(self, strand: Strand[TaskT]) -> None:
+        name = self.name_of(strand)
+        self.names.add(name)
+        if strand.named is None and self.is_target(name):
+            strand.named = self.new_block(strand)
+
+    def strand_begins(self, strand: Strand[TaskT]) -> None:
+        """A task makes its first step; of one that starts at once it is the first that is seen."""
+        if self.is_counting:
+            self._name(strand)
 
     def time_may_pass(self) -> None:
         """Something else than a step of a task happened."""
@@ -259,8 +284,7 @@ class Stage(ABC, Generic[TaskT]):
                 moment = f"{', '.join(sorted(others))}; when {moment}"
             self.where = moment
             self.since = self.now()
-            self._last_step = self.steps * 50 + SPIN_STEPS
-            self.set_alarm(self.since + self.staging.within)
+            self.allow_time("it", self.staging.within, self.steps * 50)
             self.struck = strand
             self.is_host_struck = any(block.strand is self.host for block in blocks)
             for block in blocks:
@@ -292,6 +316,8 @@ class Stage(ABC, Generic[TaskT]):
     def open_target(self, name: str) -> Generator[None]:
         """Open a block that may be a target; see :meth:`Trial.target`."""
         strand = self.strands.get(self.current_task())
+        if self.is_counting:
+            self.names.add(name)
         if not self.is_counting or strand is None or not self.is_target(name):
             yield
             return
@@ -309,11 +335,30 @@ class Stage(ABC, Generic[TaskT]):
         """Let time pass up to a deadline; what comes of it is measured from there."""
         self.pass_time(seconds)
         self.since = self.now()
-        self.set_alarm(self.since + self.staging.within)
+        self.allow_time("it", self.staging.within, self.steps * 50)
+
+    def allow_time(self, doing: str, seconds: float, steps: int) -> None:
+        """Have the run given up unless something ends soon.
+
+        Args:
+            doing: What, in words.
+            seconds: Within how many virtual seconds from now.
+            steps: Within how many steps of tasks, counted from the beginning, and some more.
+        """
+        self._doing, self._seconds, self._last_step = doing, seconds, steps + SPIN_STEPS
+        self.set_alarm(self.now() + seconds)
+
+    def alarmed(self) -> None:
+        """Its time is over, unless a thread is at work, which on a busy machine may take long."""
+        if self._patience and self.waits_for_thread():
+            self._patience -= 1
+            self.set_alarm(self.now() + self._seconds)
+        elif not self.stuck:
+            self.give_up(f"did not end within {self._seconds:g} virtual seconds")
 
     def give_up(self, why: str) -> None:
         """End a run that does not end by itself; what is alive is told, and then abandoned."""
-        self.stuck = why
+        self.stuck = f"{self._doing} {why}"
         self.alive = [strand.tell() for strand in self.strands.values()]
         self.is_counting = False
         self.abandon()
@@ -332,7 +377,8 @@ class Stage(ABC, Generic[TaskT]):
         assert self.host is not None
         self.whole = whole = self.new_block(self.host)
         self.since = self.now()
-        self.set_alarm(self.since + LONGEST)
+        what = "it" if strikes else "a fresh run after it does not work: it"
+        self.allow_time(what, LONGEST, self.steps + SPIN_STEPS * 49)
         value: Any = None
         error: BaseException | None = None
         try:
@@ -343,11 +389,12 @@ class Stage(ABC, Generic[TaskT]):
                     self.is_kept(self.host)
                 finally:
                     self.is_counting = False
-        except BaseException as raised:
-            if self._is_for_others(raised):
-                raise
+        except BaseException as raised:  # noqa: ASYNC103, BLE001 - it is judged, whatever it is
+            other = for_others(raised, (*staging.raises, *self._ours()))
+            if other is not None:
+                raise other from None  # noqa: ASYNC104 - found inside it
             error = raised
-        is_cancelled = self.is_all_cancelled(error)
+        is_cancelled = self.is_all_cancelled(error) and strikes
         struck = bool(self.where) and strikes
         return Outcome(
             at=self.at if strikes else At(self.at.backend, seed=self.at.seed),
@@ -360,16 +407,20 @@ class Stage(ABC, Generic[TaskT]):
             seconds=self.now() - self.since,
         )
 
-    def _is_for_others(self, error: BaseException) -> bool:
-        # A real Ctrl-C, or pytest's own: what skips or ends a test is no Exception.
-        if isinstance(error, Exception | BaseExceptionGroup) or self.where:
-            return False
-        return type(error).__module__ != "asyncio.exceptions"
+    def _ours(self) -> tuple[type[BaseException], ...]:
+        """Return what we may have raised ourselves, and is not meant for others."""
+        if not self.where:
+            return ()
+        if self.at.kind == "interrupt":
+            return (KeyboardInterrupt,)
+        return () if self.injected is None else (type(self.injected),)
 
     def new_error(self) -> BaseException:
         """Return what an await is to raise."""
         error = self.staging.error
         self.injected = error(REASON) if isinstance(error, type) else error
+        # One that the user made is raised in every run; what hung on it was the last run's.
+        self.injected.__traceback__ = self.injected.__context__ = None
         return self.injected
 
     # -- what differs between event loops ------------------------------------------------------
@@ -413,6 +464,10 @@ class Stage(ABC, Generic[TaskT]):
     @abstractmethod
     def pass_time(self, seconds: float) -> None:
         """Have the clock jump."""
+
+    @abstractmethod
+    def waits_for_thread(self) -> bool:
+        """Whether a task waits for a thread."""
 
     @abstractmethod
     def set_alarm(self, when: float) -> None:

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from penstock.testing._sweeps.leftovers import small_heap
+from penstock.testing._sweeps.arguments import (
+    choose,
+    chosen_at,
+    chosen_kinds,
+    chosen_seeds,
+    name_of,
+    new_staging,
+    positive,
+)
+from penstock.testing._sweeps.leftovers import freeze_what_stays, small_heap
 from penstock.testing._sweeps.running import Run, Undisturbed, failure_of, run_once
-from penstock.testing._sweeps.stage import Staging
 from penstock.testing._sweeps.trial import (
-    DEFAULT_KINDS,
     KINDS,
-    LEFTOVERS,
     MODES,
     At,
     InjectedError,
     Kind,
-    Mode,
     Outcome,
     Scenario,
 )
 from penstock.testing._sweeps.virtual import refuse_running_loop
+
+
+if TYPE_CHECKING:
+    from penstock.testing._sweeps.stage import Staging
 
 
 #: How many further runs the search for an earlier position may take.
@@ -126,9 +133,9 @@ def sweep(
         ValueError: An argument names nothing that there is.
     """
     refuse_running_loop("sweep")
-    staging = _staging(
+    staging = new_staging(
         scenario,
-        modes=_choose("modes", modes, MODES),
+        modes=choose("modes", modes, MODES),
         target=target,
         error=error,
         within=within,
@@ -137,16 +144,20 @@ def sweep(
         allow=allow,
         fresh=fresh,
     )
-    chosen = _choose("backends", backends, tuple(KINDS))
+    chosen = choose("backends", backends, tuple(KINDS))
+    positive("limit", limit, "a number of runs")
     sweeping = _Sweeping(staging, "sweep", limit, twice=twice)
+    ways = {backend: chosen_kinds(backend, kinds, chosen) for backend in chosen}
+    wanted = chosen_seeds(seeds)
+    token, position = chosen_at(at)
     with small_heap():
-        if isinstance(at, str) and not at.isdecimal():
-            sweeping.replay(At.parse(at))
+        if token is not None:
+            sweeping.replay(token)
             return sweeping.report
-        position = None if at is None else int(at)
         for backend in chosen:
-            for seed in _seeds(seeds):
-                sweeping.sweep(backend, _kinds(backend, kinds, chosen), seed, position)
+            for seed in wanted:
+                sweeping.sweep(backend, ways[backend], seed, position)
+    sweeping.refuse_nothing(position)
     return sweeping.report
 
 
@@ -194,7 +205,7 @@ def fuzz(
         ValueError: An argument names nothing that there is.
     """
     refuse_running_loop("fuzz")
-    staging = _staging(
+    staging = new_staging(
         scenario,
         modes=MODES,
         target=target,
@@ -205,16 +216,24 @@ def fuzz(
         allow=allow,
         fresh=fresh,
     )
-    chosen = _choose("backends", backends, tuple(KINDS))
+    chosen = choose("backends", backends, tuple(KINDS))
     fuzzing = _Sweeping(staging, "fuzz", SHRINK_RUNS, twice=False)
+    ways: dict[str, tuple[Kind, ...]] = {
+        backend: ()
+        if cancel is False
+        else chosen_kinds(backend, None if cancel is True else cancel, chosen)
+        for backend in chosen
+    }
+    token, seed = chosen_at(at)
+    wanted = chosen_seeds(seeds if seed is None else [seed])
     with small_heap():
-        if isinstance(at, str) and not at.isdecimal():
-            fuzzing.replay(At.parse(at))
+        if token is not None:
+            fuzzing.replay(token)
             return fuzzing.report
-        wanted = _seeds(seeds) if at is None else [int(at)]
         for backend in chosen:
-            ways = () if cancel is False else _kinds(backend, _ways(cancel), chosen)
-            fuzzing.fuzz(backend, wanted, ways)
+            fuzzing.fuzz(backend, wanted, ways[backend])
+    if cancel is not False:
+        fuzzing.refuse_nothing(None)
     return fuzzing.report
 
 
@@ -234,6 +253,8 @@ class _Sweeping:
         self._limit = limit
         self._twice = twice
         self._undisturbed: Undisturbed | None = None
+        self._most = 0
+        self._names: set[str] = set()
         self.report = SweepReport()
 
     def _run(self, at: At) -> Run:
@@ -245,14 +266,50 @@ class _Sweeping:
     def _check(self, run: Run) -> Run:
         if run.problem:
             positions = 0 if self._undisturbed is None else self._undisturbed.moments
-            raise failure_of(run, _name_of(self._staging.scenario), self._call, positions)
+            name = name_of(self._staging.scenario)
+            raise failure_of(run, name, self._call, positions, self._options(run.at))
         return run
+
+    def _options(self, at: At) -> str:
+        staging, error = self._staging, self._staging.error
+        options = "" if staging.target is None else f"target={staging.target!r}, "
+        if set(staging.modes) != set(MODES):
+            options += f"modes={staging.modes[0]!r}, "
+        if at.kind == "error" and error is not InjectedError:
+            options += f"error={name_of(error) if isinstance(error, type) else repr(error)}, "
+        return options
+
+    def refuse_nothing(self, position: int | None) -> None:
+        """Refuse to have struck nothing where something was asked for.
+
+        Raises:
+            ValueError: The scenario has no such position, or no such target.
+        """
+        staging = self._staging
+        if staging.target is not None and not self._most:
+            msg = (
+                f"target={staging.target!r} was nowhere in {name_of(staging.scenario)}; expected "
+                "the name of a task or of a block of trial.target(name), or a pattern: of "
+                f"{', '.join(map(repr, sorted(self._names))) or 'which it has none'}"
+            )
+            raise ValueError(msg)
+        if position is not None and not self.report.positions:
+            raise self._not_reached(position, self._most)
+
+    def _not_reached(self, at: str | int, most: int) -> ValueError:
+        return ValueError(
+            f"at={at!r} was not reached; expected a position up to {most}: "
+            "the scenario has no more on this event loop, with this seed, target and these modes"
+        )
 
     def _begin(self, backend: str, seed: int) -> Undisturbed:
         self._undisturbed = None
         run = self._check(self._run(At(backend, seed=seed)))
         found = Undisturbed(run.moments, closes_channels=not run.channels_left, warned=run.warned)
         self._undisturbed = found
+        freeze_what_stays()
+        self._most = max(self._most, found.moments)
+        self._names |= run.names
         return found
 
     def replay(self, at: At) -> None:
@@ -266,9 +323,12 @@ class _Sweeping:
         if at.kind is not None:
             run = self._check(self._run(at))
             if not run.struck:
+                self.refuse_nothing(None)
+                raise self._not_reached(str(at), run.moments)
+            if at.again and not run.struck_again:
                 msg = (
-                    f"at={str(at)!r} was not reached; expected a position up to {run.moments}: "
-                    f"the scenario has no more on this event loop, with this seed and these modes"
+                    f"at={str(at)!r}: there was no second cancellation; expected it at one of the "
+                    f"{max(0, run.moments - at.position)} positions after the first"
                 )
                 raise ValueError(msg)
         self.report.lines.append(f"{at}: one run")
@@ -368,115 +428,3 @@ class _Sweeping:
         self.report.lines.append(
             f"{backend}: {count} seeds, {self.report.runs - before} runs{ways}"
         )
-
-
-# -- arguments ------------------------------------------------------------------------------------
-
-
-def _staging(
-    scenario: Any,
-    *,
-    modes: Sequence[str],
-    target: str | None,
-    error: BaseException | type[BaseException],
-    within: float,
-    raises: Raises,
-    check: Check | None,
-    allow: str | Collection[str],
-    fresh: bool,
-) -> Staging:
-    call = getattr(scenario, "__call__", None)  # noqa: B004 - an object may be a scenario
-    inner = _inner(scenario)
-    if not (inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(call)):
-        hint = "; expected the function itself: sweep(it)" if inspect.iscoroutine(scenario) else ""
-        msg = f"{scenario!r} is no async function{hint or '; expected'} async def scenario(): ..."
-        if inspect.iscoroutine(scenario):
-            scenario.close()
-        raise TypeError(msg)
-    classes: tuple[Any, ...] = raises if isinstance(raises, tuple) else (raises,)
-    if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in classes):
-        msg = f"raises={raises!r}; expected a class of exceptions, or several: raises=(OSError,)"
-        raise TypeError(msg)
-    return Staging(
-        scenario=scenario,
-        takes_trial=_takes_trial(scenario),
-        modes=cast("tuple[Mode, ...]", tuple(modes)),
-        target=target,
-        error=error,
-        within=within,
-        check=check if check is not None else getattr(scenario, "check", None),
-        fresh=fresh,
-        raises=classes,
-        allow=frozenset(_choose("allow", allow, LEFTOVERS)),
-    )
-
-
-def _takes_trial(scenario: Scenario) -> bool:
-    required = [
-        parameter
-        for parameter in inspect.signature(scenario).parameters.values()
-        if parameter.default is parameter.empty
-        and parameter.kind in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD}
-    ]
-    if len(required) > 1:
-        msg = (
-            f"{_name_of(scenario)}{inspect.signature(scenario)} takes {len(required)} arguments; "
-            "expected none, or one, the trial: async def scenario(trial): ..."
-        )
-        raise TypeError(msg)
-    return bool(required)
-
-
-def _inner(scenario: Any) -> Any:
-    while isinstance(scenario, functools.partial):
-        scenario = cast("Any", scenario).func
-    return scenario
-
-
-def _name_of(scenario: Any) -> str:
-    scenario = _inner(scenario)
-    return str(getattr(scenario, "__name__", None) or type(scenario).__name__)
-
-
-def _choose(name: str, given: object, known: Sequence[str]) -> tuple[str, ...]:
-    chosen = (given,) if isinstance(given, str) else tuple(cast("Iterable[Any]", given))
-    for one in chosen:
-        if one not in known:
-            msg = (
-                f"{name} has {one!r}; expected any of {', '.join(map(repr, known))}: "
-                f"{name}={known[0]!r}"
-            )
-            raise ValueError(msg)
-    return cast("tuple[str, ...]", chosen)
-
-
-def _ways(cancel: bool | str | Sequence[str]) -> str | Sequence[str] | None:
-    return None if isinstance(cancel, bool) else cancel
-
-
-def _kinds(
-    backend: str, kinds: str | Sequence[str] | None, backends: Sequence[str]
-) -> tuple[Kind, ...]:
-    if kinds is None:
-        return DEFAULT_KINDS[backend]
-    if kinds == "all":
-        return KINDS[backend]
-    chosen = _choose("kinds", kinds, (*KINDS["asyncio"], "all"))
-    for kind in chosen:
-        if not any(kind in KINDS[each] for each in backends):
-            msg = (
-                f"kinds has {kind!r}, which is asyncio's; expected it with backends='asyncio', or "
-                f"one of {', '.join(map(repr, KINDS['trio']))}"
-            )
-            raise ValueError(msg)
-    return tuple(kind for kind in KINDS[backend] if kind in chosen)
-
-
-def _seeds(seeds: int | Iterable[int]) -> list[int]:
-    wanted: list[Any] = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not wanted or any(not isinstance(seed, int) or seed < 0 for seed in wanted):
-        msg = (
-            f"seeds={seeds!r}; expected a number of seeds from 1 on, or seeds from 0 on: seeds=[7]"
-        )
-        raise ValueError(msg)
-    return wanted

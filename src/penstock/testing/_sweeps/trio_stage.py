@@ -93,10 +93,11 @@ class TrioStage(Stage[Task], trio.abc.Instrument):
         return await main()
 
     async def _watch(self) -> None:
-        with self._alarm:
-            await trio.sleep_forever()
-        if not self.stuck:
-            self.give_up(f"it did not end within {self.staging.within:g} virtual seconds")
+        while not self.stuck:
+            with self._alarm:
+                await trio.sleep_forever()
+            self._alarm = trio.CancelScope()
+            self.alarmed()
 
     # -- instrument ----------------------------------------------------------------------------
 
@@ -197,6 +198,10 @@ class TrioStage(Stage[Task], trio.abc.Instrument):
         if self.where and isinstance(error, trio.Cancelled | KeyboardInterrupt) and _is_ours(error):
             self.sees(strand)
         return sent
+
+    def waits_for_thread(self) -> bool:
+        """See the parent."""
+        return bool(self._in_threads)
 
     def set_alarm(self, when: float) -> None:
         """See the parent."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
+import math
 import random
 import selectors
 import threading
@@ -19,6 +22,7 @@ from penstock.testing._sweeps.frames import waits_for_thread
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
     from concurrent.futures import Executor
+    from contextvars import Context
 
 
 T = TypeVarTuple("T")
@@ -26,6 +30,9 @@ R = TypeVar("R")
 
 #: For how many real seconds time stands still while a thread works; it may wait for us, after all.
 PATIENCE: Final = 0.2
+
+#: What the callbacks are called that make a step of a task.
+_STEPS: Final = {None, "task_wakeup", "__step", "__wakeup"}
 
 #: How many turns a loop may take in which no time passes before its clock moves on a little.
 BUSY_TURNS: Final = 1000
@@ -111,21 +118,18 @@ class _Selector(selectors.DefaultSelector):
         loop = self.loop
         loop._round_begins()
         found = super().select(0)
-        if loop._ready:
-            timeout = 0
         if found:
             self._busy = 0
-        elif timeout is None or timeout > 0:
-            self._busy = 0
-            if loop._is_waiting_for_thread():
-                found = super().select(PATIENCE if timeout is None else min(timeout, PATIENCE))
-                if found:
-                    return found
-            if timeout is None:
-                return super().select(None)
-            loop._jump_to_next_timer()
-        else:
+        elif loop._ready or timeout == 0:
             self._tick(loop)
+        else:
+            self._busy = 0
+            if not loop._has_timer():
+                return super().select(None)
+            if loop._is_waiting_for_thread():
+                found = super().select(PATIENCE)
+            if not found:
+                loop._jump_to_next_timer()
         return found
 
     def _tick(self, loop: VirtualLoop) -> None:
@@ -144,10 +148,60 @@ class _Ready(deque[asyncio.Handle]):
     """The callbacks that a loop is to run; it asks the loop which comes next."""
 
     loop: VirtualLoop
+    #: How many of them had been looked at when the last was taken.
+    known = 0
 
     def popleft(self) -> asyncio.Handle:
         self.loop._next_handle(self)
-        return super().popleft()
+        handle = super().popleft()
+        self.known = len(self)
+        return handle
+
+    def order_cancelled(self, first: int) -> None:
+        """Have those tasks that AnyIO has just cancelled go on in the order of their making.
+
+        It keeps tasks and scopes in sets, whose order is another in each run.
+
+        Args:
+            first: Which callbacks are looked at: from this one on.
+        """
+        if len(self) < first + 2:
+            return
+        found: dict[int, tuple[int, asyncio.Handle]] = {}
+        for n in range(first, len(self)):
+            task: Any = task_of(self[n])
+            waits_for = None if task is None else task._fut_waiter
+            if "cancel scope" in str(getattr(waits_for, "_cancel_message", None)):
+                found[n] = getattr(task, "number", n), self[n]
+        in_order = sorted(found.values(), key=lambda entry: entry[0])
+        for n, (_, handle) in zip(found, in_order, strict=True):
+            self[n] = handle
+
+
+class _Timer(asyncio.TimerHandle):
+    """A timer; of several that are due at the same time the one that was set first runs first."""
+
+    __slots__ = ("number",)
+
+    number: int
+
+    def __lt__(self, other: asyncio.TimerHandle) -> bool:
+        assert isinstance(other, _Timer)
+        return (self.when(), self.number) < (other.when(), other.number)
+
+
+class NumberedTask(asyncio.Task[Any]):
+    """A task that hashes by its number in its loop, so that a set of tasks has always one order.
+
+    Those who cancel many tasks at once, as ``asyncio.TaskGroup`` does, go over a set.
+    """
+
+    def __init__(self, coro: Any, *, loop: VirtualLoop, **options: Any) -> None:
+        self.number = next(loop._numbers)
+        super().__init__(coro, loop=loop, **options)
+
+    def __hash__(self) -> int:
+        return self.number
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -174,11 +228,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._executing = 0
         self._is_new_round = False
         self._threads = threading.active_count()
+        self._numbers = itertools.count()
         selector = _Selector()
         selector.loop = self
         super().__init__(selector)
-        # The loop runs what is due by now and this much more; of a large time too little is lost.
-        self._clock_resolution = 1e-6
         # The one place that knows how asyncio keeps what is to run: BaseEventLoop._run_once takes
         # the handles of a turn one after the other with ``self._ready.popleft()``.
         ready = _Ready(self._ready)
@@ -194,13 +247,50 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
         Args:
             seconds: How much.
+
+        Raises:
+            ValueError: It is less than nothing.
         """
+        if seconds < 0:
+            msg = f"jump({seconds!r}) would go back in time; expected seconds from 0 on: jump(60)"
+            raise ValueError(msg)
         self._now += seconds
+        # The loop runs what is due by now and this much more; a large time has large gaps.
+        self._clock_resolution = max(1e-9, 2 * math.ulp(self._now))
+
+    def _has_timer(self) -> bool:
+        """Whether a timer is set that will ever be due."""
+        return bool(self._scheduled) and self._scheduled[0].when() < math.inf
 
     def _jump_to_next_timer(self) -> None:
         """Let time pass until the first timer is due."""
-        if self._scheduled:
+        if self._has_timer():
+            self.jump(max(0.0, self._scheduled[0].when() - self._now))
             self._now = max(self._now, self._scheduled[0].when())
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[*T], object],
+        *args: *T,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """See the parent."""
+        self._check_closed()  # type: ignore[attr-defined]
+        timer = _Timer(when, callback, args, self, context)
+        timer.number = next(self._numbers)
+        heapq.heappush(self._scheduled, timer)
+        timer._scheduled = True  # type: ignore[attr-defined]
+        return timer
+
+    def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        """See the parent."""
+        factory = self.get_task_factory()
+        if factory is not None and factory is getattr(asyncio, "eager_task_factory", None):
+            return NumberedTask(coro, loop=self, eager_start=True, **options)
+        if factory is not None:
+            return super().create_task(coro, **options)
+        return NumberedTask(coro, loop=self, **options)
 
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[*T], R], *args: *T
@@ -211,6 +301,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._executed)
         return future
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109, ARG002
+        """See the parent; the timeout that a runner gives would be over at once."""
+        await super().shutdown_default_executor()
+
     def _executed(self, _future: object) -> None:
         self._executing -= 1
 
@@ -218,9 +312,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Whether a task waits for a thread that works."""
         if self._executing:
             return True
-        return threading.active_count() > self._threads and any(
-            waits_for_thread(task.get_coro()) for task in asyncio.all_tasks(self)
-        )
+        if threading.active_count() <= self._threads:
+            return False
+        if any(thread not in cast("Any", thread).idle_workers for thread in workers_of(self)):
+            return True
+        return any(waits_for_thread(task.get_coro()) for task in asyncio.all_tasks(self))
 
     def _is_only_retrying(self) -> bool:
         """Whether nothing is to run but AnyIO's further deliveries of a cancellation."""
@@ -233,6 +329,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def _round_begins(self) -> None:
         """Called once a turn, before the turn's callbacks are known."""
         self._is_new_round = True
+        self._ready.order_cancelled(self._ready.known)
+        self._ready.known = len(self._ready)
 
     def _next_handle(self, ready: _Ready) -> None:
         """Called before each callback; the first of ``ready`` is the one that will run."""
@@ -240,6 +338,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             self._is_new_round = False
             if self._random is not None and len(ready) > 1:
                 self._shuffle(ready, self._random)
+        else:
+            ready.order_cancelled(ready.known)
 
     def _shuffle(self, ready: _Ready, chance: random.Random) -> None:
         handles = list(ready)
@@ -251,10 +351,23 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         ready.extend(handles[taken.get(n, n)] for n in range(len(handles)))
 
 
+def workers_of(loop: asyncio.AbstractEventLoop) -> list[threading.Thread]:
+    """Return AnyIO's worker threads of a loop, the busy and the idle ones."""
+    return [
+        thread
+        for thread in threading.enumerate()
+        if type(thread).__name__ == "WorkerThread" and getattr(thread, "loop", None) is loop
+    ]
+
+
 def task_of(handle: asyncio.Handle) -> asyncio.Task[Any] | None:
     """Return the task that a callback of the loop makes a step of, if it does."""
-    owner = getattr(handle._callback, "__self__", None)  # type: ignore[attr-defined]
-    return cast("asyncio.Task[Any]", owner) if isinstance(owner, asyncio.Task) else None
+    callback: Any = handle._callback  # type: ignore[attr-defined]
+    owner = getattr(callback, "__self__", None)
+    # A bare step has no name; a task's other methods, as its ``cancel``, are plain callbacks.
+    if not isinstance(owner, asyncio.Task) or getattr(callback, "__name__", None) not in _STEPS:
+        return None
+    return cast("asyncio.Task[Any]", owner)
 
 
 # -- both -----------------------------------------------------------------------------------------
@@ -290,7 +403,8 @@ def run_virtually(
     """Run an async function in an event loop of its own, with virtual time.
 
     Sleeps and timeouts take no time: the clock jumps as soon as nothing can run. While a thread
-    works it stands still, for 0.2 real seconds at most.
+    works it stands still, for 0.2 real seconds at most. What else comes from outside, from a
+    process or another host, is waited for only where no timer is set: a timeout comes before it.
 
     Args:
         async_fn: The function.
