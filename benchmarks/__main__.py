@@ -1,70 +1,126 @@
-"""``python -m benchmarks``: measures penstock against the same work written by hand."""
+"""``python -m benchmarks``: measures penstock against the same work written by hand, and its peers."""
 
 import argparse
-import importlib.metadata
 import json
-import math
+import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import _harness
-from benchmarks._harness import Results, Row
-from benchmarks._works import GROWTH, WORKS
+from benchmarks import _harness, _page, _scale, _tables
+from benchmarks._goals import goals_as_json, judge
+from benchmarks._harness import Bench, Interpreter
+from benchmarks._results import Results
+from benchmarks._works import WORKS
+from benchmarks.peers import PEERS
 
 
-GROUPS = tuple(dict.fromkeys(work.group for work in WORKS))
-HEADINGS = ("work", "on", "penstock", "by hand", "unit", "ratio", "(range)", "goal", "")
+HERE = Path(__file__).resolve().parent
+NAMES = tuple(dict.fromkeys(work.name for work in WORKS))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    only = options.only or GROUPS
-    works = [work for work in WORKS if work.group in only and not (options.quick and work.slow)]
-    repeats = options.repeats or (3 if options.quick else 5)
-    cpu = _harness.pin(options.cpu)
-    results = _harness.run(works, repeats=repeats, quick=options.quick, tell=tell)
-    rows = _harness.rows(results, GROWTH)
-    sys.stderr.write("\n")
-    sys.stdout.write(table(rows))
-    if options.json:
-        found = {
-            "environment": {
-                **environment(),
-                "cpu": cpu,
-                "repeats": repeats,
-                "quick": options.quick,
-            },
-            "rows": [row_as_json(row) for row in rows],
-            "raw": [raw_as_json(result, quick=options.quick) for result in results],
-        }
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
-    return 1 if any(row.error for row in rows) else 0
+    if options.stored:
+        results = Results.from_json(json.loads(options.stored.read_text(encoding="utf-8")))
+    else:
+        interpreters = [Interpreter.ask(path) for path in options.python or [sys.executable]]
+        if len({each.version for each in interpreters}) < len(interpreters):
+            sys.stderr.write("two of these Pythons have the same version; name one of each\n")
+            return 2
+        home = Interpreter.ask(options.peers) if options.peers else interpreters[0]
+        if options.no_peers:
+            home.peers.clear()
+        cpu = _harness.pin(options.cpu)
+        with Bench(interpreters, home, limit=options.limit) as bench:
+            if options.scale:
+                sys.stdout.write(
+                    _scale.measured(
+                        bench,
+                        options.scale,
+                        runs=options.runs,
+                        repeats=options.repeats or 3,
+                        tell=tell,
+                    )
+                )
+                return 0
+            results = Results(environment(options, interpreters, home, cpu))
+            works = [work for work in WORKS if work.name in (options.only or NAMES)]
+            repeats = options.repeats or (3 if options.quick else 5)
+            bench.run(works, results, repeats=repeats, tell=tell)
+        sys.stderr.write("\n")
+        write(results, options.json)
+    options.page.write_text(_page.page(results), encoding="utf-8")
+    sys.stdout.write(_tables.everything(results, goals_only=options.goals))
+    return 1 if any(key.system not in PEERS for key, _ in results.failures()) else 0
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     made.add_argument("--quick", action="store_true", help="smaller sizes, about two minutes")
-    made.add_argument("--only", type=groups, metavar="WORKS", help="some of: " + ",".join(GROUPS))
-    made.add_argument("--json", type=Path, metavar="FILE", help="write every number there, too")
+    made.add_argument(
+        "--only", type=among(NAMES), metavar="WORKS", help="some of: " + ",".join(NAMES)
+    )
     made.add_argument("--repeats", type=positive, metavar="N", help="5, or 3 with --quick")
     made.add_argument("--cpu", type=int, metavar="N", help="the CPU to run on (the last)")
+    made.add_argument(
+        "--python",
+        action="append",
+        metavar="PATH",
+        help="a Python to measure with (this one); may be repeated, the first does everything, "
+        "the others what has goals",
+    )
+    made.add_argument("--peers", metavar="PATH", help="the Python that has the peers (the first)")
+    made.add_argument("--no-peers", action="store_true", help="leave the peers out")
+    made.add_argument(
+        "--limit",
+        type=float,
+        default=_harness.LIMIT,
+        metavar="S",
+        help="seconds for each cell (60)",
+    )
+    made.add_argument("--goals", action="store_true", help="print the goals' table only")
+    made.add_argument(
+        "--scale",
+        nargs="?",
+        const=list(_scale.PARTS),
+        type=among(_scale.PARTS),
+        metavar="PARTS",
+        help="the tables of the page on scale instead; some of: " + ",".join(_scale.PARTS),
+    )
+    made.add_argument(
+        "--runs", type=positive, default=200_000, metavar="N", help="most idle runs of --scale"
+    )
+    made.add_argument(
+        "--from",
+        dest="stored",
+        type=Path,
+        metavar="FILE",
+        help="measure nothing, take these results",
+    )
+    made.add_argument("--json", type=Path, metavar="FILE", default=HERE / "results.json")
+    made.add_argument("--page", type=Path, metavar="FILE", default=HERE / "results.html")
     return made
 
 
-def groups(text: str) -> list[str]:
-    names = text.split(",")
-    for name in names:
-        if name not in GROUPS:
-            msg = f"no work {name!r}: choose from {', '.join(GROUPS)}"
-            raise argparse.ArgumentTypeError(msg)
-    return names
+def among(names: Sequence[str]) -> Callable[[str], list[str]]:
+    """A list of some of *names*, as it is written on a command line."""
+
+    def read(text: str) -> list[str]:
+        found = text.split(",")
+        for name in found:
+            if name not in names:
+                msg = f"no {name!r}: choose from {', '.join(names)}"
+                raise argparse.ArgumentTypeError(msg)
+        return found
+
+    return read
 
 
 def positive(text: str) -> int:
     if (number := int(text)) < 1:
-        msg = "at least one repeat is needed"
+        msg = "at least one is needed"
         raise argparse.ArgumentTypeError(msg)
     return number
 
@@ -78,96 +134,33 @@ def tell(line: str) -> None:
     sys.stderr.flush()
 
 
-def number(value: float) -> str:
-    """Three digits, as far as there are."""
-    if math.isnan(value):
-        return "-"
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.{1 if abs(value) >= 10 else 2}f}"
-
-
-def cells(row: Row) -> tuple[str, ...]:
-    low, high = map(number, row.spread)
-    return (
-        row.title,
-        row.library,
-        number(row.penstock),
-        number(row.by_hand),
-        row.unit,
-        number(row.ratio),
-        "" if math.isnan(row.ratio) else f"{low}-{high}",
-        "" if row.goal is None else str(row.goal),
-        row.verdict,
-    )
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The rows in columns, numbers to the right; then the verdicts counted and the failures told."""
-    lines = [HEADINGS, *map(cells, rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADINGS) - 1)]
-    right = {HEADINGS.index(name) for name in ("penstock", "by hand", "ratio")}
-    text = ""
-    for line in lines:
-        padded = [
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=False))
-        ]
-        text += "  ".join([*padded, line[-1]]).rstrip() + "\n"
-    verdicts = [row.verdict for row in rows]
-    words = ("met", "MISSED", "FAILED")
-    text += "\n" + ", ".join(f"{verdicts.count(word)} {word.lower()}" for word in words) + "\n"
-    return text + "".join(
-        f"{row.title} on {row.library}: {row.error}\n" for row in rows if row.error
-    )
-
-
-def environment() -> dict[str, str]:
+def environment(
+    options: argparse.Namespace,
+    interpreters: Sequence[Interpreter],
+    home: Interpreter,
+    cpu: int | None,
+) -> dict[str, object]:
     """What the numbers depend on and can be named."""
-    packages = ("penstock", "trio", "anyio", "attrs")
     return {
-        "python": platform.python_version(),
         "platform": platform.platform(),
-        **{name: importlib.metadata.version(name) for name in packages},
+        "cpu": cpu,
+        "cpus": os.cpu_count(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "quick": options.quick,
+        "limit_seconds": options.limit,
+        "pythons": {each.version: each.packages for each in interpreters},
+        "python_of_peers": home.version,
+        "peers": home.peers,
     }
 
 
-def row_as_json(row: Row) -> dict[str, object]:
-    return {
-        "work": row.title,
-        "on": row.library,
-        "unit": row.unit,
-        "penstock": known(row.penstock),
-        "by_hand": known(row.by_hand),
-        "ratio": known(row.ratio),
-        "range": [known(value) for value in row.spread],
-        "goal": None if row.goal is None else str(row.goal),
-        "verdict": row.verdict,
-        "error": row.error,
+def write(results: Results, file: Path) -> None:
+    """Every number, and the goals."""
+    found = {
+        **results.as_json(),
+        "goals": {python: goals_as_json(judge(results, python)) for python in results.pythons},
     }
-
-
-def raw_as_json(result: Results, *, quick: bool) -> dict[str, object]:
-    name = {True: "penstock", False: "by hand"}
-    return {
-        "work": result.work.title,
-        "parameters": result.work.sized(quick=quick),
-        "numbers": {
-            f"{name[penstock]} on {library}": [
-                {key: known(value) for key, value in numbers.items()} for numbers in repeats
-            ]
-            for (library, penstock), repeats in result.numbers.items()
-        },
-        "errors": {
-            f"{name[penstock]} on {library}": error
-            for (library, penstock), error in result.errors.items()
-        },
-    }
-
-
-def known(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if math.isnan(value) else value
+    file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

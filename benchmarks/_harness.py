@@ -1,72 +1,46 @@
-"""Child processes, the order in which they take turns, and what is made of their numbers."""
+"""Child processes, and the order in which they take turns."""
 
-import functools
 import json
-import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
-from benchmarks._works import Goal, Growth, Library, Metric, Work
+from benchmarks._measure import Numbers
+from benchmarks._model import Work
+from benchmarks._results import Cell, Key, Results
+from benchmarks.peers import PEERS
 
 
-Side = tuple[Library, bool]  # which library; whether penstock or by hand
-Numbers = dict[str, float]
-
-BARE = {"trio": "benchmarks.bare_trio", "asyncio": "benchmarks.bare_anyio"}
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 60.0  # seconds for one child
+QUICK_LIMIT = 10.0  # for a peer in a quick run
+LEAST_REPEATS = 3  # of sizes at which nothing is judged, and of peers
+SLOW = 8.0  # seconds after which a peer is measured once
+MOST_KIB = 4 * 1024 * 1024  # resident memory of one child
+POINTS = 160  # of a curve of memory over time
 
-# Neither program may have imported anything of what the other pays for.
-IMPORT = """
-import sys, time
-start = time.perf_counter()
-__import__(sys.argv[1])
-took = time.perf_counter() - start
-assert "anyio" not in sys.modules, "AnyIO was imported"
-print('{"ms": %r}' % (took * 1e3))
+# What can be learnt of an interpreter before anything is measured.
+ASK = """
+import importlib.metadata as metadata, importlib.util as util, json, platform, sys
+def version(name):
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+print(json.dumps({
+    "python": platform.python_version(),
+    "packages": {name: version(name) for name in json.loads(sys.argv[1])},
+    "modules": [name for name in json.loads(sys.argv[2]) if util.find_spec(name)],
+}))
 """
-
-
-@dataclass(slots=True)
-class Results:
-    """The numbers of one work: for each side one entry per repeat, or what went wrong."""
-
-    work: Work
-    numbers: dict[Side, list[Numbers]] = field(default_factory=dict)
-    errors: dict[Side, str] = field(default_factory=dict)
-
-    def values(self, library: Library, key: str, *, penstock: bool) -> list[float]:
-        return [numbers[key] for numbers in self.numbers.get((library, penstock), [])]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A line of the table. Numbers that there are not are NaN."""
-
-    title: str
-    library: Library
-    unit: str
-    penstock: float
-    by_hand: float
-    ratio: float
-    spread: tuple[float, float]
-    goal: Goal | None
-    error: str | None = None
-
-    @property
-    def verdict(self) -> str:
-        if self.error is not None:
-            return "FAILED"
-        if self.goal is None:
-            return ""
-        return "met" if self.goal.met(self.penstock, self.by_hand, self.ratio) else "MISSED"
+PACKAGES = ("penstock", "trio", "anyio", "attrs", "msgspec")
 
 
 def pin(cpu: int | None) -> int | None:
@@ -78,175 +52,260 @@ def pin(cpu: int | None) -> int | None:
     return chosen
 
 
-def sides(work: Work) -> list[Side]:
-    """Who takes part, those that are compared next to each other."""
-    kinds = (True, False) if work.by_hand else (True,)
-    return [(library, penstock) for library in work.libraries for penstock in kinds]
+@dataclass(frozen=True, slots=True)
+class Interpreter:
+    """A Python with what is installed in it."""
 
+    path: str
+    version: str
+    packages: dict[str, str | None]
+    peers: dict[str, str | None]  # the version of each peer that is installed
 
-def command(work: Work, side: Side, *, quick: bool) -> list[str]:
-    """The command line of one child."""
-    library, penstock = side
-    if work.function == "import":
-        return [sys.executable, "-c", IMPORT, "penstock" if penstock else "trio"]
-    module = "benchmarks.with_penstock" if penstock else BARE[library]
-    pairs = [f"{key}={value}" for key, value in work.sized(quick=quick).items()]
-    return [sys.executable, "-m", module, work.function, *pairs]
-
-
-@functools.cache
-def bytecode() -> tempfile.TemporaryDirectory[str]:
-    """
-    A place for compiled modules that is there as long as this process.
-
-    Where nothing may be written beside the sources, what is being worked on would otherwise be
-    compiled at each import, and what was installed would not.
-    """
-    place = tempfile.TemporaryDirectory()
-    for module in ("trio", "penstock"):
-        subprocess.run(
-            [sys.executable, "-c", f"import {module}"],
-            env=environment("trio", place.name),
-            capture_output=True,
-            check=False,
-        )
-    return place
-
-
-def environment(library: Library, bytecode_in: str) -> dict[str, str]:
-    """The environment of a child."""
-    kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    return {**kept, "BENCHMARK_LIBRARY": library, "PYTHONPYCACHEPREFIX": bytecode_in}
-
-
-def measure(work: Work, side: Side, *, quick: bool) -> Numbers | str:
-    """Run one child and return its numbers, or what went wrong."""
-    try:
+    @classmethod
+    def ask(cls, path: str) -> "Interpreter":
+        """Ask the Python at *path*; raises `OSError` or `CalledProcessError` if it is none."""
+        distributions = [peer.distribution for peer in PEERS.values()]
+        modules = [peer.module for peer in PEERS.values()]
+        asked = [json.dumps([*PACKAGES, *distributions]), json.dumps(modules)]
         child = subprocess.run(
-            command(work, side, quick=quick),
+            [path, "-c", ASK, *asked], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        found = json.loads(child.stdout)
+        packages = found["packages"]
+        return cls(
+            path=path,
+            version=found["python"],
+            packages={name: packages[name] for name in PACKAGES},
+            peers={
+                name: packages[peer.distribution]
+                for name, peer in PEERS.items()
+                if peer.module in found["modules"]
+            },
+        )
+
+
+def can(peer: str, work: Work) -> bool:
+    """Whether a peer has a program for a work."""
+    program = Path(__file__).parent / "peers" / f"{peer}.py"
+    return f"\ndef {work.name}(" in program.read_text(encoding="utf-8")
+
+
+class Bench:
+    """
+    Runs children of some interpreters; the peers run in *home_of_peers*.
+
+    What was compiled for them is there until the block is left.
+    """
+
+    def __init__(
+        self,
+        interpreters: Sequence[Interpreter],
+        home_of_peers: Interpreter,
+        *,
+        limit: float = LIMIT,
+    ) -> None:
+        self.interpreters = interpreters
+        self.home_of_peers = home_of_peers
+        self.limit = limit
+        # Where nothing may be written beside the sources, what is being worked on would otherwise
+        # be compiled at each import, and what was installed would not.
+        self._bytecode = tempfile.TemporaryDirectory(prefix="penstock-benchmarks-")
+        kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        self.environment = {**kept, "PYTHONPYCACHEPREFIX": self._bytecode.name}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bytecode.cleanup()
+
+    def compile_all(self) -> None:
+        """Import everything once, so that no measured process has to compile."""
+        for interpreter in self.interpreters:
+            self._import(interpreter, "benchmarks.works", "penstock", "anyio", "trio")
+        for name, peer in PEERS.items():
+            if name in self.home_of_peers.peers:
+                self._import(self.home_of_peers, peer.module, f"benchmarks.peers.{name}")
+
+    def _import(self, interpreter: Interpreter, *modules: str) -> None:
+        subprocess.run(
+            [interpreter.path, "-c", "import " + ", ".join(modules)],
             cwd=ROOT,
-            env=environment(side[0], bytecode().name),
+            env=self.environment,
             capture_output=True,
-            text=True,
-            timeout=LIMIT,
             check=False,
         )
-    except subprocess.TimeoutExpired:
-        return f"not done after {LIMIT:.0f} s"
-    if child.returncode:
-        # The last line that names an exception; those of a group are drawn in a box of | and +.
-        said = [line.strip(" |+-") for line in child.stderr.splitlines() if "Error: " in line]
-        return said[-1] if said else f"exit status {child.returncode}"
-    numbers: Numbers = json.loads(child.stdout.splitlines()[-1])
-    return numbers
 
+    def command(self, interpreter: Interpreter, work: Work, size: int, system: str) -> list[str]:
+        """The command line of one child."""
+        pairs = [
+            f"{key}={value}" for key, value in work.parameters(size, peer=system in PEERS).items()
+        ]
+        if system in PEERS:
+            module = [f"benchmarks.peers.{system}", work.name]
+            return [self.home_of_peers.path, "-m", *module, *pairs]
+        return [interpreter.path, "-m", f"benchmarks.works.{work.name}", system, *pairs]
 
-def run(
-    works: Iterable[Work], *, repeats: int, quick: bool, tell: Callable[[str], None]
-) -> list[Results]:
-    """
-    Measure all *works*, *repeats* times.
-
-    In each repeat the sides of a work follow directly on each other, forward and backward by
-    turns. A side that failed is not run again.
-    """
-    results = [Results(work) for work in works]
-    for repeat in range(repeats):
-        for result in results:
-            start = time.monotonic()
-            _take_turns(result, repeat, quick=quick)
-            took = time.monotonic() - start
-            tell(f"{repeat + 1}/{repeats}  {result.work.title}  {took:.1f} s")
-    return results
-
-
-def _take_turns(result: Results, repeat: int, *, quick: bool) -> None:
-    """One repeat of one work: each side has its turns, the median of which is its number."""
-    answers: dict[Side, list[Numbers]] = {}
-    for turn in range(result.work.turns):
-        order = sides(result.work)
-        for side in order if (repeat + turn) % 2 == 0 else reversed(order):
-            if side in result.errors:
-                continue
-            answer = measure(result.work, side, quick=quick)
-            if isinstance(answer, str):
-                result.errors[side] = answer
-            else:
-                answers.setdefault(side, []).append(answer)
-    for side, numbers in answers.items():
-        medians = {key: _median([each[key] for each in numbers]) for key in numbers[0]}
-        result.numbers.setdefault(side, []).append(medians)
-
-
-def _median(values: list[float]) -> float:
-    return statistics.median(values) if values else math.nan
-
-
-def _row(result: Results, metric: Metric, library: Library) -> Row:
-    mine = result.values(library, metric.key, penstock=True)
-    theirs = result.values(library, metric.key, penstock=False)
-    # A child that failed in a later repeat leaves the lists unequal: pair what there is.
-    ratios = [m / t for m, t in zip(mine, theirs, strict=False) if t]
-    errors = [
-        result.errors[side]
-        for side in sides(result.work)
-        if side[0] == library and side in result.errors
-    ]
-    return Row(
-        title=": ".join(filter(None, (result.work.title, metric.title))),
-        library=library,
-        unit=metric.unit,
-        penstock=_median(mine),
-        by_hand=_median(theirs),
-        ratio=_median(ratios),
-        spread=(min(ratios), max(ratios)) if ratios else (math.nan, math.nan),
-        goal=metric.goal(library),
-        error=errors[0] if errors else None,
-    )
-
-
-def _exponents(growth: Growth, small: Results, large: Results, side: Side) -> list[float]:
-    sizes = growth.large.parameters[growth.size] / growth.small.parameters[growth.size]
-    library, penstock = side
-    pairs = zip(
-        small.values(library, "us", penstock=penstock),
-        large.values(library, "us", penstock=penstock),
-        strict=False,
-    )
-    # The numbers are per hop or item, hence the 1 +.
-    return [1 + math.log(b / a) / math.log(sizes) for a, b in pairs]
-
-
-def rows(results: Iterable[Results], growths: Iterable[Growth]) -> list[Row]:
-    """The table: every metric of every work on every library, then the growth."""
-    by_work = {id(result.work): result for result in results}
-    table = [
-        _row(result, metric, library)
-        for result in by_work.values()
-        for metric in result.work.metrics
-        for library in result.work.libraries
-    ]
-    for growth in growths:
-        small, large = by_work.get(id(growth.small)), by_work.get(id(growth.large))
-        if small is None or large is None:
-            continue
-        for library in growth.small.libraries:
-            errors = [
-                result.errors[library, True]
-                for result in (small, large)
-                if (library, True) in result.errors
-            ]
-            table.append(
-                Row(
-                    title=growth.title,
-                    library=library,
-                    unit="exponent",
-                    penstock=_median(_exponents(growth, small, large, (library, True))),
-                    by_hand=_median(_exponents(growth, small, large, (library, False))),
-                    ratio=math.nan,
-                    spread=(math.nan, math.nan),
-                    goal=growth.goal,
-                    error=errors[0] if errors else None,
-                )
+    def measure(
+        self,
+        interpreter: Interpreter,
+        work: Work,
+        size: int,
+        system: str,
+        limit: float | None = None,
+    ) -> Numbers:
+        """Run one child; its numbers, or the ``reason`` or ``error`` why there are none."""
+        with tempfile.TemporaryFile("w+") as told, tempfile.TemporaryFile("w+") as said:
+            child = subprocess.Popen(
+                self.command(interpreter, work, size, system),
+                cwd=ROOT,
+                env=self.environment,
+                stdout=told,
+                stderr=said,
             )
-    return table
+            try:
+                reason, samples = _wait(child, limit or self.limit, watched=work.watched)
+            finally:
+                child.kill()
+                child.wait()
+            told.seek(0)
+            said.seek(0)
+            if reason is not None:
+                return {"reason": reason}
+            if child.returncode:
+                return {"error": _last_error(said.read(), child.returncode)}
+            numbers: Numbers = json.loads(told.read().splitlines()[-1])
+        if "cannot" in numbers:
+            return {"reason": "-", **numbers}
+        if samples:
+            numbers["memory"] = _since(samples, numbers)
+        return numbers
+
+    def run(
+        self, works: Sequence[Work], results: Results, *, repeats: int, tell: Callable[[str], None]
+    ) -> None:
+        """
+        Measure all *works*, *repeats* times.
+
+        In each repeat, all that do the same work follow directly on each other, forward and
+        backward by turns. Who failed is not run again.
+        """
+        self.compile_all()
+        for repeat in range(repeats):
+            for interpreter in self.interpreters:
+                for work in works:
+                    start = time.monotonic()
+                    self._sizes(interpreter, work, results, repeat)
+                    took = time.monotonic() - start
+                    of = f"{repeat + 1}/{repeats}  {interpreter.version}"
+                    tell(f"{of}  {work.title}  {took:.1f} s")
+
+    def _sizes(self, interpreter: Interpreter, work: Work, results: Results, repeat: int) -> None:
+        quick = results.quick
+        if repeat >= (work.repeats or sys.maxsize):
+            return
+        main = interpreter is self.interpreters[0]
+        for size in work.quick if quick else work.sizes:
+            judged = quick or size in work.judged
+            if judged or (main and repeat < LEAST_REPEATS):
+                self._take_turns(interpreter, work, size, results, repeat)
+
+    def _take_turns(
+        self, interpreter: Interpreter, work: Work, size: int, results: Results, repeat: int
+    ) -> None:
+        peers = [name for name in self.home_of_peers.peers if work.peers and can(name, work)]
+        if interpreter is not self.interpreters[0] or repeat >= (
+            1 if results.quick else LEAST_REPEATS
+        ):
+            peers = []
+        order = [*work.systems, *peers]
+        answers: dict[str, list[Numbers]] = {}
+        for turn in range(work.turns):
+            for system in order if (repeat + turn) % 2 == 0 else order[::-1]:
+                key = Key(interpreter.version, work.id, size, system)
+                cell = results.cells.setdefault(key, Cell())
+                if cell.error or cell.reason or _not_again(results, key, cell):
+                    continue
+                start = time.perf_counter()
+                limit = QUICK_LIMIT if results.quick and system in PEERS else None
+                answer = self.measure(interpreter, work, size, system, limit)
+                cell.slowest = max(cell.slowest, time.perf_counter() - start)
+                cell.error, cell.reason = answer.get("error"), answer.get("reason")
+                if not (cell.error or cell.reason):
+                    answers.setdefault(system, []).append(answer)
+        for system, turns in answers.items():
+            key = Key(interpreter.version, work.id, size, system)
+            results.cells[key].repeats[repeat] = _merged(turns)
+
+
+def _wait(
+    child: subprocess.Popen[bytes], limit: float, *, watched: bool
+) -> tuple[str | None, list[tuple[float, float]]]:
+    """Wait for a child: why it was given up, and its resident memory over time if it is watched."""
+    samples: list[tuple[float, float]] = []
+    too_long = f"over {limit:.0f} s"
+    if not watched:
+        try:
+            child.wait(limit)
+        except subprocess.TimeoutExpired:
+            return too_long, samples
+        return None, samples
+    end = time.perf_counter() + limit
+    while child.poll() is None:
+        if time.perf_counter() > end:
+            return too_long, samples
+        if (kib := resident_kib(child.pid)) is not None:
+            samples.append((time.perf_counter(), kib))
+            if kib > MOST_KIB:
+                return f"over {MOST_KIB >> 20} GiB", samples
+        time.sleep(0.01)
+    return None, samples
+
+
+def _not_again(results: Results, key: Key, cell: Cell) -> bool:
+    """Whether a peer is known to take too long: here, or already at a smaller size."""
+    if key.system not in PEERS:
+        return False
+    for other, smaller in results.cells.items():
+        if other._replace(size=key.size) == key and other.size < key.size and smaller.reason:
+            cell.reason = smaller.reason
+            return True
+    return cell.slowest > SLOW
+
+
+def _merged(turns: Sequence[Numbers]) -> Numbers:
+    """The median of each number over the turns of one repeat; of each place in a list too."""
+    if len(turns) == 1:
+        return turns[0]
+
+    def middle(values: Sequence[Any]) -> Any:
+        if isinstance(values[0], list):
+            return [middle(places) for places in zip(*values, strict=True)]
+        return statistics.median(values)
+
+    return {name: middle([turn[name] for turn in turns]) for name in turns[0]}
+
+
+def _last_error(said: str, status: int) -> str:
+    # The last line that names an exception; those of a group are drawn in a box of | and +.
+    lines = [line.strip(" |+-") for line in said.splitlines() if "Error: " in line]
+    return lines[-1] if lines else f"exit status {status}: {said[-200:].strip()}"
+
+
+def resident_kib(pid: int) -> float | None:
+    """The resident memory of another process, where /proc tells."""
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+    except (OSError, IndexError):
+        return None
+    return int(pages) * (os.sysconf("SC_PAGE_SIZE") / 1024)
+
+
+def _since(samples: Sequence[tuple[float, float]], numbers: Numbers) -> list[list[float]]:
+    """Seconds and KiB over the start, from where the program says that it began."""
+    began, base = numbers.get("began"), numbers.get("base_kib")
+    if began is None or base is None:
+        return []
+    curve = [[round(t - began, 4), kib - base] for t, kib in samples if t >= began]
+    step = max(1, len(curve) // POINTS)
+    return curve[::step]

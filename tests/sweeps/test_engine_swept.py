@@ -162,7 +162,8 @@ def test_the_task_of_a_run_cancelled_natively_is_the_run_cancelled_and_no_more(f
     kinds, modes = ("native",), "park"
     more = (WorkflowCancelledError, WorkflowRuntimeError)
     pattern = {Block: "TwoFlow.run"}.get(feature, "*WorkflowScope._own")
-    assert swept(feature, "asyncio", kinds, *more, target=pattern, modes=modes) > 1
+    allow = "swallowed"  # such a task keeps it to itself, for AnyIO would cancel the others
+    assert swept(feature, "asyncio", kinds, *more, target=pattern, modes=modes, allow=allow) > 1
 
 
 @pytest.mark.parametrize("owner", ["block", "scope"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -82,6 +81,28 @@ class Reading:
                 self.sequence = stream.sequence
 
 
+@contextmanager
+def _steady_turns() -> Generator[None]:
+    """Have the engine give others a turn by how often it looks for it, and not by real time.
+
+    A scenario has the same moments again only if nothing in it depends on how quick the machine is.
+    """
+    looks = count(10)
+
+    def perf_counter() -> float:
+        return next(looks) * TURN * 0.75
+
+    modules = cast("list[Any]", [_store, _streams, runner])
+    saved = [module.perf_counter for module in modules]
+    for module in modules:
+        module.perf_counter = perf_counter
+    try:
+        yield
+    finally:
+        for module, own in zip(modules, saved, strict=True):
+            module.perf_counter = own
+
+
 @final
 class WorkflowScenario:
     """A run of a workflow as a scenario; see :func:`workflow_scenario`."""
@@ -137,8 +158,10 @@ class WorkflowScenario:
         state = trial.state
         state.workflow, state.handler, state.raised = workflow, None, None
         state.readers, state.events = [], []
-        with _steady_turns():
-            return await self._run(workflow, trial)
+        return await self._run(workflow, trial)
+
+    #: Around each run of a sweep or a fuzz, also one that has to be given up.
+    around = staticmethod(_steady_turns)
 
     async def _run(self, workflow: Workflow[Any], trial: Trial) -> Any:
         state = trial.state
@@ -239,27 +262,6 @@ class WorkflowScenario:
         for reading in state.readers:
             if not reading.has_ended:
                 yield f"undisturbed, {reading.name} did not come to the end"
-
-
-@contextmanager
-def _steady_turns() -> Generator[None]:
-    """Have the engine give others a turn by how often it looks for it, and not by real time.
-
-    A scenario has the same moments again only if nothing in it depends on how quick the machine is.
-    """
-    looks = count(10)
-
-    def perf_counter() -> float:
-        return next(looks) * TURN * 0.75
-
-    modules = cast("list[Any]", [_store, _streams, runner])
-    for module in modules:
-        module.perf_counter = perf_counter
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.perf_counter = time.perf_counter
 
 
 def _check_end(handler: WorkflowHandler[Any], state: Any, outcome: Outcome) -> Iterator[str]:

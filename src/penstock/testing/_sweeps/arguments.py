@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from penstock.testing._sweeps.stage import Staging
+from penstock.testing._sweeps.stage import REASON, Staging
 from penstock.testing._sweeps.trial import (
     DEFAULT_KINDS,
     KINDS,
@@ -53,6 +53,7 @@ def new_staging(
     if not isinstance(error, BaseException) and not _is_exception_class(error):
         msg = f"error={error!r}; expected an exception or the class of one: error=OSError"
         raise TypeError(msg)
+    _check_made(error)
     positive("within", within, "virtual seconds")
     classes: tuple[Any, ...] = raises if isinstance(raises, tuple) else (raises,)
     if not all(map(_is_exception_class, classes)):
@@ -70,6 +71,18 @@ def new_staging(
         raises=classes,
         allow=frozenset(choose("allow", allow, LEFTOVERS, may_be_empty=True)),
     )
+
+
+def _check_made(error: BaseException | type[BaseException]) -> None:
+    if isinstance(error, type):
+        try:
+            error(REASON)
+        except Exception as wrong:
+            msg = (
+                f"error={error.__name__} cannot be made of a text ({wrong}); expected an exception "
+                f"that is made already: error={error.__name__}(...)"
+            )
+            raise TypeError(msg) from wrong
 
 
 def _check_scenario(scenario: Any) -> None:
@@ -209,7 +222,7 @@ def chosen_at(at: object) -> tuple[At | None, int | None]:
     if at is None:
         return None, None
     if isinstance(at, At):
-        return at, None
+        at = str(at)
     if isinstance(at, str):
         return (None, int(at)) if at.isdecimal() else (At.parse(at), None)
     expected = "expected a number, at=7, or what a failure printed, at='trio:scope:7'"

@@ -342,7 +342,7 @@ class AsyncioStage(Stage[Task]):
         if error is None:
             return self.whole.has_caught
         # What is thrown natively into a target, or for a second time, goes through all of it.
-        is_native = self.at.kind in {"native", "interrupt"} and self.is_host_struck
+        is_native = self.at.kind in {"native", "interrupt"} and self.host in self.hit
         is_native |= self.is_struck_again
         return is_native and isinstance(error, asyncio.CancelledError)
 
@@ -353,13 +353,13 @@ class AsyncioStage(Stage[Task]):
                 self._injecting = None
                 return self.new_error()
             if self._is_ours(strand, sent):
-                self.sees(strand)
+                self.note_seen(strand)
         return sent
 
     def _is_ours(self, strand: Strand[Task], error: asyncio.CancelledError) -> bool:
         text = str(error.args[0]) if error.args else ""
         if self.at.kind == "timeout":  # asyncio.timeout says nothing
-            return not text and strand is self.host and self.is_host_struck
+            return not text and strand in self.hit
         return text == REASON or any(
             f"{name} " in f"{text} " or f"{name};" in text for name in self.scope_names
         )

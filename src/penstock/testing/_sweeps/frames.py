@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import linecache
+import os
 import sysconfig
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,16 +17,26 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
 
 
+#: Libraries that may be installed from a checkout, and are libraries all the same.
+LOOPS: Final = ("trio", "anyio")
+
 #: The functions in which a task waits for a thread, whoever calls them.
 _THREAD_CALLS: Final = {"to_thread_run_sync", "run_sync_in_worker_thread"}
 
 #: The functions in which a task waits for others: the end of a nursery, and those of asyncio.
 _TASK_WAITS: Final = {"__aexit__", "wait_for", "wait", "_wait", "_cancel_and_wait"}
 
-_LIBRARIES: Final = tuple(
-    str(Path(path).resolve()) + "/"
-    for path in {sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")}
-)
+
+def _directories() -> Iterator[str]:
+    """Yield where libraries are: as Python's paths have it, without links, and the event loops'."""
+    found = [sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")]
+    found += [str(Path(str(spec.origin)).parent) for spec in map(find_spec, LOOPS) if spec]
+    for path in map(Path, found):
+        yield f"{path}{os.sep}"
+        yield f"{path.resolve()}{os.sep}"
+
+
+_LIBRARIES: Final = tuple(_directories())
 
 #: A place in a program: its code, and the line.
 Place = tuple["CodeType", int]

@@ -7,11 +7,12 @@ import inspect
 import reprlib
 import traceback
 from collections import Counter
-from typing import TYPE_CHECKING, Any, cast
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import attrs
 
-from penstock.testing._sweeps.frames import tell_await
+from penstock.testing._sweeps.frames import Place, tell_await
 from penstock.testing._sweeps.leftovers import Generators, Watch, for_others, leaves
 from penstock.testing._sweeps.stage import LONGEST, SPIN_STEPS
 from penstock.testing._sweeps.trial import At, Outcome, ScenarioFailure
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     from penstock.testing._sweeps.stage import Stage, Staging
 
+
+#: How many other tasks a failure tells of.
+MOST_BESIDE: Final = 12
 
 _short = reprlib.Repr()
 _short.maxother = _short.maxstring = 100
@@ -50,6 +54,10 @@ class Run:
     #: What is wrong, the first thing first; empty if all is well.
     problem: str = ""
     alive: list[str] = attrs.Factory(list[str])
+    #: Where the other tasks were when it was struck.
+    beside: list[tuple[str, list[Place]]] = attrs.Factory(list[tuple[str, list[Place]]])
+    #: What became of the scenario, in words, once its outcome is no more.
+    then: str = ""
     outcome: Outcome | None = None
     error: BaseException | None = None
     channels_left: int = 0
@@ -86,12 +94,13 @@ def run_once(staging: Staging, at: At, undisturbed: Undisturbed | None) -> Run:
     """
     run = Run(at)
     allow = staging.allow
-    with Watch() as watch:
+    with getattr(staging.scenario, "around", nullcontext)(), Watch() as watch:
         stage = new_stage(staging, at)
         cast("Any", stage).run(_main(stage, run))
         run.moments = stage.moments
         run.struck = bool(stage.where)
         run.struck_again = stage.is_struck_again
+        run.beside = stage.beside if staging.target is None else []
         if stage.stuck:
             run.alive = stage.alive
             run.blame(f"{_struck(stage)}{stage.stuck}")
@@ -105,6 +114,7 @@ def run_once(staging: Staging, at: At, undisturbed: Undisturbed | None) -> Run:
             run.blame(f"threads left at work: {', '.join(threads)}")
         if not run.problem and run.outcome is not None:
             # What hangs on a traceback would not be collected.
+            run.then = _then(run.outcome)
             run.outcome = attrs.evolve(run.outcome, value=None, error=None, state=None)
             if stage.injected is not None:
                 stage.injected.__traceback__ = stage.injected.__context__ = None
@@ -141,6 +151,7 @@ def _main(stage: Stage[Any], run: Run) -> Callable[[], Awaitable[None]]:
 
 
 async def _judge(stage: Stage[Any], run: Run, outcome: Outcome, generators: Generators) -> None:
+    __tracebackhide__ = True
     staging, allow = stage.staging, stage.staging.allow
     left = list(leaves(outcome.error))
     unexpected = [error for error in left if not _may_leave(stage, outcome, error)]
@@ -150,10 +161,15 @@ async def _judge(stage: Stage[Any], run: Run, outcome: Outcome, generators: Gene
         run.blame(f"{_struck(stage)}{_tell(unexpected[0])} left the scenario")
     elif outcome.struck and outcome.completed and "swallowed" not in allow:
         _judge_swallowed(stage, run)
-    running = [s.tell() for s in list(stage.strands.values()) if s is not stage.host]
+    _blame_left(run, allow, "generator", *generators.left_open())
+    running = [
+        strand.tell()
+        for strand in list(stage.strands.values())
+        # asyncio closes a dropped generator in a task of its own.
+        if strand is not stage.host and type(strand.coro).__name__ != "async_generator_athrow"
+    ]
     running += [repr(task.name) for task in getattr(stage, "system", ())]
     _blame_left(run, allow, "task", *running)
-    _blame_left(run, allow, "generator", *generators.left_open())
     generators.dropped.clear()
     if staging.check is not None and not run.problem:
         stage.allow_time("the check", LONGEST, stage.steps + SPIN_STEPS * 49)
@@ -199,8 +215,8 @@ def _blame_left(run: Run, allow: Iterable[str], kind: str, *left: str) -> None:
 
 
 def _judge_warnings(run: Run, undisturbed: Undisturbed | None) -> None:
-    for (kind, text), count in run.warned.items():
-        is_usual = undisturbed is not None and count <= undisturbed.warned[kind, text]
+    for kind, text in run.warned:
+        is_usual = undisturbed is not None and undisturbed.warned[kind, text] > 0
         if issubclass(kind, _LEFT_BEHIND) or (undisturbed is not None and not is_usual):
             run.blame(f"{kind.__name__}: {text}")
 
@@ -226,6 +242,14 @@ def _unfinished(stage: Stage[Any]) -> Outcome:
     )
 
 
+def _then(outcome: Outcome) -> str:
+    if outcome.cancelled:
+        return f"it was cancelled, within {outcome.seconds:g} s"
+    if outcome.error is not None:
+        return f"{_tell(outcome.error).partition(chr(10))[0]} left it"
+    return f"it returned {_short.repr(outcome.value)}"
+
+
 def failure_of(run: Run, name: str, call: str, positions: int, options: str) -> ScenarioFailure:
     """Return the failure that tells of a run.
 
@@ -244,12 +268,12 @@ def failure_of(run: Run, name: str, call: str, positions: int, options: str) -> 
     if outcome is not None:
         if outcome.where:
             lines.append(f"  struck   {outcome.where}")
-        if outcome.cancelled:
-            lines.append(f"  then     it was cancelled, within {outcome.seconds:g} s")
-        elif outcome.error is not None:
-            lines.append(f"  then     {_tell(outcome.error)} left it")
-        elif not run.alive:
-            lines.append(f"  then     it returned {_short.repr(outcome.value)}")
+        lines += [
+            f"  beside   {name!r} at {tell_await(places)}"
+            for name, places in run.beside[:MOST_BESIDE]
+        ]
+        if not run.alive:
+            lines.append(f"  then     {run.then or _then(outcome)}")
     lines += [f"  alive    {strand}" for strand in run.alive]
     lines.append(f"  replay   {call}({name}, {options}at={str(at)!r})")
     failure = ScenarioFailure("\n".join(lines), problem=run.problem, at=str(at), outcome=outcome)

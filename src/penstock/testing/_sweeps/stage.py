@@ -104,9 +104,10 @@ class Strand(Coroutine[Any, Any, Any], Generic[TaskT]):
             sent = resume(value)
         except StopIteration:
             stage.strand_ended(self)
-            stage.is_kept(self)
+            stage.note_kept(self)
             if named is not None:
                 named.__exit__(None, None, None)
+                stage.note_swallowed(named, self, stage.name_of(self))
             raise
         except BaseException as error:
             stage.strand_ended(self)
@@ -184,8 +185,10 @@ class Stage(ABC, Generic[TaskT]):
         self.steps = 0
         #: The task that was at its moment when the scenario was struck.
         self.struck: Strand[TaskT] | None = None
-        #: Whether what was struck is in the task that runs the scenario.
-        self.is_host_struck = False
+        #: The tasks in which what was struck is.
+        self.hit: set[Strand[TaskT]] = set()
+        #: Where the other tasks were then; told if the check fails.
+        self.beside: list[tuple[str, list[Place]]] = []
         #: Where the scenario was when it was struck, in words; empty if it was not.
         self.where = ""
         #: When it was struck, or began.
@@ -200,6 +203,7 @@ class Stage(ABC, Generic[TaskT]):
         self._seconds = LONGEST
         self._patience = THREAD_PATIENCE
         self._last_step = SPIN_STEPS * 50
+        self._spins_since = -1.0
         #: The names of the tasks and blocks that could be targets.
         self.names: set[str] = set()
         #: Which tasks ended as if nothing were, though the cancellation had reached them there.
@@ -223,7 +227,10 @@ class Stage(ABC, Generic[TaskT]):
         if self.is_counting:
             self._instant = self._moment(strand, "park")
         if self.steps > self._last_step and not self.stuck:
-            self.give_up("goes on and on without any time passing")
+            now = self.now()
+            if now == self._spins_since:
+                self.give_up("goes on and on without any time passing")
+            self._spins_since, self._last_step = now, self.steps + SPIN_STEPS
 
     def waking(self, strand: Strand[TaskT]) -> None:
         """A task is about to go on."""
@@ -253,12 +260,12 @@ class Stage(ABC, Generic[TaskT]):
         self._instant = ()
         self.strands.pop(strand.task, None)
 
-    def is_kept(self, strand: Strand[TaskT]) -> None:
+    def note_kept(self, strand: Strand[TaskT]) -> None:
         """A task has ended, and no exception has left it."""
         if strand.seen is not None and self.is_counting:
             self.kept.append((self.name_of(strand), strand.seen))
 
-    def sees(self, strand: Strand[TaskT]) -> None:
+    def note_seen(self, strand: Strand[TaskT]) -> None:
         """The cancellation has reached a task."""
         if strand.seen is None:
             strand.seen = list(await_places(strand.coro))
@@ -286,7 +293,12 @@ class Stage(ABC, Generic[TaskT]):
             self.since = self.now()
             self.allow_time("it", self.staging.within, self.steps * 50)
             self.struck = strand
-            self.is_host_struck = any(block.strand is self.host for block in blocks)
+            self.hit = {block.strand for block in blocks}
+            self.beside = [
+                (self.name_of(other), list(await_places(other.coro)))
+                for other in self.strands.values()
+                if other is not strand and other.has_begun
+            ]
             for block in blocks:
                 block.is_struck = True
                 block.strike()
@@ -328,7 +340,11 @@ class Stage(ABC, Generic[TaskT]):
                 yield
             finally:
                 strand.block = outer
-        if block.is_struck and strand.seen and not block.has_caught:
+        self.note_swallowed(block, strand, name)
+
+    def note_swallowed(self, block: Block, strand: Strand[TaskT], name: str) -> None:
+        """A target has been left, and no exception has left it."""
+        if block.is_struck and strand.seen is not None and not block.has_caught:
             self.swallowed = name
 
     def let_pass(self, seconds: float) -> None:
@@ -354,7 +370,10 @@ class Stage(ABC, Generic[TaskT]):
             self._patience -= 1
             self.set_alarm(self.now() + self._seconds)
         elif not self.stuck:
-            self.give_up(f"did not end within {self._seconds:g} virtual seconds")
+            if self._seconds == LONGEST:
+                self.give_up("did not end: nothing that is waited for here can come any more")
+            else:
+                self.give_up(f"did not end within {self._seconds:g} virtual seconds")
 
     def give_up(self, why: str) -> None:
         """End a run that does not end by itself; what is alive is told, and then abandoned."""
@@ -386,7 +405,7 @@ class Stage(ABC, Generic[TaskT]):
                 self.is_counting = strikes
                 try:
                     value = await call
-                    self.is_kept(self.host)
+                    self.note_kept(self.host)
                 finally:
                     self.is_counting = False
         except BaseException as raised:  # noqa: ASYNC103, BLE001 - it is judged, whatever it is

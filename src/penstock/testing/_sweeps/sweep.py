@@ -69,7 +69,7 @@ def sweep(
     twice: bool = False,
     error: BaseException | type[BaseException] = InjectedError,
     seeds: int | Iterable[int] = (0,),
-    at: str | int | None = None,
+    at: At | str | int | None = None,
     limit: int = 500,
     within: float = 60.0,
     raises: Raises = (),
@@ -97,8 +97,8 @@ def sweep(
         kinds: How it is cancelled. ``"scope"``: by a cancel scope around it, Trio's or AnyIO's.
             ``"native"``: by ``Task.cancel()``. ``"timeout"``: by an ``asyncio.timeout``.
             ``"deadline"``: the clock jumps to the scope's deadline, past all timers before it.
-            ``"interrupt"``: by a KeyboardInterrupt, as Trio and ``asyncio.run`` hand on one that
-            comes while their own code runs. ``"error"``: not at all; a task's await raises
+            ``"interrupt"``: by a KeyboardInterrupt that comes while the event loop's own code runs:
+            Trio raises it in the main task, and asyncio's runner cancels that one natively. ``"error"``: not at all; a task's await raises
             ``error``. ``"all"``: by each of these. Default: scope, on asyncio native too.
         modes: ``"park"``, ``"wake"``, or both.
         target: What is cancelled, instead of the whole scenario: the name of tasks, or of blocks
@@ -111,8 +111,9 @@ def sweep(
         seeds: The schedules: a number of them, or the seeds. Seed 0 is asyncio's own order, and
             on Trio that in which tasks were spawned.
         at: Run only this: what a failure printed, or a position.
-        limit: How many runs are made at most for an event loop, kind and seed. Of more positions
-            the first half of it is run and of the others a sample; the report says so.
+        limit: How many positions are run at most for an event loop, kind and seed. Of more, the
+            first half of that number is run, and a sample of the others; the report says so. With
+            ``twice`` about as many further runs are made.
         within: Within how many virtual seconds a cancelled scenario has to end.
         raises: What may leave the scenario besides the cancellation: a class of exceptions, or
             several.
@@ -127,7 +128,8 @@ def sweep(
         What was run.
 
     Raises:
-        ScenarioFailure: A run broke one of these; the earliest that does.
+        ScenarioFailure: A run broke one of these: the earliest one, but that of a sample only the
+            500 positions behind the first half are looked through.
         RuntimeError: An event loop runs in this thread.
         TypeError: An argument is of the wrong kind.
         ValueError: An argument names nothing that there is.
@@ -168,7 +170,7 @@ def fuzz(
     backends: str | Sequence[str] = "trio",
     cancel: bool | str | Sequence[str] = False,
     target: str | None = None,
-    at: str | int | None = None,
+    at: At | str | int | None = None,
     within: float = 60.0,
     raises: Raises = (),
     check: Check | None = None,
@@ -277,6 +279,12 @@ class _Sweeping:
             options += f"modes={staging.modes[0]!r}, "
         if at.kind == "error" and error is not InjectedError:
             options += f"error={name_of(error) if isinstance(error, type) else repr(error)}, "
+        if staging.raises:
+            options += f"raises=({', '.join(map(name_of, staging.raises))},), "
+        if staging.allow:
+            options += f"allow={tuple(sorted(staging.allow))}, "
+        if staging.check is not None and not hasattr(staging.scenario, "check"):
+            options += f"check={name_of(staging.check)}, "
         return options
 
     def refuse_nothing(self, position: int | None) -> None:
@@ -376,7 +384,7 @@ class _Sweeping:
         assert self._undisturbed is not None
         count, limit = self._undisturbed.moments, self._limit
         if count <= limit:
-            # A cancelled scenario may have more of them than a whole one.
+            # Of errors there are fewer: not every wait can raise one.
             yield from ((number, False) for number in range(1, limit + 1))
             return
         first = limit // 2
@@ -402,7 +410,8 @@ class _Sweeping:
 
     def _earliest(self, run: Run) -> Run:
         """Look for an earlier position that fails as well."""
-        for number in range(1, min(run.at.position, SHRINK_RUNS)):
+        known = self._limit // 2 if self._call == "sweep" else 0  # these have been run
+        for number in range(known + 1, min(run.at.position, known + SHRINK_RUNS)):
             earlier = self._run(attrs.evolve(run.at, position=number))
             if earlier.problem:
                 return earlier

@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import trio
-import trio.testing
 
 from penstock.testing._sweeps.frames import waits_for_tasks, waits_for_thread
 from penstock.testing._sweeps.stage import LONGEST, REASON, Block, Stage, Strand
-from penstock.testing._sweeps.virtual import PATIENCE, seeded_trio
+from penstock.testing._sweeps.virtual import PATIENCE, mock_clock, seeded_trio
 
 
 if TYPE_CHECKING:
@@ -65,13 +64,15 @@ class TrioStage(Stage[Task], trio.abc.Instrument):
 
     def __init__(self, staging: Staging, at: At) -> None:
         super().__init__(staging, at)
-        self.clock = trio.testing.MockClock(autojump_threshold=0)
+        self.clock = mock_clock()
         #: System tasks that the scenario has begun, and not ended.
         self.system: set[Task] = set()
         self._alarm = trio.CancelScope()
         self._outer = trio.CancelScope()
         self._in_threads: set[Task] = set()
         self._is_interrupted = False
+        #: What our own code raised in an instrument.
+        self._failure: BaseException | None = None
 
     def run(self, main: Callable[[], Awaitable[Any]]) -> Any:
         """Run what runs the scenario, in an event loop of its own.
@@ -83,6 +84,8 @@ class TrioStage(Stage[Task], trio.abc.Instrument):
             with seeded_trio(self.at.seed):
                 return trio.run(self._with_alarm, main, clock=self.clock, instruments=[self])
         except trio.TrioInternalError:
+            if self._failure is not None:
+                raise self._failure from None
             if not self.stuck:
                 raise
             return None
@@ -121,6 +124,24 @@ class TrioStage(Stage[Task], trio.abc.Instrument):
 
     def before_task_step(self, task: Task) -> None:
         """A task is about to go on."""
+        with self._telling():
+            self._before(task)
+
+    def after_task_step(self, task: Task) -> None:
+        """A task has made a step."""
+        with self._telling():
+            self._after(task)
+
+    @contextmanager
+    def _telling(self) -> Generator[None]:
+        # Trio would print what an instrument raises, and go on without it.
+        try:
+            yield
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - raised by run()
+            self._failure = self._failure or error
+            self.give_up("could not be swept any further")
+
+    def _before(self, task: Task) -> None:
         if task in self._in_threads:
             self._in_threads.discard(task)
             if not self._in_threads:
@@ -131,8 +152,7 @@ class TrioStage(Stage[Task], trio.abc.Instrument):
         else:
             self.waking(strand)
 
-    def after_task_step(self, task: Task) -> None:
-        """A task has made a step."""
+    def _after(self, task: Task) -> None:
         strand = self.strands.get(task)
         if strand is None:
             return
@@ -196,7 +216,7 @@ class TrioStage(Stage[Task], trio.abc.Instrument):
         """See the parent."""
         error = getattr(sent, "error", None)
         if self.where and isinstance(error, trio.Cancelled | KeyboardInterrupt) and _is_ours(error):
-            self.sees(strand)
+            self.note_seen(strand)
         return sent
 
     def waits_for_thread(self) -> bool:

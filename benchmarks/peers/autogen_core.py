@@ -1,0 +1,118 @@
+"""AutoGen core: agents that publish messages to each other in one runtime, on asyncio.
+
+It has no runs: nothing begins and ends but the runtime. So it does the chain and the fan-out.
+"""
+
+import asyncio
+import logging
+import sys
+from dataclasses import dataclass
+
+from autogen_core import (
+    MessageContext,
+    RoutedAgent,
+    SingleThreadedAgentRuntime,
+    TopicId,
+    TypeSubscription,
+    message_handler,
+)
+
+from benchmarks import _measure
+from benchmarks._measure import Numbers
+from benchmarks.works.fan_out import complete
+
+
+logging.disable(logging.WARNING)
+
+
+@dataclass
+class Job:
+    i: int
+
+
+@dataclass
+class Done:
+    i: int
+
+
+async def _runtime(**agents) -> SingleThreadedAgentRuntime:
+    runtime = SingleThreadedAgentRuntime()
+    for name, (kind, factory) in agents.items():
+        await kind.register(runtime, name, factory)
+        await runtime.add_subscription(TypeSubscription(name, name))
+    runtime.start()
+    return runtime
+
+
+def chain(n: int, rounds: int) -> Numbers:
+    """Two agents that publish to each other's topic."""
+
+    async def once() -> int:
+        end = asyncio.get_running_loop().create_future()
+
+        class Hop(RoutedAgent):
+            def __init__(self, other: str) -> None:
+                super().__init__("hop")
+                self.other = other
+
+            @message_handler
+            async def take(self, message: Job, ctx: MessageContext) -> None:
+                if message.i < n:
+                    await self.publish_message(Job(message.i + 1), TopicId(self.other, "x"))
+                else:
+                    end.set_result(message.i)
+
+        runtime = await _runtime(ping=(Hop, lambda: Hop("pong")), pong=(Hop, lambda: Hop("ping")))
+        await runtime.publish_message(Job(0), TopicId("ping", "x"))
+        answer = await end
+        await runtime.stop()
+        return answer
+
+    return asyncio.run(_measure.held(once, n.__eq__, rounds=rounds, size=n))
+
+
+def fan_out(k: int, workers: int, rounds: int) -> Numbers:
+    """All messages to an agent run at once; the handler holds a semaphore."""
+
+    async def once() -> list[int]:
+        end = asyncio.get_running_loop().create_future()
+        found: list[int] = []
+        limit = asyncio.Semaphore(workers)
+
+        class Worker(RoutedAgent):
+            @message_handler
+            async def take(self, message: Job, ctx: MessageContext) -> None:
+                async with limit:
+                    await asyncio.sleep(0)
+                await self.publish_message(Done(message.i), TopicId("join", "x"))
+
+        class Join(RoutedAgent):
+            @message_handler
+            async def take(self, message: Done, ctx: MessageContext) -> None:
+                found.append(message.i)
+                if len(found) == k:
+                    end.set_result(None)
+
+        runtime = await _runtime(
+            work=(Worker, lambda: Worker("worker")), join=(Join, lambda: Join("join"))
+        )
+        for i in range(k):
+            await runtime.publish_message(Job(i), TopicId("work", "x"))
+        await end
+        await runtime.stop()
+        return found
+
+    async def main() -> Numbers:
+        took = await _measure.seconds(once, lambda answer: complete(answer, k), rounds=rounds)
+        return {"us": took / k * 1e6}
+
+    return asyncio.run(main())
+
+
+def importing() -> Numbers:
+    """``import autogen_core``."""
+    return _measure.importing("autogen_core")
+
+
+if __name__ == "__main__":
+    _measure.serve_peer(globals(), sys.argv[1:])

@@ -1,0 +1,1 @@
+"""The works: what is done, and the program of each system that does it."""

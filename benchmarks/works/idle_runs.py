@@ -1,0 +1,226 @@
+"""
+Idle runs: *r* runs wait for a person, resident memory of each; then all are answered.
+
+A workflow waits between two steps, or inside one (``ctx.wait_for_event``). By hand there is only
+the one way: a task each that waits at its channel under a scope of its own.
+"""
+# ruff: noqa: PLC0415 - a measured process imports only what it measures
+
+import gc
+import sys
+from typing import Any
+
+from benchmarks._library import open_group
+from benchmarks._measure import Item, Numbers, forget_peak, now, resident_kib, serve
+from benchmarks._model import Metric, Work
+
+
+WORKS = tuple(
+    Work(
+        id=work_id,
+        name="idle_runs",
+        title=title,
+        size="r",
+        sizes=(100, 1_000, 10_000),
+        quick=(2_000,),
+        judged=(10_000,),
+        fixed={"inside": inside},
+        watched=True,
+        metrics=(
+            Metric("kib", "KiB/run", "memory"),
+            Metric("start_us", "µs/run", "start all"),
+            Metric("us", "µs/run", "wake all"),
+        ),
+    )
+    for work_id, title, inside in (
+        ("idle_between", "idle runs, waiting between steps", 0),
+        ("idle_inside", "idle runs, waiting inside a step", 1),
+    )
+)
+
+
+class Idling:
+    """The record of the three phases."""
+
+    def __init__(self, r: int) -> None:
+        self.r = r
+        self.before = forget_peak()
+        self.began = now()
+
+    def all_asked(self) -> None:
+        """All have been started."""
+        self.started = now() - self.began
+
+    def waiting(self) -> None:
+        """All wait."""
+        gc.collect()
+        self.held = resident_kib() - self.before
+        self.woken = now()
+
+    def numbers(self) -> Numbers:
+        """All are answered."""
+        return {
+            "us": (now() - self.woken) / self.r * 1e6,
+            "start_us": self.started / self.r * 1e6,
+            "kib": self.held / self.r,
+            "began": self.began,
+            "base_kib": self.before,
+        }
+
+
+def with_penstock(lib, r: int, inside: int = 0) -> Numbers:
+    """The answer is sent to each handler."""
+    from penstock import (
+        Context,
+        HumanResponseEvent,
+        InputRequiredEvent,
+        StartEvent,
+        StopEvent,
+        Workflow,
+        step,
+    )
+
+    class Ask(Workflow[Any]):
+        asked = 0
+
+        @step
+        async def ask(self, ev: StartEvent) -> InputRequiredEvent:
+            self.asked += 1
+            return InputRequiredEvent(prefix="?")
+
+        @step
+        async def answer(self, ev: HumanResponseEvent) -> StopEvent:
+            return StopEvent(result=ev.response)
+
+    class AskInside(Workflow[Any]):
+        asked = 0
+
+        @step
+        async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            self.asked += 1
+            answer = await ctx.wait_for_event(
+                HumanResponseEvent, waiter_event=InputRequiredEvent(prefix="?")
+            )
+            return StopEvent(result=answer.response)
+
+    async def main() -> Numbers:
+        workflow = AskInside() if inside else Ask()
+        idling = Idling(r)
+        async with open_group(lib) as group:
+            handlers = [workflow.run().start_soon(group) for _ in range(r)]
+            while workflow.asked < r:
+                await lib.sleep(0.001)
+            idling.all_asked()
+            await lib.sleep(0.05)
+            idling.waiting()
+            for i, handler in enumerate(handlers):
+                handler.send_event(HumanResponseEvent(response=i))
+        answers = [handler.result() for handler in handlers]
+        numbers = idling.numbers()
+        assert answers == list(range(r))
+        return numbers
+
+    return lib.run(main)
+
+
+def on_trio(r: int, inside: int = 0) -> Numbers:
+    """A channel each."""
+    import trio
+
+    async def main() -> Numbers:
+        doors: list[trio.MemorySendChannel[Item]] = []
+        answers: list[int] = []
+
+        async def one() -> None:
+            with trio.CancelScope():
+                send, receive = trio.open_memory_channel[Item](1)
+                doors.append(send)
+                item = await receive.receive()
+                answers.append(item.value)
+
+        idling = Idling(r)
+        async with trio.open_nursery() as nursery:
+            for _ in range(r):
+                nursery.start_soon(one)
+            while len(doors) < r:
+                await trio.sleep(0.001)
+            idling.all_asked()
+            await trio.sleep(0.05)
+            idling.waiting()
+            for i, door in enumerate(doors):
+                door.send_nowait(Item(i))
+        numbers = idling.numbers()
+        assert sorted(answers) == list(range(r))
+        return numbers
+
+    return trio.run(main)
+
+
+def on_anyio(r: int, inside: int = 0) -> Numbers:
+    """A stream each."""
+    import anyio
+    from anyio.streams.memory import MemoryObjectSendStream
+
+    async def main() -> Numbers:
+        doors: list[MemoryObjectSendStream[Item]] = []
+        answers: list[int] = []
+
+        async def one() -> None:
+            with anyio.CancelScope():
+                send, receive = anyio.create_memory_object_stream[Item](1)
+                with send, receive:
+                    doors.append(send)
+                    item = await receive.receive()
+                    answers.append(item.value)
+
+        idling = Idling(r)
+        async with anyio.create_task_group() as group:
+            for _ in range(r):
+                group.start_soon(one)
+            while len(doors) < r:
+                await anyio.sleep(0.001)
+            idling.all_asked()
+            await anyio.sleep(0.05)
+            idling.waiting()
+            for i, door in enumerate(doors):
+                door.send_nowait(Item(i))
+        numbers = idling.numbers()
+        assert sorted(answers) == list(range(r))
+        return numbers
+
+    return anyio.run(main)
+
+
+def on_asyncio(r: int, inside: int = 0) -> Numbers:
+    """A queue each; a task is a scope of its own here."""
+    import asyncio
+
+    async def main() -> Numbers:
+        doors: list[asyncio.Queue[Item]] = []
+        answers: list[int] = []
+
+        async def one() -> None:
+            queue: asyncio.Queue[Item] = asyncio.Queue(1)
+            doors.append(queue)
+            answers.append((await queue.get()).value)
+
+        idling = Idling(r)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(r):
+                group.create_task(one())
+            while len(doors) < r:
+                await asyncio.sleep(0.001)
+            idling.all_asked()
+            await asyncio.sleep(0.05)
+            idling.waiting()
+            for i, door in enumerate(doors):
+                door.put_nowait(Item(i))
+        numbers = idling.numbers()
+        assert sorted(answers) == list(range(r))
+        return numbers
+
+    return asyncio.run(main())
+
+
+if __name__ == "__main__":
+    serve(globals(), sys.argv[1:])

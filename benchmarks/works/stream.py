@@ -1,0 +1,63 @@
+"""
+Stream: a step pauses and sends, *m* times; one reader; at most 64 events are behind.
+
+By hand: a task and a channel of size 64.
+"""
+# ruff: noqa: PLC0415 - a measured process imports only what it measures
+
+import sys
+from functools import partial
+
+from benchmarks._measure import Numbers, seconds, serve
+from benchmarks._model import Metric, Work, about
+from benchmarks.works import _streams
+
+
+WORKS = (
+    Work(
+        id="stream",
+        name="stream",
+        title="stream",
+        size="m",
+        sizes=(100, 1_000, 10_000, 100_000),
+        quick=(1_000, 10_000),
+        judged=(100_000,),
+        rounds=about(10_000),
+        metrics=(Metric("us", "µs/event"),),
+    ),
+)
+
+
+def with_penstock(lib, m: int, rounds: int) -> Numbers:
+    """``await ctx.stream.send()`` and ``handler.stream_events()``."""
+    stream = _streams.penstock_stream(lib)
+    took = lib.run(partial(seconds, partial(stream, m), m.__eq__, rounds=rounds))
+    return {"us": took / m * 1e6}
+
+
+def on_trio(m: int, rounds: int) -> Numbers:
+    """See `_streams`."""
+    import trio
+
+    took = trio.run(partial(seconds, partial(_streams.trio_stream, m), m.__eq__, rounds=rounds))
+    return {"us": took / m * 1e6}
+
+
+def on_anyio(m: int, rounds: int) -> Numbers:
+    """See `_streams`."""
+    import anyio
+
+    took = anyio.run(partial(seconds, partial(_streams.anyio_stream, m), m.__eq__, rounds=rounds))
+    return {"us": took / m * 1e6}
+
+
+def on_asyncio(m: int, rounds: int) -> Numbers:
+    """See `_streams`."""
+    import asyncio
+
+    took = asyncio.run(seconds(partial(_streams.asyncio_stream, m), m.__eq__, rounds=rounds))
+    return {"us": took / m * 1e6}
+
+
+if __name__ == "__main__":
+    serve(globals(), sys.argv[1:])
