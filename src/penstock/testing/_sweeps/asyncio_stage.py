@@ -7,7 +7,7 @@ import queue
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from penstock.testing._sweeps.frames import is_library, waits_for_tasks
+from penstock.testing._sweeps.frames import is_library, waits_for_tasks, waits_for_thread
 from penstock.testing._sweeps.stage import LONGEST, REASON, Block, Stage, Strand
 from penstock.testing._sweeps.virtual import VirtualLoop, task_of, workers_of
 
@@ -322,7 +322,8 @@ class AsyncioStage(Stage[Task]):
             return True
         waits_for: Any = cast("Any", strand.task)._fut_waiter
         is_own = type(waits_for) is asyncio.Future
-        return mode == "park" and is_own and not waits_for_tasks(strand.coro)
+        waits_for_others = waits_for_tasks(strand.coro) or waits_for_thread(strand.coro)
+        return mode == "park" and is_own and not waits_for_others
 
     def outermost(self) -> AbstractContextManager[None]:
         """See the parent."""

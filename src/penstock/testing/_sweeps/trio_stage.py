@@ -188,7 +188,8 @@ class TrioStage(Stage[Task], trio.abc.Instrument):
         if self.at.kind != "error":
             return True
         can_abort = cast("Any", strand.task)._abort_func is not None
-        return mode == "park" and can_abort and not waits_for_tasks(strand.coro)
+        waits_for_others = waits_for_tasks(strand.coro) or waits_for_thread(strand.coro)
+        return mode == "park" and can_abort and not waits_for_others
 
     @contextmanager
     def outermost(self) -> Generator[None]:
