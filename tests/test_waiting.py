@@ -257,7 +257,7 @@ async def test_timeout_of_the_run_tells_what_was_waited_for():
     with pytest.raises(
         WorkflowTimeoutError, match=r"running: ask; 1 waiting for Answer\(to='ann'\)"
     ):
-        await Patient(timeout=0.05).run()
+        await Patient(timeout=0.25).run()
 
 
 @pytest.mark.anyio

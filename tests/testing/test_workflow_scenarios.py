@@ -458,10 +458,10 @@ def test_the_audit_of_a_run_under_way_tells_what_it_holds(backend):
     async def main():
         async with Fan().run() as handler:
             await anyio.sleep(0.15)
-            found = "\n".join(audit(handler._runner))
+            found = "\n".join(audit(handler))
             for what in ("workers", "a nursery", "not over", "not closed", "machine still holds"):
                 assert what in found
-        assert audit(handler._runner) == []
+        assert audit(handler) == []
 
     run_virtually(main, backend=backend)
 

@@ -259,14 +259,18 @@ def watched(handler: WorkflowHandler[Any], trial: Trial) -> Watch:
 # -- the audit -----------------------------------------------------------------------------------
 
 
-def audit(runner: Runner) -> list[str]:
+def audit(handler: Any) -> list[str]:
     """Look through the books of a run that is over.
 
     Call it while no other run goes on that shares the workflow, or a limiter of one of its steps.
 
+    Args:
+        handler: The run's handler.
+
     Returns:
         What is wrong: what is still registered, taken or held, one text for each.
     """
+    runner: Runner = getattr(handler, "_runner", handler)
     log, clock, outcome = runner.log, runner.clock, runner.outcome
     books = {
         "workers": runner._workers,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast, final
@@ -144,7 +144,7 @@ class WorkflowScenario:
         self._until = expected
         self._fields = fields
         name = getattr(self._given, "__name__", f"{type(self._given).__name__}()")
-        self.__name__ = f"workflow_scenario({name}, ...)"
+        self.__name__: str = f"workflow_scenario({name}, ...)"
 
     async def __call__(self, trial: Trial) -> Any:
         """Run the workflow once. A checkpoint; cancelled, nothing of the run is left.
@@ -161,7 +161,7 @@ class WorkflowScenario:
         return await self._run(workflow, trial)
 
     #: Around each run of a sweep or a fuzz, also one that has to be given up.
-    around = staticmethod(_steady_turns)
+    around: Callable[[], AbstractContextManager[None]] = staticmethod(_steady_turns)
 
     async def _run(self, workflow: Workflow[Any], trial: Trial) -> Any:
         state = trial.state

@@ -203,7 +203,7 @@ class Stage(ABC, Generic[TaskT]):
         self._seconds = LONGEST
         self._patience = THREAD_PATIENCE
         self._last_step = SPIN_STEPS * 50
-        self._spins_since = -1.0
+        self._spins_since: float = -1.0
         #: The names of the tasks and blocks that could be targets.
         self.names: set[str] = set()
         #: Which tasks ended as if nothing were, though the cancellation had reached them there.

@@ -109,9 +109,9 @@ class Trial:
         self, backend: str, open_target: Callable[[str], AbstractContextManager[None]]
     ) -> None:
         #: The event loop: ``"trio"`` or ``"asyncio"``.
-        self.backend = backend
+        self.backend: str = backend
         #: For whatever the check is to see: ``trial.state.sent = [1, 2]``.
-        self.state = SimpleNamespace()
+        self.state: SimpleNamespace = SimpleNamespace()
         self._open_target = open_target
 
     def target(self, name: str) -> AbstractContextManager[None]:
@@ -165,8 +165,8 @@ class ScenarioFailure(AssertionError):  # noqa: N818 - what pytest shows is a fa
     def __init__(self, text: str, *, problem: str, at: str, outcome: Outcome | None) -> None:
         super().__init__(text)
         #: What was wrong, in one paragraph.
-        self.problem = problem
+        self.problem: str = problem
         #: The text of the run's ``At``: ``sweep(scenario, at=failure.at)``.
-        self.at = at
+        self.at: str = at
         #: What came of the run; None if it never ended.
-        self.outcome = outcome
+        self.outcome: Outcome | None = outcome
