@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import signal
+import typing
 
 import pytest
 
@@ -33,3 +34,11 @@ def anyio_backend(request):
     if request.param[1].get("use_uvloop"):
         pytest.importorskip("uvloop", reason="uvloop does not exist on this platform")
     return request.param
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_classes_kept():
+    """typing remembers annotations, these keep classes of tests, and each collection looks at all."""
+    yield
+    for clear in typing._cleanups:
+        clear()

@@ -138,7 +138,7 @@ class Runner(Steering):
         self._machine: Machine | None = None
         self._nursery: Nursery | None = None
         self._host: Any = None
-        self.watch: Callable[[], None] | None = None
+        self.watch: Callable[[BaseException], bool] | None = None
         self._parked: Waiter | None = None
         self._workers: dict[Worker, None] = {}
         self._early = arrived
@@ -413,10 +413,9 @@ class Runner(Steering):
 
     def rest(self) -> None:
         """Nothing is alive: the run waits for somebody outside, or it can never go on."""
-        _, machine = self.live()
         if self.draining is not None:
             return
-        if expects_input(machine):
+        if expects_input(self.live()[1]):
             self._is_idle = True
             self.idle_changed()
         else:
@@ -458,15 +457,16 @@ class Runner(Steering):
         else:
             self.outcome.interrupt(None, self._backend.Cancelled)
 
-    def _note_delivery(self) -> None:
-        # The exception is the timeout's, if the time and the scope say so; a KeyboardInterrupt of the
-        # host cancels it as well. Settled now, for the step may take long to unwind, and others may
-        # be cancelled meanwhile.
-        assert self._backend is not None
-        assert self._nursery is not None
-        is_late = self._backend.current_time() > self.clock.deadline
-        if not self.outcome.status and is_late and self._nursery.cancel_scope.cancel_called:
+    def _note_delivery(self, error: BaseException) -> bool:
+        # It is the timeout's, if the time and the scope say so; a KeyboardInterrupt of the host
+        # cancels as well. Settled now, for unwinding takes long, and the host may come to it later.
+        backend, nursery = self._backend, self._nursery
+        if backend is None or nursery is None or not isinstance(error, backend.Cancelled):
+            return False
+        is_late = backend.current_time() > self.clock.deadline
+        if not self.outcome.status and is_late and nursery.cancel_scope.cancel_called:
             self.settle_timeout()
+        return True
 
     def _halt(self, reason: str, *, by_worker: bool = False) -> None:
         """Have everything that still runs unwind, and the host look at the outcome."""

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 @types.coroutine
 @disable_ki_protection  # the engine around it is protected, what the user wrote is not
 def run_in_context(
-    coroutine: Coroutine[Any, Any, Any], context: Context, watch: Callable[[], None] | None = None
+    coroutine: Coroutine[Any, Any, Any],
+    context: Context,
+    watch: Callable[[BaseException], object] | None = None,
 ) -> Generator[Any, Any, Any]:
     """Await ``coroutine`` in ``context``; a context variable that it sets stays in there.
 
@@ -24,8 +26,8 @@ def run_in_context(
     sends or throws, exactly as if it were awaited. Nurseries, threads and timeouts that it
     starts take their context from ``context``.
 
-    Under Trio ``watch``, where given, is called before an exception is delivered into the
-    coroutine, which may take long to unwind. (Trio sends it in; asyncio throws it, unwatched.)
+    ``watch``, where given, is called with an exception before it is delivered into the coroutine,
+    which may take long to unwind. (Trio sends it in, and throws only to close; asyncio throws it.)
     """
     run = context.run
     send = coroutine.send
@@ -35,10 +37,12 @@ def run_in_context(
             try:
                 answer = yield trap
             except BaseException as error:  # noqa: ASYNC103, BLE001 - handed on, whatever it is
+                if watch is not None:
+                    watch(error)
                 trap = run(coroutine.throw, error)
             else:
                 if watch is not None and type(answer) is Error:
-                    watch()
+                    watch(answer.error)
                 trap = run(send, answer)
     except StopIteration as stop:
         return stop.value

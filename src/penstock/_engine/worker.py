@@ -36,8 +36,9 @@ class Run(RunOperations, Protocol):
 
     workflow: object
     observer: Observer | None
-    #: Called at the moment at which an exception is delivered into a step, where that matters.
-    watch: Callable[[], None] | None
+    #: Called, where that matters, with what is about to be delivered into a step; says whether
+    #: that is a cancellation.
+    watch: Callable[[BaseException], bool] | None
     #: Why nothing more is to be started, once that is so.
     draining: str | None
 
@@ -77,7 +78,7 @@ class Worker:
         self.task: Any = None
         #: When it began, on the backend's clock; kept only where a retry or a handler asks.
         self.began_at = 0.0
-        #: Whether an exception has been delivered into the step; kept only where it is watched.
+        #: Whether a cancellation has reached the step; kept only where that is watched.
         self.was_interrupted = False
         #: Whether it waits for the step's limiter, and so has not begun the step.
         self.is_waiting = False
@@ -206,8 +207,8 @@ class Worker:
     async def _drive(
         self, backend: Backend, step: Step, coroutine: Coroutine[Any, Any, Any]
     ) -> Any:
-        watch = self._run.watch
-        if watch is not None:
+        watch = None
+        if self._run.watch is not None:
             self.was_interrupted = False
             watch = self._note_interruption
         idle_timeout = step.options.idle_timeout
@@ -235,10 +236,10 @@ class Worker:
         msg = f"the step {step.label} did not end within its timeout of {step.timeout:g} s"
         raise StepTimeoutError(msg, step.timeout, (step.name,))
 
-    def _note_interruption(self) -> None:
-        self.was_interrupted = True
-        assert self._run.watch is not None
-        self._run.watch()
+    def _note_interruption(self, error: BaseException) -> None:
+        watch = self._run.watch
+        if watch is not None and watch(error):
+            self.was_interrupted = True
 
     async def _drive_and_tell(
         self, backend: Backend, step: Step, event: Any, coroutine: Coroutine[Any, Any, Any]
