@@ -25,7 +25,7 @@ class Countdown(Workflow[str]):
             return StopEvent(result="lift-off")
         ctx.write_event_to_stream(ev)
         try:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.02)
         except asyncio.CancelledError:
             print(f"  stopped at {ev.left}")
             raise

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import typing
 
@@ -37,8 +38,18 @@ def anyio_backend(request):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_classes_kept():
-    """typing remembers annotations, these keep classes of tests, and each collection looks at all."""
-    yield
+def _small_heap(request):
+    """Spare the collector what was there before: many tests ask it what they have left behind.
+
+    A sweep does that by itself, and counts what is frozen. What typing remembers keeps classes of
+    tests alive for good.
+    """
     for clear in typing._cleanups:
         clear()
+    gc.collect()
+    if request.path.parent.name in ("sweeps", "testing"):
+        yield
+    else:
+        gc.freeze()
+        yield
+        gc.unfreeze()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, cast, dataclass_transform
 
 import attrs
 from attrs.exceptions import FrozenInstanceError
@@ -11,7 +11,7 @@ from penstock._validation import check_types
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 
 _MUTABLE = (list, dict, set, bytearray)
@@ -53,11 +53,77 @@ def _make_init(cls: type[Event], init: Callable[..., None]) -> Callable[..., Non
     fields = attrs.fields(cls)
     if cls._open and not fields and not hasattr(cls, "__attrs_post_init__"):
         return Event.__init__
-    declared = frozenset(f.alias for f in fields if f.init)
+    made = _plain_init(cls, fields) if _is_plain(cls, fields) else _careful_init(cls, init)
+    made.__module__ = cls.__module__
+    made.__name__ = "__init__"
+    made.__qualname__ = f"{cls.__qualname__}.__init__"
+    made.__wrapped__ = init  # type: ignore[attr-defined] # its signature is told
+    return made
+
+
+def _is_plain(cls: type[Event], fields: Sequence[Any]) -> bool:
+    """Whether all that the constructor of ``cls`` has to do is to set fields to what is given."""
+    if cls._open or cls._validates or issubclass(cls, BaseException):
+        return False
+    if hasattr(cls, "__attrs_pre_init__") or hasattr(cls, "__attrs_post_init__"):
+        return False
+    return all(
+        field.init
+        and field.converter is None
+        and field.validator is None
+        and not getattr(field.default, "takes_self", False)
+        for field in fields
+    )
+
+
+def _plain_init(cls: type[Event], fields: Sequence[Any]) -> Callable[..., None]:
+    """Write the constructor of ``cls`` as attrs would, with what tells of a wrong call in it.
+
+    A call inside a call is dear in what is made for every hop of a run. ``object.__setattr__``
+    keeps values in the object itself; with a ``__dict__`` beside it an event is half as large again.
+    """
+
+    def refuse(values: dict[str, Any]) -> None:
+        given = {name: value for name, value in values.items() if value is not attrs.NOTHING}
+        raise TypeError(_explain(cls, given))
+
+    names: dict[str, Any] = {
+        "_penstock_missing": attrs.NOTHING,
+        "_penstock_refuse": refuse,
+        "_penstock_set": object.__setattr__,
+    }
+    parameters = ""
+    making: list[str] = []
+    setting: list[str] = []
+    required: list[str] = []
+    for number, field in enumerate(fields):
+        default, alias = f"_penstock_{number}", field.alias
+        parameters += f", {alias}={default}"
+        names[default] = field.default
+        if field.default is attrs.NOTHING:
+            required.append(alias)
+        elif isinstance(field.default, attrs.Factory):  # type: ignore[arg-type] # it is a class
+            making.append(f"    if {alias} is {default}: {alias} = {default}.factory()")
+        setting.append(f"    _penstock_set(self, {field.name!r}, {alias})")
+    checks = "".join(f" or {alias} is _penstock_missing" for alias in required)
+    values = "".join(f", {alias!r}: {alias}" for alias in required)
+    lines = [
+        f"def __init__(self, /{', *' if fields else ''}{parameters}, **_penstock_others):",
+        f"    if _penstock_others{checks}:",
+        f"        _penstock_refuse({{**_penstock_others{values}}})",
+        *making,
+        *setting,
+    ]
+    code = compile("\n".join(lines), f"<constructor of {cls.__qualname__}>", "exec")
+    exec(code, names)  # noqa: S102 - nothing but names of fields goes into it
+    return cast("Callable[..., None]", names["__init__"])
+
+
+def _careful_init(cls: type[Event], init: Callable[..., None]) -> Callable[..., None]:
+    declared = frozenset(f.alias for f in attrs.fields(cls) if f.init)
     is_open = cls._open
     validates = cls._validates
 
-    # The price of the better message is one call; the common case gets no more than that.
     def build(self: Event, /, **values: Any) -> None:
         try:
             init(self, **values)
@@ -67,7 +133,7 @@ def _make_init(cls: type[Event], init: Callable[..., None]) -> Callable[..., Non
                 raise
             raise TypeError(message) from error
 
-    private = frozenset(f.name for f in fields if not f.init)
+    private = frozenset(f.name for f in attrs.fields(cls) if not f.init)
 
     def build_with_care(self: Event, /, **values: Any) -> None:
         for name in private.intersection(values):
@@ -79,11 +145,7 @@ def _make_init(cls: type[Event], init: Callable[..., None]) -> Callable[..., Non
         if validates:
             check_types(cls, self.__dict__)
 
-    made = build_with_care if is_open or validates else build
-    made.__name__ = "__init__"
-    made.__qualname__ = f"{cls.__qualname__}.__init__"
-    made.__wrapped__ = init  # type: ignore[attr-defined]
-    return made
+    return build_with_care if is_open or validates else build
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(attrs.field,))
