@@ -33,11 +33,11 @@ from anyio._backends import _asyncio as anyio_on_asyncio
 from anyio.streams.memory import MemoryObjectSendStream
 
 import penstock
+from benchmarks._flows import Ask, AskInside, Chain, Ping, Pong
 from penstock import (
     Context,
     Event,
     HumanResponseEvent,
-    InputRequiredEvent,
     StartEvent,
     StopEvent,
     Workflow,
@@ -304,20 +304,11 @@ def quiet_collector() -> Iterator[None]:
 lib: Any = trio  # or anyio, while the works run on asyncio
 
 
-class Ping(Event):
-    i: int
-
-
-class Pong(Event):
-    i: int
-
-
-class Chain(Workflow[int]):
-    """Two steps pass one event to and fro; what is counted lies between two hops."""
+class CountedChain(Chain):
+    """What is counted lies between two hops."""
 
     def __init__(self, n: int, meter: Meter) -> None:
-        super().__init__()
-        self.n = n
+        super().__init__(n)
         self.meter = meter
 
     @step
@@ -338,7 +329,7 @@ class Chain(Workflow[int]):
         return Ping(i=ev.i + 1)
 
 
-class PatientChain(Chain):
+class PatientChain(CountedChain):
     """The same with a timeout at one of the two steps."""
 
     @step(timeout=60)
@@ -446,34 +437,6 @@ class ThreeSteps(Workflow[int]):
         return StopEvent(result=ev.i + 1)
 
 
-class Ask(Workflow[Any]):
-    """Asks in one step and takes the answer in another."""
-
-    asked = 0
-
-    @step
-    async def ask(self, ev: StartEvent) -> InputRequiredEvent:
-        self.asked += 1
-        return InputRequiredEvent(prefix="?")
-
-    @step
-    async def answer(self, ev: HumanResponseEvent) -> StopEvent:
-        return StopEvent(result=ev.response)
-
-
-class AskInside(Workflow[Any]):
-    """Waits for the answer in the middle of a step."""
-
-    asked = 0
-
-    @step
-    async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
-        self.asked += 1
-        question = InputRequiredEvent(prefix="?")
-        answer = await ctx.wait_for_event(HumanResponseEvent, waiter_event=question)
-        return StopEvent(result=answer.response)
-
-
 class Counting(Workflow[int]):
     """Adds one to a number in its state."""
 
@@ -493,7 +456,7 @@ class Counting(Workflow[int]):
 
 
 async def chain(n: int, meter: Meter) -> None:
-    assert await Chain(n, meter).run() == n
+    assert await CountedChain(n, meter).run() == n
 
 
 async def patient_chain(n: int, meter: Meter) -> None:

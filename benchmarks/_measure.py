@@ -67,8 +67,15 @@ async def held(
     if rounds:
         assert check(await work()), "the warm-up gave a wrong answer"
     before = forget_peak()
-    took = await seconds(work, check, rounds=rounds)
-    return {"us": took / size * 1e6, "kib": (peak_kib() - before) / size}
+    numbers = await each(work, check, rounds=rounds, size=size)
+    return {**numbers, "kib": (peak_kib() - before) / size}
+
+
+async def each(
+    work: Callable[[], Awaitable[Any]], check: Callable[[Any], bool], *, rounds: int, size: int
+) -> Numbers:
+    """The microseconds of each of *size* parts."""
+    return {"us": await seconds(work, check, rounds=rounds) / size * 1e6}
 
 
 def middle(times: Iterable[float]) -> float:

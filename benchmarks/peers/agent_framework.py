@@ -7,6 +7,7 @@ import asyncio
 import logging
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from agent_framework import Executor, WorkflowBuilder, WorkflowContext, handler, response_handler
@@ -91,11 +92,8 @@ def fan_out(k: int, workers: int, rounds: int) -> Numbers:
         result = await builder.add_edge(spread, worker).add_edge(worker, join).build().run(k)
         return result.get_outputs()[0]
 
-    async def main() -> Numbers:
-        took = await _measure.seconds(once, lambda answer: complete(answer, k), rounds=rounds)
-        return {"us": took / k * 1e6}
-
-    return asyncio.run(main())
+    done = partial(complete, k=k)
+    return asyncio.run(_measure.each(once, done, rounds=rounds, size=k))
 
 
 class Producer(Executor):
@@ -124,12 +122,7 @@ async def _stream(m: int, pause_ms: int = 0) -> int:
 
 def stream(m: int, rounds: int) -> Numbers:
     """``yield_output``; all outputs are kept for the result as well."""
-
-    async def main() -> Numbers:
-        took = await _measure.seconds(lambda: _stream(m), m.__eq__, rounds=rounds)
-        return {"us": took / m * 1e6}
-
-    return asyncio.run(main())
+    return asyncio.run(_measure.each(lambda: _stream(m), m.__eq__, rounds=rounds, size=m))
 
 
 def slow_reader(m: int) -> Numbers:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 from autogen_core import (
     MessageContext,
@@ -102,11 +103,8 @@ def fan_out(k: int, workers: int, rounds: int) -> Numbers:
         await runtime.stop()
         return found
 
-    async def main() -> Numbers:
-        took = await _measure.seconds(once, lambda answer: complete(answer, k), rounds=rounds)
-        return {"us": took / k * 1e6}
-
-    return asyncio.run(main())
+    done = partial(complete, k=k)
+    return asyncio.run(_measure.each(once, done, rounds=rounds, size=k))
 
 
 def importing() -> Numbers:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import AsyncGenerator
+from functools import partial
 
 from burr.core import ApplicationBuilder, ApplicationContext, State, action, expr
 from burr.core.action import streaming_action
@@ -95,11 +96,8 @@ def fan_out(k: int, workers: int, rounds: int) -> Numbers:
         _, _, state = await app.arun(halt_after=["spread"])
         return state["found"]
 
-    async def main() -> Numbers:
-        took = await _measure.seconds(once, lambda answer: complete(answer, k), rounds=rounds)
-        return {"us": took / k * 1e6}
-
-    return asyncio.run(main())
+    done = partial(complete, k=k)
+    return asyncio.run(_measure.each(once, done, rounds=rounds, size=k))
 
 
 async def _tokens(m: int, pause: float, value):
@@ -126,12 +124,7 @@ async def _stream(m: int, pause_ms: int = 0) -> int:
 
 def stream(m: int, rounds: int) -> Numbers:
     """A streaming action is an async generator, which runs when its reader asks."""
-
-    async def main() -> Numbers:
-        took = await _measure.seconds(lambda: _stream(m), m.__eq__, rounds=rounds)
-        return {"us": took / m * 1e6}
-
-    return asyncio.run(main())
+    return asyncio.run(_measure.each(lambda: _stream(m), m.__eq__, rounds=rounds, size=m))
 
 
 def slow_reader(m: int) -> Numbers:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import operator
 import sys
+from functools import partial
 from typing import Annotated, Any, TypedDict
 
 from langgraph.checkpoint.memory import InMemorySaver
@@ -95,11 +96,8 @@ def fan_out(k: int, workers: int, rounds: int) -> Numbers:
     async def once() -> list[int]:
         return (await app.ainvoke({"found": []}, {"max_concurrency": workers}))["found"]
 
-    async def main() -> Numbers:
-        took = await _measure.seconds(once, lambda answer: complete(answer, k), rounds=rounds)
-        return {"us": took / k * 1e6}
-
-    return asyncio.run(main())
+    done = partial(complete, k=k)
+    return asyncio.run(_measure.each(once, done, rounds=rounds, size=k))
 
 
 def _streamer(m: int, pause: float, value):
@@ -128,12 +126,7 @@ async def _stream(m: int, pause_ms: int = 0) -> int:
 
 def stream(m: int, rounds: int) -> Numbers:
     """``get_stream_writer`` never waits."""
-
-    async def main() -> Numbers:
-        took = await _measure.seconds(lambda: _stream(m), m.__eq__, rounds=rounds)
-        return {"us": took / m * 1e6}
-
-    return asyncio.run(main())
+    return asyncio.run(_measure.each(lambda: _stream(m), m.__eq__, rounds=rounds, size=m))
 
 
 def slow_reader(m: int) -> Numbers:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sys
+from functools import partial
 from typing import Any
 
 from workflows import Context, Workflow, step
@@ -86,8 +87,7 @@ def fan_out(k: int, workers: int, rounds: int) -> Numbers:
         async def once() -> list[int]:
             return await FanOut(timeout=None).run()
 
-        took = await _measure.seconds(once, lambda answer: complete(answer, k), rounds=rounds)
-        return {"us": took / k * 1e6}
+        return await _measure.each(once, partial(complete, k=k), rounds=rounds, size=k)
 
     return asyncio.run(main())
 
@@ -114,12 +114,7 @@ async def _stream(m: int, pause_ms: int = 0) -> int:
 
 def stream(m: int, rounds: int) -> Numbers:
     """``write_event_to_stream`` never waits."""
-
-    async def main() -> Numbers:
-        took = await _measure.seconds(lambda: _stream(m), m.__eq__, rounds=rounds)
-        return {"us": took / m * 1e6}
-
-    return asyncio.run(main())
+    return asyncio.run(_measure.each(lambda: _stream(m), m.__eq__, rounds=rounds, size=m))
 
 
 def slow_reader(m: int) -> Numbers:

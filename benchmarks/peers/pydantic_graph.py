@@ -6,6 +6,7 @@ It has no stream of events, and nothing that waits for an event from outside.
 import asyncio
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -95,10 +96,9 @@ def fan_out(k: int, workers: int, rounds: int) -> Numbers:
             return i
 
         graph = _mapped(work)
-        took = await _measure.seconds(
-            lambda: graph.run(inputs=k), lambda answer: complete(answer, k), rounds=rounds
+        return await _measure.each(
+            lambda: graph.run(inputs=k), partial(complete, k=k), rounds=rounds, size=k
         )
-        return {"us": took / k * 1e6}
 
     return asyncio.run(main())
 

@@ -44,28 +44,10 @@ WORKS = (
 
 def with_penstock(lib, n: int, rounds: int, kept: int = 0) -> Numbers:
     """A hop is handed on in the same task; *kept* counts what is left behind instead of time."""
-    from penstock import Event, StartEvent, StopEvent, Workflow, step
+    from benchmarks._flows import Chain, Ping, Pong
+    from penstock import StopEvent, step
 
     counts: list[int] = []
-
-    class Ping(Event):
-        i: int
-
-    class Pong(Event):
-        i: int
-
-    class Chain(Workflow[int]):
-        @step
-        async def begin(self, ev: StartEvent) -> Ping:
-            return Ping(i=0)
-
-        @step
-        async def ping(self, ev: Ping) -> Pong | StopEvent:
-            return Pong(i=ev.i + 1) if ev.i < n else StopEvent(result=ev.i)
-
-        @step
-        async def pong(self, ev: Pong) -> Ping | StopEvent:
-            return Ping(i=ev.i + 1) if ev.i < n else StopEvent(result=ev.i)
 
     class Counted(Chain):
         @step
@@ -76,12 +58,12 @@ def with_penstock(lib, n: int, rounds: int, kept: int = 0) -> Numbers:
             return Pong(i=ev.i + 1) if ev.i < n else StopEvent(result=ev.i)
 
     async def count() -> Numbers:
-        assert await Counted().run() == n
+        assert await Counted(n).run() == n
         return {"blocks": (counts[1] - counts[0]) / (n - n // 10)}
 
     if kept:
         return lib.run(count)
-    return lib.run(partial(held, Chain().run, n.__eq__, rounds=rounds, size=n))
+    return lib.run(partial(held, Chain(n).run, n.__eq__, rounds=rounds, size=n))
 
 
 def on_trio(n: int, rounds: int) -> Numbers:

@@ -59,32 +59,13 @@ class Rival:
 
 def with_penstock(lib, n: int) -> Numbers:
     """The engine decides when a chain gives way."""
-    from penstock import Event, StartEvent, StopEvent, Workflow, step
-
-    class Ping(Event):
-        i: int
-
-    class Pong(Event):
-        i: int
-
-    class Chain(Workflow[int]):
-        @step
-        async def begin(self, ev: StartEvent) -> Ping:
-            return Ping(i=0)
-
-        @step
-        async def ping(self, ev: Ping) -> Pong | StopEvent:
-            return Pong(i=ev.i + 1) if ev.i < n else StopEvent(result=ev.i)
-
-        @step
-        async def pong(self, ev: Pong) -> Ping | StopEvent:
-            return Ping(i=ev.i + 1) if ev.i < n else StopEvent(result=ev.i)
+    from benchmarks._flows import Chain
 
     async def main() -> Numbers:
         rival = Rival()
         async with open_group(lib) as group:
             group.start_soon(rival.give_way, lib.lowlevel.checkpoint)
-            assert await Chain().run() == n
+            assert await Chain(n).run() == n
             rival.going = False
         return rival.numbers(n)
 

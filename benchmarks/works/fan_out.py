@@ -8,7 +8,7 @@ By hand: a producer, as many worker tasks, two bounded channels, a list.
 import sys
 from functools import partial
 
-from benchmarks._measure import Item, Numbers, seconds, serve
+from benchmarks._measure import Item, Numbers, each, serve
 from benchmarks._model import Metric, Work, about
 
 
@@ -58,8 +58,7 @@ def with_penstock(lib, k: int, workers: int, rounds: int) -> Numbers:
         async def join(self, evs: list[Done]) -> StopEvent:
             return StopEvent(result=[ev.i for ev in evs])
 
-    took = lib.run(partial(seconds, FanOut().run, partial(complete, k=k), rounds=rounds))
-    return {"us": took / k * 1e6}
+    return lib.run(partial(each, FanOut().run, partial(complete, k=k), rounds=rounds, size=k))
 
 
 def on_trio(k: int, workers: int, rounds: int) -> Numbers:
@@ -91,8 +90,7 @@ def on_trio(k: int, workers: int, rounds: int) -> Numbers:
             async with results:
                 return [item.value async for item in results]
 
-    took = trio.run(partial(seconds, once, partial(complete, k=k), rounds=rounds))
-    return {"us": took / k * 1e6}
+    return trio.run(partial(each, once, partial(complete, k=k), rounds=rounds, size=k))
 
 
 def on_anyio(k: int, workers: int, rounds: int) -> Numbers:
@@ -127,8 +125,7 @@ def on_anyio(k: int, workers: int, rounds: int) -> Numbers:
                 gathered = [item.value async for item in results]
         return gathered
 
-    took = anyio.run(partial(seconds, once, partial(complete, k=k), rounds=rounds))
-    return {"us": took / k * 1e6}
+    return anyio.run(partial(each, once, partial(complete, k=k), rounds=rounds, size=k))
 
 
 def on_asyncio(k: int, workers: int, rounds: int) -> Numbers:
@@ -156,8 +153,7 @@ def on_asyncio(k: int, workers: int, rounds: int) -> Numbers:
                 group.create_task(worker())
             return [(await results.get()).value for _ in range(k)]
 
-    took = asyncio.run(seconds(once, partial(complete, k=k), rounds=rounds))
-    return {"us": took / k * 1e6}
+    return asyncio.run(each(once, partial(complete, k=k), rounds=rounds, size=k))
 
 
 if __name__ == "__main__":

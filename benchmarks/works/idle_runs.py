@@ -70,38 +70,8 @@ class Idling:
 
 def with_penstock(lib, r: int, inside: int = 0) -> Numbers:
     """The answer is sent to each handler."""
-    from penstock import (
-        Context,
-        HumanResponseEvent,
-        InputRequiredEvent,
-        StartEvent,
-        StopEvent,
-        Workflow,
-        step,
-    )
-
-    class Ask(Workflow[Any]):
-        asked = 0
-
-        @step
-        async def ask(self, ev: StartEvent) -> InputRequiredEvent:
-            self.asked += 1
-            return InputRequiredEvent(prefix="?")
-
-        @step
-        async def answer(self, ev: HumanResponseEvent) -> StopEvent:
-            return StopEvent(result=ev.response)
-
-    class AskInside(Workflow[Any]):
-        asked = 0
-
-        @step
-        async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
-            self.asked += 1
-            answer = await ctx.wait_for_event(
-                HumanResponseEvent, waiter_event=InputRequiredEvent(prefix="?")
-            )
-            return StopEvent(result=answer.response)
+    from benchmarks._flows import Ask, AskInside
+    from penstock import HumanResponseEvent
 
     async def main() -> Numbers:
         workflow = AskInside() if inside else Ask()
@@ -123,35 +93,39 @@ def with_penstock(lib, r: int, inside: int = 0) -> Numbers:
     return lib.run(main)
 
 
+async def by_hand(r: int, group: Any, sleep: Any, one: Any) -> Numbers:
+    """Start *r* tasks with Trio or AnyIO, each of which hands out its door, and answer them all."""
+    doors: list[Any] = []
+    answers: list[int] = []
+    idling = Idling(r)
+    async with group as tasks:
+        for _ in range(r):
+            tasks.start_soon(one, doors, answers)
+        while len(doors) < r:
+            await sleep(0.001)
+        idling.all_asked()
+        await sleep(0.05)
+        idling.waiting()
+        for i, door in enumerate(doors):
+            door.send_nowait(Item(i))
+    numbers = idling.numbers()
+    assert sorted(answers) == list(range(r))
+    return numbers
+
+
 def on_trio(r: int, inside: int = 0) -> Numbers:
     """A channel each."""
     import trio
 
+    async def one(doors: list[Any], answers: list[int]) -> None:
+        with trio.CancelScope():
+            send, receive = trio.open_memory_channel[Item](1)
+            doors.append(send)
+            item = await receive.receive()
+            answers.append(item.value)
+
     async def main() -> Numbers:
-        doors: list[trio.MemorySendChannel[Item]] = []
-        answers: list[int] = []
-
-        async def one() -> None:
-            with trio.CancelScope():
-                send, receive = trio.open_memory_channel[Item](1)
-                doors.append(send)
-                item = await receive.receive()
-                answers.append(item.value)
-
-        idling = Idling(r)
-        async with trio.open_nursery() as nursery:
-            for _ in range(r):
-                nursery.start_soon(one)
-            while len(doors) < r:
-                await trio.sleep(0.001)
-            idling.all_asked()
-            await trio.sleep(0.05)
-            idling.waiting()
-            for i, door in enumerate(doors):
-                door.send_nowait(Item(i))
-        numbers = idling.numbers()
-        assert sorted(answers) == list(range(r))
-        return numbers
+        return await by_hand(r, trio.open_nursery(), trio.sleep, one)
 
     return trio.run(main)
 
@@ -159,34 +133,17 @@ def on_trio(r: int, inside: int = 0) -> Numbers:
 def on_anyio(r: int, inside: int = 0) -> Numbers:
     """A stream each."""
     import anyio
-    from anyio.streams.memory import MemoryObjectSendStream
+
+    async def one(doors: list[Any], answers: list[int]) -> None:
+        with anyio.CancelScope():
+            send, receive = anyio.create_memory_object_stream[Item](1)
+            with send, receive:
+                doors.append(send)
+                item = await receive.receive()
+                answers.append(item.value)
 
     async def main() -> Numbers:
-        doors: list[MemoryObjectSendStream[Item]] = []
-        answers: list[int] = []
-
-        async def one() -> None:
-            with anyio.CancelScope():
-                send, receive = anyio.create_memory_object_stream[Item](1)
-                with send, receive:
-                    doors.append(send)
-                    item = await receive.receive()
-                    answers.append(item.value)
-
-        idling = Idling(r)
-        async with anyio.create_task_group() as group:
-            for _ in range(r):
-                group.start_soon(one)
-            while len(doors) < r:
-                await anyio.sleep(0.001)
-            idling.all_asked()
-            await anyio.sleep(0.05)
-            idling.waiting()
-            for i, door in enumerate(doors):
-                door.send_nowait(Item(i))
-        numbers = idling.numbers()
-        assert sorted(answers) == list(range(r))
-        return numbers
+        return await by_hand(r, anyio.create_task_group(), anyio.sleep, one)
 
     return anyio.run(main)
 

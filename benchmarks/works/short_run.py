@@ -8,7 +8,7 @@ By hand: three tasks and two channels; with the timeout, under a deadline of the
 import sys
 from functools import partial
 
-from benchmarks._measure import Numbers, seconds, serve
+from benchmarks._measure import Numbers, each, serve
 from benchmarks._model import Metric, Work, about
 from benchmarks.works import _three_steps
 
@@ -39,11 +39,7 @@ def measured(one, r: int, rounds: int):
     async def once() -> int:
         return sum([await one() for _ in range(r)])
 
-    async def main() -> Numbers:
-        took = await seconds(once, (3 * r).__eq__, rounds=rounds)
-        return {"us": took / r * 1e6}
-
-    return main
+    return partial(each, once, (3 * r).__eq__, rounds=rounds, size=r)
 
 
 def with_penstock(lib, r: int, rounds: int, timeout: int = 0) -> Numbers:

@@ -8,7 +8,7 @@ By hand: a task and a channel of size 64.
 import sys
 from functools import partial
 
-from benchmarks._measure import Numbers, seconds, serve
+from benchmarks._measure import Numbers, each, serve
 from benchmarks._model import Metric, Work, about
 from benchmarks.works import _streams
 
@@ -31,32 +31,32 @@ WORKS = (
 def with_penstock(lib, m: int, rounds: int) -> Numbers:
     """``await ctx.stream.send()`` and ``handler.stream_events()``."""
     stream = _streams.penstock_stream(lib)
-    took = lib.run(partial(seconds, partial(stream, m), m.__eq__, rounds=rounds))
-    return {"us": took / m * 1e6}
+    return lib.run(partial(each, partial(stream, m), m.__eq__, rounds=rounds, size=m))
 
 
 def on_trio(m: int, rounds: int) -> Numbers:
     """See `_streams`."""
     import trio
 
-    took = trio.run(partial(seconds, partial(_streams.trio_stream, m), m.__eq__, rounds=rounds))
-    return {"us": took / m * 1e6}
+    return trio.run(
+        partial(each, partial(_streams.trio_stream, m), m.__eq__, rounds=rounds, size=m)
+    )
 
 
 def on_anyio(m: int, rounds: int) -> Numbers:
     """See `_streams`."""
     import anyio
 
-    took = anyio.run(partial(seconds, partial(_streams.anyio_stream, m), m.__eq__, rounds=rounds))
-    return {"us": took / m * 1e6}
+    return anyio.run(
+        partial(each, partial(_streams.anyio_stream, m), m.__eq__, rounds=rounds, size=m)
+    )
 
 
 def on_asyncio(m: int, rounds: int) -> Numbers:
     """See `_streams`."""
     import asyncio
 
-    took = asyncio.run(seconds(partial(_streams.asyncio_stream, m), m.__eq__, rounds=rounds))
-    return {"us": took / m * 1e6}
+    return asyncio.run(each(partial(_streams.asyncio_stream, m), m.__eq__, rounds=rounds, size=m))
 
 
 if __name__ == "__main__":

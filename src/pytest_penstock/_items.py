@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 #: The marks by which other plugins know the coroutines that are theirs.
 _THEIRS: Final = ("anyio", "asyncio", "trio")
 
-#: What a test raises to be skipped, or to end pytest, is no failure of a run.
-_VERDICTS: Final = (pytest.skip.Exception, pytest.xfail.Exception, pytest.exit.Exception)
-
 
 def make_items(
     collector: pytest.Module | pytest.Class, name: str, function: Callable[..., Any]
@@ -132,8 +129,6 @@ class SweptFunction(pytest.Function):
     ) -> str:
         """Run the test as one of its marks asks; return why that cannot be, if it cannot."""
         __tracebackhide__ = True
-        from penstock.testing import ScenarioFailure  # noqa: PLC0415 - as above
-
         witness = report = None
         is_replay = options.get("at") is not None
         if is_replay:
@@ -141,13 +136,6 @@ class SweptFunction(pytest.Function):
             options["check"] = witness
         try:
             report = call(scenario, **options)
-        except ScenarioFailure as failure:
-            error: Any = failure.__cause__
-            while len(getattr(error, "exceptions", ())) == 1:
-                error = error.exceptions[0]  # A nursery puts one exception into a group.
-            if isinstance(error, _VERDICTS):
-                raise error from None
-            raise
         except (TypeError, ValueError, RuntimeError) as error:
             # What a test raises is no such error, but a failure.
             if scenario.runs and not is_replay:

@@ -30,8 +30,8 @@ from penstock.testing import (
     sweep,
 )
 from penstock.testing._sweeps import leftovers, stage
+from penstock.testing._sweeps.asyncio_time import workers_of
 from penstock.testing._sweeps.trial import KINDS
-from penstock.testing._sweeps.virtual import workers_of
 
 
 BACKENDS = ("trio", "asyncio")
@@ -1124,7 +1124,7 @@ def test_a_worker_that_is_stuck_is_told_to_end_only_once(monkeypatch):
     """AnyIO's queue to it is short, and may be full already."""
     monkeypatch.setattr(leftovers, "GRACE", 0.01)
     monkeypatch.setattr(stage, "THREAD_PATIENCE", 0)
-    monkeypatch.setattr("penstock.testing._sweeps.virtual.PATIENCE", 0.001)
+    monkeypatch.setattr("penstock.testing._sweeps.asyncio_time.PATIENCE", 0.001)
     go = threading.Event()
 
     async def scenario():

@@ -25,8 +25,9 @@ import trio
 import trio.testing
 
 from penstock.testing import VirtualLoop, jump_clock, run_virtually, sweep
-from penstock.testing._sweeps import virtual
-from penstock.testing._sweeps.virtual import NumberedTask, seeded_trio, task_of
+from penstock.testing._sweeps import asyncio_time
+from penstock.testing._sweeps.asyncio_time import NumberedTask, task_of
+from penstock.testing._sweeps.trio_time import seeded_trio
 
 
 BACKENDS = ("trio", "asyncio")
@@ -37,14 +38,14 @@ DAY = 86_400.0
 @pytest.fixture
 def _impatient(monkeypatch):
     """Wait less for threads that wait for us."""
-    monkeypatch.setattr(virtual, "PATIENCE", 0.02)
-    monkeypatch.setattr("penstock.testing._sweeps.trio_stage.PATIENCE", 0.02)
+    monkeypatch.setattr(asyncio_time, "PATIENCE", 0.02)
+    monkeypatch.setattr("penstock.testing._sweeps.trio_time.PATIENCE", 0.02)
 
 
 @pytest.fixture
 def _patient(monkeypatch):
     """Wait for a thread however busy the machine is."""
-    monkeypatch.setattr(virtual, "PATIENCE", 10)
+    monkeypatch.setattr(asyncio_time, "PATIENCE", 10)
 
 
 def on_asyncio(main, *args, **options):
@@ -812,8 +813,8 @@ def test_threads_may_call_back_in_a_sweep(backend):
 @on_each_backend
 def test_a_slow_thread_is_no_hang(backend, monkeypatch):
     """On a busy machine a thread may need longer than time stands still for it."""
-    monkeypatch.setattr(virtual, "PATIENCE", 0.0005)
-    monkeypatch.setattr("penstock.testing._sweeps.trio_stage.PATIENCE", 0.0005)
+    monkeypatch.setattr(asyncio_time, "PATIENCE", 0.0005)
+    monkeypatch.setattr("penstock.testing._sweeps.trio_time.PATIENCE", 0.0005)
     monkeypatch.setattr("penstock.testing._sweeps.stage.THREAD_PATIENCE", 100_000)
 
     async def scenario():
@@ -909,7 +910,9 @@ def test_asyncio_s_ready_queue_and_timers():
 
     async def main():
         loop = asyncio.get_running_loop()
-        assert isinstance(loop._ready, virtual._Ready), "the loop has made itself another queue"
+        assert isinstance(loop._ready, asyncio_time._Ready), (
+            "the loop has made itself another queue"
+        )
         before = loop._ready.known
         task = asyncio.create_task(asyncio.sleep(0))
         assert [task_of(handle) for handle in loop._ready] == [task], (
@@ -960,8 +963,8 @@ def test_anyio_s_worker_threads():
 
     async def main():
         loop = asyncio.get_running_loop()
-        seen = await anyio.to_thread.run_sync(lambda: virtual.workers_of(loop))
-        (worker,) = seen or virtual.workers_of(loop)
+        seen = await anyio.to_thread.run_sync(lambda: asyncio_time.workers_of(loop))
+        (worker,) = seen or asyncio_time.workers_of(loop)
         assert worker in worker.idle_workers, "AnyIO keeps its idle workers elsewhere"
         worker.queue.put_nowait(None)
         worker.join(5)

@@ -8,9 +8,10 @@ from penstock.testing._records import StepInvocation, StepOutcome, WorkflowTestR
 from penstock.testing._running import WorkflowTestRunner, run_workflow
 from penstock.testing._scenarios import Reading, WorkflowScenario, workflow_scenario
 from penstock.testing._stepping import SteppedRun, step_through
+from penstock.testing._sweeps.asyncio_time import VirtualLoop
 from penstock.testing._sweeps.sweep import SweepReport, fuzz, sweep
 from penstock.testing._sweeps.trial import At, InjectedError, Outcome, ScenarioFailure, Trial
-from penstock.testing._sweeps.virtual import VirtualLoop, jump_clock, run_virtually
+from penstock.testing._sweeps.virtual import jump_clock, run_virtually
 
 
 __all__ = [

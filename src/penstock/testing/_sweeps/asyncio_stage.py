@@ -7,9 +7,9 @@ import queue
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
+from penstock.testing._sweeps.asyncio_time import VirtualLoop, task_of, workers_of
 from penstock.testing._sweeps.frames import is_library, waits_for_tasks, waits_for_thread
 from penstock.testing._sweeps.stage import LONGEST, REASON, Block, Stage, Strand
-from penstock.testing._sweeps.virtual import VirtualLoop, task_of, workers_of
 
 
 if TYPE_CHECKING:

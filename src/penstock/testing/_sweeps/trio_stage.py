@@ -9,7 +9,7 @@ import trio
 
 from penstock.testing._sweeps.frames import waits_for_tasks, waits_for_thread
 from penstock.testing._sweeps.stage import LONGEST, REASON, Block, Stage, Strand
-from penstock.testing._sweeps.virtual import PATIENCE, mock_clock, seeded_trio
+from penstock.testing._sweeps.trio_time import PatientClock, mock_clock, seeded_trio
 
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class TrioStage(Stage[Task], trio.abc.Instrument):
         self.system: set[Task] = set()
         self._alarm = trio.CancelScope()
         self._outer = trio.CancelScope()
-        self._in_threads: set[Task] = set()
+        self._in_threads = PatientClock(self.clock)
         self._is_interrupted = False
         #: What our own code raised in an instrument.
         self._failure: BaseException | None = None
@@ -142,10 +142,7 @@ class TrioStage(Stage[Task], trio.abc.Instrument):
             self.give_up("could not be swept any further")
 
     def _before(self, task: Task) -> None:
-        if task in self._in_threads:
-            self._in_threads.discard(task)
-            if not self._in_threads:
-                self.clock.autojump_threshold = 0
+        self._in_threads.before_task_step(task)
         strand = self.strands.get(task)
         if strand is None:
             self.time_may_pass()
@@ -156,9 +153,7 @@ class TrioStage(Stage[Task], trio.abc.Instrument):
         strand = self.strands.get(task)
         if strand is None:
             return
-        if waits_for_thread(strand.coro):
-            self._in_threads.add(task)
-            self.clock.autojump_threshold = PATIENCE
+        self._in_threads.note(task, strand.coro)
         self.parked(strand)
 
     def before_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - Trio's own name
@@ -222,7 +217,7 @@ class TrioStage(Stage[Task], trio.abc.Instrument):
 
     def waits_for_thread(self) -> bool:
         """See the parent."""
-        return bool(self._in_threads)
+        return bool(self._in_threads.waiting)
 
     def set_alarm(self, when: float) -> None:
         """See the parent."""
