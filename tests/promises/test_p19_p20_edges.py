@@ -141,6 +141,8 @@ def test_nothing_is_imported_by_name_and_nothing_unpickled(path):
 
     if path.name == "_processes.py":  # what it unpickles is what its own worker process wrote
         found.remove("pickle")
+    elif path.name == "_events.py":  # the constructor of a class, of its own names, as attrs does
+        found.remove("exec")
     assert found == []
 
 
