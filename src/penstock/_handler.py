@@ -135,7 +135,8 @@ class WorkflowHandler(Generic[R]):
         manager = backend.open_nursery()
         nursery = await manager.__aenter__()
         self._block = manager, backend.current_task()
-        nursery.start_soon(self._own, name=f"{self._runner.graph.name}.run")
+        own = self._runner.run if backend.shields_from_all else self._own
+        nursery.start_soon(own, name=f"{self._runner.graph.name}.run")
         return self
 
     @enable_ki_protection

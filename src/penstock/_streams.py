@@ -190,18 +190,6 @@ class _Position:
         self.at_rest: bool = False
         self.waiter: Waiter | None = None
 
-    @enable_ki_protection
-    def take(self) -> Event | None:
-        """Take the next event, or None where it is an internal one that nobody asked for."""
-        log = self.log
-        event = log._events[self.at - log.first]
-        self.at += 1
-        if log._senders:
-            log.wake_senders()
-        if len(log._events) > log._history:
-            log._trim()
-        return event if self.internal or not isinstance(event, InternalEvent) else None
-
 
 @final
 class EventStream(ReceiveChannel[Event]):
@@ -294,7 +282,8 @@ class EventStream(ReceiveChannel[Event]):
                     if self._waiter is None:
                         self._waiter = backend.waiter()
                     # While this task waits here it reads no other of its readers of this run.
-                    resting = log.rest(position.task, but=position)
+                    others = len(log._readers) > 1
+                    resting = log.rest(position.task, but=position) if others else ()
                     position.waiter = self._waiter
                     try:
                         await self._waiter.wait()
@@ -313,8 +302,13 @@ class EventStream(ReceiveChannel[Event]):
                         await backend.checkpoint_if_cancelled()
                     has_passed_checkpoint = True
                 elif position.at < log.next:
-                    event = position.take()
-                    if event is not None:
+                    event = log._events[position.at - log.first]
+                    position.at += 1
+                    if log._senders:
+                        log.wake_senders()
+                    if len(log._events) > log._history:
+                        log._trim()
+                    if position.internal or not isinstance(event, InternalEvent):
                         return event
                 else:
                     raise at_end or backend.EndOfChannel

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from penstock._context import Context
     from penstock._engine.grouping import Station
     from penstock._engine.keeping import ResourceScope
-    from penstock._engine.lineage import Group
+    from penstock._engine.machine import Delivery
     from penstock._engine.resuming import Resumed
     from penstock._events import Event, StopEvent
     from penstock._graph import Graph
@@ -255,7 +255,7 @@ class Runner(Steering):
                 self.start_workers()
             if delivery is not None:
                 try:
-                    await self._run_worker(*delivery)
+                    await self._run_worker(delivery[0], delivery)
                 finally:
                     backend.rename_task(self._host, name)
             if not self.outcome.status:
@@ -288,30 +288,6 @@ class Runner(Steering):
         finally:
             self._parked = None
 
-    @enable_ki_protection
-    async def _start_worker(self, station: Station) -> None:
-        if self._machine is not None and not self.outcome.status:
-            delivery = self._machine.take(station)
-            if delivery is not None:
-                await self._run_worker(*delivery)
-
-    async def _run_worker(self, station: Station, event: Any, group: Group | None) -> None:
-        worker = Worker(self, self._variables)
-        self._workers[worker] = None
-        try:
-            await self._work(worker, station, event, group)
-        finally:
-            del self._workers[worker]
-            if worker.step is not None:
-                if self.interrupted is None:
-                    self.interrupted = []
-                self.interrupted.append(interrupted(worker))
-            worker.end()
-            if self._machine is not None and self._machine.resting and is_stuck(self._machine):
-                self.stall()
-            if self.draining is not None:
-                self.check_drained()
-
     def live(self) -> tuple[Backend, Machine]:
         assert self._backend is not None
         assert self._machine is not None
@@ -328,24 +304,30 @@ class Runner(Steering):
         _, machine = self.live()
         nursery = self.nursery
         for station in machine.startable:
-            nursery.start_soon(self._start_worker, station, name=station.step.label)
+            nursery.start_soon(self._run_worker, station, name=station.step.label)
         machine.startable.clear()
 
-    async def _work(  # noqa: C901, PLR0912, PLR0915 - one frame for all that happens at a hop
-        self, worker: Worker, station: Station, event: Any, group: Group | None
+    @enable_ki_protection
+    async def _run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that happens at a hop
+        self, station: Station, delivery: Delivery | None = None
     ) -> None:
         """Run steps one after the other for as long as there is a next one for this task."""
+        if delivery is None and self._machine is not None and not self.outcome.status:
+            delivery = self._machine.take(station)
+        if delivery is None:
+            return
         backend, machine = self.live()
+        worker = Worker(self, self._variables)
+        self._workers[worker] = None
         worker.task = task = backend.current_task()
-        delivery = None
         handlers = self.graph.handlers
         log = self.log
         tells_idle = self.options.excludes_waiting or self._parent is not None
         self._due = perf_counter() + TURN  # a worker that begins has just been given its turn
         try:
             while True:
-                step = station.step
-                worker.step = step
+                station, event, group = delivery
+                worker.step = step = station.step
                 worker.event = event
                 worker.group = group
                 worker.context = None
@@ -359,13 +341,19 @@ class Runner(Steering):
                     worker.began_at = backend.current_time()
                 backend.rename_task(task, step.label)
                 try:
-                    result = await worker.invoke(backend, step, event, group)
+                    try:
+                        result = await worker.invoke(backend, step, event, group)
+                    finally:
+                        context = worker.context
+                        if context is not None:
+                            context.end()
+                        if worker.opened:
+                            await worker.close_opened(backend)  # noqa: ASYNC102 - it shields itself
                 except Exception as error:  # noqa: BLE001 - raised again unless something is done
                     delivery = recover(self, worker, station, group, error)
                 else:
                     if self.outcome.status:
                         break  # the run is over; what came of this step has nowhere to go
-                    context = worker.context
                     if context is not None and context._record is not None:
                         self.release_held(context._record)
                     delivery = machine.finish(station, group, result)
@@ -380,7 +368,6 @@ class Runner(Steering):
                     self.idle_changed()
                 if delivery is None:
                     break
-                station, event, group = delivery
             if not self.outcome.status:
                 worker.step = worker.event = worker.context = None
                 if not machine.alive:
@@ -388,6 +375,17 @@ class Runner(Steering):
         except BaseException as error:  # noqa: ASYNC103 - kept as the outcome, or raised on
             if self._take_error(worker, error):
                 raise
+        finally:
+            del self._workers[worker]
+            if worker.step is not None:
+                if self.interrupted is None:
+                    self.interrupted = []
+                self.interrupted.append(interrupted(worker))
+            worker.end()
+            if machine.resting and is_stuck(machine):
+                self.stall()
+            if self.draining is not None:
+                self.check_drained()
 
     # -- how it ends -----------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from penstock._threads import in_loop
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
     from contextvars import Context as ContextVars
 
     from penstock._backends import Backend
@@ -51,7 +51,6 @@ class Worker:
     """A task of a run; for what its step opens, the list of what to close."""
 
     __slots__ = (
-        "_opened",
         "_run",
         "_variables",
         "began_at",
@@ -59,6 +58,7 @@ class Worker:
         "event",
         "group",
         "is_waiting",
+        "opened",
         "step",
         "task",
         "was_interrupted",
@@ -82,7 +82,8 @@ class Worker:
         self.was_interrupted = False
         #: Whether it waits for the step's limiter, and so has not begun the step.
         self.is_waiting = False
-        self._opened: list[Closable] | None = None
+        #: What the step has opened, and not closed.
+        self.opened: list[Closable] | None = None
 
     def end(self) -> None:
         """Let go of the run: the worker and its context variables hold each other."""
@@ -91,20 +92,24 @@ class Worker:
 
     def add(self, resource: Closable) -> None:
         """Have ``resource`` closed when the step ends."""
-        if self._opened is None:
-            self._opened = []
-        self._opened.append(resource)
+        if self.opened is None:
+            self.opened = []
+        self.opened.append(resource)
 
     def discard(self, resource: Closable) -> None:
         """Forget ``resource``."""
-        if self._opened is not None and resource in self._opened:
-            self._opened.remove(resource)
+        if self.opened is not None and resource in self.opened:
+            self.opened.remove(resource)
 
-    async def invoke(self, backend: Backend, step: Step, event: Any, group: Group | None) -> Any:
-        """Run ``step`` once, in a context of its own, and close what it left open.
+    def invoke(
+        self, backend: Backend, step: Step, event: Any, group: Group | None
+    ) -> Awaitable[Any]:
+        """Return what runs ``step`` once, in a context of its own.
+
+        In the end that has to be ended, and what was opened closed.
 
         Raises:
-            BaseException: Whatever the step raises, or closing does.
+            BaseException: Whatever the step raises.
             StepTimeoutError: The step's own timeout passed.
         """
         if (
@@ -112,26 +117,18 @@ class Worker:
             or type(event) is Again
             or (group is not None and group.track is not None)
         ):
-            return await self._invoke_with_care(backend, step, event, group)
+            return self._invoke_with_care(backend, step, event, group)
         run = self._run
         arguments = [event] if step.takes == "one" else _several(step, event)
-        context: Context[Any] | None = None
         if step.context_at is not None:
-            context = step_context(run, step, group, None)
+            self.context = context = step_context(run, step, group, None)
             arguments.insert(step.context_at, context)
-        self.context = context
         coroutine = step.function(run.workflow, *arguments)
-        try:
-            if run.observer is not None or run.log.internal_readers:
-                return await self._drive_and_tell(backend, step, event, coroutine)
-            if step.timeout is None and run.watch is None:
-                return await run_in_context(coroutine, self._variables.copy())
-            return await self._drive(backend, step, coroutine)
-        finally:
-            if context is not None:
-                context.end()
-            if self._opened:
-                await self._close_opened(backend)  # noqa: ASYNC102 - it shields itself
+        if run.observer is not None or run.log.internal_readers:
+            return self._drive_and_tell(backend, step, event, coroutine)
+        if step.timeout is None and run.watch is None:
+            return run_in_context(coroutine, self._variables.copy())
+        return self._drive(backend, step, coroutine)
 
     async def _invoke_with_care(
         self, backend: Backend, step: Step, event: Any, group: Group | None
@@ -144,27 +141,22 @@ class Worker:
             event = again.event
         self.context = context = step_context(run, step, group, again)
         context._began_at = self.began_at
-        try:
-            if group is None or group.track is None:
+        if group is None or group.track is None:
+            return await self._prepare(backend, step, event, context)
+        track = group.track
+        with backend.cancel_scope() as scope:
+            if track.reason is not None:
+                return None  # noqa: ASYNC910 - cancelled since it was taken from the inbox
+            track.running[scope] = None
+            try:
                 return await self._prepare(backend, step, event, context)
-            track = group.track
-            with backend.cancel_scope() as scope:
-                if track.reason is not None:
-                    return None  # noqa: ASYNC910 - cancelled since it was taken from the inbox
-                track.running[scope] = None
-                try:
-                    return await self._prepare(backend, step, event, context)
-                finally:
-                    track.running.pop(scope, None)
-                    # With its run cancelled as well, AnyIO would have the run's scope take over what
-                    # this one did to the task, and then undo a native cancellation of another.
-                    scope.shield = track.reason is not None
-            await backend.checkpoint_if_cancelled()
-            return None  # the branch was cancelled
-        finally:
-            context.end()
-            if self._opened:
-                await self._close_opened(backend)  # noqa: ASYNC102 - it shields itself
+            finally:
+                track.running.pop(scope, None)
+                # With its run cancelled as well, AnyIO would have the run's scope take over what
+                # this one did to the task, and then undo a native cancellation of another.
+                scope.shield = track.reason is not None
+        await backend.checkpoint_if_cancelled()
+        return None  # the branch was cancelled
 
     async def _prepare(
         self, backend: Backend, step: Step, event: Any, context: Context[Any]
@@ -253,8 +245,9 @@ class Worker:
         self._tell_ended(number, step, event, result, None)
         return result
 
-    async def _close_opened(self, backend: Backend) -> None:
-        opened, self._opened = self._opened, None
+    async def close_opened(self, backend: Backend) -> None:
+        """Close what the step left open, the latest first. It shields itself."""
+        opened, self.opened = self.opened, None
         deadline = backend.current_time() + CLOSING_GRACE
         try:
             while opened:
@@ -262,8 +255,8 @@ class Worker:
                     await opened.pop().aclose()
         finally:
             if opened:  # one failed to close; the others are closed all the same
-                self._opened = opened
-                await self._close_opened(backend)  # noqa: ASYNC102 - it shields itself
+                self.opened = opened
+                await self.close_opened(backend)  # noqa: ASYNC102 - it shields itself
 
     def _tell_started(self, step: Step, event: Any) -> int:
         run = self._run

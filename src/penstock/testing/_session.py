@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from penstock._engine.grouping import Station
-    from penstock._engine.lineage import Group
+    from penstock._engine.machine import Delivery
     from penstock._engine.worker import Worker
     from penstock._graph import Graph
     from penstock._handler import WorkflowHandler
@@ -61,15 +61,9 @@ class WatchedRunner(Runner):
         self._look()
 
     @enable_ki_protection
-    async def _start_worker(self, station: Station) -> None:
+    async def _run_worker(self, station: Station, delivery: Delivery | None = None) -> None:
         try:
-            await super()._start_worker(station)
-        finally:
-            self._look()
-
-    async def _run_worker(self, station: Station, event: Any, group: Group | None) -> None:
-        try:
-            await super()._run_worker(station, event, group)
+            await super()._run_worker(station, delivery)
         finally:
             self._look()
 
