@@ -257,8 +257,9 @@ class EventStream(ReceiveChannel[Event]):
         return self._next(StopAsyncIteration)  # type: ignore[return-value] # is one to pyright
 
     @enable_ki_protection
-    async def _next(self, at_end: type[Exception] | None) -> Event:  # noqa: C901, PLR0912
-        # One coroutine for all of it: each further one costs at every step of a wait.
+    async def _next(  # noqa: C901, PLR0912, PLR0915 - one coroutine: each costs at each turn of a wait
+        self, at_end: type[Exception] | None
+    ) -> Event:
         backend = self._backend
         if backend is None:
             backend = self._backend = current_backend()

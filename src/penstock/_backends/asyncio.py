@@ -22,7 +22,7 @@ from penstock._backends import run_in_process
 
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
@@ -80,12 +80,10 @@ class AsyncioWaiter:
     def __init__(self) -> None:
         self._future: asyncio.Future[None] | None = None
 
-    async def wait(self) -> None:
+    def wait(self) -> Awaitable[None]:
         self._future = asyncio.get_running_loop().create_future()
-        try:
-            await self._future
-        finally:
-            self._future = None
+        # One coroutine less to step through.
+        return self._future
 
     def wake(self) -> None:
         if self._future is not None and not self._future.done():
@@ -153,6 +151,14 @@ class ThreadCall:
                 await ended.wait()  # cancelled again: the first cancellation is raised, later
 
 
+def _own(name: str) -> Callable[[], Coroutine[Any, Any, None]]:
+    """AnyIO's function for asyncio itself; the public one looks for the event loop at each call."""
+    public: Callable[[], Coroutine[Any, Any, None]] = getattr(anyio.lowlevel, name)
+    find: Any = getattr(anyio.lowlevel, "get_async_backend", None)
+    own: Callable[[], Coroutine[Any, Any, None]] = getattr(find and find("asyncio"), name, public)
+    return own
+
+
 class AsyncioBackend:
     """See :class:`penstock._backends.Backend`."""
 
@@ -166,9 +172,9 @@ class AsyncioBackend:
     BusyResourceError: type[Exception] = BusyResourceError
     WouldBlock: type[Exception] = WouldBlock
 
-    checkpoint = staticmethod(anyio.lowlevel.checkpoint)
-    checkpoint_if_cancelled = staticmethod(anyio.lowlevel.checkpoint_if_cancelled)
-    cancel_shielded_checkpoint = staticmethod(anyio.lowlevel.cancel_shielded_checkpoint)
+    checkpoint = staticmethod(_own("checkpoint"))
+    checkpoint_if_cancelled = staticmethod(_own("checkpoint_if_cancelled"))
+    cancel_shielded_checkpoint = staticmethod(_own("cancel_shielded_checkpoint"))
     current_effective_deadline = staticmethod(anyio.current_effective_deadline)
     open_inbox = AsyncioInbox
     waiter = AsyncioWaiter

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from penstock._backends import current_backend, enable_ki_protection
@@ -76,7 +76,7 @@ class Operations:
 
     def check_thread(self, what: str) -> None:
         """Refuse a call from a foreign thread, and tell the way."""
-        if self._thread and threading.get_ident() != self._thread:
+        if self._thread and get_ident() != self._thread:
             has_way = what in ("send_event", "cancel")
             way = f"`handler.from_thread.{what}(...)`, or " if has_way else ""
             msg = (
@@ -141,7 +141,7 @@ class Operations:
     @enable_ki_protection
     def publish(self, event: Event | None) -> None:
         """See :meth:`penstock.Context.write_event_to_stream`."""
-        if threading.get_ident() != self._thread:
+        if get_ident() != self._thread:
             self.check_thread("write_event_to_stream")
         if event is None:
             return
@@ -151,9 +151,7 @@ class Operations:
                 self.graph.published.add(type(event))
             elif self._machine is not None:
                 self._machine.note_question()
-        self.log.append(event)
-        if self.observer is not None:
-            self.observer.event_published(self.run_id, event)
+        self._publish(event)
 
     @enable_ki_protection
     def _publish(self, event: Event) -> None:

@@ -235,6 +235,43 @@ class Runner(Steering):
         name = backend.task_name(self._host)
         self._nursery = nursery
         machine = await self._begin(backend, nursery)
+        while not self.outcome.status:
+            delivery = None
+            if backend.runs_steps_in_host and not self._workers:
+                delivery = machine.next_start()
+            if machine.startable:
+                self.start_workers()
+            if delivery is not None:
+                try:
+                    await self._run_worker(delivery[0], delivery)
+                finally:
+                    backend.rename_task(self._host, name)
+            if self.outcome.status:
+                break
+            self._parked = backend.waiter()
+            try:
+                while self.is_running and not machine.startable:
+                    await self._parked.wait()
+            except BaseException as error:
+                if self.is_running and isinstance(error, backend.Cancelled):
+                    self._settle_cancellation(backend.current_time() > self.clock.deadline)
+                elif self.is_running:  # a KeyboardInterrupt; nothing more is to begin
+                    self.outcome.interrupt(error, backend.Cancelled)
+                raise
+            finally:
+                self._parked = None
+
+    async def _begin(self, backend: Backend, nursery: Nursery) -> Machine:
+        if self.options.timeout is not None:
+            self.watch = self._note_delivery
+        self.clock.begin(backend, nursery.cancel_scope, has_branches=self.graph.has_branches)
+        self._machine = Machine(self.graph, backend.open_inbox, self._publish, backend.cancel)
+        self._due = perf_counter() + TURN
+        if self.observer is not None:
+            self.observer.run_started(self.run_id, self.graph.name, self._start_event)
+        if backend.is_natively_cancelled():
+            await backend.checkpoint()  # before any step has begun
+        machine = self._machine
         if not self.outcome.status:
             if self.resumed is not None:
                 self.resumed.load(self, machine)
@@ -247,46 +284,7 @@ class Runner(Steering):
             self._early = ()
         if not self.outcome.status and not machine.alive:
             self.rest()
-        while not self.outcome.status:
-            delivery = None
-            if backend.runs_steps_in_host and not self._workers:
-                delivery = machine.next_start()
-            if machine.startable:
-                self.start_workers()
-            if delivery is not None:
-                try:
-                    await self._run_worker(delivery[0], delivery)
-                finally:
-                    backend.rename_task(self._host, name)
-            if not self.outcome.status:
-                await self._park(backend, machine)
-
-    async def _begin(self, backend: Backend, nursery: Nursery) -> Machine:
-        if self.options.timeout is not None:
-            self.watch = self._note_delivery
-        self.clock.begin(backend, nursery.cancel_scope, has_branches=self.graph.has_branches)
-        self._machine = Machine(self.graph, backend.open_inbox, self._publish, backend.cancel)
-        self._due = perf_counter() + TURN
-        if self.observer is not None:
-            self.observer.run_started(self.run_id, self.graph.name, self._start_event)
-        if backend.is_natively_cancelled():
-            await backend.checkpoint()  # before any step has begun
-        return self._machine
-
-    async def _park(self, backend: Backend, machine: Machine) -> None:
-        """Wait for the outcome or for work; settle the outcome if a cancellation comes first."""
-        self._parked = backend.waiter()
-        try:
-            while not self.outcome.status and not machine.startable:
-                await self._parked.wait()
-        except BaseException as error:
-            if not self.outcome.status and isinstance(error, backend.Cancelled):
-                self._settle_cancellation(backend.current_time() > self.clock.deadline)
-            elif not self.outcome.status:  # a KeyboardInterrupt; nothing more is to begin
-                self.outcome.interrupt(error, backend.Cancelled)
-            raise
-        finally:
-            self._parked = None
+        return machine
 
     def live(self) -> tuple[Backend, Machine]:
         assert self._backend is not None
