@@ -197,6 +197,7 @@ class AsyncioBackend:
             scope.cancel()
 
     current_loop = staticmethod(asyncio.get_running_loop)
+    current_task = staticmethod(asyncio.current_task)
 
     @staticmethod
     def caller_into(loop: asyncio.AbstractEventLoop, /) -> Callable[[Callable[[], object]], object]:
@@ -210,10 +211,6 @@ class AsyncioBackend:
     def is_natively_cancelled() -> bool:
         task = asyncio.current_task()
         return task is not None and task.cancelling() > 0
-
-    @staticmethod
-    def current_task() -> asyncio.Task[Any] | None:
-        return asyncio.current_task()
 
     @staticmethod
     def rename_task(task: asyncio.Task[Any], name: str) -> None:

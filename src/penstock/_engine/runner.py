@@ -427,7 +427,8 @@ class Runner(Steering):
     def _take_error(self, worker: Worker, error: BaseException) -> bool:
         """Keep the failure of a step as the outcome; return whether ``error`` is to go on."""
         backend, _ = self.live()
-        cancelled = backend.is_cancelled()
+        is_over = bool(self.outcome.status)
+        cancelled = (is_over and self.nursery.cancel_scope.cancel_called) or backend.is_cancelled()
         if cancelled and not self.outcome.status:
             # What was delivered before the deadline was not the deadline's.
             is_late = backend.current_time() > self.clock.deadline and not worker.was_interrupted
