@@ -214,9 +214,14 @@ class Operations:
                     raise
                 return event
         self._claim_early(machine, wait)
-        ask = partial(self._ask, waiter_event)
         try:
-            event = await wait_for(wait, context, machine=machine, ask=ask, timeout=timeout)
+            event = await wait_for(
+                wait,
+                context,
+                machine=machine,
+                ask=partial(self._ask, waiter_event),
+                timeout=timeout,
+            )
         finally:
             self.idle_changed()
         record.received.append(event)

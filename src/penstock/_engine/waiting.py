@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from math import inf
 from typing import TYPE_CHECKING
 
 from penstock._backends import current_backend, enable_ki_protection
@@ -30,7 +28,6 @@ async def wait_for(
     """See :meth:`penstock.Context.wait_for_event`; ``ask`` is called once the wait is known."""
     backend = current_backend()
     await backend.checkpoint_if_cancelled()
-    deadline = inf if timeout is None else backend.current_time() + timeout
     machine.begin_wait(step, wait)
     is_taken = False
     try:
@@ -40,10 +37,14 @@ async def wait_for(
             machine.questions -= 1  # the answer came before the question
         if wait.is_over:
             await backend.checkpoint()
-        # A scope is dear in time and in memory, and thousands may wait.
-        with nullcontext() if timeout is None else backend.cancel_scope(deadline=deadline):
+        del ask  # thousands may wait, and a scope is dear as well
+        if timeout is None:
             while not wait.is_over:
                 await wait.waiter.wait()
+        else:
+            with backend.cancel_scope(deadline=backend.current_time() + timeout):
+                while not wait.is_over:
+                    await wait.waiter.wait()
         is_taken = wait.is_over
     finally:
         machine.end_wait(wait, is_taken=is_taken)
