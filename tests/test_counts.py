@@ -42,17 +42,17 @@ hop, 16 to a turn              0  1/16   1/16      0         0        0       0 
 2 hops, 1 with a timeout       0     0      0      1         0        0       0     10    66       4       2   245     245
 item, 64 workers               0     1   1/64      0         0        0       0  23.06 48.22       0       0     0     138
 item, 4 workers                0     1    1/4      0         0        0       0     24  51.5       0       0     0     167
-fan-out of 16 and its run      3    21      7      1         1        1       1    512  1154       2       0   130     130
+fan-out of 16 and its run      3    21      7      1         1        1       1    514  1156       2       0    99     130
 cancelled step                 0     1      0      0         0        0       0      9    53       0       0     0    1662
 event of a stream              0     2      1      0         0        0       0     16    64       0       0     0       0
 event nobody reads             0     0      0      0         0        0       0      5     6       0       0     0       0
-run of 3 steps                 0     1      1      1         1        0       0     76   174       0       0     0     176
-run with a timeout             0     1      1      1         1        0       0     80   190       4       2   252     428
-run among many                 1     3      0      1         1        0       0     85   212       0       0     0    8698
-idle run                       1     1      0      1         1        0       1     64   124      69      43  6537    6537
-wake-up                        0     2      0      0         0        0       0     58   118       0       0     0     552
-idle run, in a step            1     1      0      1         1        0       1     71   151      99      70  9985    9985
-wake-up, in a step             0     2      0      0         0        0       0     62   119       0       0     0     536
+run of 3 steps                 0     1      1      1         1        0       0     78   176       0       0     0     176
+run with a timeout             0     1      1      1         1        0       0     82   192       4       2   252     428
+run among many                 1     3      0      1         1        0       0     87   214       0       0     0    8698
+idle run                       1     1      0      1         1        0       1     65   125      69      43  6537    6537
+wake-up                        0     2      0      0         0        0       0     59   119       0       0     0     552
+idle run, in a step            1     1      0      1         1        0       1     72   150      92      65  9601    9601
+wake-up, in a step             0     2      0      0         0        0       0     63   119       0       0     0     536
 change of the state            0     0      0      0         0        0       0     18    23       0       0     0       0
 """
 
@@ -63,17 +63,17 @@ hop, 16 to a turn              0  1/16   1/16      0         0        0       0 
 2 hops, 1 with a timeout       0     0      0      1         0        0       0     14    68       3       2   216     216
 item, 64 workers               0     1   1/64      0         0        0       0     23 57.06       0       0     0     153
 item, 4 workers                0     1    1/4      0         0        0       0     23    58       0       0     0     151
-fan-out of 16 and its run      4    26      8      6         1        1       1    495  1432       2       0   130     230
+fan-out of 16 and its run      4    26      8      6         1        1       1    497  1436       2       0    60     230
 cancelled step                 0     2      0      0         0        0       0      9 50.52       0       0     0     231
 event of a stream              0     2      1      0         0        0       0     14    63       0       0     0       0
 event nobody reads             0     0      0      0         0        0       0      5     6       0       0     0       0
-run of 3 steps                 1     4      3      3         1        0       1     88   260       0       0     0     120
-run with a timeout             1     4      3      3         1        0       1     93   279       0       0     0     120
-run among many                 2     7      0      4         1        0       1     93   347       0       0     7   13245
-idle run                       2     3      0      3         1        0       1     66   222      74      54  8180   11222
-wake-up                        1     6      0      2         0        0       1     69   212       0       0     0    3536
-idle run, in a step            2     2      0      3         1        0       2     77   246     134     107 14726   14782
-wake-up, in a step             0     5      0      1         0        0       0     61   140       0       0     0     544
+run of 3 steps                 1     4      3      3         1        0       1     90   264       0       0     0     120
+run with a timeout             1     4      3      3         1        0       1     95   283       0       0     0     120
+run among many                 2     7      0      4         1        0       1     95   351       0       0     7   13245
+idle run                       2     3      0      3         1        0       1     67   224      74      54  8180   11222
+wake-up                        1     6      0      2         0        0       1     70   214       0       0     0    3536
+idle run, in a step            2     2      0      3         1        0       2     78   246     127     102 14342   14398
+wake-up, in a step             0     5      0      1         0        0       0     62   141       0       0     0     544
 change of the state            0     0      0      0         0        0       0     18    28       0       0     0       0
 """
 

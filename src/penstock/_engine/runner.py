@@ -172,11 +172,12 @@ class Runner(Steering):
         self._variables.run(current_scope.set, None)
         self._host = backend.current_task()
         self.loop = backend.current_loop()
+        was_cancelled = backend.is_natively_cancelled()
         interruption: BaseException | None = None
-        door = None
+        door: Door | None = None
         try:
-            if self.options.gate is not None:
-                door = await self._queue_up(self.options.gate)
+            gate = self.options.gate
+            door = None if gate is None else await self._queue_up(gate)
             if self.graph.needs_scope:
                 await self._run_with_resources(backend)
             elif not self.outcome.status:
@@ -189,6 +190,8 @@ class Runner(Steering):
                 await backend.checkpoint_if_cancelled()
         except BaseException as error:  # noqa: ASYNC103, BLE001 - raised below, when all is closed
             interruption = single(error, backend.Cancelled)
+        if interruption is None and backend.is_natively_cancelled() and not was_cancelled:
+            interruption = backend.Cancelled()  # AnyIO before 4.16 forgets it beside one of its own
         if door is not None:
             door.leave()
         self._conclude(backend, interruption)
