@@ -254,5 +254,13 @@ class AsyncioBackend:
         finally:
             del failure  # or this frame and its exception keep each other alive
 
-    check_cancelled = staticmethod(anyio.from_thread.check_cancelled)
+    @staticmethod
+    def check_cancelled() -> None:
+        try:
+            anyio.from_thread.check_cancelled()
+        except asyncio.CancelledError as error:
+            if error.args:  # AnyIO 4.11 to 4.13 say it such that their own scopes do not catch it
+                error.args = (str(error.args[0]).replace("Cancelled by", "Cancelled via", 1),)
+            raise
+
     run_in_process = staticmethod(run_in_process)
