@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             works = [work for work in WORKS if work.name in (options.only or NAMES)]
             repeats = options.repeats or (3 if options.quick else 5)
             bench.run(works, results, repeats=repeats, tell=tell)
+            if not options.only:
+                results.environment["counts"] = bench.counts()
         sys.stderr.write("\n")
         write(results, options.json)
     options.page.write_text(_page.page(results), encoding="utf-8")

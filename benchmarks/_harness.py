@@ -200,6 +200,18 @@ class Bench:
                     of = f"{repeat + 1}/{repeats}  {interpreter.version}"
                     tell(f"{of}  {work.title}  {took:.1f} s")
 
+    def counts(self) -> str:
+        """The table of what does not depend on the machine, or what went wrong instead."""
+        child = subprocess.run(
+            [self.interpreters[0].path, "-m", "benchmarks._counts"],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return _last_error(child.stderr, child.returncode) if child.returncode else child.stdout
+
     def _sizes(self, interpreter: Interpreter, work: Work, results: Results, repeat: int) -> None:
         quick = results.quick
         if repeat >= (work.repeats or sys.maxsize):

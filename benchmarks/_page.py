@@ -97,6 +97,11 @@ def page(results: Results) -> str:
                 '<p class="note">x: the ratio to bare Trio in the same repeat.</p>',
                 _table(of_peers),
             ]
+    if counts := results.environment.get("counts"):
+        body += [
+            "<h2>What is the same on every machine</h2>",
+            f'<div class="scroll"><pre>{html.escape(counts)}</pre></div>',
+        ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width"><title>penstock: benchmarks</title>'

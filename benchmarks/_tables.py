@@ -178,6 +178,8 @@ def busy(results: Results) -> str:
 def everything(results: Results, *, goals_only: bool = False) -> str:
     """All tables of all interpreters, the goals last."""
     text = ""
+    if not goals_only and (counts := results.environment.get("counts")):
+        text += f"what is the same on every machine\n\n{counts}\n"
     for python in results.pythons:
         if not goals_only:
             text += f"CPython {python}: penstock and the same by hand\n\n"

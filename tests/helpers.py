@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import contextmanager
 from math import inf
 from typing import Any, Self
@@ -12,6 +13,14 @@ import pytest
 import trio
 
 from penstock import Context, Event, StartEvent, StopEvent, Workflow, step, testing
+
+
+# -- names --------------------------------------------------------------------------------------
+
+
+def steady_id(value: object) -> str:
+    """Name a value in a test's id without its address: workers of xdist compare the ids."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 # -- time ---------------------------------------------------------------------------------------

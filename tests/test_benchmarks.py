@@ -141,6 +141,16 @@ def test_the_growth_of_what_costs_the_same_each_time_is_linear():
     assert filled().exponent(BY_ID["stream"], "3.x", "trio", "us") == pytest.approx(1)
 
 
+def test_the_report_has_the_counts():
+    """What does not depend on the machine stands beside what does; the goals alone go without."""
+    results = filled()
+    results.environment["counts"] = "trio  spawns\nhop <1>   0\n"
+
+    assert "hop <1>   0" in _tables.everything(results)
+    assert "hop <1>   0" not in _tables.everything(results, goals_only=True)
+    assert "hop &lt;1&gt;   0" in _page.page(results)
+
+
 def test_the_results_survive_their_file():
     """What was read again makes the same tables."""
     results = filled()

@@ -40,6 +40,7 @@ from tenacity import (
 
 from penstock._errors import WorkflowRuntimeError, WorkflowValidationError
 from penstock._retries import KEPT, Attempts, PastError, Retry, RetryInfo, note_attempts
+from tests.helpers import steady_id
 
 
 def tried(*times, error=None, started_at=0.0):
@@ -386,7 +387,7 @@ class AsyncStrategy:
         ),
         ({"wait": wait_fixed(1) + wait_chain(wait_none(), async_function)}, "is asynchronous"),
     ],
-    ids=str,
+    ids=steady_id,
 )
 def test_bad_arguments(arguments, message):
     """P13: what can never work is refused when the policy is made, with the line that works."""

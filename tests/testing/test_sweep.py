@@ -32,6 +32,7 @@ from penstock.testing import (
 from penstock.testing._sweeps import leftovers, stage
 from penstock.testing._sweeps.asyncio_time import workers_of
 from penstock.testing._sweeps.trial import KINDS
+from tests.helpers import steady_id
 
 
 BACKENDS = ("trio", "asyncio")
@@ -505,7 +506,7 @@ WRONG = [
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     WRONG,
-    ids=["{}={!r}".format(*next(iter(options.items()))) for _, options, _ in WRONG],
+    ids=[steady_id("{}={!r}".format(*next(iter(options.items())))) for _, options, _ in WRONG],
 )
 def test_what_is_wrong_with_an_argument_is_told(kind, options, message):
     """What happened, what was expected, and the corrected line; before anything runs."""
@@ -1048,7 +1049,9 @@ HANGS = [
 
 
 @pytest.mark.parametrize(
-    ("scenario", "options", "problem"), HANGS, ids=[f"{s.__name__}-{o}" for s, o, _ in HANGS]
+    ("scenario", "options", "problem"),
+    HANGS,
+    ids=[steady_id(f"{s.__name__}-{o}") for s, o, _ in HANGS],
 )
 @on_each_backend
 def test_a_run_that_does_not_end_is_given_up(

@@ -36,6 +36,7 @@ from penstock.testing import (
     sweep,
     workflow_scenario,
 )
+from tests.helpers import steady_id
 
 
 BACKENDS = ("trio", "asyncio")
@@ -440,7 +441,7 @@ def test_an_undisturbed_run_ends_as_expected(backend):
         ),
         ({"until_status": ()}, ValueError, r"until_status=\(\); expected any of"),
     ],
-    ids=str,
+    ids=steady_id,
 )
 def test_bad_arguments_are_refused_at_once(given, error, text):
     """What cannot be used is refused where it is given, with what was expected."""
