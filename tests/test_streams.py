@@ -786,6 +786,27 @@ async def test_closing_the_slowest_reader_lets_the_senders_go_on():
         assert await handler == 10
 
 
+@pytest.mark.schedule_fuzz(seeds=20)
+async def test_readers_go_on_before_a_sender_that_gives_way():
+    """P3: a sender that has had its time lets readers have the event before it does more (on Trio)."""
+    order = []
+
+    class Sends(Workflow):
+        @step
+        async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            await trio.sleep(0.01)
+            await ctx.stream.send(Item(n=1))
+            order.append("sender")
+            return StopEvent()
+
+    async with Sends().run() as handler:
+        async for event in handler.stream_events():
+            if isinstance(event, Item):
+                order.append("reader")
+
+    assert order == ["reader", "sender"]
+
+
 @on_all
 async def test_send_that_is_cancelled_while_it_waits_has_published_nothing():
     """P7: a cancelled send did nothing, a send that returned did all."""

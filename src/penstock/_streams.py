@@ -363,8 +363,9 @@ class StreamSender(SendChannel[Event]):
     async def send(self, value: Event) -> None:
         """Publish an event, waiting while the slowest attached reader is a buffer behind.
 
-        Looks for a cancellation always, and gives others a turn at the latest every 0.5 ms.
-        Cancelled, it has published nothing. With no reader attached it does not wait.
+        Looks for a cancellation always, and gives others a turn at the latest every 0.5 ms; on
+        Trio whoever waits for the event has it then before this returns. Cancelled, it has
+        published nothing. With no reader attached it does not wait.
 
         Raises:
             WorkflowRuntimeError: The run is over, or it is a ``StopEvent`` (return it instead).
@@ -387,6 +388,8 @@ class StreamSender(SendChannel[Event]):
         if is_due:
             if backend.shields_from_all:
                 await backend.cancel_shielded_checkpoint()
+                if self._log.has_readers:  # Trio shuffles, and they go on first
+                    await backend.cancel_shielded_checkpoint()
             self._pace = perf_counter()
 
     @enable_ki_protection
