@@ -8,7 +8,8 @@ nothing behind.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from penstock._engine.grouping import Groups, Station
 from penstock._engine.joins import Collection, Slots
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 #: An event (a list for a join, a tuple for one of each) on its way to a step, with its group.
 Delivery = tuple[Station, Any, "Group | None"]
+
+#: Books that are empty, until something is to be written: of many runs at once, each dict counts.
+EMPTY: Final[Any] = MappingProxyType[Any, Any]({})
 
 
 def _retired(*_: object) -> Any:
@@ -86,12 +90,12 @@ class Machine(Groups):
         self.questions = 0
         self.has_asked = False
         #: Who waits in the middle of which step; answers that came before anybody waited.
-        self.waits: dict[Wait, object] = {}
+        self.waits: dict[Wait, object] = EMPTY
         #: Whose event is there, and who has not gone on with it yet.
-        self.answered: dict[Wait, object] = {}
-        self.early: list[Event] = []
+        self.answered: dict[Wait, object] = EMPTY
+        self.early: list[Event] | tuple[()] = ()
         #: The branches that steps wait for in their middle.
-        self.resting: dict[object, list[Group]] = {}
+        self.resting: dict[object, list[Group]] = EMPTY
 
     # -- events come in --------------------------------------------------------------------
 
@@ -101,7 +105,7 @@ class Machine(Groups):
             if self._give_to_waiting(event):
                 self._note_answer(event)
             else:
-                self.early.append(event)  # a step may yet come to wait for it, or to ask
+                self.keep_early(event)  # a step may yet come to wait for it, or to ask
             return
         self._note_answer(event)
         self._deliver(self.graph.input(type(event)), event, None)
@@ -370,9 +374,11 @@ class Machine(Groups):
         """Have ``wait`` get the next event that fits, or one that came early. ``step`` rests."""
         for event in self.early:
             if wait.take(event):
-                self.early.remove(event)
+                self.forget_early(event)
+                self.answered = self.answered or {}
                 self.answered[wait] = step
                 return
+        self.waits = self.waits or {}
         self.waits[wait] = step
 
     def end_wait(self, wait: Wait, *, is_taken: bool) -> None:
@@ -386,11 +392,22 @@ class Machine(Groups):
     def give_back(self, event: Event) -> None:
         """Have an answer that was taken in vain wait for the next who waits for it."""
         if not self._give_to_waiting(event):
-            self.early.insert(0, event)
+            self.early = [event, *self.early]
+
+    def keep_early(self, event: Event) -> None:
+        """Keep an answer until somebody waits for it."""
+        self.early = self.early or []
+        self.early.append(event)
+
+    def forget_early(self, event: Event) -> None:
+        """Let go of an answer that was kept, and that somebody takes."""
+        assert self.early
+        self.early.remove(event)
 
     def _give_to_waiting(self, event: Event) -> bool:
         for wait in self.waits:
             if wait.take(event):
+                self.answered = self.answered or {}
                 self.answered[wait] = self.waits.pop(wait)
                 return True
         return False

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 class Operations:
     """The part of a run that its steps call."""
 
-    __slots__ = ("_invocations", "_retried", "_store")
+    __slots__ = ("_children", "_invocations", "_retried", "_store")
 
     if TYPE_CHECKING:  # what the run has, and these operations use
         clock: Clock
@@ -231,11 +231,11 @@ class Operations:
         """Take over an answer that came to a parent before anybody in here waited for it."""
         run = self._parent
         while run is not None and not any(map(wait.fits, machine.early)):
-            early: list[Event] = run._machine.early
-            event = next(filter(wait.fits, early), None)
+            outer: Machine = run._machine
+            event = next(filter(wait.fits, outer.early), None)
             if event is not None:
-                early.remove(event)
-                machine.early.append(event)
+                outer.forget_early(event)
+                machine.keep_early(event)
             run = run._parent
 
     def _ask(self, question: Event | None) -> None:
@@ -284,7 +284,6 @@ class Operations:
             )
             raise WorkflowRuntimeError(msg)
         self._check_awaitable(group, worker, sender)
-        resting = self._machine.resting
         track = group.begin_tracking(group.live)
         waiter = backend.waiter()
         track.waiters.append(waiter)
@@ -292,7 +291,9 @@ class Operations:
         has_timer = self.clock.is_nearer(backend.current_effective_deadline())
         rests = not has_timer and backend.current_task() is worker.task
         step = worker.context or worker
+        resting = self._machine.resting
         if rests:
+            self._machine.resting = resting = resting or {}
             resting.setdefault(step, []).append(group)
         is_told = False
         try:
@@ -340,6 +341,7 @@ class Operations:
             child.log.forward = partial(self._forward, child.graph.name, stream)
             child.log.outer = self.log
         child._parent = self
+        self._children = self._children or {}
         self._children[child] = context
         self.idle_changed()  # it may be idle for another child of the same step
         try:

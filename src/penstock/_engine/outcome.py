@@ -80,14 +80,14 @@ class Outcome:
         self.error: BaseException | None = None
         #: Its traceback when everything had unwound: each who awaits goes on from there.
         self.trace: TracebackType | None = None
-        self._errors: dict[int, BaseException] = {}
+        self._errors: dict[int, BaseException] | None = None
         self.reason: str | None = None
         self.waiters: list[Waiter] | None = None
 
     @property
     def errors(self) -> tuple[BaseException, ...]:
         """All failures, in the order in which they came; ``error``, but for a cancellation."""
-        return tuple(self._errors.values())
+        return () if self._errors is None else tuple(self._errors.values())
 
     def complete(self, event: StopEvent) -> None:
         """A step returned the stop event."""
@@ -96,15 +96,20 @@ class Outcome:
 
     def fail(self, error: BaseException, step: Step | None, event: Any) -> None:
         """A step raised ``error``, or was found to have broken a rule."""
-        if id(error) in self._errors:
+        if self._errors is not None and id(error) in self._errors:
             return
         self.note(error, step, event)
-        self._errors[id(error)] = error
+        self._keep(error)
         urgent = isinstance(error, URGENT)
         if self.status in ("", "completed") or (urgent and not isinstance(self.error, URGENT)):
             self.status = "failed"
             self.error = error
             self._step = step.name if step is not None else None
+
+    def _keep(self, error: BaseException) -> None:
+        if self._errors is None:
+            self._errors = {}
+        self._errors[id(error)] = error
 
     def note(self, error: BaseException, step: Step | None, event: Any) -> None:
         """Have ``error`` say where it came up, once."""
@@ -133,7 +138,7 @@ class Outcome:
             f"{self._timeout:g} s; {at}{lacking}"
         )
         self.error = WorkflowTimeoutError(msg, self._timeout, active)
-        self._errors[id(self.error)] = self.error
+        self._keep(self.error)
 
     def stall(self, missing: tuple[str, ...]) -> None:
         """Nothing can happen in the run any more."""
@@ -145,7 +150,7 @@ class Outcome:
             "StopEvent"
         )
         self.error = WorkflowStalledError(msg, missing)
-        self._errors[id(self.error)] = self.error
+        self._keep(self.error)
 
     def cancel(self, reason: str) -> None:
         """Somebody asked the run to end."""
@@ -162,14 +167,15 @@ class Outcome:
         else:
             self.status = "failed"
             self.error = interruption
-            self._errors[id(interruption)] = interruption
+            self._keep(interruption)
 
     def conclude(self) -> StopEvent:
         """Everything has unwound: return the event that ends the stream."""
         self.is_over = True
         if self.error is not None:
             self.trace = self.error.__traceback__
-            more = len(self._errors) - (id(self.error) in self._errors)
+            errors = self._errors or {}
+            more = len(errors) - (id(self.error) in errors)
             if more:
                 count = "1 more failure" if more == 1 else f"{more} more failures"
                 self.error.add_note(f"and {count} while the run unwound: see handler.exceptions")

@@ -61,7 +61,8 @@ class Resumed:
         """Write them into a new machine."""
         machine.questions = self.questions
         machine.has_asked = self.has_asked
-        machine.early += self.early
+        for event in self.early:
+            machine.keep_early(event)
         self._open_groups(machine)
         for index, key, expected, events in self.collections:
             machine.collection(index, key).fill(events, expected)

@@ -23,7 +23,7 @@ from penstock._engine.attempts import Again, Interrupted, interrupted
 from penstock._engine.clock import Clock
 from penstock._engine.diagnosis import expects_input, is_stuck, missing
 from penstock._engine.failing import recover
-from penstock._engine.machine import Machine
+from penstock._engine.machine import EMPTY, Machine
 from penstock._engine.outcome import (
     URGENT,
     Outcome,
@@ -75,7 +75,6 @@ class Runner(Steering):
 
     __slots__ = (
         "_backend",
-        "_children",
         "_due",
         "_host",
         "_machine",
@@ -145,7 +144,7 @@ class Runner(Steering):
         self._queue: Any = None
         self._resources: ResourceScope | None = None
         self._parent: Any = None
-        self._children: dict[Runner, Context[Any]] = {}
+        self._children: dict[Runner, Context[Any]] = EMPTY
         #: How many deliveries wait for the time of their next attempt.
         self.timers = 0
         self._due = 0.0
