@@ -78,9 +78,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--limit",
         type=float,
-        default=_harness.LIMIT,
         metavar="S",
-        help="seconds for each cell (60)",
+        help="seconds for each cell (60; of a peer 15, or 10 with --quick)",
     )
     made.add_argument("--goals", action="store_true", help="print the goals' table only")
     made.add_argument(

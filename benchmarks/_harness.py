@@ -20,9 +20,10 @@ from benchmarks.peers import PEERS
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 60.0  # seconds for one child
-QUICK_LIMIT = 10.0  # for a peer in a quick run
+PEER_LIMIT = 15.0  # for one of a peer
+QUICK_LIMIT = 10.0  # the same in a quick run
 LEAST_REPEATS = 3  # of sizes at which nothing is judged, and of peers
-SLOW = 8.0  # seconds after which a peer is measured once
+SLOW = 2.0  # seconds after which a peer is measured once
 MOST_KIB = 4 * 1024 * 1024  # resident memory of one child
 POINTS = 160  # of a curve of memory over time
 
@@ -102,11 +103,12 @@ class Bench:
         interpreters: Sequence[Interpreter],
         home_of_peers: Interpreter,
         *,
-        limit: float = LIMIT,
+        limit: float | None = None,
     ) -> None:
         self.interpreters = interpreters
         self.home_of_peers = home_of_peers
-        self.limit = limit
+        self.limit = limit or LIMIT
+        self._peer_limit = limit
         # Where nothing may be written beside the sources, what is being worked on would otherwise
         # be compiled at each import, and what was installed would not.
         self._bytecode = tempfile.TemporaryDirectory(prefix="penstock-benchmarks-")
@@ -239,7 +241,9 @@ class Bench:
                 if cell.error or cell.reason or _not_again(results, key, cell):
                     continue
                 start = time.perf_counter()
-                limit = QUICK_LIMIT if results.quick and system in PEERS else None
+                limit = None
+                if system in PEERS:
+                    limit = self._peer_limit or (QUICK_LIMIT if results.quick else PEER_LIMIT)
                 answer = self.measure(interpreter, work, size, system, limit)
                 cell.slowest = max(cell.slowest, time.perf_counter() - start)
                 cell.error, cell.reason = answer.get("error"), answer.get("reason")
