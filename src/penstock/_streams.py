@@ -99,13 +99,15 @@ class EventLog:
         """Forget what every reader has taken and what is older than the history."""
         keep = self.next - self._history
         for position in self._readers:
-            keep = min(keep, position.at)
+            if position.at < keep:  # noqa: PLR1730 - a call of min() for each event of a long stream
+                keep = position.at
         if self.first < keep:
-            if isinstance(self._events, list):
-                self._events = deque(self._events)
-            for _ in range(keep - self.first):
-                self._events.popleft()
-            self.first = keep
+            events = self._events
+            if isinstance(events, list):
+                self._events = events = deque(events)
+            while self.first < keep:
+                events.popleft()
+                self.first += 1
 
     def close(self, last: Event) -> None:
         """Publish the terminal event and end the stream for everybody."""
