@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from contextlib import suppress
+from functools import cache
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -151,6 +152,15 @@ class ThreadCall:
                 await ended.wait()  # cancelled again: the first cancellation is raised, later
 
 
+@cache
+def _has_two_words() -> bool:
+    """Whether this AnyIO tells a thread of its cancellation in words that its scopes do not know."""
+    from importlib.metadata import version  # noqa: PLC0415 - only a cancelled thread asks
+
+    major, minor = version("anyio").split(".")[:2]
+    return (4, 11) <= (int(major), int(minor)) < (4, 14)
+
+
 def _own(name: str) -> Callable[[], Coroutine[Any, Any, None]]:
     """AnyIO's function for asyncio itself; the public one looks for the event loop at each call."""
     public: Callable[[], Coroutine[Any, Any, None]] = getattr(anyio.lowlevel, name)
@@ -259,7 +269,7 @@ class AsyncioBackend:
         try:
             anyio.from_thread.check_cancelled()
         except asyncio.CancelledError as error:
-            if error.args:  # AnyIO 4.11 to 4.13 say it such that their own scopes do not catch it
+            if error.args and _has_two_words():
                 error.args = (str(error.args[0]).replace("Cancelled by", "Cancelled via", 1),)
             raise
 
