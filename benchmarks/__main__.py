@@ -148,7 +148,7 @@ def environment(
         "cpus": os.cpu_count(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "quick": options.quick,
-        "limit_seconds": options.limit,
+        "limit_seconds": options.limit or _harness.LIMIT,
         "pythons": {each.version: each.packages for each in interpreters},
         "python_of_peers": home.version,
         "peers": home.peers,

@@ -1450,7 +1450,10 @@ class LogAgainstList(RuleBasedStateMachine):
             ),
             (0, None),
         )
+        if stream._position.at >= self.log.next:
+            assert model["at"] >= len(self.published)
         if expected is None:
+            assert stream.sequence == model["at"]
             return
         assert trio.run(stream.receive) is expected
         model["at"] = number

@@ -166,10 +166,7 @@ class EventLog:
 
     def rest(self, task: object, *, but: _Position | None = None) -> list[_Position]:
         """Let the readers of ``task`` hold up no sender: the task does something else now."""
-        readers = self._readers
-        if not readers or (but is not None and len(readers) == 1):
-            return []
-        resting = [p for p in readers if p.task is task and p is not but and not p.at_rest]
+        resting = [p for p in self._readers if p.task is task and p is not but and not p.at_rest]
         for position in resting:
             position.at_rest = True
         if resting:

@@ -23,7 +23,7 @@ from penstock._backends import run_in_process
 
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable
 
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
@@ -161,12 +161,10 @@ def _has_two_words() -> bool:
     return (4, 11) <= (int(major), int(minor)) < (4, 14)
 
 
-def _own(name: str) -> Callable[[], Coroutine[Any, Any, None]]:
-    """AnyIO's function for asyncio itself; the public one looks for the event loop at each call."""
-    public: Callable[[], Coroutine[Any, Any, None]] = getattr(anyio.lowlevel, name)
+def _own_functions() -> Any:
+    """Return what has AnyIO's own functions for asyncio; the public ones look for it at each call."""
     find: Any = getattr(anyio.lowlevel, "get_async_backend", None)
-    own: Callable[[], Coroutine[Any, Any, None]] = getattr(find and find("asyncio"), name, public)
-    return own
+    return anyio.lowlevel if find is None else find("asyncio")
 
 
 class AsyncioBackend:
@@ -182,9 +180,10 @@ class AsyncioBackend:
     BusyResourceError: type[Exception] = BusyResourceError
     WouldBlock: type[Exception] = WouldBlock
 
-    checkpoint = staticmethod(_own("checkpoint"))
-    checkpoint_if_cancelled = staticmethod(_own("checkpoint_if_cancelled"))
-    cancel_shielded_checkpoint = staticmethod(_own("cancel_shielded_checkpoint"))
+    _own: Any = _own_functions()
+    checkpoint = staticmethod(_own.checkpoint)
+    checkpoint_if_cancelled = staticmethod(_own.checkpoint_if_cancelled)
+    cancel_shielded_checkpoint = staticmethod(_own.cancel_shielded_checkpoint)
     current_effective_deadline = staticmethod(anyio.current_effective_deadline)
     open_inbox = AsyncioInbox
     waiter = AsyncioWaiter
