@@ -44,14 +44,14 @@ item, 64 workers               0     1   1/64      0         0        0       0 
 item, 4 workers                0     1    1/4      0         0        0       0     24  51.5       0       0     0     167
 fan-out of 16 and its run      3    21      7      1         1        1       1    514  1156       2       0    75     130
 cancelled step                 0     1      0      0         0        0       0      9    53       0       0     0    1662
-event of a stream              0     2      1      0         0        0       0     16    64       0       0     0       0
+event of a stream              0     2      1      0         0        0       0  14.02 61.02       0       0     0       0
 event nobody reads             0     0      0      0         0        0       0      5     6       0       0     0       0
 run of 3 steps                 0     1      1      1         1        0       0     78   176       0       0     0     176
 run with a timeout             0     1      1      1         1        0       0     82   192       4       2   252     428
 run among many                 1     3      0      1         1        0       0     87   214       0       0     0    8338
 idle run                       1     1      0      1         1        0       1     65   125      63      43  6177    6177
 wake-up                        0     2      0      0         0        0       0     59   119       0       0     0     552
-idle run, in a step            1     1      0      1         1        0       1     72   150      87      65  9289    9289
+idle run, in a step            1     1      0      1         1        0       1     71   149      87      65  9289    9289
 wake-up, in a step             0     2      0      0         0        0       0     63   119       0       0     0     536
 change of the state            0     0      0      0         0        0       0     18    23       0       0     0       0
 """
@@ -65,14 +65,14 @@ item, 64 workers               0     1   1/64      0         0        0       0 
 item, 4 workers                0     1    1/4      0         0        0       0     23    58       0       0     0     151
 fan-out of 16 and its run      4    26      8      6         1        1       1    497  1436       2       0    52     230
 cancelled step                 0     2      0      0         0        0       0      9 50.52       0       0     0     231
-event of a stream              0     2      1      0         0        0       0     14    63       0       0     0       0
+event of a stream              0     2      1      0         0        0       0  12.02 61.02       0       0     0       0
 event nobody reads             0     0      0      0         0        0       0      5     6       0       0     0       0
 run of 3 steps                 1     4      3      3         1        0       1     90   264       0       0     0     120
 run with a timeout             1     4      3      3         1        0       1     95   283       0       0     0     120
 run among many                 2     7      0      4         1        0       1     95   351       0       0     7   12885
 idle run                       2     3      0      3         1        0       1     67   224      68      54  7820   10862
 wake-up                        1     6      0      2         0        0       1     70   214       0       0     0    3536
-idle run, in a step            2     2      0      3         1        0       2     78   246     122     102 14030   14086
+idle run, in a step            2     2      0      3         1        0       2     77   245     122     102 14030   14086
 wake-up, in a step             0     5      0      1         0        0       0     62   141       0       0     0     544
 change of the state            0     0      0      0         0        0       0     18    28       0       0     0       0
 """

@@ -1393,7 +1393,7 @@ class LogAgainstList(RuleBasedStateMachine):
     read by one event at a time, or by a loop until it waits.
     """
 
-    @initialize(window=st.integers(1, 4), history=st.integers(1, 6))
+    @initialize(window=st.integers(1, 4), history=st.sampled_from([1, 2, 3, 6, 200]))
     def begin(self, window, history):
         self.window = window
         self.history = history
@@ -1415,12 +1415,13 @@ class LogAgainstList(RuleBasedStateMachine):
         self.kept_from = max(self.kept_from, keep)
 
     @precondition(lambda self: not self.ended)
-    @rule(hidden=st.booleans())
-    def publish(self, hidden):
-        event = (Hidden if hidden else Ticket)(n=len(self.published))
-        self.log.append(event)
-        self.published.append(event)
-        self._cut()
+    @rule(hidden=st.booleans(), count=st.sampled_from([1, 1, 1, 150]))
+    def publish(self, hidden, count):
+        for _ in range(count):
+            event = (Hidden if hidden else Ticket)(n=len(self.published))
+            self.log.append(event)
+            self.published.append(event)
+            self._cut()
 
     @precondition(lambda self: not self.ended)
     @rule()
@@ -1435,7 +1436,21 @@ class LogAgainstList(RuleBasedStateMachine):
     def attach(self, after, internal):
         stream = EventStream(self.log, after=after, expose_internal=internal)
         assert stream.missed == max(0, self.kept_from - after)
-        self.readers.append((stream, {"at": max(after, self.kept_from), "internal": internal}))
+        at = max(after, self.kept_from)
+        self.readers.append((stream, {"at": at, "internal": internal, "rests": False}))
+
+    @precondition(lambda self: self.readers)
+    @rule(data=st.data())
+    def rest_or_read_on(self, data):
+        """The task of a reader turns to something else, or comes back to it."""
+        stream, model = self._choose(data)
+        position = stream._position
+        if model["rests"]:
+            self.log.read_on([position])
+        else:
+            position.task = object()
+            assert self.log.rest(position.task) == [position]
+        model["rests"] = not model["rests"]
 
     @precondition(lambda self: self.readers)
     @rule(data=st.data())
@@ -1490,12 +1505,16 @@ class LogAgainstList(RuleBasedStateMachine):
         self._cut()
 
     @invariant()
-    def log_keeps_exactly_what_the_model_keeps(self):
+    def log_keeps_what_the_model_keeps_and_little_more(self):
         if not hasattr(self, "log"):
             return
-        assert self.log.first == self.kept_from + 1
+        assert self.log.oldest() == self.kept_from + 1
         assert self.log.next == len(self.published) + 1
-        assert list(self.log._events) == self.published[self.kept_from :]
+        held = self.log._events
+        kept = self.published[self.kept_from :]
+        assert held[len(held) - len(kept) :] == kept
+        most = max(len(kept), self.history)
+        assert len(held) <= most + (most >> 6)
         assert self.log.has_readers == bool(self.readers)
         assert self.log.internal_readers == sum(model["internal"] for _, model in self.readers)
 
@@ -1503,7 +1522,9 @@ class LogAgainstList(RuleBasedStateMachine):
     def log_is_full_when_the_slowest_reader_is_a_window_behind(self):
         if not hasattr(self, "log"):
             return
-        behind = [len(self.published) - model["at"] for _, model in self.readers]
+        behind = [
+            len(self.published) - model["at"] for _, model in self.readers if not model["rests"]
+        ]
         assert self.log.is_full() == any(lag >= self.window for lag in behind)
 
 

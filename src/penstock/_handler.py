@@ -113,7 +113,8 @@ class WorkflowHandler(Generic[R]):
             await backend.checkpoint()
             return
         # Whoever waits here reads no stream meanwhile; its readers must not hold up the run.
-        resting = self._runner.log.rest(backend.current_task())
+        log = self._runner.log
+        resting = log.rest(backend.current_task())
         self._runner.check_thread("await handler")
         waiter = backend.waiter()
         if outcome.waiters is None:
@@ -124,8 +125,7 @@ class WorkflowHandler(Generic[R]):
                 await waiter.wait()
         finally:
             outcome.waiters.remove(waiter)
-            for position in resting:
-                position.at_rest = False
+            log.read_on(resting)
 
     @enable_ki_protection
     async def __aenter__(self) -> Self:

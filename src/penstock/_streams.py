@@ -9,7 +9,6 @@ cancellation (``asyncio`` can cancel a task that is already woken) loses no even
 from __future__ import annotations
 
 import threading
-from collections import deque
 from contextlib import suppress
 from functools import partial
 from time import perf_counter
@@ -28,8 +27,7 @@ from penstock._events import Event, InternalEvent, StopEvent
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import CoroutineType
+    from collections.abc import Callable, Iterable
     from typing import Any
 
 
@@ -42,12 +40,14 @@ class EventLog:
 
     __slots__ = (
         "_events",
+        "_first",
         "_history",
+        "_limit",
         "_readers",
+        "_room_until",
         "_senders",
         "_window",
         "closed",
-        "first",
         "forward",
         "internal_readers",
         "next",
@@ -57,12 +57,15 @@ class EventLog:
     def __init__(self, *, window: int, history: int) -> None:
         self._window = window
         self._history = history
-        #: A list until the first is forgotten: an empty deque takes more than all events of most runs.
-        self._events: list[Event] | deque[Event] = []
+        #: More than this many are trimmed. It is 1/64 more than the history: batches cost least.
+        self._limit = history + (history >> 6)
+        self._events: list[Event] = []
         self._readers: list[_Position] = []
+        #: Events with lower numbers have room, whatever the readers do: they only go forward.
+        self._room_until = 1
         self._senders: list[Waiter] | None = None
-        #: The sequence number of the oldest event kept, and of the next one; the first is 1.
-        self.first: int = 1
+        #: The sequence number of the oldest event held, and of the next one; the first is 1.
+        self._first = 1
         self.next: int = 1
         self.closed: bool = False
         #: Called with every event; the way of a child's events to its parent.
@@ -90,24 +93,29 @@ class EventLog:
             for position in tuple(readers):  # the collector may detach one at any moment
                 if position.waiter is not None:
                     position.waiter.wake()
-        if len(self._events) > self._history:
+        if len(self._events) > self._limit:
             self._trim()
         if self.forward is not None:
             self.forward(event)
 
-    def _trim(self) -> None:
-        """Forget what every reader has taken and what is older than the history."""
+    def begin_after(self, number: int) -> None:
+        """Have the next event be the one after ``number``; nothing was published before."""
+        self._first = self.next = number + 1
+
+    def oldest(self) -> int:
+        """Return the number of the oldest event kept: not yet taken by all, or in the history."""
         keep = self.next - self._history
         for position in self._readers:
-            if position.at < keep:  # noqa: PLR1730 - a call of min() for each event of a long stream
+            if position.at < keep:  # noqa: PLR1730 - a call of min() for each event of a slow reader
                 keep = position.at
-        if self.first < keep:
-            events = self._events
-            if isinstance(events, list):
-                self._events = events = deque(events)
-            while self.first < keep:
-                events.popleft()
-                self.first += 1
+        return max(keep, self._first)
+
+    def _trim(self) -> None:
+        """Drop what is not kept, once that is worth moving the rest."""
+        oldest = self.oldest()
+        if oldest - self._first > len(self._events) >> 7:
+            del self._events[: oldest - self._first]
+            self._first = oldest
 
     def close(self, last: Event) -> None:
         """Publish the terminal event and end the stream for everybody."""
@@ -117,11 +125,13 @@ class EventLog:
 
     def is_full(self) -> bool:
         """Whether the slowest reader is a window behind; a reader at rest does not count."""
-        oldest = self.next - self._window
-        for position in self._readers:  # noqa: SIM110 - any() costs three times as much
-            if position.at <= oldest and not position.at_rest:
-                return True
-        return False
+        if self.next >= self._room_until:
+            slowest = self.next
+            for position in self._readers:
+                if position.at < slowest and not position.at_rest:
+                    slowest = position.at
+            self._room_until = slowest + self._window
+        return self.next >= self._room_until
 
     def wake_senders(self) -> None:
         """Have the waiting senders look again whether there is room."""
@@ -130,8 +140,9 @@ class EventLog:
 
     def attach(self, after: int, *, internal: bool) -> _Position:
         """Attach a reader behind the event number ``after``."""
-        position = _Position(self, max(after + 1, self.first), internal)
+        position = _Position(self, max(after + 1, self.oldest()), internal)
         self._readers.append(position)
+        self._room_until = 1
         self.internal_readers += internal
         return position
 
@@ -172,6 +183,12 @@ class EventLog:
         if resting:
             self.wake_senders()
         return resting
+
+    def read_on(self, resting: Iterable[_Position]) -> None:
+        """Have the readers that were at rest hold up senders again."""
+        for position in resting:
+            position.at_rest = False
+            self._room_until = 1
 
 
 class _Position:
@@ -227,8 +244,8 @@ class EventStream(ReceiveChannel[Event]):
         self._waiter: Waiter | None = None
         self._is_busy = False
         self._pace = 0.0
-        self.missed: int = max(0, log.first - (after + 1))
         self._position = log.attach(after, internal=expose_internal)
+        self.missed: int = self._position.at - (after + 1)
         if backend is not None:
             self._position.task = backend.current_task()
 
@@ -250,14 +267,11 @@ class EventStream(ReceiveChannel[Event]):
             trio.BusyResourceError: Another task is waiting at this reader; each needs its own
                 ``stream_events()``.
         """
-        return await self._next(None)
-
-    def __anext__(self) -> CoroutineType[Any, Any, Event]:
-        return self._next(StopAsyncIteration)  # type: ignore[return-value] # is one to pyright
+        return await self.__anext__(None)
 
     @enable_ki_protection
-    async def _next(  # noqa: C901, PLR0912, PLR0915 - one coroutine: each costs at each turn of a wait
-        self, at_end: type[Exception] | None
+    async def __anext__(  # noqa: C901, PLR0912, PLR0915 - one coroutine: each costs at each turn of a wait
+        self, _at_end: type[Exception] | None = StopAsyncIteration
     ) -> Event:
         backend = self._backend
         if backend is None:
@@ -286,11 +300,11 @@ class EventStream(ReceiveChannel[Event]):
                     resting = log.rest(position.task, but=position) if others else ()
                     position.waiter = self._waiter
                     try:
-                        await self._waiter.wait()
+                        await self._waiter.wait(position.task)
                     finally:
                         position.waiter = None
-                        for other in resting:
-                            other.at_rest = False
+                        if resting:
+                            log.read_on(resting)
                     self._pace = perf_counter()
                     has_passed_checkpoint = True
                 elif not has_passed_checkpoint:
@@ -302,16 +316,16 @@ class EventStream(ReceiveChannel[Event]):
                         await backend.checkpoint_if_cancelled()
                     has_passed_checkpoint = True
                 elif position.at < log.next:
-                    event = log._events[position.at - log.first]
+                    event = log._events[position.at - log._first]
                     position.at += 1
                     if log._senders:
                         log.wake_senders()
-                    if len(log._events) > log._history:
+                    if len(log._events) > log._limit:
                         log._trim()
                     if position.internal or not isinstance(event, InternalEvent):
                         return event
                 else:
-                    raise at_end or backend.EndOfChannel
+                    raise _at_end or backend.EndOfChannel
         finally:
             self._is_busy = False
 
@@ -380,7 +394,7 @@ class StreamSender(SendChannel[Event]):
             await backend.checkpoint_if_cancelled()
         log: EventLog | None = self._log
         while log is not None:
-            if log.is_full():
+            if log.next >= log._room_until and log.is_full():
                 await log.wait_for_room()
             log = log.outer
         self._publish(value)  # what follows cannot be cancelled

@@ -253,7 +253,7 @@ class Workflow(Generic[R]):
         found = seed.take()
         log = EventLog(window=self.__buffer, history=self.__history)
         if found.resumed is not None:
-            log.first = log.next = found.resumed.sequence + 1
+            log.begin_after(found.resumed.sequence)
         return WorkflowHandler(
             Runner(
                 self,

@@ -77,9 +77,10 @@ class Waiter(Protocol):
     a wake-up that is lost to a cancellation loses nothing else.
     """
 
-    def wait(self) -> Awaitable[None]:
+    def wait(self, task: Any = None, /) -> Awaitable[None]:
         """Sleep until :meth:`wake`. A checkpoint; cancelled, it leaves nothing behind.
 
+        ``task`` is the current one, from a caller that has just looked.
         What is returned has to be awaited at once.
         """
         ...

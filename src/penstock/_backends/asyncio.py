@@ -81,7 +81,7 @@ class AsyncioWaiter:
     def __init__(self) -> None:
         self._future: asyncio.Future[None] | None = None
 
-    def wait(self) -> Awaitable[None]:
+    def wait(self, _task: object = None, /) -> Awaitable[None]:
         self._future = asyncio.get_running_loop().create_future()
         # One coroutine less to step through.
         return self._future

@@ -54,8 +54,8 @@ class TrioWaiter:
         return Abort.SUCCEEDED
 
     @enable_ki_protection
-    def wait(self) -> Awaitable[None]:
-        self._task = current_task()
+    def wait(self, task: trio.lowlevel.Task | None = None, /) -> Awaitable[None]:
+        self._task = task or current_task()
         # One coroutine less to step through.
         return wait_task_rescheduled(self._abort)  # noqa: ASYNC105 - the caller awaits it at once
 

@@ -151,7 +151,9 @@ class Operations:
                 self.graph.published.add(type(event))
             elif self._machine is not None:
                 self._machine.note_question()
-        self._publish(event)
+        self.log.append(event)  # as below; it is a call less for each event of a stream
+        if self.observer is not None:
+            self.observer.event_published(self.run_id, event)
 
     @enable_ki_protection
     def _publish(self, event: Event) -> None:

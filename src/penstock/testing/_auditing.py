@@ -217,6 +217,13 @@ class WatchedRunner(Runner):
     first: int
 
     @enable_ki_protection
+    def publish(self, event: Event | None) -> None:
+        """See the parent."""
+        super().publish(event)
+        if event is not None:
+            self.seen.published.append(event)
+
+    @enable_ki_protection
     def _publish(self, event: Event) -> None:
         self.seen.published.append(event)
         super()._publish(event)
