@@ -22,6 +22,9 @@ NAMES = tuple(dict.fromkeys(work.name for work in WORKS))
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
+    # What measures some works again does not replace what is known of all.
+    name = "-".join(["results", *(options.only or ())])
+    file, page = options.json or HERE / f"{name}.json", options.page or HERE / f"{name}.html"
     if options.stored:
         results = Results.from_json(json.loads(options.stored.read_text(encoding="utf-8")))
     else:
@@ -48,12 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             results = Results(environment(options, interpreters, home, cpu))
             works = [work for work in WORKS if work.name in (options.only or NAMES)]
             repeats = options.repeats or (3 if options.quick else 5)
-            bench.run(works, results, repeats=repeats, tell=tell)
             if not options.only:
                 results.environment["counts"] = bench.counts()
+            bench.run(works, results, repeats=repeats, tell=tell, keep=lambda: write(results, file))
         sys.stderr.write("\n")
-        write(results, options.json)
-    options.page.write_text(_page.page(results), encoding="utf-8")
+        write(results, file)
+    page.write_text(_page.page(results), encoding="utf-8")
     sys.stdout.write(_tables.everything(results, goals_only=options.goals))
     return 1 if any(key.system not in PEERS for key, _ in results.failures()) else 0
 
@@ -71,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         metavar="PATH",
         help="a Python to measure with (this one); may be repeated, the first does everything, "
-        "the others what has goals",
+        "the others the sizes at which goals are judged",
     )
     made.add_argument("--peers", metavar="PATH", help="the Python that has the peers (the first)")
     made.add_argument("--no-peers", action="store_true", help="leave the peers out")
@@ -100,8 +103,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="measure nothing, take these results",
     )
-    made.add_argument("--json", type=Path, metavar="FILE", default=HERE / "results.json")
-    made.add_argument("--page", type=Path, metavar="FILE", default=HERE / "results.html")
+    made.add_argument("--json", type=Path, metavar="FILE", help="results.json beside this")
+    made.add_argument("--page", type=Path, metavar="FILE", help="results.html beside this")
     return made
 
 

@@ -34,6 +34,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 
 import penstock
 from benchmarks._flows import Ask, AskInside, Chain, Ping, Pong
+from benchmarks._library import open_group
 from penstock import (
     Context,
     Event,
@@ -394,11 +395,15 @@ class Token(Event):
     value: int
 
 
+#: Events are forgotten 16 at once, that is one more than a 64th of these.
+HISTORY = 960
+
+
 class Streamer(Workflow[int]):
     """Sends tokens to the stream, with or without waiting for readers."""
 
     def __init__(self, m: int, *, waits: bool) -> None:
-        super().__init__(stream_history=16)
+        super().__init__(stream_history=HISTORY)
         self.m = m
         self.waits = waits
 
@@ -523,7 +528,7 @@ async def runs_with_timeout(n: int, meter: Meter) -> None:
 async def runs_at_once(n: int, meter: Meter) -> None:
     workflow = ThreeSteps(gate=lib.Event())
     with meter:
-        async with open_group() as group:
+        async with open_group(lib) as group:
             handlers = [workflow.run().start_soon(group) for _ in range(n)]
             while workflow.arrived < n:
                 await lib.lowlevel.checkpoint()
@@ -533,7 +538,7 @@ async def runs_at_once(n: int, meter: Meter) -> None:
 
 
 async def _ask(workflow: Any, n: int, idle: Meter, wake: Meter) -> None:
-    async with open_group() as group:
+    async with open_group(lib) as group:
         with idle:
             handlers = [workflow.run().start_soon(group) for _ in range(n)]
             while workflow.asked < n:
@@ -573,37 +578,39 @@ async def edit_state(n: int, meter: Meter) -> None:
     assert await Counting(n, meter).run() == n
 
 
-def open_group() -> Any:
-    return lib.open_nursery() if lib is trio else lib.create_task_group()
-
-
 @dataclass(frozen=True)
 class Work:
-    """A function that does *n* things, two sizes of it, and how far the clock goes at each look."""
+    """
+    A function that does *n* things, and two sizes of it.
+
+    The clock goes on by *tick* at each look. Where nothing may be kept, memory is counted over the
+    *long* sizes: there a table that grows when it is its time is less than a byte for each thing.
+    """
 
     do: Callable[[int, Meter], Awaitable[None]]
     sizes: tuple[int, int]
     tick: float = 0.0
+    long: tuple[int, int] | None = None
 
 
 WORKS = {
-    "hop": Work(chain, (64, 192)),
-    "hop, 16 to a turn": Work(chain, (64, 192), TURN / 16),
+    "hop": Work(chain, (64, 192), long=(64, 8192)),
+    "hop, 16 to a turn": Work(chain, (64, 192), TURN / 16, long=(64, 8192)),
     "2 hops, 1 with a timeout": Work(patient_chain, (32, 96)),
-    "item, 64 workers": Work(fan_out, (128, 256)),
-    "item, 4 workers": Work(narrow_fan_out, (128, 256)),
+    "item, 64 workers": Work(fan_out, (128, 256), long=(128, 4096)),
+    "item, 4 workers": Work(narrow_fan_out, (128, 256), long=(128, 4096)),
     "fan-out of 16 and its run": Work(fan_outs, (8, 24)),
     "cancelled step": Work(cancel, (32, 96)),
-    "event of a stream": Work(stream, (128, 256)),
-    "event nobody reads": Work(unread_stream, (128, 256)),
-    "run of 3 steps": Work(runs, (8, 24)),
+    "event of a stream": Work(stream, (1024, 3072), long=(1024, 16384)),
+    "event nobody reads": Work(unread_stream, (1024, 3072), long=(1024, 16384)),
+    "run of 3 steps": Work(runs, (8, 24), long=(8, 1024)),
     "run with a timeout": Work(runs_with_timeout, (8, 24)),
     "run among many": Work(runs_at_once, (32, 96)),
     "idle run": Work(idle, (16, 48)),
     "wake-up": Work(wake, (16, 48)),
     "idle run, in a step": Work(idle_inside, (16, 48)),
     "wake-up, in a step": Work(wake_inside, (16, 48)),
-    "change of the state": Work(edit_state, (64, 192)),
+    "change of the state": Work(edit_state, (64, 192), long=(64, 8192)),
 }
 
 
@@ -636,26 +643,32 @@ def is_own(code: Any) -> bool:
 def measure(library: Library, work: Work) -> Counts:
     """Count what one more thing of *work* costs."""
     counts = Counts()
-    _slope(library, work, Meter)  # so that all is imported whose clock is replaced
-    with ordered(), own_clock(work.tick), quiet_collector():
+    run(library, work, [(work.sizes[0], Meter())])  # all is imported whose clock is replaced
+    with ordered(), quiet_collector():
+        tracemalloc.start()
+        try:
+            memory = _slope(library, work, MemoryMeter)
+        finally:
+            tracemalloc.stop()
         with counting():
             counts.numbers.update(dict.fromkeys(list(COUNTS)[:7], 0.0))
             counts.numbers.update(_slope(library, work, LoopMeter))
         counts.calls = _slope(library, work, CallMeter)
         counts.numbers["own calls"] = sum(n for code, n in counts.calls.items() if is_own(code))
         counts.numbers["calls"] = sum(counts.calls.values())
-        tracemalloc.start()
-        try:
-            counts.numbers.update(_slope(library, work, MemoryMeter))
-        finally:
-            tracemalloc.stop()
+        counts.numbers.update(memory)
     return counts
 
 
 def _slope(library: Library, work: Work, kind: type[Meter]) -> dict[Any, float]:
     small, large = work.sizes
-    warm, first, second = Meter(), kind(), kind()
-    run(library, work, [warm, first, second])
+    warm = large
+    if kind is MemoryMeter and work.long is not None:
+        small, large = work.long
+        warm = small  # a list that is long already grows seldom, and much at once
+    first, second = kind(), kind()
+    with own_clock(work.tick):
+        run(library, work, [(warm, Meter()), (small, first), (large, second)])
     slopes = {
         key: (second.found[key] - first.found[key]) / (large - small)
         for key in {**first.found, **second.found}
@@ -665,16 +678,14 @@ def _slope(library: Library, work: Work, kind: type[Meter]) -> dict[Any, float]:
     return slopes
 
 
-def run(library: Library, work: Work, meters: list[Meter]) -> None:
-    """Do a work in an event loop of its own, once for each meter: the last with the larger size."""
-    small, large = work.sizes
-    sizes = (large, small, large)[-len(meters) :]
-    counts_loop = isinstance(meters[-1], LoopMeter)
+def run(library: Library, work: Work, rounds: list[tuple[int, Meter]]) -> None:
+    """Do a work in an event loop of its own, once with each size and its meter."""
+    counts_loop = isinstance(rounds[-1][1], LoopMeter)
 
     async def main() -> None:
         if library == "trio" and counts_loop:
             trio.lowlevel.add_instrument(Instrument())
-        for n, meter in zip(sizes, meters, strict=True):
+        for n, meter in rounds:
             await work.do(n, meter)
 
     with replaced(sys.modules[__name__], "lib", trio if library == "trio" else anyio):
@@ -737,9 +748,9 @@ ALLOCATORS = ("_PyObject_Malloc", "_PyObject_Calloc", "_PyObject_Realloc")
 
 def once(library: Library, name: str, n: int) -> None:
     """Do a work once, with nothing that counts."""
-    work = Work(WORKS[name].do, (n, n), WORKS[name].tick)
+    work = WORKS[name]
     with ordered(), own_clock(work.tick), quiet_collector():
-        run(library, work, [Meter()])
+        run(library, work, [(n, Meter())])
 
 
 # -- the report -----------------------------------------------------------------------------------

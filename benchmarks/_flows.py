@@ -1,4 +1,8 @@
-"""Workflows that are both timed and counted."""
+"""Workflows that are both timed and counted.
+
+`_counts` has more of its own, beside those in `works`: with a meter or a gate in a step, or with an
+answer that takes no memory.
+"""
 
 from typing import Any
 

@@ -1,6 +1,7 @@
 """Child processes, and the order in which they take turns."""
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -174,9 +175,10 @@ class Bench:
             said.seek(0)
             if reason is not None:
                 return {"reason": reason}
-            if child.returncode:
+            lines = told.read().splitlines()
+            if child.returncode or not lines:
                 return {"error": _last_error(said.read(), child.returncode)}
-            numbers: Numbers = json.loads(told.read().splitlines()[-1])
+            numbers: Numbers = json.loads(lines[-1])
         if "cannot" in numbers:
             return {"reason": "-", **numbers}
         if samples:
@@ -184,10 +186,16 @@ class Bench:
         return numbers
 
     def run(
-        self, works: Sequence[Work], results: Results, *, repeats: int, tell: Callable[[str], None]
+        self,
+        works: Sequence[Work],
+        results: Results,
+        *,
+        repeats: int,
+        tell: Callable[[str], None],
+        keep: Callable[[], None],
     ) -> None:
         """
-        Measure all *works*, *repeats* times.
+        Measure all *works*, *repeats* times; *keep* is called after each.
 
         In each repeat, all that do the same work follow directly on each other, forward and
         backward by turns. Who failed is not run again.
@@ -201,18 +209,23 @@ class Bench:
                     took = time.monotonic() - start
                     of = f"{repeat + 1}/{repeats}  {interpreter.version}"
                     tell(f"{of}  {work.title}  {took:.1f} s")
+            keep()
 
     def counts(self) -> str:
-        """The table of what does not depend on the machine, or what went wrong instead."""
-        child = subprocess.run(
+        """
+        The table of what does not depend on the machine.
+
+        Raises `CalledProcessError`, or `TimeoutExpired` after five minutes.
+        """
+        return subprocess.run(
             [self.interpreters[0].path, "-m", "benchmarks._counts"],
             cwd=ROOT,
             env=self.environment,
-            capture_output=True,
+            stdout=subprocess.PIPE,
             text=True,
-            check=False,
-        )
-        return _last_error(child.stderr, child.returncode) if child.returncode else child.stdout
+            check=True,
+            timeout=300,
+        ).stdout
 
     def _sizes(self, interpreter: Interpreter, work: Work, results: Results, repeat: int) -> None:
         quick = results.quick
@@ -247,11 +260,13 @@ class Bench:
                 answer = self.measure(interpreter, work, size, system, limit)
                 cell.slowest = max(cell.slowest, time.perf_counter() - start)
                 cell.error, cell.reason = answer.get("error"), answer.get("reason")
+                if cell.reason and system not in PEERS:  # these can do everything, and in time
+                    cell.error, cell.reason = cell.reason, None
                 if not (cell.error or cell.reason):
                     answers.setdefault(system, []).append(answer)
         for system, turns in answers.items():
             key = Key(interpreter.version, work.id, size, system)
-            results.cells[key].repeats[repeat] = _merged(turns)
+            results.cells[key].repeats[repeat] = _merged(turns, work)
 
 
 def _wait(
@@ -289,17 +304,18 @@ def _not_again(results: Results, key: Key, cell: Cell) -> bool:
     return cell.slowest > SLOW
 
 
-def _merged(turns: Sequence[Numbers]) -> Numbers:
-    """The median of each number over the turns of one repeat; of each place in a list too."""
+def _merged(turns: Sequence[Numbers], work: Work) -> Numbers:
+    """What is told of each number over the turns of one repeat; of each place in a list the median."""
     if len(turns) == 1:
         return turns[0]
+    of_all = {metric.key: metric.of_all for metric in work.metrics}
 
-    def middle(values: Sequence[Any]) -> Any:
+    def merged(name: str, values: Sequence[Any]) -> Any:
         if isinstance(values[0], list):
-            return [middle(places) for places in zip(*values, strict=True)]
-        return statistics.median(values)
+            return [statistics.median(places) for places in zip(*values, strict=True)]
+        return of_all.get(name, statistics.median)(values)
 
-    return {name: middle([turn[name] for turn in turns]) for name in turns[0]}
+    return {name: merged(name, [turn[name] for turn in turns]) for name in turns[0]}
 
 
 def _last_error(said: str, status: int) -> str:
@@ -320,7 +336,7 @@ def resident_kib(pid: int) -> float | None:
 def _since(samples: Sequence[tuple[float, float]], numbers: Numbers) -> list[list[float]]:
     """Seconds and KiB over the start, from where the program says that it began."""
     began, base = numbers.get("began"), numbers.get("base_kib")
-    if began is None or base is None:
+    if began is None or base is None or math.isnan(base):
         return []
     curve = [[round(t - began, 4), kib - base] for t, kib in samples if t >= began]
     step = max(1, len(curve) // POINTS)

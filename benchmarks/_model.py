@@ -1,6 +1,7 @@
 """What a work is: its programs' parameters, its sizes, and the numbers that it answers with."""
 
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,11 +20,12 @@ def about(total: int) -> Callable[[int], int]:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One number of a work's answer."""
+    """One number of a work's answer, and what is told of those of several processes."""
 
     key: str
     unit: str
     title: str = ""
+    of_all: Callable[[Sequence[float]], float] = statistics.median
 
 
 @dataclass(frozen=True, slots=True)

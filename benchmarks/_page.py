@@ -9,7 +9,7 @@ from benchmarks._goals import Judged, judge
 from benchmarks._measure import QUANTILES
 from benchmarks._model import Metric, Work
 from benchmarks._plot import Axis, Line, Style, chart, legend
-from benchmarks._results import Key, Results
+from benchmarks._results import Key, Results, median
 from benchmarks._tables import Table
 from benchmarks._works import BY_ID
 from benchmarks.peers import PEERS
@@ -224,7 +224,7 @@ def _tail(results: Results, python: str, lines, work_id: str, unit: str) -> str:
         ]
         if not columns:
             return []
-        middle = [sorted(places)[len(places) // 2] for places in zip(*columns, strict=True)]
+        middle = [median(places) for places in zip(*columns, strict=True)]
         return [(float(i), value) for i, value in enumerate(middle)]
 
     names = [f"{q * 100:g}%" for q in QUANTILES]

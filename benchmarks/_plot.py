@@ -30,10 +30,13 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What an axis shows; *names* replaces the numbers of its ticks, which then are 0, 1, 2, ..."""
+    """
+    What an axis shows, logarithmic.
+
+    With *names* for its ticks it is linear: they are at 0, 1, 2, ...
+    """
 
     title: str
-    log: bool = True
     names: Sequence[str] = ()
 
 
@@ -41,20 +44,13 @@ class Scale:
     """From values to places on the screen, with ticks."""
 
     def __init__(self, axis: Axis, values: Sequence[float], start: float, end: float) -> None:
-        low, high = min(values), max(values)
+        self._forward: Callable[[float], float] = float if axis.names else math.log10
         if axis.names:
-            low, high = 0, len(axis.names) - 1
             ticks = [float(i) for i in range(len(axis.names))]
-        elif axis.log:
-            low, high = _decades(low, high)
-            ticks = [10.0**e for e in range(round(math.log10(low)), round(math.log10(high)) + 1)]
         else:
-            low, high, ticks = _round_ticks(high)
+            ticks = _decades(min(values), max(values))
         self.axis, self.ticks = axis, ticks
-        self._forward: Callable[[float], float] = (
-            math.log10 if axis.log and not axis.names else float
-        )
-        a, b = self._forward(low), self._forward(high)
+        a, b = self._forward(ticks[0]), self._forward(ticks[-1])
         self._start, self._factor, self._low = start, (end - start) / ((b - a) or 1), a
 
     def place(self, value: float) -> float:
@@ -64,17 +60,9 @@ class Scale:
         return self.axis.names[int(tick)] if self.axis.names else short(tick)
 
 
-def _decades(low: float, high: float) -> tuple[float, float]:
+def _decades(low: float, high: float) -> list[float]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    return 10.0**first, 10.0 ** max(last, first + 1)
-
-
-def _round_ticks(high: float) -> tuple[float, float, list[float]]:
-    raw = (high or 1) / 5
-    unit = 10.0 ** math.floor(math.log10(raw))
-    step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= raw)
-    count = math.ceil(high / step) or 1
-    return 0.0, count * step, [i * step for i in range(count + 1)]
+    return [10.0**e for e in range(first, max(last, first + 1) + 1)]
 
 
 def short(value: float) -> str:
@@ -87,7 +75,7 @@ def short(value: float) -> str:
 
 def chart(title: str, lines: Sequence[Line], x: Axis, y: Axis) -> str:
     """A figure with its title, or nothing where there is nothing to draw."""
-    lines = [Line(line.style, _drawable(line.points, x, y)) for line in lines]
+    lines = [Line(line.style, _drawable(line.points, x)) for line in lines]
     lines = [line for line in lines if line.points]
     if not lines:
         return ""
@@ -103,14 +91,9 @@ def chart(title: str, lines: Sequence[Line], x: Axis, y: Axis) -> str:
     )
 
 
-def _drawable(points: Sequence[tuple[float, float]], x: Axis, y: Axis) -> list[tuple[float, float]]:
-    return [
-        (a, b)
-        for a, b in points
-        if not (math.isnan(a) or math.isnan(b))
-        and (a > 0 or not x.log or x.names)
-        and (b > 0 or not y.log)
-    ]
+def _drawable(points: Sequence[tuple[float, float]], x: Axis) -> list[tuple[float, float]]:
+    # What is not a number is not over 0 either.
+    return [(a, b) for a, b in points if (x.names or a > 0) and b > 0]
 
 
 def _grid(across: Scale, up: Scale) -> str:

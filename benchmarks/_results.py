@@ -98,8 +98,11 @@ class Results:
         return list(dict.fromkeys(key.system for key in self.cells if key.python == python))
 
     def value(self, key: Key, number: str) -> float:
-        """The median of all repeats."""
-        return median(numbers.get(number, math.nan) for numbers in self.cell(key).repeats.values())
+        """What is told of all repeats: the median, if not something else of this number."""
+        of_all = next((m.of_all for m in BY_ID[key.work].metrics if m.key == number), median)
+        values = [numbers.get(number, math.nan) for numbers in self.cell(key).repeats.values()]
+        kept = [value for value in values if not math.isnan(value)]
+        return of_all(kept) if kept else math.nan
 
     def ratio(self, key: Key, base: str, number: str) -> Range:
         """The median of the ratios to *base*, each within one repeat."""

@@ -1,10 +1,10 @@
 """``python -m benchmarks --scale``: what events and runs cost, many idle runs, more processes."""
 
+import contextlib
 import json
 import os
 import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks._goals import number
 from benchmarks._harness import ROOT, Bench
@@ -29,6 +29,16 @@ COSTS = (  # the work, its size, and what one of it is
 PARTS = ("costs", "idle", "processes")
 IDLE = (1_000, 10_000, 50_000, 100_000, 200_000)
 CHAIN = {"n": 10_000, "rounds": 20}
+
+# A chain that has imported everything before it tells that it is ready, and waits for a line.
+WAITING = """
+import sys
+import trio, benchmarks._flows
+import benchmarks.works.chain as chain
+print(flush=True)
+input()
+chain.serve(vars(chain), sys.argv[1:])
+"""
 
 
 def measured(
@@ -57,15 +67,15 @@ def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def costs(bench: Bench, repeats: int, tell: Callable[[str], None]) -> str:
     """What one of each costs, as a ratio to the program written by hand first."""
-    found: dict[tuple[str, int], dict[str, list[Numbers]]] = {}
     systems = ("penstock-trio", "trio", "penstock-asyncio", "anyio")
+    pairs = dict.fromkeys((work, size) for work, size, *_ in COSTS)
+    found: dict[tuple[str, int], dict[str, list[Numbers]]] = {
+        pair: {name: [] for name in systems} for pair in pairs
+    }
     for repeat in range(repeats):
-        for work, size, *_ in COSTS:
-            cells = found.setdefault((work, size), {name: [] for name in systems})
-            if len(cells["trio"]) > repeat:
-                continue
+        for work, size in pairs:
             for system in systems if repeat % 2 == 0 else systems[::-1]:
-                cells[system].append(_number(bench, BY_ID[work], size, system))
+                found[work, size][system].append(_number(bench, BY_ID[work], size, system))
             tell(f"costs {repeat + 1}/{repeats}  {work}")
     lines = []
     for work, size, key, title, unit in COSTS:
@@ -83,9 +93,12 @@ def costs(bench: Bench, repeats: int, tell: Callable[[str], None]) -> str:
     )
 
 
-def _number(bench: Bench, work: Work, size: int, system: str) -> Numbers:
+def _number(
+    bench: Bench, work: Work, size: int, system: str, *, or_reason: bool = False
+) -> Numbers:
+    """The numbers of one child, or why it was given up where that will do."""
     answer = bench.measure(bench.interpreters[0], work, size, system)
-    if "error" in answer or "reason" in answer:
+    if "error" in answer or ("reason" in answer and not or_reason):
         msg = f"{work.title} by {system}: {answer}"
         raise RuntimeError(msg)
     return answer
@@ -98,12 +111,12 @@ def idle(bench: Bench, most: int, tell: Callable[[str], None]) -> str:
         for system in ("penstock-trio", "penstock-asyncio"):
             before: tuple[int, float] | None = None
             for size in (size for size in IDLE if size <= most):
-                answer = bench.measure(bench.interpreters[0], work, size, system)
+                answer = _number(bench, work, size, system, or_reason=True)
                 tell(f"idle {work.fixed} {system} {size:,} {answer.get('kib')}")
                 where = "inside a step" if work.fixed["inside"] else "between steps"
                 line = [where, system.partition("-")[2], f"{size:,}"]
-                if "reason" in answer or "error" in answer:
-                    lines.append([*line, str(answer.get("reason", "failed")), "", "", "", ""])
+                if "reason" in answer:
+                    lines.append([*line, answer["reason"], "", "", "", ""])
                     break
                 total = answer["kib"] * size
                 rate = (
@@ -136,15 +149,14 @@ def idle(bench: Bench, most: int, tell: Callable[[str], None]) -> str:
 
 
 def processes(bench: Bench, repeats: int, tell: Callable[[str], None]) -> str:
-    """The same chain in one process, and in as many as there are CPUs, at the same time."""
+    """The same chain in one process, in two and so on: in as many as there are CPUs, or 4."""
     counts = range(1, min(4, os.cpu_count() or 1) + 1)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, range(os.cpu_count() or 1))
     found: dict[int, list[float]] = {count: [] for count in counts}
-    for _ in range(repeats):
-        for count in counts:
-            found[count].append(_together(bench, count))
-            tell(f"{count} processes")
+    with _on_all_cpus():
+        for _ in range(repeats):
+            for count in counts:
+                found[count].append(_together(bench, count))
+                tell(f"{count} processes")
     lines = [
         [
             str(count),
@@ -156,24 +168,44 @@ def processes(bench: Bench, repeats: int, tell: Callable[[str], None]) -> str:
     return markdown(("processes", "ratio to one", "together"), lines)
 
 
+@contextlib.contextmanager
+def _on_all_cpus() -> Iterator[None]:
+    """Let children have every CPU, and not only the one that this process is bound to."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def _together(bench: Bench, count: int) -> float:
-    """The events per second of *count* processes that each do chains, added up."""
+    """The events per second of *count* processes that do chains at the same time, added up."""
     pairs = [f"{key}={value}" for key, value in CHAIN.items()]
-    path = bench.interpreters[0].path
-    start = time.monotonic()
-    children = [
-        subprocess.Popen(
-            [path, "-m", "benchmarks.works.chain", "penstock-trio", *pairs],
-            env=bench.environment,
-            stdout=subprocess.PIPE,
-            cwd=ROOT,
-            text=True,
-        )
-        for _ in range(count)
-    ]
-    rates = []
+    children: list[subprocess.Popen[str]] = []
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            child = subprocess.Popen(
+                [bench.interpreters[0].path, "-c", WAITING, "penstock-trio", *pairs],
+                env=bench.environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                cwd=ROOT,
+                text=True,
+            )
+            stack.enter_context(child)
+            stack.callback(child.kill)
+            children.append(child)
+        for child in children:
+            assert child.stdout
+            child.stdout.readline()
+        for child in children:
+            print(file=child.stdin, flush=True)
+        told = [child.communicate(timeout=bench.limit)[0] for child in children]
     for child in children:
-        told, _ = child.communicate(timeout=bench.limit)
-        rates.append(1e6 / json.loads(told)["us"])
-    assert time.monotonic() - start < bench.limit
-    return sum(rates)
+        if child.returncode:
+            raise subprocess.CalledProcessError(child.returncode, child.args)
+    return sum(1e6 / json.loads(each)["us"] for each in told)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import sys
 
 import pytest
@@ -124,6 +125,46 @@ def test_every_goal_is_judged_on_each_of_its_libraries():
         each.verdict for each in rows["timeout overshoot beyond the clean-up"].reached.values()
     }
     assert "over 60 s" in rows["chain, per hop"].peers["llama_index"]
+
+
+def test_a_goal_of_which_a_part_was_not_measured_is_not_met():
+    """What is not known is neither met nor missed; what is known to be missed is."""
+    results = filled()
+    for size in (1_000, 10_000):
+        for system in ("penstock-trio", "trio"):
+            results.cells[Key("3.x", "chain", size, system)] = Cell({0: {"us": 1.0}})
+            results.cells[Key("3.x", "fan_out_4", size, system)] = Cell({0: {"us": 1.0}})
+    for size in BY_ID["idle_between"].sizes:
+        key = Key("3.x", "idle_between", size, "penstock-trio")
+        results.cells[key] = Cell({0: {"us": 1.0, "kib": math.nan}})
+    rows = {row.goal.title: row.reached["trio"] for row in judge(results, "3.x")}
+
+    assert rows["chain, per hop"].verdict == "missed"
+    assert rows["idle runs waiting between steps: KiB each; wake all"] == ("-; 1.00", "")
+
+
+def test_a_program_of_penstock_that_hangs_has_failed():
+    """Past its limit a peer is given up; one that has to do the work went wrong, and is named."""
+    results, kept = Results({**filled().environment}), []
+    with Bench([interpreter()], interpreter(), limit=0.01) as bench:
+        keep = lambda: kept.append(len(results.cells))  # noqa: E731
+        bench.run([BY_ID["import"]], results, repeats=2, tell=kept.append, keep=keep)
+
+    assert [(key.system, error) for key, error in results.failures()] == [
+        ("penstock-trio", "over 0 s"),
+        ("trio", "over 0 s"),
+    ]
+    assert kept[1::2] == [2, 2]
+
+
+def test_the_longest_of_several_processes_is_the_longest():
+    """A longest wait is no median of longest waits."""
+    results = filled()
+    key = Key("3.x", "latency", 1_000, "penstock-trio")
+    results.cells[key] = Cell({i: {"p50_us": i, "max_us": i} for i in (1.0, 2.0, 9.0)})
+
+    assert results.value(key, "p50_us") == 2
+    assert results.value(key, "max_us") == 9
 
 
 def test_a_ratio_is_formed_within_a_repeat():

@@ -3,7 +3,8 @@
 The tables say what one hop, item, event or run may cost at most; `benchmarks._counts` counts it.
 Spawns and all that is asked of the event loop are exact, on every Python and with every version of
 the libraries. Calls may be fewer than the table has: Python 3.12 inlines comprehensions (``own``),
-and older versions of AnyIO do more or less of their own (``calls``). Memory has a margin.
+and older versions of AnyIO do more or less of their own (``calls``). Memory has a margin, a small
+one where nothing may be kept.
 When a change makes a number better, write the better one here: ``python -m benchmarks._counts``.
 """
 
@@ -23,6 +24,7 @@ from benchmarks._counts import COUNTS, LIBRARIES, WORKS
 from penstock import _backends
 from penstock._engine import runner
 from penstock._engine.machine import Machine
+from penstock._streams import EventLog
 
 
 pytestmark = pytest.mark.skipif(
@@ -38,15 +40,15 @@ COLUMNS = [name for name in COUNTS if name != "garbage"]
 TRIO = """
                           spawns turns passes scopes nurseries    chan. waiters    own calls  blocks objects bytes    peak
 hop                            0     0      0      0         0        0       0      4    10       0       0     0       0
-hop, 16 to a turn              0  1/16   1/16      0         0        0       0  4.312 11.81       0       0     0       3
+hop, 16 to a turn              0  1/16   1/16      0         0        0       0  4.312 11.81       0       0     0       1
 2 hops, 1 with a timeout       0     0      0      1         0        0       0     10    66       4       2   245     245
-item, 64 workers               0     1   1/64      0         0        0       0  23.06 48.22       0       0     0     138
-item, 4 workers                0     1    1/4      0         0        0       0     24  51.5       0       0     0     167
+item, 64 workers               0     1   1/64      0         0        0       0  23.06 48.22       0       0     0     178
+item, 4 workers                0     1    1/4      0         0        0       0     24  51.5       0       0     0     197
 fan-out of 16 and its run      3    21      7      1         1        1       1    514  1156       2       0    75     130
 cancelled step                 0     1      0      0         0        0       0      9    53       0       0     0    1662
-event of a stream              0     2      1      0         0        0       0  14.02 61.02       0       0     0       0
-event nobody reads             0     0      0      0         0        0       0      5     6       0       0     0       0
-run of 3 steps                 0     1      1      1         1        0       0     78   176       0       0     0     176
+event of a stream              0     2      1      0         0        0       0  12.14 59.14       0       0     0       0
+event nobody reads             0     0      0      0         0        0       0  3.125 4.125       0       0     0       0
+run of 3 steps                 0     1      1      1         1        0       0     78   176       0       0     0      12
 run with a timeout             0     1      1      1         1        0       0     82   192       4       2   252     428
 run among many                 1     3      0      1         1        0       0     87   214       0       0     0    8338
 idle run                       1     1      0      1         1        0       1     65   125      63      43  6177    6177
@@ -61,13 +63,13 @@ ASYNCIO = """
 hop                            0     0      0      0         0        0       0      4    15       0       0     0       0
 hop, 16 to a turn              0  1/16   1/16      0         0        0       0  4.062 15.75       0       0     0       0
 2 hops, 1 with a timeout       0     0      0      1         0        0       0     14    68       3       2   216     216
-item, 64 workers               0     1   1/64      0         0        0       0     23 57.06       0       0     0     153
-item, 4 workers                0     1    1/4      0         0        0       0     23    58       0       0     0     151
+item, 64 workers               0     1   1/64      0         0        0       0     23 57.06       0       0     0     183
+item, 4 workers                0     1    1/4      0         0        0       0     23    58       0       0     0     196
 fan-out of 16 and its run      4    26      8      6         1        1       1    497  1436       2       0    52     230
 cancelled step                 0     2      0      0         0        0       0      9 50.52       0       0     0     231
-event of a stream              0     2      1      0         0        0       0  12.02 61.02       0       0     0       0
-event nobody reads             0     0      0      0         0        0       0      5     6       0       0     0       0
-run of 3 steps                 1     4      3      3         1        0       1     90   264       0       0     0     120
+event of a stream              0     2      1      0         0        0       0  10.14 59.14       0       0     0       0
+event nobody reads             0     0      0      0         0        0       0  3.125 4.125       0       0     0       0
+run of 3 steps                 1     4      3      3         1        0       1     90   264       0       0     0       9
 run with a timeout             1     4      3      3         1        0       1     95   283       0       0     0     120
 run among many                 2     7      0      4         1        0       1     95   351       0       0     7   12885
 idle run                       2     3      0      3         1        0       1     67   224      68      54  7820   10862
@@ -87,13 +89,15 @@ def limits_of(library):
     return {name: dict(zip(COLUMNS, row, strict=True)) for name, row in numbers.items()}
 
 
-def margin(name, limit):
+def margin(name, key, limit):
     """Return by how much a number may be over its limit, that being rounded or a rough one."""
-    if "bytes" in name:
-        return 400 + limit / 33  # a table of the event loop may grow; what is kept, objects tell
-    if name in {"blocks", "objects"}:
+    if "bytes" in key:
+        # A table of the event loop may grow; what is kept, objects tell. Only over the long sizes is
+        # that so little that a list is found which grows by a pointer each time: by 8 bytes.
+        return (3 if WORKS[name].long else 400) + limit / 33
+    if key in {"blocks", "objects"}:
         return Fraction(1, 4) + limit / 33
-    return Fraction(1, 20) if "calls" in name else 0
+    return Fraction(1, 20) if "calls" in key else 0
 
 
 def complaint(library, name, limits, counts):
@@ -101,7 +105,7 @@ def complaint(library, name, limits, counts):
     dearer = {
         key: (limit, counts.numbers[key])
         for key, limit in limits.items()
-        if counts.numbers[key] > limit + margin(key, limit)
+        if counts.numbers[key] > limit + margin(name, key, limit)
     }
     if not dearer:
         return ""
@@ -126,7 +130,7 @@ def measured(library, name):
     Tables of the interpreter and of the event loop grow when it is their time, and count as ours.
     """
     counts = _counts.measure(library, WORKS[name])
-    for _ in range(3):
+    for _ in range(2):
         if not complaint(library, name, limits_of(library)[name], counts):
             break
         again = _counts.measure(library, WORKS[name]).numbers
@@ -248,6 +252,33 @@ def test_an_object_per_hop_is_found(monkeypatch, library):
 
 
 @on_each_library
+@pytest.mark.parametrize(
+    ("name", "owner", "attribute"),
+    [
+        ("hop", Machine, "finish"),
+        ("item, 4 workers", Machine, "finish"),
+        ("event nobody reads", EventLog, "append"),
+        ("run of 3 steps", runner.Runner, "_conclude"),
+    ],
+)
+def test_a_list_that_only_grows_is_found(monkeypatch, library, name, owner, attribute):
+    """It is neither a block nor an object more for each, but a pointer."""
+    kept = []
+
+    def make(function):
+        def with_note(*args):
+            kept.append(None)
+            return function(*args)
+
+        return with_note
+
+    told = added(monkeypatch, library, name, "bytes", owner, attribute, make)
+
+    assert "bytes: " in told
+    assert "look for something that is kept" in told
+
+
+@on_each_library
 def test_a_cycle_per_run_is_found(monkeypatch, library):
     """What holds itself is left to the collector."""
 
@@ -263,7 +294,7 @@ def test_a_cycle_per_run_is_found(monkeypatch, library):
         monkeypatch, library, "run of 3 steps", "garbage", runner.Runner, "_conclude", make
     )
 
-    assert counts.numbers["garbage"] == 24
+    assert counts.numbers["garbage"] == WORKS["run of 3 steps"].long[1]
 
 
 # -- imports --------------------------------------------------------------------------------------

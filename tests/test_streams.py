@@ -41,6 +41,7 @@ from penstock import (
     step,
     workflow_scope,
 )
+from penstock._backends import current_backend
 from penstock._streams import EventLog
 
 
@@ -699,6 +700,49 @@ async def test_reader_dropped_in_another_thread_holds_up_nobody(parked):
         with limit():
             while workflow.sent < 20:
                 await anyio.sleep(0.001)
+
+
+@on_all
+async def test_reader_collected_just_before_its_sender_sleeps_holds_up_nobody(monkeypatch):
+    """P7: a collection may come at any line, also between the look for room and the wait."""
+    waiter = type(current_backend().waiter())
+    readers = []
+
+    def wait(self, *task, own=waiter.wait):
+        if handler._runner.log._senders:
+            readers.clear()
+        return own(self, *task)
+
+    async with workflow_scope():
+        handler = Sender(20, stream_buffer=2).run()
+        readers.append(handler.stream_events())
+        monkeypatch.setattr(waiter, "wait", wait)
+        with limit():
+            while not handler.is_done():
+                await anyio.sleep(0.001)
+    assert readers == []
+
+
+def test_collection_in_the_midst_of_a_look_through_the_readers_skips_none():
+    """P6: what another reader has not taken stays, when one goes while the log looks at each."""
+
+    class Collecting(int):
+        """A position at which a collection comes when it is compared."""
+
+        def __lt__(self, other):
+            log.detach(first)
+            return int(self) < other
+
+        __le__ = __lt__
+
+    for look, expected in ((EventLog.oldest, 1), (EventLog.is_full, True)):
+        log = EventLog(window=4, history=2)
+        first, _, last = [log.attach(0, internal=False) for _ in range(3)]
+        for n in range(4):
+            log.append(Item(n=n))
+        first.at, last.at = Collecting(4), 5  # the second has taken none
+        assert look(log) == expected
+        assert len(log._readers) == 2
 
 
 @on_all

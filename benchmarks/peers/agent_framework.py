@@ -1,6 +1,7 @@
 """Microsoft Agent Framework: executors with handlers, in rounds, on asyncio.
 
 An executor takes its messages one at a time, so there is no number of workers.
+A workflow has one run at a time, but many one after another.
 """
 
 import asyncio
@@ -46,12 +47,12 @@ class Hop(Executor):
 
 def chain(n: int, rounds: int) -> Numbers:
     """Two executors with an edge each way."""
+    ping, pong = Hop("ping", n), Hop("pong", n)
+    builder = WorkflowBuilder(start_executor=ping, max_iterations=n + 10)
+    workflow = builder.add_edge(ping, pong).add_edge(pong, ping).build()
 
     async def once() -> int:
-        ping, pong = Hop("ping", n), Hop("pong", n)
-        builder = WorkflowBuilder(start_executor=ping, max_iterations=n + 10)
-        result = await builder.add_edge(ping, pong).add_edge(pong, ping).build().run(Item(0))
-        return result.get_outputs()[0]
+        return (await workflow.run(Item(0))).get_outputs()[0]
 
     return asyncio.run(_measure.held(once, n.__eq__, rounds=rounds, size=n))
 
@@ -80,17 +81,18 @@ class Join(Executor):
     async def take(self, done: Done, ctx: WorkflowContext[None, list]) -> None:
         self.found.append(done.value)
         if len(self.found) == self.k:
-            await ctx.yield_output(self.found)
+            found, self.found = self.found, []
+            await ctx.yield_output(found)
 
 
 def fan_out(k: int, workers: int, rounds: int) -> Numbers:
     """One after another: *workers* is not applied."""
+    spread, worker, join = Spread(id="spread"), Worker(id="worker"), Join("join", k)
+    builder = WorkflowBuilder(start_executor=spread)
+    workflow = builder.add_edge(spread, worker).add_edge(worker, join).build()
 
     async def once() -> list[int]:
-        spread, worker, join = Spread(id="spread"), Worker(id="worker"), Join("join", k)
-        builder = WorkflowBuilder(start_executor=spread)
-        result = await builder.add_edge(spread, worker).add_edge(worker, join).build().run(k)
-        return result.get_outputs()[0]
+        return (await workflow.run(k)).get_outputs()[0]
 
     done = partial(complete, k=k)
     return asyncio.run(_measure.each(once, done, rounds=rounds, size=k))
@@ -109,25 +111,29 @@ class Producer(Executor):
             await ctx.yield_output(Item(self.value(i)))
 
 
-async def _stream(m: int, pause_ms: int = 0) -> int:
-    got = 0
+def _stream():
     workflow = WorkflowBuilder(start_executor=Producer(0, "token {}".format)).build()
-    async for event in workflow.run(m, stream=True):
-        if isinstance(event.data, Item):
-            got += 1
-            if pause_ms and got % 100 == 0:
-                await asyncio.sleep(pause_ms / 1000)
-    return got
+
+    async def stream(m: int, pause_ms: int = 0) -> int:
+        got = 0
+        async for event in workflow.run(m, stream=True):
+            if isinstance(event.data, Item):
+                got += 1
+                if pause_ms and got % 100 == 0:
+                    await asyncio.sleep(pause_ms / 1000)
+        return got
+
+    return stream
 
 
 def stream(m: int, rounds: int) -> Numbers:
     """``yield_output``; all outputs are kept for the result as well."""
-    return asyncio.run(_measure.each(lambda: _stream(m), m.__eq__, rounds=rounds, size=m))
+    return asyncio.run(_measure.each(partial(_stream(), m), m.__eq__, rounds=rounds, size=m))
 
 
 def slow_reader(m: int) -> Numbers:
     """The same with a slow reader."""
-    return asyncio.run(risen(_stream, m))
+    return asyncio.run(risen(_stream(), m))
 
 
 def latency(m: int) -> Numbers:
@@ -214,7 +220,11 @@ class Ask(Executor):
 
 
 def idle_runs(r: int, inside: int = 0) -> Numbers:
-    """A request for information ends the call; the answer goes to another handler later."""
+    """
+    A request for information ends the call; the answer goes to another handler later.
+
+    A workflow has one run at a time, so each run has its own.
+    """
     if inside:
         msg = "it waits between handlers only"
         raise NotImplementedError(msg)

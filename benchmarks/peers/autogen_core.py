@@ -47,64 +47,74 @@ async def _runtime(**agents) -> SingleThreadedAgentRuntime:
 
 def chain(n: int, rounds: int) -> Numbers:
     """Two agents that publish to each other's topic."""
+    end: asyncio.Future[int]
 
-    async def once() -> int:
-        end = asyncio.get_running_loop().create_future()
+    class Hop(RoutedAgent):
+        def __init__(self, other: str) -> None:
+            super().__init__("hop")
+            self.other = other
 
-        class Hop(RoutedAgent):
-            def __init__(self, other: str) -> None:
-                super().__init__("hop")
-                self.other = other
+        @message_handler
+        async def take(self, message: Job, ctx: MessageContext) -> None:
+            if message.i < n:
+                await self.publish_message(Job(message.i + 1), TopicId(self.other, "x"))
+            else:
+                end.set_result(message.i)
 
-            @message_handler
-            async def take(self, message: Job, ctx: MessageContext) -> None:
-                if message.i < n:
-                    await self.publish_message(Job(message.i + 1), TopicId(self.other, "x"))
-                else:
-                    end.set_result(message.i)
-
+    async def main() -> Numbers:
         runtime = await _runtime(ping=(Hop, lambda: Hop("pong")), pong=(Hop, lambda: Hop("ping")))
-        await runtime.publish_message(Job(0), TopicId("ping", "x"))
-        answer = await end
-        await runtime.stop()
-        return answer
 
-    return asyncio.run(_measure.held(once, n.__eq__, rounds=rounds, size=n))
+        async def once() -> int:
+            nonlocal end
+            end = asyncio.Future()
+            await runtime.publish_message(Job(0), TopicId("ping", "x"))
+            return await end
+
+        numbers = await _measure.held(once, n.__eq__, rounds=rounds, size=n)
+        await runtime.stop()
+        return numbers
+
+    return asyncio.run(main())
 
 
 def fan_out(k: int, workers: int, rounds: int) -> Numbers:
     """All messages to an agent run at once; the handler holds a semaphore."""
+    end: asyncio.Future[list[int]]
+    found: list[int] = []
+    limit = asyncio.Semaphore(workers)
 
-    async def once() -> list[int]:
-        end = asyncio.get_running_loop().create_future()
-        found: list[int] = []
-        limit = asyncio.Semaphore(workers)
+    class Worker(RoutedAgent):
+        @message_handler
+        async def take(self, message: Job, ctx: MessageContext) -> None:
+            async with limit:
+                await asyncio.sleep(0)
+            await self.publish_message(Done(message.i), TopicId("join", "x"))
 
-        class Worker(RoutedAgent):
-            @message_handler
-            async def take(self, message: Job, ctx: MessageContext) -> None:
-                async with limit:
-                    await asyncio.sleep(0)
-                await self.publish_message(Done(message.i), TopicId("join", "x"))
+    class Join(RoutedAgent):
+        @message_handler
+        async def take(self, message: Done, ctx: MessageContext) -> None:
+            found.append(message.i)
+            if len(found) == k:
+                end.set_result(found)
 
-        class Join(RoutedAgent):
-            @message_handler
-            async def take(self, message: Done, ctx: MessageContext) -> None:
-                found.append(message.i)
-                if len(found) == k:
-                    end.set_result(None)
-
+    async def main() -> Numbers:
         runtime = await _runtime(
             work=(Worker, lambda: Worker("worker")), join=(Join, lambda: Join("join"))
         )
-        for i in range(k):
-            await runtime.publish_message(Job(i), TopicId("work", "x"))
-        await end
-        await runtime.stop()
-        return found
 
-    done = partial(complete, k=k)
-    return asyncio.run(_measure.each(once, done, rounds=rounds, size=k))
+        async def once() -> list[int]:
+            nonlocal end, found
+            end, found = asyncio.Future(), []
+            for i in range(k):
+                await runtime.publish_message(Job(i), TopicId("work", "x"))
+            return await end
+
+        done = partial(complete, k=k)
+        numbers = await _measure.each(once, done, rounds=rounds, size=k)
+        await runtime.stop()
+        return numbers
+
+    return asyncio.run(main())
 
 
 def importing() -> Numbers:

@@ -1,6 +1,7 @@
 """Burr: actions and transitions, on asyncio.
 
-It has no events, and nothing that waits for one from outside; its applications are built per run.
+It has no events, and nothing that waits for one from outside. A graph is built once; an
+application holds the state of one run, so it is built of the graph for each.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from functools import partial
 
 from burr.core import ApplicationBuilder, ApplicationContext, State, action, expr
 from burr.core.action import streaming_action
+from burr.core.graph import GraphBuilder
 
 from benchmarks import _measure
 from benchmarks._measure import Numbers, now
@@ -35,19 +37,19 @@ async def stop(state: State) -> State:
 
 def chain(n: int, rounds: int) -> Numbers:
     """Two actions; the transitions' conditions are evaluated in order."""
+    over = expr("i >= n")
+    graph = (
+        GraphBuilder()
+        .with_actions(ping=hop, pong=hop, stop=stop)
+        .with_transitions(
+            ("ping", "stop", over), ("ping", "pong"), ("pong", "stop", over), ("pong", "ping")
+        )
+        .build()
+    )
 
     async def once() -> int:
-        over = expr("i >= n")
-        app = await (
-            ApplicationBuilder()
-            .with_actions(ping=hop, pong=hop, stop=stop)
-            .with_transitions(
-                ("ping", "stop", over), ("ping", "pong"), ("pong", "stop", over), ("pong", "ping")
-            )
-            .with_state(i=0, n=n)
-            .with_entrypoint("ping")
-            .abuild()
-        )
+        builder = ApplicationBuilder().with_graph(graph).with_state(i=0, n=n)
+        app = await builder.with_entrypoint("ping").abuild()
         _, _, state = await app.arun(halt_after=["stop"])
         return state["result"]
 
@@ -90,8 +92,10 @@ def fan_out(k: int, workers: int, rounds: int) -> Numbers:
         def writes(self) -> list[str]:
             return ["found"]
 
+    graph = GraphBuilder().with_actions(spread=FanOut()).build()
+
     async def once() -> list[int]:
-        builder = ApplicationBuilder().with_actions(spread=FanOut()).with_state(item=0)
+        builder = ApplicationBuilder().with_graph(graph).with_state(item=0)
         app = await builder.with_entrypoint("spread").abuild()
         _, _, state = await app.arun(halt_after=["spread"])
         return state["found"]
@@ -100,46 +104,55 @@ def fan_out(k: int, workers: int, rounds: int) -> Numbers:
     return asyncio.run(_measure.each(once, done, rounds=rounds, size=k))
 
 
-async def _tokens(m: int, pause: float, value):
-    @streaming_action(reads=[], writes=["token"])
+def _streamer(pause: float, value):
+    @streaming_action(reads=["m"], writes=["token"])
     async def produce(state: State) -> AsyncGenerator[tuple[dict, State | None], None]:
-        for i in range(m):
+        for i in range(state["m"]):
             await asyncio.sleep(pause)
             yield {"token": value(i)}, None
         yield {"token": None}, state.update(token=None)
 
-    builder = ApplicationBuilder().with_actions(produce=produce).with_entrypoint("produce")
-    _, tokens = await (await builder.abuild()).astream_result(halt_after=["produce"])
+    graph = GraphBuilder().with_actions(produce=produce).build()
+
+    async def tokens(m: int):
+        builder = ApplicationBuilder().with_graph(graph).with_state(m=m)
+        app = await builder.with_entrypoint("produce").abuild()
+        return (await app.astream_result(halt_after=["produce"]))[1]
+
     return tokens
 
 
-async def _stream(m: int, pause_ms: int = 0) -> int:
-    got = 0
-    async for each in await _tokens(m, 0, "token {}".format):
-        got += each["token"] is not None
-        if pause_ms and got % 100 == 0:
-            await asyncio.sleep(pause_ms / 1000)
-    return got
+def _stream():
+    tokens = _streamer(0, "token {}".format)
+
+    async def stream(m: int, pause_ms: int = 0) -> int:
+        got = 0
+        async for each in await tokens(m):
+            got += each["token"] is not None
+            if pause_ms and got % 100 == 0:
+                await asyncio.sleep(pause_ms / 1000)
+        return got
+
+    return stream
 
 
 def stream(m: int, rounds: int) -> Numbers:
     """A streaming action is an async generator, which runs when its reader asks."""
-    return asyncio.run(_measure.each(lambda: _stream(m), m.__eq__, rounds=rounds, size=m))
+    return asyncio.run(_measure.each(partial(_stream(), m), m.__eq__, rounds=rounds, size=m))
 
 
 def slow_reader(m: int) -> Numbers:
     """The same with a slow reader."""
-    return asyncio.run(risen(_stream, m))
+    return asyncio.run(risen(_stream(), m))
 
 
 def latency(m: int) -> Numbers:
     """The same generator."""
+    tokens = _streamer(0.001, lambda _: now())
 
     async def main() -> Numbers:
         times = [
-            now() - each["token"]
-            async for each in await _tokens(m, 0.001, lambda _: now())
-            if each["token"] is not None
+            now() - each["token"] async for each in await tokens(m) if each["token"] is not None
         ]
         assert len(times) == m
         return _measure.spread(times)
@@ -147,7 +160,7 @@ def latency(m: int) -> Numbers:
     return asyncio.run(main())
 
 
-async def _three_steps(pause: float = 0, mark=lambda: None) -> int:
+def _three_steps(pause: float = 0, mark=lambda: None):
     @action(reads=["i"], writes=["i"])
     async def second(state: State) -> State:
         if pause:
@@ -159,36 +172,38 @@ async def _three_steps(pause: float = 0, mark=lambda: None) -> int:
         mark()
         return state.update(i=state["i"] + 1)
 
-    app = await (
-        ApplicationBuilder()
-        .with_actions(first=hop, second=second, third=third)
-        .with_transitions(("first", "second"), ("second", "third"))
-        .with_state(i=0)
-        .with_entrypoint("first")
-        .abuild()
-    )
-    _, _, state = await app.arun(halt_after=["third"])
-    return state["i"]
+    builder = GraphBuilder().with_actions(first=hop, second=second, third=third)
+    graph = builder.with_transitions(("first", "second"), ("second", "third")).build()
+
+    async def one() -> int:
+        builder = ApplicationBuilder().with_graph(graph).with_state(i=0)
+        app = await builder.with_entrypoint("first").abuild()
+        _, _, state = await app.arun(halt_after=["third"])
+        return state["i"]
+
+    return one
 
 
 def short_run(r: int, rounds: int, timeout: int = 0) -> Numbers:
     """With ``asyncio.timeout``: it has none of its own."""
+    one = _three_steps()
 
     async def limited() -> int:
         async with asyncio.timeout(timeout):
-            return await _three_steps()
+            return await one()
 
-    return asyncio.run(short.measured(limited if timeout else _three_steps, r, rounds)())
+    return asyncio.run(short.measured(limited if timeout else one, r, rounds)())
 
 
 def concurrent_runs(r: int) -> Numbers:
     """``asyncio.gather`` of as many applications."""
 
     async def main() -> Numbers:
-        assert await _three_steps() == 3
         burst = Burst(r)
+        one = _three_steps(0.010, burst.mark)
+        assert await one() == 3
         burst.begin()
-        answers = await asyncio.gather(*[_three_steps(0.010, burst.mark) for _ in range(r)])
+        answers = await asyncio.gather(*[one() for _ in range(r)])
         numbers = burst.numbers()
         assert answers == [3] * r
         return numbers

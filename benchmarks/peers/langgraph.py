@@ -100,10 +100,10 @@ def fan_out(k: int, workers: int, rounds: int) -> Numbers:
     return asyncio.run(_measure.each(once, done, rounds=rounds, size=k))
 
 
-def _streamer(m: int, pause: float, value):
+def _streamer(pause: float, value):
     async def produce(state: Count) -> dict[str, Any]:
         write = get_stream_writer()
-        for i in range(m):
+        for i in range(state["i"]):
             await asyncio.sleep(pause)
             write(value(i))
         return {}
@@ -114,32 +114,36 @@ def _streamer(m: int, pause: float, value):
     return graph.compile()
 
 
-async def _stream(m: int, pause_ms: int = 0) -> int:
-    got = 0
-    app = _streamer(m, 0, "token {}".format)
-    async for _ in app.astream({"i": 0}, stream_mode="custom"):
-        got += 1
-        if pause_ms and got % 100 == 0:
-            await asyncio.sleep(pause_ms / 1000)
-    return got
+def _stream():
+    app = _streamer(0, "token {}".format)
+
+    async def stream(m: int, pause_ms: int = 0) -> int:
+        got = 0
+        async for _ in app.astream({"i": m}, stream_mode="custom"):
+            got += 1
+            if pause_ms and got % 100 == 0:
+                await asyncio.sleep(pause_ms / 1000)
+        return got
+
+    return stream
 
 
 def stream(m: int, rounds: int) -> Numbers:
     """``get_stream_writer`` never waits."""
-    return asyncio.run(_measure.each(lambda: _stream(m), m.__eq__, rounds=rounds, size=m))
+    return asyncio.run(_measure.each(partial(_stream(), m), m.__eq__, rounds=rounds, size=m))
 
 
 def slow_reader(m: int) -> Numbers:
     """The same with a slow reader."""
-    return asyncio.run(risen(_stream, m))
+    return asyncio.run(risen(_stream(), m))
 
 
 def latency(m: int) -> Numbers:
     """``get_stream_writer`` and ``astream``."""
 
     async def main() -> Numbers:
-        app = _streamer(m, 0.001, lambda _: now())
-        sent = app.astream({"i": 0}, stream_mode="custom")
+        app = _streamer(0.001, lambda _: now())
+        sent = app.astream({"i": m}, stream_mode="custom")
         times = [now() - moment async for moment in sent]
         assert len(times) == m
         return _measure.spread(times)
@@ -254,26 +258,28 @@ def cancel(k: int, rounds: int) -> Numbers:
             await task
         return now() - start, finished
 
-    return asyncio.run(cancelling.measured(once, k, rounds, lambda: 0)())
+    return asyncio.run(cancelling.measured(once, k, rounds, lambda: len(asyncio.all_tasks()))())
 
 
 def timeout(k: int, deadline_ms: int, cleanup_ms: int, rounds: int) -> Numbers:
     """Its ``step_timeout``."""
+    cleaned = 0
+
+    async def stuck(state: Count) -> Gathered:
+        nonlocal cleaned
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(cleanup_ms / 1e3)
+            cleaned += 1
+        return {"found": []}
+
+    app = _fan_out(k, stuck)
+    app.step_timeout = deadline_ms / 1e3
 
     async def once() -> bool:
+        nonlocal cleaned
         cleaned = 0
-
-        async def stuck(state: Count) -> Gathered:
-            nonlocal cleaned
-            try:
-                await asyncio.Event().wait()
-            finally:
-                await asyncio.sleep(cleanup_ms / 1e3)
-                cleaned += 1
-            return {"found": []}
-
-        app = _fan_out(k, stuck)
-        app.step_timeout = deadline_ms / 1e3
         with contextlib.suppress(TimeoutError):
             await app.ainvoke({"found": []})
         return cleaned == k

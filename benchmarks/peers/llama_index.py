@@ -58,8 +58,10 @@ def chain(n: int, rounds: int) -> Numbers:
         async def pong(self, ev: Pong) -> Ping | StopEvent:
             return Ping(i=ev.i + 1) if ev.i < n else StopEvent(result=ev.i)
 
+    workflow = Chain(timeout=None)
+
     async def once() -> int:
-        return await Chain(timeout=None).run()
+        return await workflow.run()
 
     return asyncio.run(_measure.held(once, n.__eq__, rounds=rounds, size=n))
 
@@ -83,26 +85,27 @@ def fan_out(k: int, workers: int, rounds: int) -> Numbers:
             gathered = ctx.collect_events(ev, [Done] * k)
             return gathered and StopEvent(result=[each.i for each in gathered])
 
-    async def main() -> Numbers:
-        async def once() -> list[int]:
-            return await FanOut(timeout=None).run()
+    workflow = FanOut(timeout=None)
 
-        return await _measure.each(once, partial(complete, k=k), rounds=rounds, size=k)
+    async def once() -> list[int]:
+        return await workflow.run()
 
-    return asyncio.run(main())
+    done = partial(complete, k=k)
+    return asyncio.run(_measure.each(once, done, rounds=rounds, size=k))
+
+
+class Streamer(Workflow):
+    @step
+    async def produce(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        for i in range(ev.m):
+            await asyncio.sleep(0)
+            ctx.write_event_to_stream(Token(value=f"token {i}"))
+        return StopEvent(result=ev.m)
 
 
 async def _stream(m: int, pause_ms: int = 0) -> int:
-    class Streamer(Workflow):
-        @step
-        async def produce(self, ctx: Context, ev: StartEvent) -> StopEvent:
-            for i in range(m):
-                await asyncio.sleep(0)
-                ctx.write_event_to_stream(Token(value=f"token {i}"))
-            return StopEvent(result=m)
-
     got = 0
-    handler = Streamer(timeout=None).run()
+    handler = Streamer(timeout=None).run(m=m)
     async for event in handler.stream_events():
         if isinstance(event, Token):
             got += 1
@@ -279,34 +282,36 @@ def cancel(k: int, rounds: int) -> Numbers:
             await handler
         return now() - start, finished
 
-    # That no task is left is not asked of it: some of its own end a little later.
-    return asyncio.run(cancelling.measured(once, k, rounds, lambda: 0)())
+    return asyncio.run(cancelling.measured(once, k, rounds, lambda: len(asyncio.all_tasks()))())
 
 
 def timeout(k: int, deadline_ms: int, cleanup_ms: int, rounds: int) -> Numbers:
     """The workflow's own timeout."""
+    cleaned = 0
+
+    class Stuck(Workflow):
+        @step
+        async def produce(self, ctx: Context, ev: StartEvent) -> Job | None:
+            for i in range(k):
+                ctx.send_event(Job(i=i))
+
+        @step(num_workers=k)
+        async def work(self, ev: Job) -> StopEvent:
+            nonlocal cleaned
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(cleanup_ms / 1e3)
+                cleaned += 1
+            return StopEvent()
+
+    workflow = Stuck(timeout=deadline_ms / 1e3)
 
     async def once() -> bool:
+        nonlocal cleaned
         cleaned = 0
-
-        class Stuck(Workflow):
-            @step
-            async def produce(self, ctx: Context, ev: StartEvent) -> Job | None:
-                for i in range(k):
-                    ctx.send_event(Job(i=i))
-
-            @step(num_workers=k)
-            async def work(self, ev: Job) -> StopEvent:
-                nonlocal cleaned
-                try:
-                    await asyncio.Event().wait()
-                finally:
-                    await asyncio.sleep(cleanup_ms / 1e3)
-                    cleaned += 1
-                return StopEvent()
-
         with contextlib.suppress(WorkflowTimeoutError):
-            await Stuck(timeout=deadline_ms / 1e3).run()
+            await workflow.run()
         return cleaned == k
 
     return asyncio.run(deadlines.measured(once, deadline_ms, cleanup_ms, rounds)())
@@ -328,8 +333,10 @@ def state(n: int, kib: int) -> Numbers:
             assert await ctx.store.get("number") == n
             return StopEvent(result=took)
 
+    workflow = Counting(timeout=None)
+
     async def once() -> float:
-        return await Counting(timeout=None).run()
+        return await workflow.run()
 
     return asyncio.run(states.measured(once, n)())
 

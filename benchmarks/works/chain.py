@@ -7,11 +7,14 @@ By hand: two tasks, two channels of size 1, ``await send``.
 
 import gc
 import sys
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from benchmarks._measure import Item, Numbers, held, serve
 from benchmarks._model import Metric, Work, about
 
+
+Once = Callable[[], Awaitable[int]]
 
 WORKS = (
     Work(
@@ -66,7 +69,7 @@ def with_penstock(lib, n: int, rounds: int, kept: int = 0) -> Numbers:
     return lib.run(partial(held, Chain(n).run, n.__eq__, rounds=rounds, size=n))
 
 
-def on_trio(n: int, rounds: int) -> Numbers:
+def trio_chain(n: int) -> Once:
     """Two tasks in a nursery."""
     import trio
 
@@ -92,10 +95,10 @@ def on_trio(n: int, rounds: int) -> Numbers:
             await to_pong.send(Item(0))
         return last
 
-    return trio.run(partial(held, once, n.__eq__, rounds=rounds, size=n))
+    return once
 
 
-def on_anyio(n: int, rounds: int) -> Numbers:
+def anyio_chain(n: int) -> Once:
     """Two tasks in a task group."""
     import anyio
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -123,10 +126,10 @@ def on_anyio(n: int, rounds: int) -> Numbers:
                 await to_pong.send(Item(0))
         return last
 
-    return anyio.run(partial(held, once, n.__eq__, rounds=rounds, size=n))
+    return once
 
 
-def on_asyncio(n: int, rounds: int) -> Numbers:
+def asyncio_chain(n: int) -> Once:
     """Two tasks and two queues; the one that reaches the end has the other cancelled."""
     import asyncio
 
@@ -152,7 +155,28 @@ def on_asyncio(n: int, rounds: int) -> Numbers:
         await asyncio.wait(rest)
         return done.pop().result()
 
-    return asyncio.run(held(once, n.__eq__, rounds=rounds, size=n))
+    return once
+
+
+def on_trio(n: int, rounds: int) -> Numbers:
+    """See `trio_chain`."""
+    import trio
+
+    return trio.run(partial(held, trio_chain(n), n.__eq__, rounds=rounds, size=n))
+
+
+def on_anyio(n: int, rounds: int) -> Numbers:
+    """See `anyio_chain`."""
+    import anyio
+
+    return anyio.run(partial(held, anyio_chain(n), n.__eq__, rounds=rounds, size=n))
+
+
+def on_asyncio(n: int, rounds: int) -> Numbers:
+    """See `asyncio_chain`."""
+    import asyncio
+
+    return asyncio.run(held(asyncio_chain(n), n.__eq__, rounds=rounds, size=n))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,13 @@ The other task does nothing but give way, again and again. The chains are those 
 
 import sys
 from array import array
+from functools import partial
+from typing import Any
 
-from benchmarks._library import open_group
-from benchmarks._measure import Item, Numbers, now, serve, spread
+from benchmarks._library import load, open_group
+from benchmarks._measure import Numbers, now, serve, spread
 from benchmarks._model import Metric, Work
+from benchmarks.works import chain
 
 
 WORKS = (
@@ -23,10 +26,9 @@ WORKS = (
         quick=(20_000,),
         judged=(1_000_000,),
         repeats=2,
-        systems=("penstock-trio", "trio", "penstock-asyncio", "anyio", "asyncio"),
         peers=False,
         metrics=(
-            Metric("max_us", "µs", "longest wait"),
+            Metric("max_us", "µs", "longest wait", of_all=max),
             Metric("p99_us", "µs", "wait p99"),
             Metric("turns", "turns/1,000 hops", "turns"),
         ),
@@ -57,75 +59,33 @@ class Rival:
         return {**spread(self.waits), "turns": len(self.waits) / n * 1000}
 
 
+async def measured(lib: Any, once: chain.Once, n: int) -> Numbers:
+    """The rival beside a chain, in a nursery of Trio or a task group of AnyIO."""
+    rival = Rival()
+    async with open_group(lib) as group:
+        group.start_soon(rival.give_way, lib.lowlevel.checkpoint)
+        assert await once() == n
+        rival.going = False
+    return rival.numbers(n)
+
+
 def with_penstock(lib, n: int) -> Numbers:
     """The engine decides when a chain gives way."""
     from benchmarks._flows import Chain
 
-    async def main() -> Numbers:
-        rival = Rival()
-        async with open_group(lib) as group:
-            group.start_soon(rival.give_way, lib.lowlevel.checkpoint)
-            assert await Chain(n).run() == n
-            rival.going = False
-        return rival.numbers(n)
-
-    return lib.run(main)
+    return lib.run(partial(measured, lib, Chain(n).run, n))
 
 
 def on_trio(n: int) -> Numbers:
     """Each hop gives way by itself."""
-    import trio
-
-    async def main() -> Numbers:
-        rival = Rival()
-        to_pong, pings = trio.open_memory_channel[Item](1)
-        to_ping, pongs = trio.open_memory_channel[Item](1)
-
-        async def player(inbox, outbox) -> None:
-            async for item in inbox:
-                if item.value == n:
-                    rival.going = False
-                    nursery.cancel_scope.cancel()
-                    return
-                await outbox.send(Item(item.value + 1))
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(rival.give_way, trio.lowlevel.checkpoint)
-            nursery.start_soon(player, pings, to_ping)
-            nursery.start_soon(player, pongs, to_pong)
-            await to_pong.send(Item(0))
-        return rival.numbers(n)
-
-    return trio.run(main)
+    lib = load("trio")
+    return lib.run(partial(measured, lib, chain.trio_chain(n), n))
 
 
 def on_anyio(n: int) -> Numbers:
     """Each hop gives way by itself."""
-    import anyio
-    import anyio.lowlevel
-
-    async def main() -> Numbers:
-        rival = Rival()
-        to_pong, pings = anyio.create_memory_object_stream[Item](1)
-        to_ping, pongs = anyio.create_memory_object_stream[Item](1)
-
-        async def player(inbox, outbox) -> None:
-            async for item in inbox:
-                if item.value == n:
-                    rival.going = False
-                    group.cancel_scope.cancel()
-                    return
-                await outbox.send(Item(item.value + 1))
-
-        with to_pong, pings, to_ping, pongs:
-            async with anyio.create_task_group() as group:
-                group.start_soon(rival.give_way, anyio.lowlevel.checkpoint)
-                group.start_soon(player, pings, to_ping)
-                group.start_soon(player, pongs, to_pong)
-                await to_pong.send(Item(0))
-        return rival.numbers(n)
-
-    return anyio.run(main)
+    lib = load("asyncio")
+    return lib.run(partial(measured, lib, chain.anyio_chain(n), n))
 
 
 def on_asyncio(n: int) -> Numbers:
@@ -134,20 +94,10 @@ def on_asyncio(n: int) -> Numbers:
 
     async def main() -> Numbers:
         rival = Rival()
-        to_pong: asyncio.Queue[Item] = asyncio.Queue(1)
-        to_ping: asyncio.Queue[Item] = asyncio.Queue(1)
-
-        async def player(inbox: asyncio.Queue[Item], outbox: asyncio.Queue[Item]) -> None:
-            while rival.going:
-                item = await inbox.get()
-                rival.going = rival.going and item.value < n
-                await outbox.put(Item(item.value + 1))
-
         async with asyncio.TaskGroup() as group:
             group.create_task(rival.give_way(lambda: asyncio.sleep(0)))
-            group.create_task(player(to_pong, to_ping))
-            group.create_task(player(to_ping, to_pong))
-            await to_pong.put(Item(0))
+            assert await chain.asyncio_chain(n)() == n
+            rival.going = False
         return rival.numbers(n)
 
     return asyncio.run(main())

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from benchmarks._library import open_group
-from benchmarks._measure import Item, Numbers, forget_peak, now, resident_kib, serve
+from benchmarks._measure import Item, Numbers, now, resident_kib, serve
 from benchmarks._model import Metric, Work
 
 
@@ -44,7 +44,8 @@ class Idling:
 
     def __init__(self, r: int) -> None:
         self.r = r
-        self.before = forget_peak()
+        gc.collect()
+        self.before = resident_kib()
         self.began = now()
 
     def all_asked(self) -> None:
@@ -113,8 +114,8 @@ async def by_hand(r: int, group: Any, sleep: Any, one: Any) -> Numbers:
     return numbers
 
 
-def on_trio(r: int, inside: int = 0) -> Numbers:
-    """A channel each."""
+def on_trio(r: int, inside: int = 0, nursery: int = 0) -> Numbers:
+    """A channel each; with *nursery* a nursery as well, as each run has one."""
     import trio
 
     async def one(doors: list[Any], answers: list[int]) -> None:
@@ -124,8 +125,12 @@ def on_trio(r: int, inside: int = 0) -> Numbers:
             item = await receive.receive()
             answers.append(item.value)
 
+    async def in_nursery(doors: list[Any], answers: list[int]) -> None:
+        async with trio.open_nursery():
+            await one(doors, answers)
+
     async def main() -> Numbers:
-        return await by_hand(r, trio.open_nursery(), trio.sleep, one)
+        return await by_hand(r, trio.open_nursery(), trio.sleep, in_nursery if nursery else one)
 
     return trio.run(main)
 

@@ -60,7 +60,8 @@ class EventLog:
         #: More than this many are trimmed. It is 1/64 more than the history: batches cost least.
         self._limit = history + (history >> 6)
         self._events: list[Event] = []
-        self._readers: list[_Position] = []
+        #: Never changed in place: the collector may drop a reader while somebody looks through them.
+        self._readers: tuple[_Position, ...] = ()
         #: Events with lower numbers have room, whatever the readers do: they only go forward.
         self._room_until = 1
         self._senders: list[Waiter] | None = None
@@ -77,8 +78,11 @@ class EventLog:
 
     @property
     def has_readers(self) -> bool:
-        """Whether any reader is attached."""
-        return bool(self._readers)
+        """Whether any reader is attached that somebody still has."""
+        for position in self._readers:  # noqa: SIM110 - any() is a call more
+            if not position.closed:
+                return True
+        return False
 
     def append(self, event: Event) -> None:
         """Publish ``event``; never waits."""
@@ -89,8 +93,8 @@ class EventLog:
             waiter = readers[0].waiter
             if waiter is not None:
                 waiter.wake()
-        elif readers:
-            for position in tuple(readers):  # the collector may detach one at any moment
+        else:
+            for position in readers:
                 if position.waiter is not None:
                     position.waiter.wake()
         if len(self._events) > self._limit:
@@ -112,10 +116,12 @@ class EventLog:
 
     def _trim(self) -> None:
         """Drop what is not kept, once that is worth moving the rest."""
-        oldest = self.oldest()
-        if oldest - self._first > len(self._events) >> 7:
-            del self._events[: oldest - self._first]
+        oldest, least = self.oldest(), len(self._events) >> 7
+        # From here on nothing is called, so no collection comes in between.
+        spare = oldest - self._first
+        if spare > least:
             self._first = oldest
+            del self._events[:spare]
 
     def close(self, last: Event) -> None:
         """Publish the terminal event and end the stream for everybody."""
@@ -141,7 +147,7 @@ class EventLog:
     def attach(self, after: int, *, internal: bool) -> _Position:
         """Attach a reader behind the event number ``after``."""
         position = _Position(self, max(after + 1, self.oldest()), internal)
-        self._readers.append(position)
+        self._readers += (position,)
         self._room_until = 1
         self.internal_readers += internal
         return position
@@ -149,7 +155,7 @@ class EventLog:
     def detach(self, position: _Position) -> None:
         """Let a reader go; what was kept for it alone is dropped."""
         if position in self._readers:
-            self._readers.remove(position)
+            self._readers = tuple(p for p in self._readers if p is not position)
             self.internal_readers -= position.internal
             self._trim()
             if position.waiter is not None:
@@ -158,7 +164,7 @@ class EventLog:
 
     def detach_all(self) -> None:
         """Let all readers go: their owner's block is left."""
-        for position in tuple(self._readers):
+        for position in self._readers:
             position.closed = True
             self.detach(position)
 
@@ -347,12 +353,15 @@ class EventStream(ReceiveChannel[Event]):
         self.close()
 
     def __del__(self) -> None:
-        # A reader that was dropped must hold nobody up, wherever the collector found it.
-        if threading.get_ident() == self._thread:
-            self.close()
-        elif self._call_soon is not None:
+        # A reader that was dropped must hold nobody up. The collector may find it in any thread,
+        # and in the midst of what a sender does; so the event loop takes it out.
+        log = self._position.log
+        self._position.closed = True
+        if self._call_soon is not None and not log.closed:
             with suppress(RuntimeError):  # the event loop is gone, and nobody waits any more
-                self._call_soon(partial(self._position.log.detach, self._position))
+                self._call_soon(partial(log.detach, self._position))
+        elif threading.get_ident() == self._thread:
+            log.detach(self._position)
 
     def __repr__(self) -> str:
         log = self._position.log
