@@ -761,7 +761,7 @@ def table(library: Library, names: list[str]) -> Iterator[str]:
     yield f"{library:26}" + "".join(f"{name:>11}" for name in COUNTS)
     for name in names:
         numbers = measure(library, WORKS[name]).numbers
-        yield f"{name:26}" + "".join(f"{numbers[key]:11.6g}" for key in COUNTS)
+        yield f"{name:26}" + "".join(f"{round(numbers[key], 3):11.6g}" for key in COUNTS)
 
 
 def main() -> None:
