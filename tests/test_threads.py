@@ -418,17 +418,24 @@ async def test_cancelled_at_a_call_of_the_context(what):
 async def test_cancelled_in_check_cancelled(abandon):
     """A loop that asks now and then ends by the cancellation, abandoned or not."""
 
+    left = threading.Event()
+
     def step(case):
         case.here()
         until = time.monotonic() + LONG
-        while time.monotonic() < until:
-            from_thread.check_cancelled()
+        try:
+            while time.monotonic() < until:
+                from_thread.check_cancelled()
+        finally:
+            if abandon:  # else the thread may be over before its step is left
+                left.wait(LONG)
 
     case = Cancelling(step, abandon=abandon)
     if abandon:
         with pytest.warns(RuntimeWarning, match="left running"):
             await case.run()
 
+        left.set()
         assert case.over.wait(LONG)
         assert isinstance(case.seen, cancelled_class() | WorkflowRuntimeError)
     else:
