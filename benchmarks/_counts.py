@@ -645,7 +645,7 @@ def measure(library: Library, work: Work) -> Counts:
     counts = Counts()
     run(library, work, [(work.sizes[0], Meter())])  # all is imported whose clock is replaced
     with ordered(), quiet_collector():
-        if work.long:  # first: a list that is long already grows seldom, and much at once
+        if work.long:  # first, for the reason that _slope has
             memory = _memory(library, work)
         with counting():
             counts.numbers.update(dict.fromkeys(list(COUNTS)[:7], 0.0))

@@ -308,12 +308,11 @@ def _merged(turns: Sequence[Numbers], work: Work) -> Numbers:
     """What is told of each number over the turns of one repeat; of each place in a list the median."""
     if len(turns) == 1:
         return turns[0]
-    of_all = {metric.key: metric.of_all for metric in work.metrics}
 
     def merged(name: str, values: Sequence[Any]) -> Any:
         if isinstance(values[0], list):
             return [statistics.median(places) for places in zip(*values, strict=True)]
-        return of_all.get(name, statistics.median)(values)
+        return work.of_all(name)(values)
 
     return {name: merged(name, [turn[name] for turn in turns]) for name in turns[0]}
 

@@ -54,6 +54,10 @@ class Work:
     repeats: int | None = None
     watched: bool = False
 
+    def of_all(self, number: str) -> Callable[[Sequence[float]], float]:
+        """What is told of a number of several processes: the median, if its metric says nothing else."""
+        return next((m.of_all for m in self.metrics if m.key == number), statistics.median)
+
     def parameters(self, size: int, *, peer: bool = False) -> dict[str, int]:
         """What a program is called with; a peer has one round, and of what is long no warm-up."""
         rounds = {} if self.rounds is None else {"rounds": self.rounds(size)}

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -42,10 +42,15 @@ class Cell:
         return next((numbers[key] for numbers in self.repeats.values() if key in numbers), [])
 
 
+def of_known(values: Iterable[float], of_all: Callable[[Sequence[float]], float]) -> float:
+    """What *of_all* makes of the values that are not NaN; NaN if there are none."""
+    kept = [value for value in values if not math.isnan(value)]
+    return of_all(kept) if kept else math.nan
+
+
 def median(values: Iterable[float]) -> float:
     """The median; NaN if there are no values."""
-    kept = [value for value in values if not math.isnan(value)]
-    return statistics.median(kept) if kept else math.nan
+    return of_known(values, statistics.median)
 
 
 class Range(NamedTuple):
@@ -99,10 +104,8 @@ class Results:
 
     def value(self, key: Key, number: str) -> float:
         """What is told of all repeats: the median, if not something else of this number."""
-        of_all = next((m.of_all for m in BY_ID[key.work].metrics if m.key == number), median)
-        values = [numbers.get(number, math.nan) for numbers in self.cell(key).repeats.values()]
-        kept = [value for value in values if not math.isnan(value)]
-        return of_all(kept) if kept else math.nan
+        values = (numbers.get(number, math.nan) for numbers in self.cell(key).repeats.values())
+        return of_known(values, BY_ID[key.work].of_all(number))
 
     def ratio(self, key: Key, base: str, number: str) -> Range:
         """The median of the ratios to *base*, each within one repeat."""

@@ -417,7 +417,6 @@ async def test_cancelled_at_a_call_of_the_context(what):
 @pytest.mark.parametrize("abandon", [False, True])
 async def test_cancelled_in_check_cancelled(abandon):
     """A loop that asks now and then ends by the cancellation, abandoned or not."""
-
     left = threading.Event()
 
     def step(case):

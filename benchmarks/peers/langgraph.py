@@ -263,15 +263,10 @@ def cancel(k: int, rounds: int) -> Numbers:
 
 def timeout(k: int, deadline_ms: int, cleanup_ms: int, rounds: int) -> Numbers:
     """Its ``step_timeout``."""
-    cleaned = 0
+    cleaned: list[None]
 
     async def stuck(state: Count) -> Gathered:
-        nonlocal cleaned
-        try:
-            await asyncio.Event().wait()
-        finally:
-            await asyncio.sleep(cleanup_ms / 1e3)
-            cleaned += 1
+        await deadlines.stuck_on_asyncio(cleaned, cleanup_ms)
         return {"found": []}
 
     app = _fan_out(k, stuck)
@@ -279,10 +274,10 @@ def timeout(k: int, deadline_ms: int, cleanup_ms: int, rounds: int) -> Numbers:
 
     async def once() -> bool:
         nonlocal cleaned
-        cleaned = 0
+        cleaned = []
         with contextlib.suppress(TimeoutError):
             await app.ainvoke({"found": []})
-        return cleaned == k
+        return len(cleaned) == k
 
     return asyncio.run(deadlines.measured(once, deadline_ms, cleanup_ms, rounds)())
 

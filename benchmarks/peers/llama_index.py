@@ -287,7 +287,7 @@ def cancel(k: int, rounds: int) -> Numbers:
 
 def timeout(k: int, deadline_ms: int, cleanup_ms: int, rounds: int) -> Numbers:
     """The workflow's own timeout."""
-    cleaned = 0
+    cleaned: list[None]
 
     class Stuck(Workflow):
         @step
@@ -297,22 +297,17 @@ def timeout(k: int, deadline_ms: int, cleanup_ms: int, rounds: int) -> Numbers:
 
         @step(num_workers=k)
         async def work(self, ev: Job) -> StopEvent:
-            nonlocal cleaned
-            try:
-                await asyncio.Event().wait()
-            finally:
-                await asyncio.sleep(cleanup_ms / 1e3)
-                cleaned += 1
+            await deadlines.stuck_on_asyncio(cleaned, cleanup_ms)
             return StopEvent()
 
     workflow = Stuck(timeout=deadline_ms / 1e3)
 
     async def once() -> bool:
         nonlocal cleaned
-        cleaned = 0
+        cleaned = []
         with contextlib.suppress(WorkflowTimeoutError):
             await workflow.run()
-        return cleaned == k
+        return len(cleaned) == k
 
     return asyncio.run(deadlines.measured(once, deadline_ms, cleanup_ms, rounds)())
 

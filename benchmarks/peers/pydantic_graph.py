@@ -201,26 +201,20 @@ def cancel(k: int, rounds: int) -> Numbers:
 
 def timeout(k: int, deadline_ms: int, cleanup_ms: int, rounds: int) -> Numbers:
     """With ``move_on_after``: it has no timeout of its own."""
-    cleaned = 0
+    cleaned: list[None]
 
     async def stuck(_: int) -> int:
-        nonlocal cleaned
-        try:
-            await anyio.sleep_forever()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await anyio.sleep(cleanup_ms / 1e3)
-            cleaned += 1
+        await deadlines.stuck(anyio, cleaned, cleanup_ms)
         return 0
 
     graph = _mapped(stuck)
 
     async def once() -> bool:
         nonlocal cleaned
-        cleaned = 0
+        cleaned = []
         with anyio.move_on_after(deadline_ms / 1e3):
             await graph.run(inputs=k)
-        return cleaned == k
+        return len(cleaned) == k
 
     return asyncio.run(deadlines.measured(once, deadline_ms, cleanup_ms, rounds)())
 

@@ -39,6 +39,27 @@ def measured(once, deadline_ms: int, cleanup_ms: int, rounds: int):
     return main
 
 
+async def stuck(lib: Any, cleaned: list[None], cleanup_ms: int) -> None:
+    """Wait for ever with Trio or AnyIO; its clean-up is shielded, and counts for its own run."""
+    try:
+        await lib.sleep_forever()
+    finally:
+        with lib.CancelScope(shield=True):
+            await lib.sleep(cleanup_ms / 1e3)
+        cleaned.append(None)
+
+
+async def stuck_on_asyncio(cleaned: list[None], cleanup_ms: int) -> None:
+    """The same; a task is cancelled once, so its clean-up needs no shield."""
+    import asyncio
+
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await asyncio.sleep(cleanup_ms / 1e3)
+        cleaned.append(None)
+
+
 def with_penstock(lib, k: int, deadline_ms: int, cleanup_ms: int, rounds: int) -> Numbers:
     """The workflow's own timeout."""
     from penstock import Event, StartEvent, StopEvent, Workflow, WorkflowTimeoutError, step
@@ -52,7 +73,7 @@ def with_penstock(lib, k: int, deadline_ms: int, cleanup_ms: int, rounds: int) -
     class Stuck(Workflow[Any]):
         def __init__(self) -> None:
             super().__init__(timeout=deadline_ms / 1e3)
-            self.cleaned = 0
+            self.cleaned: list[None] = []
 
         @step
         async def produce(self, ev: StartEvent) -> list[Job]:
@@ -60,12 +81,7 @@ def with_penstock(lib, k: int, deadline_ms: int, cleanup_ms: int, rounds: int) -
 
         @step(num_workers=k)
         async def work(self, ev: Job) -> Done:
-            try:
-                await lib.sleep_forever()
-            finally:
-                with lib.CancelScope(shield=True):
-                    await lib.sleep(cleanup_ms / 1e3)
-                self.cleaned += 1
+            await stuck(lib, self.cleaned, cleanup_ms)
             return Done(i=ev.i)
 
         @step
@@ -76,7 +92,7 @@ def with_penstock(lib, k: int, deadline_ms: int, cleanup_ms: int, rounds: int) -
         workflow = Stuck()
         with contextlib.suppress(WorkflowTimeoutError):
             await workflow.run()
-        return workflow.cleaned == k
+        return len(workflow.cleaned) == k
 
     return lib.run(measured(once, deadline_ms, cleanup_ms, rounds))
 
@@ -85,22 +101,12 @@ def by_hand(lib: Any, k: int, deadline_ms: int, cleanup_ms: int):
     """*k* tasks in a nursery of Trio or a task group of AnyIO."""
 
     async def once() -> bool:
-        cleaned = 0
-
-        async def stuck() -> None:
-            nonlocal cleaned
-            try:
-                await lib.sleep_forever()
-            finally:
-                with lib.CancelScope(shield=True):
-                    await lib.sleep(cleanup_ms / 1e3)
-                cleaned += 1
-
+        cleaned: list[None] = []
         with lib.move_on_after(deadline_ms / 1e3):
             async with open_group(lib) as group:
                 for _ in range(k):
-                    group.start_soon(stuck)
-        return cleaned == k
+                    group.start_soon(stuck, lib, cleaned, cleanup_ms)
+        return len(cleaned) == k
 
     return once
 
@@ -122,25 +128,16 @@ def on_anyio(k: int, deadline_ms: int, cleanup_ms: int, rounds: int) -> Numbers:
 
 
 def on_asyncio(k: int, deadline_ms: int, cleanup_ms: int, rounds: int) -> Numbers:
-    """``asyncio.timeout``; a task is cancelled once, so its clean-up needs no shield."""
+    """``asyncio.timeout``."""
     import asyncio
 
     async def once() -> bool:
-        cleaned = 0
-
-        async def stuck() -> None:
-            nonlocal cleaned
-            try:
-                await asyncio.Event().wait()
-            finally:
-                await asyncio.sleep(cleanup_ms / 1e3)
-                cleaned += 1
-
+        cleaned: list[None] = []
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(deadline_ms / 1e3), asyncio.TaskGroup() as group:
                 for _ in range(k):
-                    group.create_task(stuck())
-        return cleaned == k
+                    group.create_task(stuck_on_asyncio(cleaned, cleanup_ms))
+        return len(cleaned) == k
 
     return asyncio.run(measured(once, deadline_ms, cleanup_ms, rounds)())
 
