@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import warnings
+import weakref
 from pathlib import Path
 
 import anyio
@@ -1179,6 +1180,28 @@ def test_a_wreck_that_is_collected_late_changes_no_hook():
         assert tuple(sys.get_asyncgen_hooks()) == (print, print)
     finally:
         sys.set_asyncgen_hooks(*hooks)
+
+
+def test_the_hooks_that_a_run_passes_on_to_do_not_hold_it():
+    """They are methods of its event loop; what Python returns of them is hidden from collection."""
+
+    class Loop:
+        def begins(self, generator):
+            pass
+
+    loop = Loop()
+    loop.leads_to = leftovers.Generators()
+    hooks = sys.get_asyncgen_hooks()
+    try:
+        sys.set_asyncgen_hooks(loop.begins, loop.begins)
+        with loop.leads_to:
+            pass
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+    wreck = weakref.ref(loop)
+    del loop
+    gc.collect()
+    assert wreck() is None
 
 
 # -- the way out ----------------------------------------------------------------------------------

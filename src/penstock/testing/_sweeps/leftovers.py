@@ -166,17 +166,18 @@ class Generators:
         self.dropped: list[str] = []
 
     def __enter__(self) -> Self:
-        self._hooks = hooks = sys.get_asyncgen_hooks()
+        # Not kept as it is: the collector does not look into it, and this would be held for good.
+        firstiter, finalizer = self._hooks = (*sys.get_asyncgen_hooks(),)
 
         def begins(generator: AsyncGenerator[Any, Any]) -> None:
             self._open.add(generator)
-            if hooks.firstiter is not None:
-                hooks.firstiter(generator)
+            if firstiter is not None:
+                firstiter(generator)
 
         def dropped(generator: AsyncGenerator[Any, Any]) -> None:
             self.dropped.append(_name_of(generator))
-            if hooks.finalizer is not None:
-                hooks.finalizer(generator)
+            if finalizer is not None:
+                finalizer(generator)
 
         self._begins = begins
         sys.set_asyncgen_hooks(begins, dropped)
