@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,13 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = "-".join(["results", *(options.only or ())])
     file, page = options.json or HERE / f"{name}.json", options.page or HERE / f"{name}.html"
     if options.stored:
-        results = Results.from_json(json.loads(options.stored.read_text(encoding="utf-8")))
+        results = options.stored
     else:
-        interpreters = [Interpreter.ask(path) for path in options.python or [sys.executable]]
+        interpreters = options.python or [interpreter(sys.executable)]
         if len({each.version for each in interpreters}) < len(interpreters):
-            sys.stderr.write("two of these Pythons have the same version; name one of each\n")
-            return 2
-        home = Interpreter.ask(options.peers) if options.peers else interpreters[0]
+            parser().error("two of these Pythons have the same version; name one of each")
+        home = options.peers or interpreters[0]
         if options.no_peers:
             home.peers.clear()
         cpu = _harness.pin(options.cpu)
@@ -68,15 +68,21 @@ def parser() -> argparse.ArgumentParser:
         "--only", type=among(NAMES), metavar="WORKS", help="some of: " + ",".join(NAMES)
     )
     made.add_argument("--repeats", type=positive, metavar="N", help="5, or 3 with --quick")
-    made.add_argument("--cpu", type=int, metavar="N", help="the CPU to run on (the last)")
+    made.add_argument("--cpu", type=cpu_number, metavar="N", help="the CPU to run on (the last)")
     made.add_argument(
         "--python",
         action="append",
+        type=interpreter,
         metavar="PATH",
         help="a Python to measure with (this one); may be repeated, the first does everything, "
         "the others the sizes at which goals are judged",
     )
-    made.add_argument("--peers", metavar="PATH", help="the Python that has the peers (the first)")
+    made.add_argument(
+        "--peers",
+        type=interpreter,
+        metavar="PATH",
+        help="the Python that has the peers (the first)",
+    )
     made.add_argument("--no-peers", action="store_true", help="leave the peers out")
     made.add_argument(
         "--limit",
@@ -99,12 +105,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--from",
         dest="stored",
-        type=Path,
+        type=stored_results,
         metavar="FILE",
         help="measure nothing, take these results",
     )
-    made.add_argument("--json", type=Path, metavar="FILE", help="results.json beside this")
-    made.add_argument("--page", type=Path, metavar="FILE", help="results.html beside this")
+    made.add_argument("--json", type=new_file, metavar="FILE", help="results.json beside this")
+    made.add_argument("--page", type=new_file, metavar="FILE", help="results.html beside this")
     return made
 
 
@@ -127,6 +133,40 @@ def positive(text: str) -> int:
         msg = "at least one is needed"
         raise argparse.ArgumentTypeError(msg)
     return number
+
+
+def interpreter(path: str) -> Interpreter:
+    try:
+        return Interpreter.ask(path)
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        why = str(error) if isinstance(error, OSError) else "it does not run Python code"
+        msg = f"{path} is no Python: {why}"
+        raise argparse.ArgumentTypeError(msg) from None
+
+
+def cpu_number(text: str) -> int:
+    there = sorted(_harness.cpus())
+    if there and int(text) not in there:
+        msg = f"no CPU {text} for this process: choose from {', '.join(map(str, there))}"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def stored_results(path: str) -> Results:
+    try:
+        return Results.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        msg = (
+            f"cannot read {path}: {error!r}; expected a file that python -m benchmarks has written"
+        )
+        raise argparse.ArgumentTypeError(msg) from None
+
+
+def new_file(path: str) -> Path:
+    if not (folder := Path(path).absolute().parent).is_dir():
+        msg = f"cannot write {path}: there is no folder {folder}"
+        raise argparse.ArgumentTypeError(msg)
+    return Path(path)
 
 
 def tell(line: str) -> None:

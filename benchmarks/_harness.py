@@ -45,11 +45,16 @@ print(json.dumps({
 PACKAGES = ("penstock", "trio", "anyio", "attrs", "msgspec")
 
 
+def cpus() -> set[int]:
+    """Return the CPUs of which `pin` can choose; none where it cannot."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
 def pin(cpu: int | None) -> int | None:
     """Bind this process and with it its children to one CPU; None where that cannot be done."""
-    if not hasattr(os, "sched_setaffinity"):
+    if not cpus():
         return None
-    chosen = max(os.sched_getaffinity(0)) if cpu is None else cpu
+    chosen = max(cpus()) if cpu is None else cpu
     os.sched_setaffinity(0, {chosen})
     return chosen
 

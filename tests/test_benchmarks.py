@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from benchmarks import _goals, _page, _plot, _scale, _tables
+from benchmarks.__main__ import main
 from benchmarks._goals import GOALS, judge
-from benchmarks._harness import Bench, Interpreter, can
+from benchmarks._harness import Bench, Interpreter, can, cpus
 from benchmarks._library import load
 from benchmarks._measure import IMPORT, spread
 from benchmarks._model import SYSTEMS
@@ -246,3 +247,34 @@ def test_the_costs_of_the_page_on_scale_are_of_works_that_there_are():
         assert key in {metric.key for metric in BY_ID[work].metrics}
     assert _goals.number(1234.5) == "1,234"
     compile(IMPORT, "import", "exec")
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["--python", "/no/python"], "--python: /no/python is no Python: "),
+        (["--peers", __file__], f"--peers: {__file__} is no Python: "),
+        (["--from", "/no/results.json"], "--from: cannot read /no/results.json: "),
+        (["--from", __file__], f"--from: cannot read {__file__}: JSONDecodeError("),
+        (["--json", "/no/folder/results.json"], "--json: cannot write /no/folder/results.json: "),
+        (["--only", "chains"], "--only: no 'chains': choose from chain, fairness, "),
+    ],
+)
+def test_what_cannot_be_used_is_told_before_anything_is_measured(asked, told, capsys):
+    """A wrong argument gets an error that names it, and no traceback."""
+    with pytest.raises(SystemExit, match="2"):
+        main(asked)
+
+    assert f"error: argument {told}" in capsys.readouterr().err
+
+
+def test_the_cpu_has_to_be_one_that_is_there(capsys):
+    """Where this process can choose its CPU; elsewhere none is chosen."""
+    if not cpus():
+        pytest.skip("the CPU cannot be chosen here")
+    with pytest.raises(SystemExit, match="2"):
+        main(["--cpu", "-1"])
+
+    assert (
+        "error: argument --cpu: no CPU -1 for this process: choose from " in capsys.readouterr().err
+    )
