@@ -8,6 +8,7 @@ import functools
 import gc
 import re
 import signal
+import subprocess
 import sys
 import threading
 import warnings
@@ -1169,17 +1170,34 @@ def test_a_thread_that_is_stuck_does_not_hold_the_sweep_up(monkeypatch):
             thread.join()
 
 
-def test_a_wreck_that_is_collected_late_changes_no_hook():
-    """What a run has set is put back only while it is still there."""
-    hooks = sys.get_asyncgen_hooks()
-    generators = leftovers.Generators()
-    try:
-        generators.__enter__()
-        sys.set_asyncgen_hooks(print, print)  # the next event loop's
-        generators.__exit__()
-        assert tuple(sys.get_asyncgen_hooks()) == (print, print)
-    finally:
-        sys.set_asyncgen_hooks(*hooks)
+SPINNING = """
+import gc, sys, anyio
+from penstock.testing import ScenarioFailure, sweep
+
+async def scenario():
+    has_slept = False
+    while not has_slept:
+        try:
+            await anyio.sleep(1)
+            has_slept = True
+        except BaseException:
+            continue
+
+try:
+    sweep(scenario, backends=sys.argv[1])
+except ScenarioFailure as failure:
+    print(failure.problem)
+gc.collect()
+"""
+
+
+@on_each_backend
+def test_what_spins_when_it_is_closed_is_not_closed_at_the_end_of_python_either(backend):
+    """A run that was given up is held for good: collecting it would not come to an end."""
+    program = [sys.executable, "-c", SPINNING, backend]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("it ")  # went on and on, or did not end in its time
+    assert done.stderr == ""
 
 
 def test_the_hooks_that_a_run_passes_on_to_do_not_hold_it():

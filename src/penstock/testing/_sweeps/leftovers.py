@@ -179,14 +179,11 @@ class Generators:
             if finalizer is not None:
                 finalizer(generator)
 
-        self._begins = begins
         sys.set_asyncgen_hooks(begins, dropped)
         return self
 
     def __exit__(self, *_: object) -> None:
-        # A run that was given up leaves this when it is collected, long after its event loop.
-        if sys.get_asyncgen_hooks().firstiter is self._begins:
-            sys.set_asyncgen_hooks(*self._hooks)
+        sys.set_asyncgen_hooks(*self._hooks)
 
     def left_open(self) -> list[str]:
         """Return the names of the generators that are suspended, or were dropped so."""
@@ -199,6 +196,22 @@ class Generators:
 
 def _name_of(generator: Any) -> str:
     return str(generator.__qualname__)
+
+
+def hold_for_good(wreck: object) -> None:
+    """Keep what a run has left undone from ever being collected, at the end of Python as well.
+
+    Collecting a task closes its coroutine, and one that goes on whatever it is told would go on
+    then, for ever. It takes an error to get here, so there are not many.
+    """
+    import ctypes  # noqa: PLC0415 - only a run that was given up needs it
+
+    _wrecks.append(wreck)
+    if hasattr(ctypes, "pythonapi"):  # Python empties its modules when it ends
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(wreck))
+
+
+_wrecks: list[object] = []
 
 
 def freeze_what_stays() -> None:

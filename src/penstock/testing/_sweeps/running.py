@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import attrs
 
 from penstock.testing._sweeps.frames import Place, tell_await
-from penstock.testing._sweeps.leftovers import Generators, Watch, for_others, leaves
+from penstock.testing._sweeps.leftovers import (
+    Generators,
+    Watch,
+    for_others,
+    hold_for_good,
+    leaves,
+)
 from penstock.testing._sweeps.stage import LONGEST, SPIN_STEPS
 from penstock.testing._sweeps.trial import At, Outcome, ScenarioFailure
 
@@ -96,7 +102,11 @@ def run_once(staging: Staging, at: At, undisturbed: Undisturbed | None) -> Run:
     allow = staging.allow
     with getattr(staging.scenario, "around", nullcontext)(), Watch() as watch:
         stage = new_stage(staging, at)
-        cast("Any", stage).run(_main(stage, run))
+        try:
+            cast("Any", stage).run(_main(stage, run))
+        finally:
+            if stage.strands:
+                hold_for_good(stage.strands)
         run.moments = stage.moments
         run.struck = bool(stage.where)
         run.struck_again = stage.is_struck_again
