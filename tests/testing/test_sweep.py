@@ -1222,6 +1222,20 @@ def test_the_hooks_that_a_run_passes_on_to_do_not_hold_it():
     assert wreck() is None
 
 
+@on_each_backend
+def test_what_ticks_for_ever_is_given_up(backend, monkeypatch):
+    """A server with a heartbeat has no end by itself, and always something that can come."""
+    monkeypatch.setattr(stage, "SPIN_STEPS", 100)
+
+    async def beats():
+        while True:
+            await anyio.sleep(1)
+
+    failure = failure_of(beats, backends=backend)
+    assert failure.problem == "undisturbed, it goes on and on, while time passes"
+    assert "in beats: await anyio.sleep(1)" in str(failure)
+
+
 # -- the way out ----------------------------------------------------------------------------------
 
 

@@ -202,7 +202,7 @@ class Stage(ABC, Generic[TaskT]):
         self._doing = "it"
         self._seconds = LONGEST
         self._patience = THREAD_PATIENCE
-        self._last_step = SPIN_STEPS * 50
+        self._last_step, self._most_steps = SPIN_STEPS * 50, SPIN_STEPS * 51
         self._spins_since: float = -1.0
         #: The names of the tasks and blocks that could be targets.
         self.names: set[str] = set()
@@ -230,6 +230,8 @@ class Stage(ABC, Generic[TaskT]):
             now = self.now()
             if now == self._spins_since:
                 self.give_up("goes on and on without any time passing")
+            elif self.steps > self._most_steps:
+                self.give_up("goes on and on, while time passes")
             self._spins_since, self._last_step = now, self.steps + SPIN_STEPS
 
     def waking(self, strand: Strand[TaskT]) -> None:
@@ -362,6 +364,7 @@ class Stage(ABC, Generic[TaskT]):
             steps: Within how many steps of tasks, counted from the beginning, and some more.
         """
         self._doing, self._seconds, self._last_step = doing, seconds, steps + SPIN_STEPS
+        self._most_steps = self.steps + SPIN_STEPS * 51
         self.set_alarm(self.now() + seconds)
 
     def alarmed(self) -> None:
