@@ -15,6 +15,10 @@ class Tick(Event):
 
 
 class Countdown(Workflow[str]):
+    def __init__(self, beat: float = 0.02) -> None:
+        super().__init__()
+        self.beat = beat
+
     @step
     async def begin(self, ev: StartEvent) -> Tick:
         return Tick(left=ev.seconds)
@@ -25,7 +29,7 @@ class Countdown(Workflow[str]):
             return StopEvent(result="lift-off")
         ctx.write_event_to_stream(ev)
         try:
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(self.beat)
         except asyncio.CancelledError:
             print(f"  stopped at {ev.left}")
             raise
@@ -46,8 +50,8 @@ async def main() -> None:
         print("in a task group:", [await handler for handler in handlers])
 
     try:
-        async with asyncio.timeout(0.05):
-            await countdown.run(seconds=3600)
+        async with asyncio.timeout(0.2):
+            await Countdown(beat=1).run(seconds=3600)
     except TimeoutError:
         print("asyncio.timeout: the run and its step are gone; tasks:", len(asyncio.all_tasks()))
 

@@ -142,7 +142,7 @@ def test_under_asyncio(tmp_path):
 
     assert "in place: lift-off" in printed
     assert "['lift-off', 'lift-off']" in printed
-    assert "  stopped at " in printed
+    assert "  stopped at 3600\n" in printed
     assert "tasks: 1" in printed
 
 
