@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import gc
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from typing import Annotated
@@ -340,6 +342,39 @@ def test_coroutine_instead_of_a_function():
 
     with pytest.raises(TypeError, match=r"run\(main\), not run\(main\(\)\)"):
         penstock.run(main())
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signals to threads here")
+@pytest.mark.parametrize("options", [{}, {"use_uvloop": True}], ids=["asyncio", "uvloop"])
+def test_interrupt_that_another_thread_gets_wakes_the_event_loop(options):
+    """Ctrl-C is noticed at once where nothing else would wake the loop for a long time."""
+    if options:
+        pytest.importorskip("uvloop")
+
+    async def main():
+        thread = threading.Thread(target=interrupt, daemon=True)
+        thread.start()
+        # From here on the kernel has another thread handle it, and does not disturb this one.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        asyncio.get_running_loop().call_later(10, late.append, "woken by a timer")
+        sleeps.set()
+        await anyio.sleep_forever()
+
+    def interrupt():
+        sleeps.wait()
+        time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    late = []
+    sleeps = threading.Event()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            penstock.run(main, backend="asyncio", backend_options=options)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    assert late == []
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_quoted_and_nested_names_are_resolved():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from penstock._scope import workflow_scope
 
@@ -22,6 +22,9 @@ def run(
     backend_options: dict[str, Any] | None = None,
 ) -> T:
     """Run an async function in a new event loop, inside a :func:`workflow_scope`.
+
+    On asyncio too, Ctrl-C wakes the event loop at whatever moment it comes (``asyncio.run`` misses
+    one that comes just before it sleeps, until something else wakes it).
 
     Args:
         main: The async function; it is called with ``args``.
@@ -49,12 +52,12 @@ def run(
 
     options = backend_options or {}
     if backend == "trio":
-        import trio  # noqa: PLC0415 - as AnyIO below: the entry alone chooses the event loop
+        import trio  # noqa: PLC0415 - as asyncio below: the entry alone chooses the event loop
 
         return trio.run(scoped, **options)
     if backend == "asyncio":
-        import anyio  # noqa: PLC0415
+        from penstock._backends.asyncio import run_in_new_loop  # noqa: PLC0415
 
-        return anyio.run(scoped, backend="asyncio", backend_options=options)
+        return cast("T", run_in_new_loop(scoped, options))
     msg = f"there is no backend {backend!r}; expected 'trio' or 'asyncio'"
     raise ValueError(msg)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from contextlib import suppress
+import signal
+import socket
+import threading
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -23,7 +26,7 @@ from penstock._backends import run_in_process
 
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Generator
 
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
@@ -273,3 +276,42 @@ class AsyncioBackend:
             raise
 
     run_in_process = staticmethod(run_in_process)
+
+
+@contextmanager
+def _woken_by_signals() -> Generator[None]:
+    """Have each signal wake the running event loop, at whatever moment it comes.
+
+    Python looks for signals between bytecodes. asyncio's loop misses one that comes after the last
+    look and before the selector sleeps, or that another thread gets: Ctrl-C then waits for whatever
+    happens next. ``signal.set_wakeup_fd`` is there for that; uvloop and Windows' own loop use it.
+    """
+    loop = asyncio.get_running_loop()
+    is_main = threading.current_thread() is threading.main_thread()
+    if not (is_main and isinstance(loop, asyncio.SelectorEventLoop)):
+        yield
+        return
+    ours, signals = socket.socketpair()
+    with closing(ours), closing(signals):
+        ours.setblocking(False)
+        signals.setblocking(False)
+        loop.add_reader(ours, ours.recv, 4096)
+        before = signal.set_wakeup_fd(signals.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            loop.remove_reader(ours)
+
+
+def run_in_new_loop(function: Callable[[], Awaitable[Any]], options: dict[str, Any], /) -> Any:
+    """Run an async function as ``anyio.run`` does on asyncio, with these backend options.
+
+    Ctrl-C reaches it at whatever moment it comes.
+    """
+
+    async def main() -> Any:
+        with _woken_by_signals():
+            return await function()
+
+    return anyio.run(main, backend="asyncio", backend_options=options)

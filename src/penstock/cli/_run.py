@@ -47,9 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
 
         trio.run(execution.main)
     else:
-        import anyio  # noqa: PLC0415
+        from penstock._backends.asyncio import run_in_new_loop  # noqa: PLC0415
 
-        anyio.run(execution.main)
+        run_in_new_loop(execution.main, {})
     return execution.conclude()
 
 
