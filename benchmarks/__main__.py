@@ -22,16 +22,17 @@ NAMES = tuple(dict.fromkeys(work.name for work in WORKS))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(argv)
+    made = parser()
+    options = made.parse_args(argv)
     # What measures some works again does not replace what is known of all.
     name = "-".join(["results", *(options.only or ())])
     file, page = options.json or HERE / f"{name}.json", options.page or HERE / f"{name}.html"
     if options.stored:
         results = options.stored
     else:
-        interpreters = options.python or [interpreter(sys.executable)]
+        interpreters = options.python or [Interpreter.ask(sys.executable)]
         if len({each.version for each in interpreters}) < len(interpreters):
-            parser().error("two of these Pythons have the same version; name one of each")
+            made.error("two of these Pythons have the same version; name one of each")
         home = options.peers or interpreters[0]
         if options.no_peers:
             home.peers.clear()

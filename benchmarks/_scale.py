@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks._goals import number
-from benchmarks._harness import ROOT, Bench
+from benchmarks._harness import ROOT, Bench, cpus
 from benchmarks._measure import Numbers
 from benchmarks._model import BY_HAND, Work
 from benchmarks._results import median
@@ -171,10 +171,10 @@ def processes(bench: Bench, repeats: int, tell: Callable[[str], None]) -> str:
 @contextlib.contextmanager
 def _on_all_cpus() -> Iterator[None]:
     """Let children have every CPU, and not only the one that this process is bound to."""
-    if not hasattr(os, "sched_setaffinity"):
+    before = cpus()
+    if not before:
         yield
         return
-    before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, range(os.cpu_count() or 1))
     try:
         yield

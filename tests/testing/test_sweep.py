@@ -1200,6 +1200,19 @@ def test_what_spins_when_it_is_closed_is_not_closed_at_the_end_of_python_either(
     assert done.stderr == ""
 
 
+def test_the_hooks_of_a_later_event_loop_are_left_to_it():
+    """What a run has set is put back only while it is still there."""
+    hooks = sys.get_asyncgen_hooks()
+    generators = leftovers.Generators()
+    try:
+        generators.__enter__()
+        sys.set_asyncgen_hooks(print, print)  # the next event loop's
+        generators.__exit__()
+        assert tuple(sys.get_asyncgen_hooks()) == (print, print)
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+
+
 def test_the_hooks_that_a_run_passes_on_to_do_not_hold_it():
     """They are methods of its event loop; what Python returns of them is hidden from collection."""
 

@@ -179,11 +179,14 @@ class Generators:
             if finalizer is not None:
                 finalizer(generator)
 
+        self._begins = begins
         sys.set_asyncgen_hooks(begins, dropped)
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.set_asyncgen_hooks(*self._hooks)
+        # What another event loop has set since is its own.
+        if sys.get_asyncgen_hooks().firstiter is self._begins:
+            sys.set_asyncgen_hooks(*self._hooks)
 
     def left_open(self) -> list[str]:
         """Return the names of the generators that are suspended, or were dropped so."""
