@@ -326,6 +326,7 @@ def containers(inner):
 VALUES = st.recursive(LEAVES, containers, max_leaves=8)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(VALUES)
 def test_what_comes_back_is_what_was_kept(value):
@@ -988,6 +989,7 @@ def test_fields_are_checked_by_class(name, value, fits):
     assert same(event, through(event, codec))
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(VALUES, st.data())
 def test_damaged_data_never_raises_anything_else(value, data):

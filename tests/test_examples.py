@@ -41,6 +41,7 @@ def run_example(name, *arguments, cwd, stdin=""):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])
 def test_streaming(backend, tmp_path):
     """The main job: progress and tokens stream, the result follows, the graph is drawn."""

@@ -1062,6 +1062,7 @@ def test_run_in_a_natively_cancelled_task_runs_no_step():
     run_virtually("asyncio", main)
 
 
+@pytest.mark.slow
 @on_each_form
 def test_shielded_clean_up_takes_the_time_it_takes(backend, form):
     """P2: shielded clean-up runs to its end, though deadlines pass meanwhile."""

@@ -711,6 +711,7 @@ def check_any_order(random) -> None:
     Driver(plan, chooser).run(turns=chooser.number(10, 300))
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.randoms(use_true_random=False))
 def test_machine_agrees_with_the_model_on_any_small_graph_in_any_order(random):
@@ -718,6 +719,7 @@ def test_machine_agrees_with_the_model_on_any_small_graph_in_any_order(random):
     check_any_order(random)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.randoms(use_true_random=True))
 def test_machine_agrees_with_the_model_on_any_large_graph_in_any_order(random):

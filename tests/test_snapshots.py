@@ -191,6 +191,7 @@ def counted(names: list[str], loose: frozenset[str]) -> Counter[str]:
     return Counter(name for name in names if name.partition(":")[0] not in loose)
 
 
+@pytest.mark.slow
 @on_each_backend
 @pytest.mark.parametrize("name", FLOWS)
 def test_a_run_goes_on_in_another_process_from_wherever_it_was(name, backend, resumed):
@@ -1133,6 +1134,7 @@ def is_told(workflow: Workflow, snapshot: dict[str, Any], place: tuple[Any, ...]
     return True
 
 
+@pytest.mark.slow
 def test_damage_anywhere_is_told_with_its_place():
     """Whatever stands where something else should, it is a SnapshotError, before there is a run."""
     told = Counter()

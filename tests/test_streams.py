@@ -1597,4 +1597,4 @@ async def _read_what_is_there(stream: EventStream) -> tuple[list[Event], str]:
     return got, "waits" if scope.cancelled_caught else "ended"
 
 
-TestLogAgainstList = LogAgainstList.TestCase
+TestLogAgainstList = pytest.mark.slow(LogAgainstList.TestCase)

@@ -582,6 +582,7 @@ def test_beside_a_plugin_that_takes_whatever_is_async(run, pytester):
     result.assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_beside_xdist(run):
     """Failures, commands, samples and replays come through xdist's workers."""
     pytest.importorskip("xdist", reason="pytest-xdist is not installed")

@@ -1152,6 +1152,7 @@ def test_a_worker_that_is_stuck_is_told_to_end_only_once(monkeypatch):
         go.set()
 
 
+@pytest.mark.slow
 def test_a_thread_that_is_stuck_does_not_hold_the_sweep_up(monkeypatch):
     """asyncio's own threads cannot be given up; they are reported."""
     monkeypatch.setattr(leftovers, "GRACE", 0.01)
@@ -1191,6 +1192,7 @@ gc.collect()
 """
 
 
+@pytest.mark.slow
 @on_each_backend
 def test_what_spins_when_it_is_closed_is_not_closed_at_the_end_of_python_either(backend):
     """A run that was given up is held for good: collecting it would not come to an end."""
@@ -1396,6 +1398,7 @@ def test_an_error_that_cannot_be_made_is_refused():
         sweep(one, kinds="error", error=Wanting)
 
 
+@pytest.mark.slow
 def test_time_that_passes_is_no_spin():
     """However many steps a scenario takes, if its clock moves on."""
 

@@ -66,6 +66,7 @@ def test_the_catalogue_covers_every_invariant():
     assert {fault.caught_by for fault in CATALOGUE} == set(SAYS)
 
 
+@pytest.mark.slow
 @on_each
 def test_a_fault_is_found(fault, backend, monkeypatch):
     """The faulty twin fails by what its entry says, and so does the one run that is replayed."""

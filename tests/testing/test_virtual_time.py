@@ -550,6 +550,7 @@ def test_system_tasks_live_beside_the_scenario():
     runs_on_trio(scenario, kinds="scope")
 
 
+@pytest.mark.slow
 def test_protection_from_interrupts_is_what_it_is_outside():
     """A task of the user's is not protected, a system task is; so is what asks for it."""
 

@@ -180,6 +180,7 @@ class Parent(Workflow):
 # -- what is healthy -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @on_each_backend
 def test_a_healthy_workflow_passes_whatever_is_cancelled_and_how(backend):
     """A workflow with a fan-out passes a whole sweep, of every kind; so do its parts, a sample."""
