@@ -75,7 +75,9 @@ def make_app(nursery: trio.Nursery) -> Starlette:
 
     async def events(request: Request) -> ServerSentEvents:
         after = int(request.headers.get("last-event-id", 0))
-        return ServerSentEvents(runs[request.path_params["id"]].stream_events(after=after))
+        # A tab that stays open and reads no more must not hold up the run.
+        handler = runs[request.path_params["id"]]
+        return ServerSentEvents(handler.stream_events(after=after, lossy=True))
 
     async def answer(request: Request) -> JSONResponse:
         runs[request.path_params["id"]].send_event(decode_event(Verdict, await request.json()))

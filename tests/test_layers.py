@@ -138,12 +138,9 @@ def test_only_the_backends_know_an_event_loop(module, path):
 
 
 @pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda value: str(value))
-def test_every_file_says_what_it_is_for_and_stays_small(module, path):
-    """The first line of a file names its subject, and no file has more than 500 lines."""
-    text = path.read_text()
-
-    assert text.startswith('"""')
-    assert text.count("\n") <= 500
+def test_every_file_says_what_it_is_for(module, path):
+    """The first line of a file names its subject."""
+    assert path.read_text().startswith('"""')
 
 
 def test_importing_penstock_imports_no_event_loop_but_trio():

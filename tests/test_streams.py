@@ -604,8 +604,8 @@ async def test_closing_one_reader_leaves_the_others_alone():
 
 
 @on_all
-async def test_leaving_the_block_detaches_the_readers():
-    """P7: a reader that outlives its block holds up no sender, and is told that it is closed."""
+async def test_leaving_the_block_makes_the_readers_lossy():
+    """P7: a reader that outlives its block holds up no sender, and reads on."""
     workflow = Sender(10, stream_buffer=2)
     async with workflow.run() as handler:
         stream = handler.stream_events()
@@ -613,8 +613,53 @@ async def test_leaving_the_block_detaches_the_readers():
 
     assert workflow.sent == 10
     assert await handler == 10
-    with pytest.raises(trio.ClosedResourceError):
-        await stream.receive()
+    assert numbers([event async for event in stream]) == [*range(1, 10), None]
+    assert stream.missed == 0
+
+
+@on_all
+async def test_lossy_reader_does_not_make_the_others_lossy():
+    """P6: each reader has its own contract with the log."""
+    workflow = Driven(stream_history=1)
+    async with workflow.run() as handler:
+        await workflow.ready.wait()
+        whole, lossy = handler.stream_events(), handler.stream_events(lossy=True)
+        for n in range(5):
+            workflow.write(n)
+        # What another reader keeps is there for the lossy one as well.
+        assert (await lossy.receive()).n == 0
+        assert numbers([await whole.receive() for _ in range(5)]) == [0, 1, 2, 3, 4]
+        assert (await lossy.receive()).n == 4
+        assert lossy.missed == 3
+        assert lossy.sequence == 5
+        assert repr(lossy) == "<EventStream open, 5 taken, 5 published, 3 missed>"
+        workflow.end.set()
+
+    assert numbers([event async for event in lossy]) == [None]
+
+
+@on_all
+async def test_lossy_reader_starts_behind_the_event_it_names():
+    """P6: ``after`` and ``lossy`` together; what came before it was not missed."""
+    workflow = Driven(stream_history=2)
+    async with workflow.run() as handler:
+        await workflow.ready.wait()
+        for n in range(3):
+            workflow.write(n)
+        lossy = handler.stream_events(after=3, lossy=True)
+        assert lossy.missed == 0
+        for n in range(3, 9):
+            workflow.write(n)
+        assert lossy.missed == 4
+        assert (await lossy.receive()).n == 7
+        workflow.write(9)
+        workflow.write(10)
+        workflow.write(11)
+        lossy.close()
+        assert lossy.missed == 6  # and it stays, whatever comes
+        workflow.write(12)
+        assert lossy.missed == 6
+        workflow.end.set()
 
 
 # -- breaking off, and going on ------------------------------------------------------------------------
@@ -742,7 +787,7 @@ def test_collection_in_the_midst_of_a_look_through_the_readers_skips_none():
             log.append(Item(n=n))
         first.at, last.at = Collecting(4), 5  # the second has taken none
         assert look(log) == expected
-        assert len(log._readers) == 2
+        assert log._readers.attached == 2
 
 
 @on_all
@@ -1442,7 +1487,7 @@ def has_readers(machine):
 class LogAgainstList(RuleBasedStateMachine):
     """Any interleaving of publishing, attaching, reading and closing, compared with a list.
 
-    The model keeps everything ever published, and for each reader where it is. A reader is
+    Some readers are lossy, or become so. The model keeps everything ever published, and for each reader where it is. A reader is
     read by one event at a time, or by a loop until it waits.
     """
 
@@ -1464,8 +1509,15 @@ class LogAgainstList(RuleBasedStateMachine):
         """Forget, in the model, what is old and has been taken by all."""
         keep = len(self.published) - self.history
         for _, model in self.readers:
-            keep = min(keep, model["at"])
+            if not model["lossy"]:
+                keep = min(keep, model["at"])
         self.kept_from = max(self.kept_from, keep)
+
+    def _go_on(self, model):
+        """Have a lossy reader, in the model, miss what is no longer kept."""
+        if model["lossy"]:
+            model["missed"] += max(0, self.kept_from - model["at"])
+            model["at"] = max(self.kept_from, model["at"])
 
     @precondition(is_open)
     @rule(hidden=st.booleans(), count=st.sampled_from([1, 1, 1, 150]))
@@ -1485,12 +1537,21 @@ class LogAgainstList(RuleBasedStateMachine):
         self.ended = True
         self._cut()
 
-    @rule(after=st.integers(0, 12), internal=st.booleans())
-    def attach(self, after, internal):
-        stream = EventStream(self.log, after=after, expose_internal=internal)
-        assert stream.missed == max(0, self.kept_from - after)
-        at = max(after, self.kept_from)
-        self.readers.append((stream, {"at": at, "internal": internal, "rests": False}))
+    @rule(after=st.integers(0, 12), internal=st.booleans(), lossy=st.sampled_from([False, True]))
+    def attach(self, after, internal, lossy):
+        stream = EventStream(self.log, after=after, expose_internal=internal, lossy=lossy)
+        missed = max(0, self.kept_from - after)
+        model = {"at": max(after, self.kept_from), "internal": internal, "rests": False}
+        self.readers.append((stream, model | {"lossy": lossy, "missed": missed}))
+
+    @rule()
+    def leave_the_block(self):
+        """Readers of a run that goes on become lossy; one that is over lets nobody go."""
+        self.log.detach_all()
+        if not self.ended:
+            for _, model in self.readers:
+                model["lossy"] = True
+            self._cut()
 
     @precondition(has_readers)
     @rule(data=st.data())
@@ -1501,14 +1562,15 @@ class LogAgainstList(RuleBasedStateMachine):
         if model["rests"]:
             self.log.read_on([position])
         else:
-            position.task = object()
-            assert self.log.rest(position.task) == [position]
+            position.read_by(object())
+            assert self.log.rest(position.task) == ([] if model["lossy"] else [position])
         model["rests"] = not model["rests"]
 
     @precondition(has_readers)
     @rule(data=st.data())
     def take(self, data):
         stream, model = self._choose(data)
+        self._go_on(model)
         ahead = enumerate(self.published[model["at"] :], model["at"] + 1)
         number, expected = next(
             (
@@ -1521,10 +1583,11 @@ class LogAgainstList(RuleBasedStateMachine):
         if stream._position.at >= self.log.next:
             assert model["at"] >= len(self.published)
         if expected is None:
-            assert stream.sequence == model["at"]
+            if not model["lossy"]:
+                assert stream.sequence == model["at"]
             return
         assert trio.run(stream.receive) is expected
-        model["at"] = number
+        model["at"], model["rests"] = number, False
         assert stream.sequence == number
         self._cut()
 
@@ -1532,6 +1595,7 @@ class LogAgainstList(RuleBasedStateMachine):
     @rule(data=st.data())
     def read_to_the_end_of_what_is_there(self, data):
         stream, model = self._choose(data)
+        self._go_on(model)
         expected = [
             event
             for event in self.published[model["at"] :]
@@ -1541,7 +1605,7 @@ class LogAgainstList(RuleBasedStateMachine):
         assert len(got) == len(expected)
         assert all(one is other for one, other in zip(got, expected, strict=True))
         assert how == ("ended" if self.ended else "waits")
-        model["at"] = max(model["at"], len(self.published))
+        model["at"], model["rests"] = max(model["at"], len(self.published)), False
         self._cut()
 
     @precondition(has_readers)
@@ -1572,11 +1636,19 @@ class LogAgainstList(RuleBasedStateMachine):
         assert self.log.internal_readers == sum(model["internal"] for _, model in self.readers)
 
     @invariant()
+    def each_reader_knows_what_it_missed(self):
+        for stream, model in getattr(self, "readers", ()):
+            behind = max(0, self.kept_from - model["at"]) if model["lossy"] else 0
+            assert stream.missed == model["missed"] + behind
+
+    @invariant()
     def log_is_full_when_the_slowest_reader_is_a_window_behind(self):
         if not hasattr(self, "log"):
             return
         behind = [
-            len(self.published) - model["at"] for _, model in self.readers if not model["rests"]
+            len(self.published) - model["at"]
+            for _, model in self.readers
+            if not (model["rests"] or model["lossy"])
         ]
         assert self.log.is_full() == any(lag >= self.window for lag in behind)
 

@@ -37,9 +37,10 @@ class WorkflowHandler(Generic[R]):
     :meth:`start_soon` (a nursery owns it), or, inside a :func:`workflow_scope`, by using it in
     any other way (the scope owns it). The owner is left only when nothing of the run is left.
 
-    Leaving the ``async with`` block normally detaches the readers and waits for the run. Leaving
-    it by an exception or a cancellation cancels the run and waits for its clean-up. A failure
-    that nobody has seen is raised when the owner is left.
+    Leaving the ``async with`` block normally waits for the run; while that goes on, its readers
+    become lossy, so that no step waits for them. Leaving it by an exception or a cancellation
+    cancels the run and waits for its clean-up. A failure that nobody has seen is raised when the
+    owner is left.
     """
 
     __slots__ = (
@@ -305,7 +306,9 @@ class WorkflowHandler(Generic[R]):
     # -- reading and steering ----------------------------------------------------------------
 
     @enable_ki_protection
-    def stream_events(self, *, after: int = 0, expose_internal: bool = False) -> EventStream:
+    def stream_events(
+        self, *, after: int = 0, expose_internal: bool = False, lossy: bool = False
+    ) -> EventStream:
         """Attach a reader to the run's stream. Not a checkpoint.
 
         Each reader gets every event. One that comes late, also after the end, starts at the
@@ -314,6 +317,9 @@ class WorkflowHandler(Generic[R]):
         Args:
             after: Start behind the event with this number (see :attr:`EventStream.sequence`).
             expose_internal: Give the engine's own events as well.
+            lossy: Hold up no sender and keep no event in memory. A lossy reader that is more than
+                ``stream_history`` events behind misses the oldest of them;
+                :attr:`EventStream.missed` counts them. It gets the terminal event in any case.
 
         Raises:
             WorkflowRuntimeError: The run has not been started and there is no
@@ -326,7 +332,9 @@ class WorkflowHandler(Generic[R]):
         self._ensure_started("stream_events()")
         if not self._runner.outcome.is_over:
             self._runner.check_thread("stream_events")
-        return EventStream(self._runner.log, after=after, expose_internal=expose_internal)
+        return EventStream(
+            self._runner.log, after=after, expose_internal=expose_internal, lossy=lossy
+        )
 
     @enable_ki_protection
     def send_event(self, event: Event, step: str | None = None) -> None:

@@ -149,8 +149,9 @@ def workflow_scope() -> WorkflowScope:
             print(await handler)
 
     Inside the block a run starts when its handler is first used. Leaving the block normally
-    detaches the readers and waits for all its runs; leaving it by an exception or a cancellation
-    cancels them and waits for their clean-up.
+    waits for all its runs; the readers of those that go on become lossy, so that no step waits
+    for them. Leaving it by an exception or a cancellation cancels the runs and waits for their
+    clean-up.
 
     Raises:
         BaseException: On leaving: the first failure of a run that nobody has seen, with a note

@@ -1,7 +1,8 @@
 """The stream of a run: one log of events, a sending end, and any number of readers.
 
 The log is the buffer: an event stays in it until every attached reader has taken it, and after
-that as long as it is among the newest ``history`` ones. A reader is a position in the log.
+that as long as it is among the newest ``history`` ones. A reader is a position in the log. A lossy
+reader holds up no sender and keeps no event: where the log has moved on, it skips and counts.
 Nothing is ever handed to a reader: woken, it looks and takes. So a wake-up that is lost to a
 cancellation (``asyncio`` can cancel a task that is already woken) loses no event.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
-from functools import partial
+from heapq import heapify, heappop, heappush, heapreplace
 from time import perf_counter
 from typing import TYPE_CHECKING, final
 
@@ -60,8 +61,8 @@ class EventLog:
         #: More than this many are trimmed. It is 1/64 more than the history: batches cost least.
         self._limit = history + (history >> 6)
         self._events: list[Event] = []
-        #: Never changed in place: the collector may drop a reader while somebody looks through them.
-        self._readers: tuple[_Position, ...] = ()
+        #: None until a reader comes.
+        self._readers: _Readers | None = None
         #: Events with lower numbers have room, whatever the readers do: they only go forward.
         self._room_until = 1
         self._senders: list[Waiter] | None = None
@@ -79,24 +80,24 @@ class EventLog:
     @property
     def has_readers(self) -> bool:
         """Whether any reader is attached that somebody still has."""
-        for position in self._readers:  # noqa: SIM110 - any() is a call more
-            if not position.closed:
-                return True
-        return False
+        readers = self._readers
+        return readers is not None and readers.attached > len(readers.dropped)
+
+    @property
+    def waiting(self) -> dict[Waiter, None]:
+        """The readers that wait for the next event."""
+        return {} if self._readers is None else self._readers.waiting
 
     def append(self, event: Event) -> None:
         """Publish ``event``; never waits."""
         self._events.append(event)
         self.next += 1
         readers = self._readers
-        if len(readers) == 1:
-            waiter = readers[0].waiter
-            if waiter is not None:
+        if readers is not None and readers.waiting:
+            waiting = readers.waiting
+            readers.waiting = {}
+            for waiter in waiting:
                 waiter.wake()
-        else:
-            for position in readers:
-                if position.waiter is not None:
-                    position.waiter.wake()
         if len(self._events) > self._limit:
             self._trim()
         if self.forward is not None:
@@ -109,9 +110,11 @@ class EventLog:
     def oldest(self) -> int:
         """Return the number of the oldest event kept: not yet taken by all, or in the history."""
         keep = self.next - self._history
-        for position in self._readers:
-            if position.at < keep:  # noqa: PLR1730 - a call of min() for each event of a slow reader
-                keep = position.at
+        readers = self._readers
+        if readers is not None:
+            if readers.dropped:
+                self.sweep()
+            keep = min(keep, readers.slowest(readers.keeping, keep, keep))
         return max(keep, self._first)
 
     def _trim(self) -> None:
@@ -133,9 +136,12 @@ class EventLog:
         """Whether the slowest reader is a window behind; a reader at rest does not count."""
         if self.next >= self._room_until:
             slowest = self.next
-            for position in self._readers:
-                if position.at < slowest and not position.at_rest:
-                    slowest = position.at
+            readers = self._readers
+            if readers is not None:
+                if readers.dropped:
+                    self.sweep()
+                limit = slowest - self._window + 1
+                slowest = readers.slowest(readers.counting, limit, slowest)
             self._room_until = slowest + self._window
         return self.next >= self._room_until
 
@@ -144,29 +150,59 @@ class EventLog:
         for sender in self._senders or ():
             sender.wake()
 
-    def attach(self, after: int, *, internal: bool) -> _Position:
+    def attach(self, after: int, *, internal: bool, lossy: bool = False) -> _Position:
         """Attach a reader behind the event number ``after``."""
+        readers = self._readers
+        if readers is None:
+            readers = self._readers = _Readers()
         position = _Position(self, max(after + 1, self.oldest()), internal)
-        self._readers += (position,)
-        self._room_until = 1
+        readers.attached += 1
         self.internal_readers += internal
+        if not lossy:
+            readers.add(position)
+            self._room_until = min(self._room_until, position.at + self._window)
         return position
 
     def detach(self, position: _Position) -> None:
         """Let a reader go; what was kept for it alone is dropped."""
-        if position in self._readers:
-            self._readers = tuple(p for p in self._readers if p is not position)
-            self.internal_readers -= position.internal
+        if self._let_go(position):
             self._trim()
-            if position.waiter is not None:
-                position.waiter.wake()
             self.wake_senders()
 
+    def release(self) -> None:
+        """Let go of the readers that were dropped."""
+        if self.sweep():
+            self._trim()
+            self.wake_senders()
+
+    def sweep(self) -> bool:
+        """Strike off the readers that were dropped; return whether there were any."""
+        dropped = [] if self._readers is None else self._readers.dropped
+        found = False
+        while dropped:
+            found |= self._let_go(dropped.pop())
+        return found
+
+    def _let_go(self, position: _Position) -> bool:
+        readers = self._readers
+        if readers is None or not position.is_attached:
+            return False
+        position.is_attached = False
+        self.internal_readers -= position.internal
+        readers.remove(position)
+        if position.waiter is not None:
+            position.waiter.wake()
+        return True
+
     def detach_all(self) -> None:
-        """Let all readers go: their owner's block is left."""
-        for position in self._readers:
-            position.closed = True
-            self.detach(position)
+        """Make all readers lossy, because their owner's block is left while the run goes on.
+
+        Once the run is over no sender waits, so there is nothing to let go.
+        """
+        if self._readers is not None and not self.closed:
+            self._readers.make_lossy()
+            self._trim()
+            self.wake_senders()
 
     @enable_ki_protection
     async def wait_for_room(self) -> None:
@@ -183,7 +219,9 @@ class EventLog:
 
     def rest(self, task: object, *, but: _Position | None = None) -> list[_Position]:
         """Let the readers of ``task`` hold up no sender: the task does something else now."""
-        resting = [p for p in self._readers if p.task is task and p is not but and not p.at_rest]
+        readers = self._readers
+        peers = None if readers is None else readers.by_task.get(task)
+        resting = [p for p in tuple(peers or ()) if p is not but and p.keeps and not p.at_rest]
         for position in resting:
             position.at_rest = True
         if resting:
@@ -192,25 +230,180 @@ class EventLog:
 
     def read_on(self, resting: Iterable[_Position]) -> None:
         """Have the readers that were at rest hold up senders again."""
+        readers = self._readers
         for position in resting:
             position.at_rest = False
-            self._room_until = 1
+            if readers is not None and position.keeps:
+                readers.count(position)
+                self._room_until = min(self._room_until, position.at + self._window)
+
+
+class _Readers:
+    """The readers of a log. It costs the same whether there are few of them or many.
+
+    The slowest is found in a heap. An entry says where its reader was at some time, and readers
+    only go forward, so what the first entry says is a bound. It is brought up to date when that
+    matters, at most once for each event that the reader has taken meanwhile.
+
+    The collector may drop a reader in any thread and at any line. So dropping one only appends to
+    ``dropped``; the heaps change when the event loop's thread looks next.
+    """
+
+    __slots__ = (
+        "_count",
+        "_is_busy",
+        "_made",
+        "attached",
+        "by_task",
+        "counting",
+        "dropped",
+        "keeping",
+        "waiting",
+    )
+
+    def __init__(self) -> None:
+        #: How many are attached, and how many of these keep events and hold up senders.
+        self.attached: int = 0
+        self._count = 0
+        #: How many were ever added; it decides between two entries of the same number.
+        self._made = 0
+        #: Entries [number, order, position]: all that keep events; those that hold up senders.
+        self.keeping: list[list[Any]] = []
+        self.counting: list[list[Any]] = []
+        #: The readers that each task has read last.
+        self.by_task: dict[object, dict[_Position, None]] = {}
+        self.waiting: dict[Waiter, None] = {}
+        #: The readers whose stream was dropped and that are still attached.
+        self.dropped: list[_Position] = []
+        #: Whether a heap is being changed.
+        self._is_busy = False
+
+    def add(self, position: _Position) -> None:
+        """Have a reader keep events and hold up senders."""
+        position.keeps = True
+        self._count += 1
+        self._push(self.keeping, position)
+        self.count(position)
+
+    def count(self, position: _Position) -> None:
+        """Have a reader hold up senders."""
+        if not position.is_counted:
+            position.is_counted = True
+            self._push(self.counting, position)
+
+    def _push(self, heap: list[list[Any]], position: _Position) -> None:
+        self._is_busy = True
+        if len(heap) > 2 * self._count + 16:  # most of it are readers that have gone
+            heap[:] = [entry for entry in heap if entry[2].keeps]
+            heapify(heap)
+        self._made += 1
+        heappush(heap, [position.at, self._made, position])
+        self._is_busy = False
+
+    def remove(self, position: _Position) -> None:
+        """Strike off a reader."""
+        self.attached -= 1
+        self.assign(position, None)
+        if position.keeps:
+            position.keeps = False
+            self._count -= 1
+            if not self._count and not self._is_busy:
+                self.keeping.clear()
+                self.counting.clear()
+
+    def make_lossy(self) -> None:
+        """Have no reader keep events or hold up senders any more."""
+        for _, _, position in self.keeping:
+            position.keeps = False
+        self.keeping.clear()
+        self.counting.clear()
+        self._count = 0
+
+    def assign(self, position: _Position, task: object) -> None:
+        """Take note of the task that reads now, if any."""
+        if position.task is not None:
+            peers = self.by_task[position.task]
+            del peers[position]
+            if not peers:
+                del self.by_task[position.task]
+        position.task = task
+        if task is not None:
+            self.by_task.setdefault(task, {})[position] = None
+
+    def slowest(self, heap: list[list[Any]], limit: int, otherwise: int) -> int:
+        """Return where the slowest reader in ``heap`` is, exactly if that is below ``limit``."""
+        if self._is_busy:  # a collection in the midst of a change: nothing is known, all is kept
+            return 0
+        self._is_busy = True
+        result = otherwise
+        while heap:
+            entry = heap[0]
+            number, _, position = entry
+            if number >= limit:
+                result = number
+                break
+            if not position.keeps:
+                heappop(heap)
+            elif position.at_rest and heap is self.counting:
+                heappop(heap)
+                position.is_counted = False
+            elif number != position.at:
+                entry[0] = position.at
+                heapreplace(heap, entry)
+            else:
+                result = number
+                break
+        self._is_busy = False
+        return result
 
 
 class _Position:
     """A reader, as the log sees it."""
 
-    __slots__ = ("at", "at_rest", "closed", "internal", "log", "task", "waiter")
+    __slots__ = (
+        "at",
+        "at_rest",
+        "closed",
+        "internal",
+        "is_attached",
+        "is_counted",
+        "keeps",
+        "log",
+        "missed",
+        "task",
+        "waiter",
+    )
 
     def __init__(self, log: EventLog, at: int, internal: bool) -> None:
         self.log: EventLog = log
         self.at: int = at
         self.internal: bool = internal
+        #: How many events it has not taken and never will.
+        self.missed: int = 0
         self.closed: bool = False
+        self.is_attached: bool = True
+        #: Whether it keeps events and holds up senders; otherwise it is lossy.
+        self.keeps: bool = False
+        #: Whether it is in the heap of those that hold up senders.
+        self.is_counted: bool = False
         #: The task that reads, and whether it waits for the run's end instead of reading.
         self.task: object = None
         self.at_rest: bool = False
         self.waiter: Waiter | None = None
+
+    def read_by(self, task: object) -> None:
+        """Take note of the task that reads; it does not rest then, whatever the last one does."""
+        if self.is_attached and self.log._readers is not None:
+            self.log._readers.assign(self, task)
+            if self.at_rest:
+                self.log.read_on((self,))
+
+    def skip(self) -> None:
+        """Go on to the oldest event kept, which a lossy reader does before it takes one."""
+        oldest = self.log.oldest()
+        if self.at < oldest:
+            self.missed += oldest - self.at
+            self.at = oldest
 
 
 @final
@@ -225,8 +418,12 @@ class EventStream(ReceiveChannel[Event]):
     Closing it (``close``, ``aclose``, leaving ``with`` or ``async with``, or dropping it) lets
     senders that waited for it go on.
 
+    A lossy reader (``stream_events(lossy=True)``) holds up no sender and keeps no event. It gets
+    what is still in the history when it comes to read, and always the terminal event. A reader
+    becomes lossy when the block or the scope that owns the run is left while the run goes on.
+
     Attributes:
-        missed: How many events had been dropped from the history before this reader came.
+        missed: How many events were dropped from the history before this reader took them.
         sequence: The number of the last event taken; ``stream_events(after=...)`` takes it.
     """
 
@@ -239,21 +436,40 @@ class EventStream(ReceiveChannel[Event]):
         "_position",
         "_thread",
         "_waiter",
-        "missed",
     )
 
     @enable_ki_protection
-    def __init__(self, log: EventLog, *, after: int = 0, expose_internal: bool = False) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        *,
+        after: int = 0,
+        expose_internal: bool = False,
+        lossy: bool = False,
+    ) -> None:
         self._thread = threading.get_ident()
         self._backend = backend = _backend_if_any()
         self._call_soon = None if backend is None else backend.caller_into(backend.current_loop())
         self._waiter: Waiter | None = None
         self._is_busy = False
         self._pace = 0.0
-        self._position = log.attach(after, internal=expose_internal)
-        self.missed: int = self._position.at - (after + 1)
+        self._position = log.attach(after, internal=expose_internal, lossy=lossy)
+        self._position.missed = self._position.at - (after + 1)
         if backend is not None:
-            self._position.task = backend.current_task()
+            self._position.read_by(backend.current_task())
+
+    @property
+    @enable_ki_protection
+    def missed(self) -> int:
+        """How many events were dropped from the history before this reader took them.
+
+        Counted like ``sequence``: internal events count too. It grows only for a lossy reader,
+        also while that one does not read. What it missed when it was closed stays.
+        """
+        position = self._position
+        if not position.closed and not position.keeps:
+            return position.missed + max(0, position.log.oldest() - position.at)
+        return position.missed
 
     @property
     def sequence(self) -> int:
@@ -292,7 +508,9 @@ class EventStream(ReceiveChannel[Event]):
         try:
             position = self._position
             log = position.log
-            position.task = backend.current_task()
+            task = backend.current_task()
+            if task is not position.task:
+                position.read_by(task)
             has_passed_checkpoint = False
             while True:
                 if position.closed:
@@ -301,14 +519,18 @@ class EventStream(ReceiveChannel[Event]):
                 if position.at >= log.next and not log.closed:
                     if self._waiter is None:
                         self._waiter = backend.waiter()
+                    readers = log._readers
+                    assert readers is not None
                     # While this task waits here it reads no other of its readers of this run.
-                    others = len(log._readers) > 1
-                    resting = log.rest(position.task, but=position) if others else ()
+                    resting = log.rest(task, but=position) if readers.attached > 1 else ()
                     position.waiter = self._waiter
+                    readers.waiting[self._waiter] = None
                     try:
-                        await self._waiter.wait(position.task)
+                        await self._waiter.wait(task)
                     finally:
                         position.waiter = None
+                        if self._waiter in readers.waiting:
+                            del readers.waiting[self._waiter]
                         if resting:
                             log.read_on(resting)
                     self._pace = perf_counter()
@@ -322,9 +544,12 @@ class EventStream(ReceiveChannel[Event]):
                         await backend.checkpoint_if_cancelled()
                     has_passed_checkpoint = True
                 elif position.at < log.next:
+                    if not position.keeps:
+                        position.skip()
                     event = log._events[position.at - log._first]
                     position.at += 1
-                    if log._senders:
+                    # Only the slowest makes room; the bound is exact while a sender sleeps.
+                    if log._senders and position.at <= log._room_until - log._window + 1:
                         log.wake_senders()
                     if len(log._events) > log._limit:
                         log._trim()
@@ -338,8 +563,10 @@ class EventStream(ReceiveChannel[Event]):
     @enable_ki_protection
     def close(self) -> None:
         """Detach from the run; may be called from any task, and again. Not a checkpoint."""
-        self._position.closed = True
-        self._position.log.detach(self._position)
+        position = self._position
+        position.missed = self.missed
+        position.closed = True
+        position.log.detach(position)
 
     async def aclose(self) -> None:
         """Close, then pass a checkpoint."""
@@ -355,18 +582,24 @@ class EventStream(ReceiveChannel[Event]):
     def __del__(self) -> None:
         # A reader that was dropped must hold nobody up. The collector may find it in any thread,
         # and in the midst of what a sender does; so the event loop takes it out.
-        log = self._position.log
-        self._position.closed = True
+        position = self._position
+        log = position.log
+        readers = log._readers
+        if position.closed or readers is None:
+            return
+        position.closed = True
+        readers.dropped.append(position)
         if self._call_soon is not None and not log.closed:
             with suppress(RuntimeError):  # the event loop is gone, and nobody waits any more
-                self._call_soon(partial(log.detach, self._position))
+                self._call_soon(log.release)
         elif threading.get_ident() == self._thread:
-            log.detach(self._position)
+            log.release()
 
     def __repr__(self) -> str:
         log = self._position.log
         state = "closed" if self._position.closed else "ended" if log.closed else "open"
-        return f"<EventStream {state}, {self.sequence} taken, {log.next - 1} published>"
+        missed = f", {self.missed} missed" if self.missed else ""
+        return f"<EventStream {state}, {self.sequence} taken, {log.next - 1} published{missed}>"
 
 
 @final

@@ -191,7 +191,6 @@ async def test_late_reader_gets_the_same_story(ending):
 async def test_stream_ends_when_the_run_is_cancelled_from_outside():
     """P4: a reader outside of what was cancelled sees the terminal event too."""
     workflow = Story("cancelled")
-    events = []
     async with anyio.create_task_group() as group:
         scope = anyio.CancelScope()
         handler = workflow.run()
@@ -206,15 +205,10 @@ async def test_stream_ends_when_the_run_is_cancelled_from_outside():
             await anyio.lowlevel.checkpoint()
         reader = handler.stream_events()
         scope.cancel()
-        with Catch() as left:
-            async for event in reader:
-                events.append(event)
+        events = [event async for event in reader]
 
-    # The block that was left has detached the reader; what it has not seen, a new one tells.
-    assert isinstance(left.error, trio.ClosedResourceError | None)
-    after = reader.sequence
-    events += [event async for event in handler.stream_events(after=after)]
     check_story(workflow, events)
+    assert reader.missed == 0
 
 
 @pytest.mark.anyio
@@ -371,14 +365,78 @@ async def test_second_loop_goes_on_where_the_first_stopped(at):
 
 
 @pytest.mark.anyio
-async def test_stream_closed_by_leaving_the_block_is_closed_for_its_reader():
-    """P5: a reader that outlives its block says that it was closed."""
+async def test_only_closing_a_reader_closes_it():
+    """P4, P5: a reader outlives the block of its run; its own ``close`` ends it, nothing else."""
     async with counting(3).run() as handler:
         reader = handler.stream_events()
         await reader.receive()
 
+    assert [e.get("number") async for e in reader] == [1, 2, None]
+    reader.close()
     with pytest.raises(trio.ClosedResourceError):
         await reader.receive()
+
+
+@pytest.mark.anyio
+@on_each_ending
+@pytest.mark.parametrize("turns", [0, 1, 20])
+async def test_reader_beside_the_block_gets_the_whole_story(ending, turns):
+    """P4: a run that is over lets no reader go, so one in a nursery around the block ends cleanly."""
+    for _ in range(10):  # Trio shuffles
+        workflow = Story(ending)
+        handler = workflow.run()
+        events = []
+
+        async def read(events=events, handler=handler):
+            async for event in handler.stream_events():
+                events.append(event)
+                await wait_until_idle(turns)
+
+        async with anyio.create_task_group() as group:
+            with Catch():
+                async with handler:
+                    group.start_soon(read)
+                    while ending == "cancelled" and not workflow.told:
+                        await anyio.lowlevel.checkpoint()
+                    if ending == "cancelled":
+                        handler.cancel("enough")
+                    await handler
+
+        check_story(workflow, events)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("form", ["block", "scope"])
+async def test_reader_of_a_run_that_goes_on_is_lossy_once_its_owner_waits(form):
+    """P4, P6, P7: it holds up nobody, is told what it missed, gets the terminal event, and stops."""
+    handler = counting(50, stream_buffer=2, stream_history=10).run()
+    async with handler if form == "block" else workflow_scope():
+        reader = handler.stream_events()
+        assert (await reader.receive()).number == 0
+
+    assert handler.is_done()
+    assert [e.get("number") async for e in reader] == [*range(41, 50), None]
+    assert reader.missed == 40
+
+
+@pytest.mark.anyio
+async def test_reader_that_waits_when_its_owner_leaves_goes_on_receiving():
+    """P4: becoming lossy wakes no reader and costs it no event that the history has."""
+    got = []
+
+    async def work(ctx):
+        for n in range(10):
+            await wait_until_idle(4)
+            ctx.write_event_to_stream(Note(number=n))
+
+    async def read(reader):
+        got.extend([event async for event in reader])
+
+    async with anyio.create_task_group() as group, Single(work, stream_history=2).run() as handler:
+        group.start_soon(read, handler.stream_events())
+        await wait_until_idle(3)
+
+    assert [e.get("number") for e in got] == [*range(10), None]
 
 
 @pytest.mark.anyio
@@ -583,6 +641,39 @@ async def test_reader_resumes_behind_an_event_that_was_seen():
     assert second.missed == 0
 
 
+@pytest.mark.anyio
+@on_each_ending
+async def test_lossy_reader_is_told_what_it_missed_on_every_path(ending):
+    """P6: however far behind it is, it gets what is kept, the terminal event and a clean stop."""
+    workflow = Story(ending, stream_history=3)
+    async with anyio.create_task_group() as group:
+        handler = workflow.run().start_soon(group, keep_failure=True)
+        reader = handler.stream_events(lossy=True)
+        whole = handler.stream_events()
+        while ending == "cancelled" and not workflow.told:
+            await anyio.lowlevel.checkpoint()
+        if ending == "cancelled":
+            handler.cancel("enough")
+        everything = [event async for event in whole]
+    whole.close()
+    _ = handler.exceptions
+
+    assert reader.missed == len(everything) - 3
+    assert [event async for event in reader] == everything[-3:]
+    assert reader.missed == len(everything) - 3
+
+
+@pytest.mark.anyio
+async def test_lossy_reader_that_keeps_up_misses_nothing():
+    """P6: being lossy costs a reader nothing while it is no more than the history behind."""
+    async with counting(100, stream_history=3).run() as handler:
+        reader = handler.stream_events(lossy=True)
+        events = [event.get("number") async for event in reader]
+
+    assert events == [*range(100), None]
+    assert reader.missed == 0
+
+
 # -- P7 -------------------------------------------------------------------------------------------
 
 
@@ -617,6 +708,31 @@ async def test_sending_waits_while_the_slowest_reader_is_a_buffer_behind(buffer)
                 taken.append(event)
 
     assert [e.get("number") for e in taken] == [*range(200), None]
+
+
+@pytest.mark.anyio
+async def test_lossy_reader_that_is_stuck_holds_up_nobody_and_keeps_nothing():
+    """P7: neither a sender nor memory waits for it, whether or not others read."""
+    alive = weakref.WeakSet()
+
+    async def work(ctx):
+        for n in range(200):
+            note = Note(number=n)
+            alive.add(note)
+            await ctx.stream.send(note)
+            del note
+            gc.collect(0)
+            assert len(alive) <= 6
+
+    got = []
+    async with Single(work, stream_buffer=2, stream_history=4).run() as handler:
+        stuck = [handler.stream_events(lossy=True) for _ in range(3)]
+        async for event in handler.stream_events():
+            got.append(event.get("number"))
+            del event
+
+    assert got == [*range(200), None]
+    assert [reader.missed for reader in stuck] == [197] * 3
 
 
 @pytest.mark.anyio

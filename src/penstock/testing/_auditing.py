@@ -292,7 +292,7 @@ def audit(handler: Any) -> list[str]:
         "a scope of resources": runner._resources and not runner._resources._is_over,
         "tasks that wait for its end": outcome.waiters,
         "senders that wait": log._senders,
-        "readers that wait": [p for p in log._readers if p.waiter is not None],
+        "readers that wait": log.waiting,
         "a parent's stream": log.outer,
         "a writer of its state": runner._store and (runner._store._writer or runner._store._queue),
     }
