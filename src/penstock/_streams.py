@@ -114,16 +114,21 @@ class EventLog:
         if readers is not None:
             if readers.dropped:
                 self.sweep()
-            keep = min(keep, readers.slowest(readers.keeping, keep, keep))
+            keep = readers.slowest(readers.keeping, keep, keep)
         return max(keep, self._first)
 
     def _trim(self) -> None:
         """Drop what is not kept, once that is worth moving the rest."""
-        oldest, least = self.oldest(), len(self._events) >> 7
+        keep, least = self.next - self._history, len(self._events) >> 7
+        readers = self._readers
+        if readers is not None:  # as in oldest(), without a call more for an event
+            if readers.dropped:
+                self.sweep()
+            keep = readers.slowest(readers.keeping, keep, keep)
         # From here on nothing is called, so no collection comes in between.
-        spare = oldest - self._first
+        spare = keep - self._first
         if spare > least:
-            self._first = oldest
+            self._first = keep
             del self._events[:spare]
 
     def close(self, last: Event) -> None:
@@ -330,17 +335,21 @@ class _Readers:
         if task is not None:
             self.by_task.setdefault(task, {})[position] = None
 
-    def slowest(self, heap: list[list[Any]], limit: int, otherwise: int) -> int:
-        """Return where the slowest reader in ``heap`` is, exactly if that is below ``limit``."""
+    def slowest(self, heap: list[list[Any]], limit: int, most: int) -> int:
+        """Return where the slowest reader in ``heap`` is, if that is below ``limit``.
+
+        Otherwise return a bound: at least ``limit``, and at most ``most``, which is not less.
+        """
         if self._is_busy:  # a collection in the midst of a change: nothing is known, all is kept
             return 0
         self._is_busy = True
-        result = otherwise
+        result = most
         while heap:
             entry = heap[0]
             number, _, position = entry
             if number >= limit:
-                result = number
+                if number < most:
+                    result = number
                 break
             if not position.keeps:
                 heappop(heap)
