@@ -19,7 +19,7 @@ FLOORS = [
     ["penstock.drawing", "penstock.testing"],
     ["penstock"],
     ["penstock._workflow", "penstock._entry"],
-    ["penstock._seed", "penstock._handler"],
+    ["penstock._seed", "penstock._handler", "penstock._signals"],
     ["penstock._scope", "penstock._engine.resuming"],
     ["penstock._engine.runner"],
     ["penstock._engine.failing", "penstock._engine.steering"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from penstock._scope import workflow_scope
 
@@ -23,8 +23,12 @@ def run(
 ) -> T:
     """Run an async function in a new event loop, inside a :func:`workflow_scope`.
 
-    On asyncio too, Ctrl-C wakes the event loop at whatever moment it comes (``asyncio.run`` misses
-    one that comes just before it sleeps, until something else wakes it).
+    SIGINT (Ctrl-C), SIGTERM and SIGHUP unwind the program like a cancellation, and wake the event
+    loop at whatever moment they come: every clean-up runs to its end, if it is shielded where it
+    awaits. A second signal of the same kind lists on standard error what still cleans up; while
+    a step computes and lets nothing else run, it is raised in that step. A third ends the process.
+    This holds in the main thread, and for signals whose disposition was the default one; it is
+    the default one again afterwards.
 
     Args:
         main: The async function; it is called with ``args``.
@@ -39,6 +43,9 @@ def run(
     Raises:
         TypeError: ``main`` is a coroutine and not a function.
         ValueError: There is no such backend.
+        KeyboardInterrupt: SIGINT was received, and everything has unwound.
+        SystemExit: SIGTERM or SIGHUP was received (the code is 128 + its number), and everything
+            has unwound.
         BaseException: What ``main`` raises, or else the first failure of a run that nobody saw.
     """
     if inspect.iscoroutine(main):
@@ -50,14 +57,10 @@ def run(
         async with workflow_scope():
             return await main(*args)
 
-    options = backend_options or {}
-    if backend == "trio":
-        import trio  # noqa: PLC0415 - as asyncio below: the entry alone chooses the event loop
+    if backend not in ("trio", "asyncio"):
+        msg = f"there is no backend {backend!r}; expected 'trio' or 'asyncio'"
+        raise ValueError(msg)
+    from penstock._signals import Signals  # noqa: PLC0415 - who has an event loop needs it not
 
-        return trio.run(scoped, **options)
-    if backend == "asyncio":
-        from penstock._backends.asyncio import run_in_new_loop  # noqa: PLC0415
-
-        return cast("T", run_in_new_loop(scoped, options))
-    msg = f"there is no backend {backend!r}; expected 'trio' or 'asyncio'"
-    raise ValueError(msg)
+    name = f"{getattr(main, '__module__', '')}.{getattr(main, '__qualname__', repr(main))}"
+    return Signals().run(scoped, backend, backend_options or {}, name=name)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import types
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from penstock._engine.stepping import let_interrupts_in
 from penstock._events import StepFailedEvent
 from penstock._signature import Signature, SignatureError, read_signature
 from penstock._threads import in_thread
@@ -209,6 +212,8 @@ def _read(cls: type, index: int, name: str, function: Any, options: StepOptions)
         called = in_process(written)
     elif not is_async:
         called = in_thread(called, abandon_on_cancel=options.abandon_on_cancel)
+    else:
+        called = _interruptible(called, written)
     return Step(
         name=name,
         index=index,
@@ -220,6 +225,25 @@ def _read(cls: type, index: int, name: str, function: Any, options: StepOptions)
         resources=resources,
         runs_in="loop" if is_async else "process" if options.in_process else "thread",
     )
+
+
+def _interruptible(function: Callable[..., Any], written: Any) -> Callable[..., Any]:
+    """Have Ctrl-C reach an async step that computes, in whatever it was wrapped."""
+    inner = written
+    while isinstance(inner, functools.partial | types.MethodType):
+        inner = inner.func if isinstance(inner, functools.partial) else inner.__func__
+    code: types.CodeType | None = getattr(inner, "__code__", None)
+    if code is not None and code.co_flags & inspect.CO_COROUTINE:
+        let_interrupts_in(code)
+        return function
+
+    @functools.wraps(function)
+    async def call(*arguments: Any) -> Any:
+        coroutine = function(*arguments)
+        let_interrupts_in(getattr(coroutine, "cr_code", None))
+        return await coroutine
+
+    return call
 
 
 def _without_self(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, final
 
 from penstock._backends import current_backend
-from penstock._engine.stepping import run_in_context
+from penstock._engine.stepping import let_interrupts_in, run_in_context
 from penstock._errors import WorkflowRuntimeError
 
 
@@ -161,6 +161,7 @@ class _Call:
                 "async function, or `ctx.from_thread.run_sync(function, ...)`"
             )
             raise TypeError(msg)
+        let_interrupts_in(getattr(awaitable, "cr_code", None))
         return await awaitable
 
     async def _await_in(

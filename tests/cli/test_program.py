@@ -66,6 +66,39 @@ def test_interrupt_runs_the_clean_up(program, backend, tmp_path):
 
 @POSIX
 @BACKENDS
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_other_signals_run_the_clean_up(program, backend, name, code, tmp_path):
+    """P22: SIGTERM and SIGHUP unwind the run as Ctrl-C does, and give 128 and their number."""
+    mark = tmp_path / "mark"
+    process = program("run", "flows_for_cli:Sleeper", "-i", f"mark={mark}", "--backend", backend)
+    assert process.stdout.readline()
+    process.send_signal(getattr(signal, name))
+    status, _, err = finish(process)
+
+    assert (status, err) == (code, f"penstock: ended by {name}\n")
+    assert mark.read_text() == "cleaned up"
+
+
+@POSIX
+def test_a_hang_up_under_nohup_is_ignored(program, tmp_path):
+    """P22: a signal that was ignored when the program began stays ignored."""
+    process = program(
+        "run",
+        "flows_for_cli:Sleeper",
+        "-i",
+        f"mark={tmp_path / 'mark'}",
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    assert process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    status, _, err = finish(process)
+
+    assert (status, err) == (143, "penstock: ended by SIGTERM\n")
+
+
+@POSIX
+@BACKENDS
 def test_a_reader_that_goes_away(program, backend, tmp_path):
     """As in `| head -1`: the run is cancelled with its clean-up, and nothing is complained of."""
     mark = tmp_path / "mark"

@@ -13,12 +13,25 @@ from typing import TYPE_CHECKING, Any, Protocol
 from outcome import Error
 from trio import TooSlowError  # noqa: ASYNC106 - `trio` is a submodule here
 from trio.abc import ReceiveChannel, SendChannel
-from trio.lowlevel import disable_ki_protection, enable_ki_protection, in_trio_task
+from trio.lowlevel import (
+    currently_ki_protected,
+    disable_ki_protection,
+    enable_ki_protection,
+    in_trio_task,
+)
 
+
+try:  # Trio's decorators set it, and there is no public way to ask for it
+    from trio._core import _ki
+
+    _ki_protection: Any = _ki._CODE_KI_PROTECTION_STATUS_WMAP
+except (ImportError, AttributeError):
+    _ki_protection = {}
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
+    from types import CodeType
 
 
 __all__ = [
@@ -33,8 +46,10 @@ __all__ = [
     "Waiter",
     "backend_named",
     "current_backend",
+    "currently_ki_protected",
     "disable_ki_protection",
     "enable_ki_protection",
+    "has_ki_protection_set",
     "run_in_process",
 ]
 
@@ -112,6 +127,12 @@ class Backend(Protocol):
     #: Whether :meth:`await_in_loop` runs its function in the task that waits for the thread.
     awaits_in_host: bool
 
+    def run_in_new_loop(
+        self, function: Callable[[], Awaitable[Any]], options: dict[str, Any], /
+    ) -> Any:
+        """Run an async function in a new event loop, with options of ``trio.run`` or ``anyio.run``."""
+        ...
+
     def open_nursery(self) -> AbstractAsyncContextManager[Any]:
         """Open a :class:`Nursery`."""
         ...
@@ -158,6 +179,13 @@ class Backend(Protocol):
     def rename_task(self, task: Any, /, name: str) -> None: ...
 
     def task_name(self, task: Any, /) -> str: ...
+
+    def living_tasks(self, loop: Any, main: Any, /) -> list[tuple[str, Any]]:
+        """Return the name and the coroutine of each task of a program, ``main`` being its first.
+
+        May be called from a signal handler.
+        """
+        ...
 
     async def run_in_thread(
         self, function: Callable[[], Any], /, *, abandon_on_cancel: bool
@@ -210,6 +238,14 @@ def current_backend() -> Backend:
         "expected a call from inside trio.run(main), asyncio.run(main()) or penstock.run(main)"
     )
     raise RuntimeError(msg)
+
+
+def has_ki_protection_set(code: CodeType) -> bool:
+    """Whether Trio's protection from Ctrl-C was enabled or disabled for this code before."""
+    try:
+        return _ki_protection[code] is not None
+    except KeyError:
+        return False
 
 
 _loaded: dict[str, Backend] = {}

@@ -170,6 +170,32 @@ def _own_functions() -> Any:
     return anyio.lowlevel if find is None else find("asyncio")
 
 
+@contextmanager
+def _woken_by_signals() -> Generator[None]:
+    """Have each signal wake the running event loop, at whatever moment it comes.
+
+    Python looks for signals between bytecodes. asyncio's loop misses one that comes after the last
+    look and before the selector sleeps, or that another thread gets: Ctrl-C then waits for whatever
+    happens next. ``signal.set_wakeup_fd`` is there for that; uvloop and Windows' own loop use it.
+    """
+    loop = asyncio.get_running_loop()
+    is_main = threading.current_thread() is threading.main_thread()
+    if not (is_main and isinstance(loop, asyncio.SelectorEventLoop)):
+        yield
+        return
+    ours, signals = socket.socketpair()
+    with closing(ours), closing(signals):
+        ours.setblocking(False)
+        signals.setblocking(False)
+        loop.add_reader(ours, ours.recv, 4096)
+        before = signal.set_wakeup_fd(signals.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            loop.remove_reader(ours)
+
+
 class AsyncioBackend:
     """See :class:`penstock._backends.Backend`."""
 
@@ -182,6 +208,14 @@ class AsyncioBackend:
     ClosedResourceError: type[Exception] = ClosedResourceError
     BusyResourceError: type[Exception] = BusyResourceError
     WouldBlock: type[Exception] = WouldBlock
+
+    @staticmethod
+    def run_in_new_loop(function: Callable[[], Awaitable[Any]], options: dict[str, Any], /) -> Any:
+        async def main() -> Any:
+            with _woken_by_signals():
+                return await function()
+
+        return anyio.run(main, backend="asyncio", backend_options=options)
 
     _own: Any = _own_functions()
     checkpoint = staticmethod(_own.checkpoint)
@@ -233,6 +267,10 @@ class AsyncioBackend:
         return task.get_name()
 
     @staticmethod
+    def living_tasks(loop: asyncio.AbstractEventLoop, _main: object, /) -> list[tuple[str, Any]]:
+        return [(task.get_name(), task.get_coro()) for task in asyncio.all_tasks(loop)]
+
+    @staticmethod
     async def run_in_thread(function: Callable[[], Any], /, *, abandon_on_cancel: bool) -> Any:
         if abandon_on_cancel:
             return await anyio.to_thread.run_sync(function, abandon_on_cancel=True)
@@ -276,42 +314,3 @@ class AsyncioBackend:
             raise
 
     run_in_process = staticmethod(run_in_process)
-
-
-@contextmanager
-def _woken_by_signals() -> Generator[None]:
-    """Have each signal wake the running event loop, at whatever moment it comes.
-
-    Python looks for signals between bytecodes. asyncio's loop misses one that comes after the last
-    look and before the selector sleeps, or that another thread gets: Ctrl-C then waits for whatever
-    happens next. ``signal.set_wakeup_fd`` is there for that; uvloop and Windows' own loop use it.
-    """
-    loop = asyncio.get_running_loop()
-    is_main = threading.current_thread() is threading.main_thread()
-    if not (is_main and isinstance(loop, asyncio.SelectorEventLoop)):
-        yield
-        return
-    ours, signals = socket.socketpair()
-    with closing(ours), closing(signals):
-        ours.setblocking(False)
-        signals.setblocking(False)
-        loop.add_reader(ours, ours.recv, 4096)
-        before = signal.set_wakeup_fd(signals.fileno(), warn_on_full_buffer=False)
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(before)
-            loop.remove_reader(ours)
-
-
-def run_in_new_loop(function: Callable[[], Awaitable[Any]], options: dict[str, Any], /) -> Any:
-    """Run an async function as ``anyio.run`` does on asyncio, with these backend options.
-
-    Ctrl-C reaches it at whatever moment it comes.
-    """
-
-    async def main() -> Any:
-        with _woken_by_signals():
-            return await function()
-
-    return anyio.run(main, backend="asyncio", backend_options=options)

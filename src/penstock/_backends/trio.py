@@ -80,6 +80,10 @@ class TrioBackend:
     BusyResourceError: type[Exception] = trio.BusyResourceError
     WouldBlock: type[Exception] = trio.WouldBlock
 
+    @staticmethod
+    def run_in_new_loop(function: Callable[[], Awaitable[Any]], options: dict[str, Any], /) -> Any:
+        return trio.run(function, **options)
+
     open_nursery = staticmethod(trio.open_nursery)
     cancel_scope = staticmethod(trio.CancelScope)
     checkpoint = staticmethod(checkpoint)
@@ -116,6 +120,13 @@ class TrioBackend:
     @staticmethod
     def task_name(task: trio.lowlevel.Task) -> str:
         return task.name
+
+    @staticmethod
+    def living_tasks(_loop: object, main: trio.lowlevel.Task, /) -> list[tuple[str, Any]]:
+        tasks = [main]
+        for task in tasks:
+            tasks += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+        return [(task.name, task.coro) for task in tasks]
 
     @staticmethod
     async def run_in_thread(function: Callable[[], Any], /, *, abandon_on_cancel: bool) -> Any:

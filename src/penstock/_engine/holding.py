@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, cast, final
 
 from penstock._backends import current_backend, disable_ki_protection, enable_ki_protection
 from penstock._engine.outcome import URGENT, only_cancelled
+from penstock._engine.stepping import let_interrupts_in
 from penstock._errors import WorkflowRuntimeError
 
 
@@ -25,15 +26,16 @@ if TYPE_CHECKING:
     from penstock._resources import ResourcePlan
 
 
-@disable_ki_protection  # from here on it is the user's code
 def call(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
     """Call a factory."""
+    if inspect.iscoroutinefunction(function):
+        return function(**arguments)  # nothing of it runs yet, and an interrupt could lose it
+    return _call(function, arguments)
+
+
+@disable_ki_protection  # from here on it is the user's code
+def _call(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
     return function(**arguments)
-
-
-@disable_ki_protection
-async def _finish(awaitable: Any) -> Any:
-    return await awaitable
 
 
 @disable_ki_protection
@@ -89,7 +91,8 @@ class Hold:
             BaseException: Whatever comes out of the user's code.
         """
         if inspect.iscoroutine(made):
-            made = await _finish(made)
+            let_interrupts_in(made.cr_code)
+            made = await made
         if not has_to_be_entered(self._plan, made):
             return made
         # Around what the manager opens there has to be a scope that can be shielded later.

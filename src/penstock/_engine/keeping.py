@@ -21,7 +21,7 @@ from penstock._engine.holding import (
     raise_first,
 )
 from penstock._engine.outcome import only_cancelled, single, without_cancelled
-from penstock._engine.stepping import run_in_context
+from penstock._engine.stepping import let_interrupts_in, run_in_context
 from penstock._errors import WorkflowRuntimeError
 
 
@@ -245,6 +245,7 @@ class ResourceScope:
         try:
             if inspect.iscoroutine(made):
                 try:
+                    let_interrupts_in(made.cr_code)
                     made = await run_in_context(made, variables)
                 except Exception as error:
                     error.add_note(f"while the resource {plan.name} was made")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from typing import TYPE_CHECKING, Any
 
-from penstock._backends import Error, disable_ki_protection
+from penstock._backends import Error, disable_ki_protection, has_ki_protection_set
 
 
 if TYPE_CHECKING:
@@ -13,8 +13,26 @@ if TYPE_CHECKING:
     from contextvars import Context
 
 
+class _HasCode:
+    """Carries a code object to Trio's decorator, which asks for no more than this."""
+
+    def __init__(self, code: types.CodeType) -> None:
+        self.__code__ = code
+
+
+def let_interrupts_in(code: types.CodeType | None) -> None:
+    """Have Ctrl-C reach the frames of this code, and what they call, under the protected engine.
+
+    The code is the user's: a step, a factory. What runs it is not marked, so an interrupt never
+    falls between the two: not before the coroutine has begun, which would then never be closed,
+    and not behind an answer of the event loop, which would then be lost. Code that the user has
+    protected stays protected.
+    """
+    if code is not None and not has_ki_protection_set(code):
+        disable_ki_protection(_HasCode(code))
+
+
 @types.coroutine
-@disable_ki_protection  # the engine around it is protected, what the user wrote is not
 def run_in_context(
     coroutine: Coroutine[Any, Any, Any],
     context: Context,

@@ -2,7 +2,7 @@
 
 Exit codes: 0 all went well; 1 the workflow raised, or has faults; 2 the command or its input was
 wrong, which one line on standard error says; 124 the run timed out; 130 it was interrupted by
-Ctrl-C, after its clean-up; 141 whoever read the output is gone.
+Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, after its clean-up; 141 whoever read the output is gone.
 """
 
 from __future__ import annotations

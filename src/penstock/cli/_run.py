@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from contextlib import suppress
+from signal import Signals as Signal
 from typing import TYPE_CHECKING, Any
 
 from penstock._backends import current_backend
@@ -10,6 +13,7 @@ from penstock._engine.outcome import single
 from penstock._errors import WorkflowTimeoutError
 from penstock._events import ChildEvent, InputRequiredEvent, WorkflowFailedEvent
 from penstock._graph import graph_of
+from penstock._signals import Signals
 from penstock.cli._failure import report
 from penstock.cli._input import start_event
 from penstock.cli._output import Printer
@@ -36,20 +40,21 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UsageError: The target or the input is wrong, or a question could not be answered.
         KeyboardInterrupt: Ctrl-C, after the run has unwound.
+        SystemExit: SIGTERM or SIGHUP, after the run has unwound.
         BrokenPipeError: Nobody reads the output any more; the run has been cancelled.
     """
     workflow = build(arguments.target, load(arguments.target), arguments.timeout)
     begin = start_event(graph_of(type(workflow)).start_event, arguments)
     style = arguments.events or ("pretty" if is_terminal(sys.stdout) else "jsonl")
     execution = _Execution(workflow, begin, Printer(style, prompts=is_terminal(sys.stdin)))
-    if arguments.backend == "trio":
-        import trio  # noqa: PLC0415 - the backend alone decides which event loop is imported
-
-        trio.run(execution.main)
-    else:
-        from penstock._backends.asyncio import run_in_new_loop  # noqa: PLC0415
-
-        run_in_new_loop(execution.main, {})
+    signals = Signals()
+    try:
+        signals.run(execution.main, arguments.backend, {})
+    except SystemExit:
+        if signals.received is not None and signals.received != signal.SIGINT:
+            with suppress(OSError):  # the terminal may have gone
+                print(f"penstock: ended by {Signal(signals.received).name}", file=sys.stderr)  # noqa: T201
+        raise
     return execution.conclude()
 
 
