@@ -25,7 +25,10 @@ from benchmarks._counts import COUNTS, LIBRARIES, WORKS
 from penstock import _backends
 from penstock._engine import runner
 from penstock._engine.machine import Machine
+from penstock._engine.snapshots import shape_of
+from penstock._graph import graph_of
 from penstock._streams import EventLog
+from penstock.drawing._model import flow_of
 
 
 pytestmark = pytest.mark.skipif(
@@ -370,3 +373,120 @@ def test_a_run_on_trio_imports_no_more_than_it_did():
     assert not more, (
         f"the first run now imports {sorted(more)}; expected that only who needs it does"
     )
+
+
+# -- what a workflow costs that is built, checked and drawn ---------------------------------------
+
+
+def written(lines):
+    """Return the workflow class that a source text of one line for each step makes."""
+    names: dict[str, object] = {}
+    exec("\n".join(["from penstock import *", *lines]), names)
+    return names["W"]
+
+
+def chain(size):
+    """Return a chain of steps; its faults are looked for, and there are none."""
+    lines = [f"class E{i}(Event): ..." for i in range(size + 1)]
+    lines.append("class W(Workflow):")
+    lines.append(" @step\n async def begin(self, ev: StartEvent) -> E0: ...")
+    lines += [f" @step\n async def s{i}(self, ev: E{i}) -> E{i + 1}: ..." for i in range(size)]
+    lines.append(f" @step\n async def end(self, ev: E{size}) -> StopEvent: ...")
+    return written(lines)
+
+
+def nested(size):
+    """Return fan-outs that are nested as deep as there are, each with its join."""
+    lines = [f"class A{i}(Event): ...\nclass Z{i}(Event): ..." for i in range(size + 1)]
+    lines.append("class W(Workflow):")
+    lines.append(" @step\n async def begin(self, ev: StartEvent) -> A0: ...")
+    for i in range(size):
+        lines.append(f" @step\n async def out{i}(self, ev: A{i}) -> list[A{i + 1}]: ...")
+        lines.append(f" @step\n async def join{i}(self, evs: list[Z{i + 1}]) -> Z{i}: ...")
+    lines.append(f" @step\n async def turn(self, ev: A{size}) -> Z{size}: ...")
+    lines.append(" @step\n async def end(self, ev: Z0) -> StopEvent: ...")
+    return written(lines)
+
+
+def looping(size):
+    """Return fan-outs without joins, from each of which a way leads back to the first."""
+    lines = [f"class E{i}(Event): ..." for i in range(size + 1)]
+    lines.append("class W(Workflow):")
+    lines.append(" @step\n async def begin(self, ev: StartEvent) -> E0: ...")
+    for i in range(size):
+        lines.append(f" @step\n async def s{i}(self, ev: E{i}) -> list[E{i + 1}] | E0: ...")
+    lines.append(f" @step\n async def end(self, ev: E{size}) -> StopEvent | None: ...")
+    return written(lines)
+
+
+def broken(size):
+    """Return steps that nothing leads to, and that lead to nothing."""
+    lines = [f"class E{i}(Event): ...\nclass F{i}(Event): ..." for i in range(size)]
+    lines.append("class W(Workflow):")
+    lines.append(" @step\n async def begin(self, ev: StartEvent) -> StopEvent: ...")
+    lines += [f" @step\n async def s{i}(self, ev: E{i}) -> F{i}: ..." for i in range(size)]
+    return written(lines)
+
+
+def hierarchy(size):
+    """Return steps that take subclasses of the one class that all of them make."""
+    lines = ["class B(Event): ...", *(f"class E{i}(B): ..." for i in range(size))]
+    lines.append("class W(Workflow):")
+    lines.append(" @step\n async def begin(self, ev: StartEvent) -> B: ...")
+    lines += [f" @step\n async def s{i}(self, ev: E{i}) -> B | StopEvent: ..." for i in range(size)]
+    return written(lines)
+
+
+def calls_of(function, *arguments):
+    """Return how many calls, of Python and of C, ``function`` makes."""
+    count = 0
+
+    def note(_frame, what, _about):
+        nonlocal count
+        count += what in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        function(*arguments)
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+@pytest.mark.parametrize(
+    "make", [chain, nested, looping, broken, hierarchy], ids=lambda f: f.__name__
+)
+def test_building_costs_the_same_for_each_step(make):
+    """A workflow of four times as many steps takes four times as much to build and to check."""
+    costs: list[int] = []
+    for size in (50, 200):
+        cls = make(size)
+        costs.append(calls_of(graph_of, cls) / size)
+
+    assert costs[1] <= 1.1 * costs[0]
+
+
+@pytest.mark.parametrize("make", [chain, nested, broken], ids=lambda f: f.__name__)
+def test_drawing_costs_the_same_for_each_step(make):
+    """A picture of four times as many steps takes four times as much, where no arrow is long."""
+    costs = [calls_of(flow_of, make(size)) / size for size in (50, 200)]
+
+    assert costs[1] <= 1.1 * costs[0]
+
+
+@pytest.mark.parametrize("make", [chain, nested, looping, hierarchy], ids=lambda f: f.__name__)
+def test_the_parts_of_a_snapshot_that_come_of_the_graph_cost_the_same_for_each_step(make):
+    """The shape of a workflow and the classes of its snapshots are found in linear time."""
+
+    def prepare(cls):
+        graph = graph_of(cls)
+        shape_of(graph)
+        graph.codec(())
+
+    graphs = [make(size) for size in (50, 200)]
+    for cls in graphs:
+        graph_of(cls)
+    costs = [calls_of(prepare, cls) / size for cls, size in zip(graphs, (50, 200), strict=True)]
+
+    assert costs[1] <= 1.1 * costs[0]

@@ -287,6 +287,7 @@ def _names_around(function: Any, depth: int) -> dict[str, Any]:
     while frame is not None:
         around = frame.f_code.co_qualname
         if function.__qualname__.startswith((f"{around}.<locals>.", f"{around}.{own}")):
-            names = {n: v for n, v in frame.f_locals.items() if n in wanted} | names
+            found = frame.f_locals
+            names = {name: found[name] for name in wanted if name in found} | names
         frame = frame.f_back
     return names

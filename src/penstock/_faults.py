@@ -18,6 +18,7 @@ from penstock._events import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from penstock._events import Event
     from penstock._graph import Graph
 
 
@@ -85,7 +86,6 @@ def _find_faults_at_the_ends(graph: Graph, starts: list[type[StartEvent]]) -> It
 
 
 def _find_loose_events(graph: Graph) -> Iterator[Fault]:
-    made = {kind for step in graph.steps for kind in (*step.returns, *step.fans_out)}
     for step in graph.steps:
         for kind in dict.fromkeys((*step.returns, *step.fans_out)):
             if not issubclass(kind, StopEvent | InputRequiredEvent) and not graph.reached_by(kind):
@@ -97,7 +97,7 @@ def _find_loose_events(graph: Graph) -> Iterator[Fault]:
         for kind in step.accepts:
             if issubclass(kind, StartEvent | HumanResponseEvent | StopEvent | StepFailedEvent):
                 continue
-            if not any(issubclass(m, kind) or issubclass(kind, m) for m in made):
+            if not graph.is_made(kind):
                 yield Fault(
                     f"{kind.__name__}, which the step {step.name} takes, is made by no step; "
                     f"expected a step with `-> {kind.__name__}` (what a step sends with "
@@ -106,14 +106,12 @@ def _find_loose_events(graph: Graph) -> Iterator[Fault]:
 
 
 def _find_unclear_joins(graph: Graph) -> Iterator[Fault]:
-    for outer, inside in graph.inside.items():
-        for inner in sorted(inside - {outer}):
-            for both in sorted({*graph.joins[outer]} & {*graph.joins[inner]}):
-                yield Fault(
-                    f"the step {graph.steps[both].name} joins what {graph.steps[outer].name} fans "
-                    f"out, and also what {graph.steps[inner].name} fans out inside of that; "
-                    "expected a join, and an event that leads to it, for each"
-                )
+    for outer, inner, both in graph.nesting.overlaps(graph.joins):
+        yield Fault(
+            f"the step {graph.steps[both].name} joins what {graph.steps[outer].name} fans "
+            f"out, and also what {graph.steps[inner].name} fans out inside of that; "
+            "expected a join, and an event that leads to it, for each"
+        )
     fed = {join for joins in graph.joins for join in joins}
     for i, step in enumerate(graph.steps):
         if step.takes == "list" and i not in fed:
@@ -130,11 +128,19 @@ def _reachable(graph: Graph, start: type[StartEvent]) -> set[int]:
         if issubclass(kind, HumanResponseEvent):
             todo += steps
     reached: set[int] = set()
+    seen: set[type[Event]] = set()
     while todo:
         at = todo.pop()
-        if at not in reached:
-            reached.add(at)
-            todo += [target for _, target, _ in graph.following(at)]
+        if at in reached:
+            continue
+        reached.add(at)
+        if at in graph.handlers:
+            todo.append(graph.handlers[at])
+        step = graph.steps[at]
+        for kind in (*step.returns, *step.fans_out):
+            if kind not in seen:
+                seen.add(kind)
+                todo += graph.reached_by(kind)
     return reached
 
 
@@ -150,25 +156,41 @@ def _find_unreachable(graph: Graph, reached: set[int]) -> Iterator[Fault]:
 
 
 def _find_dead_ends(graph: Graph, reached: set[int]) -> Iterator[Fault]:
-    ends = {
-        i
-        for i, step in enumerate(graph.steps)
-        if step.may_end or any(issubclass(k, StopEvent | InputRequiredEvent) for k in step.returns)
-    }
-    grown = True
-    while grown:
-        more = {
-            i
-            for i in range(len(graph.steps))
-            if i not in ends and any(target in ends for _, target, _ in graph.following(i))
-        }
-        ends |= more
-        grown = bool(more)
+    ends = _ending(graph)
     for i in sorted(reached - ends):
-        if any(True for _ in graph.following(i)):
+        step = graph.steps[i]
+        made = (*step.returns, *step.fans_out)
+        if i in graph.handlers or any(map(graph.reached_by, made)):
             yield Fault(
-                f"from the step {graph.steps[i].name} no way leads to a StopEvent, so a run "
+                f"from the step {step.name} no way leads to a StopEvent, so a run "
                 "that gets there goes round for ever; expected a step on the way with "
                 "`-> StopEvent` or `| None`",
                 "dead_end",
             )
+
+
+def _ending(graph: Graph) -> set[int]:
+    """Return the steps from which a way leads to an end, by a walk back from the ends."""
+    makers: dict[type[Event], list[int]] = {}
+    before: list[list[type[Event]]] = [[] for _ in graph.steps]
+    failing: list[list[int]] = [[] for _ in graph.steps]
+    todo: list[int] = []
+    for i, step in enumerate(graph.steps):
+        if step.may_end or any(issubclass(k, StopEvent | InputRequiredEvent) for k in step.returns):
+            todo.append(i)
+        for kind in {*step.returns, *step.fans_out}:
+            makers.setdefault(kind, []).append(i)
+        if i in graph.handlers:
+            failing[graph.handlers[i]].append(i)
+    for kind in makers:
+        for target in graph.reached_by(kind):
+            before[target].append(kind)
+    ends: set[int] = set()
+    while todo:
+        at = todo.pop()
+        if at not in ends:
+            ends.add(at)
+            todo += failing[at]
+            for kind in before[at]:
+                todo += makers.pop(kind, ())
+    return ends

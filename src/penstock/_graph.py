@@ -15,11 +15,12 @@ from penstock._events import (
     StopEvent,
 )
 from penstock._faults import Fault, find_faults
+from penstock._nesting import Nesting
 from penstock._steps import Step, find_steps
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from penstock._codec import Codec
 
@@ -70,7 +71,18 @@ class Graph:
             if step.options.catches is None:  # a handler gets what failed, and no event
                 for kind in step.accepts:
                     self.acceptors.setdefault(kind, []).append(i)
+        #: For each class, the steps that take a class derived from it, itself among them.
+        self._deeper: dict[type, list[int]] = {}
+        for kind, takers in self.acceptors.items():
+            for base in kind.__mro__:
+                self._deeper.setdefault(base, []).extend(takers)
+        #: The classes that steps declare to make; these and all above them.
+        self._declared: frozenset[type[Event]] = frozenset(
+            kind for step in steps for kind in (*step.returns, *step.fans_out)
+        )
+        self._made: frozenset[type] = frozenset(b for k in self._declared for b in k.__mro__)
         self._routes: dict[type, tuple[int, ...]] = {}
+        self._reached: dict[type, tuple[int, ...]] = {}
         self.outputs: list[dict[type, Route]] = [{} for _ in steps]
         self._listed: list[dict[type, Route]] = [{} for _ in steps]
         self._inputs: dict[type, Route] = {}
@@ -78,8 +90,6 @@ class Graph:
         self.published: set[type] = set()
         starts = [kind for kind in self.acceptors if issubclass(kind, StartEvent)]
         self.start_event: type[StartEvent] = starts[0] if starts else StartEvent
-        #: For each step that fans out, the steps that fan out once more inside.
-        self.inside: dict[int, set[int]] = {}
         self.handlers: dict[int, int] = {}
         problems += self._assign_handlers()
         self.needs_scope: bool = any(step.resources for step in steps)
@@ -89,7 +99,8 @@ class Graph:
         self.state_type: type | None = None
         problems += self._find_state_type()
         self._codecs: dict[tuple[type, ...], Codec] = {}
-        self.joins: tuple[tuple[int, ...], ...] = tuple(self._joins_fed_by(step) for step in steps)
+        self.nesting: Nesting = Nesting(self.steps, self.reached_by, self.handlers)
+        self.joins: tuple[tuple[int, ...], ...] = tuple(map(self.nesting.joins_of, steps))
         self.races: frozenset[int] = frozenset(
             i for i, fed in enumerate(self.joins) if any(steps[j].take for j in fed)
         )
@@ -225,22 +236,15 @@ class Graph:
 
     def reached_by(self, kind: type[Event]) -> tuple[int, ...]:
         """Return the steps that an event declared as ``kind`` can reach; it may be of a subclass."""
-        deeper = [
-            i for taken, steps in self.acceptors.items() for i in steps if issubclass(taken, kind)
-        ]
-        return tuple(dict.fromkeys((*self.targets(kind), *deeper)))
+        found = self._reached.get(kind)
+        if found is None:
+            found = tuple(dict.fromkeys((*self.targets(kind), *self._deeper.get(kind, ()))))
+            self._reached[kind] = found
+        return found
 
-    def following(self, index: int) -> Iterator[tuple[type[Event], int, bool]]:
-        """Yield each event class that a step makes, a step it reaches, and whether it fans out."""
-        step = self.steps[index]
-        for kind in step.returns:
-            for target in self.reached_by(kind):
-                yield kind, target, False
-        for kind in step.fans_out:
-            for target in self.reached_by(kind):
-                yield kind, target, True
-        if index in self.handlers:
-            yield StepFailedEvent, self.handlers[index], False
+    def is_made(self, kind: type[Event]) -> bool:
+        """Whether some step makes events of a class, of one derived from it or of one above it."""
+        return kind in self._made or any(base in self._declared for base in kind.__mro__)
 
     def _find_state_type(self) -> list[str]:
         """Find the most derived class of the state that the steps name; return what is wrong."""
@@ -328,30 +332,6 @@ class Graph:
             return f"{handler.name} and {other} both catch the failures of {name}; expected its name in one `for_steps=[...]` only"
         self.handlers[covered] = handler.index
         return ""
-
-    def _joins_fed_by(self, step: Step) -> tuple[int, ...]:
-        """Return the joins in which a fan-out of ``step`` ends.
-
-        A walk over (step, depth): a fan-out on the way goes one deeper, a join comes one back
-        up, and a join met at depth one is the end of this fan-out.
-        """
-        limit = 1 + sum(bool(s.fans_out) for s in self.steps)
-        found: dict[int, None] = {}
-        seen: set[tuple[int, int]] = set()
-        todo = [(target, 1) for kind in step.fans_out for target in self.reached_by(kind)]
-        while todo:
-            target, depth = todo.pop()
-            if self.steps[target].takes == "list":
-                depth -= 1
-                if depth == 0:
-                    found[target] = None
-                    continue
-            if (target, depth) in seen or depth > limit:
-                continue
-            seen.add((target, depth))
-            todo += [(n, depth + wide) for _, n, wide in self.following(target)]
-        self.inside[step.index] = {i for i, _ in seen if self.steps[i].fans_out}
-        return tuple(sorted(found))
 
     # -- what is wrong ---------------------------------------------------------------------
 

@@ -291,13 +291,12 @@ class _Sketch:
         at = self._first_step + step.index
         if step.options.catches is not None:
             return
-        made = {kind for s in self._graph.steps for kind in (*s.returns, *s.fans_out)}
         for kind in step.accepts:
             if issubclass(kind, StartEvent):
                 self._connect(0, at, "event", kind)
             elif issubclass(kind, HumanResponseEvent):
                 self._connect(self._person_node(), at, "human", kind)
-            elif not any(issubclass(m, kind) or issubclass(kind, m) for m in made):
+            elif not self._graph.is_made(kind):
                 gap = self._add_node(Node("gap", title=f"No step makes {kind.__name__}"))
                 self._connect(gap, at, "gap", kind)
 
