@@ -31,7 +31,7 @@ FLOORS = [
     ["penstock._engine.lineage", "penstock._engine.clock", "penstock._context"],
     ["penstock._decorators", "penstock._graph", "penstock._thread_operations"],
     ["penstock._steps", "penstock._streams", "penstock._branch", "penstock._faults"],
-    ["penstock._nesting"],
+    ["penstock._nesting", "penstock._endings"],
     ["penstock._store"],
     ["penstock._signature", "penstock._threads", "penstock._processes", "penstock._answers"],
     ["penstock._engine.outcome", "penstock._engine.stepping"],

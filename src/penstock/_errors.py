@@ -29,7 +29,8 @@ class WorkflowStalledError(WorkflowRuntimeError):
     """Raised when a run can never go on: no step runs, nothing is pending, nobody is asked.
 
     Attributes:
-        missing: What each join or collection still lacked.
+        missing: What each join or collection still lacked, and which steps ended their branch by
+            a None that they do not declare.
     """
 
     def __init__(self, message: str, missing: tuple[str, ...] = ()) -> None:

@@ -101,7 +101,8 @@ def _find_loose_events(graph: Graph) -> Iterator[Fault]:
                 yield Fault(
                     f"{kind.__name__}, which the step {step.name} takes, is made by no step; "
                     f"expected a step with `-> {kind.__name__}` (what a step sends with "
-                    "ctx.send_event belongs there too)"
+                    "ctx.send_event belongs there too)",
+                    "declaration",
                 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_origin
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 #: The checks that ``skip_graph_checks`` may name.
 SKIPPABLE = ("reachability", "terminal_event", "dead_end")
+
+#: What ``disable_validation`` leaves out: these, and that events are declared where they are made.
+DISABLED = (*SKIPPABLE, "declaration")
 
 
 class Route:
@@ -58,6 +62,8 @@ class Graph:
         races: The steps that fan out into a join that takes the first few.
         handlers: For each step, the one that handles its failures, where there is one.
         needs_scope: Whether any step asks for a resource.
+        is_strict: Whether a step that returns None has to declare it.
+        is_lenient: Whether a step may make events that it does not declare.
         state_type: The class of the state that the steps name, or None.
     """
 
@@ -107,6 +113,24 @@ class Graph:
         # A step that cannot be read is missing from the graph, which must not be blamed for it.
         found = map(Fault, problems) if problems else find_faults(self, starts)
         self.faults: tuple[Fault, ...] = tuple(found)
+        self.is_strict: bool = False
+        self.is_lenient: bool = False
+        #: The same graph by other rules, for the objects that were built with these.
+        self.variants: dict[tuple[bool, bool], Graph] = {}
+
+    def copy(self) -> Graph:
+        """Return the same graph with nothing looked up yet, so that it may be altered."""
+        copied = copy.copy(self)
+        copied.outputs = [{} for _ in self.steps]
+        copied._listed = [{} for _ in self.steps]
+        copied._inputs = {}
+        copied._routes = {}
+        copied.published = set()
+        return copied
+
+    def is_like(self, other: Graph) -> bool:
+        """Whether both come of one reading of one class."""
+        return self.variants is other.variants
 
     # -- what goes where -------------------------------------------------------------------
 
@@ -138,13 +162,26 @@ class Graph:
             step = self.steps[index]
             if not issubclass(kind, Event):
                 raise WorkflowRuntimeError(self._not_an_event(step, kind))
-            if not step.allows(kind, in_list=in_list):
+            if not (self.is_lenient or step.allows(kind, in_list=in_list)):
                 raise WorkflowRuntimeError(self._undeclared(step, kind, in_list=in_list))
             route = self._route(kind)
             if not (route.targets or route.is_stop or route.is_question):
                 raise WorkflowRuntimeError(self._unheard(step, kind))
             known[kind] = route
         return route
+
+    def check_none(self, step: Step) -> None:
+        """Take note that ``step`` returned None, which its signature does not declare.
+
+        Raises:
+            WorkflowRuntimeError: The workflow was built with ``strict_none=True``.
+        """
+        if self.is_strict:
+            msg = (
+                f"{step.label} returned None, which it does not declare; expected it to "
+                "return one of its events, or `| None` in its signature"
+            )
+            raise WorkflowRuntimeError(msg)
 
     def input(self, kind: type) -> Route:
         """Return the way of an event that came from outside.
@@ -359,14 +396,21 @@ def _shown(step: Step, *, bare: bool = False) -> str:
     return " | ".join(parts) if bare else " or ".join(parts)
 
 
-def graph_of(cls: type) -> Graph:
+def graph_of(cls: type, *, is_strict: bool = False, is_lenient: bool = False) -> Graph:
     """Return the graph of a workflow class, read once and kept with the class."""
     graph: Any = cls.__dict__.get("_penstock_graph")
     if graph is None:
         graph = Graph(cls)
         # Kept on the class itself: a subclass has its own, and both go when they are dropped.
         type.__setattr__(cls, "_penstock_graph", graph)
-    return graph  # type: ignore[no-any-return]
+    rules = is_strict, is_lenient
+    if not any(rules):
+        return graph  # type: ignore[no-any-return]
+    variant: Graph | None = graph.variants.get(rules)
+    if variant is None:
+        variant = graph.variants[rules] = graph.copy()
+        variant.is_strict, variant.is_lenient = rules
+    return variant
 
 
 def forget_graph(cls: type) -> None:

@@ -11,7 +11,7 @@ from penstock._decorators import add_step
 from penstock._engine.runner import Runner, RunOptions
 from penstock._errors import WorkflowRuntimeError, WorkflowValidationError
 from penstock._events import HumanResponseEvent, InputRequiredEvent
-from penstock._graph import SKIPPABLE, Graph, forget_graph, graph_of
+from penstock._graph import DISABLED, SKIPPABLE, Graph, forget_graph, graph_of
 from penstock._handler import WorkflowHandler
 from penstock._limits import Gate
 from penstock._observe import Observer, Several, Verbose
@@ -56,7 +56,10 @@ class Workflow(Generic[R]):
             further ones wait in order, and their timeouts begin when they do. None: any number.
         serializable: Classes whose objects may be in a snapshot, beside those that the fields of
             its events and its state name.
-        disable_validation: Leave out all checks that may be left out.
+        disable_validation: Leave out all checks that may be left out, and deliver the events that
+            steps return or send without declaring them.
+        strict_none: Whether a step that returns None without ``| None`` in its signature fails
+            the run. By default its branch ends there, and the logger ``penstock`` says so.
 
     Raises:
         WorkflowValidationError: The steps and events do not fit together (every fault is in the
@@ -76,6 +79,7 @@ class Workflow(Generic[R]):
         num_concurrent_runs: int | None = None,
         serializable: Iterable[type] = (),
         disable_validation: bool = False,
+        strict_none: bool = False,
     ) -> None:
         if isinstance(skip_graph_checks, str) or not isinstance(skip_graph_checks, Iterable):
             msg = (
@@ -83,13 +87,15 @@ class Workflow(Generic[R]):
                 f"of names: [{skip_graph_checks!r}]"
             )
             raise WorkflowValidationError(msg)
-        skip = frozenset(SKIPPABLE if disable_validation else skip_graph_checks)
+        skip = frozenset(skip_graph_checks)
         self._check_options(timeout, stream_buffer, stream_history, skip)
+        if disable_validation:
+            skip = frozenset(DISABLED)
         name = type(self).__name__
         if not (num_concurrent_runs is None or is_count(num_concurrent_runs)):
             msg = f"{name}(num_concurrent_runs={num_concurrent_runs!r}); expected an int of at least 1, or None"
             raise WorkflowValidationError(msg)
-        graph = graph_of(type(self))
+        graph = graph_of(type(self), is_strict=strict_none, is_lenient=disable_validation)
         graph.check(skip)
         self.__skip = skip
         watching = (*((Verbose(),) if verbose else ()), *_checked(type(self).__name__, observers))
@@ -284,7 +290,7 @@ class Workflow(Generic[R]):
                 "expected `await handler` before, or Context(workflow)"
             )
             raise WorkflowRuntimeError(msg)
-        if seed.graph is not self._built():
+        if not seed.graph.is_like(self._built()):
             msg = (
                 f"run(ctx=...) of {self._built().name} was given a context of {seed.graph.name}; "
                 "expected Context(workflow) with this workflow"

@@ -72,6 +72,15 @@ class EchoDeclared(Workflow):
         return StopEvent(result=ev.to_dict())
 
 
+class Forgets(Workflow):
+    """Ends in silence where it is given no topic."""
+
+    @step  # noqa: RET503 - it is what is told
+    async def echo(self, ev: StartEvent) -> StopEvent:
+        if ev.get("topic"):
+            return StopEvent(result=ev.topic)
+
+
 class Opaque:
     def __repr__(self):
         return "<Opaque>"

@@ -51,6 +51,21 @@ def test_skipped_checks(cli):
         assert "switched off: reachability: the step island is never reached" in out
 
 
+def test_check_notes_each_step_that_may_return_an_undeclared_none(cli):
+    """Such a step is no fault and is told with its line; with --strict the exit code is 1."""
+    code, out, err = cli("check", "flows_for_cli:Forgets")
+    ok, note = out.splitlines()
+
+    assert (code, err) == (0, "")
+    assert ok.startswith("ok: Forgets, 1 step")
+    assert note == (
+        "  note: the step echo may return None (at its end), which its signature does not declare; "
+        "expected `-> StopEvent | None`, or an event there"
+    )
+    assert cli("check", "flows_for_cli:Forgets", "--strict") == (1, out, "")
+    assert cli("check", "flows_for_cli:Fails", "--strict")[0] == 0
+
+
 def test_draw_to_a_file(cli, tmp_path):
     """The page is written where -o says, and its path printed."""
     page = tmp_path / "page.html"

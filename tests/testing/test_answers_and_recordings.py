@@ -378,7 +378,7 @@ async def test_a_recorded_result_has_to_be_declared():
     with pytest.raises(WorkflowRuntimeError, match=r"Factory\.make returned or sent a Part, which"):
         await run_workflow(Factory(), recorded={"make": lambda ev: ev})
     with pytest.raises(WorkflowRuntimeError, match="make returned None, which it does not declare"):
-        await run_workflow(Factory(), recorded={"make": lambda ev: None})
+        await run_workflow(Factory(strict_none=True), recorded={"make": lambda ev: None})
 
 
 @pytest.mark.anyio

@@ -245,9 +245,9 @@ class Undeclared(Workflow):
 async def test_what_the_step_does_not_declare_is_refused(fields):
     """P13: with the words that the engine has for it in a whole run."""
     with pytest.raises(WorkflowRuntimeError) as alone:
-        await run_step(Undeclared(), "only", StartEvent(**fields))
+        await run_step(Undeclared(strict_none=True), "only", StartEvent(**fields))
     with pytest.raises(WorkflowRuntimeError) as whole:
-        await run_workflow(Undeclared(), **fields)
+        await run_workflow(Undeclared(strict_none=True), **fields)
 
     assert str(alone.value) == str(whole.value)
 
@@ -264,7 +264,7 @@ def test_a_wrong_result_is_not_tried_again(backend):
 
     async def main():
         with pytest.raises(WorkflowRuntimeError, match="only returned None"):
-            await run_step(Wrong(), "only", StartEvent())
+            await run_step(Wrong(strict_none=True), "only", StartEvent())
         assert calls == [1]
 
     run_virtually(backend, main)

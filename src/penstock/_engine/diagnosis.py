@@ -79,3 +79,13 @@ def missing(machine: Machine) -> tuple[str, ...]:
         why = " that no worker is free for" if is_stuck(machine) else ""
         told.append(f"{len(machine.resting)} waiting for branches{why}")
     return tuple(told)
+
+
+def silent_ends(machine: Machine) -> Iterator[str]:
+    """Tell which steps have returned None without declaring it, and how often."""
+    for name, count in machine.silent.items():
+        times = "" if count == 1 else f" {count} times"
+        yield (
+            f"{machine.graph.name}.{name} returned None{times}, which its signature does not "
+            "declare, and so ended its branch"
+        )

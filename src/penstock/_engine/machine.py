@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from penstock._engine.joins import Wait
     from penstock._events import StopEvent
     from penstock._graph import Graph, Route
+    from penstock._steps import Step
 
 
 #: An event (a list for a join, a tuple for one of each) on its way to a step, with its group.
@@ -43,6 +44,10 @@ def _cancel_nothing(_scope: object, _reason: str) -> None:
     """Stand in where nothing runs."""
 
 
+def _tell_nobody(_step: object) -> None:
+    """Stand in where there is no log."""
+
+
 class Machine(Groups):
     """The state of one run.
 
@@ -57,6 +62,7 @@ class Machine(Groups):
         "_cancel_scope",
         "_open_inbox",
         "_publish",
+        "_tell_ended",
         "answered",
         "early",
         "graph",
@@ -64,6 +70,7 @@ class Machine(Groups):
         "is_draining",
         "questions",
         "resting",
+        "silent",
         "startable",
         "stations",
         "stop",
@@ -76,11 +83,13 @@ class Machine(Groups):
         open_inbox: Callable[[], Inbox],
         publish: Callable[[Event], None],
         cancel_scope: Callable[[Any, str], None] = _cancel_nothing,
+        tell_ended: Callable[[Step], None] = _tell_nobody,
     ) -> None:
         self.graph = graph
         self._open_inbox = open_inbox
         self._publish = publish
         self._cancel_scope = cancel_scope
+        self._tell_ended = tell_ended
         self.stations = [Station(step) for step in graph.steps]
         self.startable: list[Station] = []
         self.stop: StopEvent | None = None
@@ -94,6 +103,8 @@ class Machine(Groups):
         #: Whose event is there, and who has not gone on with it yet.
         self.answered: dict[Wait, object] = EMPTY
         self.early: list[Event] | tuple[()] = ()
+        #: How often which step has returned None without declaring it.
+        self.silent: dict[str, int] = EMPTY
         #: The branches that steps wait for in their middle.
         self.resting: dict[object, list[Group]] = EMPTY
 
@@ -319,18 +330,22 @@ class Machine(Groups):
             self._fan_out(station.index, group, cast("list[Any]", result))
         elif result is None:
             if not station.step.may_end:
-                msg = (
-                    f"{station.step.label} returned None, which it does not declare; expected it to "
-                    "return one of its events, or `| None` in its signature"
-                )
-                raise WorkflowRuntimeError(msg)
+                self._end_silently(station.step)
         else:
             kind = cast("type[Any]", type(result))
             self.graph.output(station.index, kind)  # raises, and says what was expected
 
+    def _end_silently(self, step: Step) -> None:
+        """Take note that a step ended its branch by a None that it does not declare."""
+        self.graph.check_none(step)
+        self.silent = self.silent or {}
+        count = self.silent[step.name] = self.silent.get(step.name, 0) + 1
+        if count == 1:
+            self._tell_ended(step)
+
     def _fan_out(self, index: int, group: Group | None, events: list[Any]) -> None:
         graph = self.graph
-        if not graph.steps[index].fans_out:
+        if not (graph.steps[index].fans_out or graph.is_lenient):
             graph.output(index, list)  # raises, and says what was expected
         kinds: list[type[Any]] = [type(event) for event in events]
         routes = [graph.output(index, kind, in_list=True) for kind in kinds]
@@ -460,4 +475,4 @@ class Machine(Groups):
 
     def retire(self) -> None:
         """Let go of the run, and keep the books for a snapshot."""
-        self._publish = self._cancel_scope = self._open_inbox = _retired
+        self._publish = self._cancel_scope = self._open_inbox = self._tell_ended = _retired

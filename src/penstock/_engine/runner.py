@@ -9,6 +9,7 @@ from outside, a ``KeyboardInterrupt`` or a ``SystemExit``.
 
 from __future__ import annotations
 
+import logging
 import threading
 from contextvars import ContextVar, copy_context
 from math import inf
@@ -21,7 +22,7 @@ from penstock._backends import current_backend, enable_ki_protection
 from penstock._context import outer_context
 from penstock._engine.attempts import Again, Interrupted, interrupted
 from penstock._engine.clock import Clock
-from penstock._engine.diagnosis import expects_input, is_stuck, missing
+from penstock._engine.diagnosis import expects_input, is_stuck, missing, silent_ends
 from penstock._engine.failing import recover
 from penstock._engine.machine import EMPTY, Machine
 from penstock._engine.outcome import (
@@ -50,9 +51,12 @@ if TYPE_CHECKING:
     from penstock._graph import Graph
     from penstock._limits import Door, Gate
     from penstock._observe import Observer
+    from penstock._steps import Step
     from penstock._store import StateStore
     from penstock._streams import EventLog
 
+
+LOGGER = logging.getLogger("penstock")
 
 #: The ambient owner of runs that were given none; see penstock._scope. Steps have none.
 current_scope: ContextVar[Any] = ContextVar("penstock_scope", default=None)
@@ -267,7 +271,9 @@ class Runner(Steering):
         if self.options.timeout is not None:
             self.watch = self._note_delivery
         self.clock.begin(backend, nursery.cancel_scope, has_branches=self.graph.has_branches)
-        self._machine = Machine(self.graph, backend.open_inbox, self._publish, backend.cancel)
+        self._machine = Machine(
+            self.graph, backend.open_inbox, self._publish, backend.cancel, self._tell_ended
+        )
         self._due = perf_counter() + TURN
         if self.observer is not None:
             self.observer.run_started(self.run_id, self.graph.name, self._start_event)
@@ -401,8 +407,17 @@ class Runner(Steering):
         """Take note that nothing can happen in the run any more."""
         if not self.outcome.status and self.draining is None:
             _, machine = self.live()
-            self.outcome.stall(missing(machine))
+            self.outcome.stall((*missing(machine), *silent_ends(machine)))
             self._halt("the run is stalled")
+
+    def _tell_ended(self, step: Step) -> None:
+        """Log that ``step`` has returned None without declaring it; once in a run."""
+        LOGGER.warning(
+            "the step %s of the run %s returned None, which its signature does not declare: its "
+            "branch ends there; expected one of its events, or `| None` in the signature",
+            step.label,
+            self.run_id,
+        )
 
     def fail(self, error: BaseException) -> None:
         """Fail with an error that comes from no step of its own accord."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from penstock._endings import silent_end
 from penstock._events import StopEvent
 from penstock._graph import Graph, graph_of
 from penstock.cli._targets import UsageError, build, is_workflow_class, load
@@ -40,7 +41,7 @@ def draw(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Print "ok" and a summary, or every fault."""
+    """Print "ok" and a summary, or every fault; and which steps end in silence."""
     cls, is_built = _class_of(arguments.target)
     graph = graph_of(cls)
     skipped = set(arguments.skip)
@@ -51,11 +52,14 @@ def check(arguments: argparse.Namespace) -> int:
         print(f"{graph.name} has {count}:")  # noqa: T201
         for number, fault in enumerate(faults, 1):
             print(f"  {number}. {fault.text}")  # noqa: T201
-        return 1
-    print(f"ok: {_summary(graph)}")  # noqa: T201
-    for fault in graph.faults:
-        print(f"  switched off: {_described(fault)}")  # noqa: T201
-    return 0
+    else:
+        print(f"ok: {_summary(graph)}")  # noqa: T201
+        for fault in graph.faults:
+            print(f"  switched off: {_described(fault)}")  # noqa: T201
+    silent = [text for text in map(silent_end, graph.steps) if text]
+    for text in silent:
+        print(f"  note: {text}")  # noqa: T201
+    return 1 if faults or (silent and arguments.strict) else 0
 
 
 def _class_of(target: str) -> tuple[Any, bool]:

@@ -62,7 +62,8 @@ example:
 
 _CHECK = f"""\
 Check that the steps and events of a workflow fit together. Prints "ok" and a summary, or every
-fault with its fix; the exit code is 1 if there are faults.
+fault with its fix; the exit code is 1 if there are faults. A note tells of each step whose source
+may return None although its signature does not declare it.
 
 {_TARGET}
 
@@ -114,6 +115,11 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         choices=SKIPPABLE,
         help=f"leave a check out: {', '.join(SKIPPABLE)}; may be given again",
+    )
+    check.add_argument(
+        "--strict",
+        action="store_true",
+        help="exit with 1 if a step may return None and does not declare it",
     )
     return parser
 

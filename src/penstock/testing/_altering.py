@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -30,13 +29,8 @@ Resources = Mapping[Any, Any]
 
 def with_steps(graph: Graph, steps: Iterable[Step]) -> Graph:
     """Return a graph with other steps of the same shape, and with nothing looked up yet."""
-    private = copy.copy(graph)
+    private = graph.copy()
     private.steps = tuple(steps)
-    private.outputs = [{} for _ in private.steps]
-    private._listed = [{} for _ in private.steps]
-    private._inputs = {}
-    private._routes = {}
-    private.published = set()
     return private
 
 

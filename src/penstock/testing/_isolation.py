@@ -115,11 +115,7 @@ class _Sole:
         elif result is not None:
             graph.output(step.index, cast("type[Any]", type(result)))
         elif not step.may_end:
-            msg = (
-                f"{step.label} returned None, which it does not declare; expected it to "
-                "return one of its events, or `| None` in its signature"
-            )
-            raise WorkflowRuntimeError(msg)
+            graph.check_none(step)
 
     def stand_in(self, altered: Step) -> Step:
         """Return ``altered`` with this in the place of its function."""
