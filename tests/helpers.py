@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from contextlib import contextmanager
 from math import inf
 from typing import Any, Self
@@ -33,6 +34,26 @@ on_each_backend = pytest.mark.parametrize("backend", BACKENDS)
 def run_virtually(backend: str, main: Any, *args: Any) -> Any:
     """Run an async function in an event loop of its own with virtual time."""
     return testing.run_virtually(main, *args, backend=backend)
+
+
+# -- cost ---------------------------------------------------------------------------------------
+
+
+def calls_of(function, *arguments):
+    """Return how many calls, of Python and of C, ``function`` makes."""
+    count = 0
+
+    def note(_frame, what, _about):
+        nonlocal count
+        count += what in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        function(*arguments)
+    finally:
+        sys.setprofile(before)
+    return count
 
 
 # -- the event loop -----------------------------------------------------------------------------

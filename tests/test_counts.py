@@ -22,6 +22,7 @@ import pytest
 
 from benchmarks import _counts
 from benchmarks._counts import COUNTS, LIBRARIES, WORKS
+from helpers import calls_of
 from penstock import _backends
 from penstock._engine import runner
 from penstock._engine.machine import Machine
@@ -435,23 +436,6 @@ def hierarchy(size):
     lines.append(" @step\n async def begin(self, ev: StartEvent) -> B: ...")
     lines += [f" @step\n async def s{i}(self, ev: E{i}) -> B | StopEvent: ..." for i in range(size)]
     return written(lines)
-
-
-def calls_of(function, *arguments):
-    """Return how many calls, of Python and of C, ``function`` makes."""
-    count = 0
-
-    def note(_frame, what, _about):
-        nonlocal count
-        count += what in ("call", "c_call")
-
-    before = sys.getprofile()
-    sys.setprofile(note)
-    try:
-        function(*arguments)
-    finally:
-        sys.setprofile(before)
-    return count
 
 
 @pytest.mark.parametrize(

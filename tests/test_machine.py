@@ -12,12 +12,14 @@ from __future__ import annotations
 import gc
 import inspect
 from collections import Counter, deque
+from itertools import permutations
 from typing import Annotated, Any
 
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from helpers import calls_of
 from penstock import (
     Event,
     HumanResponseEvent,
@@ -750,8 +752,16 @@ class SubA(A):
     pass
 
 
+class SubSubA(SubA):
+    pass
+
+
 class B(Event):
     n: int = 0
+
+
+class Mixed(A, B):
+    pass
 
 
 class C(Event):
@@ -1028,6 +1038,62 @@ def test_parameters_whose_classes_overlap_are_filled_whatever_comes_first(kinds,
     assert added is not None
     complete, _ = added
     assert tuple(type(part) for part in complete) == kinds
+
+
+@settings(max_examples=500)
+@given(
+    places=st.lists(st.sampled_from([A, SubA, SubSubA, B, Mixed]), min_size=1, max_size=3),
+    kinds=st.lists(st.sampled_from([A, SubA, SubSubA, B, Mixed]), max_size=10),
+)
+def test_a_join_runs_as_soon_as_its_places_can_be_taken(places, kinds):
+    """However classes repeat and overlap: with each event that completes it, and never before."""
+    slots = Slots(tuple(places))
+    kept: list[Event] = []
+    for n, kind in enumerate(kinds):
+        if not issubclass(kind, tuple(places)):
+            continue
+        kept.append(kind(n=n))
+        got = slots.add(kept[-1], None)
+        fits = any(
+            all(isinstance(part, place) for part, place in zip(chosen, places, strict=True))
+            for chosen in permutations(kept, len(places))
+        )
+
+        assert (got is not None) == fits
+        if got is not None:
+            assert all(isinstance(part, p) for part, p in zip(got[0], places, strict=True))
+            kept = [part for part in kept if part not in got[0]]
+            # What of one class was passed over has come later than what was taken.
+            assert not any(
+                type(left) is type(part) and left.n < part.n for left in kept for part in got[0]
+            )
+            # Parameters of one class are filled in the order in which their events came.
+            numbers: dict[tuple[type, type], list[int]] = {}
+            for part, place in zip(got[0], places, strict=True):
+                numbers.setdefault((type(part), place), []).append(part.n)
+            assert all(found == sorted(found) for found in numbers.values())
+        assert sorted(e.n for queue in slots.queues for e, _ in queue) == [e.n for e in kept]
+        assert bool(slots.missing()) == bool(kept)
+        again = Slots(tuple(places))
+        again.fill(slots.queues)
+        assert again.queues == slots.queues
+        assert not again.is_complete
+
+
+def test_a_waiting_part_costs_the_same_however_many_wait():
+    """P16: adding to a join of three looks at classes, not at what waits."""
+    slots = Slots((A, A, B))
+    for n in range(50):
+        slots.add(A(n=n), None)
+
+    def cost(count):
+        return calls_of(lambda: [slots.add(A(n=n), None) for n in range(count)]) / count
+
+    before = cost(100)
+    for n in range(2_000):
+        slots.add(A(n=n), None)
+
+    assert cost(100) <= 1.1 * before
 
 
 @settings(max_examples=300)

@@ -71,7 +71,7 @@ def _find_faults_at_the_ends(graph: Graph, starts: list[type[StartEvent]]) -> It
             "expected another name"
         )
     for step in graph.steps:
-        for kind in step.accepts:
+        for kind in dict.fromkeys(step.accepts):
             if issubclass(kind, StopEvent):
                 yield Fault(
                     f"the step {step.name} takes {kind.__name__}, which ends the run and goes "
@@ -94,7 +94,7 @@ def _find_loose_events(graph: Graph) -> Iterator[Fault]:
                     f"expected a step with a parameter `ev: {kind.__name__}`",
                     "terminal_event",
                 )
-        for kind in step.accepts:
+        for kind in dict.fromkeys(step.accepts):
             if issubclass(kind, StartEvent | HumanResponseEvent | StopEvent | StepFailedEvent):
                 continue
             if not graph.is_made(kind):

@@ -75,7 +75,7 @@ class Graph:
         self.acceptors: dict[type[Event], list[int]] = {}
         for i, step in enumerate(steps):
             if step.options.catches is None:  # a handler gets what failed, and no event
-                for kind in step.accepts:
+                for kind in dict.fromkeys(step.accepts):  # a join may take a class twice
                     self.acceptors.setdefault(kind, []).append(i)
         #: For each class, the steps that take a class derived from it, itself among them.
         self._deeper: dict[type, list[int]] = {}

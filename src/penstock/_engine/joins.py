@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from penstock._engine.lineage import meeting_point
 from penstock._errors import WorkflowRuntimeError
@@ -17,44 +17,113 @@ if TYPE_CHECKING:
     from penstock._events import Event
 
 
-class Slots:
-    """A join of one event of each class, ``a: A, b: B``; further ones wait in order."""
+#: The places of a join that an event may take, the one of the nearest class first.
+Places: TypeAlias = tuple[int, ...]
 
-    __slots__ = ("_kinds", "queues")
+
+class Slots:
+    """A join of one event for each parameter, ``a: A, b: B``; further ones wait in order.
+
+    Events that may take the same places wait in one pool, in the order in which they came. Which
+    event takes which place is decided when all places can be taken: so none is kept from a place
+    by one that could have taken another.
+    """
+
+    __slots__ = ("_count", "_kinds", "_pools")
 
     def __init__(self, kinds: tuple[type[Event], ...]) -> None:
         self._kinds = kinds
-        self.queues: tuple[deque[tuple[Event, Group | None]], ...] = tuple(deque() for _ in kinds)
+        self._pools: dict[Places, deque[tuple[Event, Group | None]]] = {}
+        self._count = 0
 
     def add(
         self, event: Event, group: Group | None
     ) -> tuple[tuple[Event, ...], Group | None] | None:
-        """Add an event; as soon as one of each is there, return them and the group they meet in."""
-        # An empty place first, then the nearest class: an event of a subclass leaves the place of
-        # its parent to the parent.
-        mro = type(event).__mro__
-        places = zip(self.queues, self._kinds, strict=True)
-        fitting = [(bool(queue), mro.index(kind), queue) for queue, kind in places if kind in mro]
-        min(fitting, key=lambda place: place[:2])[2].append((event, group))
-        if not all(self.queues):
+        """Add an event; where all places can be taken, return what takes them, and its group.
+
+        Of the events that may take several places, the oldest takes that of its nearest class, or
+        the first one where several parameters have the same class.
+        """
+        pool = self._keep(event, group)
+        if self._count < len(self._kinds) or len(pool) > len(self._kinds):
+            return None  # fewer cannot be enough, and the pool had enough before
+        taken = self._match()
+        complete: list[Any] = [None] * len(self._kinds)
+        if None in taken:
             return None
-        complete = [queue.popleft() for queue in self.queues]
+        for places in {places for places in taken if places is not None}:
+            for place in places:
+                if taken[place] == places:
+                    complete[place] = self._pools[places].popleft()
+            if not self._pools[places]:
+                del self._pools[places]
+        self._count -= len(complete)
         return tuple(event for event, _ in complete), meeting_point(group for _, group in complete)
 
+    def _keep(self, event: Event, group: Group | None) -> deque[tuple[Event, Group | None]]:
+        mro = type(event).__mro__
+        fitting = [place for place, kind in enumerate(self._kinds) if kind in mro]
+        fitting.sort(key=lambda place: mro.index(self._kinds[place]))
+        pool = self._pools.setdefault(tuple(fitting), deque())
+        pool.append((event, group))
+        self._count += 1
+        return pool
+
+    def _match(self) -> list[Places | None]:
+        """Return for each place the pool that it is filled from; as many places as possible."""
+        taken: list[Places | None] = [None] * len(self._kinds)
+        room = {places: len(pool) for places, pool in self._pools.items()}
+        pools = sorted(self._pools, key=len)  # those that fit elsewhere are kept for elsewhere
+
+        def fill(place: int, tried: set[Places]) -> bool:
+            for places in pools:
+                if place not in places or places in tried:
+                    continue
+                tried.add(places)
+                if room[places]:
+                    room[places] -= 1
+                    taken[place] = places
+                    return True
+                for other in [n for n, by in enumerate(taken) if by == places]:
+                    if fill(other, tried):
+                        taken[place] = places
+                        return True
+            return False
+
+        for place in range(len(self._kinds)):
+            fill(place, set())
+        return taken
+
+    @property
+    def queues(self) -> tuple[list[tuple[Event, Group | None]], ...]:
+        """What waits, by the place of the nearest class."""
+        queues: tuple[list[tuple[Event, Group | None]], ...] = tuple([] for _ in self._kinds)
+        for places, pool in self._pools.items():
+            queues[places[0]].extend(pool)
+        return queues
+
     def fill(self, queues: Iterable[Iterable[tuple[Event, Group | None]]]) -> None:
-        """Put in what a snapshot has kept, in the order of the places."""
-        self.queues = tuple(deque(queue) for queue in queues)
+        """Put in what a snapshot has kept, in the place of what there is."""
+        self._pools.clear()
+        self._count = 0
+        for queue in queues:
+            for event, group in queue:
+                self._keep(event, group)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all places could be taken; after :meth:`add` they never can."""
+        return None not in self._match()
 
     def missing(self) -> list[str]:
         """Name the classes still lacking; empty where nothing waits."""
-        if not any(self.queues):
-            return []
-        return [k.__name__ for q, k in zip(self.queues, self._kinds, strict=True) if not q]
+        return [kind.__name__ for kind in self.missing_kinds()]
 
     def missing_kinds(self) -> Iterator[type[Event]]:
         """Yield the classes still lacking."""
-        if any(self.queues):
-            yield from (k for q, k in zip(self.queues, self._kinds, strict=True) if not q)
+        if self._count:
+            taken = self._match()
+            yield from (k for k, by in zip(self._kinds, taken, strict=True) if by is None)
 
 
 class Collection:

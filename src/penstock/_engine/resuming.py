@@ -245,15 +245,20 @@ class _Reader:
 
     def _queues(self, step: Step, data: Any, path: str) -> Queues:
         queues = _as(list, data, path)
-        if step.takes != "slot" or len(queues) != len(step.accepts) or all(queues):
-            _refuse(path, "one list for each event that a join takes, one of them empty")
-        return [
+        if step.takes != "slot" or len(queues) != len(step.accepts):
+            _refuse(path, "one list for each event that a join takes, an event lacking in them")
+        kept = [
             [
                 self._pair(entry, f"{path}[{place}][{number}]", kind)
                 for number, entry in enumerate(_as(list, queue, f"{path}[{place}]"))
             ]
             for place, (queue, kind) in enumerate(zip(queues, step.accepts, strict=True))
         ]
+        slots = Slots(step.accepts)
+        slots.fill([[(event, None) for event, _ in queue] for queue in kept])
+        if slots.is_complete:
+            _refuse(path, "one list for each event that a join takes, an event lacking in them")
+        return kept
 
     def _pair(self, entry: Any, path: str, kind: type[Event]) -> tuple[Any, int]:
         event, number = _items(entry, path, "an event and the number of its group")
