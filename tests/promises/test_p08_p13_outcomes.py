@@ -194,7 +194,7 @@ async def test_failure_in_the_engine_s_rules_names_the_step():
             return None
 
     with pytest.raises(WorkflowRuntimeError) as caught:
-        await Wrong().run(run_id="r-2")
+        await Wrong(strict_none=True).run(run_id="r-2")
 
     assert "Wrong.only" in str(caught.value)
     assert "r-2" in caught.value.__notes__[0]
