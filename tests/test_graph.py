@@ -742,7 +742,7 @@ def test_unions_and_annotations_are_read_in_all_spellings():
         @step
         async def c(self, ev: Annotated[C, "a mark"]) -> Annotated[Box[int] | None, "mark"]: ...
         @step
-        async def box(self, ev: Box[str]) -> StopEvent: ...
+        async def box(self, ev: Box[int]) -> StopEvent: ...
 
     Spelled()
     graph = graph_of(Spelled)
@@ -751,9 +751,9 @@ def test_unions_and_annotations_are_read_in_all_spellings():
         "begin": (StartEvent,),
         "a": (A, B),
         "c": (C,),
-        "box": (Box,),
+        "box": (Box[int],),
     }
-    assert [s.returns for s in graph.steps] == [(A, B), (C,), (Box,), (StopEvent,)]
+    assert [s.returns for s in graph.steps] == [(A, B), (C,), (Box[int],), (StopEvent,)]
     assert [s.may_end for s in graph.steps] == [True, True, True, False]
 
 

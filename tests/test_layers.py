@@ -40,7 +40,7 @@ FLOORS = [
     ["penstock._decoding", "penstock._codec"],
     ["penstock._events", "penstock._observe"],
     ["penstock._retries", "penstock._limits", "penstock._owners"],
-    ["penstock._validation"],
+    ["penstock._validation", "penstock._generics"],
     ["penstock._errors"],
     ["penstock._backends", "penstock._cleanup"],
 ]

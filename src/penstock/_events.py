@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, cast, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, cast, dataclass_transform
 
 import attrs
 from attrs.exceptions import FrozenInstanceError
 
+from penstock._generics import allow_arguments
 from penstock._validation import check_types
 
 
@@ -199,6 +200,8 @@ class Event:
             cls._validates = validate
         declared_init: Callable[..., None] = cls.__dict__["__init__"]
         cls.__init__ = _make_init(cls, declared_init)  # type: ignore[method-assign]
+        if Generic in cls.__mro__:
+            allow_arguments(cls)
 
     if TYPE_CHECKING:
 

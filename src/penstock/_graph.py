@@ -16,6 +16,7 @@ from penstock._events import (
     StopEvent,
 )
 from penstock._faults import Fault, find_faults
+from penstock._generics import fitting, give_arguments, is_without_arguments
 from penstock._nesting import Nesting
 from penstock._steps import Step, find_steps
 
@@ -57,6 +58,7 @@ class Graph:
         steps: The steps, in the order in which they are written.
         start_event: The class of the event that a run begins with.
         outputs: For each step, the ways of what it returned before, by class.
+        listed: The same of what it returned in lists.
         faults: Everything that is wrong; a workflow is not built while there are any.
         joins: For each step that fans out, the joins that its fan-outs can feed.
         races: The steps that fan out into a join that takes the first few.
@@ -90,7 +92,7 @@ class Graph:
         self._routes: dict[type, tuple[int, ...]] = {}
         self._reached: dict[type, tuple[int, ...]] = {}
         self.outputs: list[dict[type, Route]] = [{} for _ in steps]
-        self._listed: list[dict[type, Route]] = [{} for _ in steps]
+        self.listed: list[dict[type, Route]] = [{} for _ in steps]
         self._inputs: dict[type, Route] = {}
         #: The classes of events that steps published before, and that need no second look.
         self.published: set[type] = set()
@@ -122,7 +124,7 @@ class Graph:
         """Return the same graph with nothing looked up yet, so that it may be altered."""
         copied = copy.copy(self)
         copied.outputs = [{} for _ in self.steps]
-        copied._listed = [{} for _ in self.steps]
+        copied.listed = [{} for _ in self.steps]
         copied._inputs = {}
         copied._routes = {}
         copied.published = set()
@@ -156,7 +158,7 @@ class Graph:
         Raises:
             WorkflowRuntimeError: The step does not declare such an event, or it is no event.
         """
-        known = (self._listed if in_list else self.outputs)[index]
+        known = (self.listed if in_list else self.outputs)[index]
         route = known.get(kind)
         if route is None:
             step = self.steps[index]
@@ -182,6 +184,21 @@ class Graph:
                 "return one of its events, or `| None` in its signature"
             )
             raise WorkflowRuntimeError(msg)
+
+    def adopt(self, event: Event, index: int) -> None:
+        """Give a generic event that was made without arguments those that it is meant to have.
+
+        ``-> Chunk[Text]`` and ``return Chunk(value=text)`` go together for a type checker, and so
+        they do here; where it could be one of several, the values of its fields decide.
+        """
+        kind: type[Event] = type(event)
+        step = self.steps[index]
+        if is_without_arguments(kind):
+            found = fitting(event, (*step.returns, *step.fans_out))
+            if found is None and not self.targets(kind) and step.allows_any(kind):
+                found = fitting(event, self.acceptors)
+            if found is not None:
+                give_arguments(event, found)
 
     def input(self, kind: type) -> Route:
         """Return the way of an event that came from outside.
@@ -398,19 +415,18 @@ def _shown(step: Step, *, bare: bool = False) -> str:
 
 def graph_of(cls: type, *, is_strict: bool = False, is_lenient: bool = False) -> Graph:
     """Return the graph of a workflow class, read once and kept with the class."""
-    graph: Any = cls.__dict__.get("_penstock_graph")
+    graph: Graph | None = cls.__dict__.get("_penstock_graph")
     if graph is None:
         graph = Graph(cls)
         # Kept on the class itself: a subclass has its own, and both go when they are dropped.
         type.__setattr__(cls, "_penstock_graph", graph)
     rules = is_strict, is_lenient
     if not any(rules):
-        return graph  # type: ignore[no-any-return]
-    variant: Graph | None = graph.variants.get(rules)
-    if variant is None:
+        return graph
+    if rules not in graph.variants:
         variant = graph.variants[rules] = graph.copy()
         variant.is_strict, variant.is_lenient = rules
-    return variant
+    return graph.variants[rules]
 
 
 def forget_graph(cls: type) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union
 
 import attrs
 
 from penstock._errors import WorkflowValidationError
 from penstock._events import Event
+from penstock._generics import plain_class, substituted
 from penstock._validation import is_count
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 
 class SignatureError(Exception):
@@ -73,6 +74,7 @@ def read_signature(
     names: dict[str, Any],
     *,
     has_self: bool,
+    meaning: Mapping[Any, Any] | None = None,
 ) -> Signature:
     """Read the annotations of a step.
 
@@ -80,6 +82,7 @@ def read_signature(
         function: The step.
         names: What names in string annotations mean in the functions around it.
         has_self: Whether the first parameter is the workflow.
+        meaning: What the type variables of its class stand for.
 
     Raises:
         SignatureError: They cannot be read, or make no step.
@@ -92,6 +95,8 @@ def read_signature(
             "defined before the workflow, and not only under `if TYPE_CHECKING`"
         )
         raise SignatureError(msg) from error
+    if meaning:
+        hints = {name: substituted(hint, meaning) for name, hint in hints.items()}
     parameters = list(inspect.signature(function).parameters.values())[int(has_self) :]
     inputs = _Inputs()
     for position, parameter in enumerate(parameters):
@@ -154,6 +159,10 @@ class _Inputs:
         name = parameter.name
         element = _element(hint)
         kinds = _event_classes(hint if element is None else element)
+        variable = _variable_in(hint)
+        if variable:
+            msg = f"takes {name!r} of the type variable {variable}; {_GENERIC}"
+            raise SignatureError(msg)
         if kinds is None:
             if parameter.default is not parameter.empty or parameter.kind in (
                 parameter.VAR_POSITIONAL,
@@ -241,6 +250,10 @@ def _read_return(hint: Any) -> tuple[tuple[type[Event], ...], tuple[type[Event],
             continue
         element = _element(part)
         kinds = _event_classes(part if element is None else element)
+        variable = _variable_in(part)
+        if variable:
+            msg = f"says that it returns the type variable {variable}; {_GENERIC}"
+            raise SignatureError(msg)
         if kinds is None:
             is_plain = isinstance(part, type) and not typing.get_args(part)
             shown = part.__name__ if is_plain else part
@@ -248,6 +261,21 @@ def _read_return(hint: Any) -> tuple[tuple[type[Event], ...], tuple[type[Event],
             raise SignatureError(msg)
         (returns if element is None else fans_out).extend(kinds)
     return tuple(dict.fromkeys(returns)), tuple(dict.fromkeys(fans_out)), may_end
+
+
+_GENERIC = (
+    "expected a subclass that says which class it stands for: `class MyEcho(Echo[MyEvent])`, "
+    "and an object of that"
+)
+
+
+def _variable_in(hint: Any) -> str:
+    """Return the name of a type variable that stands for no class, or an empty text."""
+    hint = _strip(hint)
+    if isinstance(hint, TypeVar):
+        return hint.__name__
+    parameters = () if isinstance(hint, type) else getattr(hint, "__parameters__", ())
+    return parameters[0].__name__ if parameters else ""
 
 
 def _is_context(hint: Any) -> bool:
@@ -287,8 +315,8 @@ def _event_classes(hint: Any) -> tuple[type[Event], ...] | None:
     """Return the event classes of a class or a union, or None if anything else is in it."""
     kinds: list[type[Event]] = []
     for part in _members(hint):
-        origin = typing.get_origin(part) or part
-        if not (isinstance(origin, type) and issubclass(origin, Event)):
+        kind = plain_class(part)
+        if not (isinstance(kind, type) and issubclass(kind, Event)):
             return None
-        kinds.append(origin)
+        kinds.append(kind)
     return tuple(kinds)

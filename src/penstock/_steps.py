@@ -11,12 +11,13 @@ import attrs
 
 from penstock._engine.stepping import let_interrupts_in
 from penstock._events import StepFailedEvent
+from penstock._generics import meanings_of
 from penstock._signature import Signature, SignatureError, read_signature
 from penstock._threads import in_thread
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from penstock._events import Event
@@ -122,6 +123,10 @@ class Step:
         """Whether an event of class ``kind`` may come out of this step."""
         return issubclass(kind, self.fans_out if in_list else self.returns)
 
+    def allows_any(self, kind: type) -> bool:
+        """Whether an event of class ``kind`` may come out of this step, in a list or not."""
+        return issubclass(kind, (*self.returns, *self.fans_out))
+
 
 def find_steps(cls: type) -> tuple[list[Step], list[str]]:
     """Read all steps of a workflow class, in the order in which they are written.
@@ -131,6 +136,7 @@ def find_steps(cls: type) -> tuple[list[Step], list[str]]:
     """
     steps: list[Step] = []
     problems: list[str] = []
+    meanings = meanings_of(cls)
     for name in _step_names(cls):
         function = inspect.getattr_static(cls, name)
         if name == "run":
@@ -155,7 +161,7 @@ def find_steps(cls: type) -> tuple[list[Step], list[str]]:
             )
             continue
         try:
-            steps.append(_read(cls, len(steps), name, function, options))
+            steps.append(_read(cls, len(steps), name, function, options, meanings))
         except SignatureError as fault:
             problems.append(f"{cls.__name__}.{name} {fault}")
         except _Faults as faults:
@@ -181,10 +187,19 @@ class _Faults(Exception):  # noqa: N818 - what it carries
     """Raised with several texts that each go on from the name of the step."""
 
 
-def _read(cls: type, index: int, name: str, function: Any, options: StepOptions) -> Step:
+def _read(  # noqa: PLR0917 - all that is known of a step
+    cls: type,
+    index: int,
+    name: str,
+    function: Any,
+    options: StepOptions,
+    meanings: Mapping[type, Mapping[Any, Any]],
+) -> Step:
     written = getattr(function, "__func__", function)
     has_self = not isinstance(function, staticmethod)
-    signature = read_signature(written, options.names, has_self=has_self)
+    home = next((base for base in cls.__mro__ if name in base.__dict__), cls)
+    meaning = meanings.get(home)
+    signature = read_signature(written, options.names, has_self=has_self, meaning=meaning)
     resources, faults = _plan_resources(signature)
     if options.in_process:
         from penstock._processes import process_faults  # noqa: PLC0415 - not everybody needs it

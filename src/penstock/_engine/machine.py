@@ -133,6 +133,7 @@ class Machine(Groups):
         Raises:
             WorkflowRuntimeError: It is not declared, nobody takes it, or it is a stop event.
         """
+        self.graph.adopt(event, index)
         kind = type(event)
         step = self.graph.steps[index]
         only_listed = not issubclass(kind, step.returns) and issubclass(kind, step.fans_out)
@@ -293,7 +294,8 @@ class Machine(Groups):
         kind = cast("type[Any]", type(result))
         route = self.graph.outputs[station.index].get(kind)
         if route is None and isinstance(result, Event):
-            route = self.graph.output(station.index, kind)
+            self.graph.adopt(result, station.index)
+            route = self.graph.output(station.index, type(result))
         if (
             route is not None
             and route.next >= 0
@@ -348,6 +350,11 @@ class Machine(Groups):
         if not (graph.steps[index].fans_out or graph.is_lenient):
             graph.output(index, list)  # raises, and says what was expected
         kinds: list[type[Any]] = [type(event) for event in events]
+        if not graph.listed[index].keys() >= {*kinds}:
+            for event in events:
+                if isinstance(event, Event):
+                    graph.adopt(event, index)
+            kinds = [type(event) for event in events]
         routes = [graph.output(index, kind, in_list=True) for kind in kinds]
         joins = graph.joins[index]
         inner = group

@@ -107,6 +107,9 @@ class _Sole:
 
     def _check(self, result: Any) -> None:
         graph, step = self._graph, self._step
+        for event in cast("list[Any]", result) if isinstance(result, list) else (result,):
+            if isinstance(event, Event):
+                graph.adopt(event, step.index)
         if isinstance(result, list):
             if not step.fans_out:
                 graph.output(step.index, list)  # raises, and says what was expected
