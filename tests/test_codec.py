@@ -648,7 +648,10 @@ LIVE = {
 
 @pytest.mark.parametrize("make", LIVE.values(), ids=LIVE)
 def test_a_live_object_is_refused_with_its_path(make):
-    """What cannot be kept is named by path and class, and the message says where it belongs."""
+    """What cannot be kept is named by path and class, and the message says where it belongs.
+
+    It does not advise to name the class, because that would be refused in turn.
+    """
     value = make()
     message = refusal(CODEC.encode, Draft(text="x", items=[1, {"a": (value,)}]), "event Draft")
     if isinstance(value, socket.socket):
@@ -657,7 +660,7 @@ def test_a_live_object_is_refused_with_its_path(make):
     assert message.startswith(
         f"event Draft.items[1]['a'][0] is a {type(value).__qualname__}, which"
     )
-    assert "Workflow(serializable=[" in message
+    assert "Workflow(serializable=[" not in message
     assert "Resource(make)" in message
 
 
@@ -832,7 +835,7 @@ BAD = [
     ({TAG: ["Draft"], "v": {}}, "names a list"),
     ({TAG: None, "v": {}}, "names None"),
     ({TAG: "os:system", "v": ["true"]}, "does not know"),
-    ({TAG: "Draft", "v": {}}, "lacks 'text', 'items', '_seen'"),
+    ({TAG: "Draft", "v": {}}, "lacks 'text'; expected all fields of Draft, or a default for what is new"),
     ({TAG: "Draft"}, "in place of"),
     ({TAG: "Draft", "v": []}, "a Draft of a list in place of an object"),
     ({TAG: "Draft", "v": {"txt": "a"}}, ".txt is no field of Draft; expected its fields: text"),
@@ -850,7 +853,7 @@ BAD = [
     ({TAG: "Right", "v": 8}, "cannot be read"),
     ({TAG: "Right", "v": -1}, "cannot be read"),
     ({TAG: "Right", "v": True}, "in place of int"),
-    ({TAG: "Pair", "v": {"left": 1}}, "lacks 'right'"),
+    ({TAG: "Pair", "v": {"right": 1}}, "lacks 'left'"),
     ({TAG: "Frozen", "v": {"items": {TAG: "tuple", "v": []}, "client": None}, "x": {"a": 1}}, "no other attributes"),
     ({TAG: "Struct", "v": {"number": 1.5}}, ".number is a float; expected int"),
     ({TAG: "Model", "v": {}}, "lacks 'deep'"),
@@ -923,28 +926,19 @@ def test_nothing_is_imported_by_name(monkeypatch):
     assert "this" not in sys.modules
 
 
-def test_a_constructor_that_refuses_is_told():
-    """What the ``__post_init__`` of a struct or a user's ``__hash__`` raises is a SnapshotError."""
-
-    class Careful(msgspec.Struct):
-        number: int
-
-        def __post_init__(self):
-            if self.number < 0:
-                raise LookupError("negative")
+def test_a_hash_that_refuses_is_told():
+    """What a user's ``__hash__`` raises is a SnapshotError."""
 
     class Sour(msgspec.Struct):
         def __hash__(self):
             raise RuntimeError("no hash")
 
-    codec = Codec([Careful, Sour])
-    data = codec.encode(Careful(1), "s")
-    data["v"]["number"] = -1
-    with pytest.raises(SnapshotError, match="LookupError: negative") as caught:
+    codec = Codec([Sour])
+    data = {TAG: "set", "v": [codec.encode(Sour(), "s")]}
+    with pytest.raises(SnapshotError, match="RuntimeError: no hash") as caught:
         codec.decode(data, "s")
 
-    assert LookupError is type(caught.value.__cause__)
-    assert "no hash" in refusal(codec.decode, {TAG: "set", "v": [codec.encode(Sour(), "s")]}, "s")
+    assert RuntimeError is type(caught.value.__cause__)
 
 
 class Anything(Protocol):

@@ -40,7 +40,8 @@ FLOORS = [
     ["penstock._decoding", "penstock._codec"],
     ["penstock._events", "penstock._observe"],
     ["penstock._retries", "penstock._limits", "penstock._owners"],
-    ["penstock._validation", "penstock._generics"],
+    ["penstock._validation", "penstock._generics", "penstock._fields"],
+    ["penstock._annotations"],
     ["penstock._errors"],
     ["penstock._backends", "penstock._cleanup"],
 ]

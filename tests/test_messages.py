@@ -1380,10 +1380,10 @@ async def f(ctx):
     await ctx.store.set('lock', threading.Lock())
     ctx.to_dict()
 await Calls(f).run(run_id='r')
---> SnapshotError: the state['lock'] is a lock, which cannot be kept; expected a value of a
-... class the workflow knows (an event, an attrs class, a dataclass, a named tuple, an enum, a
-... pydantic model or a Struct: Workflow(serializable=[lock])), or, for what lives (a lock, a
-... socket, a function, a client), a resource: Annotated[lock, Resource(make)]
+--> SnapshotError: the state['lock'] is a lock, which cannot be kept; expected a value of another
+... class (an event, an attrs class, a dataclass, a named tuple, an enum, a pydantic model or a
+... Struct), or, for what lives (a lock, a socket, a function, a client), a resource:
+... Annotated[lock, Resource(make)]
 
 # unknown class
 class Money:
@@ -1392,10 +1392,10 @@ async def f(ctx):
     await ctx.store.set('price', Money())
     ctx.to_dict()
 await Calls(f).run(run_id='r')
---> SnapshotError: the state['price'] is a Money, which cannot be kept; expected a value of a
-... class the workflow knows (an event, an attrs class, a dataclass, a named tuple, an enum, a
-... pydantic model or a Struct: Workflow(serializable=[Money])), or, for what lives (a lock, a
-... socket, a function, a client), a resource: Annotated[Money, Resource(make)]
+--> SnapshotError: the state['price'] is a Money, which cannot be kept; expected a value of another
+... class (an event, an attrs class, a dataclass, a named tuple, an enum, a pydantic model or a
+... Struct), or, for what lives (a lock, a socket, a function, a client), a resource:
+... Annotated[Money, Resource(make)]
 
 # goes on with fields
 w = Simple()

@@ -140,17 +140,25 @@ class Context(Generic[StateT]):
         self._stream: StreamSender | None = None
 
     @classmethod
-    def from_dict(cls, workflow: Workflow[Any], data: dict[str, Any]) -> Context[Any]:
+    def from_dict(
+        cls, workflow: Workflow[Any], data: dict[str, Any], *, drop_removed_fields: bool = False
+    ) -> Context[Any]:
         """Return the context that :meth:`to_dict` was called on, for ``workflow.run(ctx=...)``.
 
         A run that was not over goes on where it was, like :meth:`Workflow.resume`; one that was
         over leaves its state to a new run.
 
+        Args:
+            workflow: The workflow object that is to run.
+            data: What :meth:`to_dict` or ``handler.snapshot()`` returned.
+            drop_removed_fields: As for :meth:`Workflow.resume`.
+
         Raises:
             SnapshotError: The data is no snapshot of this workflow, or not of its present shape.
         """
         _check_workflow(workflow, "Context.from_dict(...)", "Context.from_dict(MyWorkflow(), data)")
-        return outer_context(workflow._open_seed(data or {}))
+        seed = workflow._open_seed(data or {}, drops_removed=drop_removed_fields)
+        return outer_context(seed)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a snapshot of the run, or of the state alone before it; plain JSON data.

@@ -9,25 +9,27 @@ from __future__ import annotations
 import copy
 import dataclasses
 import types
-import typing
 from collections import Counter, OrderedDict, abc, defaultdict, deque
-from typing import TYPE_CHECKING, Any, ClassVar, Union, cast, final
+from typing import TYPE_CHECKING, Any, ClassVar, cast, final
 
 import attrs
 
+from penstock._annotations import ATOMS as _ATOMS
+from penstock._annotations import brief, fits, named, plain_form
 from penstock._errors import WorkflowRuntimeError
 from penstock._events import Event
+from penstock._fields import Traits, convert, traits_of
 
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 
-#: Classes of values that hold nothing that could change.
-_ATOMS: frozenset[type] = frozenset({int, str, float, bool, bytes, types.NoneType})
 _DICTS = frozenset({dict, defaultdict, OrderedDict, Counter})
 _LISTS = frozenset({list, deque})
 _MISSING: Any = object()
+#: What a pydantic model holds beside its fields.
+_MODEL_PARTS = ("__pydantic_extra__", "__pydantic_private__")
 _RESERVED = frozenset({"get", "to_dict", "_data", "_origin", "_memo"})
 
 
@@ -153,7 +155,7 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:  # noqa: C901 - one for each
         made = memo[id(value)] = _make(_copy(value._data, memo))
     elif (shape := _shape_of(kind)) is not None and shape.is_value:
         made = memo[id(value)] = shape.fill(kind.__new__(kind), value)
-        for name in shape.fields:
+        for name in shape.parts():
             part = shape.load(made, name)
             if type(part) not in _ATOMS and part is not _MISSING:
                 shape.store(made, name, _copy(part, memo))
@@ -225,7 +227,7 @@ class _Shape:
             for name, slot in vars(base).items()
             if isinstance(slot, types.MemberDescriptorType)
         }
-        self._hints: dict[str, Any] | None = None
+        self._known: Traits | None = None
         self._kind = cast("Any", None)
 
     def load(self, holder: Any, name: str) -> Any:
@@ -255,55 +257,88 @@ class _Shape:
                 slot.__set__(made, copy.copy(value) if self.is_pydantic else value)
         return made
 
+    def parts(self) -> tuple[str, ...]:
+        """Return the names under which an object holds its values."""
+        return (*self.fields, *_MODEL_PARTS) if self.is_pydantic else self.fields
+
     def draft(self, old: Any) -> Any:
         """Return what stands for ``old`` in a block."""
         if self._kind is None:
             space = {n: getattr(self.cls, n) for n in ("__module__", "__qualname__", "__doc__")}
             space |= {"__slots__": ("_penstock_draft",), "__class__": property(lambda _: self.cls)}
-            space["_penstock_fields"] = frozenset(self.fields)
+            space["_penstock_fields"] = frozenset(self.parts())
             bases = (_Draft, self.cls)
             meta: Any = type
             self._kind = meta.__new__(type(self.cls), self.cls.__name__, bases, space)
         made: Any = self._kind.__new__(self._kind)
         object.__setattr__(made, "_penstock_draft", (old, {}))
-        return self.fill(made, old)
+        self.fill(made, old)
+        if self.is_pydantic:  # what is the old one's is copied when it is first looked at
+            for name in _MODEL_PARTS:
+                if self.load(old, name) is not _MISSING:
+                    self.store(made, name, self.load(old, name))
+        return made
 
-    def check(self, made: Any, names: Iterable[str]) -> None:
+    def changed(self, made: Any, old: Any) -> list[str]:
+        """Return the names of the fields that two objects of this class do not share."""
+        return [name for name in self.fields if self.load(made, name) is not self.load(old, name)]
+
+    def check(self, made: Any, names: Iterable[str], old: Any, *, is_whole: bool) -> None:
         """Check fields of a new object of this class against their annotations.
+
+        Only classes count. Validators, converters and constraints are not run: that is for the
+        user's class, which has run them when it made the value.
+
+        Args:
+            made: The new object. What pydantic's core types convert (text to a number) is put in.
+            names: The fields that were written.
+            old: The object in whose place it comes.
+            is_whole: Whether the class itself has made the object.
 
         Raises:
             TypeError: A value does not fit; the message names class, field and value.
         """
         for name in names:
-            value, cause = self.load(made, name), None
-            hint: Any = None if self.is_pydantic else self.hints.get(name, Any)
-            if type(value) is hint:
+            value, hint = self.load(made, name), self.hints.get(name, Any)
+            if type(value) is hint or value is _MISSING or fits(hint, value):
                 continue
-            shown = hint.__name__ if isinstance(hint, type) else hint
+            if self._was_made_so(name, value, old, is_whole=is_whole):
+                continue
+            cause: Exception | None = None
             if self.is_pydantic:
-                try:
-                    self.cls.__pydantic_validator__.validate_assignment(made, name, value)
+                value, cause = convert(hint, value)
+                if cause is None:
+                    self.store(made, name, value)
                     continue
-                except ValueError as error:
-                    shown, cause = f"valid: {error}", error
-            elif _fits(hint, value):
-                continue
-            msg = f"{self.cls.__name__}.{name} would be {value!r:.200}, which is not {shown}"
-            raise TypeError(msg) from cause
+            plain = plain_form(value)
+            msg = (
+                f"{self.cls.__name__}.{name} would be {brief(value)}, which is not {named(hint)}"
+                f"{f'; expected a plain value: {plain}' if plain else ''}"
+            )
+            raise TypeError(msg) from (None if isinstance(cause, LookupError) else cause)
+
+    def _was_made_so(self, name: str, value: Any, old: Any, *, is_whole: bool) -> bool:
+        """Whether the class makes such values itself, whatever its annotation says."""
+        before = self.load(old, name)
+        for example in (before, self._traits.defaults.get(name, _MISSING)):
+            if type(value) is type(example) and not fits(self.hints.get(name, Any), example):
+                return True
+        return name in self._traits.converted and (is_whole or self._traits.converts_on_set)
 
     @property
     def hints(self) -> dict[str, Any]:
-        """The resolved annotations of the fields."""
-        if self._hints is None:
-            try:
-                self._hints = typing.get_type_hints(self.cls, include_extras=True)
-            except (NameError, AttributeError, TypeError, SyntaxError) as error:
-                msg = (
-                    f"cannot resolve the annotations of {self.cls.__qualname__}: {error}; expected "
-                    f"names importable from {self.cls.__module__!r} (not under TYPE_CHECKING)"
-                )
-                raise TypeError(msg) from error
-        return self._hints
+        """The resolved annotations of the fields.
+
+        Raises:
+            TypeError: They cannot be resolved.
+        """
+        return self._traits.hints
+
+    @property
+    def _traits(self) -> Traits:
+        if self._known is None:
+            self._known = traits_of(self.cls)
+        return self._known
 
 
 def _shape_of(cls: Any) -> _Shape | None:
@@ -313,46 +348,6 @@ def _shape_of(cls: Any) -> _Shape | None:
         shape = _Shape(cls)
         type.__setattr__(cls, "_penstock_shape", shape)
     return shape
-
-
-def _fits(hint: Any, value: Any) -> bool:  # noqa: PLR0911, C901 - one for each form
-    """Whether a value is of a type, as type checkers mean it; nothing is converted."""
-    hint = getattr(hint, "__supertype__", hint)  # a NewType's
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is None:
-        if hint is None or hint is float:
-            return value is None if hint is None else isinstance(value, float | int)
-        if not isinstance(hint, type) or hint is Any:
-            return True  # a form that says nothing about values
-        try:
-            return isinstance(value, dict if typing.is_typeddict(hint) else hint)
-        except TypeError:  # a protocol that cannot be asked
-            return True
-    if origin is typing.Annotated:
-        return _fits(args[0], value)
-    if origin in (Union, types.UnionType):
-        return any(_fits(part, value) for part in args)
-    if origin is typing.Literal:
-        return any(value == part and type(value) is type(part) for part in args)
-    if not isinstance(origin, type) or not isinstance(value, origin):
-        return not isinstance(origin, type)
-    if origin is tuple and args[-1:] != (...,):
-        parts = cast("tuple[Any, ...]", value)
-        return len(parts) == len(args) and all(map(_fits, args, parts))
-    if isinstance(value, abc.Mapping) and len(args) == 2:
-        pairs = cast("Mapping[Any, Any]", value)
-        return _all_fit(args[0], pairs) and _all_fit(args[1], pairs.values())
-    if isinstance(value, list | tuple | set | frozenset | deque) and args:
-        return _all_fit(args[0], cast("Iterable[Any]", value))
-    return True
-
-
-def _all_fit(hint: Any, values: Iterable[Any]) -> bool:
-    if hint in _ATOMS:  # look at each class once: there may be very many values
-        return all(
-            issubclass(k, (float, int) if hint is float else hint) for k in set(map(type, values))
-        )
-    return all(_fits(hint, value) for value in values)
 
 
 def _detached(value: Any) -> Any:
@@ -371,7 +366,9 @@ def _detached(value: Any) -> Any:
 def split_path(path: str) -> list[str]:
     parts = path.split(".")
     if not all(parts) or any(part.startswith("__") for part in parts):
-        msg = f"{path!r} is no path; expected names and indexes with dots between: 'user.tags.0'"
+        msg = (
+            f"{brief(path)} is no path; expected names and indexes with dots between: 'user.tags.0'"
+        )
         raise StatePathError(msg)
     return parts
 
@@ -393,19 +390,19 @@ def _look(holder: Any, part: str) -> Any:
 
 
 def _lost(path: list[str], depth: int, holder: Any, expected: str) -> StatePathError:
-    where = repr(".".join(path[:depth])) if depth else "the state"
+    where = brief(".".join(path[:depth])) if depth else "the state"
     shape, kind = _shape_of(type(holder)), type(holder).__name__
     what = "" if shape is None else f" with {_listed(shape.fields)}"
     if isinstance(holder, DictState | abc.Mapping):
         what = f" with {_listed(list(cast('Iterable[Any]', holder)))}"
     if isinstance(holder, list | tuple | deque):
         what = f" of {cast('list[Any]', holder).__len__()}"
-    msg = f"{'.'.join(path)!r} leads nowhere: {where} is a {kind}{what}; {expected}"
+    msg = f"{brief('.'.join(path))} leads nowhere: {where} is a {kind}{what}; {expected}"
     return StatePathError(msg)
 
 
 def _listed(names: Iterable[Any]) -> str:
-    shown = [repr(name) for name in names]
+    shown = [brief(name, 60) for name in names]
     return ", ".join(shown[:8] + ["..."] * (len(shown) > 8)) or "nothing in it"
 
 
@@ -435,12 +432,18 @@ def _replaced(holder: Any, path: list[str], depth: int, value: Any) -> Any:
         return made
     made = shape.fill(shape.cls.__new__(shape.cls), holder)
     setattr(made, part, value)
-    shape.check(made, [part])
+    shape.check(made, [part], holder, is_whole=False)
     return made
 
 
 def _frozen(kind: type) -> str:
+    before = "await ctx.store.get_state()"
+    call = f"dataclasses.replace({before}, ...)"
+    if hasattr(kind, "model_fields"):
+        call = f"({before}).model_copy(update={{...}})"
+    elif attrs.has(kind):
+        call = f"attrs.evolve({before}, ...)"
     return (
         f"{kind.__name__} is frozen, so nothing in it can be set; expected "
-        "`await ctx.store.set_state(attrs.evolve(await ctx.store.get_state(), ...))`"
+        f"`await ctx.store.set_state({call})`"
     )

@@ -106,7 +106,7 @@ class Graph:
         )
         self.state_type: type | None = None
         problems += self._find_state_type()
-        self._codecs: dict[tuple[type, ...], Codec] = {}
+        self._codecs: dict[tuple[tuple[type, ...], bool], Codec] = {}
         self.nesting: Nesting = Nesting(self.steps, self.reached_by, self.handlers)
         self.joins: tuple[tuple[int, ...], ...] = tuple(map(self.nesting.joins_of, steps))
         self.races: frozenset[int] = frozenset(
@@ -328,9 +328,13 @@ class Graph:
                 return [f"it has the state {self.state_type.__name__}: {error}"]
         return []
 
-    def codec(self, classes: tuple[type, ...]) -> Codec:
-        """Return what writes and reads the values of snapshots."""
-        codec = self._codecs.get(classes)
+    def codec(self, classes: tuple[type, ...], *, drops_removed: bool = False) -> Codec:
+        """Return what writes and reads the values of snapshots.
+
+        Raises:
+            SnapshotError: One of ``classes`` cannot be kept, or two have the same name.
+        """
+        codec = self._codecs.get((classes, drops_removed))
         if codec is None:
             from penstock._codec import Codec  # noqa: PLC0415 - not everybody needs it
 
@@ -340,7 +344,8 @@ class Graph:
             roots += [Event, HumanResponseEvent, InputRequiredEvent, StepFailedEvent]
             if self.state_type is not None:
                 roots.append(self.state_type)
-            codec = self._codecs[classes] = Codec.of(roots, classes)
+            codec = Codec.of(roots, classes, drops_removed=drops_removed)
+            self._codecs[classes, drops_removed] = codec
         return codec
 
     def _assign_handlers(self) -> list[str]:

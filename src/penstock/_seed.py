@@ -20,13 +20,20 @@ class Seed:
     __slots__ = ("_classes", "_found", "data", "graph", "is_running", "store")
 
     def __init__(
-        self, graph: Graph, classes: tuple[type, ...], data: dict[str, Any] | None
+        self,
+        graph: Graph,
+        classes: tuple[type, ...],
+        data: dict[str, Any] | None,
+        *,
+        drops_removed: bool = False,
     ) -> None:
         self.graph = graph
         self._classes = classes
         #: The snapshot, where there is one.
         self.data = data
-        found = Found() if data is None else read_snapshot(data, graph, classes)
+        found = Found()
+        if data is not None:
+            found = read_snapshot(data, graph, classes, drops_removed=drops_removed)
         self._found: Found | None = found
         #: Whether a run is to go on.
         self.is_running = found.resumed is not None or found.start_event is not None

@@ -12,6 +12,7 @@ from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+from penstock._annotations import brief
 from penstock._backends import Backend, Waiter, current_backend, enable_ki_protection
 from penstock._drafts import (
     _MISSING,
@@ -58,7 +59,8 @@ class StateStore(Generic[StateT]):
     Args:
         state_type: An attrs class, a dataclass or a pydantic model, to be made without arguments;
             None for a :class:`DictState`.
-        state: The state to begin with, as :meth:`snapshot_state` gave it; None for a new one.
+        state: The state to begin with, as :meth:`snapshot_state` gave it; None for a new one. It
+            is taken as it is: it was checked when it was written, or when the snapshot was read.
 
     Raises:
         TypeError: The class is none of these, or lacks defaults (the message names the fields);
@@ -77,7 +79,7 @@ class StateStore(Generic[StateT]):
         if self._shape is not None:
             self._shape.hints  # noqa: B018 - raises here if it must
         self._committed: Any = None
-        self._committed = self._new() if state is None else self._accepted(state)
+        self._committed = self._new() if state is None else self._of_type(state)
         self._pace = 0.0
         #: The task that writes now, and those that wait for it, oldest first.
         self._writer: object = None
@@ -97,15 +99,22 @@ class StateStore(Generic[StateT]):
             raise TypeError(msg)
         return self._type()
 
-    def _accepted(self, state: Any) -> Any:
+    def _of_type(self, state: Any) -> Any:
         if state.__class__ is not self._type:
             call = f"set_state({self._type.__name__}(...))"
-            msg = f"{state!r:.200} is no {self._type.__name__}; expected {call}"
+            msg = f"{brief(state)} is no {self._type.__name__}; expected {call}"
             raise TypeError(msg)
-        state = _detached(state)
+        return _detached(state)
+
+    def _accepted(self, state: Any) -> Any:
+        made = self._of_type(state)
+        self._check(made, is_whole=True)
+        return made
+
+    def _check(self, made: Any, *, is_whole: bool) -> None:
         if self._shape is not None:
-            self._shape.check(state, self._shape.fields)
-        return state
+            names = self._shape.changed(made, self._committed)
+            self._shape.check(made, names, self._committed, is_whole=is_whole)
 
     async def get(self, path: str, default: Any = _MISSING) -> Any:
         """Return what a path leads to: the committed value itself, not a copy; read only.
@@ -269,11 +278,8 @@ class StateStore(Generic[StateT]):
         return made
 
     def _commit(self, draft: Any) -> None:
-        old, made = self._committed, _detached(draft)
-        if self._shape is not None:
-            load = self._shape.load
-            names = [n for n in self._shape.fields if load(made, n) is not load(old, n)]
-            self._shape.check(made, names)
+        made = _detached(draft)
+        self._check(made, is_whole=False)
         self._committed = made
 
 

@@ -99,7 +99,7 @@ class Workflow(Generic[R]):
         graph.check(skip)
         self.__skip = skip
         watching = (*((Verbose(),) if verbose else ()), *_checked(type(self).__name__, observers))
-        classes = _checked_classes(type(self).__name__, serializable)
+        classes = _checked_classes(type(self).__name__, serializable, graph)
         self.__graph = graph
         self.__buffer = stream_buffer
         self.__history = stream_history
@@ -227,7 +227,13 @@ class Workflow(Generic[R]):
             )
         )
 
-    def resume(self, snapshot: dict[str, Any], *, run_id: str | None = None) -> WorkflowHandler[R]:
+    def resume(
+        self,
+        snapshot: dict[str, Any],
+        *,
+        run_id: str | None = None,
+        drop_removed_fields: bool = False,
+    ) -> WorkflowHandler[R]:
         """Make a run that goes on from a snapshot, not yet started. Not a checkpoint.
 
         It is a run like any other: await it, enter it, or hand it a nursery. What had been done
@@ -237,6 +243,9 @@ class Workflow(Generic[R]):
             snapshot: What ``handler.snapshot()`` returned, perhaps in another process, perhaps
                 through JSON.
             run_id: An identifier; by default that of the run that the snapshot was taken of.
+            drop_removed_fields: Whether values are left out whose fields the classes of events and
+                state no longer have. By default they are an error. A field that is new takes its
+                default.
 
         Raises:
             SnapshotError: It is no snapshot of this workflow in its present shape; or something in
@@ -245,7 +254,7 @@ class Workflow(Generic[R]):
             WorkflowRuntimeError: The run was completed, so nothing is left to be done.
         """
         _check_run_id(run_id)
-        seed = self._open_seed(snapshot or {})
+        seed = self._open_seed(snapshot or {}, drops_removed=drop_removed_fields)
         if not seed.is_running:
             msg = (
                 f"the run {seed.run_id} was completed when the snapshot was taken; expected one of "
@@ -274,10 +283,10 @@ class Workflow(Generic[R]):
             )
         )
 
-    def _open_seed(self, data: dict[str, Any] | None) -> Seed:
+    def _open_seed(self, data: dict[str, Any] | None, *, drops_removed: bool = False) -> Seed:
         from penstock._seed import Seed  # noqa: PLC0415 - not everybody needs it
 
-        return Seed(self._built(), self.__options.classes, data)
+        return Seed(self._built(), self.__options.classes, data, drops_removed=drops_removed)
 
     def _seed_of(self, ctx: Any) -> Any:
         if getattr(ctx, "_is_penstock_context", False) is not True:
@@ -356,7 +365,7 @@ def _checked(name: str, observers: Any) -> list[Observer]:
     return listed
 
 
-def _checked_classes(name: str, serializable: Any) -> tuple[type, ...]:
+def _checked_classes(name: str, serializable: Any, graph: Graph) -> tuple[type, ...]:
     listed: list[Any] = [None]
     if isinstance(serializable, Iterable):
         listed = list(cast("Iterable[Any]", serializable))
@@ -366,7 +375,16 @@ def _checked_classes(name: str, serializable: Any) -> tuple[type, ...]:
             f"{name}(serializable=[Money])"
         )
         raise WorkflowValidationError(msg)
-    return tuple(listed)
+    classes = tuple(listed)
+    if classes:
+        from penstock._codec import SnapshotError  # noqa: PLC0415 - not everybody needs it
+
+        try:
+            graph.codec(classes)
+        except SnapshotError as error:
+            msg = f"{name}(serializable=[...]): {error}"
+            raise WorkflowValidationError(msg) from None
+    return classes
 
 
 # An identifier costs a hundredth of a run this way: one random part for the process, and a number.

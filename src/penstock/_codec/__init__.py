@@ -2,7 +2,7 @@
 
 What JSON has is written as it is. Everything else is a tagged object, ``{"$": name, "v": ...}``:
 the name is a built-in's or that of a class that was handed to the codec. No name in the data is
-imported, and no constructor of a user's class is called (``msgspec.Struct`` is the exception).
+imported, and no code of a user's class is run but default factories of fields that are new.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
 import attrs
 
-from penstock._codec.forms import form_of, origin_of, parts_of, refuse_value, unset_row
+from penstock._codec.encoders import Encoders, as_is, full_name, write_names
+from penstock._codec.forms import form_of, origin_of, parts_of, unset_row
+from penstock._codec.pydantic_values import PREFIX, is_pydantics_own, is_secret, pydantic_rows
 from penstock._codec.rows import (
     MAX_DEPTH,
     TAG,
     MismatchError,
     Row,
     TooDeepError,
+    check_hashes,
     content_of,
     encode_float,
     encode_int,
     encode_str,
     is_text,
     refuse_content,
-    refuse_misfit,
     reported,
     rows,
     shown,
@@ -42,32 +44,34 @@ from penstock._codec.rows import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from penstock._codec.forms import Form
+    from penstock._codec.encoders import Encode
+    from penstock._codec.form import Form
 
-    Encode: TypeAlias = Callable[[Any, int], Any]
     Decode: TypeAlias = Callable[[dict[str, Any]], Any]
 
 
 _ATOMS = frozenset({str, int, float, bool, type(None)})
+_NO_PARTS: tuple[dict[str, Any], list[Any]] = ({}, [])
 _NO_STACK = "is nested too deeply for what is left of the stack; expected flatter values"
 
 
-def _as_is(value: Any, _depth: int) -> Any:
-    return value
+def is_list_of_names(data: Any) -> bool:
+    """Whether plain data is a list of text."""
+    return type(data) is list and all(type(name) is str for name in cast("list[Any]", data))
 
 
-def _write_names(values: dict[str, Any]) -> dict[str, Any]:
-    """Write an object whose keys may be any text; its values are written already."""
-    if all(name != TAG and is_text(name) for name in values):
-        return values
-    return {TAG: "dict", "v": [[encode_str(name, 0), part] for name, part in values.items()]}
+def _beside(
+    form: Form, made: dict[str, Any], rest: dict[str, Any], odd: list[str]
+) -> dict[str, Any]:
+    """Return what is written beside the fields of an instance.
 
-
-class _Encoders(dict[type, "Encode"]):
-    """How each class is written; what is not there is an exception or is refused."""
-
-    def __missing__(self, cls: type) -> Encode:
-        return self[BaseException] if issubclass(cls, BaseException) else refuse_value
+    That is ``x``, the other attributes, and ``odd``, the names of the fields that are not what the
+    annotations say: they were made so by a function of the class, or are unset.
+    """
+    if len(made) < len(form.kinds):
+        odd = [*odd, *form.check_complete(made)]
+    written: dict[str, Any] = {"x": write_names(rest)} if rest else {}
+    return {**written, "odd": odd} if odd else written
 
 
 class Codec:
@@ -78,31 +82,37 @@ class Codec:
     and ``zoneinfo`` define, and instances of the known classes: events with their open fields,
     attrs classes, dataclasses, named tuples, enums (by name; flags by value), pydantic models and
     ``msgspec.Struct``. Exceptions become `RestoredError`. The state of an instance is set as it
-    was: no constructor, validator or ``__post_init__`` runs, except that of a ``Struct``.
-    ``functools.cached_property`` is not kept.
+    was: no constructor, validator or ``__post_init__`` runs. A field that the data does not have
+    takes its default, because the class may have got it since. ``functools.cached_property`` is
+    not kept.
 
     Identity is not kept: what two values shared they hold twice afterwards.
 
-    Both directions check the fields of an instance against their annotations, so that what can
-    be written can be read. The check looks at the class of the value itself, not at what a
-    container holds; an annotation that cannot be resolved is not checked.
+    Both directions check the fields of an instance against the classes in their annotations, by
+    no function of these, so that what can be written can be read. A field of pydantic, or one with
+    a converter, may hold what its annotation does not say, because the class has made it so; and
+    items of containers may. Such fields are noted in the data, and all others are refused when
+    they do not fit. An annotation that cannot be resolved is not checked.
 
     A codec does not change: tasks and threads may share it. No method is a checkpoint.
 
     Args:
         classes: The classes whose instances may be written and read. Of a generic alias it is the
             class that counts. Built-in types that are kept anyway are allowed.
+        drops_removed: Whether values are left out whose fields the classes no longer have.
 
     Raises:
         SnapshotError: A class is of no kind that can be kept, or two different classes have the
             same module and name.
     """
 
-    def __init__(self, classes: Iterable[type]) -> None:
-        self._encoders = _Encoders(
+    def __init__(self, classes: Iterable[type], *, drops_removed: bool = False) -> None:
+        self._drops = drops_removed
+        self._has_pydantic = False
+        self._encoders = Encoders(
             {
-                type(None): _as_is,
-                bool: _as_is,
+                type(None): as_is,
+                bool: as_is,
                 int: encode_int,
                 float: encode_float,
                 str: encode_str,
@@ -115,7 +125,10 @@ class Codec:
             if row.cls not in _ATOMS:
                 self._encoders[row.cls] = self._row_encoder(row)
             self._decoders[row.tag] = self._row_decoder(row)
+        self._encoders.load, self._encoders.names = self._load_pydantic, self._decoders
         origins = dict.fromkeys(origin_of(cls) for cls in classes)
+        if any(is_pydantics_own(cls) for cls in origins):
+            self._load_pydantic()
         known = [cls for cls in origins if cls not in self._encoders]
         shared = Counter([*self._decoders, *(cls.__qualname__ for cls in known)])
         for cls in known:
@@ -123,7 +136,9 @@ class Codec:
         self._names = [cls.__qualname__ for cls in known]
 
     @classmethod
-    def of(cls, roots: Iterable[type], extra: Iterable[type] = ()) -> Codec:
+    def of(
+        cls, roots: Iterable[type], extra: Iterable[type] = (), *, drops_removed: bool = False
+    ) -> Codec:
         """Make a codec for some classes and all that the annotations of their fields lead to.
 
         Annotations are followed through unions, containers, ``Annotated``, type variables and
@@ -134,7 +149,8 @@ class Codec:
             roots: Where to begin. A root of a kind that cannot be kept is left out; a value of it
                 is refused when it is to be written.
             extra: Further classes, for what the annotations do not tell. These must be of a kind
-                that can be kept.
+                that can be kept. A class of secrets is known only if it is one of these.
+            drops_removed: As for the constructor.
 
         Raises:
             SnapshotError: As for the constructor.
@@ -151,9 +167,23 @@ class Codec:
             seen.add(id(hint))
             kept.append(hint)
             todo += parts_of(hint)
-            if isinstance(hint, type) and form_of(hint) is not None:
+            if isinstance(hint, type) and not is_secret(hint) and form_of(hint) is not None:
                 found[hint] = None
-        return cls(found)
+        return cls(found, drops_removed=drops_removed)
+
+    def require(self, kind: type) -> None:
+        """Check that what a step waits for can be kept once it is there.
+
+        Raises:
+            SnapshotError: The codec does not know the class.
+        """
+        if origin_of(kind) not in self._encoders:
+            name = kind.__name__
+            msg = (
+                f"a step waits for {name}, a class that the workflow does not know, so its answer "
+                f"could not be kept; expected Workflow(serializable=[{name}])"
+            )
+            raise SnapshotError(msg)
 
     def encode(self, value: Any, path: str) -> Any:
         """Return a value as plain data: dicts with str keys, lists, str, int, float, bool, None.
@@ -221,6 +251,8 @@ class Codec:
         encoders = self._encoders
         items = list(value.items())  # at once: a thread may be writing to the dict
         plain = all(type(key) is str and key != TAG and is_text(key) for key, _ in items)
+        if not plain:
+            check_hashes([key for key, _ in items])
         pairs: list[Any] = []
         part = ""
         try:
@@ -249,20 +281,21 @@ class Codec:
 
     def _object_encoder(self, form: Form, tag: str) -> Encode:
         encoders, kinds, read = self._encoders, form.kinds, form.read
-        count, ignored = len(kinds), form.ignored
+        count, ignored, looks = len(kinds), form.ignored, form.looks
 
         def encode(value: Any, depth: int) -> dict[str, Any]:
             if depth >= MAX_DEPTH:
                 raise TooDeepError
             made: dict[str, Any] = {}
             rest: dict[str, Any] = {}
+            odd: list[str] = []
             name = ""
             try:
                 for name, item in read(value).items():
                     allowed = kinds.get(name)
                     if allowed is not None:
-                        if not isinstance(item, allowed):
-                            refuse_misfit(item, allowed)
+                        if not isinstance(item, allowed) or name in looks:
+                            odd += form.odd_name(name, item)
                         made[name] = encoders[type(item)](item, depth + 1)
                     elif name not in ignored:
                         if not form.more:
@@ -271,10 +304,9 @@ class Codec:
             except MismatchError as fault:
                 fault.passed(f".{name}", value)
                 raise
-            if len(made) < count:
-                form.check_complete(made)
-            data = {TAG: tag, "v": made}
-            return {**data, "x": _write_names(rest)} if rest else data
+            if rest or odd or len(made) < count:
+                return {TAG: tag, "v": made, **_beside(form, made, rest, odd)}
+            return {TAG: tag, "v": made}
 
         return encode
 
@@ -293,7 +325,9 @@ class Codec:
             return self._decode_dict(data)
         tag = data[TAG]
         decode = self._decoders.get(tag) if type(tag) is str else None
-        return self._refuse_tag(tag) if decode is None else decode(data)
+        if decode is None:
+            decode = self._find(tag)
+        return decode(data)
 
     def _decode_dict(self, data: dict[Any, Any]) -> dict[str, Any]:
         made: dict[str, Any] = {}
@@ -322,7 +356,10 @@ class Codec:
 
     def _decode_pairs(self, data: dict[str, Any]) -> dict[Any, Any]:
         made: dict[Any, Any] = {}
-        for number, pair in enumerate(self._decode_list(content_of(data))):
+        pairs = self._decode_list(content_of(data))
+        with reported():
+            check_hashes([p[0] for p in pairs if type(p) is list and p])
+        for number, pair in enumerate(pairs):
             parts = cast("list[Any]", pair if type(pair) is list else [])
             if len(parts) != 2:
                 refuse_content(f"item {number} is not a list of a key and a value")
@@ -335,16 +372,18 @@ class Codec:
 
     def _row_decoder(self, row: Row) -> Decode:
         shape, split, join = row.shape, row.split, row.join
+        bases = [tuple(kind for kind in allowed if kind.__name__ == "tzinfo") for allowed in shape]
 
         def decode(data: dict[str, Any]) -> Any:
             content = content_of(data)
             parts: list[Any] = (
                 [self._decode(content)] if len(shape) == 1 else self._decode_list(content)
             )
-            fits = len(parts) == len(shape) and all(
-                type(part) in allowed for part, allowed in zip(parts, shape, strict=True)
+            fit = len(parts) == len(shape) and all(
+                type(part) in allowed or isinstance(part, base)
+                for part, allowed, base in zip(parts, shape, bases, strict=True)
             )
-            if not fits:
+            if not fit:
                 wanted = ", ".join(" or ".join(t.__name__ for t in allowed) for allowed in shape)
                 refuse_content(f"a {row.tag} of {shown(content)} in place of {wanted}")
             with reported():
@@ -358,52 +397,59 @@ class Codec:
 
     def _object_decoder(self, form: Form) -> Decode:
         kinds, build, count = form.kinds, form.build, len(form.kinds)
+        looks, drops, settle = form.looks, self._drops, form.settle
 
         def decode(data: dict[str, Any]) -> Any:
-            content, rest = data.get("v"), None
+            content, parts = data.get("v"), _NO_PARTS
             if type(content) is not dict or len(data) != 2:
-                content, rest = self._open(form, data)
+                content, parts = self._open(form, data)
+            rest, odd = parts
             made: dict[str, Any] = {}
             name: Any = ""
             try:
                 for name, item in cast("dict[Any, Any]", content).items():
                     allowed = kinds.get(name)
                     if allowed is None:
-                        form.refuse_name()
+                        form.refuse_removed(drops=drops)
+                        continue
                     if type(item) not in _ATOMS:
                         item = self._decode(item)
-                    if not isinstance(item, allowed):
-                        refuse_misfit(item, allowed)
+                    if not isinstance(item, allowed) or name in looks:
+                        form.check(name, item, odd)
                     made[name] = item
             except MismatchError as fault:
                 fault.passed(f".{name}", cast("object", content))
                 raise
-            if len(made) < count:
-                form.check_complete(made)
-            return build(made, rest or {})
+            if rest or len(made) < count or settle is not None:
+                rest = form.bring_up_to_date(made, rest, odd, drops=drops)
+            return build(made, rest)
 
         return decode
 
-    def _open(self, form: Form, data: dict[str, Any]) -> tuple[dict[Any, Any], dict[str, Any]]:
-        """Return the fields as they are in the data, and the other attributes."""
+    def _open(
+        self, form: Form, data: dict[str, Any]
+    ) -> tuple[dict[Any, Any], tuple[dict[str, Any], list[Any]]]:
+        """Return the fields as they are in the data, and what is beside them.
+
+        That is the other attributes, and the names of the fields whose values were not what the
+        annotations say when they were written.
+        """
         rest: Any = self._decode(data["x"]) if "x" in data else {}
-        content = content_of({key: part for key, part in data.items() if key != "x"})
+        odd: Any = data.get("odd", [])
+        content = content_of({k: part for k, part in data.items() if k not in ("x", "odd")})
         if type(content) is not dict:
             refuse_content(f"a {form.cls.__name__} of {shown(content)} in place of an object")
         if type(rest) is not dict:
             refuse_content(f"'x' is {shown(rest)} in place of an object")
-        for name in cast("dict[Any, Any]", rest):
-            if type(name) is not str or name in form.kinds:
-                refuse_content(f"'x' has the key {shown(name)}, which is no other attribute's name")
-        if rest and not form.more:
-            refuse_content(f"{form.cls.__name__} has no other attributes than its fields")
-        return cast("Any", content), cast("Any", rest)
+        if not is_list_of_names(odd):
+            refuse_content(f"'odd' is {shown(odd)} in place of a list of names")
+        return cast("Any", content), cast("Any", (rest, odd))
 
     # -- classes ----------------------------------------------------------------------------
 
     def _add(self, cls: type, *, unique: bool) -> None:
         """Learn a class, by its full name and, where no other has it, by its short one."""
-        full = f"{cls.__module__}:{cls.__qualname__}"
+        full = full_name(cls)
         if full in self._decoders:
             msg = f"two different classes are {full}; expected one, or another name for one of them"
             raise SnapshotError(msg)
@@ -425,6 +471,23 @@ class Codec:
                 self._object_decoder(form),
             )
         self._decoders[full] = self._decoders[tag] = decode
+
+    def _load_pydantic(self) -> bool:
+        """Learn the classes that pydantic defines; return whether that was new."""
+        is_new, self._has_pydantic = not self._has_pydantic, True
+        for row in pydantic_rows() if is_new else ():
+            tagged = attrs.evolve(row, tag=PREFIX + row.tag)
+            self._encoders[row.cls] = self._row_encoder(tagged)
+            self._decoders[tagged.tag] = self._row_decoder(tagged)
+        return is_new
+
+    def _find(self, tag: Any) -> Decode:
+        """Return how a tag is read that may be one of pydantic's."""
+        if type(tag) is str and tag.startswith(PREFIX) and self._load_pydantic():
+            found = self._decoders.get(tag)
+            if found is not None:
+                return found
+        return self._refuse_tag(tag)
 
     def _refuse_tag(self, tag: Any) -> NoReturn:
         near = difflib.get_close_matches(tag, self._decoders, 1) if type(tag) is str else []

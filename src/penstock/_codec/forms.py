@@ -8,14 +8,18 @@ import inspect
 import sys
 import types
 import typing
-from collections import deque
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Union, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import attrs
 
-from penstock._codec.rows import MismatchError, RestoredError, Row, refuse_content, reported
+from penstock._annotations import behind, brief, is_typeddict
+from penstock._codec.form import Field, Form, defaults_of, hints_of, kinds_of_field, looks_of
+from penstock._codec.models import field_of_pydantic, model_form, secret_form
+from penstock._codec.pydantic_values import is_secret, url_row
+from penstock._codec.rows import MismatchError, Row, refuse_content, reported
 from penstock._events import Event
+from penstock._fields import pydantic_fields
 
 
 if TYPE_CHECKING:
@@ -24,65 +28,12 @@ if TYPE_CHECKING:
     from penstock._codec.rows import Kinds
 
 _HASH = "_attrs_cached_hash"  # what attrs remembers of a hash holds for one process only
-_KEPT = (
-    "an event, an attrs class, a dataclass, a named tuple, an enum, a pydantic model or a Struct"
-)
-_PLAIN = (str, int, float, tuple, list, dict, set, frozenset, bytes, bytearray, deque)
-_ANYTHING: Kinds = (object,)
 _TUPLE: Any = tuple
+_FACTORY: Any = attrs.Factory
 _OBJECT: Any = object
-_MODEL_STATE: dict[str, Kinds] = {
-    "__pydantic_fields_set__": (set,),
-    "__pydantic_extra__": (dict,),
-    "__pydantic_private__": (dict,),
-}
 
 
-@attrs.frozen
-class Form:
-    """How the instances of a class are read and built.
-
-    Attributes:
-        cls: The class.
-        kinds: The fields, and the classes that each may hold.
-        required: The fields that are always set.
-        hints: The annotations of the fields.
-        read: Returns what an instance holds, by name.
-        build: Makes an instance of the values of fields and of other attributes.
-        more: Whether there may be other attributes.
-        ignored: Other attributes that are not kept.
-    """
-
-    cls: type
-    kinds: dict[str, Kinds]
-    required: frozenset[str]
-    hints: list[Any]
-    read: Callable[[Any], dict[str, Any]]
-    build: Callable[[dict[str, Any], dict[str, Any]], Any]
-    more: bool = False
-    ignored: frozenset[str] = frozenset()
-
-    def check_complete(self, values: dict[str, Any]) -> None:
-        """Refuse values among which a field is missing.
-
-        Raises:
-            MismatchError: One is.
-        """
-        missing = [name for name in self.kinds if name in self.required and name not in values]
-        if missing:
-            msg = (
-                f"lacks {', '.join(map(repr, missing))}; expected all fields of {self.cls.__name__}"
-            )
-            raise MismatchError(msg)
-
-    def refuse_name(self) -> NoReturn:
-        """Refuse an attribute that is no field."""
-        fields = ", ".join(self.kinds) or "none"
-        msg = f"is no field of {self.cls.__name__}; expected its fields: {fields}"
-        raise MismatchError(msg)
-
-
-def form_of(hint: Any) -> Form | Row | None:  # noqa: PLR0911 - one for each kind of class
+def form_of(hint: Any) -> Form | Row | None:  # noqa: PLR0911, C901 - one for each kind of class
     """Return how instances of a class are kept, or None where they cannot be."""
     if not isinstance(hint, type):
         return None
@@ -96,39 +47,37 @@ def form_of(hint: Any) -> Form | Row | None:  # noqa: PLR0911 - one for each kin
     if _is_a(cls, "msgspec", "Struct"):
         return _struct_form(cls)
     if _is_a(cls, "pydantic", "BaseModel"):
-        return _model_form(cls)
+        return model_form(cls)
+    if is_secret(cls):
+        return secret_form(cls)
+    if (row := url_row(cls)) is not None:
+        return row
     if _is_built_upon_c(cls):
         return None
     if attrs.has(cls):
-        return _object_form(cls, {f.name: (f.default, f.init) for f in attrs.fields(cls)})
-    return (
-        _object_form(cls, _dataclass_fields(cls)) if hasattr(cls, "__dataclass_fields__") else None
-    )
-
-
-def refuse_value(value: Any, _depth: int) -> NoReturn:
-    """Refuse a value of a class that the codec does not know."""
-    cls = cast("type[Any]", type(value))
-    name = cls.__qualname__
-    if form_of(cls) is not None:
-        msg = (
-            f"is a {name}, a class that the workflow does not know; expected a value of a class "
-            f"the workflow knows: Workflow(serializable=[{cls.__name__}])"
-        )
-        raise MismatchError(msg)
-    plain = next((kind.__name__ for kind in _PLAIN if isinstance(value, kind)), None)
-    if plain:
-        msg = f"is a {name}, which cannot be kept as such; expected a plain {plain}: {plain}(value)"
-    else:
-        msg = (
-            f"is a {name}, which cannot be kept; expected a value of a class the workflow knows "
-            f"({_KEPT}: Workflow(serializable=[{cls.__name__}])), or, for what lives (a lock, a "
-            f"socket, a function, a client), a resource: Annotated[{cls.__name__}, Resource(make)]"
-        )
-    raise MismatchError(msg)
+        return _object_form(cls, {f.name: _of_attrs(f) for f in attrs.fields(cls)})
+    if not hasattr(cls, "__dataclass_fields__"):
+        return None
+    return _object_form(cls, _dataclass_fields(cls))
 
 
 # -- kinds of classes -----------------------------------------------------------------------------
+
+
+def _of_attrs(field: Any) -> Field:
+    default, converter = field.default, field.converter
+    if default is attrs.NOTHING:
+        return Field(is_set=field.init, is_loose=converter is not None)
+    factory: Any = default if isinstance(default, _FACTORY) else None
+    make = _gives(default)
+    if factory is not None:
+        make = factory.factory if factory.takes_self else _calls(factory.factory)
+    return Field(
+        default if factory is None else attrs.NOTHING,
+        make=make,
+        is_loose=converter is not None,
+        convert=converter if isinstance(converter, type | types.FunctionType) else None,
+    )
 
 
 def _is_built_upon_c(cls: type) -> bool:
@@ -143,14 +92,30 @@ def _is_a(cls: type, module: str, name: str) -> bool:
     return isinstance(base, type) and issubclass(cls, base)
 
 
-def _dataclass_fields(cls: Any) -> dict[str, tuple[Any, bool]]:
+def _dataclass_fields(cls: Any) -> dict[str, Field]:
     import dataclasses  # noqa: PLC0415 - not at start-up
 
-    made: dict[str, tuple[Any, bool]] = {}
+    if hasattr(cls, "__pydantic_validator__"):
+        told = pydantic_fields(cls)
+        return {name: field_of_pydantic(field) for name, field in told.items()}
+    made: dict[str, Field] = {}
     for field in dataclasses.fields(cls):
-        lacks = field.default is field.default_factory is dataclasses.MISSING
-        made[field.name] = (attrs.NOTHING if lacks else field.default, field.init)
+        default, factory = cast("Any", field.default), cast("Any", field.default_factory)
+        if factory is not dataclasses.MISSING:
+            made[field.name] = Field(make=_calls(factory))
+        elif default is dataclasses.MISSING:
+            made[field.name] = Field(is_set=field.init)
+        else:
+            made[field.name] = Field(default, make=_gives(default))
     return made
+
+
+def _gives(value: Any) -> Callable[[Any], Any]:
+    return lambda _: value
+
+
+def _calls(factory: Callable[[], Any]) -> Callable[[Any], Any]:
+    return lambda _: factory()
 
 
 def _enum_row(cls: type[enum.Enum]) -> Row:
@@ -164,48 +129,80 @@ def _enum_row(cls: type[enum.Enum]) -> Row:
 
     def join(name: str) -> enum.Enum:
         if name not in members:
-            refuse_content(f"{cls.__name__} has no member {name!r}")
+            refuse_content(f"{cls.__name__} has no member {brief(name)}")
         return members[name]
 
     return Row(cls, "", ((str,),), split, join, exact=False)
 
 
 def _flag_row(cls: type[enum.Flag]) -> Row:
-    return Row(cls, "", ((int,),), lambda value: (value._value_,), cls)
+    find: Any = enum.Flag._missing_  # the class may have one of its own
+
+    def join(value: int) -> Any:
+        known = cls._value2member_map_.get(value)
+        return find.__func__(cls, value) if known is None else known
+
+    return Row(cls, "", ((int,),), lambda value: (value._value_,), join)
 
 
 def _tuple_form(cls: Any) -> Form:
     names: tuple[str, ...] = cls._fields
     defaults: dict[str, Any] = getattr(cls, "_field_defaults", {})
-    hints = _hints_of(cls)
+    hints = hints_of(cls)
     iter_tuple, new_tuple = _TUPLE.__iter__, _TUPLE.__new__
     return Form(
         cls,
-        {name: _kinds_of_field(hints, name, defaults.get(name, ...)) for name in names},
+        {name: kinds_of_field(hints, name, defaults.get(name, attrs.NOTHING)) for name in names},
         frozenset(names),
         [hints.get(name, Any) for name in names],
         lambda value: dict(zip(names, iter_tuple(value), strict=True)),
         lambda values, _: new_tuple(cls, [values[name] for name in names]),
+        defaults={name: _gives(made) for name, made in defaults.items()},
+        looks=looks_of(hints, names),
     )
 
 
 def _struct_form(cls: Any) -> Form:
     names: tuple[str, ...] = cls.__struct_fields__
-    defaults = dict(zip(reversed(names), reversed(cls.__struct_defaults__), strict=False))
-    hints = _hints_of(cls)
+    given: tuple[Any, ...] = cls.__struct_defaults__
+    told = dict(zip(reversed(names), reversed(given), strict=False))
+    optional = {name for name, default in told.items() if repr(default) != "NODEFAULT"}
+    values = {n: d for n, d in told.items() if n in optional and not hasattr(d, "factory")}
+    hints = hints_of(cls)
+    make = _bare_struct(cls) if hasattr(cls, "__post_init__") else cls
 
     def build(values: dict[str, Any], _rest: dict[str, Any]) -> Any:
         with reported():
-            return cls(**values)
+            made = make(**values)
+        if make is not cls:
+            _OBJECT.__dict__["__class__"].__set__(made, cls)
+        return made
 
     return Form(
         cls,
-        {name: _kinds_of_field(hints, name, defaults.get(name, ...)) for name in names},
-        frozenset(names),
+        {name: kinds_of_field(hints, name, values.get(name, attrs.NOTHING)) for name in names},
+        frozenset(names) - optional,  # the others are made by msgspec itself
         [hints.get(name, Any) for name in names],
         lambda value: {name: getattr(value, name) for name in names},
         build,
+        looks=looks_of(hints, names),
     )
+
+
+def _bare_struct(cls: Any) -> Any:
+    """Return a class whose objects are laid out as those of ``cls``, and that runs no user code."""
+
+    class Bare:
+        __slots__ = ()
+
+        def __init_subclass__(cls, **_: Any) -> None:
+            """Keep the hook of the class out of this."""
+
+        def __post_init__(self) -> None:
+            """Do nothing: the object is as it was."""
+
+    meta: Any = cast("Any", type(cls))
+    return meta.__new__(meta, cls.__name__, (Bare, cls), {"__module__": cls.__module__})
 
 
 def unset_row() -> list[Row]:
@@ -221,47 +218,10 @@ def unset_row() -> list[Row]:
     return [Row(cast("Any", type(unset)), "UNSET", (none,), lambda _: (None,), join)]
 
 
-def _model_form(cls: Any) -> Form:
-    fields: dict[str, Any] = cls.model_fields
-    private: dict[str, Any] = cls.__private_attributes__
-    hints: dict[str, Any] = {name: field.annotation for name, field in fields.items()}
-    kinds = {name: _kinds_of_field(hints, name, fields[name].default) for name in fields}
-    required = {*fields, "__pydantic_fields_set__", *(["__pydantic_private__"] if private else [])}
-
-    def read(value: Any) -> dict[str, Any]:
-        held = value.__dict__
-        made = {name: held[name] for name in fields if name in held}
-        state = {name: getattr(value, name) for name in _MODEL_STATE}
-        made.update((name, part) for name, part in state.items() if part is not None)
-        return made
-
-    def build(values: dict[str, Any], _rest: dict[str, Any]) -> Any:
-        state = {name: values.pop(name, None) for name in _MODEL_STATE}
-        extra: Any = state["__pydantic_extra__"]
-        if extra is not None and cls.model_config.get("extra") != "allow":
-            refuse_content(f"{cls.__name__} takes no extra fields")
-        extra_names: list[Any] = list(extra or {})
-        if not all(type(name) is str and name not in fields for name in extra_names):
-            refuse_content("__pydantic_extra__ has a key that is no name, or that of a field")
-        private_names: list[Any] = list(state["__pydantic_private__"] or {})
-        if not all(name in private for name in private_names):
-            refuse_content(f"__pydantic_private__ has an attribute that {cls.__name__} has not")
-        if not state["__pydantic_fields_set__"] <= {*fields, *extra_names}:
-            refuse_content(f"__pydantic_fields_set__ has a field that {cls.__name__} has not")
-        made = _OBJECT.__new__(cls)
-        object.__setattr__(made, "__dict__", values)
-        for name, part in state.items():
-            object.__setattr__(made, name, part)
-        return made
-
-    return Form(
-        cls, {**kinds, **_MODEL_STATE}, frozenset(required), list(hints.values()), read, build
-    )
-
-
-def _object_form(cls: Any, fields: dict[str, tuple[Any, bool]]) -> Form:
-    """Describe an event, attrs class or dataclass by the default of each field and its init."""
-    hints = _hints_of(cls)
+def _object_form(cls: Any, fields: dict[str, Field]) -> Form:
+    """Describe an event, attrs class or dataclass by its fields."""
+    hints = hints_of(cls)
+    hints |= {name: field.hint for name, field in fields.items() if field.hint is not None}
     mro: tuple[type, ...] = cls.__mro__
     held = [item for base in mro for item in vars(base).items()]
     slots = {name for name, part in held if isinstance(part, types.MemberDescriptorType)}
@@ -269,17 +229,21 @@ def _object_form(cls: Any, fields: dict[str, tuple[Any, bool]]) -> Form:
     code: types.CodeType | None = getattr(cls.__hash__, "__code__", None)
     reset = {_HASH: None} if code is not None and _HASH in code.co_names else {}
     kept = list(dict.fromkeys([*fields, *sorted(slots - {_HASH})]))
+    build = _builder(cls, slots, reset)
     return Form(
         cls,
-        {name: _kinds_of_field(hints, name, default) for name, (default, _) in fields.items()},
-        frozenset(n for n, (value, init) in fields.items() if init or value is not attrs.NOTHING),
+        {name: kinds_of_field(hints, name, field.default) for name, field in fields.items()},
+        frozenset(name for name, field in fields.items() if field.is_set),
         [hints.get(name, Any) for name in fields],
         _reader(cls, kept if slots else []),
-        _builder(cls, slots, reset),
+        build,
         more=cls._open
         if issubclass(cls, Event)
         else cls.__dictoffset__ != 0 or len(kept) > len(fields),
         ignored=frozenset({"__orig_class__", _HASH, *cached} - fields.keys()),
+        defaults=defaults_of(fields, hints, build),
+        looks=looks_of(hints, fields),
+        loose=frozenset(name for name, field in fields.items() if field.is_loose),
     )
 
 
@@ -328,14 +292,6 @@ def _builder(
 # -- annotations --------------------------------------------------------------------------------
 
 
-def _hints_of(cls: type) -> dict[str, Any]:
-    """Return the annotations of a class, or none where one of them cannot be resolved."""
-    try:
-        return typing.get_type_hints(cls, include_extras=True)
-    except (NameError, AttributeError, TypeError, SyntaxError):
-        return {}
-
-
 def origin_of(hint: Any) -> Any:
     """Return the class of a generic alias, anything else as it is."""
     return typing.get_origin(hint) or hint
@@ -354,54 +310,9 @@ def parts_of(hint: Any) -> list[Any]:  # noqa: PLR0911 - one for each form
         return list(cast("list[Any]", hint))
     if isinstance(hint, TypeVar):
         return [hint.__bound__, *hint.__constraints__]
-    if typing.is_typeddict(hint):
-        return list(_hints_of(hint).values())
+    if is_typeddict(hint):
+        return list(hints_of(hint).values())
     if isinstance(hint, type):
         form = form_of(hint)
         return form.hints if isinstance(form, Form) else []
-    return _behind(hint)
-
-
-def _behind(hint: Any) -> list[Any]:
-    """Return what a ``NewType`` or a ``type`` statement gives a name to."""
-    if isinstance(hint, type):
-        return []
-    try:
-        names = [getattr(hint, "__supertype__", None), getattr(hint, "__value__", None)]
-    except NameError:
-        return []
-    return [name for name in names if name is not None]
-
-
-def _kinds_of_field(hints: dict[str, Any], name: str, default: object) -> Kinds:
-    kinds = _kinds_of(hints.get(name, Any))
-    return (*kinds, type(None)) if default is None else kinds
-
-
-def _kinds_of(hint: Any) -> tuple[Any, ...]:  # noqa: PLR0911 - one for each form
-    """Return the classes that a value of an annotation may have; ``object`` where none is told."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is None:
-        return (type(None),)
-    if origin is typing.Annotated:
-        return _kinds_of(arguments[0])
-    if origin is typing.Literal:
-        literals: list[Any] = [type(argument) for argument in arguments]
-        return tuple(literals)
-    if origin in (Union, types.UnionType):
-        kinds = tuple(kind for argument in arguments for kind in _kinds_of(argument))
-        return _ANYTHING if object in kinds else kinds
-    if behind := _behind(origin or hint):
-        return _kinds_of(behind[0])
-    if not isinstance(origin or hint, type) or hint is Any:
-        return _ANYTHING
-    plain: Any = origin or hint
-    if getattr(plain, "_is_protocol", False):
-        return _ANYTHING
-    if typing.is_typeddict(plain):
-        return (dict,)
-    if issubclass(plain, BaseException):
-        return (plain, RestoredError)
-    # PEP 484: an int will do for a float, and both for a complex.
-    wider: dict[type, Kinds] = {float: (float, int), complex: (complex, float, int)}
-    return wider.get(plain, (plain,))
+    return behind(hint)

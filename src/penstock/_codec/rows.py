@@ -8,10 +8,12 @@ import re
 from collections import Counter, OrderedDict, deque
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
 import attrs
 
+from penstock._annotations import brief, brief_text, named, plain_form
 from penstock._errors import WorkflowRuntimeError
 
 
@@ -108,7 +110,14 @@ def refuse_misfit(value: object, allowed: Kinds) -> NoReturn:
     """Refuse a value that does not fit the annotation of its field."""
     wanted = " or ".join(kind.__name__ for kind in allowed if kind is not RestoredError)
     what = shown(value) if type(value) in (str, int, bool) else f"a {type(value).__name__}"
-    msg = f"is {what}; expected {wanted}, as the annotation says"
+    call = plain_form(value)
+    msg = f"is {what}; expected {wanted}, as the annotation says{f': {call}' if call else ''}"
+    raise MismatchError(msg)
+
+
+def refuse_items(value: object, hint: object) -> NoReturn:
+    """Refuse a value whose items do not fit the annotation of its field."""
+    msg = f"is {brief(value)}; expected {named(hint)}, as the annotation says"
     raise MismatchError(msg)
 
 
@@ -126,7 +135,8 @@ def reported() -> Generator[None]:
     except MismatchError:
         raise
     except Exception as error:
-        msg = f"cannot be read: {type(error).__name__}: {error}; expected data as encode() made it"
+        told = brief_text(str(error))
+        msg = f"cannot be read: {type(error).__name__}: {told}; expected data as encode() made it"
         raise MismatchError(msg) from error
 
 
@@ -207,13 +217,15 @@ _TEXT, _INT, _FLOAT, _LIST, _DICT = ((str,),), ((int,),), ((float,),), ((list,),
 @functools.cache
 def rows() -> tuple[Row, ...]:
     """Return the built-in rows; the modules that define the types are imported on first use."""
-    from datetime import date, datetime, time, timedelta, timezone  # noqa: PLC0415 - not at start-up
+    import ipaddress as ip  # noqa: PLC0415 - not at start-up
+    from datetime import date, datetime, time, timedelta, timezone, tzinfo  # noqa: PLC0415
     from decimal import Decimal  # noqa: PLC0415
     from fractions import Fraction  # noqa: PLC0415
     from uuid import UUID  # noqa: PLC0415
     from zoneinfo import ZoneInfo  # noqa: PLC0415
 
-    zone: tuple[Kinds, ...] = ((type(None), timezone, ZoneInfo), (int,))
+    # The base stands for zones of others that the codec knows.
+    zone: tuple[Kinds, ...] = ((type(None), timezone, ZoneInfo, tzinfo), (int,))
 
     def with_zone(kind: Any) -> Row:
         def join(text: str, tz: Any, fold: int) -> Any:
@@ -291,8 +303,20 @@ def rows() -> tuple[Row, ...]:
         as_path(type(Path()), "Path"),
         as_path(PurePosixPath, "PurePosixPath"),
         as_path(PureWindowsPath, "PureWindowsPath"),
+        *(
+            Row(kind, kind.__name__, _TEXT, lambda value: (str(value),), kind)
+            for kind in (ip.IPv4Address, ip.IPv6Address, ip.IPv4Network, ip.IPv6Network)
+        ),
+        Row(ip.IPv4Interface, "IPv4Interface", _TEXT, lambda v: (str(v),), ip.IPv4Interface),
+        Row(ip.IPv6Interface, "IPv6Interface", _TEXT, lambda v: (str(v),), ip.IPv6Interface),
+        Row(re.Pattern, "Pattern", ((str, bytes), (int,)), _split_pattern, re.compile),
+        Row(MappingProxyType, "mappingproxy", _DICT, lambda v: (dict(v),), MappingProxyType),
         Row(BaseException, "error", ((str,), (str,), (list,)), _split_error, _join_error),
     )
+
+
+def _split_pattern(value: re.Pattern[Any]) -> tuple[Any, int]:
+    return value.pattern, int(value.flags) & ~int(re.DEBUG)  # which would print
 
 
 def _to_int(text: str) -> int:
@@ -310,11 +334,31 @@ def _to_bytearray(text: str) -> bytearray:
 def _split_set(value: set[Any] | frozenset[Any]) -> tuple[list[Any]]:
     """Return the items, sorted where all are text: the order of a set of text changes each time."""
     items = list(value)
-    return (sorted(items) if all(type(item) is str for item in items) else items,)
+    if all(type(item) is str for item in items):
+        return (sorted(items),)
+    check_hashes(items)
+    return (items,)
+
+
+#: How many keys of one dictionary, or items of one set, may have the same hash: each further one
+#: is compared to all of them. Only data that was made for that has more.
+_MAX_TWINS = 1_000
+
+
+def check_hashes(keys: list[Any]) -> None:
+    """Refuse keys that would make a dictionary or a set quadratic: those of one hash.
+
+    Raises:
+        MismatchError: More than a thousand have the same hash.
+    """
+    if len(keys) > _MAX_TWINS and max(Counter(map(hash, keys)).values()) > _MAX_TWINS:
+        msg = f"has more than {_MAX_TWINS:,} keys of one hash; expected keys with different hashes"
+        raise MismatchError(msg)
 
 
 def _no_twins(kind: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
     def make(items: list[Any]) -> Any:
+        check_hashes(items)
         made = kind(items)
         if len(made) != len(items):
             msg = "a value is there twice"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import attrs
 
+from penstock._annotations import brief, brief_text
 from penstock._codec import Codec, SnapshotError
 from penstock._drafts import DictState
 from penstock._engine.attempts import Again
@@ -177,7 +178,7 @@ class _Reader:
             queues = self._queues(step, parts["unmatched"], f"{path}.unmatched")
             made.unmatched.append((step.index, queues))
         for key, found in _as(dict, parts.get("collections", {}), f"{path}.collections").items():
-            place = f"{path}.collections[{key!r}]"
+            place = f"{path}.collections[{brief(key, 60)}]"
             buffer = _parts(found, place, "expected events")
             names = _as(list, buffer["expected"], f"{place}.expected")
             if not names:
@@ -189,7 +190,7 @@ class _Reader:
     def _step(self, name: Any, path: str, takes: str = "") -> Step:
         index = self._graph.index.get(name) if isinstance(name, str) else None
         if index is None or takes not in ("", self._graph.steps[index].takes):
-            _refuse(path, f"the names of {'joins' if takes else 'steps'}, not {name!r}")
+            _refuse(path, f"the names of {'joins' if takes else 'steps'}, not {brief(name)}")
         return self._graph.steps[index]
 
     def _event(self, data: Any, path: str, *kinds: type[Event]) -> Any:
@@ -208,7 +209,7 @@ class _Reader:
             for known in (*kind.__mro__, *_subclasses(kind)):
                 if known.__name__ == name and issubclass(known, Event):
                     return known
-        return _refuse(path, f"event classes that the step takes, not {name!r}")
+        return _refuse(path, f"event classes that the step takes, not {brief(name)}")
 
     def _group(self, data: Any, number: int) -> Group:
         path = f"run.groups[{number}]"
@@ -240,7 +241,7 @@ class _Reader:
 
     def _number(self, number: Any, path: str) -> int:
         if type(number) is not int or not 0 <= number <= len(self._groups):
-            _refuse(path, f"the number of a group that is there, not {number!r}")
+            _refuse(path, f"the number of a group that is there, not {brief(number)}")
         return number
 
     def _queues(self, step: Step, data: Any, path: str) -> Queues:
@@ -319,8 +320,10 @@ class _Reader:
         return self._groups[number - 1]
 
 
-def read_snapshot(data: Any, graph: Graph, classes: tuple[type, ...]) -> Found:
-    """Check and decode a snapshot.
+def read_snapshot(
+    data: Any, graph: Graph, classes: tuple[type, ...], *, drops_removed: bool = False
+) -> Found:
+    """Check and decode a snapshot; fields that are gone are refused, or left out.
 
     Raises:
         SnapshotError: It is no snapshot, of another workflow or shape, or something in it is bad.
@@ -329,24 +332,26 @@ def read_snapshot(data: Any, graph: Graph, classes: tuple[type, ...]) -> Found:
     version = data.get("penstock")
     if type(version) is not int or not 1 <= version <= FORMAT:
         msg = (
-            f"this is no snapshot that this version of penstock can read (format {version!r}); "
+            f"this is no snapshot that this version of penstock can read (format {brief(version)}); "
             f"expected the dict that handler.snapshot() returned, of format {FORMAT}"
         )
         raise SnapshotError(msg)
     _check_shape(data, graph)
     known = "run_id elapsed sequence arrived start run"
     parts = _parts(data, "its top", "penstock workflow shape status state", known)
-    codec = graph.codec(classes)
+    codec = graph.codec(classes, drops_removed=drops_removed)
     found = Found(store=_store(parts["state"], graph, codec))
     if parts.get("run_id") is not None:
         found.run_id = _as(str, parts["run_id"], "run_id")
     if parts["status"] in ("completed", "unstarted"):
         for name in ("start", "run"):
             if name in parts:
-                _refuse("status", f"another status than {parts['status']!r} with {name!r}")
+                _refuse(
+                    "status", f"another status than {brief(parts['status'])} with {brief(name)}"
+                )
         return found
     if parts["status"] not in ("running", "failed", "timed_out", "cancelled"):
-        _refuse("status", f"the status of a run, not {parts['status']!r}")
+        _refuse("status", f"the status of a run, not {brief(parts['status'])}")
     reader = _Reader(graph, codec)
     for number, entry in enumerate(_as(list, parts.get("arrived", []), "arrived")):
         found.arrived = (*found.arrived, reader.read_arrived(entry, f"arrived[{number}]"))
@@ -378,8 +383,8 @@ def _check_shape(data: dict[str, Any], graph: Graph) -> None:
     now = shape_of(graph)
     told: list[str] = []
     if data.get("workflow") != graph.name:
-        told.append(f"it is of {data.get('workflow')!r}, and this is {graph.name!r}")
-    told += [f"the step {name} is gone" for name in before if name not in now]
+        told.append(f"it is of {brief(data.get('workflow'))}, and this is {graph.name!r}")
+    told += [f"the step {_word(name)} is gone" for name in before if name not in now]
     told += [f"the step {name} is new" for name in now if name not in before]
     for name in before:
         if name in now and before[name] != now[name]:
@@ -407,14 +412,18 @@ def _change(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     )
 
 
+def _word(value: object) -> str:
+    return value if isinstance(value, str) else brief(value)
+
+
 def _told(key: str, value: Any) -> str:
     if isinstance(value, list):
-        names = " | ".join(map(str, cast("list[Any]", value))) or "nothing"
+        names = brief_text(" | ".join(map(_word, cast("list[Any]", value)))) or "nothing"
         return f"list[{names}]" if key == "fans out" and value else names
     if key == "first":
-        return "all" if value is None else f"the first {value!r}"
+        return "all" if value is None else f"the first {brief(value)}"
     ways = {"one": "one event at a time", "list": "a list of events", "slot": "one event of each"}
-    return ways.get(value, repr(value)) if isinstance(value, str) else repr(value)
+    return ways.get(value, brief(value)) if isinstance(value, str) else brief(value)
 
 
 def _parts(data: Any, path: str, required: str, optional: str = "") -> dict[str, Any]:
@@ -423,10 +432,10 @@ def _parts(data: Any, path: str, required: str, optional: str = "") -> dict[str,
     needed, known = required.split(), [*required.split(), *optional.split()]
     for name in needed:
         if name not in data:
-            _refuse(path, f"a key {name!r}")
+            _refuse(path, f"a key {brief(name)}")
     for name in data:
         if name not in known:
-            _refuse(path, f"no other keys than {', '.join(known)}, not {name!r}")
+            _refuse(path, f"no other keys than {', '.join(known)}, not {brief(name)}")
     return cast("dict[str, Any]", data)
 
 
@@ -444,13 +453,13 @@ def _as(kind: type, value: Any, path: str) -> Any:
 
 def _count(value: Any, path: str) -> int:
     if type(value) is not int or value < 0:
-        _refuse(path, f"a number of at least 0, not {value!r}")
+        _refuse(path, f"a number of at least 0, not {brief(value)}")
     return value
 
 
 def _seconds(value: Any, path: str) -> float:
     if type(value) not in (int, float) or not 0 <= value <= _LONGEST:
-        _refuse(path, f"seconds of at least 0, not {value!r}")
+        _refuse(path, f"seconds of at least 0, not {brief(value)}")
     return float(value)
 
 
@@ -473,7 +482,7 @@ def _attempts(data: Any, path: str) -> Attempts:
 
 
 def _refuse(path: str, expected: str) -> NoReturn:
-    msg = f"the snapshot is damaged at {path}; expected {expected}"
+    msg = f"the snapshot is damaged at {brief_text(path)}; expected {brief_text(expected, 400)}"
     raise SnapshotError(msg)
 
 

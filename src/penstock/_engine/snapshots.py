@@ -127,6 +127,8 @@ class _Writer:
 
     def write(self) -> dict[str, Any]:
         machine = self._machine
+        for kind in {wait.kind for wait in machine.waits}:
+            self._codec.require(kind)  # or only the snapshot after the answer would tell
         steps = {s.step.name: self._station(s) for s in machine.stations}
         again = sum(wait.asks for wait in machine.waits)
         return {
