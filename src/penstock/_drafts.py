@@ -279,19 +279,15 @@ class _Shape:
                     self.store(made, name, self.load(old, name))
         return made
 
-    def changed(self, made: Any, old: Any) -> list[str]:
-        """Return the names of the fields that two objects of this class do not share."""
-        return [name for name in self.fields if self.load(made, name) is not self.load(old, name)]
-
     def check(self, made: Any, names: Iterable[str], old: Any, *, is_whole: bool) -> None:
-        """Check fields of a new object of this class against their annotations.
+        """Check those fields of a new object that have changed against their annotations.
 
         Only classes count. Validators, converters and constraints are not run: that is for the
         user's class, which has run them when it made the value.
 
         Args:
             made: The new object. What pydantic's core types convert (text to a number) is put in.
-            names: The fields that were written.
+            names: The fields that may have been written.
             old: The object in whose place it comes.
             is_whole: Whether the class itself has made the object.
 
@@ -299,8 +295,11 @@ class _Shape:
             TypeError: A value does not fit; the message names class, field and value.
         """
         for name in names:
-            value, hint = self.load(made, name), self.hints.get(name, Any)
-            if type(value) is hint or value is _MISSING or fits(hint, value):
+            value = self.load(made, name)
+            if value is self.load(old, name) or value is _MISSING:
+                continue
+            hint = self.hints.get(name, Any)
+            if type(value) is hint or fits(hint, value):
                 continue
             if self._was_made_so(name, value, old, is_whole=is_whole):
                 continue

@@ -108,13 +108,9 @@ class StateStore(Generic[StateT]):
 
     def _accepted(self, state: Any) -> Any:
         made = self._of_type(state)
-        self._check(made, is_whole=True)
-        return made
-
-    def _check(self, made: Any, *, is_whole: bool) -> None:
         if self._shape is not None:
-            names = self._shape.changed(made, self._committed)
-            self._shape.check(made, names, self._committed, is_whole=is_whole)
+            self._shape.check(made, self._shape.fields, self._committed, is_whole=True)
+        return made
 
     async def get(self, path: str, default: Any = _MISSING) -> Any:
         """Return what a path leads to: the committed value itself, not a copy; read only.
@@ -279,7 +275,8 @@ class StateStore(Generic[StateT]):
 
     def _commit(self, draft: Any) -> None:
         made = _detached(draft)
-        self._check(made, is_whole=False)
+        if self._shape is not None:
+            self._shape.check(made, self._shape.fields, self._committed, is_whole=False)
         self._committed = made
 
 
