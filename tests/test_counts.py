@@ -18,12 +18,13 @@ from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
+import anyio
 import pytest
 
 from benchmarks import _counts
 from benchmarks._counts import COUNTS, LIBRARIES, WORKS
 from helpers import calls_of
-from penstock import _backends
+from penstock import Context, Event, StartEvent, StopEvent, Workflow, _backends, _streams, step
 from penstock._engine import runner
 from penstock._engine.machine import Machine
 from penstock._engine.snapshots import shape_of
@@ -310,6 +311,139 @@ def test_a_cycle_per_run_is_found(monkeypatch, library):
     )
 
     assert counts.numbers["garbage"] == 1024
+
+
+# -- the readers of a stream ----------------------------------------------------------------------
+
+
+def lines_of(library, function, *args):
+    """Return how many lines of ``penstock._streams`` are run: a loop counts for each turn."""
+    count = 0
+
+    def trace(frame, event, _):
+        if event == "call" and frame.f_code.co_filename != _streams.__file__:
+            return None
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with _counts.ordered(), _counts.own_clock(0):
+            anyio.run(function, *args, backend=library)
+    finally:
+        sys.settrace(before)
+    return count
+
+
+class Tick(Event):
+    n: int
+
+
+class Done(Event):
+    pass
+
+
+class Ticker(Workflow):
+    """Sends ``count`` events from each of ``senders`` steps, when there is room."""
+
+    def __init__(self, count, senders=1, **options):
+        super().__init__(**options)
+        self.count = count
+        self.senders = senders
+        self.may_begin = anyio.Event()
+
+    @step
+    async def begin(self, ev: StartEvent) -> list[Tick]:
+        await self.may_begin.wait()
+        return [Tick(n=n) for n in range(self.senders)]
+
+    @step(num_workers=10**6)
+    async def send(self, ctx: Context, ev: Tick) -> Done:
+        for _ in range(self.count):
+            await ctx.stream.send(ev)
+        return Done()
+
+    @step
+    async def end(self, evs: list[Done]) -> StopEvent:
+        return StopEvent()
+
+
+async def read_all(readers, workflow, stuck, lossy):
+    async def read():
+        nonlocal waiting
+        waiting -= 1
+        async for _ in handler.stream_events(lossy=lossy):
+            pass
+
+    waiting = readers
+    async with anyio.create_task_group() as group, workflow.run() as handler:
+        kept = [handler.stream_events(lossy=True) for _ in range(stuck)]
+        for _ in range(readers):
+            group.start_soon(read)
+        while waiting:
+            await anyio.lowlevel.checkpoint()
+        workflow.may_begin.set()
+        await handler
+        assert not any(reader.sequence for reader in kept)
+
+
+@on_each_library
+@pytest.mark.parametrize("lossy", [False, True])
+@pytest.mark.parametrize("options", [{}, {"stream_history": 1}, {"stream_buffer": 1}], ids=str)
+def test_an_event_costs_a_reader_the_same_however_many_there_are(library, options, lossy):
+    """P16: with a short history, with a small buffer, and beside readers that are stuck."""
+
+    def each(readers, events=40):
+        workflow = Ticker(events, **options)
+        return lines_of(library, read_all, readers, workflow, readers, lossy) / readers
+
+    few, many = each(10), each(80)
+
+    assert many <= few * 1.05, f"lines for each reader: {few:g} of 10, {many:g} of 80"
+
+
+@on_each_library
+@pytest.mark.parametrize("beside", ["nothing", "a slow one", "as many that wait"])
+def test_a_reader_comes_and_goes_at_the_same_cost_however_many_there_are(library, beside):
+    """P16: one after the other, all at once in any order, and while another one is slow."""
+
+    async def come_and_go(count):
+        run = Ticker(60, stream_history=10).run()
+        async with run as handler, anyio.create_task_group() as group:
+            slow = handler.stream_events() if beside == "a slow one" else None
+            if beside == "as many that wait":
+                for _ in range(count):
+                    group.start_soon(handler.stream_events().receive)
+            readers = [handler.stream_events() for _ in range(count)]
+            for reader in readers[::2] + readers[::-2]:
+                reader.close()
+            for _ in range(count):
+                handler.stream_events().close()
+            kept = handler._runner.log._readers
+            assert len(kept.keeping) <= 4 * count + 40
+            if slow is not None:
+                assert len(kept.keeping) <= 24
+            handler.cancel()
+            group.cancel_scope.cancel()
+
+    few, many = (lines_of(library, come_and_go, n) / n for n in (20, 160))
+
+    assert many <= few * 1.05, f"lines for each reader: {few:g} of 20, {many:g} of 160"
+
+
+@on_each_library
+def test_an_event_costs_the_same_however_many_senders_wait(library):
+    """P16: a reader that makes room wakes one sender, not all of them."""
+
+    def each(senders):
+        workflow = Ticker(5, senders, stream_buffer=1)
+        return lines_of(library, read_all, 1, workflow, 0, False) / senders
+
+    few, many = each(10), each(80)
+
+    assert many <= few * 1.05, f"lines for each sender: {few:g} of 10, {many:g} of 80"
 
 
 # -- imports --------------------------------------------------------------------------------------

@@ -65,7 +65,8 @@ class EventLog:
         self._readers: _Readers | None = None
         #: Events with lower numbers have room, whatever the readers do: they only go forward.
         self._room_until = 1
-        self._senders: list[Waiter] | None = None
+        #: In the order in which they began to wait.
+        self._senders: dict[Waiter, None] | None = None
         #: The sequence number of the oldest event held, and of the next one; the first is 1.
         self._first = 1
         self.next: int = 1
@@ -135,7 +136,8 @@ class EventLog:
         """Publish the terminal event and end the stream for everybody."""
         self.append(last)
         self.closed = True
-        self.wake_senders()
+        for sender in tuple(self._senders or ()):
+            sender.wake()
 
     def is_full(self) -> bool:
         """Whether the slowest reader is a window behind; a reader at rest does not count."""
@@ -150,10 +152,14 @@ class EventLog:
             self._room_until = slowest + self._window
         return self.next >= self._room_until
 
-    def wake_senders(self) -> None:
-        """Have the waiting senders look again whether there is room."""
+    def wake_sender(self) -> None:
+        """Have the first of the waiting senders look again whether there is room.
+
+        It wakes the next one when it has left, so an event costs the same however many wait.
+        """
         for sender in self._senders or ():
             sender.wake()
+            break
 
     def attach(self, after: int, *, internal: bool, lossy: bool = False) -> _Position:
         """Attach a reader behind the event number ``after``."""
@@ -172,13 +178,13 @@ class EventLog:
         """Let a reader go; what was kept for it alone is dropped."""
         if self._let_go(position):
             self._trim()
-            self.wake_senders()
+            self.wake_sender()
 
     def release(self) -> None:
         """Let go of the readers that were dropped."""
         if self.sweep():
             self._trim()
-            self.wake_senders()
+            self.wake_sender()
 
     def sweep(self) -> bool:
         """Strike off the readers that were dropped; return whether there were any."""
@@ -207,20 +213,21 @@ class EventLog:
         if self._readers is not None and not self.closed:
             self._readers.make_lossy()
             self._trim()
-            self.wake_senders()
+            self.wake_sender()
 
     @enable_ki_protection
     async def wait_for_room(self) -> None:
         """Wait until no reader is a window behind."""
         waiter = current_backend().waiter()
         if self._senders is None:
-            self._senders = []
-        self._senders.append(waiter)
+            self._senders = {}
+        self._senders[waiter] = None
         try:
             while self.is_full() and not self.closed:
                 await waiter.wait()
         finally:
-            self._senders.remove(waiter)
+            del self._senders[waiter]
+            self.wake_sender()
 
     def rest(self, task: object, *, but: _Position | None = None) -> list[_Position]:
         """Let the readers of ``task`` hold up no sender: the task does something else now."""
@@ -230,7 +237,7 @@ class EventLog:
         for position in resting:
             position.at_rest = True
         if resting:
-            self.wake_senders()
+            self.wake_sender()
         return resting
 
     def read_on(self, resting: Iterable[_Position]) -> None:
@@ -559,7 +566,7 @@ class EventStream(ReceiveChannel[Event]):
                     position.at += 1
                     # Only the slowest makes room; the bound is exact while a sender sleeps.
                     if log._senders and position.at <= log._room_until - log._window + 1:
-                        log.wake_senders()
+                        log.wake_sender()
                     if len(log._events) > log._limit:
                         log._trim()
                     if position.internal or not isinstance(event, InternalEvent):
