@@ -595,6 +595,7 @@ class EventStream(ReceiveChannel[Event]):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    @enable_ki_protection
     def __del__(self) -> None:
         # A reader that was dropped must hold nobody up. The collector may find it in any thread,
         # and in the midst of what a sender does; so the event loop takes it out.
