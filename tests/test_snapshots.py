@@ -1067,11 +1067,11 @@ def test_a_snapshot_of_another_workflow_is_refused():
         Context.from_dict(Fan(), snapshot)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", 1.0, True, None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", 2.0, True, None])
 def test_another_version_is_refused(version):
     """Only a format that is known is read; the message says which was expected."""
     snapshot = run_virtually("trio", one_snapshot, Base())
-    with pytest.raises(SnapshotError, match=r"format .*; expected .* of format 1"):
+    with pytest.raises(SnapshotError, match=r"format .*; expected .* of format 2"):
         Base().resume({**snapshot, "penstock": version})
 
 

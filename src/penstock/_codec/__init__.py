@@ -8,6 +8,8 @@ imported, and no code of a user's class is run but default factories of fields t
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
@@ -207,6 +209,18 @@ class Codec:
             raise fault.told(path) from fault.__cause__
         except RecursionError:
             raise MismatchError(_NO_STACK).told(path) from None
+
+    def content_key(self, value: Any) -> int:
+        """Return a number of 64 bits that values of equal content share, in every process.
+
+        A value that cannot be kept is known by its class alone.
+        """
+        try:
+            content = self.encode(value, "a value")
+        except SnapshotError:
+            content = type(value).__name__
+        text = json.dumps(content, sort_keys=True)
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
     def decode(self, data: Any, path: str) -> Any:
         """Return the value that `encode` made ``data`` of.

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from array import array
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from penstock._engine.lineage import Group
 
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from penstock._engine.joins import Entry
     from penstock._engine.machine import Machine
     from penstock._engine.worker import Worker
     from penstock._events import Event
     from penstock._graph import Route
     from penstock._retries import Attempts
     from penstock._steps import Step
+
+    #: Names the content of an event.
+    KeyOf: TypeAlias = Callable[[Event], int]
 
 
 class Again:
@@ -22,17 +29,7 @@ class Again:
     It stands in the place of its event.
     """
 
-    __slots__ = (
-        "attempts",
-        "branches",
-        "collected",
-        "delay",
-        "due",
-        "event",
-        "received",
-        "seed",
-        "sent",
-    )
+    __slots__ = ("attempts", "collected", "delay", "due", "event", "received", "seed", "sent")
 
     def __init__(self, event: Any, attempts: Attempts | None = None) -> None:
         self.event = event
@@ -43,11 +40,9 @@ class Again:
         self.seed = ""
         #: What the step waited for and received, in that order.
         self.received: list[Event] = []
-        #: How many events of each class it sent, which are out.
-        self.sent: dict[str, int] = {}
-        #: What became of some of these, by class and number: a branch, or None where the branch
-        #: failed and the event is to be sent again. Nothing is left of the others.
-        self.branches: dict[tuple[str, int], Group | None] = {}
+        #: What it sent, which is out: by content, the branch of each such event in the order of the
+        #: sends, or None where nothing of the branch is left.
+        self.sent: dict[int, list[Group | None]] = {}
         #: The buffers that have had its event, each with what it completed.
         self.collected: list[tuple[str, list[Event] | None]] = []
 
@@ -60,7 +55,7 @@ class Again:
 class Record:
     """What one invocation does beside returning an event."""
 
-    __slots__ = ("_limit", "again", "branches", "collected", "held", "received", "sent", "told")
+    __slots__ = ("_condensed", "_limit", "again", "collected", "held", "received", "sent", "told")
 
     def __init__(self, again: Again | None) -> None:
         #: What is still to be taken from the record of the attempt before.
@@ -68,42 +63,46 @@ class Record:
         if again is not None:
             self.again = Again(None)
             self.again.received = list(again.received)
-            self.again.sent = dict(again.sent)
-            self.again.branches = dict(again.branches)
+            self.again.sent = {key: list(branches) for key, branches in again.sent.items()}
             self.again.collected = list(again.collected)
         self.received: list[Event] = []
-        self.sent: dict[str, int] = {}
-        #: The branches of what it sent, by class and number, as far as they matter.
-        self.branches: list[tuple[str, int, Group]] = []
-        self._limit = 16
+        #: Each event that it sent, with its branch.
+        self.sent: list[tuple[Event, Group]] = []
+        #: The contents of those of which nothing is left: 8 bytes each, where a step sends many.
+        self._condensed: array[int] | None = None
+        self._limit = 256
         #: What buffers told it that were told its event before.
         self.told: list[tuple[str, list[Event] | None]] = []
         #: Each event given to a buffer (None where it was out before), and what came of it.
-        self.collected: list[tuple[str, Event | None, list[Event] | None]] = []
+        self.collected: list[tuple[str, Entry | None, list[Entry] | None]] = []
         #: What is sent only if the attempt succeeds.
         self.held: list[tuple[Route, Event, Group, str | None]] = []
 
-    def note_sent(self, event: Event) -> Group | None:
-        """Count an event that is sent; return its branch where it is out already."""
-        name = type(event).__name__
-        number = self.sent.get(name, 0)
-        self.sent[name] = number + 1
-        if number >= self.again.sent.get(name, 0):
-            return None
-        branch = self.again.branches.pop((name, number), _OVER)
-        if branch is not None and branch is not _OVER:
-            self.note_branch(event, branch)
-        return branch
+    def find_sent(self, key: int) -> Group | None:
+        """Return the branch of an event of this content that is out already, if one is.
 
-    def note_branch(self, event: Event, branch: Group) -> None:
-        """Keep the branch of the event that was counted last, as long as it matters."""
-        if len(self.branches) >= self._limit:
-            self.branches = [
-                kept for kept in self.branches if _matters(kept[2], is_held=kept[2].is_held)
-            ]
-            self._limit = 2 * len(self.branches) + 16
-        name = type(event).__name__
-        self.branches.append((name, self.sent[name] - 1, branch))
+        Content decides, and among equals the order: two tasks of a step may send in another order
+        than before.
+        """
+        branches = self.again.sent.get(key)
+        if not branches:
+            return None
+        branch = branches.pop(0)
+        return _OVER if branch is None else branch
+
+    def note_sent(self, event: Event, branch: Group, key_of: KeyOf) -> None:
+        """Keep what was sent, as long as the invocation is under way."""
+        self.sent.append((event, branch))
+        if len(self.sent) >= self._limit:
+            gone = self._condensed = self._condensed or array("Q")
+            kept: list[tuple[Event, Group]] = []
+            for item in self.sent:
+                if _matters(item[1], is_held=item[1].is_held):
+                    kept.append(item)
+                else:
+                    gone.append(key_of(item[0]))
+            self.sent = kept
+            self._limit = 2 * len(kept) + 256
 
     def find_told(self, key: str) -> tuple[str, list[Event] | None] | None:
         """Return what the buffer ``key`` has told before, where it has had the event already."""
@@ -119,28 +118,30 @@ class Record:
         again.received = [*self.received, *self.again.received]
         again.collected = [*self.told, *self.again.collected]
 
-    def copy_to(self, again: Again, *, with_sends: bool, has_unwound: bool) -> None:
-        """Write into ``again`` what a run that goes on from a snapshot must not do anew.
+    def copy_to(self, again: Again, key_of: KeyOf, *, with_sends: bool, has_unwound: bool) -> None:
+        """Write into ``again`` what a run that continues from a snapshot must not do anew.
 
         A step that has unwound has let go of the branches that it held.
         """
         self.carry_over(again)
-        new = [(key, found) for key, _, found in self.collected]
+        new = [(key, _events_of(found)) for key, _, found in self.collected]
         again.collected = [*self.told, *new, *self.again.collected]
-        if with_sends:
-            again.sent = self.again.sent | self.sent
-            for name, number in self.again.sent.items():
-                again.sent[name] = max(number, again.sent[name])
-            again.branches = dict(self.again.branches)
-            for name, number, branch in self.branches:
-                if _matters(branch, is_held=branch.is_held or has_unwound):
-                    failed = branch.track is not None and branch.track.errors
-                    again.branches[name, number] = None if failed else branch
+        if not with_sends:
+            return
+        again.sent = {key: list(branches) for key, branches in self.again.sent.items()}
+        for key in self._condensed or ():
+            again.sent.setdefault(key, []).append(None)
+        for event, branch in self.sent:
+            if branch.track is not None and branch.track.errors:
+                continue  # its branch failed, and the event is to be sent again
+            matters = _matters(branch, is_held=branch.is_held or has_unwound)
+            kept = branch if matters and branch is not _OVER else None
+            again.sent.setdefault(key_of(event), []).append(kept)
 
     def undo(self, machine: Machine, index: int) -> None:
         """Take back what the failed invocation gave to buffers, where it is still there."""
-        for key, event, completed in reversed(self.collected):
-            if not machine.collection(index, key).undo(event, completed):
+        for key, entry, completed in reversed(self.collected):
+            if not machine.collection(index, key).undo(entry, completed):
                 self.told.append((key, None))
         self.collected.clear()
         for _, _, branch, _ in self.held:
@@ -154,6 +155,10 @@ _NOTHING = Again(None)
 #: The branch of an event of which nothing is left.
 _OVER = Group(None, ())
 _OVER.is_over = True
+
+
+def _events_of(entries: list[Entry] | None) -> list[Event] | None:
+    return None if entries is None else [entry.event for entry in entries]
 
 
 def _matters(branch: Group, *, is_held: bool) -> bool:

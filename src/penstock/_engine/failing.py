@@ -38,6 +38,7 @@ def recover(
     drop_own_frames(error)
     if run.outcome.status or backend.is_cancelled():
         raise error
+    now = backend.current_time()  # one reading for all that is decided about this failure
     step = station.step
     known = worker.event if type(worker.event) is Again else None
     given = worker.event if known is None else known.event
@@ -45,14 +46,14 @@ def recover(
     if record is not None:
         record.undo(machine, station.index)
     attempts = (known.attempts if known is not None else None) or Attempts(worker.began_at)
-    attempts.failed(error, backend.current_time())
+    attempts.failed(error, now)
     if group is None or not group.is_cancelled:
         if step.options.retry is not None:
             again = _next_attempt(run, step, given, known, attempts)
             if again is not None:
                 if record is not None:
                     record.carry_over(again)
-                return _try_later(run, station, again, group)
+                return _try_later(run, station, again, group, now)
             note_attempts(error, attempts, step.label)
         if _hand_to_handler(run, station, group, given, attempts):
             return machine.drop(station, group)
@@ -91,7 +92,7 @@ def _hand_to_handler(
     run: Runner, station: Station, group: Group | None, given: Any, attempts: Attempts
 ) -> bool:
     """Give a failure to the step's handler; return whether there is one that may recover it."""
-    backend, machine = run.live()
+    _, machine = run.live()
     handler = machine.graph.handlers.get(station.index)
     if handler is None:
         return False
@@ -105,16 +106,18 @@ def _hand_to_handler(
         exception=attempts.failures[-1].exception,
         exceptions=attempts.exceptions,
         attempts=attempts.count,
-        elapsed_seconds=backend.current_time() - attempts.started_at,
+        elapsed_seconds=attempts.failures[-1].at,
     )
     machine.recover(handler, failed, group)
     return True
 
 
-def _try_later(run: Runner, station: Station, again: Again, group: Group | None) -> Delivery | None:
-    """Have a delivery tried again when its delay is over; return what its worker goes on with."""
-    backend, machine = run.live()
-    again.due = backend.current_time() + again.delay
+def _try_later(
+    run: Runner, station: Station, again: Again, group: Group | None, now: float
+) -> Delivery | None:
+    """Have a delivery tried again when its delay is over; return the worker's next delivery."""
+    _, machine = run.live()
+    again.due = now + again.delay
     following = machine.delay(station, again, group)
     if again.delay:
         begin_delay(run, station, again, group)

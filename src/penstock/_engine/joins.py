@@ -126,18 +126,29 @@ class Slots:
             yield from (k for k, by in zip(self._kinds, taken, strict=True) if by is None)
 
 
+class Entry:
+    """An event in a buffer. One event may be given to a buffer twice, and stands there twice."""
+
+    __slots__ = ("event",)
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+
+
 class Collection:
     """One buffer of ``ctx.collect_events``."""
 
     __slots__ = ("_count", "_kept", "expected")
 
     def __init__(self) -> None:
-        self._kept: dict[type[Event], deque[Event]] = {}
+        self._kept: dict[type[Event], deque[Entry]] = {}
         self._count = 0
         self.expected: Sequence[type[Event]] = ()
 
-    def add(self, event: Event, expected: Sequence[type[Event]]) -> list[Event] | None:
-        """Keep ``event``; return all expected ones, in that order, once they are there.
+    def add(
+        self, event: Event, expected: Sequence[type[Event]]
+    ) -> tuple[Entry | None, list[Entry] | None]:
+        """Keep ``event``; return its entry, and all expected ones, in order, once they are there.
 
         Raises:
             WorkflowRuntimeError: The event is of no expected class.
@@ -146,15 +157,20 @@ class Collection:
             _check_expected(expected)
             self.expected = expected
         if not expected:
-            return []
-        kind = type(event)
-        if kind not in self._kept:
-            kind = _expected_class(kind, expected)
-        self._kept.setdefault(kind, deque()).append(event)
-        self._count += 1
-        return self.take(expected)
+            return None, []
+        entry = Entry(event)
+        self._keep(entry)
+        return entry, self.take(expected)
 
-    def take(self, expected: Sequence[type[Event]]) -> list[Event] | None:
+    def _keep(self, entry: Entry, *, first: bool = False) -> None:
+        kind = type(entry.event)
+        if kind not in self._kept:
+            kind = _expected_class(kind, self.expected)
+        kept = self._kept.setdefault(kind, deque())
+        (kept.appendleft if first else kept.append)(entry)
+        self._count += 1
+
+    def take(self, expected: Sequence[type[Event]]) -> list[Entry] | None:
         """Take all expected ones, in that order, if they are there."""
         # Fewer than expected cannot be enough: counting by class waits until it can matter.
         if self._count < len(expected):
@@ -165,23 +181,20 @@ class Collection:
         self._count -= len(expected)
         return [self._kept[k].popleft() for k in expected]
 
-    def undo(self, event: Event | None, completed: Sequence[Event] | None) -> bool:
-        """Take back an :meth:`add`: ``event`` goes, and what it completed is there again.
+    def undo(self, entry: Entry | None, completed: Sequence[Entry] | None) -> bool:
+        """Take back an :meth:`add`: ``entry`` goes, and what it completed is there again.
 
         Returns:
             False where the event has been given away since, and cannot be taken back.
         """
         for other in reversed(completed or ()):
-            if other is not event:
-                kind = type(other)
-                kind = kind if kind in self._kept else _expected_class(kind, self.expected)
-                self._kept.setdefault(kind, deque()).appendleft(other)
-                self._count += 1
-        if any(other is event for other in completed or ()):
+            if other is not entry:
+                self._keep(other, first=True)
+        if any(other is entry for other in completed or ()):
             return True
         for kept in self._kept.values():  # what it completed may be older than its own
-            if event is not None and event in kept:
-                kept.remove(event)
+            if entry is not None and entry in kept:
+                kept.remove(entry)
                 self._count -= 1
                 return True
         return False
@@ -189,16 +202,13 @@ class Collection:
     def events(self) -> Iterator[Event]:
         """Yield what waits."""
         for kept in self._kept.values():
-            yield from kept
+            yield from (entry.event for entry in kept)
 
     def fill(self, events: Iterable[Event], expected: Sequence[type[Event]]) -> None:
         """Put in what a snapshot has kept."""
         self.expected = expected
         for event in events:
-            kind = type(event)
-            kind = kind if kind in expected else _expected_class(kind, expected)
-            self._kept.setdefault(kind, deque()).append(event)
-            self._count += 1
+            self._keep(Entry(event))
 
     def missing(self) -> Iterator[tuple[type[Event], int]]:
         """Yield each class still lacking, and how many; nothing where nothing waits."""

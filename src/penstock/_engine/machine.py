@@ -337,6 +337,21 @@ class Machine(Groups):
             kind = cast("type[Any]", type(result))
             self.graph.output(station.index, kind)  # raises, and says what was expected
 
+    def check_result(self, station: Station, result: Any) -> None:
+        """Refuse a result that the step does not declare. Nothing has changed then.
+
+        Raises:
+            WorkflowRuntimeError: The step does not declare it.
+        """
+        graph, index = self.graph, station.index
+        if isinstance(result, list) and (station.step.fans_out or graph.is_lenient):
+            for event in cast("list[Any]", result):
+                graph.output(index, cast("type[Any]", type(event)), in_list=True)
+        elif result is not None:
+            graph.output(index, cast("type[Any]", type(result)))
+        elif not station.step.may_end:
+            graph.check_none(station.step)
+
     def _end_silently(self, step: Step) -> None:
         """Take note that a step ended its branch by a None that it does not declare."""
         self.graph.check_none(step)

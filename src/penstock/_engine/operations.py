@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from penstock._engine.keeping import ResourceScope
     from penstock._engine.machine import Machine
     from penstock._engine.outcome import Outcome
+    from penstock._engine.runner import RunOptions
     from penstock._events import Event
     from penstock._graph import Graph
     from penstock._observe import Observer
@@ -60,6 +61,7 @@ class Operations:
         _machine: Machine | None
         _parent: Any
         _resources: ResourceScope | None
+        options: RunOptions
         _retried: int
         _store: StateStore[Any] | None
         _thread: int
@@ -118,17 +120,22 @@ class Operations:
         assert self._machine is not None
         route = self._machine.check_sendable(step.index, event, target)
         record = _record_of(context)
-        known = record.note_sent(event)
-        if known is not None:
-            return Branch(self, known, context)  # it is out, from before the snapshot
+        if record.again.sent:
+            known = record.find_sent(self._content_key(event))
+            if known is not None:  # it is out, from before the snapshot
+                record.note_sent(event, known, self._content_key)
+                return Branch(self, known, context)
         group = self._machine.open_branch(context._group, is_kept_back=step.holds_sends)
         if step.holds_sends:
             record.held.append((route, event, group, target))
         else:
-            record.note_branch(event, group)
+            record.note_sent(event, group, self._content_key)
             self._machine.send(route, event, group, target)
             self.start_soon()
         return Branch(self, group, context)
+
+    def _content_key(self, event: Event) -> int:
+        return self.graph.codec(self.options.classes).content_key(event)
 
     @enable_ki_protection
     def release_held(self, record: Record) -> None:
@@ -174,18 +181,16 @@ class Operations:
         if told is not None and told[1] is not None:
             return [*told[1]]
         collection = self._machine.collection(context._step.index, key)
-        given: Event | None = event
         if told is None:
-            complete = collection.add(event, expected)
+            entry, complete = collection.add(event, expected)
         else:  # its event is out, but what another attempt gave back may be enough by now
             complete = collection.take(expected)
             if complete is None:
                 return None
             record.told.remove(told)
-            given = None
-        # The step may change the list that it gets.
-        record.collected.append((key, given, None if complete is None else [*complete]))
-        return complete
+            entry = None
+        record.collected.append((key, entry, complete))
+        return None if complete is None else [kept.event for kept in complete]
 
     # -- waiting -----------------------------------------------------------------------------
 

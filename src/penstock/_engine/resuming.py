@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import attrs
@@ -283,7 +284,7 @@ class _Reader:
             event, number = _items(entry, path, "an event and the number of its group")
             payload = self._payload(step, event, f"{path}[0]")
             return step.index, payload, self._number(number, f"{path}[1]"), None
-        optional = "due seed attempts received sent branches collected"
+        optional = "due seed attempts received sent collected"
         parts = _parts(entry, path, "event group", optional)
         again = Again(self._payload(step, parts["event"], f"{path}.event"))
         number = self._number(parts["group"], f"{path}.group")
@@ -291,13 +292,12 @@ class _Reader:
             again.attempts = _attempts(parts["attempts"], f"{path}.attempts")
         again.seed = _as(str, parts.get("seed", ""), f"{path}.seed")
         again.received = self._events(parts.get("received", []), f"{path}.received")
-        sent = _as(dict, parts.get("sent", {}), f"{path}.sent")
-        again.sent = {name: _count(n, f"{path}.sent.{name}") for name, n in sent.items()}
-        place = f"{path}.branches"
-        for entry_of_branch in _as(list, parts.get("branches", []), place):
-            name, count, branch = _items(entry_of_branch, place, "class, number and branch", 3)
-            key = _as(str, name, place), _count(count, place)
-            again.branches[key] = self._branch(branch, place)
+        place = f"{path}.sent"
+        for key, branches in _as(dict, parts.get("sent", {}), place).items():
+            again.sent[_content(key, place)] = [
+                self._branch(branch, f"{place}.{key}")
+                for branch in _as(list, branches, f"{place}.{key}")
+            ]
         for found in _as(list, parts.get("collected", []), f"{path}.collected"):
             key, events = _items(found, f"{path}.collected", "a buffer and its events, or null")
             if events is not None:
@@ -330,7 +330,7 @@ def read_snapshot(
     """
     _as(dict, data, "its top")
     version = data.get("penstock")
-    if type(version) is not int or not 1 <= version <= FORMAT:
+    if type(version) is not int or version != FORMAT:
         msg = (
             f"this is no snapshot that this version of penstock can read (format {brief(version)}); "
             f"expected the dict that handler.snapshot() returned, of format {FORMAT}"
@@ -353,8 +353,10 @@ def read_snapshot(
     if parts["status"] not in ("running", "failed", "timed_out", "cancelled"):
         _refuse("status", f"the status of a run, not {brief(parts['status'])}")
     reader = _Reader(graph, codec)
-    for number, entry in enumerate(_as(list, parts.get("arrived", []), "arrived")):
-        found.arrived = (*found.arrived, reader.read_arrived(entry, f"arrived[{number}]"))
+    found.arrived = tuple(
+        reader.read_arrived(entry, f"arrived[{number}]")
+        for number, entry in enumerate(_as(list, parts.get("arrived", []), "arrived"))
+    )
     elapsed = _seconds(parts.get("elapsed"), "elapsed")
     sequence = _count(parts.get("sequence"), "sequence")
     if ("start" in parts) == ("run" in parts):
@@ -455,6 +457,15 @@ def _count(value: Any, path: str) -> int:
     if type(value) is not int or value < 0:
         _refuse(path, f"a number of at least 0, not {brief(value)}")
     return value
+
+
+def _content(key: Any, path: str) -> int:
+    if not (isinstance(key, str) and _CONTENT.fullmatch(key)):
+        _refuse(path, f"16 hexadecimal digits for each content, not {key!r}")
+    return int(key, 16)
+
+
+_CONTENT = re.compile("[0-9a-f]{16}")
 
 
 def _seconds(value: Any, path: str) -> float:

@@ -360,8 +360,10 @@ class Runner(Steering):
                 else:
                     if self.outcome.status:
                         break  # the run is over; what came of this step has nowhere to go
-                    if context is not None and context._record is not None:
-                        self.release_held(context._record)
+                    if context is not None and (record := context._record) and record.held:
+                        # Checked before the sends are out: else a resumed run would have them twice.
+                        machine.check_result(station, result)
+                        self.release_held(record)
                     delivery = machine.finish(station, group, result)
                 if machine.stop is not None:
                     self._stop(machine.stop)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from penstock._codec import Codec
+    from penstock._engine.attempts import KeyOf
     from penstock._engine.grouping import Station
     from penstock._engine.joins import Slots
     from penstock._engine.lineage import Group
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 #: The version of the format; older ones are read, newer ones are refused.
-FORMAT = 1
+FORMAT = 2
 
 
 def take_snapshot(run: Runner) -> dict[str, Any]:
@@ -105,6 +106,8 @@ class _Writer:
         self._has_unwound = has_unwound
         #: What the steps are at, by step. Those of cancelled branches do not begin again.
         self._working: dict[int, list[tuple[Interrupted, Again]]] = {}
+        #: The deliveries that wait, by step.
+        self._waiting: dict[int, list[tuple[Any, Group | None]]] = {}
         #: The branches that a step gets back when it begins again.
         self._held: set[Group] = set()
         #: The groups met so far, each with its number.
@@ -120,15 +123,24 @@ class _Writer:
             answers.setdefault(id(cast("Any", context)._record), []).append(wait.event)
         for item in working:
             if item.group is None or not item.group.is_cancelled:
-                again = _again_of(item, has_unwound=self._has_unwound)
+                again = _again_of(item, self._codec.content_key, has_unwound=self._has_unwound)
                 again.received += answers.get(id(item.record), [])
-                self._held.update(b for b in again.branches.values() if b and not b.is_cancelled)
+                self._hold(again)
                 self._working.setdefault(item.step.index, []).append((item, again))
+
+    def _hold(self, again: Again) -> None:
+        branches = (branch for same in again.sent.values() for branch in same)
+        self._held.update(branch for branch in branches if branch and not branch.is_over)
 
     def write(self) -> dict[str, Any]:
         machine = self._machine
         for kind in {wait.kind for wait in machine.waits}:
             self._codec.require(kind)  # or only the snapshot after the answer would tell
+        for station in machine.stations:  # before any group is written
+            waiting = self._waiting[station.index] = list(_waiting(station))
+            for event, _ in (*waiting, *(station.delayed or {}).items()):
+                if type(event) is Again:
+                    self._hold(event)
         steps = {s.step.name: self._station(s) for s in machine.stations}
         again = sum(wait.asks for wait in machine.waits)
         return {
@@ -191,7 +203,7 @@ class _Writer:
         ]
         deliveries += [
             self._delivery(event, group)
-            for event, group in _waiting(station)
+            for event, group in self._waiting[station.index]
             if group is None or not group.is_cancelled
         ]
         for again, group in (station.delayed or {}).items():
@@ -231,9 +243,10 @@ class _Writer:
         if again.received:
             data["received"] = self._events(again.received, "an answer that a step has received")
         if again.sent:
-            data["sent"] = again.sent
-        if again.branches:
-            data["branches"] = [[*key, self._branch(b)] for key, b in again.branches.items()]
+            data["sent"] = {
+                f"{key:016x}": [self._branch(branch) for branch in branches]
+                for key, branches in again.sent.items()
+            }
         if again.collected:
             data["collected"] = [
                 [key, None if events is None else self._events(events, "a collected event")]
@@ -242,28 +255,26 @@ class _Writer:
         return data
 
     def _branch(self, branch: Group | None) -> int | str | None:
-        """Return its number, why it was cancelled, or None where its event is sent again."""
+        """Return its number, why it was cancelled, or None where nothing of it is left."""
         if branch is None:
             return None
-        if branch.track is None or branch.track.reason is None:
-            return self._group(branch)
-        return branch.track.reason
+        if branch.track is not None and branch.track.reason is not None:
+            return branch.track.reason
+        return None if branch.is_over else self._group(branch)
 
 
-def _again_of(item: Interrupted, *, has_unwound: bool) -> Again:
+def _again_of(item: Interrupted, key_of: KeyOf, *, has_unwound: bool) -> Again:
     """Return the delivery that an invocation which is under way begins again with."""
     known = item.event if type(item.event) is Again else None
     again = Again(item.event if known is None else known.event)
     if known is not None:
         again.attempts, again.seed = known.attempts, known.seed
         again.received, again.collected = [*known.received], known.collected
-        again.sent, again.branches = known.sent, known.branches
+        again.sent = known.sent
     if item.record is not None:
         # What is sent only if the attempt succeeds is not out.
         with_sends = not item.step.holds_sends
-        item.record.copy_to(again, with_sends=with_sends, has_unwound=has_unwound)
-    branches = again.branches.items()
-    again.branches = {k: b for k, b in branches if not (b and b.is_over) or b.is_cancelled}
+        item.record.copy_to(again, key_of, with_sends=with_sends, has_unwound=has_unwound)
     return again
 
 
