@@ -180,6 +180,68 @@ def test_a_resumed_run_can_be_saved_before_its_steps_begin(backend, turns):
     run_virtually(backend, main)
 
 
+# -- branches that unwind -------------------------------------------------------------------------
+
+
+class Side(Event):
+    name: str
+
+
+class Unwinding(Workflow):
+    """The members of a fan-out cancel a branch, which is long in unwinding, and end."""
+
+    def __init__(self, first: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.first = first
+
+    @step
+    async def begin(self, ev: StartEvent) -> list[Job]:
+        return [Job(name="a"), Job(name="b")]
+
+    @step
+    async def work(self, ctx: Context, ev: Job) -> Made | Side:
+        branches = [ctx.send_event(Side(name=ev.name)) for _ in range(2)]
+        await anyio.sleep(1 if ev.name == "a" else self.first)
+        for branch in branches:
+            branch.cancel()
+        return Made(name=ev.name)
+
+    @step(num_workers=1)
+    async def side(self, ev: Side) -> None:
+        try:
+            await anyio.sleep(1000)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(5)
+
+    @step
+    async def end(self, evs: list[Made]) -> StopEvent:
+        return StopEvent(result=sorted(ev.name for ev in evs))
+
+
+@on_each_backend
+@pytest.mark.parametrize("seconds", [1.5, 3.5])
+@pytest.mark.parametrize("first", [1, 3])
+@pytest.mark.parametrize("is_over", [False, True])
+def test_a_fan_out_of_which_only_cancelled_branches_are_left_is_kept(
+    backend, first, seconds, is_over
+):
+    """What a join has got is in the snapshot, also while only cancelled branches unwind."""
+
+    async def main() -> None:
+        async with Unwinding(first).run() as handler:
+            await anyio.sleep(seconds)
+            if not is_over:
+                snapshot = through_json(handler.snapshot())
+            handler.cancel()
+        if is_over:
+            snapshot = through_json(handler.snapshot())
+
+        assert await Unwinding(first).resume(snapshot) == ["a", "b"]
+
+    run_virtually(backend, main)
+
+
 # -- buffers ----------------------------------------------------------------------------------------
 
 

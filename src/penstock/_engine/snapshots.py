@@ -110,6 +110,8 @@ class _Writer:
         self._waiting: dict[int, list[tuple[Any, Group | None]]] = {}
         #: The branches that a step gets back when it begins again.
         self._held: set[Group] = set()
+        #: The groups of cancelled deliveries, which are counted until they have unwound.
+        self._unwinding: list[Group] = []
         #: The groups met so far, each with its number.
         self._numbers: dict[Group, int] = {}
         self._groups: list[dict[str, Any]] = []
@@ -127,6 +129,8 @@ class _Writer:
                 again.received += answers.get(id(item.record), [])
                 self._hold(again)
                 self._working.setdefault(item.step.index, []).append((item, again))
+            else:
+                self._unwinding.append(item.group)
 
     def _hold(self, again: Again) -> None:
         branches = (branch for same in again.sent.values() for branch in same)
@@ -138,10 +142,18 @@ class _Writer:
             self._codec.require(kind)  # or only the snapshot after the answer would tell
         for station in machine.stations:  # before any group is written
             waiting = self._waiting[station.index] = list(_waiting(station))
-            for event, _ in (*waiting, *(station.delayed or {}).items()):
+            for event, group in (*waiting, *(station.delayed or {}).items()):
                 if type(event) is Again:
                     self._hold(event)
+                if group is not None and group.is_cancelled:
+                    self._unwinding.append(group)
         steps = {s.step.name: self._station(s) for s in machine.stations}
+        for cancelled in self._unwinding:
+            # The fan-out around it may have nothing else left, and is not to be forgotten.
+            around: Group | None = cancelled
+            while around is not None and around.is_cancelled:
+                around = around.parent
+            self._group(around)
         again = sum(wait.asks for wait in machine.waits)
         return {
             "questions": max(machine.questions - again, 0),
