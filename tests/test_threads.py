@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import os
 import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
-from pathlib import Path
 from types import SimpleNamespace
 
 import anyio
@@ -22,14 +19,12 @@ import trio
 
 from penstock import Event, WorkflowRuntimeError
 from penstock import _answers as answering
-from penstock import _processes as processes
 from penstock import _threads as threads
 from penstock._answers import HandlerFromThread, call_and_wait
 from penstock._backends import current_backend
 from penstock._branch import Branch
 from penstock._context import step_context
 from penstock._engine.stepping import run_in_context
-from penstock._processes import in_process, process_faults
 from penstock._thread_operations import ThreadOperations
 from penstock._threads import FromThread, in_loop, in_thread
 from tests.helpers import Catch, Mine, cancelled_class, is_trio, nothing_left, wait_until_idle
@@ -871,228 +866,6 @@ def test_answer_that_comes_as_the_loop_ends(monkeypatch):
         raise RuntimeError(msg)
 
     assert call_and_wait(call_soon, lambda: 5) == 5
-
-
-# -- processes --------------------------------------------------------------------------------------
-
-
-class Refusing(Exception):
-    """An exception that cannot be unpickled."""
-
-    def __init__(self, first, second):
-        super().__init__(first)
-
-
-def crunch(ev):
-    """Work in a worker process, as the event says."""
-    what = ev.what
-    if what == "pid":
-        return Pixels(data=str(os.getpid()).encode())
-    if what == "big":
-        return Pixels(data=ev.data * 2)
-    if what == "fail":
-        raise LookupError(ev.what, 1)
-    if what == "refuse":
-        raise Refusing(1, 2)
-    if what == "lambda":
-        return Job(what=lambda: None)
-    if what == "die":
-        os._exit(3)
-    Path(ev.path).write_text(str(os.getpid()))
-    time.sleep(LONG)  # it is killed
-    return None
-
-
-class Job(Event):
-    """What to do: open, for the test's own needs."""
-
-
-class Home:
-    @staticmethod
-    def crunch(ev: Tile) -> Pixels:
-        return Pixels(data=b"")
-
-    def method(self, ev: Tile) -> Pixels:
-        return Pixels(data=b"")
-
-
-@pytest.mark.anyio
-async def test_process_step():
-    """A step runs in another process; its events, its results and its failures are pickled."""
-    step = in_process(crunch)
-    workflow = object()
-    with anyio.fail_after(60):
-        pid = await step(workflow, Job(what="pid"))
-        assert int(pid.data) != os.getpid()
-
-        big = await step(workflow, Job(what="big", data=bytes(3_000_000)))
-        assert big.data == bytes(6_000_000)
-
-        with pytest.raises(LookupError) as failed:
-            await step(workflow, Job(what="fail"))
-        assert failed.value.args == ("fail", 1)
-        assert "step crunch" in failed.value.__notes__[0]
-        assert "in crunch" in failed.value.__notes__[0]
-
-        with pytest.raises(WorkflowRuntimeError, match="crunch raised Refusing, which cannot be"):
-            await step(workflow, Job(what="refuse"))
-        with pytest.raises(WorkflowRuntimeError, match="crunch returned Job, which cannot be"):
-            await step(workflow, Job(what="lambda"))
-        with pytest.raises(WorkflowRuntimeError, match="crunch cannot be given Job"):
-            await step(workflow, Job(what=lambda: None))
-        with pytest.raises(WorkflowRuntimeError, match="step crunch died"):
-            await step(workflow, Job(what="die"))
-        assert (await step(workflow, Job(what="big", data=b"!"))).data == b"!!"
-
-
-@pytest.mark.anyio
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are for POSIX")
-async def test_cancel_kills_the_process(tmp_path):
-    """P1: a cancelled process step leaves no process."""
-    path = tmp_path / "pipe"
-    os.mkfifo(path)
-    scope = anyio.CancelScope()
-
-    async def host():
-        with scope:
-            await in_process(crunch)(None, Job(what="sleep", path=str(path)))
-
-    with anyio.fail_after(60):
-        async with anyio.create_task_group() as group:
-            group.start_soon(host)
-            pid = int(await anyio.to_thread.run_sync(path.read_text, abandon_on_cancel=True))
-            os.kill(pid, 0)
-            scope.cancel()
-
-    assert scope.cancelled_caught
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
-
-
-@pytest.mark.anyio
-async def test_cancel_while_the_process_starts():
-    """A cancellation that comes while the process starts leaves none to the garbage collector."""
-    scope = anyio.CancelScope()
-
-    async def host():
-        with scope:
-            await in_process(crunch)(None, Job(what="pid"))
-
-    with anyio.fail_after(60):
-        async with anyio.create_task_group() as group:
-            group.start_soon(host)
-            await wait_until_idle()
-            scope.cancel()
-        gc.collect()
-
-        assert scope.cancelled_caught
-        assert (await in_process(crunch)(None, Job(what="big", data=b"!"))).data == b"!!"
-
-
-def test_process_that_cannot_find_the_step():
-    """What the worker process cannot unpickle is told with the name of the step."""
-    answer = processes._work(b"nothing")
-
-    assert answer[0] == "unread"
-    with pytest.raises(WorkflowRuntimeError, match="cannot find what the step crunch needs"):
-        processes._read_answer("crunch", *answer)
-
-
-def test_process_faults_of_what_is_right():
-    """A function and events at the top of a module have no fault; nor has a static method."""
-    assert process_faults(crunch, [Tile], [Pixels, Tile]) == []
-    assert process_faults(Home.crunch, [Tile], [Pixels]) == []
-
-
-def test_process_faults():
-    """What keeps a step from running in a process is found, and told with its fix."""
-
-    class Local(Event):
-        number: int
-
-    def local(ev):
-        return ev
-
-    async def never(ev):
-        return ev
-
-    never.__qualname__ = "never"
-    shadowed = type("Tile", (Event,), {"__module__": __name__, "__qualname__": "Tile"})
-    unknown = type("Nowhere", (Event,), {"__module__": "no.such.module"})
-
-    assert "defined inside a function" in one(process_faults(local, [Tile], []))
-    assert "is a lambda" in one(process_faults(lambda ev: ev, [Tile], []))
-    assert "event class Local is defined" in one(process_faults(crunch, [Local], [Local]))
-    assert "not what test_threads.Tile names" in one(process_faults(crunch, [shadowed], []))
-    assert "Nowhere is not what" in one(process_faults(crunch, [], [unknown]))
-    assert "takes 'self'" in one(process_faults(Home.method, [Tile], []))
-    assert "is async" in process_faults(never, [], [])[0]
-
-
-def one(faults):
-    assert len(faults) == 1, faults
-    assert "expected" in faults[0]
-    return faults[0]
-
-
-def test_process_faults_in_an_interactive_session():
-    """What is typed into a session is not found by a worker process; that is told."""
-    code = (
-        "from penstock._processes import process_faults\n"
-        "def crunch(ev): return ev\n"
-        "print(process_faults(crunch, [], []))"
-    )
-    printed = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
-
-    assert "interactive session" in printed
-
-
-def test_process_step_of_a_script(tmp_path):
-    """The events and the exceptions of a script come back as the classes of that script."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        """
-import trio
-from penstock import Event
-from penstock._processes import in_process, process_faults
-
-class Tile(Event):
-    number: int
-
-class Sour(Exception):
-    pass
-
-def crunch(ev):
-    if ev.number == 0:
-        raise Sour("zero")
-    return Tile(number=ev.number * 2)
-
-async def main():
-    print(process_faults(crunch, [Tile], [Tile]))
-    result = await in_process(crunch)(None, Tile(number=21))
-    print(type(result) is Tile, result)
-    try:
-        await in_process(crunch)(None, Tile(number=0))
-    except Sour as error:
-        print(repr(error))
-
-if __name__ == "__main__":
-    trio.run(main)
-"""
-    )
-    printed = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, check=True
-    ).stdout
-
-    assert printed.splitlines() == ["[]", "True Tile(number=42)", "Sour('zero')"]
-
-
-def test_result_that_cannot_be_unpickled():
-    """A result that pickle writes and cannot read is told with the name of the step."""
-    with pytest.raises(WorkflowRuntimeError, match="crunch returned cannot be unpickled"):
-        processes._read_answer("crunch", "result", b"nothing", "", "")
 
 
 # -- what it costs ----------------------------------------------------------------------------------

@@ -19,7 +19,9 @@ class Line(Protocol):
     """What a branch knows of its lineage."""
 
     is_held: bool
-    is_over: bool
+
+    @property
+    def is_over(self) -> bool: ...
 
     @property
     def is_cancelled(self) -> bool: ...

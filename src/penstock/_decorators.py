@@ -84,8 +84,10 @@ def step(
             succeeds; a further attempt then sends them again.
         limiter: Entered around every invocation, as by ``async with``: a ``CapacityLimiter``, a
             :class:`RateLimiter`, or anything of the kind, shared by whoever uses it.
-        in_process: Run a plain ``def`` in a worker process instead. It is then a static method,
-            takes its event alone, and events go in and out by pickling.
+        in_process: Run a plain ``def`` in a worker process instead. It is then a static method
+            that takes its event and, if it likes, a context with ``send_event`` and
+            ``write_event_to_stream``; events go in and out by pickling. Cancelled, the process
+            is killed. POSIX only.
         abandon_on_cancel: Leave the thread of a plain ``def`` running when the step is
             cancelled, and go on without it; otherwise the thread is waited for.
 

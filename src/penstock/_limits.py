@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class _PerLoop(Generic[T]):
+class PerLoop(Generic[T]):
     """One thing for each event loop, made on first use there and dropped with the loop.
 
     A loop is known by the object, not by a number that another may get after it: what was left
@@ -28,7 +28,7 @@ class _PerLoop(Generic[T]):
 
     __slots__ = ("_make", "_things")
 
-    def __init__(self, make: Callable[[_Line], T]) -> None:
+    def __init__(self, make: Callable[[Line], T]) -> None:
         self._make = make
         self._things: WeakKeyDictionary[Any, T] = WeakKeyDictionary()
 
@@ -37,11 +37,11 @@ class _PerLoop(Generic[T]):
         loop = backend.current_loop()
         thing = self._things.get(loop)
         if thing is None:
-            thing = self._things[loop] = self._make(_Line(ref(loop)))
+            thing = self._things[loop] = self._make(Line(ref(loop)))
         return thing
 
 
-class _Line:
+class Line:
     """Tasks that wait their turn, first come, first served; only the first of them may go.
 
     Nobody is ever let in by another: who is woken looks whether it is first and whether there is
@@ -49,10 +49,10 @@ class _Line:
     nothing, and has only to wake the next as it leaves the line.
     """
 
-    __slots__ = ("_loop", "_places")
+    __slots__ = ("_places", "loop")
 
     def __init__(self, loop: ref[Any]) -> None:
-        self._loop = loop
+        self.loop = loop
         # Not a dict: one that loses its first key again and again is searched from the start.
         self._places: OrderedDict[Waiter, None] = OrderedDict()
 
@@ -86,7 +86,7 @@ class _Line:
             backend = current_backend()
         except RuntimeError:
             return False
-        return backend.current_loop() is self._loop()
+        return backend.current_loop() is self.loop()
 
 
 @final
@@ -149,7 +149,7 @@ class RateLimiter:
         self._rate = rate
         self._per = per
         self._burst = burst
-        self._buckets = _PerLoop(self._fill_bucket)
+        self._buckets = PerLoop(self._fill_bucket)
 
     def __repr__(self) -> str:
         return f"RateLimiter({self._rate}, per={self._per}, burst={self._burst})"
@@ -174,7 +174,7 @@ class RateLimiter:
     async def __aexit__(self, *_: object) -> None:
         """Do nothing: a token that was taken is spent. No checkpoint."""
 
-    def _fill_bucket(self, line: _Line) -> _Bucket:
+    def _fill_bucket(self, line: Line) -> _Bucket:
         return _Bucket(line, self._per / self._rate, self._burst)
 
 
@@ -187,7 +187,7 @@ class _Bucket:
 
     __slots__ = ("_burst", "_full_at", "_interval", "_line", "_taken")
 
-    def __init__(self, line: _Line, interval: float, burst: int) -> None:
+    def __init__(self, line: Line, interval: float, burst: int) -> None:
         self._line = line
         self._interval = interval
         self._burst = burst
@@ -256,7 +256,7 @@ class Gate:
             )
             raise WorkflowValidationError(msg)
         self._limit = limit
-        self._doors = _PerLoop(self._hang_door)
+        self._doors = PerLoop(self._hang_door)
 
     def __repr__(self) -> str:
         return f"Gate({self._limit})"
@@ -279,7 +279,7 @@ class Gate:
         await door.enter(backend)
         return door
 
-    def _hang_door(self, line: _Line) -> Door:
+    def _hang_door(self, line: Line) -> Door:
         return Door(line, self._limit)
 
 
@@ -296,7 +296,7 @@ class Door:
 
     __slots__ = ("_limit", "_line", "inside")
 
-    def __init__(self, line: _Line, limit: int) -> None:
+    def __init__(self, line: Line, limit: int) -> None:
         self._line = line
         self._limit = limit
         self.inside = 0

@@ -4,63 +4,283 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import pickle
 import sys
-import traceback
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
-from penstock._backends import BrokenProcessError, current_backend
-from penstock._errors import WorkflowRuntimeError
+from penstock._backends import current_backend
+from penstock._errors import WorkflowRuntimeError, note_once
+from penstock._process_worker import (
+    BEGAN,
+    ERROR,
+    EVENT,
+    LOAD,
+    LOG,
+    PROGRESS,
+    REFUSAL,
+    REPLY,
+    RESULT,
+    StepOfCall,
+)
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    StepFunction = Callable[..., Coroutine[Any, Any, Any]]
+    from penstock._backends import Backend
+    from penstock._process_pool import ProcessPlace, WorkerProcess
 
 
-def in_process(function: Callable[..., Any]) -> StepFunction:
-    """Make the coroutine function by which the engine calls a step in a worker process.
+@final
+class ProcessStep:
+    """The coroutine function by which the engine calls a step in a worker process.
 
-    A checkpoint. Cancelled, it kills the process and waits for its end. Neither the workflow nor
-    the context goes along: they are of this process.
+    A checkpoint. Cancelled, it kills the process and waits for its end. The workflow does not go
+    along, because it is of this process. Of the context goes what can: see
+    :mod:`penstock._process_context`.
+
+    Calling it waits for a process first. The engine waits by itself, because a step's timeout does
+    not count that: ``async with step.place() as place: await step.call(place, workflow,
+    *arguments)``.
 
     Args:
-        function: A static method or a free function, called as ``function(*events)``. It and the
-            events are pickled; see :func:`process_faults`.
+        function: A static method or a free function, called as ``function(*arguments)``. It and
+            its arguments are pickled; see :func:`process_faults`.
+        context_at: Where its context stands among the arguments, or None if it takes none.
 
-    Returns:
-        The coroutine function, called as ``(workflow, *events)``. It raises what the step raises,
-        with a note that holds the traceback; and ``WorkflowRuntimeError`` where an event, the
-        result or the exception cannot be pickled, or the process dies.
+    Raises:
+        BaseException: From a call: what the step raises, with a note that holds the traceback.
+        WorkflowRuntimeError: From a call: an argument, the result or the exception cannot be
+            pickled, the process died, or none could be started.
     """
-    name = str(getattr(function, "__qualname__", function)).rpartition("<locals>.")[2]
 
-    @functools.wraps(function)
-    async def call_in_process(_workflow: object, /, *events: Any) -> Any:
+    def __init__(self, function: Callable[..., Any], context_at: int | None = None) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._context_at = context_at
+        self._name = str(getattr(function, "__qualname__", function)).rpartition("<locals>.")[2]
+
+    async def __call__(self, _workflow: object, /, *arguments: Any) -> Any:
+        async with self.place() as place:
+            return await self.call(place, _workflow, *arguments)
+
+    @functools.cached_property
+    def _place(self) -> type[ProcessPlace]:
+        from penstock._process_pool import ProcessPlace  # noqa: PLC0415 - not everybody needs it
+
+        return ProcessPlace
+
+    def place(self) -> _StepPlace:
+        """Return what waits for a worker process that has imported the step, and gives it back."""
+        return _StepPlace(self._place(), self._function, self._name)
+
+    async def call(self, place: ProcessPlace, _workflow: object, /, *arguments: Any) -> Any:
+        """Call the step in the process of ``place``. A checkpoint."""
+        backend = current_backend()
+        context: Any = None
+        about: tuple[int, StepOfCall] | None = None
+        rest = list(arguments)
+        if self._context_at is not None:
+            context = rest.pop(self._context_at)
+            about = self._context_at, _describe(context)
+        kinds = ", ".join(type(argument).__name__ for argument in rest)
+        request = _pack((self._function, rest), self._name, kinds)
+        conversation = _Conversation(backend, context, self._name)
+        place.is_at_work = True
         try:
-            request = pickle.dumps((function, events), pickle.HIGHEST_PROTOCOL)
-        except Exception as error:
-            kinds = ", ".join(type(event).__name__ for event in events)
+            kind, answer = await conversation.hold(place, request, about)
+        except _process_error() as error:
+            # The process ended in the middle, with whatever it had started.
+            ending = await place.die()  # noqa: ASYNC120 - it shields itself
             msg = (
-                f"the process step {name} cannot be given {kinds}, for it cannot be pickled "
-                f"({error}); expected fields that pickle takes, such as numbers, text, bytes, "
-                "lists and classes of a module"
+                f"the worker process of the step {self._name} died before it answered ({ending}: "
+                f"{error}); expected it to return: look for a crash in native code, too little "
+                "memory, os._exit(), or a step that closes descriptors which it has not opened"
             )
             raise WorkflowRuntimeError(msg) from error
+        place.is_at_work = False
+        return read_answer(self._name, kind, answer)
+
+
+def _pack(content: Any, name: str, kinds: str) -> bytes:
+    try:
+        return pickle.dumps(content, pickle.HIGHEST_PROTOCOL)
+    except Exception as error:
+        msg = (
+            f"the process step {name} cannot be given {kinds}, for it cannot be pickled ({error}); "
+            "expected fields that pickle takes, such as numbers, text, bytes, lists and classes of "
+            "a module"
+        )
+        raise WorkflowRuntimeError(msg) from error
+
+
+def in_process(function: Callable[..., Any], context_at: int | None = None) -> ProcessStep:
+    """Make the coroutine function by which the engine calls a step in a worker process."""
+    return ProcessStep(function, context_at)
+
+
+def _process_error() -> type[Exception]:
+    from penstock._process_pool import BrokenProcessError  # noqa: PLC0415 - as above
+
+    return BrokenProcessError
+
+
+@final
+class _StepPlace:
+    """A place in the pool of worker processes, for a step: the process has imported it."""
+
+    __slots__ = ("_function", "_name", "_place")
+
+    def __init__(self, place: ProcessPlace, function: Callable[..., Any], name: str) -> None:
+        self._place = place
+        self._function = function
+        self._name = name
+
+    async def __aenter__(self) -> ProcessPlace:
         try:
-            answer = await current_backend().run_in_process(_work, request)
-        except BrokenProcessError as error:
+            place = await self._place.__aenter__()
+            try:
+                await self._load(place)
+            except BaseException:
+                await self.__aexit__()  # noqa: ASYNC102, ASYNC120 - it shields itself
+                raise
+        except (_process_error(), OSError) as error:
             msg = (
-                f"the worker process of the step {name} died before it answered ({error}); "
-                "expected it to return: look for a crash in native code or too little memory, "
-                'and put what a script does below `if __name__ == "__main__":`'
+                f"no worker process could be started for the step {self._name} ({error}); expected "
+                f"{sys.executable} to run, and to find penstock and the step's module: its own "
+                "words are on stderr"
             )
             raise WorkflowRuntimeError(msg) from error
-        return _read_answer(name, *answer)
+        return place
 
-    return call_in_process
+    async def _load(self, place: ProcessPlace) -> None:  # noqa: ASYNC910 - not if it is there
+        function = _pack(self._function, self._name, "the function")
+        assert place.worker is not None
+        if function not in place.worker.loaded:
+            conversation = _Conversation(current_backend(), None, self._name)
+            place.is_at_work = True
+            kind, answer = await conversation.hold(place, function, None, load=True)
+            place.is_at_work = False
+            read_answer(self._name, kind, answer)
+            place.worker.loaded.add(function)
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self._place.__aexit__(*exception)  # noqa: ASYNC102 - it shields itself
+
+
+@final
+class _Conversation:
+    """All that is said about one call, between the event loop and the worker process."""
+
+    __slots__ = ("_backend", "_context", "_has_begun", "_name")
+
+    def __init__(self, backend: Backend, context: Any, name: str) -> None:
+        self._backend = backend
+        self._context = context
+        self._name = name
+        self._has_begun = False
+
+    async def hold(
+        self,
+        place: ProcessPlace,
+        request: bytes,
+        about: tuple[int, StepOfCall] | None,
+        *,
+        load: bool = False,
+    ) -> tuple[int, bytearray]:
+        """Send a call, or have a function imported; return the frame that answers it."""
+        worker = place.worker
+        assert worker is not None
+        is_used = worker.calls > 0
+        try:
+            return await self._hold(worker, request, about, load=load)
+        except _process_error():
+            if self._has_begun or not is_used:
+                raise
+        # It died while it was idle, in the moment in which it was lent: nothing has been done.
+        return await self._hold(await place.replace(), request, about, load=load)
+
+    async def _hold(
+        self,
+        worker: WorkerProcess,
+        request: bytes,
+        about: tuple[int, StepOfCall] | None,
+        *,
+        load: bool,
+    ) -> tuple[int, bytearray]:
+        if load:
+            await worker.send(self._backend, LOAD, request)
+        else:
+            await worker.call(self._backend, request, {}, about)
+        return await self._listen(worker)
+
+    async def _listen(self, worker: WorkerProcess) -> tuple[int, bytearray]:
+        backend = self._backend
+        while True:
+            kind, payload = await worker.receive(backend)
+            if kind in (RESULT, ERROR, REFUSAL):
+                return kind, payload
+            if kind == EVENT:
+                await worker.send(backend, REPLY, self._apply(worker.calls, payload))
+            elif kind == LOG:
+                _log(payload)
+            elif kind == BEGAN:
+                self._has_begun = True
+            elif kind == PROGRESS:
+                if self._context is not None and self._context._progress is not None:
+                    self._context._progress()
+            else:
+                msg = f"it sent a frame of kind {kind}"
+                raise _process_error()(msg)
+
+    def _apply(self, current: int, payload: bytearray) -> bytes:
+        """Do what the step asks of its context; return what it is to be answered."""
+        refusal: Exception | None = None
+        try:
+            number, what, arguments = _Unpickler(BytesIO(payload)).load()
+        except Exception as why:  # noqa: BLE001 - raised in the process
+            refusal = WorkflowRuntimeError(
+                f"what the process step {self._name} sent cannot be unpickled ({why}); expected "
+                "fields that pickle takes, and classes at the top of a module"
+            )
+        else:
+            if number != current or self._context is None:
+                msg = f"{what} was called after the step had ended; expected it while the step runs"
+                refusal = WorkflowRuntimeError(msg)
+            else:
+                try:
+                    getattr(self._context, what)(*arguments)
+                except Exception as error:  # noqa: BLE001 - raised in the process
+                    refusal = error
+        try:
+            return pickle.dumps(refusal)
+        except Exception:  # noqa: BLE001 - its text can be told in any case
+            return pickle.dumps(WorkflowRuntimeError(f"{type(refusal).__name__}: {refusal}"))
+
+
+def _describe(context: Any) -> StepOfCall:
+    step = context._step
+    return StepOfCall(
+        run_id=context.run_id,
+        name=step.name,
+        label=step.label,
+        num_workers=step.num_workers,
+        timeout=step.timeout,
+        attempt=context.step.attempt,
+        has_idle_timeout=context._progress is not None,
+    )
+
+
+def _log(payload: bytearray) -> None:
+    import logging  # noqa: PLC0415 - only where a step logs
+
+    fields: dict[str, Any] = _Unpickler(BytesIO(payload)).load()
+    record = logging.makeLogRecord(fields)
+    logger = logging.getLogger(None if record.name == "root" else record.name)
+    if logger.isEnabledFor(record.levelno):
+        logger.handle(record)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -70,37 +290,15 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class("__main__" if module == "__mp_main__" else module, name)
 
 
-def _work(request: bytes) -> tuple[str, bytes, str, str]:
-    """Call a step, in the worker process.
+def read_answer(name: str, kind: int, answer: bytes | bytearray) -> Any:
+    """Return what a step has returned, or raise what it has raised.
 
-    Returns:
-        What there is: ``"result"``, ``"error"``, or what could not be had: ``"unread"``,
-        ``"unsent result"``, ``"unsent error"``; that, pickled; its class; and a text.
+    Args:
+        name: The name of the step.
+        kind: The kind of the frame that holds the answer.
+        answer: The payload of that.
     """
-    main = sys.modules["__main__"]
-    sys.modules.setdefault(main.__name__, main)  # older AnyIO keeps a script by one of its names
-    try:
-        function, events = pickle.loads(request)  # noqa: S301 - the parent process made it
-    except Exception as error:  # noqa: BLE001 - told to the parent
-        return "unread", b"", "", repr(error)
-    try:
-        result = function(*events)
-    except Exception as error:  # noqa: BLE001 - told to the parent
-        told = "".join(traceback.format_exception(error))
-        try:
-            answer = pickle.dumps(error, pickle.HIGHEST_PROTOCOL)
-            pickle.loads(answer)  # noqa: S301 - an exception may refuse only there
-        except Exception as why:  # noqa: BLE001 - told to the parent
-            return "unsent error", b"", type(error).__name__, f"{why}\n{told}"
-        return "error", answer, "", told
-    try:
-        return "result", pickle.dumps(result, pickle.HIGHEST_PROTOCOL), "", ""
-    except Exception as why:  # noqa: BLE001 - told to the parent
-        return "unsent result", b"", type(result).__name__, str(why)
-
-
-def _read_answer(name: str, what: str, answer: bytes, kind: str, told: str) -> Any:
-    if what == "result":
+    if kind == RESULT:
         try:
             return _Unpickler(BytesIO(answer)).load()
         except Exception as why:
@@ -109,30 +307,51 @@ def _read_answer(name: str, what: str, answer: bytes, kind: str, told: str) -> A
                 "fields that pickle takes, and classes at the top of a module"
             )
             raise WorkflowRuntimeError(msg) from why
-    if what == "error":
-        error: BaseException = _Unpickler(BytesIO(answer)).load()
-        error.add_note(f"raised in a worker process by the step {name}:\n{told.rstrip()}")
-        try:
-            raise error
-        finally:
-            del error  # or this frame and its exception keep each other alive
+    if kind == ERROR:
+        _raise_error(name, answer)
+    what, kind_name, told = pickle.loads(answer)  # noqa: S301 - our own words
     if what == "unread":
         msg = (
             f"the worker process cannot find what the step {name} needs ({told}); expected the "
-            "function and the classes of its events at the top of a module that can be imported"
+            "function and the classes of its events at the top of a module that can be imported, "
+            'and what a script itself does below `if __name__ == "__main__":`'
         )
     elif what == "unsent error":
         msg = (
-            f"the process step {name} raised {kind}, which cannot be pickled; expected an "
+            f"the process step {name} raised {kind_name}, which cannot be pickled; expected an "
             "exception that passes all arguments of its constructor to super().__init__(). "
             f"In the process: {told.rstrip()}"
         )
     else:
         msg = (
-            f"the process step {name} returned {kind}, which cannot be pickled ({told}); expected "
-            "fields that pickle takes, such as numbers, text, bytes, lists and classes of a module"
+            f"the process step {name} returned {kind_name}, which cannot be pickled ({told}); "
+            "expected fields that pickle takes, such as numbers, text, bytes, lists and classes of "
+            "a module"
         )
     raise WorkflowRuntimeError(msg)
+
+
+def _raise_error(name: str, answer: bytes | bytearray) -> None:
+    pickled, told = pickle.loads(answer)  # noqa: S301 - our own words, around the error's
+    try:
+        error: BaseException = _Unpickler(BytesIO(pickled)).load()
+    except Exception as why:
+        msg = (
+            f"what the process step {name} raised cannot be unpickled ({why}). In the process: "
+            f"{told.rstrip()}"
+        )
+        raise WorkflowRuntimeError(msg) from why
+    note_once(error, f"raised in a worker process by the step {name}:\n{told.rstrip()}")
+    if isinstance(error, StopIteration):
+        msg = (
+            f"the step {name} raised StopIteration, which cannot leave a step; expected "
+            "`next(iterator, default)`, or an exception that says what is missing"
+        )
+        raise WorkflowRuntimeError(msg) from error
+    try:
+        raise error
+    finally:
+        del error  # or this frame and its exception keep each other alive
 
 
 def process_faults(
@@ -151,8 +370,10 @@ def process_faults(
     faults: list[str] = []
     if inspect.iscoroutinefunction(function):
         faults.append("is async and runs in a process; expected a plain `def`")
+    if os.name != "posix":
+        faults.append("runs in a process, which needs POSIX; expected `@step` without in_process")
     first = next(iter(inspect.signature(function).parameters), "")
-    if first in ("self", "cls", "ctx", "context"):
+    if first in ("self", "cls"):
         faults.append(
             f"takes {first!r}, which stays behind when a step runs in a process; expected "
             "`@staticmethod` and the events alone: `def name(ev: SomeEvent) -> OtherEvent`"
@@ -178,10 +399,10 @@ def _place_faults(thing: Any, begin: str) -> Iterator[str]:
             f"{begin} defined inside a function, where a worker process cannot find it; expected "
             "it at the top of a module"
         )
-    elif module_name == "__main__" and not hasattr(module, "__file__"):
+    elif module_name in ("__main__", "__mp_main__") and not _is_main_importable():
         yield (
-            f"{begin} defined in an interactive session, which a worker process cannot import; "
-            "expected it in a file"
+            f"{begin} defined in an interactive session or a program from stdin, which a worker "
+            "process cannot import; expected it in a file"
         )
     elif _found(module, path) is not thing:
         yield (
@@ -194,3 +415,9 @@ def _found(module: Any, path: str) -> Any:
     for name in path.split("."):
         module = getattr(module, name, None)
     return module
+
+
+def _is_main_importable() -> bool:
+    from penstock._process_start import main_module  # noqa: PLC0415 - not everybody needs it
+
+    return main_module() is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
@@ -28,6 +28,18 @@ if TYPE_CHECKING:
 
 #: The attribute of a function that makes it a step, with its options.
 MARK = "__penstock_step__"
+
+
+class Elsewhere(Protocol):
+    """What runs a step outside of the event loop's thread."""
+
+    def place(self) -> AbstractAsyncContextManager[Any]:
+        """Return what waits until the step may begin there, and ends with it."""
+        ...
+
+    def call(self, place: Any, workflow: object, /, *arguments: Any) -> Coroutine[Any, Any, Any]:
+        """Run the step there."""
+        ...
 
 
 @attrs.frozen
@@ -76,6 +88,8 @@ class Step:
     resources: tuple[tuple[int, ResourcePlan], ...] = attrs.field(repr=False)
     #: Where the step runs: ``"loop"``, ``"thread"`` or ``"process"``.
     runs_in: str
+    #: What has to be had before it can run, and runs it there; None in the loop.
+    elsewhere: Elsewhere | None = attrs.field(repr=False)
 
     # What is looked up at every invocation.
     num_workers: int = attrs.field(init=False)
@@ -221,10 +235,11 @@ def _read(  # noqa: PLR0917 - all that is known of a step
         raise _Faults(faults)
     is_async = inspect.iscoroutinefunction(written)
     called = written if has_self else _without_self(written)
+    elsewhere: Elsewhere | None = None
     if options.in_process:
-        from penstock._processes import in_process  # noqa: PLC0415 - not everybody needs it
+        from penstock._processes import ProcessStep  # noqa: PLC0415 - not everybody needs it
 
-        called = in_process(written)
+        called = elsewhere = ProcessStep(written, signature.context_at)
     elif not is_async:
         called = in_thread(called, abandon_on_cancel=options.abandon_on_cancel)
     else:
@@ -239,6 +254,7 @@ def _read(  # noqa: PLR0917 - all that is known of a step
         signature=signature,
         resources=resources,
         runs_in="loop" if is_async else "process" if options.in_process else "thread",
+        elsewhere=elsewhere,
     )
 
 

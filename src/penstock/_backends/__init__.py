@@ -7,7 +7,6 @@ neither AnyIO nor asyncio is imported before a run first starts under asyncio.
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from outcome import Error
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backend",
-    "BrokenProcessError",
     "Error",
     "Inbox",
     "Nursery",
@@ -50,7 +48,6 @@ __all__ = [
     "disable_ki_protection",
     "enable_ki_protection",
     "has_ki_protection_set",
-    "run_in_process",
 ]
 
 
@@ -103,10 +100,6 @@ class Waiter(Protocol):
     def wake(self) -> None:
         """Wake the sleeping task, if there is one. May be called any number of times."""
         ...
-
-
-class BrokenProcessError(Exception):
-    """Raised when a worker process ended, or failed to begin, instead of giving an answer."""
 
 
 class Backend(Protocol):
@@ -213,8 +206,19 @@ class Backend(Protocol):
         """Raise :attr:`Cancelled` in the thread of a :meth:`run_in_thread` that is cancelled."""
         ...
 
-    async def run_in_process(self, function: Callable[..., Any], /, *args: Any) -> Any:
-        """See :func:`run_in_process`."""
+    async def wait_readable(self, source: Any, /) -> None:
+        """Wait until a socket or a descriptor can be read. A checkpoint; cancelled, it leaves it."""
+        ...
+
+    async def wait_writable(self, source: Any, /) -> None:
+        """Wait until a socket or a descriptor can be written to. As :meth:`wait_readable`."""
+        ...
+
+    async def call_at_end(self, function: Callable[[], object], /) -> None:
+        """Have ``function`` called when the event loop is over, and nothing runs in it any more.
+
+        That is where it is closed as it should be; a loop that is just dropped tells nobody.
+        """
         ...
 
 
@@ -265,55 +269,3 @@ def backend_named(name: str) -> Backend:
             backend = AsyncioBackend()
         _loaded[name] = backend
     return backend
-
-
-class _Ready:
-    """A limiter that has a worker process ready when it lets the caller in.
-
-    A cancellation that comes while AnyIO starts a process leaves that process to the garbage
-    collector. So the start is shielded, in a call of its own. Nothing is awaited between the
-    end of that call and the moment at which AnyIO takes the process for the caller.
-    """
-
-    __slots__ = ("_limiter",)
-
-    def __init__(self, limiter: Any) -> None:
-        self._limiter = limiter
-
-    async def __aenter__(self) -> None:
-        import anyio.lowlevel  # noqa: PLC0415
-        import anyio.to_process  # noqa: PLC0415
-
-        await self._limiter.acquire_on_behalf_of(self)
-        try:
-            free: Any = nullcontext()
-            with anyio.CancelScope(shield=True):
-                await anyio.to_process.run_sync(int, limiter=free)
-            await anyio.lowlevel.checkpoint_if_cancelled()
-        except BaseException:  # the place is free again, and the process idle
-            self._limiter.release_on_behalf_of(self)
-            raise
-
-    async def __aexit__(self, *_: object) -> None:
-        self._limiter.release_on_behalf_of(self)
-
-
-async def run_in_process(function: Callable[..., Any], /, *args: Any) -> Any:
-    """Call ``function`` in a worker process of AnyIO's pool: there are no others, on Trio either.
-
-    A checkpoint. Cancelled, it kills the process and waits for its end.
-
-    Returns:
-        What the function returns, pickled and unpickled.
-
-    Raises:
-        BaseException: What the function raises, pickled and unpickled.
-        BrokenProcessError: The process died.
-    """
-    import anyio.to_process  # noqa: PLC0415
-
-    ready: Any = _Ready(anyio.to_process.current_default_process_limiter())
-    try:
-        return await anyio.to_process.run_sync(function, *args, cancellable=True, limiter=ready)
-    except anyio.BrokenWorkerProcess as error:
-        raise BrokenProcessError(str(error.__cause__ or error)) from error

@@ -22,11 +22,9 @@ import anyio.lowlevel
 import anyio.to_thread
 import trio
 
-from penstock._backends import run_in_process
-
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
@@ -196,6 +194,29 @@ def _woken_by_signals() -> Generator[None]:
             loop.remove_reader(ours)
 
 
+async def _wait_for(
+    add: Callable[..., object], remove: Callable[[Any], object], source: Any
+) -> None:
+    ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    add(source, _tell, ready)
+    try:
+        await ready
+    finally:
+        remove(source)
+
+
+def _tell(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+async def _at_end(function: Callable[[], object]) -> AsyncGenerator[None]:  # noqa: ASYNC124, ASYNC900 - closed by the loop
+    try:
+        yield
+    finally:
+        function()
+
+
 class AsyncioBackend:
     """See :class:`penstock._backends.Backend`."""
 
@@ -313,4 +334,22 @@ class AsyncioBackend:
                 error.args = (str(error.args[0]).replace("Cancelled by", "Cancelled via", 1),)
             raise
 
-    run_in_process = staticmethod(run_in_process)
+    @staticmethod
+    async def wait_readable(source: Any, /) -> None:
+        loop = asyncio.get_running_loop()
+        await _wait_for(loop.add_reader, loop.remove_reader, source)
+
+    @staticmethod
+    async def wait_writable(source: Any, /) -> None:
+        loop = asyncio.get_running_loop()
+        await _wait_for(loop.add_writer, loop.remove_writer, source)
+
+    @staticmethod
+    async def call_at_end(function: Callable[[], object], /) -> None:
+        # What closes an event loop closes its asynchronous generators, when all tasks are over. A
+        # callback of the main task would come too early, and a task would show among the tasks.
+        ending = _at_end(function)
+        await anext(ending)
+        # The loop has its generators in a weak set. They know it, so nothing else may keep them.
+        loop: Any = asyncio.get_running_loop()
+        loop._penstock_endings = [*getattr(loop, "_penstock_endings", ()), ending]

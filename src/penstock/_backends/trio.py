@@ -17,8 +17,6 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
-from penstock._backends import run_in_process
-
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -65,6 +63,16 @@ class TrioWaiter:
         if task is not None:
             self._task = None
             reschedule(task)
+
+
+class _AtEnd(trio.abc.Instrument):
+    """Calls a function when the run of the event loop is over; a task would show in its tree."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+
+    def after_run(self) -> None:
+        self._function()
 
 
 class TrioBackend:
@@ -138,4 +146,9 @@ class TrioBackend:
     call_in_loop = staticmethod(trio.from_thread.run_sync)
     await_in_loop = staticmethod(trio.from_thread.run)
     check_cancelled = staticmethod(trio.from_thread.check_cancelled)
-    run_in_process = staticmethod(run_in_process)
+    wait_readable = staticmethod(trio.lowlevel.wait_readable)
+    wait_writable = staticmethod(trio.lowlevel.wait_writable)
+
+    @staticmethod
+    async def call_at_end(function: Callable[[], object], /) -> None:  # noqa: ASYNC910 - of no use
+        trio.lowlevel.add_instrument(_AtEnd(function))

@@ -166,15 +166,22 @@ class Worker:
             return await self._equip(backend, step, event, context)
         if hasattr(limiter, "acquire_on_behalf_of"):
             limiter = _Place(limiter)
+        equip = partial(self._equip, backend, step, event, context)
+        return await self._in_turn(backend, limiter, lambda _: equip())
+
+    async def _in_turn(
+        self, backend: Backend, manager: Any, function: Callable[[Any], Awaitable[Any]]
+    ) -> Any:
+        """Call ``function`` within ``manager``, unless the run is drained while that is entered."""
         self.is_waiting = True
         try:
-            async with limiter:
+            async with manager as place:
                 if self._run.draining is None:
                     self.is_waiting = False
-                    return await self._equip(backend, step, event, context)
+                    return await function(place)
             while self.is_waiting:  # until the run is cancelled, as soon as what runs has ended
                 await backend.waiter().wait()
-            return None  # the limiter has settled what the step raised
+            return None  # the manager has settled what the step raised
         finally:
             self.is_waiting = False
 
@@ -190,9 +197,23 @@ class Worker:
             return await self._call(backend, step, event, _arguments(step, event, inserted))
 
     async def _call(self, backend: Backend, step: Step, event: Any, arguments: list[Any]) -> Any:
-        run = self._run
-        coroutine = step.function(run.workflow, *arguments)
-        if run.observer is not None or run.log.internal_readers:
+        elsewhere = step.elsewhere
+        if elsewhere is None:
+            coroutine = step.function(self._run.workflow, *arguments)
+            return await self._run_body(backend, step, event, coroutine)
+        # The step begins when there is a thread or a process for it; its timeout begins then, too.
+        return await self._in_turn(
+            backend,
+            elsewhere.place(),
+            lambda place: self._run_body(
+                backend, step, event, elsewhere.call(place, self._run.workflow, *arguments)
+            ),
+        )
+
+    async def _run_body(
+        self, backend: Backend, step: Step, event: Any, coroutine: Coroutine[Any, Any, Any]
+    ) -> Any:
+        if self._run.observer is not None or self._run.log.internal_readers:
             return await self._drive_and_tell(backend, step, event, coroutine)
         return await self._drive(backend, step, coroutine)
 
