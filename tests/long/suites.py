@@ -6,6 +6,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+from tests.random_programs.__main__ import BACKENDS
+
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,11 +36,34 @@ def schedules(seed: int) -> list[Item]:
     ]
 
 
+def programs(seed: int) -> list[Item]:
+    """Two thousand random programs for each backend."""
+    return _by_seeds("tests.random_programs", seed, count=2000, at_once=50)
+
+
+def signals(seed: int) -> list[Item]:
+    """Three hundred real signals for each backend."""
+    return _by_seeds("tests.random_programs.signals", seed, count=300, at_once=25)
+
+
 #: By name: what makes the commands of a suite for a seed.
 SUITES: dict[str, Callable[[int], list[Item]]] = {
     "sweeps": sweeps,
     "schedules": schedules,
+    "programs": programs,
+    "signals": signals,
 }
+
+
+def _by_seeds(module: str, seed: int, *, count: int, at_once: int) -> list[Item]:
+    """Return the commands that run ``count`` seeds of a module on each backend."""
+    items = []
+    for backend in BACKENDS:
+        for first in range(seed * count, (seed + 1) * count, at_once):
+            seeds = f"{first}-{first + at_once - 1}"
+            command = [sys.executable, "-W", "error", "-m", module, "--backend", backend]
+            items.append((f"{backend} {seeds}", [*command, "--seeds", seeds]))
+    return items
 
 
 def _pytest(*arguments: str) -> list[str]:
