@@ -7,6 +7,7 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import functools
 import gc
 import pickle
 import typing
@@ -387,6 +388,176 @@ def test_annotations_of_an_event_class_can_be_resolved():
 
     assert hints["later"] == Later | None
     assert hints["parent"] == Node | None
+
+
+@pytest.mark.parametrize("event", [Plain(text="a"), Empty(text=1), StopEvent(result=0)])
+@pytest.mark.parametrize("name", ["text", "result", "new"])
+def test_frozen_error_says_how_to_get_another_event(event, name):
+    """The message names event and field, and the call that makes a changed copy."""
+    kind = type(event).__name__
+    for change, said in (
+        (lambda: setattr(event, name, "b"), "set"),
+        (lambda: delattr(event, name), "deleted"),
+    ):
+        with pytest.raises(FrozenInstanceError) as caught:
+            change()
+
+        assert str(caught.value).startswith(f"{kind}.{name} cannot be {said}: ")
+        if kind != "Plain":
+            assert f"`{kind}(**{{**event.to_dict(), {name!r}: ...}})`" in str(caught.value)
+        elif name == "text":
+            assert "`attrs.evolve(event, text=...)`" in str(caught.value)
+        else:
+            assert f"attrs.evolve: Plain has no field {name!r}" in str(caught.value)
+
+
+def test_event_that_is_an_exception_can_be_raised():
+    """Python sets its traceback, cause and notes; its fields are as frozen as any."""
+
+    class Refused(Event, Exception):
+        why: str
+
+    refused = Refused(why="late")
+    with pytest.raises(Refused) as caught:
+        try:
+            raise refused from ValueError("cause")
+        except Refused as error:
+            error.add_note("noted")
+            raise
+
+    assert caught.value is refused
+    assert refused.__notes__ == ["noted"]
+    assert refused.to_dict() == {"why": "late"}
+    assert repr(refused) == "Refused(why='late')"
+    with pytest.raises(FrozenInstanceError, match=r"Refused\.why cannot be set"):
+        refused.why = "early"
+
+
+# -- methods and properties ----------------------------------------------------------------------------------
+
+
+class lazy:
+    """A descriptor of another library that keeps its value in the instance."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, event, owner):
+        value = event.__dict__[self.name] = self.function(event)
+        return value
+
+
+@pytest.mark.parametrize("cached", [functools.cached_property, lazy])
+@pytest.mark.parametrize("is_open", [False, True])
+def test_cached_value_is_no_field(cached, is_open):
+    """A cached property is computed once, and shows in repr, to_dict, in and iteration never."""
+    calls = []
+
+    class Counted(Event, open=is_open):
+        n: int
+
+        @cached
+        def double(self) -> int:
+            calls.append(self.n)
+            return 2 * self.n
+
+    class Below(Counted, open=is_open):
+        m: int = 0
+
+    more = {"extra": 1} if is_open else {}
+    event = Below(n=2, **more)
+    fields = {"n": 2, "m": 0, **more}
+
+    assert (event.double, event.double, calls) == (4, 4, [2])
+    assert event.to_dict() == fields
+    assert list(event) == list(fields)
+    assert "double" not in event
+    assert event.get("double") is None
+    assert "double" not in repr(event)
+    with pytest.raises(KeyError, match="double"):
+        event["double"]
+    assert attrs.evolve(event, n=3).double == 6
+
+
+@pytest.mark.parametrize("name", ["get", "to_dict"])
+def test_field_with_the_name_of_a_method_is_refused(name):
+    """P13: such a field would hide the method, so the class is refused when it is made."""
+    with pytest.raises(TypeError) as caught:
+        type("Shadow", (Event,), {"__annotations__": {name: int}})
+
+    assert str(caught.value) == (
+        f"Shadow.{name} is a field, but {name} is a method of Event; expected another name: "
+        f"`{name}_: ... = attrs.field(alias={name!r})`"
+    )
+
+
+def test_field_with_the_name_of_a_users_method_is_refused():
+    """The same for methods and properties of one's own classes, inherited or beside the field."""
+
+    class Base(Event):
+        def plus(self) -> int:
+            return 1
+
+        @property
+        def minus(self) -> int:
+            return 1
+
+        @staticmethod
+        def times() -> int:
+            return 1
+
+        @functools.cached_property
+        def power(self) -> int:
+            return 1
+
+    for name in ("plus", "minus", "times", "power"):
+        with pytest.raises(TypeError, match=f"{name} is a method of Base"):
+            type("Shadow", (Base,), {"__annotations__": {name: int}})
+    with pytest.raises(TypeError, match=r"Both\.n is a field and a method"):
+
+        class Both(Event):
+            n: int
+
+            def n(self) -> int:
+                return 1
+
+
+def test_function_as_a_default_is_no_method():
+    """A field may hold a function."""
+
+    class Calls(Event):
+        call: Callable[[], int] = lambda: 3
+        other: Callable[..., Any] = copy.copy
+        kind: type = int
+
+    assert (Calls().call(), Calls().other, Calls().kind) == (3, copy.copy, int)
+
+
+@pytest.mark.parametrize("name", ["get", "to_dict"])
+def test_open_field_hides_no_method(name):
+    """Data from outside cannot take the methods of an event away."""
+    event = StartEvent(**{name: 1, "a": 2})
+
+    assert event[name] == 1
+    assert event.get(name) == 1
+    assert event.to_dict() == {name: 1, "a": 2}
+
+
+def test_open_field_with_the_name_of_a_users_method_is_refused():
+    """P13: nor those that the class defines."""
+
+    class Begin(StartEvent):
+        def plus(self) -> int:
+            return 1
+
+    assert Begin(a=1).plus() == 1
+    with pytest.raises(TypeError, match=r"Begin\.plus is a method"):
+        Begin(plus=2)
+    with pytest.raises(TypeError, match=r"Begin\.plus is a method"):
+        decode_event(Begin, {"plus": 2})
 
 
 # -- forward references, generics, copies -----------------------------------------------------------------

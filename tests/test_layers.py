@@ -45,8 +45,10 @@ FLOORS = [
     ["penstock._decoding", "penstock._codec"],
     ["penstock._events", "penstock._observe"],
     ["penstock._retries", "penstock._limits", "penstock._owners"],
-    ["penstock._validation", "penstock._generics", "penstock._fields"],
-    ["penstock._annotations"],
+    ["penstock._pydantic"],
+    ["penstock._validation", "penstock._generics", "penstock._fields", "penstock._event_methods"],
+    ["penstock._annotations", "penstock._idioms"],
+    ["penstock._foreign"],
     ["penstock._errors"],
     ["penstock._backends", "penstock._cleanup"],
 ]

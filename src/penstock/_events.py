@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, cast, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, cast, dataclass_transform
 
 import attrs
 from attrs.exceptions import FrozenInstanceError
 
+from penstock._event_methods import add_attributes, descriptors_of, refuse_shadows
 from penstock._generics import allow_arguments
 from penstock._validation import check_types
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 
+#: What Python sets when an event that is an exception too is raised.
+_OF_EXCEPTIONS = ("__cause__", "__context__", "__traceback__", "__suppress_context__", "__notes__")
 _MUTABLE = (list, dict, set, bytearray)
 
 
@@ -52,7 +55,8 @@ def _explain(cls: type[Event], values: dict[str, Any]) -> str | None:
 def _make_init(cls: type[Event], init: Callable[..., None]) -> Callable[..., None]:
     """Give ``cls`` its constructor: attrs' own, with open fields and better messages."""
     fields = attrs.fields(cls)
-    if cls._open and not fields and not hasattr(cls, "__attrs_post_init__"):
+    is_bare = cls._open and not fields and not cls._methods
+    if is_bare and not hasattr(cls, "__attrs_post_init__"):
         return Event.__init__
     made = _plain_init(cls, fields) if _is_plain(cls, fields) else _careful_init(cls, init)
     made.__module__ = cls.__module__
@@ -135,10 +139,14 @@ def _careful_init(cls: type[Event], init: Callable[..., None]) -> Callable[..., 
             raise TypeError(message) from error
 
     private = frozenset(f.name for f in attrs.fields(cls) if not f.init)
+    methods = cls._methods - declared
 
     def build_with_care(self: Event, /, **values: Any) -> None:
         for name in private.intersection(values):
             msg = f"{cls.__name__}.{name} is private, and not set from outside"
+            raise TypeError(msg)
+        for name in methods.intersection(values):
+            msg = f"{cls.__name__}.{name} is a method; expected another name for the field"
             raise TypeError(msg)
         build(self, **{k: v for k, v in values.items() if k in declared or not is_open})
         if is_open:
@@ -169,6 +177,12 @@ class Event:
 
     _open: ClassVar[bool] = True
     _validates: ClassVar[bool] = False
+    #: The methods and properties that users gave to the class.
+    _methods: ClassVar[frozenset[str]] = frozenset()
+    #: Those that keep their value in the instance.
+    _caching: ClassVar[frozenset[str]] = frozenset()
+    #: Whether an instance may hold more than its fields.
+    _holds_more: ClassVar[bool] = False
 
     # attrs makes every subclass one of its classes; Event itself has no fields to declare.
     if TYPE_CHECKING:
@@ -184,6 +198,11 @@ class Event:
                 "as annotations, and __attrs_post_init__ for what is to be done with them"
             )
             raise TypeError(msg)
+        if not cls.__module__.startswith("penstock."):
+            from penstock._idioms import translate  # noqa: PLC0415 - not at start-up
+
+            translate(cls)
+        body = dict(vars(cls))
         attrs.define(
             cls,
             slots=False,
@@ -194,6 +213,12 @@ class Event:
             init=True,
             field_transformer=_close_traps,
         )
+        del cls.__setattr__, cls.__delattr__  # those of attrs, whose errors name no field
+        for name in ("__eq__", "__hash__", "__repr__"):  # else @dataclass would set its own
+            setattr(cls, name, getattr(cls, name))
+        refuse_shadows(cls, body)
+        cls._methods, cls._caching = descriptors_of(cls)
+        cls._holds_more = bool(cls._caching) or issubclass(cls, BaseException)
         declared = bool(attrs.fields(cls))
         cls._open = (not declared) if open is None else open
         if validate is not None:
@@ -215,32 +240,82 @@ class Event:
             self.__dict__.update(fields)
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise FrozenInstanceError
+        if isinstance(self, BaseException) and name in _OF_EXCEPTIONS:
+            BaseException.__setattr__(self, name, value)
+        else:
+            _refuse_change(self, name, "set")
 
     def __delattr__(self, name: str) -> None:
-        raise FrozenInstanceError
+        if isinstance(self, BaseException) and name == "__notes__":
+            BaseException.__delattr__(self, name)
+        else:
+            _refuse_change(self, name, "deleted")
 
     def __getitem__(self, name: str) -> Any:
-        return self.__dict__[name]
+        return fields_of(self)[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self.__dict__
+        return name in fields_of(self)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.__dict__)
+        return iter(fields_of(self))
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the field called ``name``, or ``default`` where the event has none."""
-        return self.__dict__.get(name, default)
+        return fields_of(self).get(name, default)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, declared and open, as a new dict; values are not copied."""
-        return dict(self.__dict__)
+        return dict(fields_of(self))
 
     def __repr__(self) -> str:
         hidden = {f.name for f in attrs.fields(type(self)) if not f.repr}
-        shown = ", ".join(f"{k}={v!r}" for k, v in self.__dict__.items() if k not in hidden)
+        shown = ", ".join(f"{k}={v!r}" for k, v in fields_of(self).items() if k not in hidden)
         return f"{type(self).__qualname__.rpartition('<locals>.')[2]}({shown})"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, handler: Any) -> Any:
+        """Tell pydantic how an event is validated and written, where one is a field of a model."""
+        from penstock._pydantic import core_schema_of  # noqa: PLC0415 - pydantic is in use then
+
+        return core_schema_of(cls, handler)
+
+
+def fields_of(event: Event) -> dict[str, Any]:
+    """Return the fields of an event, declared and open, by name: not what it keeps beside them.
+
+    The dict may be that of the event itself, so it must not be changed.
+    """
+    cls = type(event)
+    held = event.__dict__
+    if not cls._holds_more:
+        return held
+    if not cls._open:
+        return {f.name: held[f.name] for f in attrs.fields(cls) if f.name in held}
+    hidden = cls._caching
+    return {k: v for k, v in held.items() if k not in hidden and not k.startswith("__")}
+
+
+def _refuse_change(event: Event, name: str, what: str) -> NoReturn:
+    cls = type(event)
+    aliases = {f.name: f.alias for f in attrs.fields(cls) if f.init}
+    if name in aliases:
+        line = f"a new event: `attrs.evolve(event, {aliases[name]}=...)`"
+    elif cls._open:
+        line = f"a new event: `{cls.__name__}(**{{**event.to_dict(), {name!r}: ...}})`"
+    else:
+        line = f"a new event, by attrs.evolve: {cls.__name__} has no field {name!r}"
+    msg = (
+        f"{cls.__name__}.{name} cannot be {what}: an event is frozen, because every step that takes "
+        f"it gets the same object; expected {line}"
+    )
+    error = FrozenInstanceError()  # which takes no text
+    BaseException.__init__(error, msg)
+    error.msg = msg
+    raise error
+
+
+add_attributes(Event)
 
 
 class StartEvent(Event):

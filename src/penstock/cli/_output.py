@@ -10,7 +10,7 @@ from typing import Any, TextIO, cast
 
 import msgspec
 
-from penstock._events import Event, InputRequiredEvent, StopEvent
+from penstock._events import Event, InputRequiredEvent, StopEvent, fields_of
 
 
 #: Pieces of one text, always: such an event is printed as its text and nothing else.
@@ -63,7 +63,7 @@ class Printer:
         if isinstance(result, str):
             self._write(f"{printable(result) if self._out.isatty() else result}\n")
         else:
-            self._write(f"{_json(fields_of(result) if isinstance(result, Event) else result)}\n")
+            self._write(f"{_json(shown_fields(result) if isinstance(result, Event) else result)}\n")
 
     def end_line(self) -> None:
         """End the line in which the last text stands, if there is one."""
@@ -123,7 +123,7 @@ def printable(text: str) -> str:
 
 
 def _only_text(event: Event) -> tuple[str, str] | None:
-    values = vars(event)
+    values = fields_of(event)
     if len(values) != 1:
         return None
     ((name, value),) = values.items()
@@ -153,16 +153,16 @@ def encode(event: Event) -> str:
     A path is its text; whatever else JSON cannot hold stands there as its repr.
     """
     tagged: dict[str, Any] = {"event": type(event).__name__}
-    for name, value in fields_of(event).items():
+    for name, value in shown_fields(event).items():
         while name in tagged:
             name += "_"
         tagged[name] = value
     return _json(tagged)
 
 
-def fields_of(event: Event) -> dict[str, Any]:
+def shown_fields(event: Event) -> dict[str, Any]:
     """Return the fields of an event that are not private; a stop event has a result."""
-    values = {name: value for name, value in vars(event).items() if not name.startswith("_")}
+    values = {name: value for name, value in fields_of(event).items() if not name.startswith("_")}
     if type(event) is StopEvent:
         values.setdefault("result", None)
     return values

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from penstock._backends import current_backend
 from penstock._decoding import decode_event
 from penstock._errors import WorkflowRuntimeError
-from penstock._events import HumanResponseEvent, InputRequiredEvent
+from penstock._events import HumanResponseEvent, InputRequiredEvent, fields_of
 from penstock._graph import graph_of
 from penstock.cli._input import field_types, json_object
 from penstock.cli._output import printable
@@ -180,7 +180,7 @@ def read_answer(kinds: tuple[type[HumanResponseEvent], ...], line: str) -> Human
 
 def prompt_of(question: InputRequiredEvent) -> str:
     """Return what to show somebody who is asked: the text of the question, or its name."""
-    fields = vars(question)
+    fields = fields_of(question)
     for name in PROMPTS:
         text = fields.get(name)
         if isinstance(text, str) and text.strip():
