@@ -14,6 +14,7 @@ import ast
 import platform
 import subprocess
 import sys
+from collections import deque
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -24,7 +25,17 @@ import pytest
 from benchmarks import _counts
 from benchmarks._counts import COUNTS, LIBRARIES, WORKS
 from helpers import calls_of
-from penstock import Context, Event, StartEvent, StopEvent, Workflow, _backends, _streams, step
+from penstock import (
+    Context,
+    Event,
+    HumanResponseEvent,
+    StartEvent,
+    StopEvent,
+    Workflow,
+    _backends,
+    _streams,
+    step,
+)
 from penstock._engine import runner
 from penstock._engine.machine import Machine
 from penstock._engine.snapshots import shape_of
@@ -446,6 +457,188 @@ def test_an_event_costs_the_same_however_many_senders_wait(library):
     assert many <= few * 1.05, f"lines for each sender: {few:g} of 10, {many:g} of 80"
 
 
+# -- what waits -------------------------------------------------------------------------------------
+
+
+class Asked(HumanResponseEvent):
+    id: int
+
+
+class Other(HumanResponseEvent):
+    id: int
+
+
+class Round(Event):
+    left: int
+
+
+class Many(Workflow[int]):
+    """``k`` waits with requirements of their own, in one step or in a step each."""
+
+    def __init__(self, k, *, tags=False):
+        super().__init__()
+        self.k = k
+        self.tags = tags
+
+    @step
+    async def begin(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        async def ask(number):
+            needs = {"id": number}
+            await ctx.wait_for_event(
+                Asked, requirements={**needs, "tags": []} if self.tags else needs
+            )
+
+        async with anyio.create_task_group() as group:
+            for number in range(self.k):
+                group.start_soon(ask, number)
+        return StopEvent(result=self.k)
+
+
+class Beside(Workflow[int]):
+    """A chain of a hundred hops beside ``k`` waits of another class."""
+
+    def __init__(self, k):
+        super().__init__()
+        self.k = k
+
+    @step
+    async def begin(self, ev: StartEvent) -> list[Round | Asked]:
+        return [*(Asked(id=n) for n in range(self.k)), Round(left=100)]
+
+    @step(num_workers=10**6)
+    async def wait(self, ctx: Context, ev: Asked) -> None:
+        await ctx.wait_for_event(Other, requirements={"id": ev.id})
+
+    @step
+    async def hop(self, ev: Round) -> Round | StopEvent:
+        if ev.left == 100:
+            await anyio.wait_all_tasks_blocked()
+            self.count = LINES.count
+        if ev.left:
+            return Round(left=ev.left - 1)
+        return StopEvent(result=LINES.count - self.count)
+
+
+class Branching(Workflow[int]):
+    """``k`` steps that each wait for a branch of their own."""
+
+    def __init__(self, k):
+        super().__init__()
+        self.k = k
+
+    @step
+    async def begin(self, ev: StartEvent) -> list[Asked]:
+        return [Asked(id=n) for n in range(self.k)]
+
+    @step(num_workers=10**6)
+    async def wait(self, ctx: Context, ev: Asked) -> Round:
+        await ctx.send_event(Round(left=1)).wait()
+        return Round(left=0)
+
+    @step
+    async def work(self, ev: Round) -> Other | None:
+        return None if ev.left else Other(id=1)
+
+    @step
+    async def end(self, evs: list[Other]) -> StopEvent:
+        return StopEvent(result=len(evs))
+
+
+class _Lines:
+    """How many lines of penstock have run; a loop over what waits shows, also where it calls nothing."""
+
+    def __init__(self):
+        self.count = 0
+
+    def trace(self, frame, _event, _argument):
+        return self.local if "penstock" in frame.f_code.co_filename else None
+
+    def local(self, _frame, event, _argument):
+        self.count += event == "line"
+        return self.local
+
+
+LINES = _Lines()
+
+
+def lines_for(library, work, k):
+    """Run ``await work(k)`` in a loop of its own, and return how many lines of penstock ran."""
+    LINES.count = 0
+    before = sys.gettrace()
+
+    async def main():
+        sys.settrace(LINES.trace)
+        try:
+            await work(k)
+        finally:
+            sys.settrace(before)
+
+    anyio.run(main, backend=library)
+    return LINES.count
+
+
+async def answered_in_reverse(k, **options):
+    async with Many(k, **options).run() as handler:
+        events = handler.stream_events(expose_internal=True)  # who hears of each change to idle
+        await anyio.wait_all_tasks_blocked()
+        for number in reversed(range(k)):
+            handler.send_event(Asked(id=number, tags=[]) if options else Asked(id=number))
+        await handler
+        await events.aclose()
+
+
+async def answered_early(k):
+    async with Many(k).run() as handler:
+        for number in reversed(range(k)):
+            handler.send_event(Asked(id=number))
+        await handler
+
+
+async def with_branches(k):
+    await Branching(k).run()
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("work", [answered_in_reverse, answered_early, with_branches])
+def test_a_wait_costs_the_same_however_many_there_are(library, work):
+    """P16: per wait and answer a constant number of lines, in whatever order the answers come."""
+    lines_for(library, work, 20)  # what happens once has happened
+    few, more, many = (lines_for(library, work, k) for k in (20, 60, 180))
+
+    assert (many - more) / 120 <= 1.1 * (more - few) / 40
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_hop_beside_waits_of_another_class_costs_the_same_however_many_there_are(library):
+    """P16: waits are found by class, so an event of another class does not look at them."""
+
+    told = []
+
+    async def hops(k):
+        told.append(await Beside(k).run())
+
+    for k in (20, 20, 200):
+        lines_for(library, hops, k)
+
+    _, few, many = told
+    assert many <= 1.05 * few
+
+
+def test_deliveries_for_many_workers_are_taken_from_the_front_at_no_cost():
+    """P16: with more workers than events, taking one of the deliveries does not move the others."""
+    station = Machine(graph_of(Beside), object, object).stations[1]
+    assert station.limit == 10**6
+    machine = Machine(graph_of(Beside), object, object)
+    machine.receive(StartEvent())
+    station, _, group = machine.next_start()
+
+    machine.finish(station, group, [Asked(id=n) for n in range(1000)])
+
+    assert isinstance(machine.stations[1].ready, deque)
+    taken = [machine.take(machine.stations[1])[1].id for _ in range(999)]
+    assert taken == list(range(1, 1000))
+
+
 # -- imports --------------------------------------------------------------------------------------
 
 
@@ -482,17 +675,12 @@ def imports():
 #: What ``import penstock`` may import: of the standard library no module that Trio does not.
 IMPORTED = """
 penstock ._answers ._backends ._branch ._cleanup ._context ._decorators ._engine ._entry ._errors
-<<<<<<< HEAD
 ._event_methods ._events ._faults ._generics ._graph ._handler ._limits ._nesting ._observe ._owners
 ._scope ._signature ._steps
 ._streams ._thread_operations ._threads ._validation ._workflow ._engine.attempts ._engine.clock
-=======
-._event_methods ._events ._faults ._graph ._handler ._limits ._nesting ._observe ._owners ._scope
-._signature ._steps ._streams ._thread_operations ._threads ._validation ._workflow ._engine.attempts ._engine.clock
->>>>>>> 49ab530 (The page on events is formatted)
 ._engine.diagnosis ._engine.failing ._engine.grouping ._engine.joins ._engine.lineage
 ._engine.machine ._engine.operations ._engine.outcome ._engine.runner ._engine.steering
-._engine.stepping ._engine.waiting ._engine.worker
+._engine.stepping ._engine.suspended ._engine.waiting ._engine.waits ._engine.worker
 """
 
 

@@ -38,6 +38,7 @@ from penstock._engine.grouping import Station
 from penstock._engine.joins import Collection, Slots
 from penstock._engine.lineage import Group
 from penstock._engine.machine import Delivery, Machine
+from penstock._engine.waits import Wait
 from penstock._graph import Graph, graph_of
 
 
@@ -216,6 +217,13 @@ class Numbered(Event):
     n: int = 0
 
 
+class Unmade(HumanResponseEvent):
+    """An answer that no step takes; some of its values can be looked up, and some cannot."""
+
+    n: int = 0
+    tags: Any = None
+
+
 def _union(kinds: list[Any]) -> Any:
     union = kinds[0]
     for kind in kinds[1:]:
@@ -296,6 +304,10 @@ class Model:
         self.plan = plan
         self.tokens: list[Token] = []
         self.frames: list[Frame] = []
+        #: The waits of steps that are open, in the order in which they began; what each got.
+        self.waits: list[Wait] = []
+        self.got: dict[Wait, Event] = {}
+        self.early: list[Event] = []
         self.parts: dict[Any, dict[type[Event], list[tuple[Event, Frame | None]]]] = {}
         self.fired: Counter[str] = Counter()
 
@@ -310,6 +322,9 @@ class Model:
     def deliver(self, carried: Event, frame: Frame | None) -> None:
         if frame is not None and frame.is_cancelled:
             return
+        for wait in [wait for wait in self.waits if wait.fits(carried)]:
+            self.waits.remove(wait)
+            self.got[wait] = carried
         for name, how in self.plan.takers[type(carried)]:
             if how == "one":
                 self.add(name, carried, frame)
@@ -325,6 +340,15 @@ class Model:
                     pairs = [parts[kind].pop(0) for kind in kinds]
                     one_of_each = tuple(part for part, _ in pairs)
                     self.add(name, one_of_each, self.meet([f for _, f in pairs]))
+
+    def give_first(self, carried: Event, *, in_front: bool = False) -> None:
+        """Give an answer from outside to the first wait that it fits, or keep it."""
+        for wait in self.waits:
+            if wait.fits(carried):
+                self.waits.remove(wait)
+                self.got[wait] = carried
+                return
+        self.early.insert(0 if in_front else len(self.early), carried)
 
     def collect(self, ending: Frame, carried: Event) -> None:
         if ending.got is None:
@@ -433,6 +457,8 @@ class Driver:
         self.running: list[tuple[Delivery, Token]] = []
         self.delayed: list[tuple[Station, Token]] = []
         self.handles: list[Handle] = []
+        #: Which waits each running step has begun and not ended.
+        self.waits: dict[Wait, Token] = {}
         #: What was cancelled while it ran.
         self.told: set[Token] = set()
         self.made = 0
@@ -459,7 +485,7 @@ class Driver:
         self.check_the_end()
 
     def turn(self, *, hurry: bool) -> None:
-        what = self.chooser.number(0, 11)
+        what = self.chooser.number(0, 15)
         if self.starting and (not self.running or what < 6):
             index = self.chooser.number(0, len(self.starting) - 1)
             self.goes_on(self.machine.take(self.starting.pop(index)))
@@ -471,6 +497,12 @@ class Driver:
             self.send()
         elif self.running and what == 10 and not hurry:
             self.fail()
+        elif self.running and what in (11, 12) and not hurry:
+            self.begin_wait()
+        elif self.waits and what == 13:
+            self.end_wait(self.chooser.one_of(list(self.waits)))
+        elif self.waits and what == 14:
+            self.receive()
         elif self.running:
             self.finish(hurry=hurry)
 
@@ -486,10 +518,52 @@ class Driver:
         self.machine.startable.clear()
 
     def ends(self, index: int) -> tuple[Station, Any, Group | None, Token]:
+        for wait, waiting in [*self.waits.items()]:
+            if waiting is self.running[index][1]:
+                self.end_wait(wait)
         (station, carried, group), token = self.running.pop(index)
         if group is not None and group.track is not None:
             del group.track.running[token]
         return station, carried, group, token
+
+    def begin_wait(self) -> None:
+        """Have a running step wait for an event of any class, in its own task or in another."""
+        _, token = self.chooser.one_of(self.running)
+        kind = self.chooser.one_of([*self.plan.takers, Unmade])
+        needs: dict[str, Any] = {}
+        if not self.chooser.number(0, 2):
+            needs["n"] = self.made + self.chooser.number(1, 3)
+        if not self.chooser.number(0, 3):
+            needs["tags"] = self.chooser.one_of([[], [1], "plain"])
+        wait = Wait(kind, needs, Woken())
+        wait.is_outside = self.graph.is_answerable(kind)
+        self.waits[wait] = token
+        found = next((early for early in self.model.early if wait.fits(early)), None)
+        if found is None:
+            self.model.waits.append(wait)
+        else:
+            self.model.early.remove(found)
+            self.model.got[wait] = found
+        self.machine.begin_wait(token, wait)
+
+    def end_wait(self, wait: Wait) -> None:
+        """Have a step go on with what it waited for, or give the waiting up."""
+        del self.waits[wait]
+        got = self.model.got.pop(wait, None)
+        is_taken = bool(self.chooser.number(0, 2))
+        if got is None:
+            self.model.waits.remove(wait)
+        elif wait.is_from_outside and not is_taken:
+            self.model.give_first(got, in_front=True)
+        event("went on with an event" if got is not None else "gave a wait up")
+        self.machine.end_wait(wait, is_taken=is_taken)
+
+    def receive(self) -> None:
+        """Have an answer come from outside."""
+        self.made += 1
+        sent = Unmade(n=self.made, tags=self.chooser.one_of([[], [1], "plain"]))
+        self.model.give_first(sent)
+        self.machine.receive(sent)
 
     def event(self, kind: type[Event]) -> Event:
         self.made += 1
@@ -671,6 +745,12 @@ class Driver:
                 assert known == sum(f.handler == handler for f in frames)
             # What nobody holds is no branch any more, and goes with the next event.
             assert len(around) <= len(frames)
+        assert list(machine.waits) == model.waits
+        assert {wait: wait.event for wait in machine.answered} == model.got
+        assert all(one is other for one, other in zip(machine.early, model.early, strict=True))
+        assert machine.still == Counter(self.waits[wait] for wait in model.waits)
+        assert machine.outside_waits == sum(wait.is_outside for wait in model.waits)
+        assert (machine.strict, machine.strict_waits, machine.branch_waits) == (0, 0, 0)
         for handle in self.handles:
             assert handle.group.is_over == (handle.frame not in model.frames)
             assert handle.group.is_cancelled == handle.frame.is_cancelled
@@ -1151,6 +1231,11 @@ def test_collection_counts_subclasses_for_the_class_that_is_expected():
 # -- what a run waits for -------------------------------------------------------------------------------------
 
 
+class Listening(Workflow):
+    @step
+    async def begin(self, ev: StartEvent) -> StopEvent: ...
+
+
 class Asking(Workflow):
     @step
     async def ask(self, ev: StartEvent) -> InputRequiredEvent: ...
@@ -1218,3 +1303,74 @@ def test_refused_fan_out_changes_nothing():
     assert machine.alive == 1
     assert machine.startable == []
     assert machine.stations[1].pending == 0
+
+
+# -- waits and early answers ---------------------------------------------------------------------------------
+
+
+class Tagged(HumanResponseEvent):
+    n: Any = 0
+
+
+class SubTagged(Tagged):
+    pass
+
+
+class Lists:
+    """What the books of waits should do, with two lists that are looked through."""
+
+    def __init__(self) -> None:
+        self.waits: list[Wait] = []
+        self.early: list[Event] = []
+        self.got: dict[Wait, Event] = {}
+
+
+VALUES = [0, 1, 2, 1.0, True, "1", (1, 2), [1], float("nan"), None]
+
+
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
+@given(random=st.randoms(use_true_random=False))
+def test_waits_and_early_answers_agree_with_lists_however_many_there_are(random):
+    """A8: the first wait that fits takes an answer, and the first answer that fits a wait, by any value."""
+    machine, lists = machine_of(Listening), Lists()
+    for number in range(200):
+        kind = random.choice([HumanResponseEvent, Tagged, SubTagged])
+        what = random.random()
+        if what < 0.45:
+            needs = {"n": random.choice(VALUES)} if random.random() < 0.8 else {}
+            wait = Wait(kind, needs, Woken())
+            found = next((event for event in lists.early if wait.fits(event)), None)
+            if found is None:
+                lists.waits.append(wait)
+            else:
+                lists.early = [event for event in lists.early if event is not found]
+                lists.got[wait] = found
+            machine.begin_wait(number, wait)
+        elif what < 0.8:
+            sent = kind(n=random.choice(VALUES))
+            taker = next((wait for wait in lists.waits if wait.fits(sent)), None)
+            if taker is None:
+                lists.early.append(sent)
+                machine.keep_early(sent)
+            else:
+                lists.waits.remove(taker)
+                lists.got[taker] = sent
+                machine.receive(sent)
+        elif lists.got and what < 0.9:
+            wait = random.choice(list(lists.got))
+            back = lists.got.pop(wait)
+            taker = next((wait for wait in lists.waits if wait.fits(back)), None)
+            if taker is None:
+                lists.early.insert(0, back)
+            else:
+                lists.waits.remove(taker)
+                lists.got[taker] = back
+            machine.end_wait(wait, is_taken=False)
+        elif lists.waits:
+            wait = random.choice(lists.waits)
+            lists.waits.remove(wait)
+            machine.end_wait(wait, is_taken=False)
+        assert list(machine.waits) == lists.waits
+        assert len(machine.early) == len(lists.early)
+        assert all(one is other for one, other in zip(machine.early, lists.early, strict=True))
+        assert [(w, w.event) for w in machine.answered] == [(w, e) for w, e in lists.got.items()]

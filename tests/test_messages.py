@@ -898,8 +898,8 @@ async with Simple().run(run_id='r') as handler: handler.stream_events(after=-1)
 async with Waits().run(run_id='r') as handler:
     try: handler.send_event(A(n=1))
     finally: await handler.cancel()
---> WorkflowRuntimeError: no step of Waits takes A from outside; expected an event of
-... StartEvent
+--> WorkflowRuntimeError: no step of Waits takes A from outside, and none waits for it now;
+... expected an event of StartEvent, or `@step(waits_for=[A])` for a step that waits for it later
 
 # send to unknown step
 async with Asks().run(run_id='r') as handler:

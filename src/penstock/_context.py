@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast, final
 
 import attrs
@@ -312,9 +313,11 @@ class Context(Generic[StateT]):
         several events at once, in tasks of its own. Meanwhile the run is idle, if nothing else
         of it runs.
 
-        The first one waiting whose class and requirements fit gets an event, before the steps
-        that take its class. An answer (a ``HumanResponseEvent``) of a class that no step takes is
-        kept until somebody waits for it; any other event has to find somebody waiting.
+        An event that a step makes goes to its steps and to every wait that is open and fits. One
+        from outside goes to the first wait that fits, or else to the steps that take its class. An
+        answer (a ``HumanResponseEvent``) and an event of a class that a step declares in
+        ``waits_for``, and that no step takes, are kept until a step waits for them; any other event
+        has to find an open wait.
 
         A checkpoint. Cancelled, it has taken no event.
 
@@ -344,7 +347,7 @@ class Context(Generic[StateT]):
             raise TypeError(msg)
         self._in_step(f"wait for {event_type.__name__}")
         event = await self._run.wait_for(
-            self, event_type, requirements or {}, waiter_event, timeout
+            self, event_type, requirements or _ANY, waiter_event, timeout
         )
         return cast("EventT", event)
 
@@ -425,6 +428,9 @@ def _check_workflow(workflow: object, what: str, expected: str) -> None:
         msg = f"{what} was given {workflow!r}, which is no workflow object; expected {expected}"
         raise TypeError(msg)
 
+
+#: No requirements; of thousands of steps that wait, each dict counts.
+_ANY: Mapping[str, Any] = MappingProxyType[str, Any]({})
 
 _new = object.__new__
 

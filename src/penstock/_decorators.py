@@ -6,11 +6,13 @@ import ast
 import inspect
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_origin, overload
 
 import attrs
 
 from penstock._errors import WorkflowValidationError
+from penstock._events import Event, StartEvent, StopEvent
+from penstock._observe import short
 from penstock._steps import MARK, Catching, StepOptions
 from penstock._validation import is_count, is_seconds
 
@@ -42,6 +44,7 @@ def step(
     limiter: AbstractAsyncContextManager[object] | None = None,
     in_process: bool = False,
     abandon_on_cancel: bool = False,
+    waits_for: Sequence[type[Event]] = (),
 ) -> Callable[[F], F]: ...
 
 
@@ -58,6 +61,7 @@ def step(
     limiter: AbstractAsyncContextManager[object] | None = None,
     in_process: bool = False,
     abandon_on_cancel: bool = False,
+    waits_for: Sequence[type[Event]] = (),
 ) -> F | Callable[[F], F]:
     """Make a method of a workflow a step.
 
@@ -90,6 +94,9 @@ def step(
             is killed. POSIX only.
         abandon_on_cancel: Leave the thread of a plain ``def`` running when the step is
             cancelled, and go on without it; otherwise the thread is waited for.
+        waits_for: The event classes that this step waits for with ``ctx.wait_for_event``.
+            ``handler.send_event`` then takes such an event at any time, and keeps one that comes
+            early. A ``HumanResponseEvent`` needs no declaration.
 
     Raises:
         WorkflowValidationError: It is no function that can be a step, or an option is not valid.
@@ -104,6 +111,7 @@ def step(
         limiter=limiter,
         in_process=in_process,
         abandon_on_cancel=abandon_on_cancel,
+        waits_for=_event_classes(waits_for),
         is_free=workflow is not None,
     )
 
@@ -212,6 +220,27 @@ def _check(function: Any, options: StepOptions) -> None:
         )
         raise WorkflowValidationError(msg)
     _check_place(function, options, name)
+
+
+def _event_classes(waits_for: Any) -> tuple[type[Event], ...]:
+    """Check what ``waits_for`` names, and return it as a tuple."""
+    listed = isinstance(waits_for, list | tuple | set | frozenset)
+    kinds = tuple(cast("Iterable[Any]", waits_for)) if listed else ()
+    plain = tuple(get_origin(kind) or kind for kind in kinds)
+    if not listed or not all(isinstance(k, type) and issubclass(k, Event) for k in plain):
+        shown = waits_for.__name__ if isinstance(waits_for, type) else short(waits_for)
+        msg = (
+            f"waits_for is {shown}; expected a list of event classes: `@step(waits_for=[Approved])`"
+        )
+        raise WorkflowValidationError(msg)
+    for kind in plain:
+        if issubclass(kind, StartEvent | StopEvent):
+            msg = (
+                f"waits_for has {kind.__name__}, and no step can wait for the event that begins or "
+                "ends a run; expected the class of an event of its own"
+            )
+            raise WorkflowValidationError(msg)
+    return plain
 
 
 def _check_retry(retry: object, name: str) -> None:

@@ -88,7 +88,9 @@ def _find_faults_at_the_ends(graph: Graph, starts: list[type[StartEvent]]) -> It
 def _find_loose_events(graph: Graph) -> Iterator[Fault]:
     for step in graph.steps:
         for kind in dict.fromkeys((*step.returns, *step.fans_out)):
-            if not issubclass(kind, StopEvent | InputRequiredEvent) and not graph.reached_by(kind):
+            if issubclass(kind, StopEvent | InputRequiredEvent):
+                continue
+            if not (graph.reached_by(kind) or graph.is_awaited(kind)):
                 yield Fault(
                     f"{kind.__name__}, which the step {step.name} makes, is taken by no step; "
                     f"expected a step with a parameter `ev: {kind.__name__}`",

@@ -89,6 +89,16 @@ class Graph:
             kind for step in steps for kind in (*step.returns, *step.fans_out)
         )
         self._made: frozenset[type] = frozenset(b for k in self._declared for b in k.__mro__)
+        #: The classes that steps declare to wait for in their middle.
+        self.waits_for: tuple[type[Event], ...] = tuple(
+            dict.fromkeys(kind for step in steps for kind in step.options.waits_for)
+        )
+        self._awaited: tuple[tuple[type[Event], ...], ...] | None = None
+        #: The classes that steps wait for; these and all above them.
+        self._awaited_kinds: frozenset[type] | None = None
+        self._awaited_bases: frozenset[type] = frozenset()
+        #: Of classes that were waited for before: whether that is for an event from outside.
+        self.answerable: dict[type[Event], bool] = {}
         self._routes: dict[type, tuple[int, ...]] = {}
         self._reached: dict[type, tuple[int, ...]] = {}
         self.outputs: list[dict[type, Route]] = [{} for _ in steps]
@@ -152,8 +162,16 @@ class Graph:
             self._routes[kind] = found
         return found
 
-    def output(self, index: int, kind: type[Any], *, in_list: bool = False) -> Route:
+    def output(
+        self, index: int, kind: type[Any], *, in_list: bool = False, is_awaited: bool = False
+    ) -> Route:
         """Return the way of an event that a step returned or sent.
+
+        Args:
+            index: The number of the step.
+            kind: The class of the event.
+            in_list: Whether it stands in a list that the step returned.
+            is_awaited: Whether a wait that is open now takes it.
 
         Raises:
             WorkflowRuntimeError: The step does not declare such an event, or it is no event.
@@ -167,7 +185,9 @@ class Graph:
             if not (self.is_lenient or step.allows(kind, in_list=in_list)):
                 raise WorkflowRuntimeError(self._undeclared(step, kind, in_list=in_list))
             route = self._route(kind)
-            if not (route.targets or route.is_stop or route.is_question):
+            if not (route.targets or route.is_stop or route.is_question or self.is_awaited(kind)):
+                if is_awaited:
+                    return route
                 raise WorkflowRuntimeError(self._unheard(step, kind))
             known[kind] = route
         return route
@@ -210,14 +230,8 @@ class Graph:
         if route is None:
             route = self._route(kind)
             # An answer that no step takes may be waited for in the middle of one.
-            is_heard = route.targets or issubclass(kind, HumanResponseEvent)
-            if not is_heard or route.is_stop:
-                taken = ", ".join(sorted(k.__name__ for k in self.acceptors)) or "no event"
-                msg = (
-                    f"no step of {self.name} takes {kind.__name__} from outside; "
-                    f"expected an event of {taken}"
-                )
-                raise WorkflowRuntimeError(msg)
+            if not (route.targets or self.keeps_early(kind)) or route.is_stop:
+                raise WorkflowRuntimeError(self._not_taken(kind, is_stop=route.is_stop))
             self._inputs[kind] = route
         return route
 
@@ -256,6 +270,65 @@ class Graph:
             is_question=is_question,
         )
 
+    # -- waiting in the middle of a step -----------------------------------------------------
+
+    def keeps_early(self, kind: type) -> bool:
+        """Whether an event from outside that no step takes is kept until a step waits for it."""
+        return issubclass(kind, (HumanResponseEvent, *self.waits_for))
+
+    def is_answerable(self, kind: type[Event]) -> bool:
+        """Whether a wait for ``kind`` is one for an event from outside.
+
+        It is, if it is a wait for an answer, if a step declares it (``waits_for``), or if no step
+        makes such an event.
+        """
+        known = self.answerable[kind] = (
+            issubclass(kind, HumanResponseEvent)
+            or any(issubclass(k, kind) or issubclass(kind, k) for k in self.waits_for)
+            or not self.is_made(kind)
+        )
+        return known
+
+    @property
+    def awaited(self) -> tuple[tuple[type[Event], ...], ...]:
+        """For each step the classes that it waits for: declared, or shown by its source."""
+        if self._awaited is None:
+            from penstock._names import classes_waited_for  # noqa: PLC0415 - few graphs need it
+
+            self._awaited = tuple(
+                (
+                    *step.options.waits_for,
+                    *(
+                        kind
+                        for kind in classes_waited_for(step.source, step.options.names)
+                        if issubclass(kind, Event)
+                    ),
+                )
+                for step in self.steps
+            )
+        return self._awaited
+
+    def is_awaited(self, kind: type[Event]) -> bool:
+        """Whether a step waits for an event declared as ``kind``, or of a subclass."""
+        kinds = self._awaited_kinds
+        if kinds is None:
+            kinds = self._awaited_kinds = frozenset(k for found in self.awaited for k in found)
+            self._awaited_bases = frozenset(base for k in kinds for base in k.__mro__)
+        return kind in self._awaited_bases or any(base in kinds for base in kind.__mro__)
+
+    def _not_taken(self, kind: type, *, is_stop: bool) -> str:
+        taken = sorted({k.__name__ for k in (*self.acceptors, *self.waits_for)})
+        way = (
+            f", or `@step(waits_for=[{kind.__name__}])` for a step that waits for it later"
+            if issubclass(kind, Event) and not is_stop
+            else ""
+        )
+        return (
+            f"no step of {self.name} takes {kind.__name__} from outside"
+            f"{', and none waits for it now' if way else ''}; "
+            f"expected an event of {', '.join(taken) or 'no event'}{way}"
+        )
+
     def _not_an_event(self, step: Step, kind: type[Any]) -> str:
         if kind is list and not step.fans_out:
             return (
@@ -282,8 +355,9 @@ class Graph:
 
     def _unheard(self, step: Step, kind: type) -> str:
         return (
-            f"{self.name}.{step.name} returned or sent a {kind.__name__}, which no step takes; "
-            f"expected a step with a parameter `ev: {kind.__name__}`"
+            f"{self.name}.{step.name} returned or sent a {kind.__name__}, which no step takes or waits "
+            f"for; expected a step with a parameter `ev: {kind.__name__}`, or one that waits for it: "
+            f"`@step(waits_for=[{kind.__name__}])`"
         )
 
     # -- what may come of what -------------------------------------------------------------
@@ -341,6 +415,7 @@ class Graph:
             roots: list[Any] = [
                 kind for s in self.steps for kind in (*s.accepts, *s.returns, *s.fans_out)
             ]
+            roots += self.waits_for
             roots += [Event, HumanResponseEvent, InputRequiredEvent, StepFailedEvent]
             if self.state_type is not None:
                 roots.append(self.state_type)

@@ -64,6 +64,8 @@ class StepOptions:
     limiter: AbstractAsyncContextManager[object] | None = None
     in_process: bool = False
     abandon_on_cancel: bool = False
+    #: The classes that it waits for in its middle, and that may come from outside for it.
+    waits_for: tuple[type[Event], ...] = ()
     catches: Catching | None = None
     #: Whether it is a function outside of the class, without ``self``.
     is_free: bool = False

@@ -9,9 +9,9 @@ from typing import Annotated
 import pytest
 
 from penstock import Context, Event, Resource, StartEvent, StopEvent, Workflow, step
+from penstock._names import parse
 from penstock.drawing import page_of_all_possible_flows
 from penstock.drawing._model import flow_of
-from penstock.drawing._names import parse
 from penstock.drawing._source import read_source
 from penstock.drawing._svg import picture_of
 

@@ -227,7 +227,7 @@ def check_books(handler: Any) -> None:
         return
     assert not machine.waits
     assert not machine.answered
-    assert not machine.resting
+    assert not machine.still
     assert all(station.inbox is None for station in machine.stations)
 
 

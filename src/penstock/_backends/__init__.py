@@ -28,8 +28,9 @@ except (ImportError, AttributeError):
     _ki_protection = {}
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Container, Mapping
     from contextlib import AbstractAsyncContextManager
+    from contextvars import ContextVar
     from types import CodeType
 
 
@@ -160,6 +161,24 @@ class Backend(Protocol):
 
     def current_loop(self) -> Any:
         """Return what stands for the running event loop: one object, and another for another."""
+        ...
+
+    def have_own_tasks(
+        self,
+        owners: Mapping[Any, object],
+        variable: ContextVar[Any],
+        nursery: Any,
+        engine: Container[Any],
+        /,
+    ) -> bool:
+        """Whether what runs in one of several tasks has started others that go on.
+
+        Args:
+            owners: The tasks, each with the value that ``variable`` has in what runs in it.
+            variable: A context variable that what runs there hands on to tasks that it starts.
+            nursery: The nursery of the run, which may be open in one of the tasks.
+            engine: Further tasks that nothing in ``owners`` has started.
+        """
         ...
 
     def caller_into(self, loop: Any, /) -> Callable[[Callable[[], object]], object]:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
+import gc
 import signal
 import socket
+import sys
 import threading
 from contextlib import closing, contextmanager, suppress
 from functools import cache
@@ -24,7 +27,7 @@ import trio
 
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Generator, Mapping
 
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
@@ -217,6 +220,15 @@ async def _at_end(function: Callable[[], object]) -> AsyncGenerator[None]:  # no
         function()
 
 
+def _context_of(task: asyncio.Task[Any]) -> contextvars.Context:
+    """Return the context of a task; an empty one where it cannot be told."""
+    if sys.version_info >= (3, 12):
+        return task.get_context()
+    parts = gc.get_referents(task)  # Python 3.11 keeps it, and has no name for it
+    found = (part for part in parts if isinstance(part, contextvars.Context))
+    return next(found, contextvars.Context())
+
+
 class AsyncioBackend:
     """See :class:`penstock._backends.Backend`."""
 
@@ -265,6 +277,23 @@ class AsyncioBackend:
 
     current_loop = staticmethod(asyncio.get_running_loop)
     current_task = staticmethod(asyncio.current_task)
+
+    @staticmethod
+    def have_own_tasks(
+        owners: Mapping[asyncio.Task[Any], object],
+        variable: contextvars.ContextVar[Any],
+        _nursery: object,
+        engine: Container[Any],
+        /,
+    ) -> bool:
+        # A task that is created has a copy of the context of its creator.
+        values = {id(value) for value in owners.values()}
+        current = asyncio.current_task()
+        return any(
+            id(_context_of(task).get(variable)) in values
+            for task in asyncio.all_tasks()
+            if not (task is current or task in owners or task in engine)
+        )
 
     @staticmethod
     def caller_into(loop: asyncio.AbstractEventLoop, /) -> Callable[[Callable[[], object]], object]:

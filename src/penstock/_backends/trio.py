@@ -19,7 +19,8 @@ from trio.lowlevel import (
 
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Container, Mapping
+    from contextvars import ContextVar
 
 
 _open_channel = trio.open_memory_channel[Any]
@@ -106,6 +107,21 @@ class TrioBackend:
     @staticmethod
     def cancel(scope: trio.CancelScope, reason: str) -> None:
         scope.cancel(reason=reason)
+
+    @staticmethod
+    def have_own_tasks(
+        owners: Mapping[trio.lowlevel.Task, object],
+        _variable: ContextVar[Any],
+        nursery: trio.Nursery,
+        _engine: Container[Any],
+        /,
+    ) -> bool:
+        # The nurseries of a task stand in the order of opening; the run's may be one of them.
+        for task in owners:
+            nurseries = task.child_nurseries
+            if nurseries and nurseries[-1] is not nursery:
+                return True
+        return False
 
     current_loop = staticmethod(trio.lowlevel.current_trio_token)
 

@@ -15,21 +15,22 @@ if TYPE_CHECKING:
 
 
 def is_stuck(machine: Machine) -> bool:
-    """Whether everything that is alive waits for branches that cannot start for want of workers."""
-    resting = machine.resting
-    if not resting or machine.waits or machine.answered or machine.startable:
+    """Whether nothing can let any step go on.
+
+    Every step that has begun waits for a branch that cannot start for want of workers, or for an
+    event that only a step can make; and no event that could begin another is expected from
+    outside.
+    """
+    if not machine.strict or machine.strict != len(machine.still):
         return False
-    if any(group.is_over for groups in resting.values() for group in groups):
+    if len(machine.waits) != machine.strict_waits or not machine.is_at_rest:
         return False
-    busy = sum(s.running + len(s.delayed or ()) for s in machine.stations)
-    return busy == len(resting)
+    return not expects_input(machine)
 
 
 def at_rest(machine: Machine) -> set[int]:
     """Return the ids of the contexts of all steps that wait for an event or a branch."""
-    waiting = {id(step) for step in machine.waits.values()}
-    branches = machine.resting.items()
-    return waiting | {id(step) for step, groups in branches if not any(g.is_over for g in groups)}
+    return {id(step) for step in machine.still}
 
 
 def expects_input(machine: Machine) -> bool:
@@ -75,9 +76,13 @@ def missing(machine: Machine) -> tuple[str, ...]:
     waits = [repr(wait) for wait in machine.waits]
     if waits:
         told.append(f"{len(waits)} waiting for {', '.join(dict.fromkeys(waits))}")
-    if machine.resting:
-        why = " that no worker is free for" if is_stuck(machine) else ""
-        told.append(f"{len(machine.resting)} waiting for branches{why}")
+    for kind, count in machine.unheard.items():
+        times = "once" if count == 1 else f"{count} times"
+        told.append(f"{kind.__name__} was sent {times} when no wait for it was open")
+    if machine.branch_waits:
+        is_short = machine.branch_waits == len(machine.still) and is_stuck(machine)
+        why = " that no worker is free for" if is_short else ""
+        told.append(f"{machine.branch_waits} waiting for branches{why}")
     return tuple(told)
 
 

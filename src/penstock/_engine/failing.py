@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from penstock._backends import enable_ki_protection
 from penstock._engine.attempts import Again
-from penstock._engine.diagnosis import is_stuck
 from penstock._engine.outcome import drop_own_frames
 from penstock._errors import WorkflowRuntimeError
 from penstock._events import StepFailedEvent
@@ -158,9 +157,8 @@ async def _wait_and_retry(run: Runner, station: Station, again: Again, group: Gr
     if not run.outcome.status:
         machine.retry(station, again)
         run.start_workers()
-        if is_stuck(machine):
-            run.stall()
-        elif not machine.alive:
+        run.check_stuck()
+        if not machine.alive:
             run.rest()
         else:
             run.idle_changed()

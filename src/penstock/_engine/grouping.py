@@ -8,6 +8,7 @@ from penstock._engine.lineage import SLACK, Group
 
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable
 
     from penstock._backends import Inbox
@@ -43,7 +44,7 @@ class Station:
         #: the rest in the inbox, which is opened only then.
         self.pending = 0
         #: Made when it is needed: of many runs at once, each object counts.
-        self.ready: list[tuple[Any, Group | None]] | None = None
+        self.ready: list[tuple[Any, Group | None]] | deque[tuple[Any, Group | None]] | None = None
         self.inbox: Inbox | None = None
         self.collections: dict[str, Collection] | None = None
         self.slots: Slots | None = None
@@ -56,14 +57,16 @@ class Station:
 class Groups:
     """The part of the machine that knows what came of what."""
 
-    __slots__ = ("alive",)
+    __slots__ = ("alive", "branch_waits")
 
     if TYPE_CHECKING:
         alive: int
+        branch_waits: int
         stations: list[Station]
         _cancel_scope: Callable[[Any, str], None]
 
         def _enqueue(self, station: Station, event: Any, group: Group | None) -> None: ...
+        def end_rest(self, step: object, *, is_strict: bool) -> None: ...
 
     def recoveries(self, handler: int, group: Group | None) -> int:
         """Return how often what came to this was already recovered by the step ``handler``."""
@@ -117,6 +120,10 @@ class Groups:
                     parent.track.children.pop(group, None)
                 for waiter in track.waiters:
                     waiter.wake()
+                for step in track.resting:
+                    self.branch_waits -= 1
+                    self.end_rest(step, is_strict=True)
+                track.resting = ()
             if parent is None:
                 return
             parent.live -= 1

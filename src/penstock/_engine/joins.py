@@ -1,4 +1,4 @@
-"""Where events come together: joins of one each, collections, and who waits for an event."""
+"""Where events come together: joins of one each, and collections."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from penstock._errors import WorkflowRuntimeError
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from penstock._backends import Waiter
     from penstock._engine.lineage import Group
     from penstock._events import Event
 
@@ -217,47 +216,6 @@ class Collection:
                 lacking = needed - len(self._kept.get(kind, ()))
                 if lacking > 0:
                     yield kind, lacking
-
-
-class Wait:
-    """A step that waits for an event in its middle: ``ctx.wait_for_event``."""
-
-    __slots__ = ("asks", "event", "kind", "requirements", "waiter")
-
-    def __init__(self, kind: type[Event], requirements: Mapping[str, Any], waiter: Waiter) -> None:
-        self.kind = kind
-        self.requirements = requirements
-        self.waiter = waiter
-        #: Whether it publishes a question, which counts as open.
-        self.asks = False
-        #: The event, once it is there.
-        self.event: Event | None = None
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the event is there."""
-        return self.event is not None
-
-    def fits(self, event: Event) -> bool:
-        """Whether ``event`` is what this waits for."""
-        return isinstance(event, self.kind) and all(
-            event.get(name, _NOTHING) == value for name, value in self.requirements.items()
-        )
-
-    def take(self, event: Event) -> bool:
-        """Take ``event`` if it fits and none has been taken yet."""
-        if self.event is not None or not self.fits(event):
-            return False
-        self.event = event
-        self.waiter.wake()
-        return True
-
-    def __repr__(self) -> str:
-        needs = ", ".join(f"{name}={value!r}" for name, value in self.requirements.items())
-        return f"{self.kind.__name__}({needs})"
-
-
-_NOTHING = object()
 
 
 def _check_expected(expected: object) -> None:

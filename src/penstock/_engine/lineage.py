@@ -108,7 +108,16 @@ class Group:
 class Track:
     """What it takes to cancel a group, and to wait for its end."""
 
-    __slots__ = ("children", "errors", "is_told", "queued", "reason", "running", "waiters")
+    __slots__ = (
+        "children",
+        "errors",
+        "is_told",
+        "queued",
+        "reason",
+        "resting",
+        "running",
+        "waiters",
+    )
 
     def __init__(self, queued: int) -> None:
         self.children: dict[Group, None] = {}
@@ -123,6 +132,8 @@ class Track:
         #: Whether somebody was told of it.
         self.is_told = False
         self.waiters: list[Waiter] = []
+        #: The steps that wait for its end with nothing else that could let them go on.
+        self.resting: list[object] | tuple[()] = ()
 
 
 def meeting_point(groups: Iterable[Group | None]) -> Group | None:

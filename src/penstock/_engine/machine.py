@@ -3,26 +3,26 @@
 It keeps the books: which deliveries wait or run at which step, what came of what, which workers
 may start, what is asked of people. The inboxes carry the deliveries, the runner does the work.
 Every operation is constant in time, however much is pending, and what has been handled leaves
-nothing behind.
+nothing behind. (A wait that requires a value without a hash is linear in the waits of its class.)
 """
 
 from __future__ import annotations
 
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, cast
+from collections import deque
+from typing import TYPE_CHECKING, Any, cast
 
-from penstock._engine.grouping import Groups, Station
+from penstock._engine.grouping import Station
 from penstock._engine.joins import Collection, Slots
 from penstock._engine.lineage import Group
+from penstock._engine.suspended import EMPTY, Suspended
 from penstock._errors import WorkflowRuntimeError
-from penstock._events import Event, HumanResponseEvent
+from penstock._events import Event
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from penstock._backends import Inbox
-    from penstock._engine.joins import Wait
     from penstock._events import StopEvent
     from penstock._graph import Graph, Route
     from penstock._steps import Step
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 #: An event (a list for a join, a tuple for one of each) on its way to a step, with its group.
 Delivery = tuple[Station, Any, "Group | None"]
 
-#: Books that are empty, until something is to be written: of many runs at once, each dict counts.
-EMPTY: Final[Any] = MappingProxyType[Any, Any]({})
+
+#: From so many on, the deliveries for workers about to start are kept in a deque; it takes memory.
+MANY = 64
 
 
 def _retired(*_: object) -> Any:
@@ -48,7 +49,7 @@ def _tell_nobody(_step: object) -> None:
     """Stand in where there is no log."""
 
 
-class Machine(Groups):
+class Machine(Suspended):
     """The state of one run.
 
     Attributes:
@@ -63,18 +64,12 @@ class Machine(Groups):
         "_open_inbox",
         "_publish",
         "_tell_ended",
-        "answered",
-        "early",
         "graph",
-        "has_asked",
         "is_draining",
-        "questions",
-        "resting",
         "silent",
         "startable",
         "stations",
         "stop",
-        "waits",
     )
 
     def __init__(
@@ -95,31 +90,27 @@ class Machine(Groups):
         self.stop: StopEvent | None = None
         self.alive = 0
         self.is_draining = False
-        #: How many questions are open, and whether there ever was one.
-        self.questions = 0
+        self.still = self.waits = self.answered = self.unheard = EMPTY
+        self.strict = self.branch_waits = self.strict_waits = self.outside_waits = 0
+        self.questions = self._number = 0
         self.has_asked = False
-        #: Who waits in the middle of which step; answers that came before anybody waited.
-        self.waits: dict[Wait, object] = EMPTY
-        #: Whose event is there, and who has not gone on with it yet.
-        self.answered: dict[Wait, object] = EMPTY
-        self.early: list[Event] | tuple[()] = ()
         #: How often which step has returned None without declaring it.
         self.silent: dict[str, int] = EMPTY
-        #: The branches that steps wait for in their middle.
-        self.resting: dict[object, list[Group]] = EMPTY
+        self.early = ()
+        self._index = None
 
     # -- events come in --------------------------------------------------------------------
 
     def receive(self, event: Event) -> None:
         """Take an event from outside: the start event, or one sent to the handler."""
-        if isinstance(event, HumanResponseEvent) and not self.graph.targets(type(event)):
-            if self._give_to_waiting(event):
-                self._note_answer(event)
-            else:
-                self.keep_early(event)  # a step may yet come to wait for it, or to ask
+        if self.waits and self._give_to_first(event):
+            return
+        route = self.graph.input(type(event))
+        if not route.targets:
+            self.keep_early(event)  # a step may yet come to wait for it, or to ask
             return
         self._note_answer(event)
-        self._deliver(self.graph.input(type(event)), event, None)
+        self._deliver(route, event, None)
 
     def receive_at(self, event: Event, target: str) -> None:
         """Take an event from outside for the one step called ``target``."""
@@ -137,7 +128,7 @@ class Machine(Groups):
         kind = type(event)
         step = self.graph.steps[index]
         only_listed = not issubclass(kind, step.returns) and issubclass(kind, step.fans_out)
-        route = self.graph.output(index, kind, in_list=only_listed)
+        route = self._output(index, event, in_list=only_listed)
         if route.is_stop:
             msg = (
                 f"{self.graph.name}.{step.name} sent {kind.__name__}, which ends the run; "
@@ -180,12 +171,19 @@ class Machine(Groups):
 
     # -- events find their way ---------------------------------------------------------------
 
+    def _output(self, index: int, event: Event, *, in_list: bool = False) -> Route:
+        """Return the way of an event that a step made, which an open wait may be the one to take."""
+        kind = type(event)
+        is_awaited = bool(self.waits) and self.first_wait(event) is not None
+        return self.graph.output(index, kind, in_list=in_list, is_awaited=is_awaited)
+
     def _deliver(self, route: Route, event: Event, group: Group | None) -> None:
-        if self.waits and self._give_to_waiting(event):
-            return
+        is_taken = bool(self.waits) and self._give_to_all(event)
         if route.is_question:
             self._publish(event)  # who hears of it may take a snapshot: it is asked again then
             self.note_question()
+        elif not (is_taken or route.targets):
+            self._note_unheard(event)
         for index in route.targets:
             self._deliver_to(self.stations[index], event, group)
 
@@ -247,6 +245,8 @@ class Machine(Groups):
             if station.ready is None:
                 station.ready = []
             station.ready.append((event, group))
+            if len(station.ready) == MANY:
+                station.ready = deque(station.ready)  # a list would move all others for each taken
             self.startable.append(station)
         else:
             inbox = station.inbox
@@ -261,7 +261,8 @@ class Machine(Groups):
         while station.pending and not self.is_draining:
             station.pending -= 1
             if station.ready:
-                event, group = station.ready.pop(0)
+                ready = station.ready
+                event, group = ready.pop(0) if isinstance(ready, list) else ready.popleft()
             else:
                 event, group = station.inbox.take()  # type: ignore[union-attr]
             if group is None:
@@ -295,20 +296,18 @@ class Machine(Groups):
         route = self.graph.outputs[station.index].get(kind)
         if route is None and isinstance(result, Event):
             self.graph.adopt(result, station.index)
-            route = self.graph.output(station.index, type(result))
-        if (
-            route is not None
-            and route.next >= 0
-            and not station.pending
-            and not self.waits
-            and not self.is_draining
-        ):
+            route = self._output(station.index, result)
+        if route is not None and route.next >= 0 and not station.pending and not self.is_draining:
             following = self.stations[route.next]
             if following is station:
+                if self.waits:
+                    self._give_to_all(result)
                 return station, result, group
             if not following.pending and following.running < following.limit:
                 station.running -= 1
                 following.running += 1
+                if self.waits:
+                    self._give_to_all(result)
                 return following, result, group
         self._take_result(station, group, result, route)
         if self.stop is not None:
@@ -370,7 +369,12 @@ class Machine(Groups):
                 if isinstance(event, Event):
                     graph.adopt(event, index)
             kinds = [type(event) for event in events]
-        routes = [graph.output(index, kind, in_list=True) for kind in kinds]
+        routes = [
+            self._output(index, event, in_list=True)
+            if self.waits
+            else graph.output(index, kind, in_list=True)
+            for kind, event in zip(kinds, events, strict=True)
+        ]
         joins = graph.joins[index]
         inner = group
         if joins:
@@ -407,58 +411,6 @@ class Machine(Groups):
 
     # -- what the run waits for ----------------------------------------------------------------
 
-    def begin_wait(self, step: object, wait: Wait) -> None:
-        """Have ``wait`` get the next event that fits, or one that came early. ``step`` rests."""
-        for event in self.early:
-            if wait.take(event):
-                self.forget_early(event)
-                self.answered = self.answered or {}
-                self.answered[wait] = step
-                return
-        self.waits = self.waits or {}
-        self.waits[wait] = step
-
-    def end_wait(self, wait: Wait, *, is_taken: bool) -> None:
-        """Forget ``wait``; what it got and nobody took is there for the next one."""
-        (self.waits if wait.event is None else self.answered).pop(wait)
-        if wait.event is None and wait.asks and not self.graph.reached_by(wait.kind):
-            self.questions = max(self.questions - 1, 0)  # no step takes an answer that comes now
-        if wait.event is not None and not is_taken:
-            self.give_back(wait.event)
-
-    def give_back(self, event: Event) -> None:
-        """Have an answer that was taken in vain wait for the next who waits for it."""
-        if not self._give_to_waiting(event):
-            self.early = [event, *self.early]
-
-    def keep_early(self, event: Event) -> None:
-        """Keep an answer until somebody waits for it."""
-        self.early = self.early or []
-        self.early.append(event)
-
-    def forget_early(self, event: Event) -> None:
-        """Let go of an answer that was kept, and that somebody takes."""
-        assert self.early
-        self.early.remove(event)
-
-    def _give_to_waiting(self, event: Event) -> bool:
-        for wait in self.waits:
-            if wait.take(event):
-                self.answered = self.answered or {}
-                self.answered[wait] = self.waits.pop(wait)
-                return True
-        return False
-
-    def note_question(self) -> None:
-        """Take note that somebody outside was asked."""
-        self.questions += 1
-        self.has_asked = True
-
-    def _note_answer(self, event: Event) -> None:
-        # An answer too many, to no question, does not answer the next one.
-        if isinstance(event, HumanResponseEvent) and self.questions:
-            self.questions -= 1
-
     def collection(self, index: int, key: str) -> Collection:
         """Return a buffer of ``ctx.collect_events``."""
         station = self.stations[index]
@@ -489,7 +441,7 @@ class Machine(Groups):
         """Close the inboxes; what still waits in them is kept to be looked at."""
         for station in self.stations:
             if station.inbox is not None:
-                ready = station.ready or []
+                ready = list(station.ready or ())
                 waiting = station.pending - len(ready)
                 station.ready = ready + [station.inbox.take() for _ in range(waiting)]
                 station.inbox.close()

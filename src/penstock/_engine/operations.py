@@ -11,9 +11,9 @@ from penstock._branch import Branch
 from penstock._cleanup import current_cleanup
 from penstock._engine.attempts import Record
 from penstock._engine.diagnosis import is_stuck
-from penstock._engine.joins import Wait
 from penstock._engine.lineage import Group
 from penstock._engine.waiting import wait_for
+from penstock._engine.waits import Wait
 from penstock._engine.worker import Worker, is_step_of
 from penstock._errors import WorkflowRuntimeError, note_once
 from penstock._events import (
@@ -47,24 +47,29 @@ if TYPE_CHECKING:
 class Operations:
     """The part of a run that its steps call."""
 
-    __slots__ = ("_children", "_invocations", "_retried", "_store")
+    __slots__ = ("_children", "_invocations", "_retried", "_store", "busy_children")
 
     if TYPE_CHECKING:  # what the run has, and these operations use
         clock: Clock
+        draining: str | None
         graph: Graph
         log: EventLog
         observer: Observer | None
         outcome: Outcome
         run_id: str
+        busy_children: int
         _children: dict[Any, Context[Any]]
         _invocations: int
+        _host: Any
         _machine: Machine | None
+        _nursery: Any
         _parent: Any
         _resources: ResourceScope | None
         options: RunOptions
         _retried: int
         _store: StateStore[Any] | None
         _thread: int
+        _workers: dict[Worker, None]
 
         def live(self) -> tuple[Backend, Machine]: ...
         def start_soon(self) -> None: ...
@@ -220,35 +225,74 @@ class Operations:
                     record.again.received.insert(0, event)
                     raise
                 return event
-        self._claim_early(machine, wait)
+        if self._parent is not None:
+            self._claim_early(machine, wait)
+        is_outside = self.graph.answerable.get(kind)
+        wait.is_outside = self.graph.is_answerable(kind) if is_outside is None else is_outside
+        if not wait.is_outside and timeout is None:
+            wait.is_strict = self._is_strict(backend, context)
         try:
             event = await wait_for(
                 wait,
                 context,
+                backend=backend,
                 machine=machine,
                 ask=partial(self._ask, waiter_event),
                 timeout=timeout,
             )
         finally:
+            if machine.startable:
+                self.start_soon()  # what it did not take has gone to a step
             self.idle_changed()
         record.received.append(event)
         return event
 
+    def _is_strict(self, backend: Backend, context: Context[Any]) -> bool:
+        """Whether the step itself waits, and no timer of its own can let it go on."""
+        worker = current_cleanup.get()
+        return (
+            isinstance(worker, Worker)
+            and worker.context is context
+            and worker.step is not None
+            and (worker.step.runs_in == "thread" or backend.current_task() is worker.task)
+            and not self.clock.is_nearer(backend.current_effective_deadline())
+        )
+
     def _claim_early(self, machine: Machine, wait: Wait) -> None:
         """Take over an answer that came to a parent before anybody in here waited for it."""
         run = self._parent
-        while run is not None and not any(map(wait.fits, machine.early)):
+        while run is not None and not (machine.early and machine.early.has(wait)):
             outer: Machine = run._machine
-            event = next(filter(wait.fits, outer.early), None)
+            event = outer.early.take(wait) if outer.early else None
             if event is not None:
-                outer.forget_early(event)
                 machine.keep_early(event)
             run = run._parent
 
     def _ask(self, question: Event | None) -> None:
-        self.publish(question)
+        if isinstance(question, InputRequiredEvent):
+            check_publishable(question, self.log)
+            self.live()[1].has_asked = True
+            self._publish(question)  # it is open for as long as the wait is
+        else:
+            self.publish(question)
+        if self._machine is not None and self._machine.strict:
+            self.check_stuck()
         self.idle_changed()
-        self.check_drained()
+        if self.draining is not None:
+            self.check_drained()
+
+    def check_stuck(self) -> None:
+        """End a run in which nothing can let any step go on."""
+        machine = self._machine
+        if machine is not None and machine.strict and is_stuck(machine) and self._are_alone():
+            self.stall()
+
+    def _are_alone(self) -> bool:
+        """Whether no step has started tasks that may yet do something."""
+        backend, _ = self.live()
+        owners = {worker.task: worker for worker in self._workers if worker.step is not None}
+        engine = {worker.task for worker in self._workers} | {self._host}
+        return not backend.have_own_tasks(owners, current_cleanup, self._nursery, engine)
 
     @enable_ki_protection
     def cancel_branch(self, group: Group, reason: str) -> None:
@@ -298,14 +342,13 @@ class Operations:
         has_timer = self.clock.is_nearer(backend.current_effective_deadline())
         rests = not has_timer and backend.current_task() is worker.task
         step = worker.context or worker
-        resting = self._machine.resting
+        machine = self._machine
         if rests:
-            self._machine.resting = resting = resting or {}
-            resting.setdefault(step, []).append(group)
+            machine.rest_in(step, group)
         is_told = False
         try:
-            if is_stuck(self._machine):
-                self.stall()
+            self.check_stuck()
+            self.idle_changed()
             self.check_drained()
             while not group.is_over:
                 await waiter.wait()
@@ -313,9 +356,7 @@ class Operations:
         finally:
             track.waiters.remove(waiter)
             if rests:
-                resting[step].remove(group)
-                if not resting[step]:
-                    del resting[step]
+                machine.leave_rest(step, group)
             if not (is_told or track.is_told or track.waiters):
                 for error in track.errors:
                     self.fail(error)  # nobody is left to catch it
@@ -350,10 +391,16 @@ class Operations:
         child._parent = self
         self._children = self._children or {}
         self._children[child] = context
+        self.busy_children += 1
         self.idle_changed()  # it may be idle for another child of the same step
         try:
             return await handler
         finally:
+            if child.rests_in_parent:
+                child.rests_in_parent = False
+                self.live()[1].end_rest(context, is_strict=False)
+            else:
+                self.busy_children -= 1
             del self._children[child]
             child.log.forward = child.log.outer = child._parent = None
             self.idle_changed()

@@ -22,9 +22,9 @@ from penstock._backends import current_backend, enable_ki_protection
 from penstock._context import outer_context
 from penstock._engine.attempts import Again, Interrupted, interrupted
 from penstock._engine.clock import Clock
-from penstock._engine.diagnosis import expects_input, is_stuck, missing, silent_ends
+from penstock._engine.diagnosis import expects_input, missing, silent_ends
 from penstock._engine.failing import recover
-from penstock._engine.machine import EMPTY, Machine
+from penstock._engine.machine import Machine
 from penstock._engine.outcome import (
     URGENT,
     Outcome,
@@ -34,6 +34,7 @@ from penstock._engine.outcome import (
     without_cancelled,
 )
 from penstock._engine.steering import Steering
+from penstock._engine.suspended import EMPTY
 from penstock._engine.worker import Worker
 from penstock._streams import TURN
 
@@ -149,6 +150,9 @@ class Runner(Steering):
         self._resources: ResourceScope | None = None
         self._parent: Any = None
         self._children: dict[Runner, Context[Any]] = EMPTY
+        #: How many of them do not wait for an event from outside.
+        self.busy_children = 0
+        self.rests_in_parent = False
         #: How many deliveries wait for the time of their next attempt.
         self.timers = 0
         self._due = 0.0
@@ -390,8 +394,8 @@ class Runner(Steering):
                     self.interrupted = []
                 self.interrupted.append(interrupted(worker))
             worker.end()
-            if machine.resting and is_stuck(machine):
-                self.stall()
+            if machine.strict:
+                self.check_stuck()
             if self.draining is not None:
                 self.check_drained()
 

@@ -154,9 +154,8 @@ class _Writer:
             while around is not None and around.is_cancelled:
                 around = around.parent
             self._group(around)
-        again = sum(wait.asks for wait in machine.waits)
         return {
-            "questions": max(machine.questions - again, 0),
+            "questions": machine.questions,
             "has_asked": machine.has_asked,
             "early": self._events(machine.early, "an early answer"),
             "steps": {name: data for name, data in steps.items() if data},

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from penstock._backends import Backend, Nursery, Waiter
     from penstock._engine.clock import Clock
     from penstock._engine.machine import Machine
-    from penstock._engine.runner import RunOptions
+    from penstock._engine.runner import Runner, RunOptions
     from penstock._engine.worker import Worker
     from penstock._events import Event
 
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 class Steering(Operations):
     """The part of a run that its handler and its children call."""
 
-    __slots__ = ("_early", "_is_idle", "_told_idle", "draining")
+    __slots__ = ("_early", "_is_idle", "_told_idle", "draining", "rests_in_parent")
 
     if TYPE_CHECKING:  # what the run has, and this uses
+        busy_children: int
         clock: Clock
         draining: str | None
+        rests_in_parent: bool
         options: RunOptions
         _backend: Backend | None
         _early: list[tuple[Event, str | None]] | tuple[tuple[Event, str | None], ...]
@@ -80,16 +82,18 @@ class Steering(Operations):
         machine = self._machine
         if self.draining is None or self.outcome.status or machine is None:
             return
-        resting = at_rest(machine) | self._at_idle_children()
+        resting = self.at_rest()
         active = (w for w in self._workers if w.step is not None and not w.is_waiting)
         if any(id(w.context or w) not in resting for w in active):
             return
         self.cancel(self.draining)
 
-    def _at_idle_children(self) -> set[int]:
-        """Return the ids of the contexts of all steps whose children wait for an answer."""
-        busy = {id(step) for child, step in self._children.items() if not child.is_idle}
-        return {id(step) for step in self._children.values()} - busy
+    def at_rest(self) -> set[int]:
+        """Return the ids of the contexts of all steps that wait in their middle."""
+        if self._machine is None:
+            return set()
+        busy = {id(step) for child, step in self._children.items() if not child.rests_in_parent}
+        return at_rest(self._machine) - busy
 
     def abandon(self, reason: str) -> None:
         """Conclude a run that was cancelled before it could begin."""
@@ -127,7 +131,10 @@ class Steering(Operations):
         if not self._machine.alive:
             self.rest()
         else:
-            self.start_soon()
+            if self._machine.strict:
+                self.check_stuck()
+            if self._machine.startable:
+                self.start_soon()
 
     def start_soon(self) -> None:
         """Have what may start be started."""
@@ -160,8 +167,7 @@ class Steering(Operations):
         machine = self._machine
         if machine is None or self.outcome.status:
             return False
-        waited_for = any(wait.fits(event) for wait in machine.waits)
-        return waited_for or bool(self.graph.targets(type(event)))
+        return machine.first_wait(event) is not None or bool(self.graph.targets(type(event)))
 
     def takes(self, event: Event) -> bool:
         """Whether this run, or a child of it, has use for an answer."""
@@ -181,7 +187,7 @@ class Steering(Operations):
         machine = self._machine
         if machine is None:
             return False
-        if machine.questions or any(w.fits(event) for w in machine.waits):
+        if machine.questions or machine.first_wait(event) is not None:
             return True
         return any(child.asks(event) for child in self._children)
 
@@ -192,12 +198,9 @@ class Steering(Operations):
         """Whether nothing runs and the run waits for an event from outside."""
         if self._is_idle or self._machine is None:
             return self._is_idle
-        if len(self._machine.waits) + len(self._children) < self._machine.alive:
-            return False
-        waiting = {id(step) for step in self._machine.waits.values()}
-        waiting |= {id(step) for step in self._children.values()}
-        waiting -= {id(step) for child, step in self._children.items() if not child.is_idle}
-        return bool(waiting) and len(waiting) == self._machine.alive
+        machine = self._machine
+        expects = machine.outside_waits or len(self._children) > self.busy_children
+        return bool(expects) and not self.busy_children and machine.is_at_rest
 
     def idle_changed(self) -> None:
         """Tell those who asked whether the run is idle: readers, the clock of its timeout, parents."""
@@ -208,8 +211,23 @@ class Steering(Operations):
         if self.options.excludes_waiting and self._backend is not None:
             self.clock.stand(self._backend, still=self.is_idle)
         if self._parent is not None:
-            self._parent.idle_changed()
+            self._parent.child_idle_changed(self)
             self._parent.check_drained()
+
+    def child_idle_changed(self, child: Runner) -> None:
+        """Take note of whether a child of a step waits for an event from outside."""
+        is_idle = child.is_idle
+        if is_idle is not child.rests_in_parent:
+            child.rests_in_parent = is_idle
+            machine, context = self._machine, self._children[child]
+            assert machine is not None
+            if is_idle:
+                self.busy_children -= 1
+                machine.begin_rest(context, is_strict=False)
+            else:
+                self.busy_children += 1
+                machine.end_rest(context, is_strict=False)
+        self.idle_changed()
 
     def now(self) -> float:
         """Return the time on the backend's clock, where the run is over that of its end."""

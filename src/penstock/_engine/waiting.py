@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from penstock._backends import current_backend, enable_ki_protection
+from penstock._backends import enable_ki_protection
 from penstock._errors import WorkflowTimeoutError
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from penstock._engine.joins import Wait
+    from penstock._backends import Backend
     from penstock._engine.machine import Machine
+    from penstock._engine.waits import Wait
     from penstock._events import Event
 
 
@@ -21,20 +22,17 @@ async def wait_for(
     wait: Wait,
     step: object,
     *,
+    backend: Backend,
     machine: Machine,
     ask: Callable[[], None],
     timeout: float | None,  # noqa: ASYNC109 - whose message tells what was waited for
 ) -> Event:
     """See :meth:`penstock.Context.wait_for_event`; ``ask`` is called once the wait is known."""
-    backend = current_backend()
     await backend.checkpoint_if_cancelled()
     machine.begin_wait(step, wait)
     is_taken = False
     try:
-        was_answered = wait.is_over
         ask()
-        if was_answered and wait.asks:
-            machine.questions -= 1  # the answer came before the question
         if wait.is_over:
             await backend.checkpoint()
         del ask  # thousands may wait, and a scope is dear as well

@@ -317,6 +317,10 @@ class _Sketch:
         targets = self._graph.reached_by(kind)
         if issubclass(kind, InputRequiredEvent):
             self._connect(at, self._person_node(), "human", kind, many=many)
+        elif not targets and self._graph.is_awaited(kind):
+            for target, kinds in enumerate(self._graph.awaited):
+                if any(issubclass(kind, k) or issubclass(k, kind) for k in kinds):
+                    self._connect(at, self._first_step + target, "event", kind, many=many)
         elif not targets:
             gap = self._add_node(Node("gap", title=f"No step takes {kind.__name__}"))
             self._connect(at, gap, "gap", kind, many=many)

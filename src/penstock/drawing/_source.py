@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from penstock._events import Event
+from penstock._names import Names, parse
 from penstock._workflow import Workflow
-from penstock.drawing._names import Names, parse
 
 
 if TYPE_CHECKING:

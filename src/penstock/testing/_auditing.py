@@ -339,7 +339,7 @@ def _held(limiter: Any) -> Iterator[str]:
 def _audit_machine(
     machine: Machine, halted: tuple[Interrupted, ...], *, has_stopped: bool
 ) -> Iterator[str]:
-    for what in ("waits", "answered", "resting"):
+    for what in ("waits", "answered", "still"):
         if left := getattr(machine, what):
             yield f"the machine has {what}: {short(left)}"
     waiting = laid_aside = 0

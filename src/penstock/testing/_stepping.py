@@ -8,7 +8,6 @@ import attrs
 
 from penstock._backends import current_backend
 from penstock._context import outer_context
-from penstock._engine.diagnosis import at_rest
 from penstock._engine.worker import _Place
 from penstock._errors import WorkflowRuntimeError
 from penstock.testing._records import StepInvocation, WorkflowTestResult
@@ -98,7 +97,7 @@ class _Gates:
             return False
         if any(map(_is_cancelled, held)):
             return False  # it is about to leave
-        resting = at_rest(machine) | self._runner._at_idle_children()
+        resting = self._runner.at_rest()
         return sum(station.running for station in machine.stations) == len(held) + len(resting)
 
     def first(self) -> _Held:

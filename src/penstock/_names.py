@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, get_origin
 
 import attrs
 
@@ -79,6 +79,13 @@ class Names:
                 yield from self.made_by(part, hops)
             if not parts:
                 yield None
+
+    def classes_of(self, value: ast.expr) -> Iterator[type]:
+        """Yield the classes that ``value`` may be, a generic one without its arguments."""
+        for thing in self._things(value, HOPS):
+            plain = get_origin(thing) or thing
+            if isinstance(plain, type):
+                yield plain
 
     def assigned_to_self(self, attribute: str) -> list[ast.expr]:
         """Return the expressions that this function assigns to an attribute of ``self``."""
@@ -241,3 +248,44 @@ def _visible_names(function: Callable[..., Any]) -> dict[str, Any]:
         except ValueError:  # a name that was not bound yet when the function was made
             continue
     return names
+
+
+def classes_waited_for(
+    function: Callable[..., Any], more: Mapping[str, Any] | None = None
+) -> tuple[type, ...]:
+    """Return the classes that a step waits for, as far as its source shows them.
+
+    Found is the first argument of each ``ctx.wait_for_event(...)``, also where the method is an
+    argument of another call, as in ``nursery.start_soon(ctx.wait_for_event, Answer)``. Only what
+    stands in the function itself is found, and nothing is run for it. Without a source nothing is
+    found.
+
+    Args:
+        function: The step as it was written.
+        more: What further names mean, such as those that only annotations use.
+    """
+    function = inspect.unwrap(function)
+    tree = parse(function)
+    if tree is None:
+        return ()
+    names = Names(function, tree, None, more or {})
+    arguments = [
+        argument
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        for argument in _waited_for(call)
+    ]
+    return tuple(dict.fromkeys(kind for found in arguments for kind in names.classes_of(found)))
+
+
+def _waited_for(call: ast.Call) -> Iterator[ast.expr]:
+    if _is_wait(call.func):
+        yield from call.args[:1]
+        yield from (word.value for word in call.keywords if word.arg == "event_type")
+    for place, argument in enumerate(call.args[:-1]):
+        if _is_wait(argument):
+            yield call.args[place + 1]
+
+
+def _is_wait(called: ast.expr) -> bool:
+    return isinstance(called, ast.Attribute) and called.attr == "wait_for_event"
