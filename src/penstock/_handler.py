@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast, fi
 from penstock._answers import HandlerFromThread
 from penstock._backends import current_backend, enable_ki_protection
 from penstock._context import Context, outer_context
-from penstock._engine.outcome import OUTSIDE
+from penstock._engine.outcome import OUTSIDE, URGENT
 from penstock._engine.runner import Runner, current_scope
 from penstock._engine.worker import is_step_of
 from penstock._errors import WorkflowRuntimeError
 from penstock._events import StopEvent
 from penstock._owners import SPELLINGS, NurseryLike, TaskGroupLike, Unwound
-from penstock._scope import WorkflowScope, leave_nursery, settle
+from penstock._scope import WorkflowScope, leave_nursery, left_elsewhere, settle
 from penstock._streams import EventStream
 
 
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 
 R = TypeVar("R")
+
+_IN_SCOPE = "in a workflow_scope"
+#: Where a nursery waits for a run that goes on in a task of the scope.
+_IN_NURSERY = "in a workflow_scope, and then given to a nursery"
 
 
 @final
@@ -61,7 +65,12 @@ class WorkflowHandler(Generic[R]):
         self._scope: WorkflowScope | None = None
         self._is_observed = False
         self._keeps_failure = False
-        self._block: tuple[AbstractAsyncContextManager[Nursery], object] | None = None
+        self._block: tuple[AbstractAsyncContextManager[Nursery] | None, object, object] | None = (
+            None
+        )
+        scope: WorkflowScope | None = current_scope.get()
+        if scope is not None and scope.offer(self):
+            self._scope = scope
 
     # -- starting --------------------------------------------------------------------------
 
@@ -129,15 +138,42 @@ class WorkflowHandler(Generic[R]):
             log.read_on(resting)
 
     @enable_ki_protection
-    async def __aenter__(self) -> Self:
-        """Start the run in a nursery of this block."""
-        self._start("in a block")
+    async def _outlast(self) -> BaseException | None:
+        """Wait until nothing of the run is left, whatever comes.
+
+        An interruption cancels the run, is waited out, and returned.
+        """
         backend = current_backend()
-        manager = backend.open_nursery()
+        interruption: BaseException | None = None
+        while not self._runner.outcome.is_over:
+            try:
+                with backend.cancel_scope(shield=interruption is not None):
+                    await self._wait()
+            except GeneratorExit:
+                raise
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - returned
+                if interruption is None or isinstance(error, URGENT):
+                    interruption = error
+                self._cancel(f"its owner was interrupted by {type(error).__name__}")
+        return interruption  # noqa: ASYNC910 - nothing to wait for
+
+    @enable_ki_protection
+    async def __aenter__(self) -> Self:
+        """Start the run, which this block then owns; one that a scope has started is taken over."""
+        backend = current_backend()
+        task, loop = backend.current_task(), backend.current_loop()
+        if self._started == _IN_SCOPE:
+            self._take_over("in a workflow_scope, and then owned by a block")
+            self._block = None, task, loop
+            return self
+        self._start("in a block")
+        manager = backend.open_owner()
         nursery = await manager.__aenter__()
-        self._block = manager, backend.current_task()
+        self._block = manager, task, loop
         own = self._runner.run if backend.shields_from_all else self._own
-        nursery.start_soon(own, name=f"{self._runner.graph.name}.run")
+        run_task = nursery.start_soon(own, name=f"{self._runner.graph.name}.run")
+        if run_task is not None:  # as in _start_in()
+            run_task.add_done_callback(self._abandon)
         return self
 
     @enable_ki_protection
@@ -147,24 +183,34 @@ class WorkflowHandler(Generic[R]):
         Raises:
             BaseException: The run's failure, if nobody observed it and the block itself did not
                 fail; a cancellation from outside.
+            WorkflowRuntimeError: The block was entered in another task. The run has been cancelled
+                and is over, unless that task runs in another event loop.
         """
         assert self._block is not None
-        manager, task = self._block
+        manager, task, loop = self._block
         backend = current_backend()
-        if task is not backend.current_task():
-            self._cancel("its block was left in another task")
+        if loop is not backend.current_loop():
             msg = (
-                "the block of a run was entered in one task and left in another; expected both in "
-                "one, or a run that a nursery owns: workflow.run(...).start_soon(nursery)"
+                "the block of a run was entered in one event loop and left in another, and can "
+                "wait for nothing there; expected both in one"
             )
             raise WorkflowRuntimeError(msg)
         self._detach_readers()
-        if error is not None:
+        is_elsewhere = task is not backend.current_task()
+        if is_elsewhere:
+            self._cancel("its block was left in another task")
+        elif error is not None:
             self._cancel(f"its block was left by {type(error).__name__}")
-        raised = await leave_nursery(manager)  # noqa: ASYNC102 - as a nursery's own __aexit__
+        if is_elsewhere or manager is None:
+            raised = await self._outlast()  # noqa: ASYNC102 - it shields itself
+        else:
+            raised = await leave_nursery(manager)  # noqa: ASYNC102 - as a nursery's own __aexit__
         self._block = None
         self._abandon()
-        settle(self._unobserved(), error, raised, backend.Cancelled)
+        failure = self._unobserved()
+        if is_elsewhere:
+            raise left_elsewhere(self._runner.graph.name, failure, raised)
+        settle(failure, error, raised, backend.Cancelled)
 
     @enable_ki_protection
     def start_soon(
@@ -175,8 +221,12 @@ class WorkflowHandler(Generic[R]):
         A failure is raised into the nursery, unless by then somebody awaits the handler or reads
         its stream, and so learns of it.
 
+        A run that a :func:`workflow_scope` has started is waited for in the nursery, which cancels
+        it when it is cancelled.
+
         Args:
-            nursery: A Trio nursery, an AnyIO task group or an ``asyncio.TaskGroup``.
+            nursery: A Trio nursery, an AnyIO task group, an ``asyncio.TaskGroup`` or a
+                :func:`workflow_scope`, which raises a failure when it is left.
             keep_failure: Never raise a failure into the nursery; it stays with the handler.
 
         Returns:
@@ -186,37 +236,76 @@ class WorkflowHandler(Generic[R]):
             WorkflowRuntimeError: The run was started before.
             TypeError: It is no nursery.
         """
-        self._start("in a nursery")
-        self._keeps_failure = keep_failure
+        if isinstance(nursery, WorkflowScope):
+            self._start_in_scope(nursery, keep_failure=keep_failure)
+            return self
+        if not (hasattr(nursery, "start_soon") or hasattr(nursery, "create_task")):
+            msg = (
+                f"start_soon() was given {nursery!r}; expected a Trio nursery, an AnyIO task group, "
+                "an asyncio.TaskGroup or a workflow_scope"
+            )
+            raise TypeError(msg)
+        before = self._started
+        if before == _IN_SCOPE:
+            self._started = _IN_NURSERY
+        else:
+            self._start("in a nursery")
         try:
             self._start_in(nursery)
-        except BaseException:  # the nursery takes no task any more: the run is still unstarted
-            self._started = ""
+        except BaseException:  # the nursery takes no task any more: all is as it was
+            self._started = before
             raise
+        self._keeps_failure = keep_failure
+        if before == _IN_SCOPE:
+            self._take_over(_IN_NURSERY)
         return self
 
     def _start_in(self, nursery: Any) -> None:
         if hasattr(nursery, "start_soon"):
             nursery.start_soon(self._own_in_nursery)
-        elif hasattr(nursery, "create_task"):
-            coroutine = self._own_in_nursery()
-            try:
-                task = nursery.create_task(coroutine)
-            except BaseException:
-                coroutine.close()
-                raise
-            # asyncio may cancel a task before it has begun; then nothing in it ever runs.
-            task.add_done_callback(self._abandon)
-        else:
-            msg = (
-                f"start_soon() was given {nursery!r}; expected a Trio nursery, an AnyIO task group "
-                "or an asyncio.TaskGroup"
-            )
-            raise TypeError(msg)
+            return
+        coroutine = self._own_in_nursery()
+        try:
+            task = nursery.create_task(coroutine)
+        except BaseException:
+            coroutine.close()
+            raise
+        # asyncio may cancel a task before it has begun; then nothing in it ever runs.
+        task.add_done_callback(self._give_up if self._started == _IN_NURSERY else self._abandon)
 
-    def _abandon(self, _task: object = None) -> None:
+    @enable_ki_protection
+    def _start_in_scope(self, scope: WorkflowScope, *, keep_failure: bool = False) -> None:
+        """Have a scope own the run; one that another scope has started is waited for there."""
+        before = self._scope
+        if self._started == _IN_SCOPE:
+            if before is not scope:
+                scope.start(self, None, is_own=not keep_failure, goes_on=True)
+                if before is not None:
+                    before.let_go(self)
+            elif keep_failure:
+                scope.let_go(self)
+        else:
+            scope.check_open()
+            context = None if before is None else before.withdraw(self)
+            self._start(_IN_SCOPE)
+            scope.start(self, context, is_own=not keep_failure)
+        self._scope = scope
+        self._keeps_failure = keep_failure
+
+    def _refuse(self, reason: str) -> None:
+        """Take note that the run will never start."""
+        if not self._started:
+            self._start("or rather cancelled before it could")
+            self._runner.abandon(reason)
+
+    def _abandon(self, _task: object = None, /) -> None:
         """Conclude a run whose task was cancelled natively before it began, if it was."""
         self._runner.abandon(OUTSIDE)
+
+    def _give_up(self, _task: object = None) -> None:
+        """Cancel a run whose owner's task was cancelled natively before it began."""
+        if not self._runner.outcome.is_over:
+            self._runner.cancel("its nursery was cancelled")
 
     def _start(self, how: str) -> None:
         if self._started:
@@ -226,20 +315,28 @@ class WorkflowHandler(Generic[R]):
             )
             raise WorkflowRuntimeError(msg)
         self._started = how
+        if self._scope is not None:
+            self._scope.withdraw(self)
+            self._scope = None
+
+    def _take_over(self, how: str) -> None:
+        """Have another owner than the scope, in whose task the run goes on."""
+        self._started = how
+        if self._scope is not None:
+            self._scope.let_go(self)
+            self._scope = None
 
     def _ensure_started(self, use: str) -> None:
         if self._started:
             return
-        scope = current_scope.get()
+        scope = self._scope or current_scope.get()
         if scope is None:
             msg = (
                 f"{use} needs a started run, and this one has no owner that could run it "
                 f"(a step does not inherit the scope around its run); {SPELLINGS}"
             )
             raise WorkflowRuntimeError(msg)
-        scope.start(self)
-        self._scope = scope
-        self._start("in a workflow_scope")
+        self._start_in_scope(scope)
 
     async def _run_alone(self) -> None:
         """Run where nothing else would raise a failure that a cancellation brought about."""
@@ -269,7 +366,13 @@ class WorkflowHandler(Generic[R]):
 
     @enable_ki_protection
     async def _own_in_nursery(self) -> None:
-        await self._run_alone()
+        if self._started == _IN_NURSERY:
+            interruption = await self._outlast()
+            if interruption is not None:
+                failure = None if isinstance(interruption, URGENT) else self._unobserved()
+                raise failure or interruption
+        else:
+            await self._run_alone()
         # Who awaits the handler has been woken, and observes the failure in its next turn, unless
         # it is cancelled just now.
         while self._awaiting:
@@ -385,8 +488,7 @@ class WorkflowHandler(Generic[R]):
             msg = f"cancel(after={after!r}); expected 'now' or 'steps': `handler.cancel(after='steps')`"
             raise ValueError(msg)
         if not self._started:
-            self._started = "or rather cancelled before it could"
-            self._runner.abandon(reason)
+            self._refuse(reason)
         elif after == "steps":
             self._runner.drain(reason)
         else:
@@ -500,7 +602,11 @@ class WorkflowHandler(Generic[R]):
         if not self._started:
             msg = f"a run of {runner.graph.name} was never started; {SPELLINGS}"
             warnings.warn(msg, RuntimeWarning, stacklevel=2, source=self)
-        elif self._started == "in a nursery" and not self._is_observed and runner.outcome.errors:
+        elif (
+            self._started in ("in a nursery", _IN_NURSERY)
+            and not self._is_observed
+            and runner.outcome.errors
+        ):
             msg = (
                 f"a run of {runner.graph.name} failed, and nobody looked at it: "
                 f"{runner.outcome.error!r}"

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from contextvars import copy_context
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol, Self, final
+from weakref import ref
 
 from penstock._backends import current_backend, enable_ki_protection
 from penstock._engine.outcome import URGENT, only_cancelled, single
 from penstock._engine.runner import current_scope
-from penstock._errors import WorkflowRuntimeError
+from penstock._errors import WorkflowRuntimeError, note_once
 
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
-    from contextvars import Token
+    from contextvars import Context, Token
+    from weakref import ReferenceType
 
-    from penstock._backends import Nursery
+    from penstock._backends import Nursery, Waiter
 
 
 async def leave_nursery(manager: AbstractAsyncContextManager[Any]) -> BaseException | None:
@@ -59,18 +64,44 @@ def settle(
         raise raised
 
 
+def left_elsewhere(
+    name: str | None, failure: BaseException | None, raised: BaseException | None
+) -> BaseException:
+    """Return what leaves an owner that is left in another task, once nothing of it is left."""
+    if isinstance(raised, URGENT):
+        return raised
+    if isinstance(failure, URGENT):
+        return failure
+    owner = "a workflow_scope" if name is None else f"the block of a run of {name}"
+    msg = (
+        f"{owner} was entered in one task and left in another, so it cancelled its runs; expected "
+        "both in one, or runs that a nursery owns: workflow.run(...).start_soon(nursery)"
+    )
+    error = WorkflowRuntimeError(msg)
+    if failure is not None:
+        error.__cause__ = failure
+        note_once(error, f"and a run in it had failed: {failure!r}")
+    return error
+
+
 class OwnedRun(Protocol):
     """A run, as its scope sees it: the handler."""
 
     async def _own(self) -> None: ...
 
-    def _abandon(self) -> None: ...
+    async def _outlast(self) -> BaseException | None: ...
+
+    def _abandon(self, task: object = None, /) -> None: ...
 
     def _cancel(self, reason: str) -> None: ...
 
     def _detach_readers(self) -> None: ...
 
     def _has_failed(self) -> bool: ...
+
+    def _start_in_scope(self, scope: WorkflowScope) -> None: ...
+
+    def _refuse(self, reason: str) -> None: ...
 
     def _unobserved(self) -> BaseException | None: ...
 
@@ -79,18 +110,44 @@ class OwnedRun(Protocol):
 class WorkflowScope:
     """An owner for the runs that are started inside it; see :func:`workflow_scope`."""
 
-    __slots__ = ("_manager", "_nursery", "_runs", "_token")
+    __slots__ = (
+        "_loop",
+        "_manager",
+        "_nursery",
+        "_offered",
+        "_runs",
+        "_starter",
+        "_task",
+        "_thread",
+        "_token",
+    )
 
     def __init__(self) -> None:
         self._manager: AbstractAsyncContextManager[Nursery] | None = None
         self._nursery: Nursery | None = None
-        self._runs: dict[OwnedRun, None] = {}
+        #: The runs that go on here, and whether it is the scope that raises their failures.
+        self._runs: dict[OwnedRun, bool] = {}
+        #: The runs that nobody has claimed yet, with the context variables that they begin with.
+        self._offered: dict[ReferenceType[OwnedRun], Context] = {}
         self._token: Token[WorkflowScope | None] | None = None
+        self._starter: Waiter | None = None
+        self._task: Any = None
+        self._thread = 0
+        self._loop: Any = None
 
     @enable_ki_protection
     async def __aenter__(self) -> Self:
-        self._manager = current_backend().open_nursery()
+        if self._manager is not None:
+            msg = "this workflow_scope was entered before; expected a new `workflow_scope()`"
+            raise WorkflowRuntimeError(msg)
+        backend = current_backend()
+        self._manager = backend.open_owner()
         self._nursery = await self._manager.__aenter__()
+        self._task = backend.current_task()
+        self._thread = get_ident()
+        self._loop = backend.current_loop()
+        self._starter = backend.waiter()
+        self._nursery.start_soon(self._start_offered, self._starter, name="workflow_scope")
         self._token = current_scope.set(self)
         return self
 
@@ -98,33 +155,138 @@ class WorkflowScope:
     async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         assert self._manager is not None
         assert self._token is not None
-        current_scope.reset(self._token)
-        for run in tuple(self._runs):
-            run._detach_readers()
-            if error is not None:
-                run._cancel(f"its scope was left by {type(error).__name__}")
-        self._nursery = None  # who is left takes nothing new
-        raised = await leave_nursery(self._manager)  # noqa: ASYNC102 - as a nursery's own
+        backend = current_backend()
+        if backend.current_loop() is not self._loop:
+            msg = (
+                "a workflow_scope was entered in one event loop and left in another, and can wait "
+                "for nothing there; expected both in one"
+            )
+            raise WorkflowRuntimeError(msg)
+        is_elsewhere = self._task is not backend.current_task()
+        if not is_elsewhere:
+            with suppress(ValueError):  # a coroutine may be driven in several contexts
+                current_scope.reset(self._token)
+        if error is None and not is_elsewhere:
+            self._start_all()
+        self._close(error, is_elsewhere=is_elsewhere)
+        if is_elsewhere:
+            raised = None
+            for run in tuple(self._runs):
+                raised = await run._outlast() or raised  # noqa: ASYNC102 - it shields itself
+        else:
+            raised = await leave_nursery(self._manager)  # noqa: ASYNC102 - as a nursery's own
         for run in self._runs:
             run._abandon()
-        failures = [failure for run in self._runs if (failure := run._unobserved()) is not None]
+        owned = [run for run, is_own in self._runs.items() if is_own]
+        failures = [failure for run in owned if (failure := run._unobserved()) is not None]
         for other in failures[1:]:
             failures[0].add_note(f"and another run of the same scope failed: {other!r}")
         self._runs.clear()
         first = failures[0] if failures else None
-        settle(first, error, raised, current_backend().Cancelled)
+        if is_elsewhere:
+            raise left_elsewhere(None, first, raised)
+        settle(first, error, raised, backend.Cancelled)
+
+    def _close(self, error: BaseException | None, *, is_elsewhere: bool) -> None:
+        """Take nothing new, and cancel what runs, unless the block was left normally."""
+        reason = None
+        if is_elsewhere:
+            reason = "its scope was left in another task"
+        elif error is not None:
+            reason = f"its scope was left by {type(error).__name__}"
+        self._nursery = None
+        if self._starter is not None:
+            self._starter.wake()
+        for offered in tuple(self._offered):
+            run = offered()
+            if run is not None and reason is not None:
+                run._refuse(reason)
+        self._offered.clear()
+        for run, is_own in tuple(self._runs.items()):
+            if is_own:
+                run._detach_readers()
+            if reason is not None:
+                run._cancel(reason)
 
     @enable_ki_protection
-    def start(self, run: OwnedRun) -> None:
-        """Start a run and take it over."""
+    def offer(self, run: OwnedRun) -> bool:
+        """Have a run started in the next turn unless it is claimed by then; say whether it will.
+
+        It is held weakly: a handler that is dropped at once never runs.
+        """
+        if self._nursery is None or self._starter is None or get_ident() != self._thread:
+            return False
+        try:
+            if current_backend().current_loop() is not self._loop:
+                return False
+        except RuntimeError:  # no event loop: it cannot run here
+            return False
+        if not self._offered:
+            self._starter.wake()
+        self._offered[ref(run)] = copy_context()
+        return True
+
+    def withdraw(self, run: OwnedRun) -> Context | None:
+        """Leave a run that was offered to another owner; return its context variables."""
+        return self._offered.pop(ref(run), None)
+
+    @enable_ki_protection
+    async def _start_offered(self, starter: Waiter) -> None:
+        """Start what nobody has claimed; one task for all of it, woken once for each batch."""
+        while self._nursery is not None:
+            if not self._offered:
+                await starter.wait()
+            self._start_all()
+        await current_backend().checkpoint_if_cancelled()
+
+    def _start_all(self) -> None:
+        for offered in tuple(self._offered):
+            run = offered()
+            if run is None:
+                del self._offered[offered]
+            else:
+                run._start_in_scope(self)
+
+    def check_open(self) -> None:
+        """Raise if the scope was left."""
         if self._nursery is None:
             msg = (
                 "the workflow_scope has been left, so it can own no run any more; expected "
                 "the run to be used inside its block"
             )
             raise WorkflowRuntimeError(msg)
-        self._runs[run] = None
-        self._nursery.start_soon(self._own, run)
+
+    @enable_ki_protection
+    def start(
+        self,
+        run: OwnedRun,
+        context: Context | None,
+        *,
+        is_own: bool = True,
+        goes_on: bool = False,
+    ) -> None:
+        """Start a run and take it over.
+
+        Args:
+            run: The run.
+            context: The context variables that it begins with; by default the present ones.
+            is_own: Whether leaving the scope raises a failure that nobody has seen.
+            goes_on: Whether another scope has started it, so that this one waits for it.
+        """
+        self.check_open()
+        assert self._nursery is not None
+        start_soon = self._nursery.start_soon
+        own = self._wait_for if goes_on else self._own
+        task = start_soon(own, run) if context is None else context.run(start_soon, own, run)
+        if task is not None and not goes_on:
+            # asyncio may cancel a task before it has begun; then nothing in it ever runs.
+            task.add_done_callback(run._abandon)
+        self._runs[run] = is_own
+
+    def let_go(self, run: OwnedRun) -> None:
+        """Leave a run that goes on here to another owner, which raises its failure."""
+        if run in self._runs:
+            self._runs[run] = False
 
     def forget(self, run: OwnedRun) -> None:
         """Let go of a run that is over and whose failure has been seen."""
@@ -133,7 +295,17 @@ class WorkflowScope:
     @enable_ki_protection
     async def _own(self, run: OwnedRun) -> None:
         await run._own()
-        if not run._has_failed():
+        self._forget_success(run)
+
+    @enable_ki_protection
+    async def _wait_for(self, run: OwnedRun) -> None:
+        interruption = await run._outlast()
+        self._forget_success(run)
+        if interruption is not None:
+            raise interruption
+
+    def _forget_success(self, run: OwnedRun) -> None:
+        if not run._has_failed() or not self._runs.get(run):
             self.forget(run)  # a scope may live as long as a server
 
 
@@ -156,5 +328,7 @@ def workflow_scope() -> WorkflowScope:
     Raises:
         BaseException: On leaving: the first failure of a run that nobody has seen, with a note
             for each further one.
+        WorkflowRuntimeError: It was left in another task than it was entered in; its runs have
+            been cancelled, and are over, unless that task runs in another event loop.
     """
     return WorkflowScope()

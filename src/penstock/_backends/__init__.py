@@ -131,6 +131,15 @@ class Backend(Protocol):
         """Open a :class:`Nursery`."""
         ...
 
+    def open_owner(self) -> AbstractAsyncContextManager[Any]:
+        """Open what owns runs for as long as a block lasts: a nursery, as far as tasks start in it.
+
+        It is left without an exception. Its tasks raise nothing but a cancellation, a
+        ``KeyboardInterrupt`` or a ``SystemExit``. Where the event loop allows it, nothing of it is
+        in the task that has entered it, so that another task may wait for the runs.
+        """
+        ...
+
     def cancel_scope(self, *, deadline: float = ..., shield: bool = False) -> Any: ...
 
     def cancel(self, scope: Any, /, reason: str) -> None: ...

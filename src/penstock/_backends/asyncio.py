@@ -17,7 +17,7 @@ import threading
 from contextlib import closing, contextmanager, suppress
 from functools import cache
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 import anyio.from_thread
@@ -171,6 +171,98 @@ def _own_functions() -> Any:
     return anyio.lowlevel if find is None else find("asyncio")
 
 
+class OwnTasks:
+    """Runs in tasks of their own, which end before the block does.
+
+    A task group of AnyIO is a cancel scope in the task that enters it, and stays the current one
+    there if the block is left in another task: by the fixture of a test, or a callback. Here the
+    task that has entered holds nothing. A cancellation of it reaches the runs when it leaves the
+    block, and while it waits there; deadlines around it hold for the runs as they were at entering.
+    The other way, a ``KeyboardInterrupt`` or ``SystemExit`` out of a run cancels that task.
+    """
+
+    __slots__ = ("_deadline", "_failure", "_has_cancelled", "_host", "_left", "_tasks")
+
+    def __init__(self) -> None:
+        self._host: asyncio.Task[Any] | None = None
+        self._tasks: dict[asyncio.Task[None], anyio.CancelScope] = {}
+        self._deadline = inf
+        self._failure: BaseException | None = None
+        self._has_cancelled = False
+        self._left = AsyncioWaiter()
+
+    async def __aenter__(self) -> Self:
+        self._host = asyncio.current_task()
+        self._deadline = anyio.current_effective_deadline()
+        return self  # noqa: ASYNC910 - as in a nursery of Trio
+
+    def start_soon(
+        self, function: Callable[..., Awaitable[Any]], /, *args: Any, name: object = None
+    ) -> asyncio.Task[None]:
+        scope = anyio.CancelScope(deadline=self._deadline)
+        task = asyncio.get_running_loop().create_task(
+            self._run(scope, function, args), name=None if name is None else str(name)
+        )
+        self._tasks[task] = scope
+        task.add_done_callback(self._end)
+        return task
+
+    async def _run(
+        self,
+        scope: anyio.CancelScope,
+        function: Callable[..., Awaitable[Any]],
+        args: tuple[Any, ...],
+    ) -> None:
+        with scope:
+            try:
+                await function(*args)
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - raised where the block is left
+                self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failure is not None:
+            return
+        self._failure = error
+        self._cancel()
+        host = self._host
+        if host is not None and not host.done() and host is not asyncio.current_task():
+            self._has_cancelled = True
+            host.cancel("a run of a block was interrupted")
+
+    def _cancel(self) -> None:
+        for scope in self._tasks.values():
+            scope.cancel()
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task, None)
+        if not self._tasks:
+            self._left.wake()
+
+    async def __aexit__(self, *_: object) -> None:
+        cancelled: asyncio.CancelledError | None = None
+        try:
+            if not self._tasks:
+                await AsyncioBackend.cancel_shielded_checkpoint()  # noqa: ASYNC102 - shielded
+            while self._tasks:
+                try:
+                    with anyio.CancelScope(shield=cancelled is not None):
+                        await self._left.wait()  # noqa: ASYNC102 - shielded, once cancelled
+                except asyncio.CancelledError as error:  # noqa: ASYNC103 - raised below
+                    cancelled = cancelled or error
+                    self._cancel()
+            host, self._host = self._host, None
+            if self._has_cancelled and host is not None and host is asyncio.current_task():
+                host.uncancel()
+            if self._failure is not None:
+                raise self._failure
+            if cancelled is not None:
+                raise cancelled
+        finally:
+            self._failure = cancelled = None  # or the frames and the exceptions form circles
+
+
 @contextmanager
 def _woken_by_signals() -> Generator[None]:
     """Have each signal wake the running event loop, at whatever moment it comes.
@@ -259,6 +351,7 @@ class AsyncioBackend:
     waiter = AsyncioWaiter
 
     open_nursery = staticmethod(anyio.create_task_group)
+    open_owner = OwnTasks
 
     @staticmethod
     def current_time() -> float:  # AnyIO's own needs a task, and callbacks of the loop ask too

@@ -94,6 +94,7 @@ class TrioBackend:
         return trio.run(function, **options)
 
     open_nursery = staticmethod(trio.open_nursery)
+    open_owner = staticmethod(trio.open_nursery)
     cancel_scope = staticmethod(trio.CancelScope)
     checkpoint = staticmethod(checkpoint)
     checkpoint_if_cancelled = staticmethod(checkpoint_if_cancelled)
