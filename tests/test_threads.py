@@ -726,9 +726,9 @@ class Handler:
         self.calls.append((threading.get_ident(), reason))
 
     def from_thread(self, call_soon):
+        thread = threading.get_ident()
         return HandlerFromThread(
-            call_soon=call_soon,
-            thread=threading.get_ident(),
+            find_loop=lambda: None if call_soon is None else (thread, call_soon),
             send_event=self.send_event,
             cancel=self.cancel,
             is_over=lambda: self.is_over,
@@ -804,7 +804,7 @@ def test_handler_before_the_run_has_begun():
     error = in_foreign_thread(Handler().from_thread(None).cancel)
 
     assert type(error) is WorkflowRuntimeError
-    assert "before the run has begun" in str(error)
+    assert "before the run was started" in str(error)
 
 
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])

@@ -8,7 +8,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar, cast, final
 
-from penstock._backends import enable_ki_protection
+from penstock._backends import current_backend, enable_ki_protection
 from penstock._errors import WorkflowRuntimeError
 
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from penstock._events import Event
+
+    CallSoon = Callable[[Callable[[], object]], object]
 
 T = TypeVar("T")
 
@@ -31,13 +33,12 @@ class HandlerFromThread:
     raised there. In the loop's thread it is an ordinary call. Any number of threads may call.
     """
 
-    __slots__ = ("_call_soon", "_cancel", "_is_over", "_send_event", "_thread")
+    __slots__ = ("_cancel", "_find_loop", "_is_over", "_send_event")
 
     def __init__(
         self,
         *,
-        call_soon: Callable[[Callable[[], object]], object] | None,
-        thread: int,
+        find_loop: Callable[[], tuple[int, CallSoon] | None],
         send_event: Callable[[Event, str | None], object],
         cancel: Callable[[str], object],
         is_over: Callable[[], bool],
@@ -45,15 +46,14 @@ class HandlerFromThread:
         """Take what to call in the event loop.
 
         Args:
-            call_soon: What ``backend.caller_into(loop)`` returned for the loop of the run when
-                the run began; None if it has not.
-            thread: The identifier of the loop's thread.
+            find_loop: Returns the identifier of the thread of the run's loop, and what
+                ``backend.caller_into(loop)`` returns for that loop; None while the run has not
+                been started. It is asked at each call.
             send_event: Sends an event into the run, to all steps or to the one named.
             cancel: Cancels the run, with a reason.
             is_over: Whether the run has ended.
         """
-        self._call_soon = call_soon
-        self._thread = thread
+        self._find_loop = find_loop
         self._send_event = send_event
         self._cancel = cancel
         self._is_over = is_over
@@ -66,8 +66,8 @@ class HandlerFromThread:
             step: The name of the one step that gets it; by default all that take its class do.
 
         Raises:
-            WorkflowRuntimeError: As for ``handler.send_event()``; the run has not begun or has
-                ended, or the event loop is over.
+            WorkflowRuntimeError: As for ``handler.send_event()``; the run has not been started or
+                has ended, or the event loop is over.
         """
         self._do("send_event", partial(self._send_event, event, step))
 
@@ -80,21 +80,28 @@ class HandlerFromThread:
         A run that is over stays as it is.
 
         Raises:
-            WorkflowRuntimeError: The run has not begun, or the event loop is over.
+            WorkflowRuntimeError: The run has not been started, or the event loop is over.
         """
         self._do("cancel", partial(self._cancel, reason))
 
     def _do(self, what: str, function: Callable[[], object]) -> None:
-        if threading.get_ident() == self._thread:
-            function()
+        found = self._find_loop()
+        if found is None:
+            try:
+                current_backend()
+            except RuntimeError:
+                msg = (
+                    f"from_thread.{what}() was called before the run was started; expected a run "
+                    "that its owner has started: `async with workflow.run(...) as handler: ...`"
+                )
+                raise WorkflowRuntimeError(msg) from None
+            function()  # in an event loop, where the call itself may start the run
             return
-        if self._call_soon is None:
-            msg = (
-                f"from_thread.{what}() was called before the run has begun; expected a run that "
-                "its owner has started: `async with workflow.run(...) as handler: ...`"
-            )
-            raise WorkflowRuntimeError(msg)
-        call_and_wait(self._call_soon, partial(self._in_loop, what, function))
+        thread, call_soon = found
+        if threading.get_ident() == thread:
+            function()
+        else:
+            call_and_wait(call_soon, partial(self._in_loop, what, function))
 
     @enable_ki_protection
     def _in_loop(self, what: str, function: Callable[[], object]) -> None:
@@ -107,9 +114,7 @@ class HandlerFromThread:
         function()
 
 
-def call_and_wait(
-    call_soon: Callable[[Callable[[], object]], object], function: Callable[[], T]
-) -> T:
+def call_and_wait(call_soon: CallSoon, function: Callable[[], T]) -> T:
     """Have an event loop call ``function``, in the context of the caller, and wait for it.
 
     Args:
@@ -151,7 +156,7 @@ def call_and_wait(
         del failure, answer  # or this frame and its exception keep each other alive
 
 
-def _wait(answers: SimpleQueue[T], call_soon: Callable[[Callable[[], object]], object]) -> T:
+def _wait(answers: SimpleQueue[T], call_soon: CallSoon) -> T:
     while True:
         try:
             return answers.get(timeout=_LOOK_AGAIN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast, final
 
 from penstock._answers import HandlerFromThread
@@ -122,10 +123,10 @@ class WorkflowHandler(Generic[R]):
         if outcome.is_over:
             await backend.checkpoint()
             return
-        # Whoever waits here reads no stream meanwhile; its readers must not hold up the run.
+        self._runner.check_thread("await handler")
+        # This task reads no stream while it waits here; its readers must not hold up the run.
         log = self._runner.log
         resting = log.rest(backend.current_task())
-        self._runner.check_thread("await handler")
         waiter = backend.waiter()
         if outcome.waiters is None:
             outcome.waiters = []
@@ -314,6 +315,11 @@ class WorkflowHandler(Generic[R]):
                 "`workflow.run(...)` for another run"
             )
             raise WorkflowRuntimeError(msg)
+        runner = self._runner
+        # From here on the run belongs to this loop and thread, though its first turn is to come.
+        runner._backend = backend = current_backend()
+        runner._thread = runner.log.thread = get_ident()
+        runner.loop = backend.current_loop()
         self._started = how
         if self._scope is not None:
             self._scope.withdraw(self)
@@ -501,12 +507,13 @@ class WorkflowHandler(Generic[R]):
 
     @property
     def from_thread(self) -> HandlerFromThread:
-        """The run in the hands of another thread: ``handler.from_thread.send_event(event)``."""
+        """The run in the hands of another thread: ``handler.from_thread.send_event(event)``.
+
+        It may be taken at any time, also before the run is started.
+        """
         runner = self._runner
-        backend = runner._backend
         return HandlerFromThread(
-            call_soon=None if backend is None else backend.caller_into(runner.loop),
-            thread=runner._thread,
+            find_loop=runner.find_loop,
             send_event=self.send_event,
             cancel=runner.cancel,
             is_over=lambda: False,  # each of the two says it by itself

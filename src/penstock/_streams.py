@@ -9,9 +9,9 @@ cancellation (``asyncio`` can cancel a task that is already woken) loses no even
 
 from __future__ import annotations
 
-import threading
 from contextlib import suppress
 from heapq import heapify, heappop, heappush, heapreplace
+from threading import get_ident
 from time import perf_counter
 from typing import TYPE_CHECKING, final
 
@@ -25,6 +25,7 @@ from penstock._backends import (
 )
 from penstock._errors import WorkflowRuntimeError
 from penstock._events import Event, InternalEvent, StopEvent
+from penstock._threads import in_loop
 
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class EventLog:
         "internal_readers",
         "next",
         "outer",
+        "thread",
     )
 
     def __init__(self, *, window: int, history: int) -> None:
@@ -77,6 +79,8 @@ class EventLog:
         self.outer: EventLog | None = None
         #: How many readers ask for internal events; while there are none, none are built.
         self.internal_readers: int = 0
+        #: The thread of the run's event loop; 0 before the run is started.
+        self.thread: int = 0
 
     @property
     def has_readers(self) -> bool:
@@ -88,6 +92,19 @@ class EventLog:
     def waiting(self) -> dict[Waiter, None]:
         """The readers that wait for the next event."""
         return {} if self._readers is None else self._readers.waiting
+
+    def check_thread(self, what: str, way: str) -> None:
+        """Refuse a call from another thread than the run's, which would wake tasks of this one.
+
+        Raises:
+            WorkflowRuntimeError: It is another one, and the run is not over.
+        """
+        if self.thread and self.thread != get_ident() and not self.closed:
+            msg = (
+                f"{what} was called in another thread than the one that runs the workflow; "
+                f"expected `trio.from_thread.{way}` or its AnyIO counterpart"
+            )
+            raise WorkflowRuntimeError(msg)
 
     def append(self, event: Event) -> None:
         """Publish ``event``; never waits."""
@@ -463,7 +480,7 @@ class EventStream(ReceiveChannel[Event]):
         expose_internal: bool = False,
         lossy: bool = False,
     ) -> None:
-        self._thread = threading.get_ident()
+        self._thread = get_ident()
         self._backend = backend = _backend_if_any()
         self._call_soon = None if backend is None else backend.caller_into(backend.current_loop())
         self._waiter: Waiter | None = None
@@ -480,10 +497,12 @@ class EventStream(ReceiveChannel[Event]):
         """How many events were dropped from the history before this reader took them.
 
         Counted like ``sequence``: internal events count too. It grows only for a lossy reader,
-        also while that one does not read. What it missed when it was closed stays.
+        also while that one does not read (elsewhere than in the run's thread, only then when it
+        reads). What it missed when it was closed stays.
         """
         position = self._position
-        if not position.closed and not position.keeps:
+        is_here = position.log.closed or self._thread == get_ident()
+        if not position.closed and not position.keeps and is_here:
             return position.missed + max(0, position.log.oldest() - position.at)
         return position.missed
 
@@ -504,6 +523,8 @@ class EventStream(ReceiveChannel[Event]):
             trio.ClosedResourceError: This reader was closed, before or meanwhile.
             trio.BusyResourceError: Another task is waiting at this reader; each needs its own
                 ``stream_events()``.
+            WorkflowRuntimeError: The call comes from another thread than the run's, which goes on.
+                A run that is over may be read in any thread, one at a time.
         """
         return await self.__anext__(None)
 
@@ -511,8 +532,11 @@ class EventStream(ReceiveChannel[Event]):
     async def __anext__(  # noqa: C901, PLR0912, PLR0915 - one coroutine: each costs at each turn of a wait
         self, _at_end: type[Exception] | None = StopAsyncIteration
     ) -> Event:
+        position = self._position
+        log = position.log
         backend = self._backend
-        if backend is None:
+        if log.thread != get_ident() or log.closed or backend is None:
+            log.check_thread("stream.receive", "run(stream.receive)")
             backend = self._backend = current_backend()
         if self._is_busy:
             msg = (
@@ -522,8 +546,6 @@ class EventStream(ReceiveChannel[Event]):
             raise backend.BusyResourceError(msg)
         self._is_busy = True
         try:
-            position = self._position
-            log = position.log
             task = backend.current_task()
             if task is not position.task:
                 position.read_by(task)
@@ -578,11 +600,20 @@ class EventStream(ReceiveChannel[Event]):
 
     @enable_ki_protection
     def close(self) -> None:
-        """Detach from the run; may be called from any task, and again. Not a checkpoint."""
+        """Detach from the run; may be called from any task and thread, and again.
+
+        Not a checkpoint. From another thread than the run's, its event loop lets the reader go.
+        """
         position = self._position
+        if position.closed:
+            return
         position.missed = self.missed
         position.closed = True
-        position.log.detach(position)
+        log = position.log
+        if log.closed or self._thread == get_ident():
+            log.detach(position)
+        else:
+            self._let_go_in_loop()
 
     async def aclose(self) -> None:
         """Close, then pass a checkpoint."""
@@ -599,17 +630,18 @@ class EventStream(ReceiveChannel[Event]):
     def __del__(self) -> None:
         # A reader that was dropped must hold nobody up. The collector may find it in any thread,
         # and in the midst of what a sender does; so the event loop takes it out.
-        position = self._position
-        log = position.log
-        readers = log._readers
-        if position.closed or readers is None:
-            return
-        position.closed = True
-        readers.dropped.append(position)
+        if not self._position.closed:
+            self._position.closed = True
+            self._let_go_in_loop()
+
+    def _let_go_in_loop(self) -> None:
+        log = self._position.log
+        assert log._readers is not None
+        log._readers.dropped.append(self._position)
         if self._call_soon is not None and not log.closed:
             with suppress(RuntimeError):  # the event loop is gone, and nobody waits any more
                 self._call_soon(log.release)
-        elif threading.get_ident() == self._thread:
+        elif get_ident() == self._thread:
             log.release()
 
     def __repr__(self) -> str:
@@ -640,9 +672,13 @@ class StreamSender(SendChannel[Event]):
         published nothing. With no reader attached it does not wait.
 
         Raises:
-            WorkflowRuntimeError: The run is over, or it is a ``StopEvent`` (return it instead).
+            WorkflowRuntimeError: The run is over, it is a ``StopEvent`` (return it instead), or
+                the call comes from another thread than the run's.
         """
+        log: EventLog | None = self._log
         backend = self._backend
+        if self._log.thread != get_ident():
+            self._log.check_thread("ctx.stream.send", "run(ctx.stream.send, event)")
         if backend is None:  # it was made in the thread of a plain step
             backend = self._backend = current_backend()
         is_due = perf_counter() - self._pace > TURN
@@ -651,7 +687,6 @@ class StreamSender(SendChannel[Event]):
             await backend.checkpoint()
         else:
             await backend.checkpoint_if_cancelled()
-        log: EventLog | None = self._log
         while log is not None:
             if log.next >= log._room_until and log.is_full():
                 await log.wait_for_room()
@@ -668,10 +703,17 @@ class StreamSender(SendChannel[Event]):
     def send_nowait(self, value: Event) -> None:
         """Publish an event, or raise if :meth:`send` would wait. Not a checkpoint.
 
+        In the thread of a synchronous step it hops to the event loop.
+
         Raises:
             trio.WouldBlock: The slowest attached reader is a buffer behind.
-            WorkflowRuntimeError: The run is over, or it is a ``StopEvent``.
+            WorkflowRuntimeError: The run is over, it is a ``StopEvent``, or the call comes from
+                another thread.
         """
+        in_loop(self._send_nowait, value)
+
+    def _send_nowait(self, value: Event) -> None:
+        self._log.check_thread("ctx.stream.send_nowait", "run_sync(ctx.stream.send_nowait, event)")
         log: EventLog | None = self._log
         while log is not None:
             if log.is_full():

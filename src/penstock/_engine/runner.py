@@ -10,7 +10,6 @@ from outside, a ``KeyboardInterrupt`` or a ``SystemExit``.
 from __future__ import annotations
 
 import logging
-import threading
 from contextvars import ContextVar, copy_context
 from math import inf
 from time import perf_counter
@@ -158,8 +157,8 @@ class Runner(Steering):
         self._due = 0.0
         self._invocations = 0
         self._retried = 0 if resumed is None else resumed.retried
+        #: The thread, the backend and what stands for the event loop; set when the run is started.
         self._thread = 0
-        #: What stands for the event loop; None before the run has begun.
         self.loop: Any = None
 
     # -- the run ---------------------------------------------------------------------------
@@ -172,13 +171,12 @@ class Runner(Steering):
             BaseException: A cancellation from outside, bare; a ``KeyboardInterrupt`` or
                 ``SystemExit``, bare. Nothing else: see :attr:`outcome`.
         """
-        self._backend = backend = current_backend()
-        self._thread = threading.get_ident()
+        backend = self._backend
+        assert backend is not None
         self._variables = copy_context()
         # What a step starts without an owner must not end up in a scope that outlives the run.
         self._variables.run(current_scope.set, None)
         self._host = backend.current_task()
-        self.loop = backend.current_loop()
         was_cancelled = backend.is_natively_cancelled()
         interruption: BaseException | None = None
         door: Door | None = None
@@ -297,6 +295,11 @@ class Runner(Steering):
         if not self.outcome.status and not machine.alive:
             self.rest()
         return machine
+
+    def find_loop(self) -> tuple[int, Callable[[Callable[[], object]], object]] | None:
+        """Return the run's thread and the way into its loop; None before the run is started."""
+        backend = self._backend
+        return None if backend is None else (self._thread, backend.caller_into(self.loop))
 
     def live(self) -> tuple[Backend, Machine]:
         assert self._backend is not None
