@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from typing import Any
 
@@ -12,12 +13,15 @@ import pytest
 from penstock import (
     Context,
     Event,
+    HumanResponseEvent,
+    InputRequiredEvent,
     Retry,
     StartEvent,
     StepFailedEvent,
     StopEvent,
     Workflow,
     WorkflowRuntimeError,
+    WorkflowTimeoutError,
     catch_error,
     step,
 )
@@ -238,6 +242,95 @@ def test_a_fan_out_of_which_only_cancelled_branches_are_left_is_kept(
             snapshot = through_json(handler.snapshot())
 
         assert await Unwinding(first).resume(snapshot) == ["a", "b"]
+
+    run_virtually(backend, main)
+
+
+# -- answers --------------------------------------------------------------------------------------
+
+
+class Questions(Workflow):
+    """Two tasks of one step ask; in which order depends on ``first``, which differs each time."""
+
+    def __init__(self, first: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.first = first
+        self.retried = False
+
+    @step(retry=Retry(stop=2, wait=1))
+    async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        answers: dict[str, str] = {}
+
+        async def one(name: str) -> None:
+            await anyio.sleep(1 if name == self.first else 2)
+            question = InputRequiredEvent(prefix=name)
+            answer = await ctx.wait_for_event(HumanResponseEvent, question)
+            answers[name] = answer.response
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(one, "name")
+            group.start_soon(one, "town")
+        if ev.get("fails") and ctx.retry_info().attempt == 1:
+            self.first = "town"
+            raise OSError
+        return StopEvent(result=answers)
+
+
+async def answer_all(handler: Any, asked: list[str], until: float = math.inf) -> None:
+    """Answer each question by its name in capitals, until the given time."""
+    with anyio.move_on_at(until):
+        async for event in handler.stream_events():
+            if isinstance(event, InputRequiredEvent):
+                asked.append(event.prefix)
+                handler.send_event(HumanResponseEvent(response=event.prefix.upper()))
+
+
+@on_each_backend
+@pytest.mark.parametrize("seconds", [1.5, 2.5])
+@pytest.mark.parametrize("first", ["name", "town"])
+def test_an_answer_is_found_by_its_question(backend, first, seconds):
+    """An answer goes to the question it was given to, in whatever order they are asked again."""
+
+    async def main() -> None:
+        asked: list[str] = []
+        async with Questions("name", serializable=[HumanResponseEvent]).run(fails=True) as handler:
+            await answer_all(handler, asked, anyio.current_time() + seconds)
+            snapshot = through_json(handler.snapshot())
+            handler.cancel()
+        async with Questions(first).resume(snapshot) as handler:
+            await answer_all(handler, asked)
+
+            assert await handler == {"name": "NAME", "town": "TOWN"}
+        assert sorted(asked) == ["name", "town"]
+
+    run_virtually(backend, main)
+
+
+class Patient(Workflow):
+    """A step whose question gives up after ten seconds."""
+
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        began = anyio.current_time()
+        with pytest.raises(WorkflowTimeoutError, match="within 10 s"):
+            await ctx.wait_for_event(HumanResponseEvent, InputRequiredEvent(prefix="?"), timeout=10)
+        return StopEvent(result=anyio.current_time() - began)
+
+
+@on_each_backend
+def test_an_open_question_keeps_its_timeout(backend):
+    """The timeout of a wait does not begin anew; each life has what the one before has left."""
+
+    async def main() -> None:
+        handler = Patient().run()
+        for seconds in (4, 3):
+            async with handler:
+                await anyio.sleep(seconds)
+                snapshot = through_json(handler.snapshot())
+                handler.cancel()
+            handler = Patient().resume(snapshot)
+
+        assert await handler == 10 - 4 - 3
 
     run_virtually(backend, main)
 

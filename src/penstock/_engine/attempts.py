@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from penstock._engine.lineage import Group
 
@@ -13,14 +13,18 @@ if TYPE_CHECKING:
 
     from penstock._engine.joins import Entry
     from penstock._engine.machine import Machine
+    from penstock._engine.waits import Wait
     from penstock._engine.worker import Worker
     from penstock._events import Event
     from penstock._graph import Route
     from penstock._retries import Attempts
     from penstock._steps import Step
 
-    #: Names the content of an event.
-    KeyOf: TypeAlias = Callable[[Event], int]
+    #: Names the content of a value.
+    KeyOf: TypeAlias = Callable[[Any], int]
+
+
+T = TypeVar("T")
 
 
 class Again:
@@ -29,7 +33,17 @@ class Again:
     It stands in the place of its event.
     """
 
-    __slots__ = ("attempts", "collected", "delay", "due", "event", "received", "seed", "sent")
+    __slots__ = (
+        "attempts",
+        "collected",
+        "delay",
+        "due",
+        "event",
+        "left",
+        "received",
+        "seed",
+        "sent",
+    )
 
     def __init__(self, event: Any, attempts: Attempts | None = None) -> None:
         self.event = event
@@ -38,8 +52,10 @@ class Again:
         self.delay = self.due = 0.0
         #: What the jitter of its delays comes of.
         self.seed = ""
-        #: What the step waited for and received, in that order.
-        self.received: list[Event] = []
+        #: What the step waited for and received: by what the wait was, in the order of the answers.
+        self.received: dict[int, list[Event]] = {}
+        #: The seconds that its open waits had left until their timeout, by what each wait was.
+        self.left: dict[int, list[float]] = {}
         #: What it sent, which is out: by content, the branch of each such event in the order of the
         #: sends, or None where nothing of the branch is left.
         self.sent: dict[int, list[Group | None]] = {}
@@ -62,10 +78,12 @@ class Record:
         self.again = _NOTHING
         if again is not None:
             self.again = Again(None)
-            self.again.received = list(again.received)
-            self.again.sent = {key: list(branches) for key, branches in again.sent.items()}
+            self.again.received = _copy(again.received)
+            self.again.left = _copy(again.left)
+            self.again.sent = _copy(again.sent)
             self.again.collected = list(again.collected)
-        self.received: list[Event] = []
+        #: The waits that have had their event.
+        self.received: list[Wait] = []
         #: Each event that it sent, with its branch.
         self.sent: list[tuple[Event, Group]] = []
         #: The contents of those of which nothing is left: 8 bytes each, where a step sends many.
@@ -113,9 +131,15 @@ class Record:
                 return found
         return None
 
-    def carry_over(self, again: Again) -> None:
+    def carry_over(self, again: Again, key_of: KeyOf) -> None:
         """Write into ``again`` what the next attempt must not do anew."""
-        again.received = [*self.received, *self.again.received]
+        again.received = {}
+        for wait in self.received:
+            assert wait.event is not None
+            again.received.setdefault(wait.content_key(key_of), []).append(wait.event)
+        for key, events in self.again.received.items():
+            again.received.setdefault(key, []).extend(events)
+        again.left = _copy(self.again.left)
         again.collected = [*self.told, *self.again.collected]
 
     def copy_to(self, again: Again, key_of: KeyOf, *, with_sends: bool, has_unwound: bool) -> None:
@@ -123,12 +147,12 @@ class Record:
 
         A step that has unwound has let go of the branches that it held.
         """
-        self.carry_over(again)
+        self.carry_over(again, key_of)
         new = [(key, _events_of(found)) for key, _, found in self.collected]
         again.collected = [*self.told, *new, *self.again.collected]
         if not with_sends:
             return
-        again.sent = {key: list(branches) for key, branches in self.again.sent.items()}
+        again.sent = _copy(self.again.sent)
         for key in self._condensed or ():
             again.sent.setdefault(key, []).append(None)
         for event, branch in self.sent:
@@ -155,6 +179,10 @@ _NOTHING = Again(None)
 #: The branch of an event of which nothing is left.
 _OVER = Group(None, ())
 _OVER.is_over = True
+
+
+def _copy(found: dict[int, list[T]]) -> dict[int, list[T]]:
+    return {key: list(values) for key, values in found.items() if values}
 
 
 def _events_of(entries: list[Entry] | None) -> list[Event] | None:

@@ -51,7 +51,7 @@ def recover(
             again = _next_attempt(run, step, given, known, attempts)
             if again is not None:
                 if record is not None:
-                    record.carry_over(again)
+                    record.carry_over(again, run.content_key)
                 return _try_later(run, station, again, group, now)
             note_attempts(error, attempts, step.label)
         if _hand_to_handler(run, station, group, given, attempts):
@@ -83,7 +83,8 @@ def _next_attempt(
     again.seed = seed
     again.delay = delay
     if known is not None:
-        again.received, again.collected = known.received, known.collected
+        again.received, again.left = known.received, known.left
+        again.collected = known.collected
     return again
 
 

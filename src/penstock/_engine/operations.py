@@ -126,21 +126,22 @@ class Operations:
         route = self._machine.check_sendable(step.index, event, target)
         record = _record_of(context)
         if record.again.sent:
-            known = record.find_sent(self._content_key(event))
+            known = record.find_sent(self.content_key(event))
             if known is not None:  # it is out, from before the snapshot
-                record.note_sent(event, known, self._content_key)
+                record.note_sent(event, known, self.content_key)
                 return Branch(self, known, context)
         group = self._machine.open_branch(context._group, is_kept_back=step.holds_sends)
         if step.holds_sends:
             record.held.append((route, event, group, target))
         else:
-            record.note_sent(event, group, self._content_key)
+            record.note_sent(event, group, self.content_key)
             self._machine.send(route, event, group, target)
             self.start_soon()
         return Branch(self, group, context)
 
-    def _content_key(self, event: Event) -> int:
-        return self.graph.codec(self.options.classes).content_key(event)
+    def content_key(self, value: Any) -> int:
+        """Return what values of equal content share, also in another process."""
+        return self.graph.codec(self.options.classes).content_key(value)
 
     @enable_ki_protection
     def release_held(self, record: Record) -> None:
@@ -214,17 +215,26 @@ class Operations:
         record = _record_of(context)
         wait = Wait(kind, requirements, backend.waiter())
         wait.asks = isinstance(waiter_event, InputRequiredEvent)
-        for event in record.again.received:
-            if wait.fits(event):  # an attempt before this one has asked, and had its answer
-                record.again.received.remove(event)
-                record.received.append(event)
+        wait.question = waiter_event
+        again = record.again
+        left: float | None = None
+        if again.received or again.left:
+            key = wait.content_key(self.content_key)
+            events = again.received.get(key)
+            if events:  # an attempt before this one has asked, and had its answer
+                wait.event = events.pop(0)
+                record.received.append(wait)
                 try:
                     await backend.checkpoint()
                 except BaseException:  # cancelled, it has taken no event
-                    record.received.remove(event)
-                    record.again.received.insert(0, event)
+                    record.received.remove(wait)
+                    events.insert(0, wait.event)
                     raise
-                return event
+                return wait.event
+            if times := again.left.get(key):
+                left = times.pop(0)
+        if timeout is not None:
+            wait.due = backend.current_time() + (timeout if left is None else min(left, timeout))
         if self._parent is not None:
             self._claim_early(machine, wait)
         is_outside = self.graph.answerable.get(kind)
@@ -244,7 +254,7 @@ class Operations:
             if machine.startable:
                 self.start_soon()  # what it did not take has gone to a step
             self.idle_changed()
-        record.received.append(event)
+        record.received.append(wait)
         return event
 
     def _is_strict(self, backend: Backend, context: Context[Any]) -> bool:

@@ -284,20 +284,25 @@ class _Reader:
             event, number = _items(entry, path, "an event and the number of its group")
             payload = self._payload(step, event, f"{path}[0]")
             return step.index, payload, self._number(number, f"{path}[1]"), None
-        optional = "due seed attempts received sent collected"
+        optional = "due seed attempts received left sent collected"
         parts = _parts(entry, path, "event group", optional)
         again = Again(self._payload(step, parts["event"], f"{path}.event"))
         number = self._number(parts["group"], f"{path}.group")
         if "attempts" in parts:
             again.attempts = _attempts(parts["attempts"], f"{path}.attempts")
         again.seed = _as(str, parts.get("seed", ""), f"{path}.seed")
-        again.received = self._events(parts.get("received", []), f"{path}.received")
-        place = f"{path}.sent"
-        for key, branches in _as(dict, parts.get("sent", {}), place).items():
-            again.sent[_content(key, place)] = [
-                self._branch(branch, f"{place}.{key}")
-                for branch in _as(list, branches, f"{place}.{key}")
-            ]
+        again.received = {
+            key: self._events(events, place)
+            for key, events, place in _by_content(parts, "received", path)
+        }
+        again.left = {
+            key: [_seconds(left, place) for left in times]
+            for key, times, place in _by_content(parts, "left", path)
+        }
+        again.sent = {
+            key: [self._branch(branch, place) for branch in branches]
+            for key, branches, place in _by_content(parts, "sent", path)
+        }
         for found in _as(list, parts.get("collected", []), f"{path}.collected"):
             key, events = _items(found, f"{path}.collected", "a buffer and its events, or null")
             if events is not None:
@@ -459,10 +464,14 @@ def _count(value: Any, path: str) -> int:
     return value
 
 
-def _content(key: Any, path: str) -> int:
-    if not (isinstance(key, str) and _CONTENT.fullmatch(key)):
-        _refuse(path, f"16 hexadecimal digits for each content, not {key!r}")
-    return int(key, 16)
+def _by_content(
+    parts: dict[str, Any], name: str, path: str
+) -> Iterator[tuple[int, list[Any], str]]:
+    """Yield the number of each content, the list that belongs to it, and the place of that."""
+    for key, values in _as(dict, parts.get(name, {}), f"{path}.{name}").items():
+        if not (isinstance(key, str) and _CONTENT.fullmatch(key)):
+            _refuse(f"{path}.{name}", f"16 hexadecimal digits for each content, not {key!r}")
+        yield int(key, 16), _as(list, values, f"{path}.{name}.{key}"), f"{path}.{name}.{key}"
 
 
 _CONTENT = re.compile("[0-9a-f]{16}")

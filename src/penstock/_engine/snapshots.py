@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any, cast
 
 from penstock._drafts import DictState
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from penstock._engine.lineage import Group
     from penstock._engine.machine import Machine
     from penstock._engine.runner import Runner
+    from penstock._engine.waits import Wait
     from penstock._events import Event
     from penstock._graph import Graph
     from penstock._steps import Step
@@ -119,14 +121,24 @@ class _Writer:
     def note_working(self, working: Iterable[Interrupted]) -> None:
         """Take note of the invocations that are under way, and are to begin again."""
         #: Answers that have come and were not taken yet, by the record of who waits.
-        answers: dict[int, list[Event]] = {}
+        answers: dict[int, list[Wait]] = {}
         for wait, context in self._machine.answered.items():
             assert wait.event is not None
-            answers.setdefault(id(cast("Any", context)._record), []).append(wait.event)
+            answers.setdefault(id(cast("Any", context)._record), []).append(wait)
+        timed: dict[int, list[Wait]] = {}
+        for wait, context in self._machine.waits.items():
+            if wait.due != inf:
+                timed.setdefault(id(cast("Any", context)._record), []).append(wait)
+        key_of = self._codec.content_key
         for item in working:
             if item.group is None or not item.group.is_cancelled:
-                again = _again_of(item, self._codec.content_key, has_unwound=self._has_unwound)
-                again.received += answers.get(id(item.record), [])
+                again = _again_of(item, key_of, has_unwound=self._has_unwound)
+                for wait in answers.get(id(item.record), ()):
+                    assert wait.event is not None
+                    again.received.setdefault(wait.content_key(key_of), []).append(wait.event)
+                for wait in timed.get(id(item.record), ()):
+                    left = max(wait.due - self._now, 0.0)
+                    again.left.setdefault(wait.content_key(key_of), []).append(left)
                 self._hold(again)
                 self._working.setdefault(item.step.index, []).append((item, again))
             else:
@@ -252,7 +264,12 @@ class _Writer:
         if again.attempts is not None:
             data["attempts"] = again.attempts.encode(self._now)
         if again.received:
-            data["received"] = self._events(again.received, "an answer that a step has received")
+            data["received"] = {
+                f"{key:016x}": self._events(events, "an answer that a step has received")
+                for key, events in again.received.items()
+            }
+        if again.left:
+            data["left"] = {f"{key:016x}": seconds for key, seconds in again.left.items()}
         if again.sent:
             data["sent"] = {
                 f"{key:016x}": [self._branch(branch) for branch in branches]
@@ -280,7 +297,9 @@ def _again_of(item: Interrupted, key_of: KeyOf, *, has_unwound: bool) -> Again:
     again = Again(item.event if known is None else known.event)
     if known is not None:
         again.attempts, again.seed = known.attempts, known.seed
-        again.received, again.collected = [*known.received], known.collected
+        again.received = {key: [*events] for key, events in known.received.items()}
+        again.left = {key: [*seconds] for key, seconds in known.left.items()}
+        again.collected = known.collected
         again.sent = known.sent
     if item.record is not None:
         # What is sent only if the attempt succeeds is not out.

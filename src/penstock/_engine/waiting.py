@@ -40,7 +40,7 @@ async def wait_for(
             while not wait.is_over:
                 await wait.waiter.wait()
         else:
-            with backend.cancel_scope(deadline=backend.current_time() + timeout):
+            with backend.cancel_scope(deadline=wait.due):
                 while not wait.is_over:
                     await wait.waiter.wait()
         is_taken = wait.is_over

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from itertools import chain
+from math import inf
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from penstock._backends import Waiter
     from penstock._events import Event
@@ -54,12 +55,14 @@ class Wait:
 
     __slots__ = (
         "asks",
+        "due",
         "event",
         "is_from_outside",
         "is_outside",
         "is_strict",
         "kind",
         "number",
+        "question",
         "requirements",
         "waiter",
     )
@@ -68,8 +71,11 @@ class Wait:
         self.kind = kind
         self.requirements = requirements
         self.waiter = waiter
-        #: Whether it publishes a question, which counts as open.
+        #: What it publishes, and whether that is a question, which counts as open.
+        self.question: Event | None = None
         self.asks = False
+        #: When it gives up, on the backend's clock.
+        self.due = inf
         #: Whether the event may come from outside; otherwise a step has to make it.
         self.is_outside = True
         #: Whether nothing but the event lets the step go on: no timer, no other task of it.
@@ -90,6 +96,14 @@ class Wait:
         """What it can be looked up by: the names of its plain requirements, and their values."""
         plain = sorted(n for n, v in self.requirements.items() if type(n) is str and is_plain(v))
         return tuple(plain), tuple(self.requirements[name] for name in plain)
+
+    def content_key(self, key_of: Callable[[Any], int]) -> int:
+        """Return what the same wait of a later attempt shares: class, requirements, question."""
+        requirements = [
+            [name, key_of(value)]
+            for name, value in sorted(self.requirements.items(), key=lambda item: str(item[0]))
+        ]
+        return key_of([self.kind.__name__, requirements, key_of(self.question)])
 
     def fits(self, event: Event) -> bool:
         """Whether ``event`` is what this waits for."""
