@@ -136,7 +136,7 @@ class Catch:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
         self.error = error
-        return error is not None and not isinstance(error, AssertionError)
+        return error is not None and not issubclass(type(error), AssertionError)
 
     @property
     def one(self) -> BaseException:

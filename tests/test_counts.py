@@ -676,7 +676,7 @@ def imports():
 IMPORTED = """
 penstock ._answers ._backends ._branch ._cleanup ._context ._decorators ._engine ._entry ._errors
 ._event_methods ._events ._faults ._generics ._graph ._handler ._limits ._nesting ._observe ._owners
-._scope ._signature ._steps
+._exceptions ._scope ._signature ._steps
 ._streams ._thread_operations ._threads ._validation ._workflow ._engine.attempts ._engine.clock
 ._engine.diagnosis ._engine.failing ._engine.grouping ._engine.joins ._engine.lineage
 ._engine.machine ._engine.operations ._engine.outcome ._engine.runner ._engine.steering

@@ -52,6 +52,7 @@ FLOORS = [
     ["penstock._validation", "penstock._generics", "penstock._fields", "penstock._event_methods"],
     ["penstock._annotations", "penstock._idioms"],
     ["penstock._foreign"],
+    ["penstock._exceptions"],
     ["penstock._errors"],
     ["penstock._backends", "penstock._cleanup"],
 ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar, cast, final
 
 from penstock._backends import current_backend, enable_ki_protection
 from penstock._errors import WorkflowRuntimeError
+from penstock._exceptions import is_a
 
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def call_and_wait(call_soon: CallSoon, function: Callable[[], T]) -> T:
             answers.put((function(), None))
         except BaseException as error:  # noqa: ASYNC103 - raised by the thread that waits
             answers.put((None, error))
-            if not isinstance(error, Exception):
+            if not is_a(error, Exception):
                 raise
 
     try:

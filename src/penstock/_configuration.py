@@ -7,6 +7,8 @@ import typing
 from pathlib import Path, PurePath
 from typing import Any, cast
 
+from penstock._exceptions import add_note
+
 
 def read_file(path: Path) -> Any:
     """Read a JSON or TOML file. Not a checkpoint, and no thread: such files are small.
@@ -21,9 +23,10 @@ def read_file(path: Path) -> Any:
     try:
         data = path.read_text(encoding="utf-8")
     except OSError as error:
-        error.add_note(
+        add_note(
+            error,
             f"while {path} was read for a ResourceConfig; relative paths are relative to the "
-            f"working directory, {Path.cwd()}"
+            f"working directory, {Path.cwd()}",
         )
         raise
     try:

@@ -12,7 +12,7 @@ import attrs
 
 from penstock._errors import WorkflowValidationError
 from penstock._events import Event, StartEvent, StopEvent
-from penstock._observe import short
+from penstock._exceptions import short
 from penstock._steps import MARK, Catching, StepOptions
 from penstock._validation import is_count, is_seconds
 

@@ -70,9 +70,3 @@ class WorkflowCancelledError(WorkflowRuntimeError):
 
 class StepTimeoutError(WorkflowTimeoutError):
     """Raised when an invocation of a step has not ended by the step's own timeout."""
-
-
-def note_once(error: BaseException, note: str) -> None:
-    """Add a note to an exception, unless it is there already."""
-    if note not in getattr(error, "__notes__", ()):
-        error.add_note(note)

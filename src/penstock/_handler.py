@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast, fi
 from penstock._answers import HandlerFromThread
 from penstock._backends import current_backend, enable_ki_protection
 from penstock._context import Context, outer_context
-from penstock._engine.outcome import OUTSIDE, URGENT
+from penstock._engine.outcome import OUTSIDE
 from penstock._engine.runner import Runner, current_scope
 from penstock._engine.worker import is_step_of
 from penstock._errors import WorkflowRuntimeError
 from penstock._events import StopEvent
+from penstock._exceptions import set_trace, short, urgent_leaf
 from penstock._owners import SPELLINGS, NurseryLike, TaskGroupLike, Unwound
 from penstock._scope import WorkflowScope, leave_nursery, left_elsewhere, settle
 from penstock._streams import EventStream
@@ -153,7 +154,7 @@ class WorkflowHandler(Generic[R]):
             except GeneratorExit:
                 raise
             except BaseException as error:  # noqa: ASYNC103, BLE001 - returned
-                if interruption is None or isinstance(error, URGENT):
+                if interruption is None or urgent_leaf(error) is not None:
                     interruption = error
                 self._cancel(f"its owner was interrupted by {type(error).__name__}")
         return interruption  # noqa: ASYNC910 - nothing to wait for
@@ -375,8 +376,9 @@ class WorkflowHandler(Generic[R]):
         if self._started == _IN_NURSERY:
             interruption = await self._outlast()
             if interruption is not None:
-                failure = None if isinstance(interruption, URGENT) else self._unobserved()
-                raise failure or interruption
+                is_urgent = urgent_leaf(interruption) is not None
+                failure = None if is_urgent else self._unobserved()
+                raise interruption if failure is None else failure
         else:
             await self._run_alone()
         # Who awaits the handler has been woken, and observes the failure in its next turn, unless
@@ -580,7 +582,7 @@ class WorkflowHandler(Generic[R]):
         self._observe()
         if outcome.error is not None:
             try:
-                raise outcome.error.with_traceback(outcome.trace)
+                raise set_trace(outcome.error, outcome.trace)
             finally:
                 del self, outcome  # or this frame and the exception form a circle
         event = outcome.stop_event
@@ -616,6 +618,6 @@ class WorkflowHandler(Generic[R]):
         ):
             msg = (
                 f"a run of {runner.graph.name} failed, and nobody looked at it: "
-                f"{runner.outcome.error!r}"
+                f"{short(runner.outcome.error)}"
             )
             warnings.warn(msg, RuntimeWarning, stacklevel=2, source=self)

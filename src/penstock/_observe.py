@@ -6,6 +6,8 @@ import sys
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from penstock._exceptions import short
+
 
 if TYPE_CHECKING:
     from penstock._events import Event
@@ -74,15 +76,6 @@ class Verbose(Observer):
         why = "" if error is None else f": {short(error)}"
         self._print(run_id, f"{status}{why}")
         self._began.pop(run_id, None)
-
-
-def short(value: object, limit: int = 120) -> str:
-    """Return the repr of ``value`` in at most ``limit`` characters, or that it has none."""
-    try:
-        text = repr(value)
-    except Exception as error:  # noqa: BLE001 - what is to be told of is another thing
-        text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 class Several(Observer):

@@ -11,7 +11,8 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, final
 
 from penstock._backends import current_backend
-from penstock._errors import WorkflowRuntimeError, note_once
+from penstock._errors import WorkflowRuntimeError
+from penstock._exceptions import note_once
 from penstock._process_worker import (
     BEGAN,
     ERROR,
@@ -342,7 +343,7 @@ def _raise_error(name: str, answer: bytes | bytearray) -> None:
         )
         raise WorkflowRuntimeError(msg) from why
     note_once(error, f"raised in a worker process by the step {name}:\n{told.rstrip()}")
-    if isinstance(error, StopIteration):
+    if issubclass(type(error), StopIteration):
         msg = (
             f"the step {name} raised StopIteration, which cannot leave a step; expected "
             "`next(iterator, default)`, or an exception that says what is missing"

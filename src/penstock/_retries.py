@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
-from penstock._errors import WorkflowRuntimeError, WorkflowValidationError, note_once
+from penstock._errors import WorkflowRuntimeError, WorkflowValidationError
+from penstock._exceptions import add_note, counted_leaves, matches, note_once, short
 from penstock._validation import is_count
 
 
@@ -80,7 +81,12 @@ class Retry:
         return f"Retry({', '.join(f'{name}={_show(value)}' for name, value in parts)})"
 
     def next_delay(
-        self, attempts: Attempts, *, seed: str, step: Callable[..., Any] | None = None
+        self,
+        attempts: Attempts,
+        *,
+        seed: str,
+        step: Callable[..., Any] | None = None,
+        cancelled: type[BaseException] | tuple[()] = (),
     ) -> float | None:
         """Decide what follows the last failure. Pure, but for what the strategies do themselves.
 
@@ -92,6 +98,7 @@ class Retry:
             attempts: What has been tried; the last attempt failed.
             seed: What distinguishes this delivery: the run's id, the step and the event's number.
             step: What a strategy finds as ``fn`` in its ``RetryCallState``.
+            cancelled: The backend's cancellation, by which a group is not judged.
 
         Returns:
             Seconds from now to the next attempt, or None to give up.
@@ -106,19 +113,28 @@ class Retry:
             )
             raise WorkflowRuntimeError(msg)
         failure = attempts.failures[-1]
-        if not isinstance(failure.exception, Exception):
+        if not matches(failure.exception, Exception, cancelled):
             return None
         stop, wait, when = cast("tuple[Any, Any, Any]", (self.stop, self.wait, self.when))
         if not any(map(_is_strategy, (stop, wait, when))):
-            goes_on = attempts.count < stop and isinstance(failure.exception, when)
+            goes_on = attempts.count < stop and matches(failure.exception, when, cancelled)
             return float(wait) if goes_on else None
         state = self._state(attempts, step)
-        if not self._ask("when", state.retry_object.retry, state):
+        if not self._is_retryable(state, counted_leaves(failure.exception, cancelled)):
             return None
         with _seeded(f"{seed}:{attempts.count}"):
             delay = self._ask("wait", state.retry_object.wait, state)
         state.upcoming_sleep = float(delay)
         return None if self._ask("stop", state.retry_object.stop, state) else float(delay)
+
+    def _is_retryable(self, state: Any, leaves: list[BaseException]) -> bool:
+        """Ask for each leaf of a group, or for the one exception, whether it is worth another try."""
+        failed, answers = state.outcome, list[Any]()
+        for leaf in leaves:
+            state.outcome = type(failed).construct(state.attempt_number, leaf, has_exception=True)
+            answers.append(self._ask("when", state.retry_object.retry, state))
+        state.outcome = failed
+        return all(answers)
 
     def _state(self, attempts: Attempts, step: Callable[..., Any] | None) -> Any:
         import tenacity  # noqa: PLC0415 - an extra, imported by those who made the strategy
@@ -144,9 +160,10 @@ class Retry:
         try:
             answer = strategy(state)
         except Exception as error:
-            error.add_note(
+            add_note(
+                error,
                 f"raised by the retry strategy {name}={_show(strategy)} "
-                f"after attempt {state.attempt_number}"
+                f"after attempt {state.attempt_number}",
             )
             raise
         if inspect.iscoroutine(answer):
@@ -463,11 +480,7 @@ def _tell(failure: Failure) -> str:
 
 def _show_text(value: object) -> str:
     """Return the repr of a value on one line and cut, whatever the repr does."""
-    try:
-        text = repr(value)
-    except Exception as fault:  # noqa: BLE001 - it must not take the place of the failure
-        text = f"<{type(value).__name__} whose repr raises {type(fault).__name__}>"
-    text = " ".join(text.split())
+    text = " ".join(short(value, sys.maxsize).split())
     return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}..."
 
 

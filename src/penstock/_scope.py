@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, final
 from weakref import ref
 
 from penstock._backends import current_backend, enable_ki_protection
-from penstock._engine.outcome import URGENT, only_cancelled, single
 from penstock._engine.runner import current_scope
-from penstock._errors import WorkflowRuntimeError, note_once
+from penstock._errors import WorkflowRuntimeError
+from penstock._exceptions import note_once, raise_first, short, single, urgent_leaf
 
 
 if TYPE_CHECKING:
@@ -37,41 +37,33 @@ def settle(
     raised: BaseException | None,
     cancelled: type[BaseException],
 ) -> None:
-    """Decide what leaves an owner, the same way for a block and a scope.
+    """Decide what leaves an owner of runs, the same way for a block and a scope.
 
     Args:
         failure: A failure of a run that nobody has seen.
-        error: What the body of the block raised.
-        raised: What came out of the nursery: a cancellation from outside, a KeyboardInterrupt or
-            a SystemExit.
+        error: The exception of the block's body.
+        raised: The exception out of the nursery: a cancellation from outside, a KeyboardInterrupt
+            or a SystemExit.
         cancelled: The backend's cancellation.
 
     Raises:
-        BaseException: What comes before the body's exception. KeyboardInterrupt and SystemExit
-            come first, then the body's exception, then a failure of the run; a cancellation
-            comes last, for it was only the messenger.
+        BaseException: The exception that comes before the body's: see :mod:`penstock._exceptions`.
     """
-    for urgent in (raised, failure):
-        if isinstance(urgent, URGENT):
-            raise urgent
-    if error is not None and not only_cancelled(error, cancelled):
-        if failure is not None:
-            error.add_note(f"and the run that it cancelled failed while unwinding: {failure!r}")
-        return
-    if failure is not None:
-        raise failure
-    if raised is not None and (error is None or not only_cancelled(raised, cancelled)):
-        raise raised
+    raise_first([] if failure is None else [failure], error, raised, cancelled, _tell_failure)
+
+
+def _tell_failure(failure: BaseException) -> str:
+    return f"and the run that it cancelled failed while unwinding: {short(failure)}"
 
 
 def left_elsewhere(
     name: str | None, failure: BaseException | None, raised: BaseException | None
 ) -> BaseException:
     """Return what leaves an owner that is left in another task, once nothing of it is left."""
-    if isinstance(raised, URGENT):
-        return raised
-    if isinstance(failure, URGENT):
-        return failure
+    for one in (raised, failure):
+        urgent = urgent_leaf(one)
+        if urgent is not None:
+            return urgent
     owner = "a workflow_scope" if name is None else f"the block of a run of {name}"
     msg = (
         f"{owner} was entered in one task and left in another, so it cancelled its runs; expected "
@@ -80,7 +72,7 @@ def left_elsewhere(
     error = WorkflowRuntimeError(msg)
     if failure is not None:
         error.__cause__ = failure
-        note_once(error, f"and a run in it had failed: {failure!r}")
+        note_once(error, f"and a run in it had failed: {short(failure)}")
     return error
 
 
@@ -172,7 +164,8 @@ class WorkflowScope:
         if is_elsewhere:
             raised = None
             for run in tuple(self._runs):
-                raised = await run._outlast() or raised  # noqa: ASYNC102 - it shields itself
+                left = await run._outlast()  # noqa: ASYNC102 - it shields itself
+                raised = raised if left is None else left
         else:
             raised = await leave_nursery(self._manager)  # noqa: ASYNC102 - as a nursery's own
         for run in self._runs:
@@ -180,7 +173,7 @@ class WorkflowScope:
         owned = [run for run, is_own in self._runs.items() if is_own]
         failures = [failure for run in owned if (failure := run._unobserved()) is not None]
         for other in failures[1:]:
-            failures[0].add_note(f"and another run of the same scope failed: {other!r}")
+            note_once(failures[0], f"and another run of the same scope failed: {short(other)}")
         self._runs.clear()
         first = failures[0] if failures else None
         if is_elsewhere:

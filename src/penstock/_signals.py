@@ -26,7 +26,7 @@ from penstock._backends import (
     currently_ki_protected,
     disable_ki_protection,
 )
-from penstock._engine.outcome import URGENT
+from penstock._exceptions import URGENT
 
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Signals:
             try:
                 result: list[T] = backend_named(backend).run_in_new_loop(main, options)
             except BaseException as error:
-                if self.received is None or isinstance(error, URGENT):
+                if self.received is None or issubclass(type(error), URGENT):
                     raise
                 if self.received != signal.SIGINT:  # SystemExit shows nothing of it
                     sys.excepthook(type(error), error, error.__traceback__)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, final
 from penstock._backends import current_backend
 from penstock._engine.stepping import let_interrupts_in, run_in_context
 from penstock._errors import WorkflowRuntimeError
+from penstock._exceptions import is_a
 
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def in_thread(function: Callable[..., Any], *, abandon_on_cancel: bool) -> StepF
         try:
             return await backend.run_in_thread(enter, abandon_on_cancel=abandon_on_cancel)
         except BaseException as error:
-            if call.give_up() and isinstance(error, backend.Cancelled):
+            if call.give_up() and is_a(error, backend.Cancelled):
                 await call.unwind()  # noqa: ASYNC102, ASYNC120 - it shields itself
                 _Abandonment(name)  # and drop it
             raise
@@ -201,7 +202,7 @@ class _Call:
             if self._leave():
                 raise
             # Nobody waits for it any more. A failure is told as that of any other thread.
-            if error is not self._refusal and not isinstance(error, self.backend.Cancelled):
+            if error is not self._refusal and not is_a(error, self.backend.Cancelled):
                 told = (type(error), error, error.__traceback__, threading.current_thread())
                 threading.excepthook(threading.ExceptHookArgs(told))
             return None  # noqa: ASYNC104

@@ -168,6 +168,10 @@ class Backend(Protocol):
 
     def current_task(self) -> Any: ...
 
+    def is_in_task(self, task: Any, /) -> bool:
+        """Whether the caller runs in ``task``: not so, if the task's coroutine is being closed."""
+        ...
+
     def current_loop(self) -> Any:
         """Return what stands for the running event loop: one object, and another for another."""
         ...

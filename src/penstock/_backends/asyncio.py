@@ -134,11 +134,11 @@ class ThreadCall:
                 scope.cancel()  # so that the thread, and what it awaits in the loop, learns of it
                 await self._wait()  # noqa: ASYNC102 - it shields itself
         failure, self._failure = self._failure, None
-        if isinstance(failure, asyncio.CancelledError):
+        if issubclass(type(failure), asyncio.CancelledError):
             failure = None
         assert left is not None
         try:
-            raise failure or left
+            raise left if failure is None else failure
         finally:
             del failure, left  # or this frame and its exception keep each other alive
 
@@ -400,6 +400,13 @@ class AsyncioBackend:
     def is_natively_cancelled() -> bool:
         task = asyncio.current_task()
         return task is not None and task.cancelling() > 0
+
+    @staticmethod
+    def is_in_task(task: object) -> bool:
+        try:
+            return asyncio.current_task() is task
+        except RuntimeError:  # there is no event loop any more
+            return False
 
     @staticmethod
     def rename_task(task: asyncio.Task[Any], name: str) -> None:

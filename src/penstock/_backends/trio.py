@@ -139,6 +139,13 @@ class TrioBackend:
         return False
 
     @staticmethod
+    def is_in_task(task: object) -> bool:
+        try:
+            return current_task() is task
+        except RuntimeError:  # there is no event loop any more
+            return False
+
+    @staticmethod
     def rename_task(task: trio.lowlevel.Task, name: str) -> None:
         task.name = name
 

@@ -9,12 +9,13 @@ from collections import Counter, OrderedDict, deque
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import attrs
 
 from penstock._annotations import brief, brief_text, named, plain_form
 from penstock._errors import WorkflowRuntimeError
+from penstock._exceptions import notes_of
 
 
 if TYPE_CHECKING:
@@ -369,10 +370,8 @@ def _no_twins(kind: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
 
 
 def _split_error(error: BaseException) -> tuple[str, str, list[str]]:
-    noted: object = getattr(error, "__notes__", None)
-    held = cast("list[object]", noted) if isinstance(noted, list) else []
-    notes = [note for note in held if type(note) is str]
-    if isinstance(error, RestoredError):
+    notes = notes_of(error)
+    if type(error) is RestoredError:
         return error.type_name, error.message, notes
     try:
         message = str.__str__(str(error))

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 def recover(
-    run: Runner, worker: Worker, station: Station, group: Group | None, error: Exception
+    run: Runner, worker: Worker, station: Station, group: Group | None, error: BaseException
 ) -> Delivery | None:
     """Decide what becomes of a failed invocation; return what its worker goes on with.
 
     In this order: a further attempt, the step's handler, whoever waits for the branch.
 
     Raises:
-        Exception: ``error`` itself, where it fails the run; or what a retry's strategy raised.
+        BaseException: ``error`` itself, where it fails the run; or what a retry's strategy raised.
     """
     from penstock._retries import Attempts, note_attempts  # noqa: PLC0415 - not everybody needs it
 
@@ -75,7 +75,9 @@ def _next_attempt(
     """
     assert step.options.retry is not None
     seed = known.seed if known is not None and known.seed else run.new_seed(step.name)
-    delay = step.options.retry.next_delay(attempts, seed=seed, step=step.source)
+    delay = step.options.retry.next_delay(
+        attempts, seed=seed, step=step.source, cancelled=run.live()[0].Cancelled
+    )
     if delay is None:
         return None
     attempts.pause(delay)

@@ -13,9 +13,9 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Self, cast, final
 
 from penstock._backends import current_backend, disable_ki_protection, enable_ki_protection
-from penstock._engine.outcome import URGENT, only_cancelled
 from penstock._engine.stepping import let_interrupts_in
 from penstock._errors import WorkflowRuntimeError
+from penstock._exceptions import add_note, is_cancellation, raise_first, short, trace_of
 
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ async def _enter(manager: Any) -> Any:
 
 @disable_ki_protection
 async def _leave(manager: Any, error: BaseException | None) -> Any:
-    kind, trace = (None, None) if error is None else (type(error), error.__traceback__)
+    kind, trace = (None, None) if error is None else (type(error), trace_of(error))
     if _is_async_manager(manager):
         return await manager.__aexit__(kind, error, trace)
     return manager.__exit__(kind, error, trace)
@@ -101,7 +101,7 @@ class Hold:
         try:
             value = await _enter(made)
         except BaseException as error:
-            scope.__exit__(type(error), error, error.__traceback__)
+            scope.__exit__(type(error), error, trace_of(error))
             raise
         self._manager, self._scope = made, scope
         return value
@@ -139,11 +139,16 @@ class Hold:
                 f"`Resource({plan.name}, grace=...)` with more"
             )
             failure.__cause__ = cause
-        elif is_settled and is_own and error and only_cancelled(error, backend.Cancelled):
+        elif (
+            is_settled
+            and is_own
+            and error is not None
+            and is_cancellation(error, backend.Cancelled)
+        ):
             is_from_around = backend.is_cancelled() or backend.is_natively_cancelled()
             failure = None if is_from_around else ended_early(plan, error)
         if failure is not None:
-            failure.add_note(f"in the resource {plan.name}")
+            add_note(failure, f"in the resource {plan.name}")
         return failure
 
 
@@ -153,7 +158,7 @@ def _leave_scope(scope: Any, error: BaseException | None) -> BaseException | Non
         scope.__exit__(None, None, None)
         return None
     try:
-        is_caught = scope.__exit__(type(error), error, error.__traceback__)
+        is_caught = scope.__exit__(type(error), error, trace_of(error))
     except BaseException as rest:  # noqa: ASYNC103, BLE001 - returned
         return rest  # noqa: ASYNC104
     return None if is_caught else error
@@ -232,7 +237,7 @@ class StepResources:
             try:
                 self._values[plan.key] = await hold.open(call(plan.make, arguments))
             except Exception as error:
-                error.add_note(f"while the resource {plan.name} was made")
+                add_note(error, f"while the resource {plan.name} was made")
                 raise
             if hold.has_to_be_closed:
                 self._held.append(hold)
@@ -248,36 +253,13 @@ class StepResources:
             )
             if failure is not None:
                 failures.append(failure)
-                if ended_by is None or only_cancelled(ended_by, self._backend.Cancelled):
+                if ended_by is None or is_cancellation(ended_by, self._backend.Cancelled):
                     ended_by = failure
         self._values.clear()
         self._context = None
-        raise_first(failures, error, None, self._backend.Cancelled)
+        raise_first(failures, error, None, self._backend.Cancelled, tell_failure)
 
 
-def raise_first(
-    failures: list[BaseException],
-    error: BaseException | None,
-    raised: BaseException | None,
-    cancelled: type[BaseException],
-) -> None:
-    """Raise what comes before ``error``, the exception of the block; note on it what does not."""
-    first = failures[0] if failures else None
-    for urgent in (raised, *failures):
-        if isinstance(urgent, URGENT):
-            first, error = urgent, None
-            break
-    else:
-        if error is None and first is None:
-            first = raised
-        elif error is not None and only_cancelled(error, cancelled):
-            error = None
-    kept = first if error is None else error
-    for failure in failures:
-        if kept is not None and failure is not kept:
-            kept.add_note(f"and a resource failed: {failure!r}")
-    try:
-        if first is not None and kept is first:
-            raise first
-    finally:
-        del first, kept, error, raised, failures  # or this frame and its exception form a circle
+def tell_failure(failure: BaseException) -> str:
+    """Return the note about a failure of a resource, on the exception that leaves."""
+    return f"and a resource failed: {short(failure)}"

@@ -18,11 +18,18 @@ from penstock._engine.holding import (
     call,
     ended_early,
     has_to_be_entered,
-    raise_first,
+    tell_failure,
 )
-from penstock._engine.outcome import only_cancelled, single, without_cancelled
 from penstock._engine.stepping import let_interrupts_in, run_in_context
 from penstock._errors import WorkflowRuntimeError
+from penstock._exceptions import (
+    add_note,
+    cancelled_for_nothing,
+    is_cancellation,
+    raise_first,
+    single,
+    without_cancelled,
+)
 
 
 if TYPE_CHECKING:
@@ -223,7 +230,7 @@ class ResourceScope:
         try:
             made = variables.run(call, plan.make, arguments)
         except Exception as error:
-            error.add_note(f"while the resource {plan.name} was made")
+            add_note(error, f"while the resource {plan.name} was made")
             raise
         nursery = self._nursery
         entry = _Entry(backend, plan, of_block=nursery is not None)
@@ -248,7 +255,7 @@ class ResourceScope:
                     let_interrupts_in(made.cr_code)
                     made = await run_in_context(made, variables)
                 except Exception as error:
-                    error.add_note(f"while the resource {plan.name} was made")
+                    add_note(error, f"while the resource {plan.name} was made")
                     raise
             if has_to_be_entered(plan, made):
                 raise WorkflowRuntimeError(self._not_entered(plan))  # noqa: TRY301 - as the rest
@@ -319,14 +326,14 @@ class ResourceScope:
 
     def _fail_to_open(self, backend: Backend, entry: _Entry, error: BaseException) -> None:
         plan = entry.plan
-        if not only_cancelled(error, backend.Cancelled):
+        if not is_cancellation(error, backend.Cancelled):
             error = without_cancelled(error, backend.Cancelled)
-            error.add_note(f"while the resource {plan.name} was made")
+            add_note(error, f"while the resource {plan.name} was made")
         elif self._is_closing:
             self._refuse(entry)
             return
         else:
-            error = _cancelled_for_nothing(plan, error)
+            error = _cancelled(plan, error)
         entry.fail(error)  # and is kept until somebody has seen it
 
     def _refuse(self, entry: _Entry) -> None:
@@ -347,10 +354,11 @@ class ResourceScope:
             interruption = error
         was_asked = entry.is_to_close
         failure = await entry.hold.close(
-            interruption or self._ended_by, is_own=interruption is not None
+            self._ended_by if interruption is None else interruption,
+            is_own=interruption is not None,
         )
-        if failure is not None and only_cancelled(failure, backend.Cancelled):
-            failure = _cancelled_for_nothing(plan, failure)
+        if failure is not None and is_cancellation(failure, backend.Cancelled):
+            failure = _cancelled(plan, failure)
         elif failure is not None:
             failure = without_cancelled(failure, backend.Cancelled)
         elif not was_asked and interruption is not None:
@@ -364,7 +372,7 @@ class ResourceScope:
     def _take_failure(self, backend: Backend, failure: BaseException) -> None:
         """Tell of a failure that nobody waits for."""
         ended_by = self._ended_by
-        if self._is_closing and (ended_by is None or only_cancelled(ended_by, backend.Cancelled)):
+        if self._is_closing and (ended_by is None or is_cancellation(ended_by, backend.Cancelled)):
             self._ended_by = failure  # for those around it, as in nested blocks
         if self._on_failure is not None:
             self._on_failure(failure)
@@ -408,7 +416,7 @@ class ResourceScope:
         if waits and error is None and raised is None and not failures:
             # Trio's nursery keeps to itself what came while it waited.
             await backend.checkpoint_if_cancelled()  # noqa: ASYNC102 - all is closed
-        raise_first(failures, error, raised, backend.Cancelled)
+        raise_first(failures, error, raised, backend.Cancelled, tell_failure)
 
     def _close_next(self) -> None:
         """Once all that was being opened has ended: have what was opened last closed."""
@@ -428,11 +436,5 @@ class ResourceScope:
         return failures
 
 
-def _cancelled_for_nothing(plan: ResourcePlan, cause: BaseException) -> WorkflowRuntimeError:
-    msg = (
-        f"the resource {plan.name} raised {type(cause).__name__}, though nothing around it was "
-        "cancelled; expected it to handle the cancellation of what it awaited"
-    )
-    failure = WorkflowRuntimeError(msg)
-    failure.__cause__ = cause
-    return failure
+def _cancelled(plan: ResourcePlan, cause: BaseException) -> WorkflowRuntimeError:
+    return cancelled_for_nothing(f"the resource {plan.name}", "nothing around it was", cause)

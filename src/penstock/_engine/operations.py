@@ -15,13 +15,14 @@ from penstock._engine.lineage import Group
 from penstock._engine.waiting import wait_for
 from penstock._engine.waits import Wait
 from penstock._engine.worker import Worker, is_step_of
-from penstock._errors import WorkflowRuntimeError, note_once
+from penstock._errors import WorkflowRuntimeError
 from penstock._events import (
     ChildEvent,
     InputRequiredEvent,
     InternalEvent,
     StopEvent,
 )
+from penstock._exceptions import note_once, short
 from penstock._streams import check_publishable
 
 
@@ -328,7 +329,7 @@ class Operations:
             group.track.is_told = True
             first, *others = group.track.errors
             for other in others:
-                note_once(first, f"and another failure in the same branch: {other!r}")
+                note_once(first, f"and another failure in the same branch: {short(other)}")
             try:
                 raise first
             finally:

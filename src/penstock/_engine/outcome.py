@@ -9,14 +9,12 @@ event, a failure, the timeout, a cancellation. What fails later, while the rest 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from penstock._errors import (
     WorkflowCancelledError,
-    WorkflowRuntimeError,
     WorkflowStalledError,
     WorkflowTimeoutError,
-    note_once,
 )
 from penstock._events import (
     StopEvent,
@@ -24,7 +22,17 @@ from penstock._events import (
     WorkflowFailedEvent,
     WorkflowTimedOutEvent,
 )
-from penstock._observe import short
+from penstock._exceptions import (
+    URGENT,
+    add_note,
+    is_a,
+    leaves_of,
+    note_once,
+    set_trace,
+    short,
+    trace_of,
+    urgent_leaf,
+)
 
 
 if TYPE_CHECKING:
@@ -33,9 +41,6 @@ if TYPE_CHECKING:
     from penstock._backends import Waiter
     from penstock._steps import Step
 
-
-#: What leaves a run at once and bare, whatever else there is.
-URGENT = (KeyboardInterrupt, SystemExit)
 
 OUTSIDE = "what it runs in was cancelled"
 
@@ -94,14 +99,32 @@ class Outcome:
         self.status = "completed"
         self.stop_event = event
 
-    def fail(self, error: BaseException, step: Step | None, event: Any) -> None:
-        """A step raised ``error``, or was found to have broken a rule."""
-        if self._errors is not None and id(error) in self._errors:
-            return
-        self.note(error, step, event)
+    def fail(
+        self, error: BaseException, step: Step | None, event: Any, cancelled: type[BaseException]
+    ) -> None:
+        """A step raised ``error``, or was found to have broken a rule.
+
+        Of a group with an urgent leaf that leaf is the failure, and the others are further ones.
+        """
+        urgent = urgent_leaf(error)
+        failures = [error]
+        if urgent is not None and urgent is not error:
+            others = [leaf for leaf in leaves_of(error) if leaf is not urgent]
+            failures = [urgent, *(leaf for leaf in others if not is_a(leaf, cancelled))]
+        for failure in failures:
+            if self._errors is None or id(failure) not in self._errors:
+                self.note(failure, step, event)
+                self._take(failure, step)
+
+    def fail_anyway(self, error: BaseException, step: Step | None) -> None:
+        """Fail with ``error``, whose own book-keeping has failed: no note, no traceback cut."""
+        urgent = urgent_leaf(error)
+        self._take(error if urgent is None else urgent, step)
+
+    def _take(self, error: BaseException, step: Step | None) -> None:
         self._keep(error)
-        urgent = isinstance(error, URGENT)
-        if self.status in ("", "completed") or (urgent and not isinstance(self.error, URGENT)):
+        is_first_urgent = is_a(error, URGENT) and not is_a(self.error, URGENT)
+        if self.status in ("", "completed") or is_first_urgent:
             self.status = "failed"
             self.error = error
             self._step = step.name if step is not None else None
@@ -161,7 +184,7 @@ class Outcome:
 
     def interrupt(self, interruption: BaseException | None, cancelled: type[BaseException]) -> None:
         """Something from outside of the run came through it."""
-        if interruption is None or isinstance(interruption, (cancelled, GeneratorExit)):
+        if interruption is None or is_a(interruption, (cancelled, GeneratorExit)):
             self.cancel(OUTSIDE)
             self.is_outside = True
         else:
@@ -170,27 +193,38 @@ class Outcome:
             self._keep(interruption)
 
     def conclude(self) -> StopEvent:
-        """Everything has unwound: return the event that ends the stream."""
+        """Everything has unwound: return the event that ends the stream. Never raises."""
         self.is_over = True
-        if self.error is not None:
-            self.trace = self.error.__traceback__
-            errors = self._errors or {}
-            more = len(errors) - (id(self.error) in errors)
-            if more:
-                count = "1 more failure" if more == 1 else f"{more} more failures"
-                self.error.add_note(f"and {count} while the run unwound: see handler.exceptions")
-        if self.status == "completed":
-            assert self.stop_event is not None
-            return self.stop_event
-        if self.status == "timed_out":
-            assert isinstance(self.error, WorkflowTimeoutError)
-            return WorkflowTimedOutEvent(
-                timeout=self.error.timeout or 0.0, active_steps=self.error.active_steps
-            )
-        if self.status == "cancelled":
-            return WorkflowCancelledEvent(reason=self.reason)
-        assert self.error is not None
-        return WorkflowFailedEvent(exception=self.error, step_name=self._step)
+        try:
+            if self.error is not None:
+                self._count_others(self.error)
+            if self.status == "completed":
+                assert self.stop_event is not None
+                return self.stop_event
+            if self.status == "timed_out":
+                assert type(self.error) is WorkflowTimeoutError
+                return WorkflowTimedOutEvent(
+                    timeout=self.error.timeout or 0.0, active_steps=self.error.active_steps
+                )
+            if self.status == "cancelled":
+                return WorkflowCancelledEvent(reason=self.reason)
+            assert self.error is not None
+            return WorkflowFailedEvent(exception=self.error, step_name=self._step)
+        except BaseException as fault:  # noqa: ASYNC103, BLE001 - kept: the stream has to end, whatever fails
+            if self.error is None:
+                self.fail_anyway(fault, None)
+            assert self.error is not None
+            self.status = "failed"
+            return WorkflowFailedEvent(exception=self.error, step_name=self._step)  # noqa: ASYNC104
+
+    def _count_others(self, error: BaseException) -> None:
+        """Keep the traceback of what is raised, and note on it how many other failures there are."""
+        self.trace = trace_of(error)
+        errors = self._errors or {}
+        more = len(errors) - (id(error) in errors)
+        if more:
+            count = "1 more failure" if more == 1 else f"{more} more failures"
+            add_note(error, f"and {count} while the run unwound: see handler.exceptions")
 
     def announce(self) -> None:
         """Wake everybody who waits for the end."""
@@ -203,54 +237,8 @@ _HOME = str(Path(__file__).parent.parent)
 
 def drop_own_frames(error: BaseException) -> None:
     """Have the traceback begin in what the user wrote, where it gets that far."""
-    trace = error.__traceback__
+    trace = trace_of(error)
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_HOME):
         trace = trace.tb_next
     if trace is not None:
-        error.__traceback__ = trace
-
-
-def only_cancelled(error: BaseException, cancelled: type[BaseException]) -> bool:
-    """Whether ``error`` is a cancellation, or a group of nothing else."""
-    if type(error) is cancelled:  # nearly always, and Trio's isinstance is dear
-        return True
-    return all(isinstance(leaf, cancelled) for leaf in _leaves(error))
-
-
-def without_cancelled(error: BaseException, cancelled: type[BaseException]) -> BaseException:
-    """Return ``error`` without the cancellations that it may hold, being a group."""
-    if isinstance(error, BaseExceptionGroup):
-        group = cast("BaseExceptionGroup[BaseException]", error)
-        return group.split(cancelled)[1] or group
-    return error
-
-
-def stray(error: BaseException, step: Step | None) -> WorkflowRuntimeError:
-    """Return what stands for a cancellation that nobody asked for: a failure, with its cause."""
-    name = "a step" if step is None else f"the step {step.label}"
-    msg = (
-        f"{name} raised {type(error).__name__}, though neither its run nor anything around it was "
-        "cancelled; expected it to handle the cancellation of what it awaited"
-    )
-    failure = WorkflowRuntimeError(msg)
-    failure.__cause__ = error
-    return failure
-
-
-def single(error: BaseException, cancelled: type[BaseException]) -> BaseException:
-    """Return the one exception that stands for ``error``, which may be a nursery's group.
-
-    ``KeyboardInterrupt`` and ``SystemExit`` go first, then whatever is no cancellation.
-    """
-    leaves = list(_leaves(error))
-    for leaf in leaves:
-        if isinstance(leaf, URGENT):
-            return leaf
-    return next((leaf for leaf in leaves if not isinstance(leaf, cancelled)), leaves[0])
-
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        group = cast("BaseExceptionGroup[BaseException]", error)
-        return [leaf for part in group.exceptions for leaf in _leaves(part)]
-    return [error]
+        set_trace(error, trace)

@@ -24,17 +24,19 @@ from penstock._engine.clock import Clock
 from penstock._engine.diagnosis import expects_input, missing, silent_ends
 from penstock._engine.failing import recover
 from penstock._engine.machine import Machine
-from penstock._engine.outcome import (
-    URGENT,
-    Outcome,
-    only_cancelled,
-    single,
-    stray,
-    without_cancelled,
-)
+from penstock._engine.outcome import Outcome
 from penstock._engine.steering import Steering
 from penstock._engine.suspended import EMPTY
 from penstock._engine.worker import Worker
+from penstock._exceptions import (
+    URGENT,
+    cancelled_for_nothing,
+    is_a,
+    is_cancellation,
+    matches,
+    single,
+    urgent_leaf,
+)
 from penstock._streams import TURN
 
 
@@ -200,7 +202,7 @@ class Runner(Steering):
         if door is not None:
             door.leave()
         self._conclude(backend, interruption)
-        if isinstance(self.outcome.error, URGENT):
+        if issubclass(type(self.outcome.error), URGENT):
             interruption = self.outcome.error
         if interruption is not None:
             try:
@@ -261,7 +263,7 @@ class Runner(Steering):
                 while self.is_running and not machine.startable:
                     await self._parked.wait()
             except BaseException as error:
-                if self.is_running and isinstance(error, backend.Cancelled):
+                if self.is_running and is_a(error, backend.Cancelled):
                     self._settle_cancellation(backend.current_time() > self.clock.deadline)
                 elif self.is_running:  # a KeyboardInterrupt; nothing more is to begin
                     self.outcome.interrupt(error, backend.Cancelled)
@@ -362,7 +364,11 @@ class Runner(Steering):
                             context.end()
                         if worker.opened:
                             await worker.close_opened(backend)  # noqa: ASYNC102 - it shields itself
-                except Exception as error:  # noqa: BLE001 - raised again unless something is done
+                except backend.Cancelled:
+                    raise
+                except BaseException as error:  # noqa: ASYNC103 - raised unless something is done
+                    if not matches(error, Exception, backend.Cancelled):
+                        raise
                     delivery = recover(self, worker, station, group, error)
                 else:
                     if self.outcome.status:
@@ -387,6 +393,10 @@ class Runner(Steering):
                 worker.step = worker.event = worker.context = None
                 if not machine.alive:
                     self.rest()
+        except GeneratorExit as error:  # noqa: ASYNC103
+            if not backend.is_in_task(task):
+                raise  # no step raised it: the coroutine of the task is being closed
+            self._take_error(worker, error)
         except BaseException as error:  # noqa: ASYNC103 - kept as the outcome, or raised on
             if self._take_error(worker, error):
                 raise
@@ -430,7 +440,7 @@ class Runner(Steering):
 
     def fail(self, error: BaseException) -> None:
         """Fail with an error that comes from no step of its own accord."""
-        self.outcome.fail(error, None, None)
+        self.outcome.fail(error, None, None, current_backend().Cancelled)
         self._halt("the run failed")
 
     def rest(self) -> None:
@@ -450,27 +460,44 @@ class Runner(Steering):
         waits = self._is_idle and expects_input(self._machine)
         self.outcome.time_out(active, waits_for_input=waits, missing=missing(self._machine))
 
+    def _keep_both(self, worker: Worker, error: BaseException, fault: BaseException) -> bool:
+        """Keep a failure whose book-keeping failed; return whether ``error`` is to go on."""
+        backend, _ = self.live()
+        is_to_go_on = is_cancellation(error, backend.Cancelled)
+        if not is_to_go_on:
+            self.outcome.fail_anyway(error, worker.step)
+        self.outcome.fail_anyway(fault, None)
+        self._halt("a step failed")
+        return is_to_go_on and backend.is_in_task(self._host)
+
     def _take_error(self, worker: Worker, error: BaseException) -> bool:
         """Keep the failure of a step as the outcome; return whether ``error`` is to go on."""
         backend, _ = self.live()
-        is_over = bool(self.outcome.status)
-        cancelled = (is_over and self.nursery.cancel_scope.cancel_called) or backend.is_cancelled()
-        if cancelled and not self.outcome.status:
-            # What was delivered before the deadline was not the deadline's.
-            is_late = backend.current_time() > self.clock.deadline and not worker.was_interrupted
-            self._settle_cancellation(is_late)
-        if only_cancelled(error, backend.Cancelled):
-            if cancelled:
-                return backend.current_task() is self._host
-            error = stray(error, worker.step)
-        elif isinstance(error, GeneratorExit):
-            return True
-        elif cancelled:
-            error = without_cancelled(error, backend.Cancelled)
-        event = worker.event.event if type(worker.event) is Again else worker.event
-        self.outcome.fail(error, worker.step, event)
-        self._halt(f"the step {worker.step.name if worker.step else '?'} failed", by_worker=True)
-        return False
+        try:
+            is_over = bool(self.outcome.status)
+            cancelled = (
+                is_over and self.nursery.cancel_scope.cancel_called
+            ) or backend.is_cancelled()
+            if cancelled and not self.outcome.status:
+                # What was delivered before the deadline was not the deadline's.
+                is_late = (
+                    backend.current_time() > self.clock.deadline and not worker.was_interrupted
+                )
+                self._settle_cancellation(is_late)
+            if is_cancellation(error, backend.Cancelled):
+                if cancelled:
+                    return backend.current_task() is self._host
+                who = "a step" if worker.step is None else f"the step {worker.step.label}"
+                around = "neither its run nor anything around it was"
+                error = cancelled_for_nothing(who, around, error)
+            event = worker.event.event if type(worker.event) is Again else worker.event
+            self.outcome.fail(error, worker.step, event, backend.Cancelled)
+            self._halt(
+                f"the step {worker.step.name if worker.step else '?'} failed", by_worker=True
+            )
+            return False
+        except BaseException as fault:  # noqa: ASYNC103, BLE001 - kept, beside the failure
+            return self._keep_both(worker, error, fault)  # noqa: ASYNC104
 
     def _settle_cancellation(self, is_timeout: bool) -> None:
         """Settle whose the cancellation is that was not asked for here."""
@@ -484,7 +511,7 @@ class Runner(Steering):
         # It is the timeout's, if the time and the scope say so; a KeyboardInterrupt of the host
         # cancels as well. Settled now, for unwinding takes long, and the host may come to it later.
         backend, nursery = self._backend, self._nursery
-        if backend is None or nursery is None or not isinstance(error, backend.Cancelled):
+        if backend is None or nursery is None or not is_a(error, backend.Cancelled):
             return False
         is_late = backend.current_time() > self.clock.deadline
         if not self.outcome.status and is_late and nursery.cancel_scope.cancel_called:
@@ -503,19 +530,22 @@ class Runner(Steering):
     def _conclude(self, backend: Backend, interruption: BaseException | None) -> None:
         """Everything has unwound: close everything, tell everybody."""
         outcome = self.outcome
-        if not outcome.status:
-            outcome.interrupt(interruption, backend.Cancelled)
-        elif isinstance(interruption, URGENT):
-            outcome.fail(interruption, None, None)
-        self._nursery = self._parked = self._host = self.watch = self._queue = None
-        self.clock.end(backend)
-        if self._machine is not None:
-            self._machine.close()
-            if outcome.status == "completed":
-                self._machine = None
-                self.interrupted = None
-            else:
-                self._machine.retire()
+        try:
+            if not outcome.status:
+                outcome.interrupt(interruption, backend.Cancelled)
+            elif interruption is not None and urgent_leaf(interruption) is not None:
+                outcome.fail(interruption, None, None, backend.Cancelled)
+            self._nursery = self._parked = self._host = self.watch = self._queue = None
+            self.clock.end(backend)
+            if self._machine is not None:
+                self._machine.close()
+                if outcome.status == "completed":
+                    self._machine = None
+                    self.interrupted = None
+                else:
+                    self._machine.retire()
+        except BaseException as fault:  # noqa: ASYNC103, BLE001 - kept: the stream has to end
+            outcome.fail_anyway(fault, None)
         self._is_idle = False
         self.log.close(outcome.conclude())
         outcome.announce()

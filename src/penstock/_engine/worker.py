@@ -12,6 +12,7 @@ from penstock._engine.attempts import Again
 from penstock._engine.stepping import run_in_context
 from penstock._errors import StepTimeoutError
 from penstock._events import StepStateChanged
+from penstock._exceptions import behind_scope, holds_cancelled
 from penstock._thread_operations import ThreadOperations
 from penstock._threads import in_loop
 
@@ -144,17 +145,31 @@ class Worker:
         if group is None or group.track is None:
             return await self._prepare(backend, step, event, context)
         track = group.track
-        with backend.cancel_scope() as scope:
-            if track.reason is not None:
-                return None  # noqa: ASYNC910 - cancelled since it was taken from the inbox
-            track.running[scope] = None
+        failure: BaseException | None = None
+        try:
+            with backend.cancel_scope() as scope:
+                if track.reason is not None:
+                    return None  # noqa: ASYNC910 - cancelled since it was taken from the inbox
+                track.running[scope] = None
+                try:
+                    return await self._prepare(backend, step, event, context)
+                except BaseException as error:  # noqa: ASYNC103 - raised behind the scope
+                    failure = behind_scope(error, backend.Cancelled)
+                    if failure is None or holds_cancelled(error, backend.Cancelled):
+                        raise
+                finally:
+                    track.running.pop(scope, None)
+                    # With its run cancelled as well, AnyIO would have the run's scope take over
+                    # what this one did to the task, and then undo a native cancellation of another.
+                    scope.shield = track.reason is not None
+        except BaseException:  # noqa: ASYNC103 - the scope has made another group of it
+            if failure is None:
+                raise
+        if failure is not None:
             try:
-                return await self._prepare(backend, step, event, context)
+                raise failure
             finally:
-                track.running.pop(scope, None)
-                # With its run cancelled as well, AnyIO would have the run's scope take over what
-                # this one did to the task, and then undo a native cancellation of another.
-                scope.shield = track.reason is not None
+                del failure  # or this frame and its exception keep each other alive
         await backend.checkpoint_if_cancelled()
         return None  # the branch was cancelled
 
@@ -217,7 +232,7 @@ class Worker:
             return await self._drive_and_tell(backend, step, event, coroutine)
         return await self._drive(backend, step, coroutine)
 
-    async def _drive(
+    async def _drive(  # noqa: C901 - one frame: each call of a step would pay for another
         self, backend: Backend, step: Step, coroutine: Coroutine[Any, Any, Any]
     ) -> Any:
         watch = None
@@ -235,12 +250,28 @@ class Worker:
         if self.context is not None and idle_timeout is not None:
             note = progress.note
             self.context._progress = note if step.runs_in == "loop" else partial(in_loop, note)
-        with backend.cancel_scope(deadline=nextafter(progress.due, inf)) as scope:
-            progress.scope = scope
-            result = await run_in_context(coroutine, self._variables.copy(), watch)
-            self.was_interrupted = False
-            if backend.current_time() <= progress.due or not self._run.is_running:
-                return result
+        failure: BaseException | None = None
+        try:
+            with backend.cancel_scope(deadline=nextafter(progress.due, inf)) as scope:
+                progress.scope = scope
+                try:
+                    result = await run_in_context(coroutine, self._variables.copy(), watch)
+                except BaseException as error:  # noqa: ASYNC103 - raised behind the scope
+                    failure = behind_scope(error, backend.Cancelled)
+                    if failure is None or holds_cancelled(error, backend.Cancelled):
+                        raise
+                else:
+                    self.was_interrupted = False
+                    if backend.current_time() <= progress.due or not self._run.is_running:
+                        return result
+        except BaseException:  # noqa: ASYNC103 - the scope has made another group of it
+            if failure is None:
+                raise
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # or this frame and its exception keep each other alive
         # The scope caught its own cancellation, or the step came too late.
         if progress.due < deadline:
             assert idle_timeout is not None

@@ -6,6 +6,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from penstock._exceptions import short
+
 
 #: Packages whose frames say nothing about the user's program.
 _MACHINERY = ("penstock", "trio", "anyio", "asyncio", "outcome")
@@ -15,7 +17,10 @@ def report(workflow: str, step: str | None, error: BaseException) -> str:
     """Return the report of a failed run, as it is printed: several lines, the last one ended."""
     where = f" in the step {step}" if step is not None else ""
     headline = f"penstock: {workflow} failed{where}\n"
-    return headline + "".join(_without_machinery(error).format())
+    try:
+        return headline + "".join(_without_machinery(error).format())
+    except Exception:  # noqa: BLE001 - an exception that refuses to be shown is still named
+        return f"{headline}{type(error).__name__}: {short(error)}\n"
 
 
 def _without_machinery(error: BaseException) -> traceback.TracebackException:

@@ -9,9 +9,9 @@ from signal import Signals as Signal
 from typing import TYPE_CHECKING, Any
 
 from penstock._backends import current_backend
-from penstock._engine.outcome import single
 from penstock._errors import WorkflowTimeoutError
 from penstock._events import ChildEvent, InputRequiredEvent, WorkflowFailedEvent
+from penstock._exceptions import single
 from penstock._graph import graph_of
 from penstock._signals import Signals
 from penstock.cli._failure import report

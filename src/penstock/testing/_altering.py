@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 
 from penstock._events import Event
-from penstock._observe import short
+from penstock._exceptions import short
 from penstock._resources import Resource, ResourceConfig
 
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from typing import Any, cast
 
 from penstock._events import Event
-from penstock._observe import short
+from penstock._exceptions import short
 
 
 #: What answers the questions of a run: a mapping from the class of a question to its answer (or to

@@ -21,7 +21,7 @@ from penstock._events import (
     WorkflowFailedEvent,
     WorkflowTimedOutEvent,
 )
-from penstock._observe import short
+from penstock._exceptions import short
 from penstock.testing._altering import with_steps
 
 

@@ -14,8 +14,8 @@ from penstock._engine.operations import _spent_branch
 from penstock._engine.runner import Runner, RunOptions
 from penstock._errors import WorkflowRuntimeError
 from penstock._events import Event, StopEvent
+from penstock._exceptions import short
 from penstock._handler import WorkflowHandler
-from penstock._observe import short
 from penstock._store import StateStore
 from penstock._streams import EventLog
 from penstock.testing._altering import Replacing, step_named

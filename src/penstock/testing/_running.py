@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
-from penstock._observe import short
+from penstock._exceptions import short
 from penstock._workflow import Workflow
 from penstock.testing._answering import is_class_of
 from penstock.testing._session import Expectations, Session, hand_over

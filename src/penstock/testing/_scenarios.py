@@ -14,7 +14,6 @@ import attrs
 from penstock import _store, _streams
 from penstock._backends import current_backend
 from penstock._engine import runner
-from penstock._engine.outcome import URGENT
 from penstock._errors import WorkflowRuntimeError
 from penstock._events import (
     ChildEvent,
@@ -23,7 +22,7 @@ from penstock._events import (
     InternalEvent,
     StopEvent,
 )
-from penstock._observe import short
+from penstock._exceptions import URGENT, is_a, short
 from penstock._streams import TURN
 from penstock._workflow import Workflow
 from penstock.testing._answering import Answerer
@@ -299,8 +298,8 @@ def _check_result(handler: WorkflowHandler[Any]) -> Iterator[str]:
     except BaseException as error:  # noqa: ASYNC103, BLE001 - looked at, and still the handler's
         if error is not failure or status == "completed":
             yield f"handler.result() raised {error!r}, the status is {status!r}"  # noqa: ASYNC104
-        is_first = status == "cancelled" or isinstance(error, URGENT) or errors[:1] == (error,)
-        if not is_first or (status == "cancelled" and error in errors):
+        is_first = status == "cancelled" or is_a(error, URGENT) or errors[0] is error
+        if not is_first or (status == "cancelled" and any(error is one for one in errors)):
             yield f"the run has {status}: {error!r}, all failures: {errors!r}"  # noqa: ASYNC104
     else:
         if status != "completed" or errors:

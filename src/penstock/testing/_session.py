@@ -14,7 +14,8 @@ from penstock._engine.attempts import Again
 from penstock._engine.diagnosis import missing
 from penstock._engine.runner import Runner
 from penstock._events import ChildEvent, Event, InputRequiredEvent, InternalEvent, StopEvent
-from penstock._observe import Observer, Several, short
+from penstock._exceptions import short
+from penstock._observe import Observer, Several
 from penstock.testing._altering import Recording, Replacing, step_named, with_steps
 from penstock.testing._answering import Answerer, Answers, is_class_of
 from penstock.testing._records import StepInvocation, WorkflowTestResult
