@@ -164,8 +164,9 @@ class Ledger:
 class Builder:
     """Makes the steps and the events of a workflow."""
 
-    def __init__(self, name: str, stages: tuple[Stage, ...], limiter: Any) -> None:
+    def __init__(self, name: str, stages: tuple[Stage, ...], limiter: Any, scale: float) -> None:
         self._name = name
+        self._scale = scale
         self._limiter = limiter
         self._members: dict[str, Any] = {"ledger": None}
         self._events = 0
@@ -440,7 +441,7 @@ class Builder:
                     raise self.ledger.fail(key)
             return given(value=(ev.value + 11) % MODULUS, path=ev.path)
 
-        retry = Retry(stop=stage.failures + 1, wait=stage.delay, when=PlannedError)
+        retry = Retry(stop=stage.failures + 1, wait=stage.delay * self._scale, when=PlannedError)
         takes = {"ctx": Context, "ev": taken}
         self._step(name, flaky, takes, given, num_workers=stage.workers, retry=retry)
 
@@ -462,7 +463,7 @@ class Builder:
         self._step(f"{name}h", handle, takes, given, handles=name, max_recoveries=100)
 
     def _add_child(self, stage: Child, name: str, taken: Any, given: Any) -> None:
-        child = Builder(f"{name}_", stage.body, self._limiter)
+        child = Builder(f"{name}_", stage.body, self._limiter, self._scale)
         workflow = child.kind()(serializable=[Answer])
         self.children += [workflow, *child.children]
 

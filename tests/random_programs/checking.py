@@ -210,7 +210,7 @@ async def check(seed: int, *, scale: float, longest: float) -> list[str]:
     program = make(seed)
     expected = expect(program)
     plan = make_plan(program, expected)
-    builder = Builder("s", program.stages, anyio.CapacityLimiter(2))
+    builder = Builder("s", program.stages, anyio.CapacityLimiter(2), scale)
     timeout = None if plan.timeout is None else plan.timeout * scale
     kind = builder.kind()
     watched = await _run(

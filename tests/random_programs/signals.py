@@ -71,7 +71,7 @@ def interrupt(seed: int, backend: str) -> list[str]:
     watched: list[Watched] = []
 
     async def main() -> None:
-        builder = Builder("s", program.stages, anyio.CapacityLimiter(2))
+        builder = Builder("s", program.stages, anyio.CapacityLimiter(2), SCALE)
         workflow = builder.kind()(serializable=[Answer])
         for each in (workflow, *builder.children):
             each.ledger = ledger  # type: ignore[attr-defined]
