@@ -33,6 +33,7 @@ from pydantic import (
 
 from penstock import Event, StartEvent
 from penstock._decoding import decode_event
+from tests.helpers import steady_id
 
 
 def refusal(make):
@@ -223,7 +224,7 @@ def test_translated_class_has_subclasses_and_comes_from_outside():
         (dataclasses.InitVar[int], attrs.NOTHING, "a field, or a function that makes the event"),
         (dataclasses.KW_ONLY, attrs.NOTHING, "the class without that line"),
     ],
-    ids=str,
+    ids=steady_id,
 )
 def test_option_without_a_counterpart_is_refused_with_the_line(note, default, line):
     """P13: what an event would not do is refused when its class is made; the line to write is told."""
