@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import enum
+import inspect
 import ipaddress
 import json
 import re
@@ -53,7 +54,9 @@ from penstock import (
     StartEvent,
     StopEvent,
     Workflow,
+    WorkflowRuntimeError,
     WorkflowValidationError,
+    decode_event,
     step,
 )
 from penstock._codec import TAG, Codec
@@ -869,7 +872,7 @@ def test_default_factories_of_new_fields_run_once_for_each_object():
     class NewModel(pydantic.BaseModel):
         a: int
         b: list[int] = []
-        c: int = Field(default_factory=lambda values: values["a"] + 1)
+        c: int = Field(default_factory=lambda: 2)
         d: Annotated[int, AfterValidator(noted("after"))] = Field(
             default="5", validate_default=True
         )
@@ -885,9 +888,26 @@ def test_default_factories_of_new_fields_run_once_for_each_object():
         one, two = Codec([new]).decode(through_json(data), "v")
 
         assert called == []
-        assert (one.a, one.b, one.c, two.c) == (1, [], 2, 3)
+        assert (one.a, one.b, one.c, two.a) == (1, [], 2, 2)
         assert one.b is not two.b
+        assert two.c == (3 if new is New else 2)
     assert (one.d, one._seen, one.model_fields_set) == (5, [], {"a"})
+
+
+def test_a_default_factory_of_pydantic_may_look_at_the_fields_before_it():
+    """Where pydantic has such factories, they get what they get from it."""
+
+    class Thing(pydantic.BaseModel):
+        a: int = 1
+        b: int = Field(default_factory=lambda values: values["a"] + 1)
+
+    if not hasattr(Thing.model_fields["b"], "default_factory_takes_validated_data"):
+        pytest.skip("this pydantic has no such factories")
+    codec = Codec([Thing])
+    data = codec.encode(Thing(a=5), "v")
+    del data["v"]["b"]
+
+    assert codec.decode(data, "v").b == 6
 
 
 def test_a_default_factory_that_fails_is_told():
@@ -1096,7 +1116,7 @@ def test_keys_of_one_hash_are_not_written():
         assert Codec([]).decode(through_json(Codec([]).encode(value, "v")), "v") == value
 
 
-BIG = "x" * 5_000_000
+BIG = "x" * 500_000
 
 
 @pytest.mark.anyio
@@ -1119,6 +1139,85 @@ async def test_a_refusal_shows_two_hundred_characters_of_a_value(value):
         with pytest.raises(SnapshotError) as refusal:
             Codec([Color]).decode(data, "state")
         assert len(str(refusal.value)) < 400
+
+
+class Number(Event):
+    n: int = 0
+
+
+class Numbered(Event, validate=True):
+    n: int
+
+
+class Simple(Workflow):
+    @step
+    async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        await ev.call(ctx)
+        return StopEvent()
+
+
+OUTSIDE: dict[str, Any] = {
+    **{
+        option: lambda option=option: Simple(**{option: BIG})
+        for option in ("timeout", "stream_buffer", "stream_history", "skip_graph_checks", "observers",
+                       "num_concurrent_runs", "serializable")
+    },
+    "start_event": lambda: Simple().run(start_event=BIG),
+    "run_id": lambda: Simple().run(run_id=[BIG]),
+    "ctx": lambda: Simple().run(ctx=BIG),
+    "resume": lambda: Simple().resume(BIG),
+    "version": lambda: Simple().resume({"penstock": BIG}),
+    "from_dict": lambda: Context.from_dict(Simple(), BIG),
+    "Context": lambda: Context(BIG),
+    "unknown field": lambda: Number(**{BIG: 1}),
+    "validated": lambda: Numbered(n=BIG),
+    "decoded": lambda: decode_event(Number, {"n": BIG}),
+    "decoded name": lambda: decode_event(Number, {BIG: 1}),
+    "decoded data": lambda: decode_event(Number, BIG),
+}  # fmt: skip
+INSIDE: dict[str, Any] = {
+    "send": lambda ctx: ctx.send_event(BIG),
+    "send to": lambda ctx: ctx.send_event(Number(), BIG),
+    "wait": lambda ctx: ctx.wait_for_event(BIG),
+    "requirements": lambda ctx: ctx.wait_for_event(HumanResponseEvent, requirements=BIG),
+    "waits": lambda ctx: ctx.wait_for_event(HumanResponseEvent, requirements={"a": BIG}, timeout=1),
+    "collect": lambda ctx: ctx.collect_events(StartEvent(), BIG),
+    "write": lambda ctx: ctx.write_event_to_stream(BIG),
+    "publish": lambda ctx: ctx.stream.send(BIG),
+    "get": lambda ctx: ctx.store.get(BIG),
+    "set": lambda ctx: ctx.store.set(f"{BIG}.", 1),
+    "set_state": lambda ctx: ctx.store.set_state(BIG),
+    "child": lambda ctx: ctx.run_child(BIG),
+}
+
+
+@pytest.mark.parametrize("call", OUTSIDE.values(), ids=OUTSIDE)
+def test_a_message_is_short_whatever_was_given(call):
+    """No argument of any size makes a message that no terminal can show."""
+    refusals = (TypeError, ValueError, WorkflowRuntimeError, WorkflowValidationError)
+    with pytest.raises(refusals) as caught:
+        call()
+
+    assert len(str(caught.value)) < 1_000
+
+
+@on_each_backend
+@pytest.mark.parametrize("call", INSIDE.values(), ids=INSIDE)
+def test_a_message_to_a_step_is_short_whatever_was_given(backend, call):
+    """The notes of the failure are short too."""
+
+    async def run_it(ctx: Context) -> None:
+        found = call(ctx)
+        if inspect.isawaitable(found):
+            await found
+
+    async def main() -> None:
+        with pytest.raises((TypeError, ValueError, LookupError, WorkflowRuntimeError)) as caught:
+            await Simple().run(call=run_it, text=BIG)
+
+        assert len("".join([str(caught.value), *caught.value.__notes__])) < 1_500
+
+    run_virtually(backend, main)
 
 
 def deep(levels: int) -> Any:

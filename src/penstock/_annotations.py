@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Union, cast
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 #: Classes of values that hold nothing that could change.
 ATOMS: frozenset[type] = frozenset({int, str, float, bool, bytes, types.NoneType})
@@ -40,14 +40,36 @@ def fits(hint: Any, value: Any) -> bool:
         return True
 
 
-def is_decided_by_class(hint: Any) -> bool:
-    """Whether the class of a value tells all of whether it fits: there are no items to look at."""
+def checker(hint: Any) -> Callable[[Any], bool] | None:
+    """Return what looks at the items of a value that is of the right class.
+
+    Returns:
+        A function that tells whether they fit, or None where the class of the value tells all.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if _is_decided_by_class(hint):
+        return None
+    if origin in (list, set, frozenset, deque) and len(arguments) == 1:
+        kinds = _exact_kinds(arguments[0])
+        if kinds is not None:
+            # Each class once, and most have no others than these.
+            return lambda value: kinds.issuperset(map(type, value)) or fits(hint, value)
+    return lambda value: fits(hint, value)
+
+
+def _exact_kinds(hint: Any) -> frozenset[type] | None:
+    if hint is Any:
+        return None
+    return frozenset(WIDER.get(hint, (hint,))) if isinstance(hint, type) and hint in ATOMS else None
+
+
+def _is_decided_by_class(hint: Any) -> bool:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        return is_decided_by_class(arguments[0])
+        return _is_decided_by_class(arguments[0])
     if origin in (Union, types.UnionType):
-        return all(map(is_decided_by_class, arguments))
-    return origin is None
+        return all(map(_is_decided_by_class, arguments))
+    return origin is None or (bool(arguments) and all(part is Any for part in arguments))
 
 
 def is_typeddict(hint: Any) -> bool:
@@ -166,22 +188,6 @@ def _all_fit(hint: Any, values: Iterable[Any]) -> bool:
 
 
 # -- for messages -----------------------------------------------------------------------------------
-
-
-def brief(value: object, limit: int = 200) -> str:
-    """Return the repr of a value for a message, cut; a repr that fails is no fault of the message."""
-    start = value[:limit] if isinstance(value, str | bytes) else value
-    try:
-        text = repr(start)
-    except Exception:  # noqa: BLE001 - what went wrong is what the message is about, not its repr
-        return f"a {type(value).__qualname__}"
-    is_cut = start is not value and len(cast("str | bytes", value)) > limit
-    return f"{text[: limit - 3]}..." if is_cut else brief_text(text, limit)
-
-
-def brief_text(text: str, limit: int = 200) -> str:
-    """Return the words of somebody else for a message, cut."""
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def named(hint: Any) -> str:

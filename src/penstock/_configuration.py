@@ -7,6 +7,7 @@ import typing
 from pathlib import Path, PurePath
 from typing import Any, cast
 
+from penstock._errors import brief
 from penstock._exceptions import add_note
 
 
@@ -94,7 +95,7 @@ def _choices(value: Any) -> str:
         return f"one of {', '.join(map(repr, names))}" if names else "a table that is not empty"
     if isinstance(value, list):
         return f"a number below {len(cast('list[Any]', value))}"
-    return f"a shorter selector, for there stands {value!r}"
+    return f"a shorter selector, for there stands {brief(value)}"
 
 
 def _described(error: Exception, walked: list[str]) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Typ
 
 import attrs
 
-from penstock._errors import WorkflowRuntimeError
+from penstock._errors import WorkflowRuntimeError, brief
 from penstock._events import Event
 from penstock._streams import StreamSender
 from penstock._threads import FromThread
@@ -407,8 +407,9 @@ class Context(Generic[StateT]):
             name = workflow.__name__
             msg = f"run_child was given the class {name}; expected an object: run_child({name}())"
             raise TypeError(msg)
+        _check_workflow(workflow, "run_child(...)", "run_child(MyWorkflow())")
         if stream not in ("forward", "tag", "off"):
-            msg = f"stream is {stream!r}; expected 'forward', 'tag' or 'off'"
+            msg = f"stream is {brief(stream)}; expected 'forward', 'tag' or 'off'"
             raise ValueError(msg)
         handler = workflow.run(start_event=start_event, run_id=run_id, **fields)
         return cast("R", await self._run.run_child(self, handler, stream))
@@ -425,7 +426,9 @@ class Context(Generic[StateT]):
 
 def _check_workflow(workflow: object, what: str, expected: str) -> None:
     if isinstance(workflow, type) or not hasattr(workflow, "_open_seed"):
-        msg = f"{what} was given {workflow!r}, which is no workflow object; expected {expected}"
+        msg = (
+            f"{what} was given {brief(workflow)}, which is no workflow object; expected {expected}"
+        )
         raise TypeError(msg)
 
 

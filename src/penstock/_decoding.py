@@ -14,6 +14,7 @@ from typing import Any, TypeVar, Union, cast
 
 import msgspec
 
+from penstock._errors import brief, brief_text
 from penstock._events import Event
 from penstock._validation import hints_of
 
@@ -45,7 +46,7 @@ def decode_event(cls: type[E], data: Mapping[str, Any]) -> E:
         except _MismatchError as error:
             hint = hints[name]
             shown = hint.__name__ if isinstance(hint, type) else hint
-            msg = f"{cls.__name__}.{name} is {value!r}, which is not {shown}: {error}"
+            msg = f"{cls.__name__}.{name} is {brief(value)}, which is not {shown}: {brief_text(str(error))}"
             raise TypeError(msg) from None
     return cls(**values)
 

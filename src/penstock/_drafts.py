@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, final
 import attrs
 
 from penstock._annotations import ATOMS as _ATOMS
-from penstock._annotations import brief, fits, named, plain_form
-from penstock._errors import WorkflowRuntimeError
+from penstock._annotations import fits, named, plain_form
+from penstock._errors import WorkflowRuntimeError, brief
 from penstock._events import Event
 from penstock._fields import Traits, convert, traits_of
 
@@ -288,7 +288,7 @@ class _Shape:
         Args:
             made: The new object. What pydantic's core types convert (text to a number) is put in.
             names: The fields that may have been written.
-            old: The object in whose place it comes.
+            old: The object in whose place it comes; None where it is the first.
             is_whole: Whether the class itself has made the object.
 
         Raises:
@@ -296,15 +296,16 @@ class _Shape:
         """
         for name in names:
             value = self.load(made, name)
-            if value is self.load(old, name) or value is _MISSING:
+            before = _MISSING if old is None else self.load(old, name)
+            if value is before or value is _MISSING:
                 continue
             hint = self.hints.get(name, Any)
             if type(value) is hint or fits(hint, value):
                 continue
-            if self._was_made_so(name, value, old, is_whole=is_whole):
+            if self._was_made_so(name, value, before, is_whole=is_whole):
                 continue
             cause: Exception | None = None
-            if self.is_pydantic:
+            if self.is_pydantic and name not in self._traits.strict:
                 value, cause = convert(hint, value)
                 if cause is None:
                     self.store(made, name, value)
@@ -316,9 +317,8 @@ class _Shape:
             )
             raise TypeError(msg) from (None if isinstance(cause, LookupError) else cause)
 
-    def _was_made_so(self, name: str, value: Any, old: Any, *, is_whole: bool) -> bool:
+    def _was_made_so(self, name: str, value: Any, before: Any, *, is_whole: bool) -> bool:
         """Whether the class makes such values itself, whatever its annotation says."""
-        before = self.load(old, name)
         for example in (before, self._traits.defaults.get(name, _MISSING)):
             if type(value) is type(example) and not fits(self.hints.get(name, Any), example):
                 return True

@@ -70,3 +70,22 @@ class WorkflowCancelledError(WorkflowRuntimeError):
 
 class StepTimeoutError(WorkflowTimeoutError):
     """Raised when an invocation of a step has not ended by the step's own timeout."""
+
+
+# -- for messages -----------------------------------------------------------------------------------
+
+
+def brief(value: object, limit: int = 200) -> str:
+    """Return the repr of a value for a message, cut; a repr that fails is no fault of the message."""
+    start = value[:limit] if isinstance(value, str | bytes) else value
+    try:
+        text = repr(start)
+    except Exception as error:  # noqa: BLE001 - what is to be told of is another thing
+        text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
+    is_cut = isinstance(value, str | bytes) and len(value) > limit
+    return f"{text[: limit - 3]}..." if is_cut else brief_text(text, limit)
+
+
+def brief_text(text: str, limit: int = 200) -> str:
+    """Return the words of somebody else for a message, cut."""
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, cast, datacl
 import attrs
 from attrs.exceptions import FrozenInstanceError
 
+from penstock._errors import brief
 from penstock._event_methods import add_attributes, descriptors_of, refuse_shadows
 from penstock._generics import allow_arguments
 from penstock._validation import check_types
@@ -44,7 +45,7 @@ def _explain(cls: type[Event], values: dict[str, Any]) -> str | None:
 
             near = get_close_matches(name, fields, 1)
             meant = f", did you mean {near[0]!r}?" if near else ";"
-            return f"{cls.__name__} has no field {name!r}{meant} expected {call}"
+            return f"{cls.__name__} has no field {brief(name)}{meant} expected {call}"
     missing = [n for n, f in fields.items() if f.default is attrs.NOTHING and n not in values]
     if missing:
         lacks = ", ".join(repr(name) for name in missing)

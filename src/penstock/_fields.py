@@ -24,12 +24,14 @@ class Traits:
         converted: The fields whose values pass through a function of the user's when an object is
             made, and may be of another class than the annotation says.
         converts_on_set: Whether an assignment runs these functions too.
+        strict: The fields of which pydantic's core is to convert nothing.
     """
 
     hints: dict[str, Any]
     defaults: dict[str, Any]
     converted: frozenset[str]
     converts_on_set: bool
+    strict: frozenset[str] = frozenset()
 
 
 def traits_of(cls: Any) -> Traits:
@@ -108,6 +110,11 @@ def _traits_of_pydantic(cls: Any) -> Traits:
         ),
         _converted_by_pydantic(cls, fields, config),
         converts_on_set=bool(config.get("validate_assignment")),
+        strict=frozenset(
+            name
+            for name, field in fields.items()
+            if config.get("strict") or any(map(_is_strict, field.metadata))
+        ),
     )
 
 
@@ -134,6 +141,10 @@ def _converted_by_pydantic(
 def _is_function(metadata: Any) -> bool:
     """Whether what an annotation carries makes values of its own, as ``AfterValidator`` does."""
     return hasattr(metadata, "__get_pydantic_core_schema__")
+
+
+def _is_strict(metadata: Any) -> bool:
+    return getattr(metadata, "strict", None) is True
 
 
 def _has_function(hint: Any, config: dict[str, Any]) -> bool:
@@ -169,6 +180,8 @@ def _bare(hint: Any) -> Any:
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
+        if any(map(_is_strict, arguments[1:])):
+            raise LookupError
         return _bare(arguments[0])
     if hint in (None, ...) or origin is typing.Literal:
         return hint

@@ -6,7 +6,7 @@ import copy
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_origin
 
-from penstock._errors import WorkflowRuntimeError, WorkflowValidationError
+from penstock._errors import WorkflowRuntimeError, WorkflowValidationError, brief
 from penstock._events import (
     Event,
     HumanResponseEvent,
@@ -243,7 +243,9 @@ class Graph:
         """
         index = self.index.get(target)
         if index is None:
-            msg = f"{self.name} has no step {target!r}; expected one of {', '.join(self.index)}"
+            msg = (
+                f"{self.name} has no step {brief(target)}; expected one of {', '.join(self.index)}"
+            )
             raise WorkflowRuntimeError(msg)
         step = self.steps[index]
         if not isinstance(event, step.accepts):

@@ -12,7 +12,7 @@ from penstock._context import Context, outer_context
 from penstock._engine.outcome import OUTSIDE
 from penstock._engine.runner import Runner, current_scope
 from penstock._engine.worker import is_step_of
-from penstock._errors import WorkflowRuntimeError
+from penstock._errors import WorkflowRuntimeError, brief
 from penstock._events import StopEvent
 from penstock._exceptions import set_trace, short, urgent_leaf
 from penstock._owners import SPELLINGS, NurseryLike, TaskGroupLike, Unwound
@@ -438,7 +438,9 @@ class WorkflowHandler(Generic[R]):
             ValueError: ``after`` is no int of at least 0.
         """
         if type(after) is not int or after < 0:
-            msg = f"after is {after!r}; expected the number of an event, or 0 for the beginning"
+            msg = (
+                f"after is {brief(after)}; expected the number of an event, or 0 for the beginning"
+            )
             raise ValueError(msg)
         self._ensure_started("stream_events()")
         if not self._runner.outcome.is_over:
@@ -493,7 +495,7 @@ class WorkflowHandler(Generic[R]):
             WorkflowRuntimeError: The call comes from another thread.
         """
         if after not in ("now", "steps"):
-            msg = f"cancel(after={after!r}); expected 'now' or 'steps': `handler.cancel(after='steps')`"
+            msg = f"cancel(after={brief(after)}); expected 'now' or 'steps': `handler.cancel(after='steps')`"
             raise ValueError(msg)
         if not self._started:
             self._refuse(reason)

@@ -12,7 +12,6 @@ from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from penstock._annotations import brief
 from penstock._backends import Backend, Waiter, current_backend, enable_ki_protection
 from penstock._drafts import (
     _MISSING,
@@ -28,7 +27,7 @@ from penstock._drafts import (
     _shape_of,
     split_path,
 )
-from penstock._errors import WorkflowRuntimeError
+from penstock._errors import WorkflowRuntimeError, brief
 
 
 if TYPE_CHECKING:
@@ -59,17 +58,24 @@ class StateStore(Generic[StateT]):
     Args:
         state_type: An attrs class, a dataclass or a pydantic model, to be made without arguments;
             None for a :class:`DictState`.
-        state: The state to begin with, as :meth:`snapshot_state` gave it; None for a new one. It
-            is taken as it is: it was checked when it was written, or when the snapshot was read.
+        state: The state to begin with, as :meth:`snapshot_state` gave it; None for a new one.
+        is_restored: Whether it is of a snapshot, whose values were checked when it was read.
 
     Raises:
         TypeError: The class is none of these, or lacks defaults (the message names the fields);
-            its annotations cannot be resolved; or ``state`` is of another class.
+            its annotations cannot be resolved; or ``state`` is of another class, or a field of it
+            does not fit its annotation.
     """
 
     __slots__ = ("_committed", "_pace", "_queue", "_shape", "_type", "_writer")
 
-    def __init__(self, state_type: type | None = None, state: object | None = None) -> None:
+    def __init__(
+        self,
+        state_type: type | None = None,
+        state: object | None = None,
+        *,
+        is_restored: bool = False,
+    ) -> None:
         kind: Any = typing.get_origin(state_type) or state_type or DictState
         self._type: type = kind
         self._shape = _shape_of(kind) if isinstance(kind, type) else None
@@ -79,7 +85,10 @@ class StateStore(Generic[StateT]):
         if self._shape is not None:
             self._shape.hints  # noqa: B018 - raises here if it must
         self._committed: Any = None
-        self._committed = self._new() if state is None else self._of_type(state)
+        if state is None:
+            self._committed = self._new()
+        else:
+            self._committed = self._of_type(state) if is_restored else self._accepted(state)
         self._pace = 0.0
         #: The task that writes now, and those that wait for it, oldest first.
         self._writer: object = None
@@ -130,7 +139,7 @@ class StateStore(Generic[StateT]):
             if found is _MISSING:
                 if default is not _MISSING:
                     return default
-                raise _lost(parts, depth, holder, f"expected get({path!r}, default=...)")
+                raise _lost(parts, depth, holder, f"expected get({brief(path)}, default=...)")
             holder = found
         return holder
 

@@ -23,7 +23,7 @@ from penstock._backends import (
     current_backend,
     enable_ki_protection,
 )
-from penstock._errors import WorkflowRuntimeError
+from penstock._errors import WorkflowRuntimeError, brief
 from penstock._events import Event, InternalEvent, StopEvent
 from penstock._threads import in_loop
 
@@ -746,7 +746,7 @@ def check_publishable(event: Any, log: EventLog) -> None:
         )
         raise WorkflowRuntimeError(msg)
     if not isinstance(event, Event):
-        msg = f"{event!r} is not an event; expected an instance of a subclass of Event"
+        msg = f"{brief(event)} is not an event; expected an instance of a subclass of Event"
         raise WorkflowRuntimeError(msg)
     if isinstance(event, StopEvent):
         msg = (

@@ -7,6 +7,8 @@ from typing import Any
 
 import attrs
 
+from penstock._errors import brief, brief_text
+
 
 def hints_of(cls: type) -> dict[str, Any]:
     """Return the resolved annotations of the fields of an attrs class, by their keywords.
@@ -51,7 +53,7 @@ def check_types(cls: type, values: dict[str, Any]) -> None:
             )
         except typeguard.TypeCheckError as error:
             shown = hint.__name__ if isinstance(hint, type) else hint
-            msg = f"{cls.__name__}.{name} is {values[name]!r}, which is not {shown}: {error}"
+            msg = f"{cls.__name__}.{name} is {brief(values[name])}, which is not {shown}: {brief_text(str(error))}"
             raise TypeError(msg) from None
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, get_origin
 
 from penstock._decorators import add_step
 from penstock._engine.runner import Runner, RunOptions
-from penstock._errors import WorkflowRuntimeError, WorkflowValidationError
+from penstock._errors import WorkflowRuntimeError, WorkflowValidationError, brief
 from penstock._events import HumanResponseEvent, InputRequiredEvent
 from penstock._graph import DISABLED, SKIPPABLE, Graph, forget_graph, graph_of
 from penstock._handler import WorkflowHandler
@@ -83,8 +83,8 @@ class Workflow(Generic[R]):
     ) -> None:
         if isinstance(skip_graph_checks, str) or not isinstance(skip_graph_checks, Iterable):
             msg = (
-                f"{type(self).__name__}(skip_graph_checks={skip_graph_checks!r}); expected a list "
-                f"of names: [{skip_graph_checks!r}]"
+                f"{type(self).__name__}(skip_graph_checks={brief(skip_graph_checks)}); expected a list "
+                f"of names: [{brief(skip_graph_checks)}]"
             )
             raise WorkflowValidationError(msg)
         skip = frozenset(skip_graph_checks)
@@ -93,7 +93,7 @@ class Workflow(Generic[R]):
             skip = frozenset(DISABLED)
         name = type(self).__name__
         if not (num_concurrent_runs is None or is_count(num_concurrent_runs)):
-            msg = f"{name}(num_concurrent_runs={num_concurrent_runs!r}); expected an int of at least 1, or None"
+            msg = f"{name}(num_concurrent_runs={brief(num_concurrent_runs)}); expected an int of at least 1, or None"
             raise WorkflowValidationError(msg)
         graph = graph_of(type(self), is_strict=strict_none, is_lenient=disable_validation)
         graph.check(skip)
@@ -119,11 +119,13 @@ class Workflow(Generic[R]):
     ) -> None:
         name = type(self).__name__
         if not (timeout is None or is_seconds(timeout)):
-            msg = f"{name}(timeout={timeout!r}); expected seconds above 0, or None for no limit"
+            msg = (
+                f"{name}(timeout={brief(timeout)}); expected seconds above 0, or None for no limit"
+            )
             raise WorkflowValidationError(msg)
         for option, value in (("stream_buffer", buffer), ("stream_history", history)):
             if not is_count(value):
-                msg = f"{name}({option}={value!r}); expected an int of at least 1"
+                msg = f"{name}({option}={brief(value)}); expected an int of at least 1"
                 raise WorkflowValidationError(msg)
         unknown = skip.difference(SKIPPABLE)
         if unknown:
@@ -290,7 +292,7 @@ class Workflow(Generic[R]):
 
     def _seed_of(self, ctx: Any) -> Any:
         if getattr(ctx, "_is_penstock_context", False) is not True:
-            msg = f"run(ctx=...) was given {ctx!r}; expected Context(workflow), or handler.ctx"
+            msg = f"run(ctx=...) was given {brief(ctx)}; expected Context(workflow), or handler.ctx"
             raise TypeError(msg)
         seed = ctx._run
         if isinstance(seed, Runner) and not seed.outcome.is_over:
@@ -348,7 +350,7 @@ def _open_scope() -> ResourceScope:
 
 def _check_run_id(run_id: object) -> None:
     if not (run_id is None or isinstance(run_id, str)):
-        msg = f"run_id is {run_id!r}; expected a str, or None for a new one"
+        msg = f"run_id is {brief(run_id)}; expected a str, or None for a new one"
         raise TypeError(msg)
 
 
@@ -358,7 +360,7 @@ def _checked(name: str, observers: Any) -> list[Observer]:
         listed = list(cast("Iterable[Any]", observers))
     if isinstance(observers, Observer) or not all(isinstance(o, Observer) for o in listed):
         msg = (
-            f"{name}(observers={observers!r}); expected a list of objects whose classes are "
+            f"{name}(observers={brief(cast('object', observers))}); expected a list of objects whose classes are "
             "derived from penstock.Observer"
         )
         raise WorkflowValidationError(msg)
@@ -371,7 +373,7 @@ def _checked_classes(name: str, serializable: Any, graph: Graph) -> tuple[type, 
         listed = list(cast("Iterable[Any]", serializable))
     if not all(isinstance(get_origin(each) or each, type) for each in listed):
         msg = (
-            f"{name}(serializable={serializable!r}); expected a list of classes: "
+            f"{name}(serializable={brief(cast('object', serializable))}); expected a list of classes: "
             f"{name}(serializable=[Money])"
         )
         raise WorkflowValidationError(msg)

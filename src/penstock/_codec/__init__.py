@@ -308,7 +308,8 @@ class Codec:
                 for name, item in read(value).items():
                     allowed = kinds.get(name)
                     if allowed is not None:
-                        if not isinstance(item, allowed) or name in looks:
+                        look = looks.get(name)
+                        if not isinstance(item, allowed) or (look and not look.fits(item)):
                             odd += form.odd_name(name, item)
                         made[name] = encoders[type(item)](item, depth + 1)
                     elif name not in ignored:
@@ -428,7 +429,8 @@ class Codec:
                         continue
                     if type(item) not in _ATOMS:
                         item = self._decode(item)
-                    if not isinstance(item, allowed) or name in looks:
+                    look = looks.get(name)
+                    if not isinstance(item, allowed) or (look and not look.fits(item)):
                         form.check(name, item, odd)
                     made[name] = item
             except MismatchError as fault:

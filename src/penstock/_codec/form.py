@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Union, cast
 
 import attrs
 
-from penstock._annotations import (
-    WIDER,
-    behind,
-    brief,
-    classes_of_marker,
-    fits,
-    is_decided_by_class,
-    is_typeddict,
-)
+from penstock._annotations import WIDER, behind, checker, classes_of_marker, fits, is_typeddict
 from penstock._codec.rows import (
     MismatchError,
     RestoredError,
@@ -27,6 +19,7 @@ from penstock._codec.rows import (
     reported,
     shown,
 )
+from penstock._errors import brief
 
 
 if TYPE_CHECKING:
@@ -44,6 +37,14 @@ MODEL_STATE: dict[str, Kinds] = {
 
 
 @attrs.frozen
+class Look:
+    """An annotation of which the class of a value does not tell all, and what does."""
+
+    hint: Any
+    fits: Callable[[Any], bool]
+
+
+@attrs.frozen
 class Form:
     """How the instances of a class are read and built.
 
@@ -58,7 +59,7 @@ class Form:
         ignored: Other attributes that are not kept.
         defaults: How the default of a field is made of the values before it, for data of a time
             when the class had no such field.
-        looks: The annotations of the fields whose items are to be looked at.
+        looks: What tells of the items of a field whether they fit.
         loose: The fields that may hold values of other classes than their annotations say.
         settle: Fits what an instance holds beside its fields to the class as it is now.
     """
@@ -72,7 +73,7 @@ class Form:
     more: bool = False
     ignored: frozenset[str] = frozenset()
     defaults: Mapping[str, Callable[[dict[str, Any]], Any]] = MappingProxyType({})
-    looks: Mapping[str, Any] = MappingProxyType({})
+    looks: Mapping[str, Look] = MappingProxyType({})
     loose: frozenset[str] = frozenset()
     settle: Callable[..., None] | None = None
 
@@ -81,7 +82,7 @@ class Form:
         return [name for name in self.kinds if name in self.required and name not in values]
 
     def odd_name(self, name: str, item: object) -> list[str]:
-        """Return the name of a field if its value is not what the annotation says.
+        """Return the name of a field whose value is not what the annotation says.
 
         Raises:
             MismatchError: It may not be of such a class.
@@ -90,7 +91,7 @@ class Form:
             if name not in self.loose:
                 refuse_misfit(item, self.kinds[name])
             return [name]
-        return [] if fits(self.looks.get(name, Any), item) else [name]
+        return [name]
 
     def check(self, name: str, item: object, odd: list[str]) -> None:
         """Refuse a value that was read and does not fit the annotation, nor was odd when written.
@@ -101,8 +102,8 @@ class Form:
         if not isinstance(item, self.kinds[name]):
             if name not in odd or name not in self.loose:
                 refuse_misfit(item, self.kinds[name])
-        elif name not in odd and name in self.looks and not fits(self.looks[name], item):
-            refuse_items(item, self.looks[name])
+        elif name not in odd:
+            refuse_items(item, self.looks[name].hint)
 
     def check_complete(self, values: dict[str, Any]) -> list[str]:
         """Return the fields that an instance lacks, where it may.
@@ -243,13 +244,10 @@ def hints_of(cls: type) -> dict[str, Any]:
         return {}
 
 
-def looks_of(hints: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Return the annotations of which the class of a value does not tell all."""
-    return {
-        name: hints[name]
-        for name in names
-        if name in hints and not is_decided_by_class(hints[name])
-    }
+def looks_of(hints: dict[str, Any], names: Iterable[str]) -> dict[str, Look]:
+    """Return what looks at the items of those fields of which the class does not tell all."""
+    made = [(name, hints[name], checker(hints[name])) for name in names if name in hints]
+    return {name: Look(hint, look) for name, hint, look in made if look is not None}
 
 
 def kinds_of_field(hints: dict[str, Any], name: str, default: object) -> Kinds:

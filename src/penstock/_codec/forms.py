@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import attrs
 
-from penstock._annotations import behind, brief, is_typeddict
+from penstock._annotations import behind, is_typeddict
 from penstock._codec.form import Field, Form, defaults_of, hints_of, kinds_of_field, looks_of
 from penstock._codec.models import field_of_pydantic, model_form, secret_form
 from penstock._codec.pydantic_values import is_secret, url_row
 from penstock._codec.rows import MismatchError, Row, refuse_content, reported
+from penstock._errors import brief
 from penstock._events import Event
 from penstock._fields import pydantic_fields
 

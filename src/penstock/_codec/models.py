@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import attrs
 
-from penstock._annotations import brief, fits
+from penstock._annotations import fits
 from penstock._codec.form import (
     ANYTHING,
     MODEL_STATE,
@@ -18,6 +18,7 @@ from penstock._codec.form import (
     looks_of,
 )
 from penstock._codec.rows import refuse_content, reported
+from penstock._errors import brief
 from penstock._fields import convert, pydantic_config, pydantic_fields
 
 

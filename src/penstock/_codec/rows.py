@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import attrs
 
-from penstock._annotations import brief, brief_text, named, plain_form
-from penstock._errors import WorkflowRuntimeError
+from penstock._annotations import named, plain_form
+from penstock._errors import WorkflowRuntimeError, brief, brief_text
 from penstock._exceptions import notes_of
 
 

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from penstock._engine.lineage import meeting_point
-from penstock._errors import WorkflowRuntimeError
+from penstock._errors import WorkflowRuntimeError, brief
 
 
 if TYPE_CHECKING:
@@ -221,8 +221,9 @@ class Collection:
 def _check_expected(expected: object) -> None:
     is_list = isinstance(expected, list | tuple)
     if not is_list or not all(isinstance(k, type) for k in cast("list[object]", expected)):
+        shown = cast("object", expected)
         msg = (
-            f"collect_events was told to expect {expected!r}; expected a list of event classes: "
+            f"collect_events was told to expect {brief(shown)}; expected a list of event classes: "
             "`ctx.collect_events(ev, [A, A, B])`"
         )
         raise TypeError(msg)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import attrs
 
-from penstock._annotations import brief, brief_text
 from penstock._codec import Codec, SnapshotError
 from penstock._drafts import DictState
 from penstock._engine.attempts import Again
@@ -15,7 +14,7 @@ from penstock._engine.failing import begin_delay
 from penstock._engine.joins import Slots
 from penstock._engine.lineage import Group
 from penstock._engine.snapshots import FORMAT, shape_of
-from penstock._errors import WorkflowRuntimeError
+from penstock._errors import WorkflowRuntimeError, brief, brief_text
 from penstock._events import Event
 from penstock._retries import Attempts
 from penstock._store import StateStore
@@ -380,7 +379,7 @@ def _store(data: Any, graph: Graph, codec: Codec) -> StateStore[Any] | None:
     if graph.state_type is None and isinstance(state, dict):
         state = DictState(cast("dict[str, Any]", state))
     try:
-        return StateStore(graph.state_type, state)
+        return StateStore(graph.state_type, state, is_restored=True)
     except TypeError as error:
         _refuse("state", f"a state of the workflow ({error})")
 

@@ -13,6 +13,8 @@ from math import inf
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from penstock._errors import brief
+
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -112,7 +114,7 @@ class Wait:
         )
 
     def __repr__(self) -> str:
-        needs = ", ".join(f"{name}={value!r}" for name, value in self.requirements.items())
+        needs = ", ".join(f"{name}={brief(value, 60)}" for name, value in self.requirements.items())
         return f"{self.kind.__name__}({needs})"
 
 
