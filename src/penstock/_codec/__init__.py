@@ -183,7 +183,8 @@ class Codec:
             name = kind.__name__
             msg = (
                 f"a step waits for {name}, a class that the workflow does not know, so its answer "
-                f"could not be kept; expected Workflow(serializable=[{name}])"
+                f"could not be kept; expected `@step(waits_for=[{name}])`, or "
+                f"Workflow(serializable=[{name}])"
             )
             raise SnapshotError(msg)
 
