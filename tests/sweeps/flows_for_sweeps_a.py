@@ -221,7 +221,7 @@ def check_books(handler: Any) -> None:
     assert runner._parked is None
     assert not outcome.waiters
     assert not runner.log._senders
-    assert not runner.log._readers
+    assert not runner.log.waiting
     machine = runner._machine
     if machine is None:
         return

@@ -14,6 +14,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
 import attrs
+import msgspec
 
 from penstock._codec.encoders import Encoders, as_is, full_name, write_names
 from penstock._codec.forms import form_of, origin_of, parts_of, unset_row
@@ -51,6 +52,9 @@ if TYPE_CHECKING:
 
     Decode: TypeAlias = Callable[[dict[str, Any]], Any]
 
+
+#: What tells the contents of two values of one class apart; it need not be decoded.
+_encode_content = msgspec.json.Encoder(order="deterministic").encode
 
 _ATOMS = frozenset({str, int, float, bool, type(None)})
 _NO_PARTS: tuple[dict[str, Any], list[Any]] = ({}, [])
@@ -217,11 +221,14 @@ class Codec:
         A value that cannot be kept is known by its class alone.
         """
         try:
-            content = self.encode(value, "a value")
-        except SnapshotError:
-            content = type(value).__name__
-        text = json.dumps(content, sort_keys=True)
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+            content = _encode_content(value)
+        except (TypeError, ValueError, RecursionError):  # msgspec does not know some value in it
+            try:
+                content = json.dumps(self.encode(value, "a value"), sort_keys=True).encode()
+            except SnapshotError:
+                content = b""
+        content = type(value).__name__.encode() + content
+        return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
 
     def decode(self, data: Any, path: str) -> Any:
         """Return the value that `encode` made ``data`` of.

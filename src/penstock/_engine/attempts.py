@@ -68,10 +68,24 @@ class Again:
         return 1 if self.attempts is None else self.attempts.count + 1
 
 
+#: How many events an invocation keeps that it has sent.
+KEPT_EVENTS = 3
+
+
 class Record:
     """What one invocation does beside returning an event."""
 
-    __slots__ = ("_condensed", "_limit", "again", "collected", "held", "received", "sent", "told")
+    __slots__ = (
+        "_branches",
+        "_gone",
+        "_limit",
+        "again",
+        "collected",
+        "held",
+        "received",
+        "sent",
+        "told",
+    )
 
     def __init__(self, again: Again | None) -> None:
         #: What is still to be taken from the record of the attempt before.
@@ -84,11 +98,12 @@ class Record:
             self.again.collected = list(again.collected)
         #: The waits that have had their event.
         self.received: list[Wait] = []
-        #: Each event that it sent, with its branch.
+        #: The latest events that it sent, each with its branch. Of older ones the content is kept:
+        #: with the branch as long as that matters, then alone, in 8 bytes.
         self.sent: list[tuple[Event, Group]] = []
-        #: The contents of those of which nothing is left: 8 bytes each, where a step sends many.
-        self._condensed: array[int] | None = None
-        self._limit = 256
+        self._branches: list[tuple[int, Group]] | None = None
+        self._gone: array[int] | None = None
+        self._limit = 16
         #: What buffers told it that were told its event before.
         self.told: list[tuple[str, list[Event] | None]] = []
         #: Each event given to a buffer (None where it was out before), and what came of it.
@@ -109,18 +124,23 @@ class Record:
         return _OVER if branch is None else branch
 
     def note_sent(self, event: Event, branch: Group, key_of: KeyOf) -> None:
-        """Keep what was sent, as long as the invocation is under way."""
+        """Keep the content of what was sent, as long as the invocation is under way."""
         self.sent.append((event, branch))
-        if len(self.sent) >= self._limit:
-            gone = self._condensed = self._condensed or array("Q")
-            kept: list[tuple[Event, Group]] = []
-            for item in self.sent:
-                if _matters(item[1], is_held=item[1].is_held):
-                    kept.append(item)
+        if len(self.sent) <= KEPT_EVENTS:
+            return
+        event, branch = self.sent.pop(0)
+        if self._branches is None or self._gone is None:
+            self._branches, self._gone = [], array("Q")
+        self._branches.append((key_of(event), branch))
+        if len(self._branches) >= self._limit:
+            kept: list[tuple[int, Group]] = []
+            for key, branch in self._branches:
+                if _matters(branch, is_held=branch.is_held):
+                    kept.append((key, branch))
                 else:
-                    gone.append(key_of(item[0]))
-            self.sent = kept
-            self._limit = 2 * len(kept) + 256
+                    self._gone.append(key)
+            self._branches = kept
+            self._limit = 2 * len(kept) + 16
 
     def find_told(self, key: str) -> tuple[str, list[Event] | None] | None:
         """Return what the buffer ``key`` has told before, where it has had the event already."""
@@ -153,14 +173,15 @@ class Record:
         if not with_sends:
             return
         again.sent = _copy(self.again.sent)
-        for key in self._condensed or ():
+        for key in self._gone or ():
             again.sent.setdefault(key, []).append(None)
-        for event, branch in self.sent:
+        latest = [(key_of(event), branch) for event, branch in self.sent]
+        for key, branch in [*(self._branches or ()), *latest]:
             if branch.track is not None and branch.track.errors:
                 continue  # its branch failed, and the event is to be sent again
             matters = _matters(branch, is_held=branch.is_held or has_unwound)
             kept = branch if matters and branch is not _OVER else None
-            again.sent.setdefault(key_of(event), []).append(kept)
+            again.sent.setdefault(key, []).append(kept)
 
     def undo(self, machine: Machine, index: int) -> None:
         """Take back what the failed invocation gave to buffers, where it is still there."""
