@@ -200,8 +200,10 @@ class OwnTasks:
         self, function: Callable[..., Awaitable[Any]], /, *args: Any, name: object = None
     ) -> asyncio.Task[None]:
         scope = anyio.CancelScope(deadline=self._deadline)
+        if name is None:  # as AnyIO names its tasks
+            name = f"{function.__module__}.{function.__qualname__}"
         task = asyncio.get_running_loop().create_task(
-            self._run(scope, function, args), name=None if name is None else str(name)
+            self._run(scope, function, args), name=str(name)
         )
         self._tasks[task] = scope
         task.add_done_callback(self._end)
@@ -241,26 +243,26 @@ class OwnTasks:
             self._left.wake()
 
     async def __aexit__(self, *_: object) -> None:
-        cancelled: asyncio.CancelledError | None = None
+        raised: BaseException | None = None
         try:
             if not self._tasks:
                 await AsyncioBackend.cancel_shielded_checkpoint()  # noqa: ASYNC102 - shielded
             while self._tasks:
                 try:
-                    with anyio.CancelScope(shield=cancelled is not None):
-                        await self._left.wait()  # noqa: ASYNC102 - shielded, once cancelled
-                except asyncio.CancelledError as error:  # noqa: ASYNC103 - raised below
-                    cancelled = cancelled or error
+                    with anyio.CancelScope(shield=raised is not None):
+                        await self._left.wait()  # noqa: ASYNC102 - shielded, once something came
+                except BaseException as error:  # noqa: ASYNC103, BLE001 - raised below, first come
+                    raised = raised or error
                     self._cancel()
             host, self._host = self._host, None
             if self._has_cancelled and host is not None and host is asyncio.current_task():
                 host.uncancel()
             if self._failure is not None:
                 raise self._failure
-            if cancelled is not None:
-                raise cancelled
+            if raised is not None:
+                raise raised
         finally:
-            self._failure = cancelled = None  # or the frames and the exceptions form circles
+            self._failure = raised = None  # or the frames and the exceptions form circles
 
 
 @contextmanager
