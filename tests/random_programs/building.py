@@ -59,9 +59,17 @@ class Tick(Event):
 
 class Question(InputRequiredEvent):
     key: str
+    plain: bool
 
 
 class Answer(HumanResponseEvent):
+    key: str
+    number: int
+
+
+class Word(Event):
+    """Answers a question, and is of no kind that is made for answers."""
+
     key: str
     number: int
 
@@ -421,17 +429,19 @@ class Builder:
         self._step(f"{name}b", branch, {"ctx": Context, "ev": side}, None, num_workers=100)
 
     def _add_ask(self, stage: Ask, name: str, taken: Any, given: Any) -> None:
+        kind: Any = Word if stage.plain else Answer
+
         async def ask(self: Any, ctx: Context, ev: Any) -> Any:
             ledger = self.ledger
             with ledger.body(ctx, name, ev.path, stage.workers) as key:
                 with ledger.waiting(ctx, name):
-                    question = Question(key=key)
-                    answer = await ctx.wait_for_event(Answer, question, requirements={"key": key})
+                    question = Question(key=key, plain=stage.plain)
+                    answer = await ctx.wait_for_event(kind, question, requirements={"key": key})
                 await ledger.sleep(stage.seconds)
             return given(value=(ev.value + answer.number) % MODULUS, path=ev.path)
 
         takes = {"ctx": Context, "ev": taken}
-        self._step(name, ask, takes, given, num_workers=stage.workers)
+        self._step(name, ask, takes, given, num_workers=stage.workers, waits_for=[kind])
 
     def _add_flaky(self, stage: Flaky, name: str, taken: Any, given: Any) -> None:
         async def flaky(self: Any, ctx: Context, ev: Any) -> Any:
@@ -464,7 +474,7 @@ class Builder:
 
     def _add_child(self, stage: Child, name: str, taken: Any, given: Any) -> None:
         child = Builder(f"{name}_", stage.body, self._limiter, self._scale)
-        workflow = child.kind()(serializable=[Answer])
+        workflow = child.kind()()
         self.children += [workflow, *child.children]
 
         async def run_child(self: Any, ctx: Context, ev: Any) -> Any:

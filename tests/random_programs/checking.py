@@ -24,7 +24,15 @@ from penstock import (
 )
 from penstock.testing import run_virtually
 from tests.helpers import leaves_of, live_tasks
-from tests.random_programs.building import Answer, Builder, Ledger, PlannedError, Question, Tick
+from tests.random_programs.building import (
+    Answer,
+    Builder,
+    Ledger,
+    PlannedError,
+    Question,
+    Tick,
+    Word,
+)
 from tests.random_programs.programs import Expected, Program, expect, make
 
 
@@ -202,7 +210,8 @@ class Watched:
         if isinstance(event, Question):
             path = event.key.partition("@")[2]
             with suppress(WorkflowRuntimeError):  # the run is over, or unwinds
-                self.handler.send_event(Answer(key=event.key, number=len(path)))
+                kind = Word if event.plain else Answer
+                self.handler.send_event(kind(key=event.key, number=len(path)))
 
 
 async def check(seed: int, *, scale: float, longest: float) -> list[str]:
@@ -214,7 +223,7 @@ async def check(seed: int, *, scale: float, longest: float) -> list[str]:
     timeout = None if plan.timeout is None else plan.timeout * scale
     kind = builder.kind()
     watched = await _run(
-        kind(timeout=timeout, serializable=[Answer]),
+        kind(timeout=timeout),
         builder,
         plan,
         scale,
@@ -228,9 +237,7 @@ async def check(seed: int, *, scale: float, longest: float) -> list[str]:
     free = attrs.evolve(plan, kind="none", tick=0, timeout=None)
     for saved in watched.saved:
         for _ in range(2):
-            again = await _run(
-                kind(serializable=[Answer]), builder, free, scale, longest, expected, saved=saved
-            )
+            again = await _run(kind(), builder, free, scale, longest, expected, saved=saved)
             problems += [f"resumed: {p}" for p in _judge(again, expected, saved=saved)]
     return problems
 

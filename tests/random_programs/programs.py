@@ -113,7 +113,9 @@ class CancelBranch(Stage):
 
 @attrs.frozen(kw_only=True)
 class Ask(Stage):
-    """A question in the middle of a step."""
+    """A question in the middle of a step, answered by an event that is made for that or by any."""
+
+    plain: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -322,6 +324,8 @@ def _stage(chance: random.Random, *, depth: int, in_child: bool) -> Stage:
     common = {"seconds": _seconds(chance), "workers": chance.randint(1, 4)}
     if kind is Hop:
         return Hop(add=chance.randint(1, 9), sends=chance.random() < 0.3, **common)
+    if kind is Ask:
+        return Ask(plain=chance.random() < 0.4, **common)
     if kind is Fan:
         body = _stages(chance, chance.randint(1, 2), depth=depth + 1, in_child=in_child)
         if chance.random() < 0.06:

@@ -21,7 +21,7 @@ import anyio
 import attrs
 
 import penstock
-from tests.random_programs.building import Answer, Builder, Ledger
+from tests.random_programs.building import Builder, Ledger
 from tests.random_programs.checking import Plan, Watched
 from tests.random_programs.programs import make
 
@@ -72,7 +72,7 @@ def interrupt(seed: int, backend: str) -> list[str]:
 
     async def main() -> None:
         builder = Builder("s", program.stages, anyio.CapacityLimiter(2), SCALE)
-        workflow = builder.kind()(serializable=[Answer])
+        workflow = builder.kind()()
         for each in (workflow, *builder.children):
             each.ledger = ledger  # type: ignore[attr-defined]
         watched.append(Watched(workflow.run(value=program.value, path="r"), ledger, plan, SCALE))
