@@ -40,7 +40,7 @@ FLOORS = [
     ["penstock._names"],
     ["penstock._signature", "penstock._threads", "penstock._processes", "penstock._answers"],
     ["penstock._engine.outcome", "penstock._engine.stepping"],
-    ["penstock._process_pool"],
+    ["penstock._process_pool", "penstock._thread_places"],
     ["penstock._process_start"],
     ["penstock._process_worker"],
     ["penstock._resources", "penstock._drafts"],

@@ -626,9 +626,13 @@ def test_what_cannot_be_read_is_told_with_the_name_of_the_step():
 
     with pytest.raises(WorkflowRuntimeError, match="cannot find what the step crunch needs"):
         processes.read_answer("crunch", kind, answer)
-    with pytest.raises(WorkflowRuntimeError, match="crunch returned cannot be unpickled"):
+    with pytest.raises(
+        WorkflowRuntimeError, match="result of the process step crunch cannot be unpickled"
+    ):
         processes.read_answer("crunch", worker.RESULT, b"nothing")
-    with pytest.raises(WorkflowRuntimeError, match="crunch raised cannot be unpickled"):
+    with pytest.raises(
+        WorkflowRuntimeError, match="exception of the process step crunch cannot be unpickled"
+    ):
         processes.read_answer("crunch", worker.ERROR, pickle.dumps((b"nothing", "told")))
 
 

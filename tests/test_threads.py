@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from types import SimpleNamespace
 
@@ -15,9 +14,8 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
-import trio
 
-from penstock import Event, WorkflowRuntimeError
+from penstock import Event, WorkflowRuntimeError, _thread_places
 from penstock import _answers as answering
 from penstock import _threads as threads
 from penstock._answers import HandlerFromThread, call_and_wait
@@ -26,8 +24,9 @@ from penstock._branch import Branch
 from penstock._context import step_context
 from penstock._engine.stepping import run_in_context
 from penstock._thread_operations import ThreadOperations
+from penstock._thread_places import ThreadPlace
 from penstock._threads import FromThread, in_loop, in_thread
-from tests.helpers import Catch, Mine, cancelled_class, is_trio, nothing_left, wait_until_idle
+from tests.helpers import Catch, Mine, cancelled_class, nothing_left, wait_until_idle
 
 
 from_thread = FromThread()
@@ -660,7 +659,7 @@ async def test_hop_that_was_under_way_when_the_thread_was_abandoned():
     async def late():
         done.append(True)
 
-    given_up = threads._Call(current_backend(), "step", may_be_abandoned=True)
+    given_up = threads._Call(current_backend(), ThreadPlace("step"), may_be_abandoned=True)
     given_up.give_up()
     with pytest.raises(WorkflowRuntimeError, match="abandoned"):
         given_up._apply(lambda: done.append(True))
@@ -671,28 +670,15 @@ async def test_hop_that_was_under_way_when_the_thread_was_abandoned():
     assert done == []
 
 
-@contextmanager
-def one_thread_at_a_time():
-    limiter = (
-        trio.to_thread.current_default_thread_limiter()
-        if is_trio()
-        else anyio.to_thread.current_default_thread_limiter()
-    )
-    before, limiter.total_tokens = limiter.total_tokens, 1
-    try:
-        yield
-    finally:
-        limiter.total_tokens = before
-
-
 @pytest.mark.anyio
 @pytest.mark.parametrize("abandon", [False, True])
-async def test_cancelled_before_it_begins(abandon):
+async def test_cancelled_before_it_begins(abandon, monkeypatch):
     """A step that is cancelled while it waits for a thread is not called, and no thread is left."""
     release = threading.Event()
     first = Cancelling(lambda case: (case.here(), release.wait(LONG)))
     second = Cancelling(lambda case: case.here(), abandon=abandon)
-    with one_thread_at_a_time(), anyio.fail_after(LONG):
+    monkeypatch.setattr(_thread_places, "MAX_RUNNING", 1)
+    with anyio.fail_after(LONG):
         async with anyio.create_task_group() as group:
             group.start_soon(first._host)
             await first.reached.wait()
@@ -875,6 +861,7 @@ def test_threads_under_trio_import_no_anyio():
     """P20: a synchronous step under Trio imports neither AnyIO nor asyncio."""
     code = """
 import sys, trio
+from penstock._thread_places import ThreadPlace
 from penstock._threads import FromThread, in_thread
 here = FromThread()
 def body(workflow):

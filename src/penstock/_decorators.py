@@ -93,7 +93,8 @@ def step(
             ``write_event_to_stream``; events go in and out by pickling. Cancelled, the process
             is killed. POSIX only.
         abandon_on_cancel: Leave the thread of a plain ``def`` running when the step is
-            cancelled, and go on without it; otherwise the thread is waited for.
+            cancelled, and go on without it; otherwise the thread is waited for. A program that
+            exits meanwhile waits for the thread under asyncio, and not on Trio.
         waits_for: The event classes that this step waits for with ``ctx.wait_for_event``.
             ``handler.send_event`` then takes such an event at any time, and keeps one that comes
             early. A ``HumanResponseEvent`` needs no declaration.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 from weakref import WeakKeyDictionary, ref
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+
+#: How many threads of steps there are at most in an event loop, unless a workflow says otherwise.
+MAX_THREADS = 1_000
 
 
 class PerLoop(Generic[T]):
@@ -340,6 +344,88 @@ class Door:
             raise WorkflowRuntimeError(msg)
         self.inside -= 1
         self._line.wake_first()
+
+
+class _Use:
+    """Which event loop uses a limiter that serves one at a time, and how often."""
+
+    __slots__ = ("count", "loop", "thread")
+
+    def __init__(self, loop: Any) -> None:
+        self.loop = ref(loop)
+        self.thread = threading.current_thread().name
+        self.count = 0
+
+
+_uses: WeakKeyDictionary[Any, _Use] = WeakKeyDictionary()
+_counting = threading.Lock()
+
+
+@final
+class OfOneLoop:
+    """Enters a limiter of Trio, AnyIO or asyncio, unless an event loop in another thread is using it.
+
+    Such a limiter is not thread-safe: it would wake its waiters in the wrong loop, and they would
+    wait for ever. One loop after another may use it.
+
+    Args:
+        limiter: The limiter.
+        place: What to enter, the limiter itself or a place in it.
+        user: The step that enters it, for the message.
+
+    Raises:
+        WorkflowRuntimeError: On entering: the limiter is in use in another loop.
+    """
+
+    __slots__ = ("_limiter", "_place", "_use", "_user")
+
+    def __init__(self, limiter: Any, place: Any, user: str) -> None:
+        self._limiter = limiter
+        self._place = place
+        self._user = user
+        self._use: _Use | None = None
+
+    async def __aenter__(self) -> Any:
+        self._use = self._claim(current_backend().current_loop())
+        try:
+            return await self._place.__aenter__()
+        except BaseException:
+            self._release()
+            raise
+
+    async def __aexit__(self, *exception: object) -> Any:
+        try:
+            return await self._place.__aexit__(*exception)  # noqa: ASYNC102 - as the limiter has it
+        finally:
+            self._release()
+
+    def _claim(self, loop: Any) -> _Use:
+        with _counting:
+            use = _uses.get(self._limiter)
+            if use is None or use.loop() is None or (use.loop() is not loop and not use.count):
+                use = _uses[self._limiter] = _Use(loop)
+            if use.loop() is loop:
+                use.count += 1
+                return use
+        name = type(self._limiter).__name__
+        msg = (
+            f"the limiter of the step {self._user} is in use by the event loop in the thread "
+            f"{use.thread!r}, and a {name} serves one event loop at a time: it would never wake "
+            "the steps of another; expected one for each event loop, or a RateLimiter, which "
+            "counts in each loop by itself"
+        )
+        raise WorkflowRuntimeError(msg)
+
+    def _release(self) -> None:
+        use, self._use = self._use, None
+        if use is not None:
+            with _counting:
+                use.count -= 1
+
+
+def serves_one_loop(limiter: object) -> bool:
+    """Whether a limiter is one of Trio, AnyIO or asyncio, which know nothing of other threads."""
+    return type(limiter).__module__.partition(".")[0] in ("trio", "anyio", "asyncio")
 
 
 def _is_positive(value: object) -> bool:

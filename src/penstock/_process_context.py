@@ -62,7 +62,7 @@ class _ProcessOperations:
 
     @property
     def store(self) -> Never:
-        _refuse("ctx.store", "what the step needs as a field of its event")
+        _refuse("ctx.store", "its content in a field of the event")
 
     def collect(self, *_: object) -> Never:
         _refuse("collect_events", "a step of the event loop that collects")
@@ -84,7 +84,7 @@ class _ProcessOperations:
 
 
 class _Elsewhere:
-    """What a branch can do that was sent from a worker process: nothing."""
+    """Refuses the operations of a branch that was sent from a worker process."""
 
     def cancel_branch(self, _group: object, _reason: str) -> Never:
         _refuse("Branch.cancel", "a step of the event loop that sends the event")

@@ -1,4 +1,4 @@
-"""What a worker process runs, as a script: see penstock._process_pool.
+"""The script of a worker process: see penstock._process_pool.
 
 It is started with one argument, the descriptor of its socket.
 """

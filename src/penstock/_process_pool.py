@@ -1,11 +1,11 @@
 """Worker processes for steps, as the event loop sees them: started, lent, ended.
 
-Each event loop has a pool of its own. A worker is an interpreter that runs
+Each event loop has its own pool. A worker is an interpreter that runs
 :mod:`penstock._process_main`, and one socket. It knows nothing of the event loop, so an idle one
 needs neither a task nor a transport, and waits until a step needs it or the loop ends.
 
-A worker leads a process group of its own. So a terminal's Ctrl-C does not reach it before
-the parent has unwound, and ending it ends what its step has started as well. It ends by itself
+A worker leads its own process group. So a terminal's Ctrl-C does not reach it before
+the parent has unwound, and killing it kills the processes that its step has started. It ends by itself
 when its parent is gone, because its socket is then at its end.
 """
 
@@ -18,6 +18,7 @@ import socket
 import subprocess
 import time
 from contextlib import closing, suppress
+from math import inf
 from typing import TYPE_CHECKING, final
 from weakref import finalize
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 #: How many bytes are read or written before others get a turn.
 CHUNK = 1 << 18
-#: Real seconds after which a process that nobody needed is ended, and those that one has to end in.
+#: Real seconds after which an unused process is closed, and seconds that closing may take.
 IDLE_TIME = 300.0
 GRACE = 1.0
 
@@ -67,6 +68,7 @@ class WorkerProcess:
             BrokenProcessError: It ended before it was ready.
             OSError: The system did not start it.
         """
+        backend.hold_clock(inf)
         try:
             # In a thread, because forking and finding the interpreter on a disk may take long.
             await backend.run_in_thread(self._start, abandon_on_cancel=False)
@@ -74,6 +76,8 @@ class WorkerProcess:
         except BaseException:
             await self.end(backend)  # noqa: ASYNC102, ASYNC120 - it shields itself
             raise
+        finally:
+            backend.release_clock(inf)
         if kind != protocol.READY:
             await self.end(backend)
             msg = f"it began with a frame of kind {kind}"
@@ -112,7 +116,7 @@ class WorkerProcess:
             self._socket = None
 
     def kill(self) -> None:
-        """Kill the process, and what it has started. Never waits."""
+        """Kill the process and its process group. Never waits."""
         process = self._process
         if process is None or process.returncode is not None:
             return  # the number may be another's by now
@@ -155,7 +159,7 @@ class WorkerProcess:
             self._process.wait()
 
     def ending(self) -> str:
-        """Tell how it ended, once it has."""
+        """Return how it ended, once it has."""
         code = None if self._process is None else self._process.returncode
         if code is None:
             return "it did not start"
@@ -258,7 +262,7 @@ class ProcessPool:
         self.door = Door(line, processors())
         self._idle: list[WorkerProcess] = []
         self._used: set[WorkerProcess] = set()
-        #: They have been told to end.
+        #: Their sockets are closed, so that they end.
         self._closing: list[WorkerProcess] = []
         self._owner = os.getpid()
         self._watched = False
@@ -336,7 +340,7 @@ def _has_ended(worker: WorkerProcess) -> bool:
 
 def _open_pool(line: Line) -> ProcessPool:
     pool = ProcessPool(line)
-    # Also where nobody tells of the end of the loop, which may be closed by hand, or never.
+    # A loop that is closed by hand, or never, does not call its callbacks.
     finalize(line.loop(), pool.close)
     return pool
 
@@ -391,11 +395,10 @@ class ProcessPlace:
             self._pool.door.leave()
 
     async def die(self) -> str:
-        """End the process, and tell how it ended."""
+        """End the process and return how it ended."""
         worker = self.worker
         if worker is None:
             return "it did not start"
-        # One that has ended by itself is given the moment that it takes, to tell how.
         worker.hang_up()
         await self._pool.drop(self._backend, worker)
         return worker.ending()

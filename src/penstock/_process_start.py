@@ -1,4 +1,4 @@
-"""How a worker process is started, and what it is told of the process that starts it."""
+"""Starting a worker process, and the surroundings that it takes over from its parent."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def main_module() -> tuple[str, str] | None:
 
 
 def check_startable() -> None:
-    """Refuse to start a worker process where none can be started, and tell what to do.
+    """Refuse to start a worker process where none can be started, with the way out.
 
     Raises:
         WorkflowRuntimeError: Here none can be started.

@@ -39,10 +39,10 @@ HEADER = struct.Struct("!BQ")
 
 # From the parent: what to import beforehand, a call, which is two frames, and the reply to an event.
 LOAD, CALL, REQUEST, REPLY = 1, 2, 3, 4
-# From the worker. It is ready once; what it is asked for has begun, and then one of the last three.
+# From the worker: ready, once; a request has begun; and one of the last three as its answer.
 READY, BEGAN, EVENT, PROGRESS, LOG, RESULT, ERROR, REFUSAL = range(10, 18)
 
-#: What the call at hand was given to carry along, such as the identifiers of a trace.
+#: The carrier of the current call, such as the identifiers of a trace.
 current_carrier: ContextVar[dict[str, str] | None] = ContextVar("penstock_carrier", default=None)
 
 #: Whether the user's script is being imported in this worker process.
@@ -51,7 +51,7 @@ is_importing_main = False
 
 @attrs.frozen
 class Beginning:
-    """What a worker process is told once."""
+    """The first data that a worker process gets."""
 
     #: ``("module", name)`` or ``("path", path)`` of the user's main module, or None.
     main: tuple[str, str] | None
@@ -62,7 +62,7 @@ class Beginning:
 
 @attrs.frozen
 class Surroundings:
-    """What a step sees of the process around it; sent again when it has changed."""
+    """The parent's directory, import path and environment; sent again after a change."""
 
     directory: str | None
     path: tuple[str, ...]
@@ -83,7 +83,7 @@ class Surroundings:
 
 @attrs.frozen
 class StepOfCall:
-    """What the context tells of the step; the fields have the names of ``Step`` and of a retry."""
+    """The step, as its context shows it; the fields are named as those of ``Step``."""
 
     run_id: str
     name: str
@@ -96,7 +96,7 @@ class StepOfCall:
 
 @attrs.frozen
 class Call:
-    """One call of a step; the function and its arguments come in a frame of their own."""
+    """One call of a step; the function and its arguments come in the next frame."""
 
     number: int
     surroundings: Surroundings | None
@@ -220,7 +220,7 @@ class Channel:
 
 
 def end_at_once() -> None:
-    """End this process and those that its step has started: nobody waits for them any more."""
+    """Kill this process and its process group: the parent is gone."""
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
@@ -374,7 +374,7 @@ def work(
 
 
 def _pack_error(error: BaseException) -> tuple[int, bytes]:
-    # Without the frames of this module, which say nothing to whoever wrote the step.
+    # Without the frames of this module, which are no part of the step.
     trace = error.__traceback__
     inner = None if trace is None else trace.tb_next
     told = "".join(traceback.format_exception(type(error), error, inner))
@@ -391,7 +391,7 @@ def _refuse(what: str, kind: str, told: str) -> tuple[int, bytes]:
 
 
 def ask_parent(channel: Channel, number: int, what: str, *arguments: Any) -> None:
-    """Have the parent do something with the context of the call ``number``.
+    """Have the parent call a method of the context of the call ``number``.
 
     Raises:
         Exception: What the parent raised.

@@ -1,4 +1,4 @@
-"""CPU steps in worker processes: what goes there, what comes back, what cannot."""
+"""CPU-bound steps in worker processes: their calls, their answers, their faults."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class ProcessStep:
 
         return ProcessPlace
 
-    def place(self) -> _StepPlace:
+    def place(self, _limit: int = 0, /) -> _StepPlace:
         """Return what waits for a worker process that has imported the step, and gives it back."""
         return _StepPlace(self._place(), self._function, self._name)
 
@@ -90,6 +90,7 @@ class ProcessStep:
         request = _pack((self._function, rest), self._name, kinds)
         conversation = _Conversation(backend, context, self._name)
         place.is_at_work = True
+        backend.hold_clock()
         try:
             kind, answer = await conversation.hold(place, request, about)
         except _process_error() as error:
@@ -101,6 +102,8 @@ class ProcessStep:
                 "memory, os._exit(), or a step that closes descriptors which it has not opened"
             )
             raise WorkflowRuntimeError(msg) from error
+        finally:
+            backend.release_clock()
         place.is_at_work = False
         return read_answer(self._name, kind, answer)
 
@@ -110,7 +113,7 @@ def _pack(content: Any, name: str, kinds: str) -> bytes:
         return pickle.dumps(content, pickle.HIGHEST_PROTOCOL)
     except Exception as error:
         msg = (
-            f"the process step {name} cannot be given {kinds}, for it cannot be pickled ({error}); "
+            f"the process step {name} cannot be given {kinds}, because it cannot be pickled ({error}); "
             "expected fields that pickle takes, such as numbers, text, bytes, lists and classes of "
             "a module"
         )
@@ -173,7 +176,7 @@ class _StepPlace:
 
 @final
 class _Conversation:
-    """All that is said about one call, between the event loop and the worker process."""
+    """The frames of one call, from the event loop's side."""
 
     __slots__ = ("_backend", "_context", "_has_begun", "_name")
 
@@ -243,7 +246,7 @@ class _Conversation:
             number, what, arguments = _Unpickler(BytesIO(payload)).load()
         except Exception as why:  # noqa: BLE001 - raised in the process
             refusal = WorkflowRuntimeError(
-                f"what the process step {self._name} sent cannot be unpickled ({why}); expected "
+                f"an event sent by the process step {self._name} cannot be unpickled ({why}); expected "
                 "fields that pickle takes, and classes at the top of a module"
             )
         else:
@@ -304,7 +307,7 @@ def read_answer(name: str, kind: int, answer: bytes | bytearray) -> Any:
             return _Unpickler(BytesIO(answer)).load()
         except Exception as why:
             msg = (
-                f"what the process step {name} returned cannot be unpickled ({why}); expected "
+                f"the result of the process step {name} cannot be unpickled ({why}); expected "
                 "fields that pickle takes, and classes at the top of a module"
             )
             raise WorkflowRuntimeError(msg) from why
@@ -315,7 +318,7 @@ def read_answer(name: str, kind: int, answer: bytes | bytearray) -> Any:
         msg = (
             f"the worker process cannot find what the step {name} needs ({told}); expected the "
             "function and the classes of its events at the top of a module that can be imported, "
-            'and what a script itself does below `if __name__ == "__main__":`'
+            'and the script\'s own code below `if __name__ == "__main__":`'
         )
     elif what == "unsent error":
         msg = (
@@ -338,7 +341,7 @@ def _raise_error(name: str, answer: bytes | bytearray) -> None:
         error: BaseException = _Unpickler(BytesIO(pickled)).load()
     except Exception as why:
         msg = (
-            f"what the process step {name} raised cannot be unpickled ({why}). In the process: "
+            f"the exception of the process step {name} cannot be unpickled ({why}). In the process: "
             f"{told.rstrip()}"
         )
         raise WorkflowRuntimeError(msg) from why

@@ -33,8 +33,11 @@ MARK = "__penstock_step__"
 class Elsewhere(Protocol):
     """What runs a step outside of the event loop's thread."""
 
-    def place(self) -> AbstractAsyncContextManager[Any]:
-        """Return what waits until the step may begin there, and ends with it."""
+    def place(self, limit: int = ..., /) -> AbstractAsyncContextManager[Any]:
+        """Return what waits until the step may begin there, and ends with it.
+
+        ``limit`` is how many threads there may be.
+        """
         ...
 
     def call(self, place: Any, workflow: object, /, *arguments: Any) -> Coroutine[Any, Any, Any]:
@@ -243,7 +246,7 @@ def _read(  # noqa: PLR0917 - all that is known of a step
 
         called = elsewhere = ProcessStep(written, signature.context_at)
     elif not is_async:
-        called = in_thread(called, abandon_on_cancel=options.abandon_on_cancel)
+        called = elsewhere = in_thread(called, abandon_on_cancel=options.abandon_on_cancel)
     else:
         called = _interruptible(called, written)
     return Step(

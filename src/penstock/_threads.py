@@ -6,24 +6,26 @@ import functools
 import inspect
 import threading
 import warnings
+from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, final
 
 from penstock._backends import current_backend
+from penstock._cleanup import current_cleanup
 from penstock._engine.stepping import let_interrupts_in, run_in_context
 from penstock._errors import WorkflowRuntimeError
 from penstock._exceptions import is_a
+from penstock._limits import MAX_THREADS
 
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable
     from contextvars import Context as ContextVars
 
     from penstock._backends import Backend
-
-    StepFunction = Callable[..., Coroutine[Any, Any, Any]]
+    from penstock._thread_places import ThreadPlace
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,39 +34,64 @@ T = TypeVar("T")
 _current_call: ContextVar[_Call | None] = ContextVar("penstock_thread", default=None)
 
 
-def in_thread(function: Callable[..., Any], *, abandon_on_cancel: bool) -> StepFunction:
-    """Make the coroutine function by which the engine calls a plain ``def`` step.
+@final
+class ThreadStep:
+    """The coroutine function by which the engine calls a plain ``def`` step.
 
     It is a checkpoint where it begins. Cancelled, it waits for the thread, which learns of the
     cancellation at its next call of the context. With ``abandon_on_cancel`` it does not wait: it
     warns, what the thread has running in the event loop is cancelled and waited for, and the
     context refuses whatever the thread asks for from then on.
 
+    Calling it waits for a thread first. The engine waits by itself, because a step's timeout does
+    not count that: ``async with step.place(limit) as place: await step.call(place, workflow,
+    *arguments)``.
+
     Args:
         function: The step, called as ``function(workflow, *arguments)`` in a worker thread, in a
             copy of the context that the coroutine runs in.
         abandon_on_cancel: Whether a cancelled step leaves its thread behind.
 
-    Returns:
-        The coroutine function. It raises what the step raises, and ``WorkflowRuntimeError`` where
-        the step raises ``StopIteration`` or returns a coroutine.
+    Raises:
+        BaseException: From a call: what the step raises.
+        WorkflowRuntimeError: From a call: the step raises ``StopIteration`` or returns a
+            coroutine, or there are too many threads.
     """
-    name = str(getattr(function, "__qualname__", function)).rpartition("<locals>.")[2]
 
-    @functools.wraps(function)
-    async def call_in_thread(*arguments: Any) -> Any:
+    def __init__(self, function: Callable[..., Any], *, abandon_on_cancel: bool) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._may_be_abandoned = abandon_on_cancel
+        self._name = str(getattr(function, "__qualname__", function)).rpartition("<locals>.")[2]
+
+    async def __call__(self, *arguments: Any) -> Any:
+        async with self.place() as place:
+            return await self.call(place, *arguments)
+
+    def place(self, limit: int = MAX_THREADS, /) -> ThreadPlace:
+        """Return what waits for a thread, of which there may be so many, and gives it back."""
+        from penstock._thread_places import ThreadPlace  # noqa: PLC0415 - not everybody needs it
+
+        return ThreadPlace(self._name, limit)
+
+    async def call(self, place: ThreadPlace, /, *arguments: Any) -> Any:
+        """Call the step in a thread. A checkpoint."""
         backend = current_backend()
-        call = _Call(backend, name, may_be_abandoned=abandon_on_cancel)
-        enter = partial(call.enter, function, arguments)
+        call = _Call(backend, place, may_be_abandoned=self._may_be_abandoned)
+        enter = partial(call.enter, self._function, arguments)
         try:
-            return await backend.run_in_thread(enter, abandon_on_cancel=abandon_on_cancel)
+            return await backend.run_in_thread(enter, abandon_on_cancel=self._may_be_abandoned)
         except BaseException as error:
-            if call.give_up() and is_a(error, backend.Cancelled):
+            place.is_left = call.give_up()
+            if place.is_left and is_a(error, backend.Cancelled):
                 await call.unwind()  # noqa: ASYNC102, ASYNC120 - it shields itself
-                _Abandonment(name)  # and drop it
+                _Abandonment(self._name)  # and drop it
             raise
 
-    return call_in_thread
+
+def in_thread(function: Callable[..., Any], *, abandon_on_cancel: bool) -> ThreadStep:
+    """Make the coroutine function by which the engine calls a plain ``def`` step."""
+    return ThreadStep(function, abandon_on_cancel=abandon_on_cancel)
 
 
 class _Abandonment:
@@ -92,22 +119,29 @@ class _Call:
     """One call of a step in a worker thread, as both sides see it."""
 
     __slots__ = (
+        "_call_soon",
         "_deadline",
         "_lock",
         "_may_be_abandoned",
+        "_place",
         "_refusal",
         "_scopes",
         "_state",
         "_waiter",
+        "_worker",
         "backend",
         "loop_thread",
         "name",
         "thread",
     )
 
-    def __init__(self, backend: Backend, name: str, *, may_be_abandoned: bool) -> None:
+    def __init__(self, backend: Backend, place: ThreadPlace, *, may_be_abandoned: bool) -> None:
         self.backend = backend
-        self.name = name
+        self.name = place.name
+        self._place = place
+        self._call_soon = backend.caller_into(backend.current_loop())
+        #: The worker of the run that the step runs in, for as long as that is so.
+        self._worker: Any = current_cleanup.get()
         self.loop_thread = threading.get_ident()
         self.thread: int | None = None
         self._may_be_abandoned = may_be_abandoned
@@ -163,7 +197,19 @@ class _Call:
             )
             raise TypeError(msg)
         let_interrupts_in(getattr(awaitable, "cr_code", None))
-        return await awaitable
+        # Meanwhile others may have its place, and what looks at the run sees the step here: not
+        # everywhere is this the task that waits for the thread.
+        worker = self._worker
+        task = getattr(worker, "task", None)
+        if task is not None:
+            worker.task = self.backend.current_task()
+        self._place.rest()
+        try:
+            return await awaitable
+        finally:
+            if task is not None and worker.task is not None:
+                worker.task = task
+            await self._place.resume()  # noqa: ASYNC102 - cancelled, it goes on at once
 
     async def _await_in(
         self, context: ContextVars | None, function: Callable[[], Awaitable[T]]
@@ -216,7 +262,10 @@ class _Call:
         with self._lock:
             if self._state != "abandoned":
                 self._state = "over"
-            return self._state == "over"
+                return True
+        with suppress(RuntimeError):  # the loop is over
+            self._call_soon(self._place.end)
+        return False
 
     def _call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         try:

@@ -13,7 +13,7 @@ from penstock._errors import WorkflowRuntimeError, WorkflowValidationError, brie
 from penstock._events import HumanResponseEvent, InputRequiredEvent
 from penstock._graph import DISABLED, SKIPPABLE, Graph, forget_graph, graph_of
 from penstock._handler import WorkflowHandler
-from penstock._limits import Gate
+from penstock._limits import MAX_THREADS, Gate
 from penstock._observe import Observer, Several, Verbose
 from penstock._streams import EventLog
 from penstock._validation import is_count, is_seconds
@@ -54,6 +54,9 @@ class Workflow(Generic[R]):
             idle, that is while nothing of it runs and it waits for a person.
         num_concurrent_runs: How many runs of this object may go on at a time, in one event loop;
             further ones wait in order, and their timeouts begin when they do. None: any number.
+        max_threads: How many threads of ``def`` steps there may be in an event loop when a step of
+            this object needs one more. Beyond, it waits for one that computes; if all wait inside
+            of calls of their context, it fails.
         serializable: Classes whose objects may be in a snapshot, beside those that the fields of
             its events and its state name.
         disable_validation: Leave out all checks that may be left out, and deliver the events that
@@ -77,6 +80,7 @@ class Workflow(Generic[R]):
         observers: Iterable[Observer] = (),
         timeout_excludes_waiting: bool = False,
         num_concurrent_runs: int | None = None,
+        max_threads: int = MAX_THREADS,
         serializable: Iterable[type] = (),
         disable_validation: bool = False,
         strict_none: bool = False,
@@ -95,6 +99,9 @@ class Workflow(Generic[R]):
         if not (num_concurrent_runs is None or is_count(num_concurrent_runs)):
             msg = f"{name}(num_concurrent_runs={brief(num_concurrent_runs)}); expected an int of at least 1, or None"
             raise WorkflowValidationError(msg)
+        if not is_count(max_threads):
+            msg = f"{name}(max_threads={max_threads!r}); expected an int of at least 1"
+            raise WorkflowValidationError(msg)
         graph = graph_of(type(self), is_strict=strict_none, is_lenient=disable_validation)
         graph.check(skip)
         self.__skip = skip
@@ -107,6 +114,7 @@ class Workflow(Generic[R]):
             timeout=timeout,
             excludes_waiting=timeout_excludes_waiting and timeout is not None,
             gate=None if num_concurrent_runs is None else Gate(num_concurrent_runs),
+            max_threads=max_threads,
             resources=_open_scope() if graph.needs_scope else None,
             observer=(
                 None if not watching else watching[0] if len(watching) == 1 else Several(watching)

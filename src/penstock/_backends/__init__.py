@@ -217,9 +217,23 @@ class Backend(Protocol):
     ) -> Any:
         """Call ``function`` in a worker thread, in a copy of the current context.
 
+        No limiter of the event loop bounds it; see :mod:`penstock._thread_places`.
+
         A checkpoint. Cancelled, it waits for the thread (a native cancellation included), which
         learns of it from :meth:`check_cancelled`; or, if it may be abandoned, leaves it running.
         """
+        ...
+
+    def hold_clock(self, seconds: float | None = None, /) -> None:
+        """Have a clock that jumps, as a mock clock does, wait for what is not in the event loop.
+
+        It waits for so many real seconds without anything to do in the loop, 0.2 by default,
+        because what it waits for may itself wait for the loop.
+        """
+        ...
+
+    def release_clock(self, seconds: float | None = None, /) -> None:
+        """Take back one :meth:`hold_clock` with the same number."""
         ...
 
     def call_in_loop(self, function: Callable[[], Any], /) -> Any:

@@ -125,7 +125,8 @@ class ThreadCall:
         left: asyncio.CancelledError | None = None
         with anyio.CancelScope() as scope:
             try:
-                return await anyio.to_thread.run_sync(self)
+                free = anyio.CapacityLimiter(1)  # the default one is for the program's own
+                return await anyio.to_thread.run_sync(self, limiter=free)
             except asyncio.CancelledError as error:  # noqa: ASYNC103 - raised below, in the end
                 self._is_left = True
                 if self._ended.cancel() or self._ended.done():
@@ -425,8 +426,15 @@ class AsyncioBackend:
     @staticmethod
     async def run_in_thread(function: Callable[[], Any], /, *, abandon_on_cancel: bool) -> Any:
         if abandon_on_cancel:
-            return await anyio.to_thread.run_sync(function, abandon_on_cancel=True)
+            free = anyio.CapacityLimiter(1)  # the default one is for the program's own
+            return await anyio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=free)
         return await ThreadCall(function).run()
+
+    @staticmethod
+    def hold_clock(_seconds: float | None = None, /) -> None:
+        """Do nothing: a loop with virtual time looks for threads itself."""
+
+    release_clock = hold_clock
 
     call_in_loop = staticmethod(anyio.from_thread.run_sync)
 

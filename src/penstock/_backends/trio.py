@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import inf
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import trio
 from trio.lowlevel import (
@@ -64,6 +65,26 @@ class TrioWaiter:
         if task is not None:
             self._task = None
             reschedule(task)
+
+
+#: Real seconds for which a mock clock waits for a thread before it jumps.
+PATIENCE = 0.2
+
+
+class _Hold:
+    """Why a mock clock does not jump at once, and when it would."""
+
+    def __init__(self, threshold: float) -> None:
+        self._before = self._set = threshold
+        self.seconds: list[float] = []
+
+    def apply(self, clock: Any) -> None:
+        if clock.autojump_threshold != self._set:
+            self._before = clock.autojump_threshold  # somebody else has set it meanwhile
+        self._set = clock.autojump_threshold = max(self._before, *self.seconds, 0)
+
+
+_holds: WeakKeyDictionary[Any, _Hold] = WeakKeyDictionary()
 
 
 class _AtEnd(trio.abc.Instrument):
@@ -163,9 +184,35 @@ class TrioBackend:
     @staticmethod
     async def run_in_thread(function: Callable[[], Any], /, *, abandon_on_cancel: bool) -> Any:
         name = current_task().name
+        free = trio.CapacityLimiter(1)  # the default one is for the program's own
         return await trio.to_thread.run_sync(
-            function, abandon_on_cancel=abandon_on_cancel, thread_name=name
+            function, abandon_on_cancel=abandon_on_cancel, limiter=free, thread_name=name
         )
+
+    @staticmethod
+    def hold_clock(seconds: float | None = None, /) -> None:
+        seconds = PATIENCE if seconds is None else seconds
+        clock = trio.lowlevel.current_clock()
+        threshold = getattr(clock, "autojump_threshold", inf)
+        hold = _holds.get(clock)
+        if hold is None:
+            if threshold >= seconds:
+                return
+            hold = _holds[clock] = _Hold(threshold)
+        hold.seconds.append(seconds)
+        hold.apply(clock)
+
+    @staticmethod
+    def release_clock(seconds: float | None = None, /) -> None:
+        seconds = PATIENCE if seconds is None else seconds
+        clock = trio.lowlevel.current_clock()
+        hold = _holds.get(clock)
+        if hold is None or seconds not in hold.seconds:
+            return
+        hold.seconds.remove(seconds)
+        hold.apply(clock)
+        if not hold.seconds:
+            del _holds[clock]
 
     call_in_loop = staticmethod(trio.from_thread.run_sync)
     await_in_loop = staticmethod(trio.from_thread.run)

@@ -37,6 +37,7 @@ from penstock._exceptions import (
     single,
     urgent_leaf,
 )
+from penstock._limits import MAX_THREADS
 from penstock._streams import TURN
 
 
@@ -70,6 +71,7 @@ class RunOptions:
 
     timeout: float | None = None
     excludes_waiting: bool = False
+    max_threads: int = MAX_THREADS
     gate: Gate | None = None
     resources: ResourceScope | None = None
     observer: Observer | None = None

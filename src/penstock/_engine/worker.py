@@ -13,6 +13,7 @@ from penstock._engine.stepping import run_in_context
 from penstock._errors import StepTimeoutError
 from penstock._events import StepStateChanged
 from penstock._exceptions import behind_scope, holds_cancelled
+from penstock._limits import OfOneLoop, serves_one_loop
 from penstock._thread_operations import ThreadOperations
 from penstock._threads import in_loop
 
@@ -37,6 +38,7 @@ class Run(RunOperations, Protocol):
 
     workflow: object
     observer: Observer | None
+    options: Any
     #: Called, where that matters, with what is about to be delivered into a step; says whether
     #: that is a cancellation.
     watch: Callable[[BaseException], bool] | None
@@ -179,10 +181,11 @@ class Worker:
         limiter: Any = step.options.limiter
         if limiter is None:
             return await self._equip(backend, step, event, context)
-        if hasattr(limiter, "acquire_on_behalf_of"):
-            limiter = _Place(limiter)
+        place = _Place(limiter) if hasattr(limiter, "acquire_on_behalf_of") else limiter
+        if serves_one_loop(limiter):
+            place = OfOneLoop(limiter, place, step.label)
         equip = partial(self._equip, backend, step, event, context)
-        return await self._in_turn(backend, limiter, lambda _: equip())
+        return await self._in_turn(backend, place, lambda _: equip())
 
     async def _in_turn(
         self, backend: Backend, manager: Any, function: Callable[[Any], Awaitable[Any]]
@@ -219,7 +222,7 @@ class Worker:
         # The step begins when there is a thread or a process for it; its timeout begins then, too.
         return await self._in_turn(
             backend,
-            elsewhere.place(),
+            elsewhere.place(self._run.options.max_threads),
             lambda place: self._run_body(
                 backend, step, event, elsewhere.call(place, self._run.workflow, *arguments)
             ),
