@@ -297,7 +297,10 @@ class WorkflowHandler(Generic[R]):
     def _refuse(self, reason: str) -> None:
         """Take note that the run will never start."""
         if not self._started:
-            self._start("or rather cancelled before it could")
+            self._started = "or rather cancelled before it could"  # which needs no event loop
+            if self._scope is not None:
+                self._scope.withdraw(self)
+                self._scope = None
             self._runner.abandon(reason)
 
     def _abandon(self, _task: object = None, /) -> None:
