@@ -198,6 +198,12 @@ def named(hint: Any) -> str:
 def plain_form(value: object) -> str | None:
     """Return an expression that makes a plain value of one of numpy's, or None for all others."""
     numpy: Any = sys.modules.get("numpy")
+    if numpy is None:
+        return None
+    if type(value) in (list, tuple, set, frozenset):
+        items = cast("list[object]", value)
+        is_numpy = any(plain_form(item) == "value.item()" for item in items)
+        return "[item.item() for item in value]" if is_numpy else None
     for kind, call in (("generic", "value.item()"), ("ndarray", "value.tolist()")):
         cls = getattr(numpy, kind, None)
         if isinstance(cls, type) and isinstance(value, cls):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 import attrs
 import msgspec
 
-from penstock._codec.encoders import Encoders, as_is, full_name, write_names
+from penstock._codec.encoders import Encoders, as_is, beside_of, full_name, is_list_of_names
 from penstock._codec.forms import form_of, origin_of, parts_of, unset_row
 from penstock._codec.pydantic_values import PREFIX, is_pydantics_own, is_secret, pydantic_rows
 from penstock._codec.rows import (
@@ -59,25 +59,6 @@ _encode_content = msgspec.json.Encoder(order="deterministic").encode
 _ATOMS = frozenset({str, int, float, bool, type(None)})
 _NO_PARTS: tuple[dict[str, Any], list[Any]] = ({}, [])
 _NO_STACK = "is nested too deeply for what is left of the stack; expected flatter values"
-
-
-def is_list_of_names(data: Any) -> bool:
-    """Whether plain data is a list of text."""
-    return type(data) is list and all(type(name) is str for name in cast("list[Any]", data))
-
-
-def _beside(
-    form: Form, made: dict[str, Any], rest: dict[str, Any], odd: list[str]
-) -> dict[str, Any]:
-    """Return what is written beside the fields of an instance.
-
-    That is ``x``, the other attributes, and ``odd``, the names of the fields that are not what the
-    annotations say: they were made so by a function of the class, or are unset.
-    """
-    if len(made) < len(form.kinds):
-        odd = [*odd, *form.check_complete(made)]
-    written: dict[str, Any] = {"x": write_names(rest)} if rest else {}
-    return {**written, "odd": odd} if odd else written
 
 
 class Codec:
@@ -328,7 +309,7 @@ class Codec:
                 fault.passed(f".{name}", value)
                 raise
             if rest or odd or len(made) < count:
-                return {TAG: tag, "v": made, **_beside(form, made, rest, odd)}
+                return {TAG: tag, "v": made, **beside_of(form, made, rest, odd)}
             return {TAG: tag, "v": made}
 
         return encode
@@ -458,7 +439,11 @@ class Codec:
         That is the other attributes, and the names of the fields whose values were not what the
         annotations say when they were written.
         """
-        rest: Any = self._decode(data["x"]) if "x" in data else {}
+        beside: Any = data.get("x", {})
+        if self._drops and not form.more and type(beside) is dict and TAG not in beside:
+            # What is left out is not read: its class may be gone as well.
+            beside = {name: item for name, item in beside.items() if name in form.kinds}
+        rest: Any = self._decode(beside)
         odd: Any = data.get("odd", [])
         content = content_of({k: part for k, part in data.items() if k not in ("x", "odd")})
         if type(content) is not dict:

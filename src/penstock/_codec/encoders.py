@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from penstock._codec.pydantic_values import is_pydantics_own
 from penstock._codec.refusals import refuse_twin, refuse_value
@@ -11,6 +11,8 @@ from penstock._codec.rows import TAG, encode_str, is_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
+
+    from penstock._codec.form import Form
 
     Encode: TypeAlias = Callable[[Any, int], Any]
 
@@ -42,3 +44,22 @@ class Encoders(dict[type, "Encode"]):
 
 def full_name(cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def is_list_of_names(data: Any) -> bool:
+    """Whether plain data is a list of text."""
+    return type(data) is list and all(type(name) is str for name in cast("list[Any]", data))
+
+
+def beside_of(
+    form: Form, made: dict[str, Any], rest: dict[str, Any], odd: list[str]
+) -> dict[str, Any]:
+    """Return what is written beside the fields of an instance.
+
+    That is ``x``, the other attributes, and ``odd``, the names of the fields that are not what the
+    annotations say: they were made so by a function of the class, or are unset.
+    """
+    if len(made) < len(form.kinds):
+        odd = [*odd, *form.check_complete(made)]
+    written: dict[str, Any] = {"x": write_names(rest)} if rest else {}
+    return {**written, "odd": odd} if odd else written

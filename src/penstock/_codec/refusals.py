@@ -75,5 +75,8 @@ def _plain_form(value: Any) -> str | None:
     zone: Any = sys.modules.get("datetime")
     if zone is not None and isinstance(value, zone.tzinfo):
         return "a datetime.timezone, or a zoneinfo.ZoneInfo"
-    kept = next((row.cls for row in rows() if isinstance(value, row.cls)), None)
-    return None if kept is None else f"a plain {kept.__name__}"
+    if hasattr(value, "to_pydatetime"):
+        return "a plain datetime: value.to_pydatetime()"
+    # A datetime is a date too, and its row comes later.
+    kept = [row.cls.__name__ for row in rows() if isinstance(value, row.cls)]
+    return f"a plain {kept[-1]}" if kept else None
