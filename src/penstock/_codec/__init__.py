@@ -442,7 +442,7 @@ class Codec:
         beside: Any = data.get("x", {})
         if self._drops and not form.more and type(beside) is dict and TAG not in beside:
             # What is left out is not read: its class may be gone as well.
-            beside = {name: item for name, item in beside.items() if name in form.kinds}
+            beside = {n: part for n, part in cast("Any", beside).items() if n in form.kinds}
         rest: Any = self._decode(beside)
         odd: Any = data.get("odd", [])
         content = content_of({k: part for k, part in data.items() if k not in ("x", "odd")})

@@ -75,7 +75,7 @@ def _plain_form(value: Any) -> str | None:
     zone: Any = sys.modules.get("datetime")
     if zone is not None and isinstance(value, zone.tzinfo):
         return "a datetime.timezone, or a zoneinfo.ZoneInfo"
-    if hasattr(value, "to_pydatetime"):
+    if hasattr(cast("object", value), "to_pydatetime"):
         return "a plain datetime: value.to_pydatetime()"
     # A datetime is a date too, and its row comes later.
     kept = [row.cls.__name__ for row in rows() if isinstance(value, row.cls)]
