@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import asyncio
+import inspect
 import re
+from contextvars import copy_context
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -31,16 +36,32 @@ def programs(page: Path) -> list[tuple[int, str, str | None]]:
     return found
 
 
+async def run_cell(block, namespace):
+    """Run a block as IPython does: with ``await`` where there is any, else as a plain program."""
+    result = FunctionType(block, namespace)()
+    if inspect.iscoroutine(result):
+        await result
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if programs(p)], ids=lambda page: page.stem)
 def test_every_block_of_a_page_runs_and_prints_what_stands_below_it(page, capsys):
     """The blocks of a page are one program, in order; a text block is what the one before prints."""
     namespace = {"__name__": "__main__"}
+    # The cells of a notebook share an event loop, and each is a task in a context of its own.
+    kernel = asyncio.Runner() if page.stem == "notebooks" else None
     for line, code, expected in programs(page):
         # The empty lines make tracebacks point into the page.
-        exec(compile("\n" * (line - 1) + code, str(page), "exec"), namespace)
+        flags = 0 if kernel is None else ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        block = compile("\n" * (line - 1) + code, str(page), "exec", flags)
+        if kernel is None:
+            exec(block, namespace)
+        else:
+            kernel.run(run_cell(block, namespace), context=copy_context())
         printed = capsys.readouterr().out
 
         assert printed == (expected or printed), f"{page.name}, line {line}"
+    if kernel is not None:
+        kernel.close()
 
 
 def test_every_page_is_listed_and_every_link_leads_somewhere():

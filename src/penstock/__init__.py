@@ -36,7 +36,7 @@ from penstock._events import (
 from penstock._handler import WorkflowHandler
 from penstock._observe import Observer
 from penstock._owners import Unwound
-from penstock._scope import WorkflowScope, workflow_scope
+from penstock._scope import WorkflowScope, open_scope, workflow_scope
 from penstock._signature import Take
 from penstock._streams import EventStream, StreamSender
 from penstock._workflow import Workflow
@@ -96,6 +96,7 @@ __all__ = [
     "WorkflowValidationError",
     "catch_error",
     "decode_event",
+    "open_scope",
     "run",
     "step",
     "workflow_scope",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from penstock._backends import current_backend
+from penstock._errors import WorkflowRuntimeError
 from penstock._scope import workflow_scope
 
 
@@ -41,6 +43,7 @@ def run(
         What ``main`` returns, once every run that it started is over.
 
     Raises:
+        WorkflowRuntimeError: An event loop runs here already, as in a notebook.
         TypeError: ``main`` is a coroutine and not a function.
         ValueError: There is no such backend.
         KeyboardInterrupt: SIGINT was received, and everything has unwound.
@@ -60,7 +63,25 @@ def run(
     if backend not in ("trio", "asyncio"):
         msg = f"there is no backend {backend!r}; expected 'trio' or 'asyncio'"
         raise ValueError(msg)
+    _check_no_loop(backend)
     from penstock._signals import Signals  # noqa: PLC0415 - who has an event loop needs it not
 
     name = f"{getattr(main, '__module__', '')}.{getattr(main, '__qualname__', repr(main))}"
     return Signals().run(scoped, backend, backend_options or {}, name=name)
+
+
+def _check_no_loop(backend: str) -> None:
+    try:
+        running = current_backend().name
+    except RuntimeError:
+        return
+    if running == "asyncio" and backend == "trio":
+        return  # Trio runs inside of asyncio, which waits meanwhile
+    instead = "`async with penstock.workflow_scope(): await main()`"
+    if running == "asyncio":
+        instead += ", or in a notebook `penstock.open_scope()` once, and then `await main()`"
+    msg = (
+        f"run(main, backend={backend!r}) starts an event loop, and one of {running} runs here "
+        f"already; expected {instead}"
+    )
+    raise WorkflowRuntimeError(msg)

@@ -16,7 +16,7 @@ from penstock._errors import WorkflowRuntimeError, brief
 from penstock._events import StopEvent
 from penstock._exceptions import set_trace, short, urgent_leaf
 from penstock._owners import SPELLINGS, NurseryLike, TaskGroupLike, Unwound
-from penstock._scope import WorkflowScope, leave_nursery, left_elsewhere, settle
+from penstock._scope import WorkflowScope, lasting, leave_nursery, left_elsewhere, settle
 from penstock._streams import EventStream
 
 
@@ -70,8 +70,10 @@ class WorkflowHandler(Generic[R]):
         self._block: tuple[AbstractAsyncContextManager[Nursery] | None, object, object] | None = (
             None
         )
-        scope: WorkflowScope | None = current_scope.get()
-        if scope is not None and scope.offer(self):
+        scope = current_scope.get()
+        if scope is None:
+            scope = lasting.scope
+        if scope and scope.offer(self):
             self._scope = scope
 
     # -- starting --------------------------------------------------------------------------
@@ -278,6 +280,7 @@ class WorkflowHandler(Generic[R]):
     @enable_ki_protection
     def _start_in_scope(self, scope: WorkflowScope, *, keep_failure: bool = False) -> None:
         """Have a scope own the run; one that another scope has started is waited for there."""
+        keep_failure = keep_failure or scope.is_lasting
         before = self._scope
         if self._started == _IN_SCOPE:
             if before is not scope:
@@ -340,7 +343,9 @@ class WorkflowHandler(Generic[R]):
         if self._started:
             return
         scope = self._scope or current_scope.get()
-        if scope is None:
+        if scope is None and lasting.scope is not None and lasting.scope.is_here():
+            scope = lasting.scope
+        if not scope:
             msg = (
                 f"{use} needs a started run, and this one has no owner that could run it "
                 f"(a step does not inherit the scope around its run); {SPELLINGS}"
@@ -617,7 +622,7 @@ class WorkflowHandler(Generic[R]):
             msg = f"a run of {runner.graph.name} was never started; {SPELLINGS}"
             warnings.warn(msg, RuntimeWarning, stacklevel=2, source=self)
         elif (
-            self._started in ("in a nursery", _IN_NURSERY)
+            (self._started in ("in a nursery", _IN_NURSERY) or self._keeps_failure)
             and not self._is_observed
             and runner.outcome.errors
         ):

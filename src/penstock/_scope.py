@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from contextvars import Context, Token
     from weakref import ReferenceType
 
-    from penstock._backends import Nursery, Waiter
+    from penstock._backends import Backend, Nursery, Waiter
 
 
 async def leave_nursery(manager: AbstractAsyncContextManager[Any]) -> BaseException | None:
@@ -133,73 +133,135 @@ class WorkflowScope:
             msg = "this workflow_scope was entered before; expected a new `workflow_scope()`"
             raise WorkflowRuntimeError(msg)
         backend = current_backend()
-        self._manager = backend.open_owner()
-        self._nursery = await self._manager.__aenter__()
+        self._manager = manager = backend.open_owner()
+        self._begin(backend, await manager.__aenter__())
         self._task = backend.current_task()
+        self._token = current_scope.set(self)
+        return self
+
+    def _begin(self, backend: Backend, nursery: Nursery) -> None:
+        self._nursery = nursery
         self._thread = get_ident()
         self._loop = backend.current_loop()
         self._starter = backend.waiter()
-        self._nursery.start_soon(self._start_offered, self._starter, name="workflow_scope")
-        self._token = current_scope.set(self)
-        return self
+        nursery.start_soon(self._start_offered, self._starter, name="workflow_scope")
 
     @enable_ki_protection
     async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         assert self._manager is not None
         assert self._token is not None
+        backend = self._in_its_loop("left")
+        is_elsewhere = self._task is not backend.current_task()
+        reason = None
+        if is_elsewhere:
+            reason = "its scope was left in another task"
+        else:
+            with suppress(ValueError):  # a coroutine may be driven in several contexts
+                current_scope.reset(self._token)
+        if error is not None:
+            reason = f"its scope was left by {type(error).__name__}"
+        raised = await self._end(reason, is_elsewhere=is_elsewhere)  # noqa: ASYNC102 - as a nursery's
+        failure = self._failure()
+        if is_elsewhere:
+            raise left_elsewhere(None, failure, raised)
+        settle(failure, error, raised, backend.Cancelled)
+
+    def _in_its_loop(self, what: str) -> Backend:
         backend = current_backend()
         if backend.current_loop() is not self._loop:
             msg = (
-                "a workflow_scope was entered in one event loop and left in another, and can wait "
+                f"a workflow_scope was entered in one event loop and {what} in another, and can wait "
                 "for nothing there; expected both in one"
             )
             raise WorkflowRuntimeError(msg)
-        is_elsewhere = self._task is not backend.current_task()
-        if not is_elsewhere:
-            with suppress(ValueError):  # a coroutine may be driven in several contexts
-                current_scope.reset(self._token)
-        if error is None and not is_elsewhere:
+        return backend
+
+    async def _end(self, reason: str | None, *, is_elsewhere: bool = False) -> BaseException | None:
+        """Take nothing new, cancel what runs if there is a reason, and wait for its end."""
+        assert self._manager is not None
+        if reason is None:
             self._start_all()
-        self._close(error, is_elsewhere=is_elsewhere)
+        self._nursery = None
+        if self._starter is not None:
+            self._starter.wake()
+        for run, is_own in tuple(self._runs.items()):
+            if is_own:
+                run._detach_readers()
+        if reason is not None:
+            self.cancel(reason)
+        self._offered.clear()
+        raised = None
         if is_elsewhere:
-            raised = None
             for run in tuple(self._runs):
-                left = await run._outlast()  # noqa: ASYNC102 - it shields itself
+                left = await run._outlast()
                 raised = raised if left is None else left
         else:
-            raised = await leave_nursery(self._manager)  # noqa: ASYNC102 - as a nursery's own
+            raised = await leave_nursery(self._manager)
         for run in self._runs:
             run._abandon()
+        return raised
+
+    def _failure(self) -> BaseException | None:
+        """Return the first failure that nobody has seen, with a note for each further one."""
         owned = [run for run, is_own in self._runs.items() if is_own]
         failures = [failure for run in owned if (failure := run._unobserved()) is not None]
         for other in failures[1:]:
             note_once(failures[0], f"and another run of the same scope failed: {short(other)}")
         self._runs.clear()
-        first = failures[0] if failures else None
-        if is_elsewhere:
-            raise left_elsewhere(None, first, raised)
-        settle(first, error, raised, backend.Cancelled)
+        return failures[0] if failures else None
 
-    def _close(self, error: BaseException | None, *, is_elsewhere: bool) -> None:
-        """Take nothing new, and cancel what runs, unless the block was left normally."""
-        reason = None
-        if is_elsewhere:
-            reason = "its scope was left in another task"
-        elif error is not None:
-            reason = f"its scope was left by {type(error).__name__}"
-        self._nursery = None
-        if self._starter is not None:
-            self._starter.wake()
+    @enable_ki_protection
+    def cancel(self, reason: str = "scope.cancel() was called") -> None:
+        """Cancel all runs of the scope, as ``handler.cancel()`` does. Not a checkpoint.
+
+        Those that have not begun never do. The scope itself takes further runs. A server calls
+        this before it leaves its scope, which would wait for its runs otherwise.
+
+        Args:
+            reason: What ``WorkflowCancelledError`` and the terminal events say.
+
+        Raises:
+            WorkflowRuntimeError: The call comes from another thread.
+        """
         for offered in tuple(self._offered):
             run = offered()
-            if run is not None and reason is not None:
+            if run is not None:
                 run._refuse(reason)
-        self._offered.clear()
-        for run, is_own in tuple(self._runs.items()):
-            if is_own:
-                run._detach_readers()
-            if reason is not None:
-                run._cancel(reason)
+        for run in tuple(self._runs):
+            run._cancel(reason)
+
+    @enable_ki_protection
+    async def aclose(self, reason: str = "its scope was closed") -> None:
+        """Cancel all runs of a scope of :func:`open_scope`, and wait for their clean-up.
+
+        A checkpoint. Cancelled, it still waits. Closing again does nothing.
+
+        Args:
+            reason: What ``WorkflowCancelledError`` and the terminal events say.
+
+        Raises:
+            WorkflowRuntimeError: The scope is that of a block, or of another event loop.
+        """
+        if self._token is not None or self._manager is None:
+            msg = "aclose() is for a scope of open_scope(); expected this one's block to be left"
+            raise WorkflowRuntimeError(msg)
+        backend = self._in_its_loop("closed")
+        if lasting.scope is self:
+            lasting.scope = None
+        raised = None
+        if self._nursery is not None:
+            raised = await self._end(reason)
+        settle(self._failure(), None, raised, backend.Cancelled)
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether no block is around it: failures stay with the handlers."""
+        return self._token is None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes further runs."""
+        return self._nursery is not None
 
     @enable_ki_protection
     def offer(self, run: OwnedRun) -> bool:
@@ -207,17 +269,21 @@ class WorkflowScope:
 
         It is held weakly: a handler that is dropped at once never runs.
         """
-        if self._nursery is None or self._starter is None or get_ident() != self._thread:
-            return False
-        try:
-            if current_backend().current_loop() is not self._loop:
-                return False
-        except RuntimeError:  # no event loop: it cannot run here
+        if self._nursery is None or self._starter is None or not self.is_here():
             return False
         if not self._offered:
             self._starter.wake()
         self._offered[ref(run)] = copy_context()
         return True
+
+    def is_here(self) -> bool:
+        """Whether the caller runs in the scope's event loop; other threads inherit it as well."""
+        if get_ident() != self._thread:
+            return False
+        try:
+            return current_backend().current_loop() is self._loop
+        except RuntimeError:  # no event loop: nothing can run here
+            return False
 
     def withdraw(self, run: OwnedRun) -> Context | None:
         """Leave a run that was offered to another owner; return its context variables."""
@@ -246,6 +312,12 @@ class WorkflowScope:
             msg = (
                 "the workflow_scope has been left, so it can own no run any more; expected "
                 "the run to be used inside its block"
+            )
+            raise WorkflowRuntimeError(msg)
+        if not self.is_here():
+            msg = (
+                "the workflow_scope around this is that of another event loop, and cannot own a run "
+                "of this one; expected `async with workflow_scope():` here"
             )
             raise WorkflowRuntimeError(msg)
 
@@ -302,6 +374,15 @@ class WorkflowScope:
             self.forget(run)  # a scope may live as long as a server
 
 
+class _Lasting:
+    """Holds the scope of :func:`open_scope`; one object, so that looking it up costs no call."""
+
+    scope: WorkflowScope | None = None
+
+
+lasting = _Lasting()
+
+
 def workflow_scope() -> WorkflowScope:
     """Open an owner for runs that are used without one of their own.
 
@@ -313,7 +394,15 @@ def workflow_scope() -> WorkflowScope:
                 print(event)
             print(await handler)
 
-    Inside the block a run starts when its handler is first used. Leaving the block normally
+    Inside the block a run that is not awaited, entered or given to a nursery by the next turn of
+    the event loop is started by the scope, or earlier, when its handler is first used; it begins
+    with the context variables of the moment of ``workflow.run()``. Such a run may still be claimed
+    later: ``async with handler`` waits for it or cancels it as the block does, and
+    ``handler.start_soon(nursery)`` has the nursery wait for it; they raise its failure then.
+    A handler that is dropped before that turn never runs, and warns.
+
+    The scope can be handed to other tasks, which start runs in it by ``handler.start_soon(scope)``:
+    so the requests of a server have runs that outlive them. Leaving the block normally
     waits for all its runs; the readers of those that go on become lossy, so that no step waits
     for them. Leaving it by an exception or a cancellation cancels the runs and waits for their
     clean-up.
@@ -325,3 +414,44 @@ def workflow_scope() -> WorkflowScope:
             been cancelled, and are over, unless that task runs in another event loop.
     """
     return WorkflowScope()
+
+
+def open_scope() -> WorkflowScope:
+    """Open an owner for the runs of a notebook, which lasts over its cells. Not a checkpoint.
+
+    ::
+
+        scope = penstock.open_scope()  # in the first cell
+        handler = Writer().run(topic="locks")  # in another: it starts by itself
+        async for event in handler.stream_events():
+            ...  # in a third
+        await scope.aclose()  # in the last: cancels what still runs
+
+    Until it is closed, runs of this event loop start in it that have no other owner, whatever
+    cell or task they are made in, as in the block of a :func:`workflow_scope`. Called again, it
+    returns the scope that is open. A failure stays with its handler: awaiting it raises the
+    failure, and dropping a handler whose failure nobody has seen warns.
+
+    Returns:
+        The scope; ``await scope.aclose()`` ends it.
+
+    Raises:
+        WorkflowRuntimeError: The event loop is Trio's, where each task has a parent that waits for
+            it: expected ``async with workflow_scope()``.
+        RuntimeError: There is no event loop.
+    """
+    backend = current_backend()
+    scope = lasting.scope
+    if scope is not None and scope.is_open and scope._loop is backend.current_loop():
+        return scope
+    manager = backend.open_lasting_owner()
+    if manager is None:
+        msg = (
+            "open_scope() is for notebooks, whose event loop is asyncio's, and this one is Trio's; "
+            "expected `async with workflow_scope():` around the runs"
+        )
+        raise WorkflowRuntimeError(msg)
+    scope = lasting.scope = WorkflowScope()
+    scope._manager = manager
+    scope._begin(backend, manager)
+    return scope

@@ -227,10 +227,12 @@ class OwnTasks:
     def _fail(self, error: BaseException) -> None:
         if self._failure is not None:
             return
+        host = self._host
+        if host is None:  # no block is around it: who awaits the run gets it
+            return
         self._failure = error
         self._cancel()
-        host = self._host
-        if host is not None and not host.done() and host is not asyncio.current_task():
+        if not host.done() and host is not asyncio.current_task():
             self._has_cancelled = True
             host.cancel("a run of a block was interrupted")
 
@@ -355,6 +357,7 @@ class AsyncioBackend:
 
     open_nursery = staticmethod(anyio.create_task_group)
     open_owner = OwnTasks
+    open_lasting_owner = OwnTasks
 
     @staticmethod
     def current_time() -> float:  # AnyIO's own needs a task, and callbacks of the loop ask too

@@ -116,6 +116,11 @@ class TrioBackend:
 
     open_nursery = staticmethod(trio.open_nursery)
     open_owner = staticmethod(trio.open_nursery)
+
+    @staticmethod
+    def open_lasting_owner() -> None:
+        return None  # each task of Trio has a parent that waits for it
+
     cancel_scope = staticmethod(trio.CancelScope)
     checkpoint = staticmethod(checkpoint)
     checkpoint_if_cancelled = staticmethod(checkpoint_if_cancelled)

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger("penstock")
 
-#: The ambient owner of runs that were given none; see penstock._scope. Steps have none.
+#: The ambient owner of runs that were given none; see penstock._scope. In steps it is False.
 current_scope: ContextVar[Any] = ContextVar("penstock_scope", default=None)
 
 
@@ -179,7 +179,7 @@ class Runner(Steering):
         assert backend is not None
         self._variables = copy_context()
         # What a step starts without an owner must not end up in a scope that outlives the run.
-        self._variables.run(current_scope.set, None)
+        self._variables.run(current_scope.set, False)
         self._host = backend.current_task()
         was_cancelled = backend.is_natively_cancelled()
         interruption: BaseException | None = None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 from penstock.drawing._model import flow_of
 from penstock.drawing._page import page_of
+from penstock.drawing._text import xml_text
 
 
 if TYPE_CHECKING:
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
     from penstock._workflow import Workflow
 
 
-__all__ = ["draw_all_possible_flows", "page_of_all_possible_flows"]
+__all__ = [
+    "Picture",
+    "draw_all_possible_flows",
+    "page_of_all_possible_flows",
+    "show_all_possible_flows",
+]
 
 
 def draw_all_possible_flows(
@@ -69,3 +75,41 @@ def page_of_all_possible_flows(workflow: type[Workflow[Any]] | Workflow[Any]) ->
         TypeError: ``workflow`` is neither a workflow nor a class of one.
     """
     return page_of(flow_of(workflow))
+
+
+@final
+class Picture:
+    """A page that a notebook shows below its cell.
+
+    Attributes:
+        page: The page, as text.
+    """
+
+    __slots__ = ("_name", "page")
+
+    def __init__(self, name: str, page: str) -> None:
+        self._name = name
+        self.page = page
+
+    def _repr_html_(self) -> str:
+        """Return the page in a frame of its own, which keeps its style from the notebook's."""
+        return (
+            f'<iframe title="{xml_text(self._name)}" srcdoc="{xml_text(self.page)}" sandbox '
+            'style="width: 100%; height: 30em; border: 0; resize: vertical; overflow: auto">'
+            "</iframe>"
+        )
+
+    def __repr__(self) -> str:
+        return f"<Picture of {self._name}>"
+
+
+def show_all_possible_flows(workflow: type[Workflow[Any]] | Workflow[Any]) -> Picture:
+    """Return the page of :func:`draw_all_possible_flows` for a notebook, which shows it inline.
+
+    As the last line of a cell, ``show_all_possible_flows(Writer)`` is the picture below the cell.
+
+    Raises:
+        TypeError: ``workflow`` is neither a workflow nor a class of one.
+    """
+    flow = flow_of(workflow)
+    return Picture(flow.name, page_of(flow))
