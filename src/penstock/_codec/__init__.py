@@ -481,18 +481,18 @@ class Codec:
             )
         self._decoders[full] = self._decoders[tag] = decode
 
-    def _load_pydantic(self) -> bool:
-        """Learn the classes that pydantic defines; return whether that was new."""
-        is_new, self._has_pydantic = not self._has_pydantic, True
-        for row in pydantic_rows() if is_new else ():
+    def _load_pydantic(self) -> None:
+        """Learn the classes that pydantic defines."""
+        for row in () if self._has_pydantic else pydantic_rows():
             tagged = attrs.evolve(row, tag=PREFIX + row.tag)
             self._encoders[row.cls] = self._row_encoder(tagged)
             self._decoders[tagged.tag] = self._row_decoder(tagged)
-        return is_new
+        self._has_pydantic = True  # last: another thread may be at it too
 
     def _find(self, tag: Any) -> Decode:
         """Return how a tag is read that may be one of pydantic's."""
-        if type(tag) is str and tag.startswith(PREFIX) and self._load_pydantic():
+        if type(tag) is str and tag.startswith(PREFIX):
+            self._load_pydantic()
             found = self._decoders.get(tag)
             if found is not None:
                 return found

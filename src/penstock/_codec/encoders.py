@@ -31,14 +31,16 @@ def write_names(values: dict[str, Any]) -> dict[str, Any]:
 class Encoders(dict[type, "Encode"]):
     """How each class is written; what is not there is an exception, pydantic's, or is refused."""
 
-    load: Callable[[], bool]
+    load: Callable[[], None]
     names: Container[str]
 
     def __missing__(self, cls: type[Any]) -> Encode:
         if issubclass(cls, BaseException):
             return self[BaseException]
-        if is_pydantics_own(cls) and self.load():
-            return self[cls]
+        if is_pydantics_own(cls):
+            self.load()
+            if cls in self:
+                return self[cls]
         return refuse_twin if full_name(cls) in self.names else refuse_value
 
 
