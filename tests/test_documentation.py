@@ -6,6 +6,8 @@ import ast
 import asyncio
 import inspect
 import re
+import sys
+import types
 from contextvars import copy_context
 from pathlib import Path
 from types import FunctionType
@@ -44,9 +46,11 @@ async def run_cell(block, namespace):
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if programs(p)], ids=lambda page: page.stem)
-def test_every_block_of_a_page_runs_and_prints_what_stands_below_it(page, capsys):
+def test_every_block_of_a_page_runs_and_prints_what_stands_below_it(page, capsys, monkeypatch):
     """The blocks of a page are one program, in order; a text block is what the one before prints."""
-    namespace = {"__name__": "__main__"}
+    module = types.ModuleType("__main__")  # annotations are resolved in it
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    namespace = vars(module)
     # The cells of a notebook share an event loop, and each is a task in a context of its own.
     kernel = asyncio.Runner() if page.stem == "notebooks" else None
     for line, code, expected in programs(page):

@@ -50,6 +50,7 @@ FLOORS = [
     ["penstock._retries", "penstock._limits", "penstock._owners"],
     ["penstock._pydantic"],
     ["penstock._validation", "penstock._generics", "penstock._fields", "penstock._event_methods"],
+    ["penstock._models"],
     ["penstock._annotations", "penstock._idioms"],
     ["penstock._foreign"],
     ["penstock._exceptions"],

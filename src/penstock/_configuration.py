@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import typing
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, cast
 
 from penstock._errors import brief
 from penstock._exceptions import add_note
+from penstock._foreign import shown
 
 
 def read_file(path: Path) -> Any:
@@ -22,7 +22,7 @@ def read_file(path: Path) -> Any:
     import tomllib  # noqa: PLC0415
 
     try:
-        data = path.read_text(encoding="utf-8")
+        raw = path.read_bytes()
     except OSError as error:
         add_note(
             error,
@@ -31,7 +31,15 @@ def read_file(path: Path) -> Any:
         )
         raise
     try:
+        data = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        msg = f"{path} is not UTF-8 ({error}); expected the file saved as UTF-8"
+        raise ValueError(msg) from error
+    try:
         return tomllib.loads(data) if path.suffix == ".toml" else json.loads(data)
+    except RecursionError:
+        msg = f"{path} is nested too deeply to be read"
+        raise ValueError(msg) from None
     except ValueError as error:
         msg = f"{path} is not valid {path.suffix[1:].upper()}: {error}"
         raise ValueError(msg) from error
@@ -43,13 +51,15 @@ def read_part(name: str, selector: str | None, kind: Any, document: Any) -> Any:
     Args:
         name: What to call the part in messages.
         selector: The way to the part, with dots, or None for all of it.
-        kind: Any type that msgspec converts to, or a pydantic model.
+        kind: Any type that data from outside can become, as for an event's field.
         document: What was read.
 
     Raises:
         ValueError: There is no such part, or it does not fit; names part and field.
     """
-    import msgspec  # noqa: PLC0415 - only workflows with a configuration need it
+    # Not at start-up: only workflows with a configuration need it.
+    from penstock._decoding import decode_value  # noqa: PLC0415
+    from penstock._models import MismatchError  # noqa: PLC0415
 
     value = document
     walked: list[str] = []
@@ -62,22 +72,10 @@ def read_part(name: str, selector: str | None, kind: Any, document: Any) -> Any:
         (value,) = found
         walked.append(part)
     try:
-        return msgspec.convert(value, kind, dec_hook=_convert_other)
-    except msgspec.ValidationError as error:
-        msg = f"{name} does not fit {_shown(kind)}: {_described(error, walked)}"
+        return decode_value(kind, value)
+    except MismatchError as error:
+        msg = f"{name} does not fit {shown(kind)}: {_described(error, walked)}"
         raise ValueError(msg) from error
-
-
-def _convert_other(kind: Any, value: Any) -> Any:
-    plain = typing.get_origin(kind) or kind
-    if hasattr(plain, "model_validate"):
-        return plain.model_validate(value)
-    if isinstance(plain, type) and isinstance(value, plain):
-        return value
-    if isinstance(plain, type) and issubclass(plain, PurePath) and isinstance(value, str):
-        return plain(value)
-    msg = f"expected {_shown(kind)}, got {type(value).__name__}"
-    raise ValueError(msg)
 
 
 def _pick(value: Any, part: str) -> list[Any]:
@@ -99,11 +97,7 @@ def _choices(value: Any) -> str:
 
 
 def _described(error: Exception, walked: list[str]) -> str:
-    """Return what msgspec says, with the place in the file in place of that in the part."""
+    """Return what does not fit, with the place in the file in place of that in the part."""
     start = ".".join(walked)
     text = re.sub(r"`\$(\.?)", lambda m: f"`{start}{m[1] if start else ''}", str(error))
     return text.replace(" - at ``", "")
-
-
-def _shown(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind)

@@ -7,11 +7,12 @@ import functools
 import types
 import typing
 from collections import deque
+from collections.abc import Mapping
 from typing import Any, Union, cast
 
 import attrs
 
-from penstock._annotations import ATOMS, behind
+from penstock._annotations import ATOMS, behind, is_typeddict
 
 
 @attrs.frozen
@@ -207,3 +208,50 @@ def convert(hint: Any, value: Any) -> tuple[Any, Exception | None]:
         return adapter.validate_python(value), None
     except (LookupError, ValueError, TypeError) as error:
         return value, error
+
+
+# -- what data from outside may give ---------------------------------------------------------------
+
+
+def parameters_of(cls: Any) -> list[tuple[str, str, bool, Any]]:
+    """Return the fields that the constructor takes: name, keyword, whether needed, converter."""
+    if attrs.has(cls):
+        return [
+            (f.name, f.alias, f.default is attrs.NOTHING, f.converter)
+            for f in attrs.fields(cls)
+            if f.init
+        ]
+    import dataclasses  # noqa: PLC0415 - a dataclass is there, so it is imported
+
+    fields: dict[str, Any] = cls.__dataclass_fields__
+    return [
+        (name, name, f.default is f.default_factory is dataclasses.MISSING, None)
+        for name, f in fields.items()
+        if f.init and f._field_type.name != "_FIELD_CLASSVAR"
+    ]
+
+
+def takes_fields(kind: Any) -> bool:
+    """Whether the values of an annotation are made of named fields."""
+    cls: Any = typing.get_origin(kind) or kind
+    marks = ("__attrs_attrs__", "__dataclass_fields__", "model_fields", "__struct_fields__")
+    return any(hasattr(cls, mark) for mark in marks) or is_typeddict(cls) or cls in (dict, Mapping)
+
+
+def knows_all(kind: Any, data: Mapping[Any, Any]) -> bool:
+    """Whether all keys of some data are fields of the class, as far as it declares them."""
+    cls: Any = typing.get_origin(kind) or kind
+    if attrs.has(cls):
+        known = {name for f in attrs.fields(cls) for name in (f.name, f.alias)}
+    elif hasattr(cls, "model_fields"):
+        fields = cast("dict[str, Any]", cls.model_fields)
+        known = {*fields, *(f.alias for f in fields.values() if f.alias)}
+    elif hasattr(cls, "__struct_encode_fields__"):
+        known = set(cls.__struct_encode_fields__)
+    elif hasattr(cls, "__dataclass_fields__"):
+        known = set(cls.__dataclass_fields__)
+    elif is_typeddict(cls):
+        known = {*cls.__required_keys__, *cls.__optional_keys__}
+    else:
+        return True
+    return data.keys() <= known

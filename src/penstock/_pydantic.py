@@ -41,7 +41,8 @@ def core_schema_of(cls: type, handler: Any) -> Any:
         if isinstance(value, cls):
             return value
         if generic is not None and value.__class__ is generic:
-            held = cast("Any", value).to_dict()  # its fields decide whether it fits
+            event: Any = value
+            held = event.to_dict()  # its fields decide whether it fits
             value = {declared.get(name, name): part for name, part in held.items()}
         given: dict[str, Any] = read(value)
         try:

@@ -98,6 +98,33 @@ def test_pairs_without_fields_are_strings(cli):
     assert json.loads(out) == {"a": "1", "b": "x=y"}
 
 
+@pytest.mark.parametrize("given", ["--input", "--input-file", "-i"])
+def test_input_that_is_too_deep(cli, tmp_path, given):
+    """P19: a JSON value of any depth is an error of one line."""
+    file = tmp_path / "deep.json"
+    file.write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    text = {"--input": file.read_text(), "--input-file": file}.get(given)
+    if given == "-i":
+        arguments = ("flows_for_cli:EchoDeclared", "-i", "topic=a", "-i", f"count={'[' * 100_000}")
+    else:
+        arguments = ("flows_for_cli:Echo", given, text)
+    code, _, err = cli("run", *arguments)
+
+    assert code == 2
+    assert "nested too deeply" in err
+    assert "Traceback" not in err
+
+
+def test_input_file_that_is_not_utf8_is_named(cli, tmp_path):
+    """The error names the file."""
+    file = tmp_path / "latin.json"
+    file.write_bytes('{"a": "é"}'.encode("latin-1"))
+    code, _, err = cli("run", "flows_for_cli:Echo", "--input-file", file)
+
+    assert code == 2
+    assert f"{file} is not UTF-8" in err
+
+
 def test_input_as_json(cli, tmp_path, monkeypatch):
     """--input and --input-file take the fields as a JSON object, from standard input as well."""
     file = tmp_path / "in.json"

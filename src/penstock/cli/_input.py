@@ -48,6 +48,9 @@ def json_object(text: str | bytes, where: str) -> dict[str, Any]:
     """
     try:
         data = msgspec.json.decode(text)
+    except RecursionError:
+        msg = f"{where} is nested too deeply to be read"
+        raise UsageError(msg) from None
     except (msgspec.DecodeError, UnicodeError) as error:
         msg = f"{where} is not JSON: {error}"
         raise UsageError(msg) from error
@@ -59,11 +62,20 @@ def json_object(text: str | bytes, where: str) -> dict[str, Any]:
 
 def _read(name: str) -> bytes:
     try:
-        if name == "-":
+        if name != "-":
+            raw = Path(name).read_bytes()
+        elif hasattr(sys.stdin, "buffer"):
+            raw = sys.stdin.buffer.read()
+        else:  # one that a program put in its place
             return sys.stdin.read().encode()
-        return Path(name).read_bytes()
     except OSError as error:
         msg = f"cannot read {name}: {error.strerror or error}"
+        raise UsageError(msg) from error
+    try:
+        return raw.decode("utf-8-sig").encode()
+    except UnicodeDecodeError as error:
+        where = "standard input" if name == "-" else name
+        msg = f"{where} is not UTF-8 ({error}); expected JSON saved as UTF-8"
         raise UsageError(msg) from error
 
 
@@ -96,7 +108,10 @@ def _read_value(key: str, text: str, hint: Any) -> Any:
         return text
     try:
         return msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except RecursionError:
+        msg = f"-i {key}=... is nested too deeply to be read"
+        raise UsageError(msg) from None
+    except (msgspec.DecodeError, UnicodeError) as error:
         shown = getattr(hint, "__name__", hint) if isinstance(hint, type) else hint
         msg = f"-i {key}={text} is neither {shown} nor JSON: {error}"
         raise UsageError(msg) from error

@@ -18,6 +18,8 @@ TOKENS = ("token", "delta", "chunk")
 #: A piece or a message, which the blank at the seam tells.
 TEXTS = ("msg", "message", "text", "content")
 LONGEST = 1000
+#: How many levels of what cannot be encoded as a whole are gone through one by one.
+DEEPEST = 50
 
 
 class OutputClosedError(BrokenPipeError):
@@ -168,14 +170,14 @@ def shown_fields(event: Event) -> dict[str, Any]:
     return values
 
 
-def _json(value: Any) -> str:
+def _json(value: Any, depth: int = 0) -> str:
     encoded = _try_encode(value)
     if encoded is not None:
         return encoded
-    if isinstance(value, dict):
+    if isinstance(value, dict) and depth < DEEPEST:
         # One field that cannot be encoded does not take the others with it.
         members = cast("dict[Any, Any]", value)
-        fields = (f"{_json(str(k))}:{_json(v)}" for k, v in members.items())
+        fields = (f"{_json(str(k))}:{_json(v, depth + 1)}" for k, v in members.items())
         return f"{{{','.join(fields)}}}"
     shown = _safe_repr(value).encode("utf-8", "backslashreplace").decode()
     return msgspec.json.encode(shown).decode()
@@ -189,7 +191,9 @@ def _try_encode(value: Any) -> str | None:
         return None
 
 
-def _plain(value: Any) -> str:
+def _plain(value: Any) -> Any:
+    if hasattr(value, "model_dump"):  # a model of pydantic
+        return value.model_dump(mode="json")
     return str(value) if isinstance(value, PurePath) else _safe_repr(value)
 
 
