@@ -274,7 +274,7 @@ class Timed(Workflow):
     @step(in_process=True, timeout=0.5)
     @staticmethod
     def work(ev: Tile) -> Note:
-        time.sleep(0.2)
+        time.sleep(0.1)
         return Note(number=ev.number)
 
     @step

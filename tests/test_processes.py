@@ -29,7 +29,7 @@ from penstock import _process_worker as worker
 from penstock import _processes as processes
 from penstock._backends import current_backend
 from penstock._processes import in_process, process_faults
-from tests.helpers import Catch, nothing_left, wait_until_idle
+from tests.helpers import Catch, nothing_left, on_each_backend, run_virtually, wait_until_idle
 from tests.process_flows import (
     Home,
     Job,
@@ -689,6 +689,21 @@ async def test_progress_is_told_from_a_process():
         assert await Steady().run(times=80) == "done"
         with pytest.raises(StepTimeoutError, match="made no progress"):
             await Steady().run(times=0)
+
+
+@on_each_backend
+def test_a_virtual_clock_waits_for_a_step_in_a_process(backend):
+    """Neither the start of a process nor what it computes lets a clock jump to a timeout."""
+
+    async def main():
+        begun = anyio.current_time()
+        result = await Timed(timeout=1000).run()
+        return result, anyio.current_time() - begun
+
+    result, taken = run_virtually(backend, main)
+
+    assert result == 4
+    assert taken < 1
 
 
 @pytest.mark.slow

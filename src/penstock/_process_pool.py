@@ -68,16 +68,17 @@ class WorkerProcess:
             BrokenProcessError: It ended before it was ready.
             OSError: The system did not start it.
         """
-        backend.hold_clock(inf)
         try:
             # In a thread, because forking and finding the interpreter on a disk may take long.
             await backend.run_in_thread(self._start, abandon_on_cancel=False)
-            kind, _ = await self.receive(backend)
+            backend.hold_clock(inf)
+            try:
+                kind, _ = await self.receive(backend)
+            finally:
+                backend.release_clock(inf)
         except BaseException:
             await self.end(backend)  # noqa: ASYNC102, ASYNC120 - it shields itself
             raise
-        finally:
-            backend.release_clock(inf)
         if kind != protocol.READY:
             await self.end(backend)
             msg = f"it began with a frame of kind {kind}"

@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 from io import BytesIO
+from math import inf
 from typing import TYPE_CHECKING, Any, final
 
 from penstock._backends import current_backend
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
     from penstock._backends import Backend
     from penstock._process_pool import ProcessPlace, WorkerProcess
+
+
+#: Real seconds for which a clock that jumps waits for a step in a process.
+PATIENCE = 0.2
 
 
 @final
@@ -90,7 +95,7 @@ class ProcessStep:
         request = _pack((self._function, rest), self._name, kinds)
         conversation = _Conversation(backend, context, self._name)
         place.is_at_work = True
-        backend.hold_clock()
+        backend.hold_clock(PATIENCE)
         try:
             kind, answer = await conversation.hold(place, request, about)
         except _process_error() as error:
@@ -103,7 +108,7 @@ class ProcessStep:
             )
             raise WorkflowRuntimeError(msg) from error
         finally:
-            backend.release_clock()
+            backend.release_clock(PATIENCE)
         place.is_at_work = False
         return read_answer(self._name, kind, answer)
 
@@ -163,9 +168,14 @@ class _StepPlace:
         function = _pack(self._function, self._name, "the function")
         assert place.worker is not None
         if function not in place.worker.loaded:
-            conversation = _Conversation(current_backend(), None, self._name)
+            backend = current_backend()
+            conversation = _Conversation(backend, None, self._name)
             place.is_at_work = True
-            kind, answer = await conversation.hold(place, function, None, load=True)
+            backend.hold_clock(inf)
+            try:
+                kind, answer = await conversation.hold(place, function, None, load=True)
+            finally:
+                backend.release_clock(inf)
             place.is_at_work = False
             read_answer(self._name, kind, answer)
             place.worker.loaded.add(function)

@@ -434,10 +434,17 @@ class AsyncioBackend:
         return await ThreadCall(function).run()
 
     @staticmethod
-    def hold_clock(_seconds: float | None = None, /) -> None:
-        """Do nothing: a loop with virtual time looks for threads itself."""
+    def hold_clock(seconds: float | None = None, /) -> None:
+        # A loop with virtual time looks for threads by itself.
+        holds: list[float] | None = getattr(asyncio.get_running_loop(), "_penstock_holds", None)
+        if holds is not None and seconds is not None:
+            holds.append(seconds)
 
-    release_clock = hold_clock
+    @staticmethod
+    def release_clock(seconds: float | None = None, /) -> None:
+        holds: list[float] | None = getattr(asyncio.get_running_loop(), "_penstock_holds", None)
+        if holds is not None and seconds in holds:
+            holds.remove(seconds)
 
     call_in_loop = staticmethod(anyio.from_thread.run_sync)
 

@@ -54,8 +54,11 @@ class _Selector(selectors.DefaultSelector):
             self._busy = 0
             if not loop._has_timer():
                 return super().select(None)
+            patience = max(loop._penstock_holds, default=0.0)
             if loop._is_waiting_for_thread():
-                found = super().select(PATIENCE)
+                patience = max(patience, PATIENCE)
+            if patience:
+                found = super().select(None if patience == math.inf else patience)
             if not found:
                 loop._jump_to_next_timer()
         return found
@@ -137,7 +140,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     Its clock begins at 0 and jumps to the next timer as soon as nothing can run, so an hour's
     sleep takes no time. While a thread works time stands still (for 0.2 real seconds at most);
-    sockets and processes are not waited for. Serves as a ``loop_factory``, for ``asyncio.Runner``
+    and while a step of a workflow computes in a process; other processes, and sockets, are not
+    waited for. Serves as a ``loop_factory``, for ``asyncio.Runner``
     and for AnyIO's pytest plugin:
     ``("asyncio", {"loop_factory": VirtualLoop})``.
 
@@ -154,6 +158,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._now = 0.0
         self._random = random.Random(seed) if seed else None  # noqa: S311 - it is to repeat
         self._executing = 0
+        #: Real seconds that steps in processes ask the clock to wait for; see AsyncioBackend.
+        self._penstock_holds: list[float] = []
         self._is_new_round = False
         self._numbers = itertools.count()
         selector = _Selector()
