@@ -675,8 +675,8 @@ def imports():
 #: What ``import penstock`` may import: of the standard library no module that Trio does not.
 IMPORTED = """
 penstock ._answers ._backends ._branch ._cleanup ._context ._decorators ._engine ._entry ._errors
-._event_methods ._events ._faults ._generics ._graph ._handler ._limits ._nesting ._observe ._owners
-._exceptions ._scope ._signature ._steps
+._event_methods ._events ._exceptions ._faults ._generics ._graph ._handler ._limits ._local_names
+._nesting ._observe ._owners ._scope ._signature ._steps
 ._streams ._thread_operations ._threads ._validation ._workflow ._engine.attempts ._engine.clock
 ._engine.diagnosis ._engine.failing ._engine.grouping ._engine.joins ._engine.lineage
 ._engine.machine ._engine.operations ._engine.outcome ._engine.runner ._engine.steering
@@ -748,6 +748,18 @@ def looping(size):
     return written(lines)
 
 
+def overlapping(size):
+    """Return fan-outs within fan-outs that all end in one join: a fault for each but the first."""
+    lines = [f"class E{i}(Event): ..." for i in range(size + 1)]
+    lines.append("class Z(Event): ...\nclass W(Workflow):")
+    lines.append(" @step\n async def begin(self, ev: StartEvent) -> E0: ...")
+    for i in range(size):
+        lines.append(f" @step\n async def s{i}(self, ev: E{i}) -> list[E{i + 1} | Z]: ...")
+    lines.append(f" @step\n async def last(self, ev: E{size}) -> Z: ...")
+    lines.append(" @step\n async def join(self, evs: list[Z]) -> StopEvent | Z: ...")
+    return written(lines)
+
+
 def broken(size):
     """Return steps that nothing leads to, and that lead to nothing."""
     lines = [f"class E{i}(Event): ...\nclass F{i}(Event): ..." for i in range(size)]
@@ -767,7 +779,7 @@ def hierarchy(size):
 
 
 @pytest.mark.parametrize(
-    "make", [chain, nested, looping, broken, hierarchy], ids=lambda f: f.__name__
+    "make", [chain, nested, looping, overlapping, broken, hierarchy], ids=lambda f: f.__name__
 )
 def test_building_costs_the_same_for_each_step(make):
     """A workflow of four times as many steps takes four times as much to build and to check."""

@@ -12,10 +12,12 @@ from typing import Any, Generic, TypeVar
 import attrs
 import pytest
 
+from helpers import wait_until_idle
 from penstock import (
     Context,
     Event,
     HumanResponseEvent,
+    Retry,
     StartEvent,
     StopEvent,
     Workflow,
@@ -214,6 +216,23 @@ async def test_an_event_without_arguments_is_the_one_that_its_step_declares():
 
 
 @pytest.mark.anyio
+async def test_an_event_without_arguments_comes_after_those_that_were_kept_back():
+    """In a step with retries what it returns is looked at before what it sent is let out."""
+
+    class Keeps(Workflow):
+        @step(retry=Retry())
+        async def begin(self, ctx: Context, ev: StartEvent) -> Chunk[Text] | Chunk[Image]:
+            ctx.send_event(Chunk(value=Image(pixels=1)))
+            return Chunk(value=Text(content="x"))
+
+        @step
+        async def both(self, text: Chunk[Text], image: Chunk[Image]) -> StopEvent:
+            return StopEvent(result="both")
+
+    assert await Keeps().run() == "both"
+
+
+@pytest.mark.anyio
 async def test_an_argument_that_cannot_be_told_is_an_error_with_the_line():
     """P13: where values fit several arguments, the event has to be made with one."""
 
@@ -293,6 +312,35 @@ async def test_a_wait_is_for_one_argument():
         assert await handler == 3
 
 
+class Begin(StartEvent, Generic[T]):
+    value: T
+
+
+class Outside(Workflow):
+    """Takes generic events from outside, in a step, in a wait and as its start."""
+
+    @step
+    async def begin(self, ctx: Context, ev: Begin[int]) -> Text:
+        answer = await ctx.wait_for_event(Answer[int])
+        return Text(content=f"{ev.value} {answer.value}")
+
+    @step
+    async def later(self, ev: Text, answer: Answer[str]) -> StopEvent:
+        return StopEvent(result=f"{ev.content} {answer.value}")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("target", [None, "later"])
+async def test_an_event_from_outside_may_be_made_without_arguments(target):
+    """It is the one that a step, a wait or the run begins with, told by its fields."""
+    async with Outside().run(start_event=Begin(value=1)) as handler:
+        await wait_until_idle()
+        handler.send_event(Answer(value="x"), target)
+        handler.send_event(Answer(value=2))
+
+        assert await handler == "1 2 x"
+
+
 @pytest.mark.anyio
 async def test_a_snapshot_keeps_the_arguments():
     """Events with arguments are in snapshots and in states that are read back."""
@@ -323,6 +371,44 @@ async def test_a_snapshot_keeps_the_arguments():
         handler.send_event(answer)
 
         assert await handler == (Chunk[Text], "x", 4, answer)
+
+
+def test_a_step_in_a_process_takes_arguments_that_have_names():
+    """A worker process finds the class and the arguments by their names, and makes of them the same."""
+
+    class Works(Workflow):
+        @step
+        async def begin(self, ev: StartEvent) -> Chunk[Text]: ...
+
+        @step(in_process=True)
+        @staticmethod
+        def work(ev: Chunk[Text]) -> Result[int]: ...
+
+    class Local(Event):
+        n: int
+
+    class WorksNot(Workflow):
+        @step
+        async def begin(self, ev: StartEvent) -> Chunk[Local]: ...
+
+        @step(in_process=True)
+        @staticmethod
+        def work(ev: Chunk[Local]) -> Result[int]: ...
+
+    # The function of a test is never importable; the classes of its events are what matters.
+    assert not any("event class" in fault.text for fault in graph_of(Works).faults)
+    assert any("event class Local is defined inside" in f.text for f in graph_of(WorksNot).faults)
+
+
+def test_generic_may_come_first():
+    """``class First(Generic[T], Event)`` is as generic as the other way round."""
+
+    class First(Generic[T], Event):  # noqa: PYI059 - it is what is tried
+        value: T
+
+    assert First[int] is First[int]
+    assert type(First[int](value=1)) is First[int]
+    assert First[int].__annotations__ == {"value": int}
 
 
 # -- generic workflows ---------------------------------------------------------------------------

@@ -16,8 +16,8 @@ SOURCE = Path(__file__).parent.parent / "src"
 FLOORS = [
     ["penstock.__main__", "pytest_penstock"],
     ["penstock.cli"],
-    ["penstock.drawing", "penstock.testing"],
     ["penstock"],
+    ["penstock.drawing", "penstock.testing"],
     ["penstock._process_main"],
     ["penstock._workflow", "penstock._entry"],
     ["penstock._seed", "penstock._handler", "penstock._signals"],
@@ -51,7 +51,7 @@ FLOORS = [
     ["penstock._pydantic"],
     ["penstock._validation", "penstock._generics", "penstock._fields", "penstock._event_methods"],
     ["penstock._models"],
-    ["penstock._annotations", "penstock._idioms"],
+    ["penstock._annotations", "penstock._idioms", "penstock._local_names"],
     ["penstock._foreign"],
     ["penstock._exceptions"],
     ["penstock._errors"],

@@ -279,8 +279,8 @@ class Flow(Workflow):
     @step
     async def run(self, ev: StartEvent) -> StopEvent: ...
 Flow()
---> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.run is a step, and the
-... name of the method that runs a workflow; expected another name
+--> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.run is a step, and every
+... workflow has a method of that name; expected another name
 
 """
 
@@ -1051,8 +1051,9 @@ await Calls(f).run(run_id='r')
 # collect wrong
 async def f(ctx): ctx.collect_events(A(n=1), [B])
 await Calls(f).run(run_id='r')
---> WorkflowRuntimeError: collect_events was given an event of A, and waits for B; expected
-... its class among them: `ctx.collect_events(ev, [A, ...])`
+--> WorkflowStalledError: the run r of Calls can never end: no step runs, no event is pending,
+... and nobody was asked anything: Calls.only lacks 1 x B; Calls.only returned None, which its
+... signature does not declare, and so ended its branch; expected some step to return a StopEvent
 
 # wait no event
 async def f(ctx): await ctx.wait_for_event('x')
@@ -1070,6 +1071,11 @@ await Calls(f).run(run_id='r')
 handler = Simple().run(run_id='r')
 await handler
 handler.ctx.send_event(A(n=1))
+--> WorkflowRuntimeError: the run r of Simple is over (completed), so A reaches nobody;
+... expected it while the run is under way: `if not handler.is_done(): ...`
+
+# ctx before a run
+Context(Simple()).send_event(A(n=1))
 --> WorkflowRuntimeError: send A was called outside of a step; expected the `ctx` that a step
 ... is given, or, from outside, the handler: `handler.send_event(event)`
 
@@ -1360,7 +1366,7 @@ SNAPSHOTS = r"""
 # no snapshot
 Simple().resume({})
 --> SnapshotError: this is no snapshot that this version of penstock can read (format None);
-... expected the dict that handler.snapshot() returned, of format 1
+... expected the dict that handler.snapshot() returned, of format 2
 
 # another workflow
 Simple().resume(Waits().run(run_id='r').snapshot())
@@ -1413,7 +1419,7 @@ Simple().resume(data)
 # format
 Simple().resume({'penstock': 99})
 --> SnapshotError: this is no snapshot that this version of penstock can read (format 99);
-... expected the dict that handler.snapshot() returned, of format 1
+... expected the dict that handler.snapshot() returned, of format 2
 
 """
 

@@ -470,7 +470,9 @@ async def test_the_context_is_refused_where_it_cannot_work():
 
     with pytest.raises(WorkflowRuntimeError, match="has ended, so it cannot send Number"):
         kept[0].send_event(Number(n=1))
-    with pytest.raises(WorkflowRuntimeError, match="outside of a step; expected the `ctx`"):
+    with pytest.raises(
+        WorkflowRuntimeError, match=r"is over \(completed\), so Number reaches nobody"
+    ):
         handler.ctx.send_event(Number(n=1))
     with pytest.raises(WorkflowRuntimeError, match="outside of a step; expected the `ctx`"):
         await Context(workflow).run_child(workflow)

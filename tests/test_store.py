@@ -608,19 +608,92 @@ async def test_validators_and_converters_of_attrs_run():
     assert store.snapshot_state() == Guarded(2, "6")
 
 
+class Family:
+    """A class of states, one that it is derived from, and one that is derived from it."""
+
+    def __init__(self, make):
+        self.base = make("Base", (), {"name": str, "tags": list[str]}, {"name": "b"})
+        self.own = make("Own", (self.base,), {"count": int}, {"count": 1})
+        self.derived = make("Derived", (self.own,), {"more": str}, {"more": "m"})
+
+
+def made_by_attrs(name, bases, notes, defaults):
+    body = {"__annotations__": notes, **defaults}
+    if "tags" in notes:
+        body["tags"] = attrs.field(factory=list)
+    return attrs.define(type(name, bases, body))
+
+
+def made_by_dataclass(name, bases, notes, defaults):
+    body = {"__annotations__": notes, **defaults}
+    if "tags" in notes:
+        body["tags"] = dataclasses.field(default_factory=list)
+    return dataclasses.dataclass(type(name, bases, body))
+
+
+def made_by_pydantic(name, bases, notes, defaults):
+    body = {"__annotations__": notes, "__module__": __name__, **defaults}
+    if "tags" in notes:
+        body["tags"] = pydantic.Field(default_factory=list)
+    return type(pydantic.BaseModel)(name, bases or (pydantic.BaseModel,), body)
+
+
+families = pytest.mark.parametrize("make", [made_by_attrs, made_by_dataclass, made_by_pydantic])
+
+
+@families
 @pytest.mark.anyio
-async def test_state_must_be_of_the_very_class():
-    """A subclass is another class: the state keeps the shape that the steps name."""
+async def test_a_state_of_a_derived_class_is_taken(make):
+    """It is the state from then on, with its fields and their annotations; clear() makes the own."""
+    family = Family(make)
+    store = StateStore(family.own)
+    state = family.derived(more="x")
+    await store.set_state(state)
 
-    class Narrow(Slotted):
-        pass
+    assert store.snapshot_state() is state
+    await store.set("more", "y")
+    async with store.edit_state() as draft:
+        draft.more += "z"
+        draft.tags.append("t")
+    with pytest.raises(TypeError, match=r"Derived\.more would be 5"):
+        await store.set("more", 5)
+    kept = store.snapshot_state()
+    assert (type(kept), kept.more, kept.tags, kept.count) == (family.derived, "yz", ["t"], 1)
+    assert type(await store.get_state()).__name__ == "Derived"
+    assert StateStore(family.own, kept).snapshot_state() is kept
+    await store.clear()
+    assert type(store.snapshot_state()) is family.own
 
-    store = StateStore(Slotted)
-    with pytest.raises(TypeError, match=r"expected set_state\(Slotted\(\.\.\.\)\)"):
-        await store.set_state(Narrow())
+
+@families
+@pytest.mark.anyio
+async def test_a_state_of_a_parent_class_gives_its_fields(make):
+    """The fields that the parent has are taken over, and all others stay as they were."""
+    family = Family(make)
+    store = StateStore(family.own)
+    await store.set("count", 7)
+    before = store.snapshot_state()
+    await store.set_state(family.base(name="new", tags=["t"]))
+    after = store.snapshot_state()
+
+    assert type(after) is family.own
+    assert (after.name, after.tags, after.count) == ("new", ["t"], 7)
+    assert (before.name, before.tags) == ("b", [])
+    wrong = family.base()
+    wrong.name = 5
+    with pytest.raises(TypeError, match=r"Own\.name would be 5"):
+        await store.set_state(wrong)
+    assert store.snapshot_state() is after
 
 
-# -- taking turns -----------------------------------------------------------------------------------
+@families
+@pytest.mark.anyio
+async def test_a_state_of_an_unrelated_class_is_refused(make):
+    """What is neither derived from the state's class nor a parent of it is no state."""
+    store = StateStore(Family(make).own)
+    for other in (Family(make).own(), Family(made_by_attrs).base(), object(), DictState(), {}):
+        with pytest.raises(TypeError, match=r"expected set_state\(Own\(\.\.\.\)\)"):
+            await store.set_state(other)
 
 
 @pytest.mark.anyio

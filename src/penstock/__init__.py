@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from penstock._resources import Resource, ResourceConfig
     from penstock._retries import Retry, RetryInfo
     from penstock._store import StateStore
+    from penstock.drawing import draw_all_possible_flows
 
 __all__ = [
     "Branch",
@@ -96,6 +97,7 @@ __all__ = [
     "WorkflowValidationError",
     "catch_error",
     "decode_event",
+    "draw_all_possible_flows",
     "open_scope",
     "run",
     "step",
@@ -135,6 +137,8 @@ def _home_of(name: str) -> Any:
             from penstock import _retries as home  # noqa: PLC0415
         case "StateStore":
             from penstock import _store as home  # noqa: PLC0415
+        case "draw_all_possible_flows":
+            from penstock import drawing as home  # noqa: PLC0415
         case "decode_event":
             from penstock import _decoding as home  # noqa: PLC0415
         case _:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Typ
 
 import attrs
 
-from penstock._errors import WorkflowRuntimeError, brief
+from penstock._errors import WorkflowRuntimeError, brief, unknown_name
 from penstock._events import Event
 from penstock._streams import StreamSender
 from penstock._threads import FromThread
@@ -281,6 +281,9 @@ class Context(Generic[StateT]):
     def send_event(self, event: Event, step: str | None = None) -> Branch:
         """Send an event to the steps that take it, while this step goes on. Not a checkpoint.
 
+        Outside of a step, on ``handler.ctx``, it is :meth:`WorkflowHandler.send_event`, and the
+        branch that it returns is over.
+
         What came of a fan-out stays in it: the event counts as a branch of whatever fan-out
         this step runs in. In a step with ``retry`` it is kept back until the attempt has
         succeeded.
@@ -296,6 +299,8 @@ class Context(Generic[StateT]):
             WorkflowRuntimeError: The class is not declared, no step takes it, the named step does
                 not exist or does not take it, or this step has ended.
         """
+        if self._step is None and hasattr(self._run, "receive"):
+            return self._run.send_from_outside(event, step)  # type: ignore[no-any-return]
         self._in_step(f"send {type(event).__name__}")
         return self._run.send(self, event, step)  # type: ignore[no-any-return]
 
@@ -364,10 +369,11 @@ class Context(Generic[StateT]):
         Returns:
             The events in the order of ``expected``, to the invocation that completes them;
             None to every other one, which then usually returns None. Events beyond the
-            expected ones stay for the next time.
+            expected ones stay for the next time; one of no expected class is left alone.
 
         Raises:
-            WorkflowRuntimeError: The event is of no expected class.
+            WorkflowRuntimeError: The step has ended.
+            TypeError: What is expected is no list of event classes.
         """
         self._in_step(f"collect {type(event).__name__}")
         return self._run.collect(self, event, expected, buffer_id)  # type: ignore[no-any-return]
@@ -419,9 +425,29 @@ class Context(Generic[StateT]):
         self._in_step("retry_info")
         return self._run.retry_info(self)  # type: ignore[no-any-return]
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(unknown_name("Context", name, _OLDER))
+
     def __repr__(self) -> str:
         where = "" if self._step is None else f" of step {self._step.name!r}"
         return f"<Context{where} in run {self.run_id}>"
+
+
+#: Names of LlamaIndex Workflows that a context has no more, and what takes their place.
+_OLDER = {
+    "data": "`await ctx.store.get(path)` and `await ctx.store.set(path, value)`",
+    "get": "`await ctx.store.get(path)`",
+    "set": "`await ctx.store.set(path, value)`",
+    "get_result": "`await handler`",
+    "get_step_context": "`ctx` as an argument of the function",
+    "lock": "`async with ctx.store.edit_state() as state:`",
+    "running_steps": "an observer: `MyWorkflow(observers=[...])`",
+    "session": "`ctx.send_event(event)` and `ctx.store`",
+    "stream_events": "`handler.stream_events()`",
+    "streaming_queue": "`handler.stream_events()`",
+}
 
 
 def _check_workflow(workflow: object, what: str, expected: str) -> None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TypeVar, cast, get_origin, overload
+from typing import TYPE_CHECKING, Any, Never, TypeVar, cast, get_origin, overload
 
 import attrs
 
-from penstock._errors import WorkflowValidationError
+from penstock._errors import WorkflowValidationError, unknown_options
 from penstock._events import Event, StartEvent, StopEvent
 from penstock._exceptions import short
+from penstock._local_names import names_around
 from penstock._steps import MARK, Catching, StepOptions
 from penstock._validation import is_count, is_seconds
 
 
 if TYPE_CHECKING:
-    import types
     from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
@@ -26,6 +24,15 @@ if TYPE_CHECKING:
 
 
 F = TypeVar("F", bound="Callable[..., Any]")
+
+#: Options of LlamaIndex Workflows that a step has no more, and what takes their place.
+_OLDER = {
+    "accept_event_subclasses": "`@step` without it: a step gets the subclasses that no other takes",
+    "on": "the class in the annotation: `ev: MyEvent`",
+    "pass_context": "`@step` without it, and a parameter `ctx: Context`",
+    "retry_policy": "`@step(retry=Retry(...))`",
+    "skip_graph_checks": "`MyWorkflow(skip_graph_checks=[...])`",
+}
 
 
 @overload
@@ -62,6 +69,7 @@ def step(
     in_process: bool = False,
     abandon_on_cancel: bool = False,
     waits_for: Sequence[type[Event]] = (),
+    **older: Never,
 ) -> F | Callable[[F], F]:
     """Make a method of a workflow a step.
 
@@ -98,11 +106,15 @@ def step(
         waits_for: The event classes that this step waits for with ``ctx.wait_for_event``.
             ``handler.send_event`` then takes such an event at any time, and keeps one that comes
             early. A ``HumanResponseEvent`` needs no declaration.
+        **older: None; options of LlamaIndex Workflows are told with the new spelling.
 
     Raises:
         WorkflowValidationError: It is no function that can be a step, or an option is not valid.
             Faults in the annotations are reported when the workflow is built.
+        TypeError: There is no such option.
     """
+    if older:
+        raise TypeError(unknown_options("@step", older, _OLDER))
     options = StepOptions(
         num_workers=num_workers,
         timeout=timeout,
@@ -181,7 +193,7 @@ def catch_error(
 def _mark(function: Any, options: StepOptions, depth: int) -> None:
     written = getattr(function, "__func__", function)
     _check(written, options)
-    names = _names_around(written, depth + 1)
+    names = names_around(written, depth + 1)
     setattr(function, MARK, attrs.evolve(options, names=names))
 
 
@@ -292,34 +304,3 @@ def add_step(cls: type, function: Any) -> None:
         raise WorkflowValidationError(msg)
     setattr(function, MARK, attrs.evolve(options, is_free=True))
     setattr(cls, name, staticmethod(function))
-
-
-def _names_around(function: Any, depth: int) -> dict[str, Any]:
-    """Return what the annotations name in the functions around the class, while these still run.
-
-    With ``from __future__ import annotations`` the annotations are strings, and those that name
-    classes of a function body cannot be resolved any more once the function has returned. Only
-    what they name is kept.
-    """
-    wanted: set[str] = set()
-    notes = [note for note in function.__annotations__.values() if isinstance(note, str)]
-    while notes:
-        try:
-            parsed = ast.parse(notes.pop(), mode="eval")
-        except SyntaxError:
-            continue  # told with the other faults, when the workflow is built
-        for node in ast.walk(parsed):
-            if isinstance(node, ast.Name):
-                wanted.add(node.id)
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                notes.append(node.value)  # a quoted name within a string
-    names: dict[str, Any] = {}
-    own = function.__name__  # whose class body is one of the places to look
-    frame: types.FrameType | None = sys._getframe(depth) if wanted else None
-    while frame is not None:
-        around = frame.f_code.co_qualname
-        if function.__qualname__.startswith((f"{around}.<locals>.", f"{around}.{own}")):
-            found = frame.f_locals
-            names = {name: found[name] for name in wanted if name in found} | names
-        frame = frame.f_back
-    return names

@@ -231,6 +231,8 @@ class _Shape:
         self._kind = cast("Any", None)
 
     def load(self, holder: Any, name: str) -> Any:
+        if holder is None:
+            return _MISSING
         slot = self._slots.get(name)
         if slot is None:
             return holder.__dict__.get(name, _MISSING)
@@ -288,7 +290,7 @@ class _Shape:
         Args:
             made: The new object. What pydantic's core types convert (text to a number) is put in.
             names: The fields that may have been written.
-            old: The object in whose place it comes; None where it is the first.
+            old: The object in whose place it comes; None for the first, and one of another class.
             is_whole: Whether the class itself has made the object.
 
         Raises:

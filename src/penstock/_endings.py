@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-#: What ends a function by never returning, and what may end a block of ``with`` in its middle.
+#: Functions that never return, and context managers that may leave their block early.
 _NEVER_RETURNS: Final = frozenset({"exit", "_exit", "abort", "assert_never"})
 _MAY_LEAVE: Final = frozenset({"suppress", "move_on_after", "move_on_at", "CancelScope"})
 
@@ -26,8 +26,8 @@ def silent_end(step: Step) -> str | None:
     """Say where ``step`` may return None, if it may and its signature does not say so.
 
     Returns:
-        A text that goes on from the name of the step, with the fix; None where the signature
-        allows it, where no way leads to it, or where there is no source.
+        A sentence with the fix; None where the signature allows it, where the source cannot return
+        None, or where there is no source.
     """
     if step.may_end:
         return None

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from penstock._backends import TooSlowError
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class WorkflowError(Exception):
     """The base of everything that penstock itself raises about a workflow."""
 
 
-class WorkflowValidationError(WorkflowError):
-    """Raised when a workflow's steps and events do not fit together.
+class WorkflowValidationError(WorkflowError, ValueError):
+    """Raised when a workflow's steps and events do not fit together. It is a ``ValueError`` too.
 
     Attributes:
         problems: Every fault that was found, each with its fix.
@@ -21,8 +27,11 @@ class WorkflowValidationError(WorkflowError):
         self.problems = problems
 
 
-class WorkflowRuntimeError(WorkflowError):
-    """Raised when a run, a context or a handler is used in a way that cannot work."""
+class WorkflowRuntimeError(WorkflowError, RuntimeError):
+    """Raised when a run, a context or a handler is used in a way that cannot work.
+
+    It is a ``RuntimeError`` too.
+    """
 
 
 class WorkflowStalledError(WorkflowRuntimeError):
@@ -89,3 +98,16 @@ def brief(value: object, limit: int = 200) -> str:
 def brief_text(text: str, limit: int = 200) -> str:
     """Return the words of somebody else for a message, cut."""
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def unknown_name(owner: str, name: str, older: dict[str, str]) -> str:
+    """Return what an ``AttributeError`` says; of a name that ``older`` has, with the new spelling."""
+    instead = older.get(name)
+    told = "" if instead is None else f"; expected {instead}"
+    return f"{owner!r} object has no attribute {name!r}{told}"
+
+
+def unknown_options(call: str, given: Iterable[str], older: dict[str, str]) -> str:
+    """Return what a ``TypeError`` says of options that a call does not have."""
+    told = [f"{name!r}; expected {older[name]}" if name in older else repr(name) for name in given]
+    return f"{call} has no option {', and none '.join(told)}"

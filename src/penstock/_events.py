@@ -176,6 +176,8 @@ class Event:
             with ``validate=True``, has the wrong type.
     """
 
+    #: The type variables of a generic class that was given no arguments.
+    __parameters__: ClassVar[tuple[Any, ...]] = ()
     _open: ClassVar[bool] = True
     _validates: ClassVar[bool] = False
     #: The methods and properties that users gave to the class.

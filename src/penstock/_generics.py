@@ -1,8 +1,7 @@
-"""Generic classes: what their type variables stand for, and a class of its own for each argument.
+"""Generic classes: the meaning of their type variables, and one class for each argument.
 
-``Chunk[Text]`` of a generic event is a subclass of ``Chunk``, made once and the same one ever after:
-so it takes part in routing, in checks and in snapshots like any other class, and its fields have
-the annotations of its arguments.
+``Chunk[Text]`` of a generic event is a subclass of ``Chunk`` that is made once. So routing, checks
+and snapshots treat it like any other class, and its fields have the annotations of its arguments.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from weakref import WeakValueDictionary
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    #: What type variables stand for.
+    #: Type variables, with what replaces them.
     Meaning: TypeAlias = Mapping[Any, Any]
 
 
 def allow_arguments(cls: Any) -> None:
-    """Have ``cls[...]`` be a class of its own; ``cls`` is derived from ``Generic``."""
+    """Have ``cls[...]`` make a class for each argument; ``cls`` is derived from ``Generic``."""
     if "__penstock_origin__" not in cls.__dict__:
         cls.__penstock_made__ = WeakValueDictionary()
         cls.__class_getitem__ = classmethod(_with_arguments)
@@ -32,6 +31,18 @@ def allow_arguments(cls: Any) -> None:
 def origin_of(cls: type) -> type | None:
     """Return the class that was given arguments, or None for any other class."""
     return cast("type | None", cls.__dict__.get("__penstock_origin__"))
+
+
+def named_classes(kinds: Iterable[type]) -> Iterator[type]:
+    """Yield classes that have a name in a module: of one with arguments, its class and these."""
+    for kind in kinds:
+        origin = origin_of(kind)
+        if origin is None:
+            yield kind
+        else:
+            yield origin
+            arguments: tuple[Any, ...] = kind.__dict__["__penstock_arguments__"]
+            yield from named_classes(part for part in arguments if isinstance(part, type))
 
 
 def is_without_arguments(cls: type) -> bool:
@@ -48,11 +59,11 @@ def plain_class(hint: Any) -> Any:
 
 
 def meanings_of(cls: type, own: Meaning | None = None) -> dict[type, Meaning]:
-    """Return for each class in the MRO of ``cls`` what its type variables stand for.
+    """Return for each class in the MRO of ``cls`` what replaces its type variables.
 
     Args:
         cls: The class.
-        own: What its own type variables stand for.
+        own: What replaces the type variables of ``cls`` itself.
     """
     found: dict[type, Meaning] = {}
     todo: list[tuple[type, Meaning]] = [(cls, own or {})]
@@ -73,7 +84,7 @@ def meanings_of(cls: type, own: Meaning | None = None) -> dict[type, Meaning]:
 
 
 def substituted(hint: Any, meaning: Meaning) -> Any:
-    """Return an annotation with its type variables replaced, as far as they stand for something."""
+    """Return an annotation with those type variables replaced that ``meaning`` has."""
     if not meaning:
         return hint
     if isinstance(hint, TypeVar):
@@ -115,7 +126,7 @@ def _fits(event: object, kind: type) -> bool:
             plain: Any = hint if isinstance(hint, types.UnionType) else plain_class(hint)
             if name in values and not isinstance(values[name], plain):
                 return False
-        except TypeError:  # what is no class decides nothing
+        except TypeError:  # not a class, so it decides nothing
             continue
     return True
 
@@ -224,7 +235,7 @@ def _shown(argument: Any) -> str:
 
 def _reduce(self: Any) -> Any:
     """Pickle and copy an event by its generic class and the arguments, which have names."""
-    cls: Any = type(self)
+    cls = cast("Any", type(self))
     if "__penstock_origin__" not in vars(cls):  # a subclass, which has a name
         return object.__reduce_ex__(self, 2)
     fields: dict[str, Any] = self.__dict__

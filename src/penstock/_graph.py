@@ -127,7 +127,7 @@ class Graph:
         self.faults: tuple[Fault, ...] = tuple(found)
         self.is_strict: bool = False
         self.is_lenient: bool = False
-        #: The same graph by other rules, for the objects that were built with these.
+        #: The same graph with other rules, as objects of the class were built with them.
         self.variants: dict[tuple[bool, bool], Graph] = {}
 
     def copy(self) -> Graph:
@@ -141,7 +141,7 @@ class Graph:
         return copied
 
     def is_like(self, other: Graph) -> bool:
-        """Whether both come of one reading of one class."""
+        """Whether both were read from one class, at one time."""
         return self.variants is other.variants
 
     # -- what goes where -------------------------------------------------------------------
@@ -220,6 +220,13 @@ class Graph:
             if found is not None:
                 give_arguments(event, found)
 
+    def adopt_from_outside(self, event: Event, waited: Iterable[type] = ()) -> None:
+        """Give a generic event from outside the arguments that a step, or a wait, has it with."""
+        if not self.targets(type(event)):
+            found = fitting(event, (*self.acceptors, *self.waits_for, *waited))
+            if found is not None:
+                give_arguments(event, found)
+
     def input(self, kind: type) -> Route:
         """Return the way of an event that came from outside.
 
@@ -248,7 +255,10 @@ class Graph:
             )
             raise WorkflowRuntimeError(msg)
         step = self.steps[index]
-        if not isinstance(event, step.accepts):
+        adopted = None if isinstance(event, step.accepts) else fitting(event, step.accepts)
+        if adopted is not None:
+            give_arguments(event, adopted)
+        elif not isinstance(event, step.accepts):
             taken = " or ".join(kind.__name__ for kind in step.accepts)
             msg = (
                 f"the step {target} of {self.name} does not take {type(event).__name__}; "

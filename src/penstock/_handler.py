@@ -12,7 +12,7 @@ from penstock._context import Context, outer_context
 from penstock._engine.outcome import OUTSIDE
 from penstock._engine.runner import Runner, current_scope
 from penstock._engine.worker import is_step_of
-from penstock._errors import WorkflowRuntimeError, brief
+from penstock._errors import WorkflowRuntimeError, brief, unknown_name
 from penstock._events import StopEvent
 from penstock._exceptions import set_trace, short, urgent_leaf
 from penstock._owners import SPELLINGS, NurseryLike, TaskGroupLike, Unwound
@@ -33,6 +33,19 @@ R = TypeVar("R")
 _IN_SCOPE = "in a workflow_scope"
 #: Where a nursery waits for a run that goes on in a task of the scope.
 _IN_NURSERY = "in a workflow_scope, and then given to a nursery"
+
+
+#: Names of LlamaIndex Workflows that a handler has no more, and what takes their place.
+_OLDER = {
+    "add_done_callback": "`await handler`, in a task of a nursery",
+    "cancelled": '`handler.status == "cancelled"`',
+    "done": "`handler.is_done()`",
+    "exception": "`handler.exceptions`",
+    "get_stop_event": "`handler.stop_event`",
+    "result": "`await handler`",
+    "run_step": "`penstock.testing.step_through(workflow, ...)`",
+    "stop_event_result": "`await handler`, or `handler.stop_event`",
+}
 
 
 @final
@@ -610,6 +623,11 @@ class WorkflowHandler(Generic[R]):
         if self._runner.outcome.is_over:
             self._observe()
         return self._runner.outcome.errors
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(unknown_name("WorkflowHandler", name, _OLDER))
 
     def __repr__(self) -> str:
         return f"<WorkflowHandler of {self._runner.graph.name}, run {self.run_id}, {self.status}>"

@@ -57,6 +57,8 @@ class Nesting:
     def overlaps(self, joins: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
         """Return the fan-outs that end in one join although one lies inside the other.
 
+        Each inner one appears once, with the nearest around it.
+
         Args:
             joins: For each step, the joins in which its fan-outs end.
 
@@ -73,11 +75,16 @@ class Nesting:
         inside = _solve(self._order, self._find_inner)
         found: list[tuple[int, int, int]] = []
         for join, mask in shared.items():
+            inner: dict[int, int] = {}
             for outer in _members(mask):
-                inner = 0
+                reached = 0
                 for kind in self._steps[outer].fans_out:
-                    inner |= inside[kind]
-                found += [(outer, each, join) for each in _members(inner & mask & ~(1 << outer))]
+                    reached |= inside[kind]
+                inner[outer] = reached & mask & ~(1 << outer)
+            untold = mask
+            for outer in sorted(inner, key=lambda each: inner[each].bit_count()):
+                found += [(outer, each, join) for each in _members(inner[outer] & untold)]
+                untold &= ~inner[outer]
         return sorted(found)
 
     # -- the equations ---------------------------------------------------------------------

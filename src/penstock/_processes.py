@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, final
 from penstock._backends import current_backend
 from penstock._errors import WorkflowRuntimeError
 from penstock._exceptions import note_once
+from penstock._generics import named_classes
 from penstock._process_worker import (
     BEGAN,
     ERROR,
@@ -399,7 +400,7 @@ def process_faults(
         )
     else:
         faults += _place_faults(function, "is")
-    for kind in dict.fromkeys([*accepts, *returns]):
+    for kind in dict.fromkeys(named_classes([*accepts, *returns])):
         faults += _place_faults(kind, f"runs in a process, and its event class {kind.__name__} is")
     return faults
 

@@ -15,6 +15,7 @@ import attrs
 
 from penstock._configuration import read_file, read_part
 from penstock._errors import WorkflowValidationError
+from penstock._local_names import keep_names, kept_names, resolve_fields
 
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Resource:
                 f"function or a class: `Resource(make_it)`{hint}"
             )
             raise WorkflowValidationError(msg)
+        keep_names(self.factory)
         name = self.name
         if self.scope not in SCOPES:
             msg = f"Resource({name}, scope={self.scope!r}); expected 'step', 'run' or 'workflow'"
@@ -384,17 +386,21 @@ def _annotated(factory: Any) -> list[Any]:
 
 def _hints(annotated: Any) -> dict[str, Any]:
     if isinstance(annotated, type):
-        return typing.get_type_hints(annotated, include_extras=True)
+        names = {n: v for base in annotated.__mro__ for n, v in kept_names(base).items()}
+        return typing.get_type_hints(annotated, localns=names or None, include_extras=True)
     notes = dict(getattr(annotated, "__annotations__", {}))
     notes.pop("return", None)  # what it returns is nobody's business, and often cannot be resolved
     function = inspect.unwrap(annotated)
     names = getattr(function, "__globals__", {})
     holder = types.SimpleNamespace(__annotations__=notes)
-    return typing.get_type_hints(holder, globalns=names, include_extras=True)
+    return typing.get_type_hints(
+        holder, globalns=names, localns=kept_names(function), include_extras=True
+    )
 
 
 def _plan_config(marker: ResourceConfig, hint: Any, scope: Scope) -> ResourcePlan:
     kind = typing.get_args(hint)[0]
+    resolve_fields(kind)
     path = os.fspath(marker.path)
     document = ResourcePlan(
         name=path, scope=scope, key=("file", path), make=functools.partial(read_file, Path(path))

@@ -156,11 +156,19 @@ def find_steps(cls: type) -> tuple[list[Step], list[str]]:
     steps: list[Step] = []
     problems: list[str] = []
     meanings = meanings_of(cls)
+    # The class of all workflows lies on a floor above; it is known by the module.
+    taken = {
+        name
+        for base in cls.__mro__
+        if base.__module__.startswith(f"{__package__}.")
+        for name, value in vars(base).items()
+        if _options_of(value) is None
+    }
     for name in _step_names(cls):
         function = inspect.getattr_static(cls, name)
-        if name == "run":
+        if name in taken:
             problems.append(
-                f"{cls.__name__}.run is a step, and the name of the method that runs a workflow; "
+                f"{cls.__name__}.{name} is a step, and every workflow has a method of that name; "
                 "expected another name"
             )
             continue

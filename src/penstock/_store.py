@@ -89,6 +89,7 @@ class StateStore(Generic[StateT]):
             self._committed = self._new()
         else:
             self._committed = self._of_type(state) if is_restored else self._accepted(state)
+        self._shape = self._shape and _shape_of(type(self._committed))
         self._pace = 0.0
         #: The task that writes now, and those that wait for it, oldest first.
         self._writer: object = None
@@ -109,16 +110,42 @@ class StateStore(Generic[StateT]):
         return self._type()
 
     def _of_type(self, state: Any) -> Any:
-        if state.__class__ is not self._type:
+        kind: type = state.__class__
+        if kind is not self._type and (self._shape is None or not issubclass(kind, self._type)):
             call = f"set_state({self._type.__name__}(...))"
             msg = f"{brief(state)} is no {self._type.__name__}; expected {call}"
             raise TypeError(msg)
         return _detached(state)
 
     def _accepted(self, state: Any) -> Any:
+        kind: type = state.__class__
+        if self._shape is None:
+            return self._of_type(state)
+        if kind is not self._type and issubclass(self._type, kind):
+            parent = _shape_of(kind)
+            if parent is not None:
+                return self._merged(_detached(state), parent)
         made = self._of_type(state)
-        if self._shape is not None:
-            self._shape.check(made, self._shape.fields, self._committed, is_whole=True)
+        shape = _shape_of(kind) or self._shape
+        old = self._committed if isinstance(self._committed, kind) else None
+        shape.check(made, shape.fields, old, is_whole=True)
+        self._shape = shape
+        return made
+
+    def _merged(self, state: Any, parent: Any) -> Any:
+        """Return the state with the fields of an object of a parent of its class."""
+        before = self._new() if self._committed is None else self._committed
+        cls = cast("Any", type(before))
+        shape = self._shape
+        assert shape is not None
+        made = shape.fill(cls.__new__(cls), before)
+        for name in parent.fields:
+            value = parent.load(state, name)
+            if value is not _MISSING:
+                shape.store(made, name, value)
+                if shape.is_pydantic:
+                    made.__pydantic_fields_set__.add(name)
+        shape.check(made, parent.fields, before, is_whole=True)
         return made
 
     async def get(self, path: str, default: Any = _MISSING) -> Any:
@@ -174,6 +201,7 @@ class StateStore(Generic[StateT]):
         await self._acquire()
         try:
             self._committed = self._new()
+            self._shape = self._shape and _shape_of(self._type)
         finally:
             self._release()
 
@@ -191,8 +219,11 @@ class StateStore(Generic[StateT]):
     async def set_state(self, state: StateT) -> None:
         """Put another state in the place of this one. What is in it belongs to the store then.
 
+        An object of a derived class is taken as it is. One of a class that the state's class is
+        derived from gives its fields to the state, and the others stay.
+
         Raises:
-            TypeError: It is of another class, or a field does not fit its annotation.
+            TypeError: It is of an unrelated class, or a field does not fit its annotation.
             WorkflowRuntimeError: This task is inside its own :meth:`edit_state` block.
         """
         await self._acquire()

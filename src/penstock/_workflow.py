@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from itertools import count
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, get_origin
+from typing import TYPE_CHECKING, Any, Generic, Never, Self, TypeVar, cast, get_origin
 
 from penstock._decorators import add_step
 from penstock._engine.runner import Runner, RunOptions
-from penstock._errors import WorkflowRuntimeError, WorkflowValidationError, brief
+from penstock._errors import (
+    WorkflowRuntimeError,
+    WorkflowValidationError,
+    brief,
+    unknown_name,
+    unknown_options,
+)
 from penstock._events import HumanResponseEvent, InputRequiredEvent
+from penstock._generics import fitting, give_arguments
 from penstock._graph import DISABLED, SKIPPABLE, Graph, forget_graph, graph_of
 from penstock._handler import WorkflowHandler
 from penstock._limits import MAX_THREADS, Gate
@@ -34,6 +41,26 @@ if TYPE_CHECKING:
     R = TypeVarWithDefault("R", default=Any)
 else:
     R = TypeVar("R")
+
+
+#: Names of LlamaIndex Workflows that a workflow has no more, and what takes their place.
+_OLDER = {
+    "events": "`penstock check` and the drawing, which tell them",
+    "run_step": "`penstock.testing.step_through(workflow, ...)`",
+    "runtime": "the event loop that runs",
+    "send_event": "`ctx.send_event(event)` in a step, and `handler.send_event(event)` outside",
+    "start_event_class": "`penstock check`, which tells it",
+    "stop_event_class": "`penstock check`, which tells it",
+    "stream_events": "`handler = workflow.run(...)` and `handler.stream_events()`",
+    "workflow_name": "`type(workflow).__name__`",
+}
+_OLDER_OPTIONS = {
+    "resource_manager": "`Annotated[T, Resource(factory)]` in the steps",
+    "runtime": "no runtime: the run belongs to the event loop that runs",
+    "serializer": "`serializable=[MyClass, ...]`",
+    "service_manager": "`Annotated[T, Resource(factory)]` in the steps",
+    "workflow_name": "the name of the class",
+}
 
 
 class Workflow(Generic[R]):
@@ -63,10 +90,12 @@ class Workflow(Generic[R]):
             steps return or send without declaring them.
         strict_none: Whether a step that returns None without ``| None`` in its signature fails
             the run. By default its branch ends there, and the logger ``penstock`` says so.
+        **older: None; options of LlamaIndex Workflows are told with the new spelling.
 
     Raises:
         WorkflowValidationError: The steps and events do not fit together (every fault is in the
             message, with its fix), or an option is not valid.
+        TypeError: There is no such option.
     """
 
     def __init__(
@@ -84,7 +113,11 @@ class Workflow(Generic[R]):
         serializable: Iterable[type] = (),
         disable_validation: bool = False,
         strict_none: bool = False,
+        **older: Never,
     ) -> None:
+        if older:
+            name = type(self).__name__
+            raise TypeError(unknown_options(f"{name}()", older, _OLDER_OPTIONS))
         if isinstance(skip_graph_checks, str) or not isinstance(skip_graph_checks, Iterable):
             msg = (
                 f"{type(self).__name__}(skip_graph_checks={brief(skip_graph_checks)}); expected a list "
@@ -218,6 +251,8 @@ class Workflow(Generic[R]):
             names = ", ".join(fields)
             msg = f"run() was given both a start_event and {names}; expected one or the other"
             raise TypeError(msg)
+        elif fitting(start_event, [expected]) is not None:
+            give_arguments(start_event, expected)
         elif not isinstance(start_event, expected):
             msg = (
                 f"{graph.name} begins with {expected.__name__}, and was given "
@@ -345,6 +380,11 @@ class Workflow(Generic[R]):
                 "`super().__init__(timeout=...)` in it"
             )
             raise WorkflowRuntimeError(msg) from None
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(unknown_name(type(self).__name__, name, _OLDER))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}, {len(self._built().steps)} steps>"

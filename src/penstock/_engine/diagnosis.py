@@ -54,7 +54,8 @@ def _missing_kinds(machine: Machine) -> Iterator[type[Event]]:
         if station.slots is not None:
             yield from station.slots.missing_kinds()
         for collection in (station.collections or {}).values():
-            yield from (kind for kind, _ in collection.missing())
+            if collection.is_waiting:
+                yield from (kind for kind, _ in collection.missing())
 
 
 def missing(machine: Machine) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from penstock._engine.lineage import meeting_point
-from penstock._errors import WorkflowRuntimeError, brief
+from penstock._errors import brief
 
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Slots:
 
     @property
     def queues(self) -> tuple[list[tuple[Event, Group | None]], ...]:
-        """What waits, by the place of the nearest class."""
+        """The waiting events, by the place of the nearest class."""
         queues: tuple[list[tuple[Event, Group | None]], ...] = tuple([] for _ in self._kinds)
         for places, pool in self._pools.items():
             queues[places[0]].extend(pool)
@@ -137,11 +137,13 @@ class Entry:
 class Collection:
     """One buffer of ``ctx.collect_events``."""
 
-    __slots__ = ("_count", "_kept", "expected")
+    __slots__ = ("_count", "_has_left", "_kept", "expected")
 
     def __init__(self) -> None:
         self._kept: dict[type[Event], deque[Entry]] = {}
         self._count = 0
+        #: Whether it has left an event alone since it was last complete.
+        self._has_left = False
         self.expected: Sequence[type[Event]] = ()
 
     def add(
@@ -149,22 +151,35 @@ class Collection:
     ) -> tuple[Entry | None, list[Entry] | None]:
         """Keep ``event``; return its entry, and all expected ones, in order, once they are there.
 
-        Raises:
-            WorkflowRuntimeError: The event is of no expected class.
+        An event of no expected class is left alone.
         """
-        if expected is not self.expected:  # looking costs as much as there are, so look once
-            _check_expected(expected)
-            self.expected = expected
-        if not expected:
-            return None, []
+        kind = self.class_for(event, expected)
+        if kind is None:
+            return None, (None if expected else [])
         entry = Entry(event)
         self._keep(entry)
         return entry, self.take(expected)
 
+    def class_for(self, event: Event, expected: Sequence[type[Event]]) -> type[Event] | None:
+        """Return the expected class that ``event`` is kept for, or None where it is of none.
+
+        Raises:
+            TypeError: ``expected`` is no list of classes.
+        """
+        kind = type(event)
+        if expected is self.expected and kind in self._kept:
+            return kind  # looking costs as much as there are, so look once
+        if expected is not self.expected:
+            _check_expected(expected)
+            self.expected = expected
+        found = _expected_class(kind, expected)
+        self._has_left |= found is None
+        return found
+
     def _keep(self, entry: Entry, *, first: bool = False) -> None:
         kind = type(entry.event)
         if kind not in self._kept:
-            kind = _expected_class(kind, self.expected)
+            kind = _expected_class(kind, self.expected) or kind
         kept = self._kept.setdefault(kind, deque())
         (kept.appendleft if first else kept.append)(entry)
         self._count += 1
@@ -178,6 +193,7 @@ class Collection:
         if any(len(self._kept.get(k, ())) < n for k, n in needed.items()):
             return None
         self._count -= len(expected)
+        self._has_left = False
         return [self._kept[k].popleft() for k in expected]
 
     def undo(self, entry: Entry | None, completed: Sequence[Entry] | None) -> bool:
@@ -198,6 +214,11 @@ class Collection:
                 return True
         return False
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether any event waits in it."""
+        return self._count > 0
+
     def events(self) -> Iterator[Event]:
         """Yield what waits."""
         for kept in self._kept.values():
@@ -210,8 +231,8 @@ class Collection:
             self._keep(Entry(event))
 
     def missing(self) -> Iterator[tuple[type[Event], int]]:
-        """Yield each class still lacking, and how many; nothing where nothing waits."""
-        if self._count:
+        """Yield each class still lacking, and how many; nothing where nothing came."""
+        if self.is_waiting or self._has_left:
             for kind, needed in Counter(self.expected).items():
                 lacking = needed - len(self._kept.get(kind, ()))
                 if lacking > 0:
@@ -229,15 +250,7 @@ def _check_expected(expected: object) -> None:
         raise TypeError(msg)
 
 
-def _expected_class(kind: type[Event], expected: Sequence[Any]) -> type[Event]:
+def _expected_class(kind: type[Event], expected: Sequence[Any]) -> type[Event] | None:
     if kind in expected:
         return kind
-    for candidate in expected:
-        if issubclass(kind, candidate):
-            return candidate  # type: ignore[no-any-return]
-    names = ", ".join(k.__name__ for k in dict.fromkeys(expected))
-    msg = (
-        f"collect_events was given an event of {kind.__name__}, and waits for {names}; expected its "
-        f"class among them: `ctx.collect_events(ev, [{kind.__name__}, ...])`"
-    )
-    raise WorkflowRuntimeError(msg)
+    return next((candidate for candidate in expected if issubclass(kind, candidate)), None)

@@ -103,6 +103,12 @@ class Machine(Suspended):
 
     def receive(self, event: Event) -> None:
         """Take an event from outside: the start event, or one sent to the handler."""
+        try:
+            is_generic = event.__parameters__
+        except AttributeError:  # it is no event, which the graph says
+            is_generic = ()
+        if is_generic:
+            self.graph.adopt_from_outside(event, {wait.kind for wait in self.waits})
         if self.waits and self._give_to_first(event):
             return
         route = self.graph.input(type(event))
@@ -201,6 +207,9 @@ class Machine(Suspended):
     def _collect_for_join(self, station: Station, event: Event, group: Group | None) -> None:
         ending = group.ending_in(station.index) if group is not None else None
         if ending is None:
+            # What a step with `-> list[A] | A` returned alone goes to those that take it alone.
+            if any(self.stations[i].step.takes != "list" for i in self.graph.targets(type(event))):
+                return
             name = station.step.name
             msg = (
                 f"{type(event).__name__} came to the join {name} from no fan-out; expected it "
@@ -342,14 +351,16 @@ class Machine(Suspended):
         Raises:
             WorkflowRuntimeError: The step does not declare it.
         """
-        graph, index = self.graph, station.index
-        if isinstance(result, list) and (station.step.fans_out or graph.is_lenient):
-            for event in cast("list[Any]", result):
-                graph.output(index, cast("type[Any]", type(event)), in_list=True)
-        elif result is not None:
-            graph.output(index, cast("type[Any]", type(result)))
-        elif not station.step.may_end:
-            graph.check_none(station.step)
+        step, graph = station.step, self.graph
+        if result is None:
+            if not step.may_end:
+                graph.check_none(step)
+            return
+        in_list = isinstance(result, list) and (bool(step.fans_out) or graph.is_lenient)
+        for event in cast("list[Any]", result) if in_list else [result]:
+            if isinstance(event, Event):
+                graph.adopt(event, step.index)
+            self._output(step.index, event, in_list=in_list)
 
     def _end_silently(self, step: Step) -> None:
         """Take note that a step ended its branch by a None that it does not declare."""

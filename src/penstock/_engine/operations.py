@@ -122,7 +122,7 @@ class Operations:
         assert step is not None
         if self.outcome.status:
             # The run is unwinding, and the step with it.
-            return _spent_branch(reason="the run is over")
+            return spent_branch(reason="the run is over")
         assert self._machine is not None
         route = self._machine.check_sendable(step.index, event, target)
         record = _record_of(context)
@@ -188,6 +188,8 @@ class Operations:
         if told is not None and told[1] is not None:
             return [*told[1]]
         collection = self._machine.collection(context._step.index, key)
+        if expected and collection.class_for(event, expected) is None:
+            return None  # it does not wait for such an event
         if told is None:
             entry, complete = collection.add(event, expected)
         else:  # its event is out, but what another attempt gave back may be enough by now
@@ -471,7 +473,8 @@ def _record_of(context: Context[Any]) -> Record:
     return record
 
 
-def _spent_branch(reason: str | None = None) -> Branch:
+def spent_branch(reason: str | None = None) -> Branch:
+    """Return a branch of which nothing is left."""
     group = Group(None, ())
     group.is_over = True
     group.begin_tracking().reason = reason

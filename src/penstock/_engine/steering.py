@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from penstock._backends import enable_ki_protection
 from penstock._engine.diagnosis import at_rest
-from penstock._engine.operations import Operations
+from penstock._engine.operations import Operations, spent_branch
 from penstock._errors import WorkflowRuntimeError
 from penstock._events import HumanResponseEvent, UnhandledEvent, WorkflowIdleEvent
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from penstock._backends import Backend, Nursery, Waiter
+    from penstock._branch import Branch
     from penstock._engine.clock import Clock
     from penstock._engine.machine import Machine
     from penstock._engine.runner import Runner, RunOptions
@@ -102,6 +103,11 @@ class Steering(Operations):
             self.log.close(self.outcome.conclude())
             self.outcome.announce()
 
+    def send_from_outside(self, event: Event, target: str | None) -> Branch:
+        """See :meth:`penstock.Context.send_event`, called outside of a step."""
+        self.receive(event, target)
+        return spent_branch()
+
     @enable_ki_protection
     def receive(self, event: Event, target: str | None) -> None:
         """Take an event from outside.
@@ -119,6 +125,7 @@ class Steering(Operations):
             raise WorkflowRuntimeError(msg)
         if self._machine is None:
             if target is None:
+                self.graph.adopt_from_outside(event)
                 self.graph.input(type(event))
             else:
                 self.graph.station(event, target)

@@ -10,7 +10,7 @@ import attrs
 from penstock._drafts import DictState
 from penstock._engine.keeping import ResourceScope
 from penstock._engine.machine import Machine
-from penstock._engine.operations import _spent_branch
+from penstock._engine.operations import spent_branch
 from penstock._engine.runner import Runner, RunOptions
 from penstock._errors import WorkflowRuntimeError
 from penstock._events import Event, StopEvent
@@ -74,7 +74,7 @@ class _SoleRunner(WatchedRunner):
             assert context._step is not None
             self.sole.books.check_sendable(context._step.index, event, target)
             self.sole.sent.append((event, target))
-        return _spent_branch()
+        return spent_branch()
 
 
 class _Sole:
