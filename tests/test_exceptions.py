@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -24,6 +25,7 @@ from penstock import (
     StepFailedEvent,
     StopEvent,
     Workflow,
+    WorkflowCancelledError,
     WorkflowFailedEvent,
     catch_error,
     step,
@@ -367,6 +369,7 @@ class InChild(Flow):
 PLACES = [
     InStep,
     AfterAwait,
+    InThread,
     InRetry,
     InHandler,
     InBranch,
@@ -738,3 +741,248 @@ def test_observer_is_told_of_what_refuses_everything(capsys):
 
         run_virtually(backend, main)
     assert capsys.readouterr().err.count("only #1 raises") == 2 * len(HOSTILE)
+
+
+# -- in the tick of a cancellation from outside ---------------------------------------------------
+
+
+async def sleep_a_little():
+    await anyio.sleep(1)
+
+
+async def do_nothing():
+    pass
+
+
+@on_each_backend
+@pytest.mark.parametrize("retry", [None, Retry(stop=3), Retry(stop=3, wait=1)], ids=str)
+@pytest.mark.parametrize("before", [do_nothing, sleep_a_little, anyio.lowlevel.checkpoint])
+@pytest.mark.parametrize("kind", [Mine, MineBase])
+@pytest.mark.parametrize("form", ["in place", "block", "scope", "nursery"])
+def test_failure_in_the_tick_of_a_cancellation_from_outside(backend, retry, before, kind, form):
+    """It goes to ``handler.exceptions``, would it be tried again or not; the cancellation leaves."""
+    error = kind()
+
+    class Failing(Workflow):
+        @step(retry=retry)
+        async def only(self, ev: StartEvent) -> StopEvent:
+            await before()
+            outside[0].cancel()
+            raise error
+
+    async def main():
+        handler = Failing().run()
+        with nothing_left(), anyio.CancelScope() as scope:
+            outside[:] = [scope]
+            if form == "in place":
+                await handler
+            elif form == "block":
+                async with handler:
+                    await anyio.sleep(10)
+            elif form == "scope":
+                async with workflow_scope():
+                    handler.stream_events().close()
+                    await anyio.sleep(10)
+            else:
+                async with anyio.create_task_group() as group:
+                    handler.start_soon(group)
+        assert scope.cancelled_caught
+        assert handler.status == "cancelled"
+        assert handler.exceptions == (error,)
+
+    outside = []
+    run_virtually(backend, main)
+
+
+@on_each_backend
+@pytest.mark.parametrize("inner", [False, True])
+def test_failure_of_a_clean_up_is_no_failure_in_the_tick(backend, inner):
+    """An attempt that the cancellation had reached leaves its failure in place of it."""
+    error = Mine()
+
+    class Cleaning(Workflow):
+        @step(retry=Retry(stop=3, wait=1))
+        async def only(self, ev: StartEvent) -> StopEvent:
+            if not inner:
+                await self.fail()
+            async with anyio.create_task_group() as group:
+                group.start_soon(self.fail)
+            return StopEvent()
+
+        async def fail(self):
+            try:
+                await anyio.sleep_forever()
+            except cancelled_class():
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(1)
+            raise error
+
+    async def main():
+        handler = Cleaning().run()
+        with Catch() as left, anyio.move_on_after(5):
+            await handler
+        assert leaves_of(left.error) == [error]
+        assert handler.status == "cancelled"
+
+    if inner:  # outside of the handling of the cancellation only the step itself is told of it
+        error.__context__ = anyio.run(a_cancellation, backend=backend)
+    run_virtually(backend, main)
+
+
+@on_each_backend
+@pytest.mark.parametrize("how", ["at once", "shielded", "nursery", "thread", "several"])
+def test_stop_event_after_an_outside_cancellation_completes_nothing(backend, how):
+    """On every loop: applied is applied; the run is cancelled, and the cancellation leaves."""
+
+    class Swallowing(Workflow):
+        @step
+        async def begin(self, ctx: Context, ev: StartEvent) -> Item | None:
+            ctx.send_event(Item())
+            if how == "several":
+                await anyio.sleep_forever()
+
+        @step
+        async def only(self, ev: Item) -> StopEvent:
+            if how == "nursery":
+                async with anyio.create_task_group() as group:
+                    group.start_soon(self.swallow)
+                    await self.swallow()
+            else:
+                await self.swallow()
+            return StopEvent(result="swallowed")
+
+        async def swallow(self):
+            try:
+                await anyio.sleep_forever()
+            except cancelled_class():
+                with anyio.CancelScope(shield=how == "shielded"):
+                    if how == "shielded":
+                        await anyio.sleep(3)
+
+    class InThreads(Workflow):
+        @step
+        def only(self, ev: StartEvent) -> StopEvent:
+            go.wait(5)
+            return StopEvent(result="swallowed")
+
+    async def main():
+        workflow = InThreads() if how == "thread" else Swallowing()
+        for form in ("in place", "block"):
+            handler = workflow.run()
+            with anyio.CancelScope() as scope:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(cancel, scope)
+                    if form == "in place":
+                        await handler
+                    async with handler:
+                        await anyio.sleep_forever()
+            assert scope.cancelled_caught
+            assert handler.status == "cancelled"
+            assert handler.stop_event is None
+            with pytest.raises(WorkflowCancelledError):
+                handler.result()
+
+    async def cancel(scope):
+        go.clear()
+        for _ in range(20):
+            await anyio.lowlevel.checkpoint()
+        scope.cancel()
+        go.set()
+
+    go = threading.Event()
+    anyio.run(main, backend=backend)
+
+
+@on_each_backend
+def test_stop_event_before_an_outside_cancellation_is_the_result(backend):
+    """One that the engine has applied before wins; the cancellation leaves all the same."""
+
+    class Early(Workflow):
+        @step
+        async def only(self, ev: StartEvent) -> StopEvent:
+            return StopEvent(result="early")
+
+    async def main():
+        with anyio.CancelScope() as scope:
+            async with Early().run() as handler:
+                assert await handler == "early"
+                scope.cancel()
+                await anyio.sleep_forever()
+        assert scope.cancelled_caught
+        assert handler.result() == "early"
+
+    run_virtually(backend, main)
+
+
+# -- GeneratorExit --------------------------------------------------------------------------------
+
+
+class RaisesExit(Workflow):
+    @step
+    async def only(self, ev: StartEvent) -> StopEvent:
+        await anyio.lowlevel.checkpoint()
+        raise GeneratorExit("from a step")
+
+
+class RaisesExitInThread(Workflow):
+    @step
+    def only(self, ev: StartEvent) -> StopEvent:
+        raise GeneratorExit("from a thread")
+
+
+async def make_exit():
+    raise GeneratorExit("from a factory")
+
+
+async def enter_exit():
+    yield 1
+    raise GeneratorExit("from a clean-up")
+
+
+class RaisesExitInFactory(Workflow):
+    @step
+    async def only(self, ev: StartEvent, part: Annotated[int, Resource(make_exit)]) -> StopEvent:
+        return StopEvent()
+
+
+class RaisesExitInClosing(Workflow):
+    @step
+    async def only(self, ev: StartEvent, part: Annotated[int, Resource(enter_exit)]) -> StopEvent:
+        return StopEvent()
+
+
+class RaisesExitInChild(Workflow):
+    @step
+    async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=await ctx.run_child(RaisesExit()))
+
+
+EXITS = [
+    RaisesExit,
+    RaisesExitInThread,
+    RaisesExitInFactory,
+    RaisesExitInClosing,
+    RaisesExitInChild,
+]
+
+
+@on_each_backend
+@pytest.mark.parametrize("kind", EXITS)
+@pytest.mark.parametrize("form", ["in place", "block"])
+def test_generator_exit_that_a_step_raises_is_a_failure(backend, kind, form):
+    """D7, P8: like any other, it arrives as itself, with a note, and the stream ends."""
+
+    async def main():
+        handler = kind().run()
+        with nothing_left(), Catch() as left:
+            if form == "in place":
+                await handler
+            async with handler:
+                pass
+        assert type(left.error) is GeneratorExit
+        assert handler.status == "failed"
+        assert handler.exceptions == (left.error,)
+        assert left.error.__notes__
+        assert [type(e) async for e in handler.stream_events()] == [WorkflowFailedEvent]
+
+    run_virtually(backend, main)

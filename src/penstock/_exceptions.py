@@ -50,6 +50,7 @@ URGENT = (KeyboardInterrupt, SystemExit)
 # An exception may override each of these names; its base class answers all the same.
 _dict_of: Any = BaseException.__dict__["__dict__"]
 _trace_of: Any = BaseException.__dict__["__traceback__"]
+_context_of: Any = BaseException.__dict__["__context__"]
 _parts_of: Any = BaseExceptionGroup.__dict__["exceptions"]
 
 #: How many leaves of a group a text shows.
@@ -108,6 +109,24 @@ def counted_leaves(
     """Return the leaves by which a group is judged: all but cancellations, if there are others."""
     leaves = leaves_of(error)
     return [leaf for leaf in leaves if not is_a(leaf, cancelled)] or leaves
+
+
+def came_of(error: BaseException, cancelled: type[BaseException]) -> bool:
+    """Return whether a failure was raised while a cancellation was being handled.
+
+    It is told by its leaves: one of them is a cancellation, or was raised in the handling of one.
+    """
+    seen: set[int] = set()
+    todo = leaves_of(error)
+    while todo:
+        one = todo.pop()
+        if is_a(one, cancelled):
+            return True
+        context = cast("BaseException | None", _context_of.__get__(one))
+        if context is not None and id(context) not in seen:
+            seen.add(id(context))
+            todo += leaves_of(context)
+    return False
 
 
 def matches(

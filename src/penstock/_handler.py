@@ -186,6 +186,7 @@ class WorkflowHandler(Generic[R]):
         self._start("in a block")
         manager = backend.open_owner()
         nursery = await manager.__aenter__()
+        self._runner.is_owner_cancelled = getattr(manager, "is_cancelled", None)
         self._block = manager, task, loop
         own = self._runner.run if backend.shields_from_all else self._own
         run_task = nursery.start_soon(own, name=f"{self._runner.graph.name}.run")
@@ -306,6 +307,7 @@ class WorkflowHandler(Generic[R]):
             scope.check_open()
             context = None if before is None else before.withdraw(self)
             self._start(_IN_SCOPE)
+            self._runner.is_owner_cancelled = scope.is_cancelled
             scope.start(self, context, is_own=not keep_failure)
         self._scope = scope
         self._keeps_failure = keep_failure
@@ -430,10 +432,10 @@ class WorkflowHandler(Generic[R]):
     def _unobserved(self) -> BaseException | None:
         """Return the failure that the owner has to raise, if any, and take it as observed."""
         outcome = self._runner.outcome
-        if self._is_observed or not outcome.errors:
+        if self._is_observed or outcome.unseen is None:
             return None
         self._is_observed = True
-        return outcome.errors[0] if outcome.status == "cancelled" else outcome.error
+        return outcome.unseen
 
     # -- reading and steering ----------------------------------------------------------------
 
@@ -642,7 +644,7 @@ class WorkflowHandler(Generic[R]):
         elif (
             (self._started in ("in a nursery", _IN_NURSERY) or self._keeps_failure)
             and not self._is_observed
-            and runner.outcome.errors
+            and runner.outcome.unseen is not None
         ):
             msg = (
                 f"a run of {runner.graph.name} failed, and nobody looked at it: "

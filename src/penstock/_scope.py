@@ -306,6 +306,11 @@ class WorkflowScope:
             else:
                 run._start_in_scope(self)
 
+    def is_cancelled(self) -> bool:
+        """Whether what is around the scope is cancelled, though its runs may not know yet."""
+        ask: Any = getattr(self._manager, "is_cancelled", None)
+        return ask is not None and bool(ask())
+
     def check_open(self) -> None:
         """Raise if the scope was left."""
         if self._nursery is None:

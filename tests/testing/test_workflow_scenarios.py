@@ -533,8 +533,8 @@ def raises_a_copy(patch):
     """What `await handler` raises is not the object that the step raised."""
     fail = outcome.Outcome.fail
 
-    def faulty(self, error, failed, event):
-        fail(self, error, failed, event)
+    def faulty(self, error, failed, event, cancelled):
+        fail(self, error, failed, event, cancelled)
         self.error = type(error)(*error.args)
 
     patch.setattr(outcome.Outcome, "fail", faulty)

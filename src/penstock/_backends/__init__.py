@@ -166,6 +166,13 @@ class Backend(Protocol):
         """Whether a cancel scope around the current task is cancelled."""
         ...
 
+    def is_cancelled_around(self, nursery: Any, /) -> bool:
+        """Whether a nursery is cancelled, by its own scope or one around it.
+
+        Asked from anywhere: the cancel scopes of the current task say nothing of it.
+        """
+        ...
+
     def is_natively_cancelled(self) -> bool:
         """Whether the current task itself was asked to cancel, past all scopes (asyncio)."""
         ...
@@ -270,6 +277,37 @@ class Backend(Protocol):
         That is where it is closed as it should be; a loop that is just dropped tells nobody.
         """
         ...
+
+
+def capture(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """Call a function; return its result, or None and the exception that it raised.
+
+    An exception goes from thread to thread as a value. On its way through the queues and futures of
+    an event loop it would be asked for its class, its traceback and its truth, which it may refuse.
+    """
+    try:
+        return function(), None
+    except BaseException as error:  # noqa: ASYNC103, BLE001 - raised by release()
+        return None, error  # noqa: ASYNC104
+
+
+async def capture_async(function: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:  # noqa: ASYNC910 - as the function
+    """Await what an async function returns; see :func:`capture`."""
+    try:
+        return await function(), None
+    except BaseException as error:  # noqa: ASYNC103, BLE001 - raised by release()
+        return None, error  # noqa: ASYNC104
+
+
+def release(captured: tuple[Any, BaseException | None]) -> Any:
+    """Return or raise what was captured."""
+    result, failure = captured
+    if failure is None:
+        return result
+    try:
+        raise failure
+    finally:
+        del failure, captured  # or this frame and its exception keep each other alive
 
 
 def current_backend() -> Backend:

@@ -25,6 +25,8 @@ import anyio.lowlevel
 import anyio.to_thread
 import trio
 
+from penstock._backends import capture, capture_async, release
+
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Generator, Mapping
@@ -111,22 +113,19 @@ class ThreadCall:
 
     def __call__(self) -> Any:
         if not self._ended.set_running_or_notify_cancel():
-            return None
-        try:
-            return self._function()
-        except BaseException as error:
-            if self._is_left:
-                self._failure = error
-            raise
-        finally:
-            self._ended.set_result(None)
+            return None, None
+        captured = capture(self._function)
+        if self._is_left:
+            self._failure = captured[1]
+        self._ended.set_result(None)
+        return captured
 
     async def run(self) -> Any:
         left: asyncio.CancelledError | None = None
         with anyio.CancelScope() as scope:
             try:
                 free = anyio.CapacityLimiter(1)  # the default one is for the program's own
-                return await anyio.to_thread.run_sync(self, limiter=free)
+                captured: Any = await anyio.to_thread.run_sync(self, limiter=free)
             except asyncio.CancelledError as error:  # noqa: ASYNC103 - raised below, in the end
                 self._is_left = True
                 if self._ended.cancel() or self._ended.done():
@@ -134,10 +133,11 @@ class ThreadCall:
                 left = error
                 scope.cancel()  # so that the thread, and what it awaits in the loop, learns of it
                 await self._wait()  # noqa: ASYNC102 - it shields itself
+        if left is None:
+            return release(captured)
         failure, self._failure = self._failure, None
         if issubclass(type(failure), asyncio.CancelledError):
             failure = None
-        assert left is not None
         try:
             raise left if failure is None else failure
         finally:
@@ -182,9 +182,10 @@ class OwnTasks:
     The other way, a ``KeyboardInterrupt`` or ``SystemExit`` out of a run cancels that task.
     """
 
-    __slots__ = ("_deadline", "_failure", "_has_cancelled", "_host", "_left", "_tasks")
+    __slots__ = ("_around", "_deadline", "_failure", "_has_cancelled", "_host", "_left", "_tasks")
 
     def __init__(self) -> None:
+        self._around: Any = None
         self._host: asyncio.Task[Any] | None = None
         self._tasks: dict[asyncio.Task[None], anyio.CancelScope] = {}
         self._deadline = inf
@@ -194,6 +195,7 @@ class OwnTasks:
 
     async def __aenter__(self) -> Self:
         self._host = asyncio.current_task()
+        self._around = _innermost_scope(self._host)
         self._deadline = anyio.current_effective_deadline()
         return self  # noqa: ASYNC910 - as in a nursery of Trio
 
@@ -223,6 +225,10 @@ class OwnTasks:
                 raise
             except BaseException as error:  # noqa: ASYNC103, BLE001 - raised where the block is left
                 self._fail(error)
+
+    def is_cancelled(self) -> bool:
+        """Whether a cancel scope around the block is cancelled, though the runs may not know yet."""
+        return self._around is not None and bool(self._around._effectively_cancelled)
 
     def _fail(self, error: BaseException) -> None:
         if self._failure is not None:
@@ -317,6 +323,15 @@ async def _at_end(function: Callable[[], object]) -> AsyncGenerator[None]:  # no
         function()
 
 
+def _innermost_scope(task: asyncio.Task[Any] | None) -> Any:
+    """Return AnyIO's cancel scope around what a task does now, or None."""
+    # AnyIO has no public name for it: a scope tells the time of its end, and not that it has come.
+    from anyio._backends import _asyncio  # noqa: PLC0415
+
+    states: Any = getattr(_asyncio, "_task_states", {})
+    return getattr(states.get(task), "cancel_scope", None)
+
+
 def _context_of(task: asyncio.Task[Any]) -> contextvars.Context:
     """Return the context of a task; an empty one where it cannot be told."""
     if sys.version_info >= (3, 12):
@@ -403,6 +418,11 @@ class AsyncioBackend:
         return anyio.current_effective_deadline() == -inf
 
     @staticmethod
+    def is_cancelled_around(nursery: Any) -> bool:
+        # AnyIO tells this only of the current task, which may be inside scopes of its own.
+        return bool(nursery.cancel_scope._effectively_cancelled)
+
+    @staticmethod
     def is_natively_cancelled() -> bool:
         task = asyncio.current_task()
         return task is not None and task.cancelling() > 0
@@ -430,7 +450,11 @@ class AsyncioBackend:
     async def run_in_thread(function: Callable[[], Any], /, *, abandon_on_cancel: bool) -> Any:
         if abandon_on_cancel:
             free = anyio.CapacityLimiter(1)  # the default one is for the program's own
-            return await anyio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=free)
+            return release(
+                await anyio.to_thread.run_sync(
+                    capture, function, abandon_on_cancel=True, limiter=free
+                )
+            )
         return await ThreadCall(function).run()
 
     @staticmethod
@@ -446,7 +470,9 @@ class AsyncioBackend:
         if holds is not None and seconds in holds:
             holds.remove(seconds)
 
-    call_in_loop = staticmethod(anyio.from_thread.run_sync)
+    @staticmethod
+    def call_in_loop(function: Callable[[], Any], /) -> Any:
+        return release(anyio.from_thread.run_sync(capture, function))
 
     @staticmethod
     def await_in_loop(async_function: Callable[[], Awaitable[Any]], /) -> Any:
@@ -458,21 +484,13 @@ class AsyncioBackend:
                 # later would wait for ever. Leaving a scope has it begin again.
                 with anyio.CancelScope():  # noqa: ASYNC100 - it is left, that is all
                     pass
-            try:
-                return await async_function(), None
-            except BaseException as error:  # noqa: ASYNC103, BLE001 - raised in the thread
-                return None, error  # noqa: ASYNC104
+            return await capture_async(async_function)
 
         try:
-            result, failure = anyio.from_thread.run(run)
+            captured = anyio.from_thread.run(run)
         except concurrent.futures.CancelledError as error:  # before it began
             raise asyncio.CancelledError(*error.args) from None
-        if failure is None:
-            return result
-        try:
-            raise failure
-        finally:
-            del failure  # or this frame and its exception keep each other alive
+        return release(captured)
 
     @staticmethod
     def check_cancelled() -> None:

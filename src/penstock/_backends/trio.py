@@ -18,6 +18,8 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
+from penstock._backends import capture, capture_async, release
+
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container, Mapping
@@ -161,6 +163,11 @@ class TrioBackend:
         return trio.current_effective_deadline() == -inf
 
     @staticmethod
+    def is_cancelled_around(nursery: Any) -> bool:
+        # Trio tells this only of the current task, which may be inside scopes of its own.
+        return bool(nursery._cancel_status.effectively_cancelled)
+
+    @staticmethod
     def is_natively_cancelled() -> bool:
         return False
 
@@ -190,8 +197,14 @@ class TrioBackend:
     async def run_in_thread(function: Callable[[], Any], /, *, abandon_on_cancel: bool) -> Any:
         name = current_task().name
         free = trio.CapacityLimiter(1)  # the default one is for the program's own
-        return await trio.to_thread.run_sync(
-            function, abandon_on_cancel=abandon_on_cancel, limiter=free, thread_name=name
+        return release(
+            await trio.to_thread.run_sync(
+                capture,
+                function,
+                abandon_on_cancel=abandon_on_cancel,
+                limiter=free,
+                thread_name=name,
+            )
         )
 
     @staticmethod
@@ -219,8 +232,14 @@ class TrioBackend:
         if not hold.seconds:
             del _holds[clock]
 
-    call_in_loop = staticmethod(trio.from_thread.run_sync)
-    await_in_loop = staticmethod(trio.from_thread.run)
+    @staticmethod
+    def call_in_loop(function: Callable[[], Any], /) -> Any:
+        return release(trio.from_thread.run_sync(capture, function))
+
+    @staticmethod
+    def await_in_loop(async_function: Callable[[], Awaitable[Any]], /) -> Any:
+        return release(trio.from_thread.run(capture_async, async_function))
+
     check_cancelled = staticmethod(trio.from_thread.check_cancelled)
     wait_readable = staticmethod(trio.lowlevel.wait_readable)
     wait_writable = staticmethod(trio.lowlevel.wait_writable)

@@ -35,7 +35,7 @@ def recover(
 
     backend, machine = run.live()
     drop_own_frames(error)
-    if run.outcome.status or backend.is_cancelled():
+    if run.outcome.status or run.is_cancelled():
         raise error
     now = backend.current_time()  # one reading for all that is decided about this failure
     step = station.step

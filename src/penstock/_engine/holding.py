@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, cast, final
 from penstock._backends import current_backend, disable_ki_protection, enable_ki_protection
 from penstock._engine.stepping import let_interrupts_in
 from penstock._errors import WorkflowRuntimeError
-from penstock._exceptions import add_note, is_cancellation, raise_first, short, trace_of
+from penstock._exceptions import add_note, is_a, is_cancellation, raise_first, short, trace_of
 
 
 if TYPE_CHECKING:
@@ -118,15 +118,16 @@ class Hold:
             nothing wrong, and neither is one that the manager takes for settled.
         """
         backend, plan, scope = self._backend, self._plan, self._scope
+        task = backend.current_task()
         scope.shield = True
         scope.deadline = backend.current_time() + plan.grace
         failure: BaseException | None = None
         is_settled = False
         try:
             is_settled = bool(await _leave(self._manager, error))
-        except GeneratorExit:
-            raise
-        except BaseException as raised:  # noqa: ASYNC103, BLE001 - returned
+        except BaseException as raised:  # noqa: ASYNC103 - returned
+            if is_a(raised, GeneratorExit) and not backend.is_in_task(task):
+                raise  # the coroutine is being closed
             failure = raised
         is_late = scope.cancel_called
         failure = _without(_leave_scope(scope, failure), error)

@@ -25,6 +25,7 @@ from penstock._errors import WorkflowRuntimeError
 from penstock._exceptions import (
     add_note,
     cancelled_for_nothing,
+    is_a,
     is_cancellation,
     raise_first,
     single,
@@ -302,12 +303,13 @@ class ResourceScope:
     @enable_ki_protection
     async def _keep(self, backend: Backend, entry: _Entry, made: Any) -> None:
         """Open a resource, hold it and close it: the life of a keeper. Raises nothing."""
+        task = backend.current_task()
         with entry.opening:
             try:
                 value = await entry.hold.open(made)
-            except GeneratorExit:
-                raise
-            except BaseException as error:  # noqa: ASYNC103, BLE001 - for whoever waits
+            except BaseException as error:  # noqa: ASYNC103 - for whoever waits
+                if is_a(error, GeneratorExit) and not backend.is_in_task(task):
+                    raise  # the coroutine is being closed
                 self._fail_to_open(backend, entry, error)
             else:
                 del made

@@ -60,6 +60,7 @@ class Outcome:
     __slots__ = (
         "_errors",
         "_name",
+        "_passed_over",
         "_run_id",
         "_step",
         "_timeout",
@@ -86,6 +87,8 @@ class Outcome:
         #: Its traceback when everything had unwound: each who awaits goes on from there.
         self.trace: TracebackType | None = None
         self._errors: dict[int, BaseException] | None = None
+        #: The failures, by id, that are kept and leave no owner.
+        self._passed_over: set[int] | None = None
         self.reason: str | None = None
         self.waiters: list[Waiter] | None = None
 
@@ -115,6 +118,19 @@ class Outcome:
             if self._errors is None or id(failure) not in self._errors:
                 self.note(failure, step, event)
                 self._take(failure, step)
+
+    def pass_over(self, error: BaseException) -> None:
+        """Keep a failure that came in the tick of a cancellation from outside, which leaves."""
+        if self.is_outside:
+            self._passed_over = {*(self._passed_over or ()), id(error)}
+
+    @property
+    def unseen(self) -> BaseException | None:
+        """The failure that an owner has to raise if nobody has seen it."""
+        if self.status != "cancelled":
+            return self.error if self._errors else None
+        passed_over = self._passed_over or ()
+        return next((e for e in self.errors if id(e) not in passed_over), None)
 
     def fail_anyway(self, error: BaseException, step: Step | None) -> None:
         """Fail with ``error``, whose own book-keeping has failed: no note, no traceback cut."""

@@ -30,6 +30,7 @@ from penstock._engine.suspended import EMPTY
 from penstock._engine.worker import Worker
 from penstock._exceptions import (
     URGENT,
+    came_of,
     cancelled_for_nothing,
     is_a,
     is_cancellation,
@@ -98,6 +99,7 @@ class Runner(Steering):
         "clock",
         "graph",
         "interrupted",
+        "is_owner_cancelled",
         "log",
         "loop",
         "observer",
@@ -106,7 +108,6 @@ class Runner(Steering):
         "resumed",
         "run_id",
         "timers",
-        "watch",
         "workflow",
     )
 
@@ -145,8 +146,9 @@ class Runner(Steering):
         self._machine: Machine | None = None
         self._nursery: Nursery | None = None
         self._host: Any = None
-        self.watch: Callable[[BaseException], bool] | None = None
         self._parked: Waiter | None = None
+        #: Tells whether what is around the owner is cancelled, where its tasks do not learn of it.
+        self.is_owner_cancelled: Callable[[], bool] | None = None
         self._workers: dict[Worker, None] = {}
         self._early = arrived
         self._queue: Any = None
@@ -274,8 +276,6 @@ class Runner(Steering):
                 self._parked = None
 
     async def _begin(self, backend: Backend, nursery: Nursery) -> Machine:
-        if self.options.timeout is not None:
-            self.watch = self._note_delivery
         self.clock.begin(backend, nursery.cancel_scope, has_branches=self.graph.has_branches)
         self._machine = Machine(
             self.graph, backend.open_inbox, self._publish, backend.cancel, self._tell_ended
@@ -348,6 +348,7 @@ class Runner(Steering):
                 worker.event = event
                 worker.group = group
                 worker.context = None
+                worker.was_interrupted = False
                 # Cancellation is looked for at every hop, and others get a turn in time (P3).
                 if perf_counter() >= self._due:
                     await backend.checkpoint()
@@ -381,6 +382,8 @@ class Runner(Steering):
                         self.release_held(record)
                     delivery = machine.finish(station, group, result)
                 if machine.stop is not None:
+                    if step.runs_in != "loop":
+                        self._note_swallowed()
                     self._stop(machine.stop)
                     if self.outcome.stop_event is not None:
                         worker.step = None  # else it came too late, and a resumed run does it again
@@ -416,9 +419,21 @@ class Runner(Steering):
 
     # -- how it ends -----------------------------------------------------------------------
 
+    def _note_swallowed(self) -> None:
+        """Settle a cancellation from outside that came while a step was in a thread.
+
+        Under Trio nothing is delivered to the task that waits for a thread.
+        """
+        backend, _ = self.live()
+        is_own = self.nursery.cancel_scope.cancel_called
+        if not self.outcome.status and not is_own and backend.is_cancelled_around(self.nursery):
+            self._settle_cancellation(False)
+
     def _stop(self, event: StopEvent) -> None:
         assert self._backend is not None
-        if self.clock.deadline != inf and self._backend.current_time() > self.clock.deadline:
+        if self.outcome.status:
+            pass
+        elif self.clock.deadline != inf and self._backend.current_time() > self.clock.deadline:
             self.settle_timeout()
         else:
             self.outcome.complete(event)
@@ -477,9 +492,7 @@ class Runner(Steering):
         backend, _ = self.live()
         try:
             is_over = bool(self.outcome.status)
-            cancelled = (
-                is_over and self.nursery.cancel_scope.cancel_called
-            ) or backend.is_cancelled()
+            cancelled = (is_over and self.nursery.cancel_scope.cancel_called) or self.is_cancelled()
             if cancelled and not self.outcome.status:
                 # What was delivered before the deadline was not the deadline's.
                 is_late = (
@@ -494,12 +507,35 @@ class Runner(Steering):
                 error = cancelled_for_nothing(who, around, error)
             event = worker.event.event if type(worker.event) is Again else worker.event
             self.outcome.fail(error, worker.step, event, backend.Cancelled)
+            if cancelled and not self._came_of_cancellation(worker, error):
+                self.outcome.pass_over(error)
             self._halt(
                 f"the step {worker.step.name if worker.step else '?'} failed", by_worker=True
             )
             return False
         except BaseException as fault:  # noqa: ASYNC103, BLE001 - kept, beside the failure
             return self._keep_both(worker, error, fault)  # noqa: ASYNC104
+
+    def is_cancelled(self) -> bool:
+        """Whether the current task of the run is cancelled, or is about to be by its owner."""
+        backend, _ = self.live()
+        ask = self.is_owner_cancelled
+        return backend.is_cancelled() or (ask is not None and ask())
+
+    def _came_of_cancellation(self, worker: Worker, error: BaseException) -> bool:
+        """Whether a failure of a cancelled run is one of the clean-up, and no chance neighbour.
+
+        It is if the cancellation had been delivered into the attempt. What goes on in a thread is
+        told by the exception alone; and under Trio so are the tasks of a nursery in the step, for
+        the task that waits for them is not delivered anything.
+        """
+        backend, _ = self.live()
+        if worker.was_interrupted and (worker.step is None or worker.step.runs_in == "loop"):
+            return True
+        is_told = backend.name == "trio" or (
+            worker.step is not None and worker.step.runs_in != "loop"
+        )
+        return is_told and came_of(error, backend.Cancelled)
 
     def _settle_cancellation(self, is_timeout: bool) -> None:
         """Settle whose the cancellation is that was not asked for here."""
@@ -509,15 +545,24 @@ class Runner(Steering):
         else:
             self.outcome.interrupt(None, self._backend.Cancelled)
 
-    def _note_delivery(self, error: BaseException) -> bool:
-        # It is the timeout's, if the time and the scope say so; a KeyboardInterrupt of the host
-        # cancels as well. Settled now, for unwinding takes long, and the host may come to it later.
+    def note_delivery(self, error: BaseException) -> bool:
+        """Take note of what is about to be delivered into a step; say whether it is the run's end.
+
+        The outcome is settled here, because unwinding may take long: by the timeout, if the time
+        and the scope say so; by the outside, if that was cancelled, whatever the step makes of it.
+        A cancellation of the step's own scopes settles nothing.
+        """
         backend, nursery = self._backend, self._nursery
-        if backend is None or nursery is None or not is_a(error, backend.Cancelled):
+        if backend is None or nursery is None or not issubclass(type(error), backend.Cancelled):
             return False
-        is_late = backend.current_time() > self.clock.deadline
-        if not self.outcome.status and is_late and nursery.cancel_scope.cancel_called:
-            self.settle_timeout()
+        if not self.outcome.status:
+            if nursery.cancel_scope.cancel_called:
+                if backend.current_time() > self.clock.deadline:
+                    self.settle_timeout()
+            elif backend.is_cancelled_around(nursery):
+                self._settle_cancellation(False)
+            else:
+                return False
         return True
 
     def _halt(self, reason: str, *, by_worker: bool = False) -> None:
@@ -537,7 +582,7 @@ class Runner(Steering):
                 outcome.interrupt(interruption, backend.Cancelled)
             elif interruption is not None and urgent_leaf(interruption) is not None:
                 outcome.fail(interruption, None, None, backend.Cancelled)
-            self._nursery = self._parked = self._host = self.watch = self._queue = None
+            self._nursery = self._parked = self._host = self._queue = None
             self.clock.end(backend)
             if self._machine is not None:
                 self._machine.close()

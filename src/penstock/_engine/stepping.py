@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import types
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from penstock._backends import Error, disable_ki_protection, has_ki_protection_set
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator
+    from collections.abc import Coroutine, Generator
     from contextvars import Context
+
+
+class Watch(Protocol):
+    """What is told of the exceptions that are delivered into a coroutine."""
+
+    _run: Any
+    was_interrupted: bool
+
+    def note_delivery(self, error: BaseException) -> None: ...
 
 
 class _HasCode:
@@ -36,7 +45,7 @@ def let_interrupts_in(code: types.CodeType | None) -> None:
 def run_in_context(
     coroutine: Coroutine[Any, Any, Any],
     context: Context,
-    watch: Callable[[BaseException], object] | None = None,
+    worker: Watch | None = None,
 ) -> Generator[Any, Any, Any]:
     """Await ``coroutine`` in ``context``; a context variable that it sets stays in there.
 
@@ -44,8 +53,8 @@ def run_in_context(
     sends or throws, exactly as if it were awaited. Nurseries, threads and timeouts that it
     starts take their context from ``context``.
 
-    ``watch``, where given, is called with an exception before it is delivered into the coroutine,
-    which may take long to unwind. (Trio sends it in, and throws only to close; asyncio throws it.)
+    A ``worker`` is told of an exception before it is delivered into the coroutine, which may take
+    long to unwind. (Trio sends it in, and throws only to close; asyncio throws it.)
     """
     run = context.run
     send = coroutine.send
@@ -55,12 +64,18 @@ def run_in_context(
             try:
                 answer = yield trap
             except BaseException as error:  # noqa: ASYNC103, BLE001 - handed on, whatever it is
-                if watch is not None:
-                    watch(error)
+                if worker is not None:
+                    if worker._run.outcome.status:  # settled: nothing is left to be decided
+                        worker.was_interrupted = True
+                    else:
+                        worker.note_delivery(error)
                 trap = run(coroutine.throw, error)
             else:
-                if watch is not None and type(answer) is Error:
-                    watch(answer.error)
+                if worker is not None and type(answer) is Error:
+                    if worker._run.outcome.status:
+                        worker.was_interrupted = True
+                    else:
+                        worker.note_delivery(answer.error)
                 trap = run(send, answer)
     except StopIteration as stop:
         return stop.value

@@ -39,13 +39,12 @@ class Run(RunOperations, Protocol):
     workflow: object
     observer: Observer | None
     options: Any
-    #: Called, where that matters, with what is about to be delivered into a step; says whether
-    #: that is a cancellation.
-    watch: Callable[[BaseException], bool] | None
     #: Why nothing more is to be started, once that is so.
     draining: str | None
 
     def number_invocation(self) -> int: ...
+
+    def note_delivery(self, error: BaseException) -> bool: ...
 
     def step_resources(self, context: Context[Any]) -> StepResources: ...
 
@@ -81,7 +80,7 @@ class Worker:
         self.task: Any = None
         #: When it began, on the backend's clock; kept only where a retry or a handler asks.
         self.began_at = 0.0
-        #: Whether a cancellation has reached the step; kept only where that is watched.
+        #: Whether the cancellation of the run, or of what it runs in, has reached the step.
         self.was_interrupted = False
         #: Whether it waits for the step's limiter, and so has not begun the step.
         self.is_waiting = False
@@ -129,8 +128,8 @@ class Worker:
         coroutine = step.function(run.workflow, *arguments)
         if run.observer is not None or run.log.internal_readers:
             return self._drive_and_tell(backend, step, event, coroutine)
-        if step.timeout is None and run.watch is None:
-            return run_in_context(coroutine, self._variables.copy())
+        if step.timeout is None:
+            return run_in_context(coroutine, self._variables.copy(), self)
         return self._drive(backend, step, coroutine)
 
     async def _invoke_with_care(
@@ -238,15 +237,9 @@ class Worker:
     async def _drive(  # noqa: C901 - one frame: each call of a step would pay for another
         self, backend: Backend, step: Step, coroutine: Coroutine[Any, Any, Any]
     ) -> Any:
-        watch = None
-        if self._run.watch is not None:
-            self.was_interrupted = False
-            watch = self._note_interruption
         idle_timeout = step.options.idle_timeout
         if step.timeout is None and idle_timeout is None:
-            result = await run_in_context(coroutine, self._variables.copy(), watch)
-            self.was_interrupted = False  # the step has dealt with it
-            return result
+            return await run_in_context(coroutine, self._variables.copy(), self)
         now = backend.current_time()
         deadline = now + (inf if step.timeout is None else step.timeout)
         progress = _Progress(backend, deadline, idle_timeout)
@@ -258,13 +251,12 @@ class Worker:
             with backend.cancel_scope(deadline=nextafter(progress.due, inf)) as scope:
                 progress.scope = scope
                 try:
-                    result = await run_in_context(coroutine, self._variables.copy(), watch)
+                    result = await run_in_context(coroutine, self._variables.copy(), self)
                 except BaseException as error:  # noqa: ASYNC103 - raised behind the scope
                     failure = behind_scope(error, backend.Cancelled)
                     if failure is None or holds_cancelled(error, backend.Cancelled):
                         raise
                 else:
-                    self.was_interrupted = False
                     if backend.current_time() <= progress.due or not self._run.is_running:
                         return result
         except BaseException:  # noqa: ASYNC103 - the scope has made another group of it
@@ -283,9 +275,9 @@ class Worker:
         msg = f"the step {step.label} did not end within its timeout of {step.timeout:g} s"
         raise StepTimeoutError(msg, step.timeout, (step.name,))
 
-    def _note_interruption(self, error: BaseException) -> None:
-        watch = self._run.watch
-        if watch is not None and watch(error):
+    def note_delivery(self, error: BaseException) -> None:
+        """Take note of an exception that is about to be delivered into the step."""
+        if self._run.note_delivery(error):
             self.was_interrupted = True
 
     async def _drive_and_tell(

@@ -288,7 +288,7 @@ def audit(handler: Any) -> list[str]:
         "the task that ran it": runner._host,
         "a place where that task waits": runner._parked,
         "a place in the line of runs": runner._queue,
-        "what watches its timeout": runner.watch or clock._scope,
+        "what watches its timeout": clock._scope,
         "a scope of resources": runner._resources and not runner._resources._is_over,
         "tasks that wait for its end": outcome.waiters,
         "senders that wait": log._senders,

@@ -271,7 +271,7 @@ def _check_end(handler: WorkflowHandler[Any], state: Any, outcome: Outcome) -> I
         return
     # A KeyboardInterrupt comes before a failure, a cancellation after it.
     if outcome.cancelled and raised is None and outcome.at.kind != "interrupt":
-        if ended.errors:
+        if ended.unseen is not None:  # else they came in the tick of the cancellation
             yield f"a cancellation left a run that had {status}, and not its failures: {ended.errors}"
         elif status not in ("cancelled", "completed"):
             yield f"a cancellation left a run that had {status}"
