@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
-from pathlib import PurePath
-from typing import Any, TextIO, cast
-
-import msgspec
+from typing import Any, TextIO
 
 from penstock._events import Event, InputRequiredEvent, StopEvent, fields_of
+from penstock._json import encode, json_of, shown_fields
 
 
 #: Pieces of one text, always: such an event is printed as its text and nothing else.
@@ -18,8 +16,6 @@ TOKENS = ("token", "delta", "chunk")
 #: A piece or a message, which the blank at the seam tells.
 TEXTS = ("msg", "message", "text", "content")
 LONGEST = 1000
-#: How many levels of what cannot be encoded as a whole are gone through one by one.
-DEEPEST = 50
 
 
 class OutputClosedError(BrokenPipeError):
@@ -65,7 +61,9 @@ class Printer:
         if isinstance(result, str):
             self._write(f"{printable(result) if self._out.isatty() else result}\n")
         else:
-            self._write(f"{_json(shown_fields(result) if isinstance(result, Event) else result)}\n")
+            self._write(
+                f"{json_of(shown_fields(result) if isinstance(result, Event) else result)}\n"
+            )
 
     def end_line(self) -> None:
         """End the line in which the last text stands, if there is one."""
@@ -144,61 +142,3 @@ def _continues(before: str, text: str, event: Event) -> bool:
     if not text or (only is not None and only[0] in TOKENS):
         return True
     return before[-1:].isspace() or text[0].isspace()
-
-
-# -- JSON ------------------------------------------------------------------------------------
-
-
-def encode(event: Event) -> str:
-    """Return an event as one line of JSON, tagged with the name of its class.
-
-    A path is its text; whatever else JSON cannot hold stands there as its repr.
-    """
-    tagged: dict[str, Any] = {"event": type(event).__name__}
-    for name, value in shown_fields(event).items():
-        while name in tagged:
-            name += "_"
-        tagged[name] = value
-    return _json(tagged)
-
-
-def shown_fields(event: Event) -> dict[str, Any]:
-    """Return the fields of an event that are not private; a stop event has a result."""
-    values = {name: value for name, value in fields_of(event).items() if not name.startswith("_")}
-    if type(event) is StopEvent:
-        values.setdefault("result", None)
-    return values
-
-
-def _json(value: Any, depth: int = 0) -> str:
-    encoded = _try_encode(value)
-    if encoded is not None:
-        return encoded
-    if isinstance(value, dict) and depth < DEEPEST:
-        # One field that cannot be encoded does not take the others with it.
-        members = cast("dict[Any, Any]", value)
-        fields = (f"{_json(str(k))}:{_json(v, depth + 1)}" for k, v in members.items())
-        return f"{{{','.join(fields)}}}"
-    shown = _safe_repr(value).encode("utf-8", "backslashreplace").decode()
-    return msgspec.json.encode(shown).decode()
-
-
-def _try_encode(value: Any) -> str | None:
-    """Return ``value`` as JSON, or None where something in it cannot be encoded."""
-    try:
-        return msgspec.json.encode(value, enc_hook=_plain).decode()
-    except Exception:  # noqa: BLE001 - whatever a value of the user's does when it is read
-        return None
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "model_dump"):  # a model of pydantic
-        return value.model_dump(mode="json")
-    return str(value) if isinstance(value, PurePath) else _safe_repr(value)
-
-
-def _safe_repr(value: Any) -> str:
-    try:
-        return repr(value)
-    except Exception:  # noqa: BLE001 - a repr of the user's that raises
-        return f"<{type(value).__qualname__} whose repr fails>"
