@@ -759,7 +759,7 @@ async def test_events_of_a_function_body_can_be_restored():
         async def begin(self, ev: StartEvent) -> Local:
             return Local(number=7)
 
-        @step
+        @step(waits_for=[Answer])
         async def end(self, ctx: Context, ev: Local) -> StopEvent:
             await ctx.wait_for_event(Answer, Ask(name="ann"))
             return StopEvent(result=ev.number)
@@ -785,7 +785,7 @@ async def test_snapshot_of_another_shape_is_refused():
             return StopEvent()
 
         method.__name__ = name
-        return type("Flow", (Workflow,), {name: step(method)})
+        return type("Flow", (Workflow,), {name: step(waits_for=[Answer])(method)})
 
     async with make("before")().run() as handler:
         await wait_until_idle()
@@ -839,7 +839,7 @@ async def test_fields_for_a_run_that_goes_on_are_refused():
     async def ask(ctx):
         await ctx.wait_for_event(Answer)
 
-    workflow = Single(ask)
+    workflow = Single(ask, serializable=[Answer])
     async with workflow.run() as handler:
         await wait_until_idle()
         saved = handler.ctx.to_dict()
