@@ -37,7 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="TOKEN_OR_K",
         help="Of the marked tests do only the run that a failure's token names (trio:scope:7, "
         "asyncio:native:7+2@5, trio@5), or by a number K: position K of a cancel_sweep test, seed "
-        "K of a schedule_fuzz test. What each run came to is shown in full.",
+        "K of a schedule_fuzz test. What each run came to is shown in full. A pattern as target= of the "
+        "mark strikes several tasks in one run: at a moment of a task that it does not name, all that "
+        "it names.",
     )
     group.addoption(
         "--sweep-seed",
@@ -52,6 +54,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="At most N positions for each backend, kind and seed of a cancel_sweep test, in place "
         "of the mark's limit= (a longer sweep is sampled, and says so); at most the first N seeds "
         "of a schedule_fuzz test.",
+    )
+    group.addoption(
+        "--sweep-keep-going",
+        action="store_true",
+        help="Do all runs of the marked tests, also after one has failed; the failure counts those "
+        "that failed, grouped by what is wrong.",
     )
 
 

@@ -118,6 +118,8 @@ def _apply_command_line(config: pytest.Config, options: dict[str, Any], known: A
         options["at"] = int(at) if at.isdecimal() else at
     if seeds is not None:
         options["seeds"] = seeds
+    if config.getoption("sweep_keep_going"):
+        options["keep_going"] = True
     if limit is None:
         return
     if "limit" in known:

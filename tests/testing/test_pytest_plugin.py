@@ -375,6 +375,37 @@ def test_the_command_line_beats_the_mark(run):
     assert section.stdout.str().count("trio, scope") == 2
 
 
+def test_the_command_line_has_all_runs_done(run):
+    """``--sweep-keep-going`` does not end at the first failure, and counts those that there are."""
+    source = """
+    import trio
+
+    @pytest.mark.cancel_sweep
+    async def test_it():
+        for _ in range(2):
+            try:
+                await trio.sleep(1)
+            except trio.Cancelled:
+                raise ValueError("swapped") from None
+    """
+    first, every = run(source), run(source, "--sweep-keep-going")
+
+    for result in (first, every):
+        result.assert_outcomes(failed=1)
+    assert "runs failed:" not in first.stdout.str()
+    every.stdout.fnmatch_lines(
+        ["*4 of * runs failed:", "*4 x ValueError: swapped left the scenario*"]
+    )
+
+
+def test_help_says_that_a_pattern_strikes_several_tasks(run):
+    """What a pattern as target does stands in ``pytest --help``."""
+    said = " ".join(run("", "--help").stdout.str().split())
+
+    assert "A pattern as target= of the mark strikes several tasks in one run" in said
+    assert "--sweep-keep-going" in said
+
+
 def test_a_limit_is_for_the_seeds_of_a_fuzz(run):
     """``--sweep-limit`` is the most seeds of a fuzz, and never raises their number."""
     source = f"@pytest.mark.schedule_fuzz(seeds=iter(range(5, 10)))\n{GOOD.strip()}"

@@ -1410,3 +1410,129 @@ def test_time_that_passes_is_no_spin():
                     await trio.sleep(0.001)
 
     sweep(scenario, at="trio:scope:1", fresh=False)
+
+
+# -- several failures -----------------------------------------------------------------------------
+
+
+@on_each_backend
+def test_a_deadline_ends_no_shielded_clean_up(backend):
+    """Kind "deadline" jumps past no time limit of a shielded clean-up that awaits and is on time."""
+
+    async def scenario(trial):
+        trial.state.late = []
+        try:
+            await anyio.sleep(1)
+        finally:
+            for inner in (False, True):
+                with anyio.CancelScope(shield=True) as outer:
+                    if not inner:
+                        outer.deadline = anyio.current_time() + 5
+                    with anyio.move_on_after(5 if inner else 100) as limit:
+                        await anyio.lowlevel.checkpoint()
+                        await anyio.sleep(1)
+                trial.state.late.append(outer.cancelled_caught or limit.cancelled_caught)
+
+    for outcome in outcomes_of(scenario, backends=backend, kinds="deadline"):
+        assert not any(outcome.state.late)
+
+
+@on_each_backend
+def test_a_deadline_still_finds_clean_up_that_takes_too_long(backend):
+    """A clean-up that exceeds its own limit is found as before."""
+
+    async def scenario():
+        try:
+            await anyio.sleep(1)
+        finally:
+            with anyio.CancelScope(shield=True), anyio.fail_after(5):
+                await anyio.sleep(6)
+
+    failure = failure_of(scenario, backends=backend, kinds="deadline")
+    assert "undisturbed, TimeoutError" in failure.problem or "TooSlowError" in failure.problem
+
+
+def test_each_task_that_is_left_has_a_line():
+    """Of tasks that still run, a failure tells in a line for each."""
+
+    async def scenario():
+        for n in range(3):
+            task = asyncio.create_task(asyncio.sleep(100), name=f"left {n}")
+            _kept.append(task)
+        await asyncio.sleep(0)
+
+    problem = failure_of(scenario, backends="asyncio").problem
+    _kept.clear()
+    first, *lines = problem.splitlines()
+
+    assert first == "still running:"
+    assert [line.partition(" at ")[0] for line in lines] == [f"    'left {n}'" for n in range(3)]
+
+
+_kept = []
+
+
+@on_each_backend
+def test_a_sweep_may_go_on_past_the_first_failure(backend):
+    """With keep_going all runs are done; the failure counts those that failed, by what is wrong."""
+
+    async def scenario():
+        for _ in range(4):
+            try:
+                await anyio.sleep(1)
+            except BaseException:
+                raise ValueError("first") from None
+
+    first = failure_of(scenario, backends=backend, kinds="scope")
+    failure = failure_of(scenario, backends=backend, kinds="scope", keep_going=True)
+
+    assert first.failed == (f"{backend}:scope:1",)
+    assert failure.at == first.at
+    assert str(failure).startswith(str(first))
+    count = len(failure.failed)
+    assert failure.failed == tuple(f"{backend}:scope:{n}" for n in range(1, count + 1))
+    assert count > 5
+    assert re.search(
+        rf"\n{count} of \d+ runs failed:\n  {count} x ValueError: first left the scenario "
+        rf"\(first: {first.at}\)$",
+        str(failure),
+    )
+
+
+@on_each_backend
+def test_an_undisturbed_run_that_fails_is_counted_once(backend):
+    """What does not work by itself is not cancelled as well, and the other seeds are run."""
+
+    async def scenario():
+        await anyio.sleep(1)
+        raise ValueError("always")
+
+    for call, count in ((sweep, 3), (fuzz, 3)):
+        failure = failure_of(scenario, call, backends=backend, seeds=3, keep_going=True)
+        assert len(failure.failed) == count
+        assert "3 of 3 runs failed" in str(failure)
+
+
+def test_a_fuzz_may_go_on_past_the_first_failure():
+    """The same for a fuzz: each seed counts."""
+
+    async def scenario():
+        order = []
+
+        async def note(n):
+            order.append(n)
+
+        async with trio.open_nursery() as nursery:
+            for n in range(2):
+                nursery.start_soon(note, n)
+        assert order == [0, 1]
+
+    failure = failure_of(scenario, fuzz, seeds=20, keep_going=True)
+
+    assert 1 < len(failure.failed) < 20
+    assert f"{len(failure.failed)} of 20 runs failed:" in str(failure)
+
+
+def test_a_sweep_that_goes_on_and_finds_nothing_passes():
+    """keep_going changes nothing about a scenario that works."""
+    assert sweep(two, keep_going=True).positions == sweep(two).positions

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from penstock.testing._sweeps.asyncio_time import VirtualLoop, task_of, workers_of
 from penstock.testing._sweeps.frames import is_library, waits_for_tasks, waits_for_thread
+from penstock.testing._sweeps.shelter import seconds_to_jump, sheltered_on_asyncio
 from penstock.testing._sweeps.stage import LONGEST, REASON, Block, Stage, Strand
 
 
@@ -130,8 +131,11 @@ class _ScopeBlock(Block):
         if self.stage.at.kind == "scope":
             self.stage.loop.cancel_in_order(scope.cancel)
         else:
-            scope.deadline = self.stage.now() + LONGEST / 2
-            self.stage.let_pass(LONGEST / 2)
+            now = self.stage.now()
+            sheltered = sheltered_on_asyncio(self.stage.loop)
+            seconds = seconds_to_jump(now, LONGEST / 2, sheltered)
+            scope.deadline = now + seconds
+            self.stage.let_pass(seconds)
 
 
 class _TimeoutBlock(Block):

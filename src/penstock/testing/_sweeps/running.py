@@ -221,7 +221,9 @@ def _may_leave(stage: Stage[Any], outcome: Outcome, error: BaseException) -> boo
 def _blame_left(run: Run, allow: Iterable[str], kind: str, *left: str) -> None:
     if left and kind not in allow:
         what = {"task": "still running", "generator": "async generators left open"}.get(kind)
-        run.blame(f"{what or 'left open'}: {', '.join(left)}")
+        separator = "\n    " if kind == "task" and len(left) > 1 else ", "  # a line for each task
+        beginning = separator if separator[0] == "\n" else " "
+        run.blame(f"{what or 'left open'}:{beginning}{separator.join(left)}")
 
 
 def _judge_warnings(run: Run, undisturbed: Undisturbed | None) -> None:

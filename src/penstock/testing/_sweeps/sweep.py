@@ -27,6 +27,7 @@ from penstock.testing._sweeps.trial import (
     Kind,
     Outcome,
     Scenario,
+    ScenarioFailure,
 )
 from penstock.testing._sweeps.virtual import refuse_running_loop
 
@@ -76,6 +77,7 @@ def sweep(
     check: Check | None = None,
     allow: str | Collection[str] = (),
     fresh: bool = True,
+    keep_going: bool = False,
 ) -> SweepReport:
     """Run an async function again and again, each time cancelled at the next possible moment.
 
@@ -96,15 +98,16 @@ def sweep(
         backends: The event loops: ``"trio"``, ``"asyncio"``, or both.
         kinds: How it is cancelled. ``"scope"``: by a cancel scope around it, Trio's or AnyIO's.
             ``"native"``: by ``Task.cancel()``. ``"timeout"``: by an ``asyncio.timeout``.
-            ``"deadline"``: the clock jumps to the scope's deadline, past all timers before it.
+            ``"deadline"``: the clock jumps to the scope's deadline, past all timers before it, but
+            past no time limit of a shielded clean-up that is under way.
             ``"interrupt"``: by a KeyboardInterrupt that comes while the event loop's own code runs:
             Trio raises it in the main task, and asyncio's runner cancels that one natively. ``"error"``: not at all; a task's await raises
             ``error``. ``"all"``: by each of these. Default: scope, on asyncio native too.
         modes: ``"park"``, ``"wake"``, or both.
         target: What is cancelled, instead of the whole scenario: the name of tasks, or of blocks
             of :meth:`Trial.target`, or a pattern (``"worker-*"``, ``"*"`` for any task). At a
-            moment of its own a target is cancelled alone; at one of another task all targets are
-            that there are then.
+            moment of its own a target is cancelled alone. At a moment of another task all targets
+            are cancelled together, so a pattern strikes several tasks in one run.
         twice: Whether each run is followed by those in which the whole scenario is cancelled a
             second time, at each later moment (by an outer scope on Trio, natively on asyncio).
         error: What kind ``"error"`` raises: an exception, or the class of one.
@@ -123,6 +126,8 @@ def sweep(
         allow: What may be left: any of ``"task"``, ``"thread"``, ``"generator"``, ``"channel"``,
             ``"warning"``; and ``"swallowed"``.
         fresh: Whether the scenario is run again after each cancelled run.
+        keep_going: Whether the runs go through to the last after one has failed. The failure then
+            is that of the first, with a count of the others, grouped by what is wrong.
 
     Returns:
         What was run.
@@ -148,17 +153,19 @@ def sweep(
     )
     chosen = choose("backends", backends, tuple(KINDS))
     positive("limit", limit, "a number of runs")
-    sweeping = _Sweeping(staging, "sweep", limit, twice=twice)
+    sweeping = _Sweeping(staging, "sweep", limit, twice=twice, keep_going=keep_going)
     ways = {backend: chosen_kinds(backend, kinds, chosen) for backend in chosen}
     wanted = chosen_seeds(seeds)
     token, position = chosen_at(at)
     with small_heap():
         if token is not None:
             sweeping.replay(token)
+            sweeping.conclude()
             return sweeping.report
         for backend in chosen:
             for seed in wanted:
                 sweeping.sweep(backend, ways[backend], seed, position)
+    sweeping.conclude()
     sweeping.refuse_nothing(position)
     return sweeping.report
 
@@ -176,6 +183,7 @@ def fuzz(
     check: Check | None = None,
     allow: str | Collection[str] = (),
     fresh: bool = False,
+    keep_going: bool = False,
 ) -> SweepReport:
     """Run an async function under many schedules, each of which can be repeated.
 
@@ -195,6 +203,8 @@ def fuzz(
         check: What is called with the outcome of every run.
         allow: What may be left.
         fresh: Whether the scenario is run again after each cancelled run.
+        keep_going: Whether the runs go through to the last after one has failed. The failure then
+            is that of the first, with a count of the others, grouped by what is wrong.
 
     Returns:
         What was run.
@@ -219,7 +229,7 @@ def fuzz(
         fresh=fresh,
     )
     chosen = choose("backends", backends, tuple(KINDS))
-    fuzzing = _Sweeping(staging, "fuzz", SHRINK_RUNS, twice=False)
+    fuzzing = _Sweeping(staging, "fuzz", SHRINK_RUNS, twice=False, keep_going=keep_going)
     ways: dict[str, tuple[Kind, ...]] = {
         backend: ()
         if cancel is False
@@ -231,9 +241,11 @@ def fuzz(
     with small_heap():
         if token is not None:
             fuzzing.replay(token)
+            fuzzing.conclude()
             return fuzzing.report
         for backend in chosen:
             fuzzing.fuzz(backend, wanted, ways[backend])
+    fuzzing.conclude()
     if cancel is not False:
         fuzzing.refuse_nothing(None)
     return fuzzing.report
@@ -247,9 +259,12 @@ class _Sweeping:
         call: ``"sweep"`` or ``"fuzz"``, for the failure.
         limit: See :func:`sweep`.
         twice: See :func:`sweep`.
+        keep_going: See :func:`sweep`.
     """
 
-    def __init__(self, staging: Staging, call: str, limit: int, *, twice: bool) -> None:
+    def __init__(
+        self, staging: Staging, call: str, limit: int, *, twice: bool, keep_going: bool
+    ) -> None:
         self._staging = staging
         self._call = call
         self._limit = limit
@@ -257,6 +272,10 @@ class _Sweeping:
         self._undisturbed: Undisturbed | None = None
         self._most = 0
         self._names: set[str] = set()
+        self._keeps_going = keep_going
+        self._first: ScenarioFailure | None = None
+        #: The texts of the runs that failed, by what is wrong; those after the first.
+        self._failed: dict[str, list[str]] = {}
         self.report = SweepReport()
 
     def _run(self, at: At) -> Run:
@@ -267,10 +286,40 @@ class _Sweeping:
 
     def _check(self, run: Run) -> Run:
         if run.problem:
+            if self._first is not None:
+                self._count(run)
+                return run
             positions = 0 if self._undisturbed is None else self._undisturbed.moments
             name = name_of(self._staging.scenario)
-            raise failure_of(run, name, self._call, positions, self._options(run.at))
+            failure = failure_of(run, name, self._call, positions, self._options(run.at))
+            if not self._keeps_going:
+                raise failure
+            # What hangs on it would be taken for what a later run has left.
+            failure.outcome = failure.__cause__ = None
+            self._first = failure
+            self._count(run)
         return run
+
+    def _count(self, run: Run) -> None:
+        what = run.problem.partition("\n")[0]
+        self._failed.setdefault(what, []).append(str(run.at))
+        run.outcome = run.error = None
+
+    def conclude(self) -> None:
+        """End runs that went on after a failure.
+
+        Raises:
+            ScenarioFailure: A run has failed.
+        """
+        first = self._first
+        if first is None:
+            return
+        failed = tuple(at for runs in self._failed.values() for at in runs)
+        lines = [f"{len(failed)} of {self.report.runs} runs failed:"]
+        for what, runs in sorted(self._failed.items(), key=lambda item: -len(item[1])):
+            lines.append(f"  {len(runs)} x {what} (first: {runs[0]})")
+        text = "\n".join([str(first), "", *lines])
+        raise ScenarioFailure(text, problem=first.problem, at=first.at, outcome=None, failed=failed)
 
     def _options(self, at: At) -> str:
         staging, error = self._staging, self._staging.error
@@ -320,6 +369,11 @@ class _Sweeping:
         self._names |= run.names
         return found
 
+    def _has_failed(self, backend: str, seed: int) -> bool:
+        """Whether the undisturbed run has failed, so that the others would tell nothing."""
+        at = str(At(backend, seed=seed))
+        return any(at in runs for runs in self._failed.values())
+
     def replay(self, at: At) -> None:
         """Do one run, after the undisturbed one.
 
@@ -348,6 +402,8 @@ class _Sweeping:
             ScenarioFailure: A run fails.
         """
         self._begin(backend, seed)
+        if self._has_failed(backend, seed):
+            return
         for kind in kinds:
             if position is not None:
                 self._strike(At(backend, kind, position, seed=seed))
@@ -357,12 +413,13 @@ class _Sweeping:
                 at = At(backend, kind, number, seed=seed)
                 run = self._run(at)
                 if run.problem:
-                    self._check(self._earliest(run) if is_sample else run)
+                    is_searched = is_sample and not self._keeps_going
+                    self._check(self._earliest(run) if is_searched else run)
                 if not run.struck:
                     break
                 last = number
                 is_sampled |= is_sample
-                if self._twice:
+                if self._twice and not run.problem:
                     is_sampled |= self._strike_again(at, run.moments)
             self.report.sampled |= is_sampled
             self._tell(at=At(backend, kind, last, seed=seed), before=before, sampled=is_sampled)
@@ -427,12 +484,12 @@ class _Sweeping:
         for seed in seeds:
             count += 1
             found = self._begin(backend, seed)
-            if kinds and found.moments:
+            if kinds and found.moments and not self._has_failed(backend, seed):
                 chance = random.Random(f"{backend} {seed}")  # noqa: S311 - it is to repeat
                 at = At(backend, chance.choice(kinds), chance.randint(1, found.moments), seed=seed)
                 run = self._run(at)
                 if run.problem:
-                    self._check(self._earliest(run))
+                    self._check(run if self._keeps_going else self._earliest(run))
         ways = f", cancelled by {', '.join(kinds)}" if kinds else ""
         self.report.lines.append(
             f"{backend}: {count} seeds, {self.report.runs - before} runs{ways}"

@@ -162,11 +162,21 @@ class ScenarioFailure(AssertionError):  # noqa: N818 - what pytest shows is a fa
     Its text says what, where it was disturbed, what was alive, and how to replay just that run.
     """
 
-    def __init__(self, text: str, *, problem: str, at: str, outcome: Outcome | None) -> None:
+    def __init__(
+        self,
+        text: str,
+        *,
+        problem: str,
+        at: str,
+        outcome: Outcome | None,
+        failed: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(text)
-        #: What was wrong, in one paragraph.
+        #: What was wrong; of tasks that were left, a line for each.
         self.problem: str = problem
         #: The text of the run's ``At``: ``sweep(scenario, at=failure.at)``.
         self.at: str = at
         #: What came of the run; None if it never ended.
         self.outcome: Outcome | None = outcome
+        #: The texts of the ``At`` of all runs that failed: several with ``keep_going=True``.
+        self.failed: tuple[str, ...] = failed or (at,)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import trio
 
 from penstock.testing._sweeps.frames import waits_for_tasks, waits_for_thread
+from penstock.testing._sweeps.shelter import seconds_to_jump, sheltered_on_trio
 from penstock.testing._sweeps.stage import LONGEST, REASON, Block, Stage, Strand
 from penstock.testing._sweeps.trio_time import PatientClock, mock_clock, seeded_trio
 
@@ -51,8 +52,10 @@ class _ScopeBlock(Block):
         if kind == "scope":
             self._scope.cancel(REASON)
         elif kind == "deadline":
-            self._scope.deadline = self.stage.now() + LONGEST / 2
-            self.stage.let_pass(LONGEST / 2)
+            now = self.stage.now()
+            seconds = seconds_to_jump(now, LONGEST / 2, sheltered_on_trio(_runner()))
+            self._scope.deadline = now + seconds
+            self.stage.let_pass(seconds)
         elif kind == "error":
             self.stage.inject(self.stage.new_error())
         else:
