@@ -881,8 +881,8 @@ async with handler: ...
 
 # no nursery
 Simple().run(run_id='r').start_soon(None)
---> TypeError: start_soon() was given None; expected a Trio nursery, an AnyIO task group or an
-... asyncio.TaskGroup
+--> TypeError: start_soon() was given None; expected a Trio nursery, an AnyIO task group, an
+... asyncio.TaskGroup or a workflow_scope
 
 # result early
 async with Waits().run(run_id='r') as handler:
@@ -946,8 +946,8 @@ async def main(): ...
 penstock.run(main, backend='curio')
 --> ValueError: there is no backend 'curio'; expected 'trio' or 'asyncio'
 
-# scope left
-async with workflow_scope(): handler = Simple().run(run_id='r')
+# no scope
+handler = Simple().run(run_id='r')
 handler.stream_events()
 --> WorkflowRuntimeError: stream_events() needs a started run, and this one has no owner that
 ... could run it (a step does not inherit the scope around its run); expected one of result =
@@ -977,7 +977,7 @@ try:
     await anyio.to_thread.run_sync(handler.from_thread.send_event, Answer(text='x'))
 finally:
     handler.cancel()
---> WorkflowRuntimeError: from_thread.send_event() was called before the run has begun;
+--> WorkflowRuntimeError: from_thread.send_event() was called before the run was started;
 ... expected a run that its owner has started: `async with workflow.run(...) as handler: ...`
 
 # a step that awaits its own run
@@ -1427,7 +1427,7 @@ Simple().resume({'penstock': 99})
 IN_WORDS = """
 expected A or StopEvent
 expected StartEvent
-expected a Trio nursery, an AnyIO task group or an asyncio.TaskGroup
+expected a Trio nursery, an AnyIO task group, an asyncio.TaskGroup or a workflow_scope
 expected a field that it declares
 expected a join, and an event that leads to it, for each
 expected a list of objects whose classes are derived from penstock.Observer
