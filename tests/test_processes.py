@@ -245,10 +245,10 @@ async def test_a_process_has_its_own_descriptors_and_group(tmp_path):
 
 @every_loop
 async def test_signals_of_a_terminal_and_a_supervisor_are_left_to_the_parent():
-    """SIGINT and SIGTERM end no worker process before its parent has unwound."""
+    """SIGINT, SIGTERM and SIGHUP end no worker process before its parent has unwound."""
     with anyio.fail_after(LONG):
         first = await pid()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(first, number)
         await call(Job(what="signal"))
 

@@ -300,6 +300,40 @@ async def test_a_timeout_does_not_count_the_wait_for_a_thread(monkeypatch):
             assert await handler == 2
 
 
+class Returning(Timed):
+    """A step with a timeout that comes back from the event loop, and waits for its place again."""
+
+    @step
+    async def begin(self, ev: StartEvent) -> list[Item]:
+        return [Item(number=1)]
+
+    @step(timeout=5)
+    def quick(self, ctx: Context, ev: Item) -> Done | Slow:
+        ctx.send_event(Slow())
+        ctx.from_thread.run(self.may_return.wait)
+        return Done(number=1)
+
+
+async def test_a_timeout_does_not_count_the_way_back_into_a_thread(monkeypatch):
+    """A step's timeout stands still while its thread waits for its place after a call."""
+    monkeypatch.setattr(_thread_places, "MAX_RUNNING", 1)
+    backend = current_backend()
+    late = 0.0
+    now = backend.current_time
+    monkeypatch.setattr(type(backend), "current_time", staticmethod(lambda: now() + late))
+    flow = Returning()
+    flow.may_return = anyio.Event()
+    with anyio.fail_after(LONG):
+        async with flow.run() as handler:
+            await anyio.to_thread.run_sync(flow.held.wait)
+            flow.may_return.set()
+            while not thread_places(backend)._returning:
+                await anyio.sleep(0)
+            late = 3600.0
+            flow.release.set()
+            assert await handler == 2
+
+
 def test_a_mock_clock_waits_for_a_thread():
     """``autojump_clock`` does not jump over a thread that computes: its timeout is not reached."""
 

@@ -215,6 +215,7 @@ class Channel:
         # A terminal and a supervisor are again for it to hear, and so is multiprocessing.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         self._sending = threading.Lock()
         self._asking = threading.Lock()
 
@@ -298,7 +299,7 @@ def serve(
 
 def _settle(channel: Channel, beginning: Beginning) -> None:
     os.register_at_fork(after_in_child=channel.forget)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # They are the parent's to act on: it ends this process when it has unwound that far. A
         # handler and not SIG_IGN, which the programs that a step runs would inherit.
         signal.signal(number, _leave_to_parent)

@@ -60,7 +60,7 @@ class ThreadPlaces:
             self._beginning.quit(waiter, is_room=True)
 
     def _has_room(self, limit: int) -> bool:
-        return self.running < MAX_RUNNING and not self._returning and len(self.taken) < limit
+        return self.is_free and len(self.taken) < limit
 
     def _is_stuck(self, limit: int) -> bool:
         return len(self.taken) >= limit and not self.running and not self._returning
@@ -93,13 +93,18 @@ class ThreadPlaces:
             backend.hold_clock()
         self.running += 1
 
+    @property
+    def is_free(self) -> bool:
+        """Whether one thread more may run at once, and none comes before it."""
+        return self.running < MAX_RUNNING and not self._returning
+
     async def resume(self, backend: Backend) -> None:  # noqa: ASYNC910 - not where there is room
         """Wait until one thread more may run, and count it; before any that is to begin.
 
         Cancelled, it counts it at once: the thread continues in any case, if only to unwind,
         and the result that it has waited for is not lost.
         """
-        if self.running < MAX_RUNNING and not self._returning:
+        if self.is_free:
             self._run(backend)
             return  # noqa: ASYNC910
         waiter: Waiter = backend.waiter()
@@ -168,6 +173,11 @@ class ThreadPlace:
     def rest(self) -> None:
         """Take note that the thread waits for the event loop."""
         self._places.rest(self._backend)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the thread may continue at once."""
+        return self._places.is_free
 
     @enable_ki_protection
     async def resume(self) -> None:  # noqa: ASYNC910 - not where there is room

@@ -209,7 +209,19 @@ class _Call:
         finally:
             if task is not None and worker.task is not None:
                 worker.task = task
-            await self._place.resume()  # noqa: ASYNC102 - cancelled, it goes on at once
+            await self._return()  # noqa: ASYNC102 - cancelled, it goes on at once
+
+    async def _return(self) -> None:
+        """Wait for a place again; the timeout of the step does not count that."""
+        progress = getattr(self._worker, "progress", None)
+        if progress is None or self._place.is_free:
+            await self._place.resume()
+            return
+        progress.pause()
+        try:
+            await self._place.resume()
+        finally:
+            progress.proceed()
 
     async def _await_in(
         self, context: ContextVars | None, function: Callable[[], Awaitable[T]]

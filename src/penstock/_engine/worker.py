@@ -61,6 +61,7 @@ class Worker:
         "group",
         "is_waiting",
         "opened",
+        "progress",
         "step",
         "task",
         "was_interrupted",
@@ -84,6 +85,8 @@ class Worker:
         self.was_interrupted = False
         #: Whether it waits for the step's limiter, and so has not begun the step.
         self.is_waiting = False
+        #: The step's own clock, while a step with a timeout runs.
+        self.progress: _Progress | None = None
         #: What the step has opened, and not closed.
         self.opened: list[Closable] | None = None
 
@@ -238,11 +241,12 @@ class Worker:
         self, backend: Backend, step: Step, coroutine: Coroutine[Any, Any, Any]
     ) -> Any:
         idle_timeout = step.options.idle_timeout
+        self.progress = None
         if step.timeout is None and idle_timeout is None:
             return await run_in_context(coroutine, self._variables.copy(), self)
         now = backend.current_time()
         deadline = now + (inf if step.timeout is None else step.timeout)
-        progress = _Progress(backend, deadline, idle_timeout)
+        self.progress = progress = _Progress(backend, deadline, idle_timeout)
         if self.context is not None and idle_timeout is not None:
             note = progress.note
             self.context._progress = note if step.runs_in == "loop" else partial(in_loop, note)
@@ -268,7 +272,7 @@ class Worker:
             finally:
                 del failure  # or this frame and its exception keep each other alive
         # The scope caught its own cancellation, or the step came too late.
-        if progress.due < deadline:
+        if progress.due < progress.deadline:
             assert idle_timeout is not None
             msg = f"the step {step.label} made no progress for {idle_timeout:g} s"
             raise StepTimeoutError(msg, idle_timeout, (step.name,))
@@ -355,11 +359,13 @@ class _Place:
 class _Progress:
     """When a step has to end, or to have got on."""
 
-    __slots__ = ("_backend", "_deadline", "_idle", "due", "scope")
+    __slots__ = ("_backend", "_idle", "_paused_at", "_pauses", "deadline", "due", "scope")
 
     def __init__(self, backend: Backend, deadline: float, idle: float | None) -> None:
         self._backend = backend
-        self._deadline = deadline
+        self._pauses = 0
+        self._paused_at = 0.0
+        self.deadline = deadline
         self._idle = inf if idle is None else idle
         self.due = min(deadline, backend.current_time() + self._idle)
         self.scope: Any = None
@@ -368,9 +374,28 @@ class _Progress:
         """Begin the idle timeout anew, unless it has passed."""
         now = self._backend.current_time()
         if now <= self.due:
-            self.due = min(self._deadline, now + self._idle)
-            if self.scope is not None:
-                self.scope.deadline = nextafter(self.due, inf)
+            self.due = min(self.deadline, now + self._idle)
+            self._set_scope()
+
+    def pause(self) -> None:
+        """Stop the step's clock: it waits for its turn. Each call needs one :meth:`proceed`."""
+        if not self._pauses:
+            self._paused_at = self._backend.current_time()
+        self._pauses += 1
+        self._set_scope()
+
+    def proceed(self) -> None:
+        """Let the step's clock run again, unless there is another :meth:`pause`."""
+        self._pauses -= 1
+        if not self._pauses and self._paused_at <= self.due:
+            passed = self._backend.current_time() - self._paused_at
+            self.deadline += passed
+            self.due += passed
+        self._set_scope()
+
+    def _set_scope(self) -> None:
+        if self.scope is not None:
+            self.scope.deadline = inf if self._pauses else nextafter(self.due, inf)
 
 
 def _arguments(step: Step, event: Any, inserted: list[tuple[int, Any]]) -> list[Any]:
