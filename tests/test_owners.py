@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from contextvars import copy_context
+from typing import Annotated
 
 import anyio
 import anyio.lowlevel
@@ -24,7 +25,15 @@ from helpers import (
     run_virtually,
     wait_until_idle,
 )
-from penstock import WorkflowRuntimeError, workflow_scope
+from penstock import (
+    Resource,
+    StartEvent,
+    StopEvent,
+    Workflow,
+    WorkflowRuntimeError,
+    step,
+    workflow_scope,
+)
 
 
 LOOPS = pytest.mark.parametrize("use_uvloop", [False, True], ids=["asyncio", "uvloop"])
@@ -209,6 +218,44 @@ def test_block_left_in_another_event_loop(owner):
     asyncio.run(enter())
     with pytest.raises(WorkflowRuntimeError, match="entered in one event loop and left in another"):
         asyncio.run(leave())
+
+
+@LOOPS
+@pytest.mark.parametrize("failure", [None, Mine("not closed")])
+def test_resources_of_a_workflow_whose_block_is_left_in_another_task(use_uvloop, failure):
+    """P1, P9: they are closed, and the error says what is wrong, with what failed in closing."""
+    log = []
+
+    @contextlib.asynccontextmanager
+    async def opened():
+        yield "tool"
+        await wait_until_idle()
+        log.append("closed")
+        if failure is not None:
+            raise failure
+
+    tool_of = Resource(opened, scope="workflow")
+
+    class Using(Workflow):
+        @step
+        async def use(self, ev: StartEvent, tool: Annotated[str, tool_of]) -> StopEvent:
+            return StopEvent(result=tool)
+
+    async def main():
+        workflow = Using()
+        loop = asyncio.get_running_loop()
+        before = len(asyncio.all_tasks())
+        await loop.create_task(workflow.__aenter__())
+        assert await workflow.run() == "tool"
+        with pytest.raises(WorkflowRuntimeError, match="entered in one task and left in") as caught:
+            await loop.create_task(workflow.__aexit__(None, None, None))
+        assert len(asyncio.all_tasks()) == before
+        return caught.value
+
+    error = asyncio_run(main, use_uvloop)
+
+    assert log == ["closed"]
+    assert error.__cause__ is failure
 
 
 # -- the same on Trio ------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Self, final
+from typing import TYPE_CHECKING, Any, NoReturn, Self, final
 
 from penstock._backends import current_backend, enable_ki_protection
 from penstock._cleanup import current_cleanup
@@ -27,7 +27,9 @@ from penstock._exceptions import (
     cancelled_for_nothing,
     is_a,
     is_cancellation,
+    note_once,
     raise_first,
+    short,
     single,
     without_cancelled,
 )
@@ -145,11 +147,14 @@ class ResourceScope:
         "_failures",
         "_is_closing",
         "_is_over",
+        "_leaver",
+        "_loop",
         "_manager",
         "_nursery",
         "_on_failure",
         "_opened",
         "_own_variables",
+        "_task",
         "_variables",
         "ended_by",
         "outer",
@@ -183,6 +188,10 @@ class ResourceScope:
         self._ended_by: BaseException | None = None
         self._is_closing = False
         self._is_over = False
+        #: The task that has entered the block, its event loop, and what waits in another task.
+        self._task: Any = None
+        self._loop: Any = None
+        self._leaver: Waiter | None = None
 
     # -- asking ------------------------------------------------------------------------------
 
@@ -325,6 +334,8 @@ class ResourceScope:
                     await self._hold(backend, entry)
         self._building.discard(entry)
         self._close_next()
+        if self._leaver is not None:
+            self._leaver.wake()
 
     def _fail_to_open(self, backend: Backend, entry: _Entry, error: BaseException) -> None:
         plan = entry.plan
@@ -395,6 +406,8 @@ class ResourceScope:
         self._variables = self._own_variables or copy_context()
         self._manager = self._backend.open_nursery()
         self._nursery = await self._manager.__aenter__()
+        self._task = self._backend.current_task()
+        self._loop = self._backend.current_loop()
         return self
 
     @enable_ki_protection
@@ -402,12 +415,17 @@ class ResourceScope:
         assert self._backend is not None
         assert self._manager is not None
         backend, manager = self._backend, self._manager
+        if backend is not current_backend() or backend.current_loop() is not self._loop:
+            raise WorkflowRuntimeError(self._left_elsewhere("event loop"))
+        is_elsewhere = self._task is not backend.current_task()
         self._is_closing = True
         self._ended_by = error if self.ended_by is None else self.ended_by
         waits = bool(self._building or self._opened)
         for entry in self._building:
             backend.cancel(entry.opening, f"the {self.scope}'s scope has ended")
         self._close_next()
+        if is_elsewhere:
+            await self._leave_elsewhere(backend)  # noqa: ASYNC102 - it shields itself
         raised: BaseException | None = None
         try:
             # It gets no exception, so that it has none to wrap.
@@ -419,6 +437,28 @@ class ResourceScope:
             # Trio's nursery keeps to itself what came while it waited.
             await backend.checkpoint_if_cancelled()  # noqa: ASYNC102 - all is closed
         raise_first(failures, error, raised, backend.Cancelled, tell_failure)
+
+    async def _leave_elsewhere(self, backend: Backend) -> NoReturn:
+        """Wait until all is closed, and raise: the nursery can be left in its own task only."""
+        self._leaver = backend.waiter()
+        while self._building or self._opened:
+            try:
+                with backend.cancel_scope(shield=True):
+                    await self._leaver.wait()
+            except backend.Cancelled:  # noqa: ASYNC103 - natively; an error is raised below
+                continue  # noqa: ASYNC104
+        self._leaver = None
+        failures = self._end(backend)
+        error = WorkflowRuntimeError(self._left_elsewhere("task"))
+        for failure in failures:
+            note_once(error, f"and a resource failed: {short(failure)}")
+        raise error from (failures[0] if failures else None)
+
+    def _left_elsewhere(self, what: str) -> str:
+        return (
+            f"the {self.scope}'s scope was entered in one {what} and left in another; expected both "
+            f"in one: `async with {self.scope}:` around its runs"
+        )
 
     def _close_next(self) -> None:
         """Once all that was being opened has ended: have what was opened last closed."""
@@ -433,7 +473,7 @@ class ResourceScope:
         self._is_closing = False
         self._is_over = self.scope == "run"
         self._manager = self._nursery = self._variables = self._ended_by = self.ended_by = None
-        self._backend = None
+        self._backend = self._task = self._loop = None
         failures, self._failures = self._failures, []
         return failures
 
