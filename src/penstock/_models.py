@@ -21,7 +21,7 @@ class MismatchError(Exception):
 
     def __init__(self, text: str, path: str = "") -> None:
         super().__init__(text)
-        #: What does not fit, and the way to it from the value decoded: ``.items[0].price``.
+        #: Each fault, and the way to its place from the value decoded: ``.items[0].price``.
         self.parts = [(text, path)]
 
     def within(self, step: str) -> MismatchError:
@@ -102,7 +102,7 @@ def validated(hint: Any, value: Any, *, is_json: bool) -> Any:
 
 
 def _told(error: Any) -> MismatchError:
-    """Return the errors of pydantic as one of ours, that points at the fields."""
+    """Return the errors of pydantic as one error that points at the fields."""
     found: list[dict[str, Any]] = error.errors(
         include_url=False, include_context=False, include_input=False
     )
