@@ -146,7 +146,7 @@ async def test_an_error_with_a_status_of_success(how):
     ):
         await ask(llm, how)
 
-    assert caught.value.code == "402"
+    assert str(caught.value.code) == "402"  # openai 2 leaves the number
 
 
 @on_each_loop

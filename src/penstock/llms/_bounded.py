@@ -46,7 +46,7 @@ def is_event_stream(response: Any) -> bool:
     return content_type(response) == _EVENT_STREAM
 
 
-async def bound(response: Any) -> None:
+async def bound(response: Any) -> None:  # noqa: ASYNC124 - a hook is awaited
     """Have the body of a response come in pieces; a hook of an async client of httpx or httpx2."""
     response.stream = _async_stream(library_of(type(response)))(response.stream, _Body(response))
 
@@ -143,7 +143,7 @@ class _Chunks:
         except StopAsyncIteration:
             raise
         except BaseException:  # restores what a failed read of the chunks themselves does
-            await self._end_chunks()
+            await self._end_chunks()  # noqa: ASYNC102 - it shields itself, and is cancelled at once
             raise
         return piece
 
