@@ -7,7 +7,7 @@ import typing
 from typing import Any, cast
 
 from penstock._annotations import named
-from penstock._foreign import is_field_info, is_function, is_of
+from penstock._foreign import is_field_info, is_function, is_instance_of, is_of
 
 
 #: The type of pydantic that imports what the data names.
@@ -50,7 +50,9 @@ def is_pydantic(kind: Any) -> bool:
     ):
         return False
     marks = ("__get_pydantic_core_schema__", "__pydantic_validator__")
-    return any(hasattr(cls, mark) for mark in marks)
+    return cls.__module__.partition(".")[0] == "pydantic_core" or any(
+        hasattr(cls, mark) for mark in marks
+    )
 
 
 def is_for_pydantic(part: Any) -> bool:
@@ -58,6 +60,8 @@ def is_for_pydantic(part: Any) -> bool:
     if is_field_info(part):
         said = [*getattr(part, "metadata", ()), getattr(part, "discriminator", None)]
         return any(one is not None for one in said)
+    if is_instance_of(part, "pydantic", "UrlConstraints"):
+        return True
     is_hook = hasattr(part, "__get_pydantic_core_schema__") and not isinstance(part, type)
     return is_function(part) or is_hook
 
