@@ -42,8 +42,6 @@ from penstock._engine.snapshots import shape_of
 from penstock._graph import graph_of
 from penstock._streams import EventLog
 from penstock.drawing._model import flow_of
-from penstock.llms import _sse
-from penstock.llms._sse import EventDecoder
 
 
 pytestmark = pytest.mark.skipif(
@@ -641,31 +639,6 @@ def test_deliveries_for_many_workers_are_taken_from_the_front_at_no_cost():
     assert taken == list(range(1, 1000))
 
 
-@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
-def test_a_long_line_costs_what_its_length_is(end, monkeypatch):
-    """What has been looked through for the end of a line is not looked through again."""
-    looked = 0
-
-    class LineEnd:
-        @staticmethod
-        def split(text, own=_sse._LINE_END):
-            nonlocal looked
-            looked += len(text)
-            return own.split(text)
-
-    monkeypatch.setattr(_sse, "_LINE_END", LineEnd)
-
-    def cost(size):
-        nonlocal looked
-        looked, decoder = 0, EventDecoder()
-        line = f"data: {'x' * size}{end}{end}".encode()
-        events = [e for at in range(0, len(line), 1000) for e in decoder.feed(line[at : at + 1000])]
-        assert events + decoder.flush() == ["x" * size]
-        return looked / size
-
-    assert cost(80_000) <= cost(10_000) * 1.05
-
-
 # -- imports --------------------------------------------------------------------------------------
 
 
@@ -703,7 +676,7 @@ def imports():
 IMPORTED = """
 penstock ._answers ._backends ._branch ._cleanup ._context ._decorators ._engine ._entry ._errors
 ._event_methods ._events ._exceptions ._faults ._generics ._graph ._handler ._limits ._local_names
-._nesting ._observe ._owners ._scope ._signature ._steps
+._nesting ._observe ._owners ._questions ._scope ._signature ._steps
 ._streams ._thread_operations ._threads ._validation ._workflow ._engine.attempts ._engine.clock
 ._engine.diagnosis ._engine.failing ._engine.grouping ._engine.joins ._engine.lineage
 ._engine.machine ._engine.operations ._engine.outcome ._engine.runner ._engine.steering

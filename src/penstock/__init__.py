@@ -9,6 +9,8 @@ from penstock._context import Context, StepInfo
 from penstock._decorators import catch_error, step
 from penstock._entry import run
 from penstock._errors import (
+    EventConflictError,
+    QuestionClosedError,
     StepTimeoutError,
     WorkflowCancelledError,
     WorkflowError,
@@ -36,6 +38,7 @@ from penstock._events import (
 from penstock._handler import WorkflowHandler
 from penstock._observe import Observer
 from penstock._owners import Unwound
+from penstock._questions import Acknowledgement, OpenQuestion
 from penstock._scope import WorkflowScope, open_scope, workflow_scope
 from penstock._signature import Take
 from penstock._streams import EventStream, StreamSender
@@ -53,16 +56,20 @@ if TYPE_CHECKING:
     from penstock.drawing import draw_all_possible_flows
 
 __all__ = [
+    "Acknowledgement",
     "Branch",
     "ChildEvent",
     "Context",
     "DictState",
     "Event",
+    "EventConflictError",
     "EventStream",
     "HumanResponseEvent",
     "InputRequiredEvent",
     "InternalEvent",
     "Observer",
+    "OpenQuestion",
+    "QuestionClosedError",
     "RateLimiter",
     "Resource",
     "ResourceConfig",

@@ -40,7 +40,7 @@ class HandlerFromThread:
         self,
         *,
         find_loop: Callable[[], tuple[int, CallSoon] | None],
-        send_event: Callable[[Event, str | None], object],
+        send_event: Callable[..., object],
         cancel: Callable[[str], object],
         is_over: Callable[[], bool],
     ) -> None:
@@ -59,18 +59,30 @@ class HandlerFromThread:
         self._cancel = cancel
         self._is_over = is_over
 
-    def send_event(self, event: Event, step: str | None = None) -> None:
+    def send_event(
+        self,
+        event: Event,
+        step: str | None = None,
+        *,
+        question: str | None = None,
+        id: str | None = None,  # noqa: A002 - what it is
+    ) -> None:
         """Send an event into the run, and wait until it is there. Not a checkpoint.
 
         Args:
             event: As for ``handler.send_event()``.
             step: The name of the one step that gets it; by default all that take its class do.
+            question: The id of the question that it answers.
+            id: A name of your own for this event; the same one is not applied twice.
 
         Raises:
+            QuestionClosedError: The question is open no longer.
+            EventConflictError: An event with other content came under the same ``id``.
             WorkflowRuntimeError: As for ``handler.send_event()``; the run has not been started or
                 has ended, or the event loop is over.
+            TypeError: Both ``step`` and ``question`` are given.
         """
-        self._do("send_event", partial(self._send_event, event, step))
+        self._do("send_event", partial(self._send_event, event, step, question=question, id=id))
 
     def cancel(self, reason: str = "handler.from_thread.cancel() was called") -> None:
         """Cancel the run, and wait until that has begun; not for its end. Not a checkpoint.

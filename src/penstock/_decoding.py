@@ -42,7 +42,7 @@ E = TypeVar("E", bound=Event)
 
 #: The key that names the class of an event among other keys, its fields.
 TAG = "event"
-#: The class that values of an abstract class get.
+#: What a value of an abstract class is made as.
 _CONCRETE: dict[Any, Any] = {
     Sequence: list,
     Collection: list,

@@ -47,6 +47,30 @@ class WorkflowStalledError(WorkflowRuntimeError):
         self.missing = missing
 
 
+class QuestionClosedError(WorkflowRuntimeError):
+    """Raised when an answer names a question that is open no longer: it was answered, or given up.
+
+    Attributes:
+        question: The id of the question.
+    """
+
+    def __init__(self, message: str, question: str = "") -> None:
+        super().__init__(message)
+        self.question = question
+
+
+class EventConflictError(WorkflowRuntimeError):
+    """Raised when an event has the id of another event, which the run has got, and other content.
+
+    Attributes:
+        id: That id.
+    """
+
+    def __init__(self, message: str, id: str = "") -> None:  # noqa: A002 - as send_event has it
+        super().__init__(message)
+        self.id = id
+
+
 class WorkflowTimeoutError(WorkflowRuntimeError, TimeoutError, TooSlowError):
     """Raised when a run has not ended by its timeout.
 

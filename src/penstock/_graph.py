@@ -302,6 +302,11 @@ class Graph:
         return known
 
     @property
+    def answers(self) -> tuple[type[Event], ...]:
+        """The classes of answers that the steps take."""
+        return tuple(kind for kind in self.acceptors if issubclass(kind, HumanResponseEvent))
+
+    @property
     def awaited(self) -> tuple[tuple[type[Event], ...], ...]:
         """For each step the classes that it waits for: declared, or shown by its source."""
         if self._awaited is None:

@@ -15,13 +15,14 @@ from penstock._engine.worker import is_step_of
 from penstock._errors import WorkflowRuntimeError, brief, unknown_name
 from penstock._events import StopEvent
 from penstock._exceptions import set_trace, short, urgent_leaf
-from penstock._owners import SPELLINGS, Begins, NurseryLike, TaskGroupLike, Unwound
+from penstock._owners import SPELLINGS, NurseryLike, TaskGroupLike, Unwound
+from penstock._questions import APPLIED, REPEATED, Acknowledgement, OpenQuestion
 from penstock._scope import WorkflowScope, lasting, leave_nursery, left_elsewhere, settle
 from penstock._streams import EventStream
 
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator
+    from collections.abc import Generator
     from contextlib import AbstractAsyncContextManager
 
     from penstock._backends import Nursery
@@ -119,6 +120,7 @@ class WorkflowHandler(Generic[R]):
             raise WorkflowRuntimeError(msg)
         if not self._started:
             self._start("in place")
+            self._runner.warns_of_idle = True
             await self._run_alone()
         else:
             self._awaiting += 1
@@ -282,17 +284,14 @@ class WorkflowHandler(Generic[R]):
         if hasattr(nursery, "start_soon"):
             nursery.start_soon(self._own_in_nursery)
             return
-        coroutine: Coroutine[Any, Any, None] = self._own_in_nursery()
-        if self._started == _IN_NURSERY:  # it goes on elsewhere, and has to be waited for
-            coroutine = Begins(coroutine)
+        coroutine = self._own_in_nursery()
         try:
             task = nursery.create_task(coroutine)
         except BaseException:
             coroutine.close()
             raise
         # asyncio may cancel a task before it has begun; then nothing in it ever runs.
-        if self._started != _IN_NURSERY:
-            task.add_done_callback(self._abandon)
+        task.add_done_callback(self._give_up if self._started == _IN_NURSERY else self._abandon)
 
     @enable_ki_protection
     def _start_in_scope(self, scope: WorkflowScope, *, keep_failure: bool = False) -> None:
@@ -327,6 +326,11 @@ class WorkflowHandler(Generic[R]):
     def _abandon(self, _task: object = None, /) -> None:
         """Conclude a run whose task was cancelled natively before it began, if it was."""
         self._runner.abandon(OUTSIDE)
+
+    def _give_up(self, _task: object = None) -> None:
+        """Cancel a run whose owner's task was cancelled natively before it began."""
+        if not self._runner.outcome.is_over:
+            self._runner.cancel("its nursery was cancelled")
 
     def _start(self, how: str) -> None:
         if self._started:
@@ -471,19 +475,48 @@ class WorkflowHandler(Generic[R]):
         )
 
     @enable_ki_protection
-    def send_event(self, event: Event, step: str | None = None) -> None:
-        """Send an event into the run from outside. Not a checkpoint.
+    def send_event(
+        self,
+        event: Event,
+        step: str | None = None,
+        *,
+        question: str | None = None,
+        id: str | None = None,  # noqa: A002 - what it is
+    ) -> Acknowledgement:
+        """Send an event into the run from outside: at once. Not a checkpoint.
+
+        An event that names no question goes to the oldest open question that it fits. A question
+        of a wait is answered there; one that a step returned, by the steps that take the event.
 
         Args:
-            event: Usually a ``HumanResponseEvent``; any event that a step takes.
+            event: Usually a ``HumanResponseEvent``; any event that a step takes or waits for.
             step: The name of the one step that gets it; by default all that take its class do.
+            question: The id of the question that it answers, of :attr:`questions`.
+            id: A name of your own for this event. The same id with the same content is
+                acknowledged again and not applied, so that a client may send it again. The run
+                keeps it to its end.
+
+        Returns:
+            An object to ``await`` (a checkpoint) for the acknowledgement. It need not be awaited.
 
         Raises:
-            WorkflowRuntimeError: The run is over or has no owner, no step takes the event, or
-                the call comes from another thread.
+            QuestionClosedError: The question was answered, under another id or under none, or it
+                was given up.
+            EventConflictError: An event with other content came under the same ``id``.
+            WorkflowRuntimeError: The run is over or has no owner, nothing takes the event, it does
+                not answer the question, there is no such question, or the call comes from another
+                thread.
+            TypeError: Both ``step`` and ``question`` are given.
         """
+        if step is not None and question is not None:
+            msg = (
+                f"send_event was given both step={step!r} and question={question!r}; expected one of "
+                "the two, for a question says where its answer goes"
+            )
+            raise TypeError(msg)
         self._ensure_started("send_event()")
-        self._runner.receive(event, step)
+        is_new = self._runner.receive(event, step, question, id)
+        return APPLIED if is_new else REPEATED
 
     @enable_ki_protection
     def cancel(
@@ -566,6 +599,15 @@ class WorkflowHandler(Generic[R]):
             WorkflowRuntimeError: The call comes from another thread.
         """
         return self._runner.snapshot()
+
+    @property
+    def questions(self) -> tuple[OpenQuestion, ...]:
+        """What the run waits for from outside, the oldest first; those of children come last.
+
+        Each is a question that a step returned or published, or a wait in the middle of a step,
+        also one that published no question. A run that is over has none.
+        """
+        return self._runner.open_questions()
 
     @property
     def run_id(self) -> str:

@@ -325,6 +325,7 @@ class Workflow(Generic[R]):
                 store=seed.store,
                 resumed=found.resumed,
                 arrived=found.arrived,
+                keys=found.keys,
             )
         )
 

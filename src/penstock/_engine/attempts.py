@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from penstock._engine.worker import Worker
     from penstock._events import Event
     from penstock._graph import Route
+    from penstock._questions import Asked
     from penstock._retries import Attempts
     from penstock._steps import Step
 
@@ -80,6 +81,7 @@ class Record:
         "_gone",
         "_limit",
         "again",
+        "asked",
         "collected",
         "held",
         "received",
@@ -96,6 +98,8 @@ class Record:
             self.again.left = _copy(again.left)
             self.again.sent = _copy(again.sent)
             self.again.collected = list(again.collected)
+        #: The question that it has put on the stream itself, until it waits for the answer.
+        self.asked: Asked | None = None
         #: The waits that have had their event.
         self.received: list[Wait] = []
         #: The latest events that it sent, each with its branch. Of older ones the content is kept:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from penstock._events import HumanResponseEvent, InputRequiredEvent
+from penstock._questions import Asked
 
 
 if TYPE_CHECKING:
@@ -39,7 +40,11 @@ def expects_input(machine: Machine) -> bool:
     It can while a question is open; while a join lacks a human's answer; and always where
     people may speak unasked, that is where steps take answers and none asks a question.
     """
-    if machine.questions:
+    asked = machine.questions
+    if isinstance(asked, Asked):  # nearly always, where there is one
+        if asked.kind is None:
+            return True
+    elif asked is not None and any(question.kind is None for question in asked.values()):
         return True
     graph = machine.graph
     listens = any(issubclass(k, HumanResponseEvent) for s in graph.steps for k in s.accepts)

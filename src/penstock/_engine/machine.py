@@ -76,7 +76,7 @@ class Machine(Suspended):
         self,
         graph: Graph,
         open_inbox: Callable[[], Inbox],
-        publish: Callable[[Event], None],
+        publish: Callable[[Event], float | None],
         cancel_scope: Callable[[Any, str], None] = _cancel_nothing,
         tell_ended: Callable[[Step], None] = _tell_nobody,
     ) -> None:
@@ -91,12 +91,13 @@ class Machine(Suspended):
         self.alive = 0
         self.is_draining = False
         self.still = self.waits = self.answered = self.unheard = EMPTY
+        self.questions = None
         self.strict = self.branch_waits = self.strict_waits = self.outside_waits = 0
-        self.questions = self._number = 0
+        self._number = 0
         self.has_asked = False
         #: How often which step has returned None without declaring it.
         self.silent: dict[str, int] = EMPTY
-        self.early = ()
+        self.early = self.unended = ()
         self._index = None
 
     # -- events come in --------------------------------------------------------------------
@@ -115,13 +116,15 @@ class Machine(Suspended):
         if not route.targets:
             self.keep_early(event)  # a step may yet come to wait for it, or to ask
             return
-        self._note_answer(event)
+        if self.questions is not None:
+            self._note_answer(event)
         self._deliver(route, event, None)
 
     def receive_at(self, event: Event, target: str) -> None:
         """Take an event from outside for the one step called ``target``."""
         station = self.stations[self.graph.station(event, target)]
-        self._note_answer(event)
+        if self.questions is not None:
+            self._note_answer(event)
         self._deliver_to(station, event, None)
 
     def check_sendable(self, index: int, event: Event, target: str | None) -> Route:
@@ -186,8 +189,8 @@ class Machine(Suspended):
     def _deliver(self, route: Route, event: Event, group: Group | None) -> None:
         is_taken = bool(self.waits) and self._give_to_all(event)
         if route.is_question:
-            self._publish(event)  # who hears of it may take a snapshot: it is asked again then
-            self.note_question()
+            # A reader that hears of it may answer it, or take a snapshot, only when this is done.
+            self.note_question(event, self._publish(event))
         elif not (is_taken or route.targets):
             self._note_unheard(event)
         for index in route.targets:
@@ -272,6 +275,8 @@ class Machine(Suspended):
             if station.ready:
                 ready = station.ready
                 event, group = ready.pop(0) if isinstance(ready, list) else ready.popleft()
+                if not ready:
+                    station.ready = None  # of many runs at once, each list counts
             else:
                 event, group = station.inbox.take()  # type: ignore[union-attr]
             if group is None:
@@ -357,8 +362,7 @@ class Machine(Suspended):
                 graph.check_none(step)
             return
         in_list = isinstance(result, list) and (bool(step.fans_out) or graph.is_lenient)
-        events: list[Any] = cast("list[Any]", result) if in_list else [result]
-        for event in events:
+        for event in cast("list[Any]", result) if in_list else [result]:
             if isinstance(event, Event):
                 graph.adopt(event, step.index)
             self._output(step.index, event, in_list=in_list)

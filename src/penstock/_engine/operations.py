@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from penstock._backends import current_backend, enable_ki_protection
 from penstock._branch import Branch
@@ -46,10 +45,6 @@ if TYPE_CHECKING:
     from penstock._streams import EventLog
 
 
-#: Levels of nested runs that fit into any stack.
-_SHALLOW = 20
-
-
 class Operations:
     """The part of a run that its steps call."""
 
@@ -64,6 +59,7 @@ class Operations:
         outcome: Outcome
         run_id: str
         busy_children: int
+        _backend: Backend | None
         _children: dict[Any, Context[Any]]
         _invocations: int
         _host: Any
@@ -169,16 +165,25 @@ class Operations:
             if not isinstance(event, InputRequiredEvent):
                 self.graph.published.add(type(event))
             elif self._machine is not None:
-                self._machine.note_question()
+                self._note_published(self._machine, event)
         self.log.append(event)  # as below; it is a call less for each event of a stream
         if self.observer is not None:
             self.observer.event_published(self.run_id, event)
 
+    def _note_published(self, machine: Machine, question: Event) -> None:
+        """Take note of a question that a step has put on the stream itself."""
+        asked = machine.note_question(question, self.live()[0].current_time())
+        worker = current_cleanup.get()
+        if isinstance(worker, Worker) and worker.context is not None:
+            _record_of(worker.context).asked = asked  # a wait of the step may be for its answer
+
     @enable_ki_protection
-    def _publish(self, event: Event) -> None:
+    def _publish(self, event: Event) -> float | None:
+        """Put an event on the stream, and return when."""
         self.log.append(event)
         if self.observer is not None:
             self.observer.event_published(self.run_id, event)
+        return None if self._backend is None else self._backend.current_time()
 
     @enable_ki_protection
     def collect(
@@ -219,11 +224,14 @@ class Operations:
     ) -> Event:
         """See :meth:`penstock.Context.wait_for_event`."""
         self.check_thread("wait_for_event")
-        backend, machine = self.live()
-        record = _record_of(context)
+        backend, machine = self._backend, self._machine
+        assert backend is not None
+        assert machine is not None
+        record = context._record or _record_of(context)
         wait = Wait(kind, requirements, backend.waiter())
         wait.asks = isinstance(waiter_event, InputRequiredEvent)
         wait.question = waiter_event
+        wait.since = backend.current_time()
         again = record.again
         left: float | None = None
         if again.received or again.left:
@@ -247,6 +255,8 @@ class Operations:
             self._claim_early(machine, wait)
         is_outside = self.graph.answerable.get(kind)
         wait.is_outside = self.graph.is_answerable(kind) if is_outside is None else is_outside
+        if machine.questions is not None:
+            self._adopt_question(machine, wait, record)
         if not wait.is_outside and timeout is None:
             wait.is_strict = self._is_strict(backend, context)
         try:
@@ -256,6 +266,7 @@ class Operations:
                 backend=backend,
                 machine=machine,
                 ask=partial(self._ask, waiter_event),
+                is_over=self.outcome.has_ended,
                 timeout=timeout,
             )
         finally:
@@ -264,6 +275,24 @@ class Operations:
             self.idle_changed()
         record.received.append(wait)
         return event
+
+    def _adopt_question(self, machine: Machine, wait: Wait, record: Record) -> None:
+        """Have a wait take over a question: of the run before, or one that its step has published."""
+        asked = record.asked
+        if not wait.asks and asked is not None and machine.find_question(asked.number):
+            record.asked = None
+            machine.adopt(wait, asked)
+            return
+        if any(asked.kind is not None for asked in machine.open_questions):
+            key = self.content_of(wait)
+            for asked in machine.open_questions:
+                if asked.kind is not None and asked.key == key:
+                    machine.adopt(wait, asked)
+                    return
+
+    def content_of(self, wait: Wait) -> int:
+        """Return a number that stands for what a wait is for, in every process."""
+        return wait.content_key(self.content_key)
 
     def _is_strict(self, backend: Backend, context: Context[Any]) -> bool:
         """Whether the step itself waits, and no timer of its own can let it go on."""
@@ -289,7 +318,8 @@ class Operations:
     def _ask(self, question: Event | None) -> None:
         if isinstance(question, InputRequiredEvent):
             check_publishable(question, self.log)
-            self.live()[1].has_asked = True
+            if self._machine is not None:
+                self._machine.has_asked = True
             self._publish(question)  # it is open for as long as the wait is
         else:
             self.publish(question)
@@ -403,7 +433,6 @@ class Operations:
         """See :meth:`penstock.Context.run_child`."""
         self.check_thread("run_child")
         child = handler._runner
-        self._check_depth(handler)
         if stream != "off":
             child.log.forward = partial(self._forward, child.graph.name, stream)
             child.log.outer = self.log
@@ -423,30 +452,6 @@ class Operations:
             del self._children[child]
             child.log.forward = child.log.outer = child._parent = None
             self.idle_changed()
-
-    def _check_depth(self, handler: Any) -> None:
-        """Refuse a child, while there is still room for it, whose frames would not fit in the stack.
-
-        Under Trio a child runs in the task of its step, and its frames lie on top of the parent's.
-        """
-        levels, run = 1, self._parent
-        while run is not None:
-            levels, run = levels + 1, run._parent
-        if levels < _SHALLOW:
-            return
-        frames, frame = 0, sys._getframe()
-        while frame is not None:
-            frames, frame = frames + 1, cast("Any", frame.f_back)
-        most = sys.getrecursionlimit()
-        if frames + 2 * levels > most * 3 // 4:  # parents are told of what happens, by calls
-            handler.cancel("it is nested too deep")
-            msg = (
-                f"{handler._runner.graph.name} would be a child at level {levels} of nested runs, "
-                f"for which Python's stack of {most} frames is too small; expected fewer levels "
-                "(a loop in one workflow, or children side by side), or "
-                f"`sys.setrecursionlimit({most * 2})` before the run"
-            )
-            raise WorkflowRuntimeError(msg)
 
     def _forward(self, name: str, stream: ChildStream, event: Event) -> None:
         if self.log.closed or isinstance(event, StopEvent | InternalEvent):

@@ -97,6 +97,10 @@ class Outcome:
         """All failures, in the order in which they came; ``error``, but for a cancellation."""
         return () if self._errors is None else tuple(self._errors.values())
 
+    def has_ended(self) -> bool:
+        """Whether the outcome is settled, and what is left unwinds."""
+        return bool(self.status)
+
     def complete(self, event: StopEvent) -> None:
         """A step returned the stop event."""
         self.status = "completed"

@@ -15,7 +15,8 @@ from penstock._engine.joins import Slots
 from penstock._engine.lineage import Group
 from penstock._engine.snapshots import FORMAT, shape_of
 from penstock._errors import WorkflowRuntimeError, brief, brief_text
-from penstock._events import Event
+from penstock._events import Event, HumanResponseEvent
+from penstock._questions import Asked
 from penstock._retries import Attempts
 from penstock._store import StateStore
 
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 #: Events in the places of a join, each with the number of its group.
 Queues = list[list[tuple[Any, int]]]
 
-#: Events that came before the run had begun, each with the step that it was sent to.
-Arrived = tuple[tuple[Event, str | None], ...]
+#: Events that came before the run had begun, each with the step and the question that it names.
+Arrived = tuple[tuple[Event, str | None, str | None], ...]
 
 
 @attrs.define(eq=False)
@@ -48,7 +49,8 @@ class Resumed:
     elapsed: float
     sequence: int
     retried: int
-    questions: int
+    #: The open questions; until the run begins, the time of each is how long ago it was asked.
+    questions: list[Asked]
     has_asked: bool
     early: list[Event]
     groups: list[Group]
@@ -60,7 +62,10 @@ class Resumed:
 
     def load(self, run: Runner, machine: Machine) -> None:
         """Write them into a new machine."""
-        machine.questions = self.questions
+        now = run.now()
+        for asked in self.questions:
+            asked.since += now
+            machine.reopen(asked)
         machine.has_asked = self.has_asked
         for event in self.early:
             machine.keep_early(event)
@@ -112,6 +117,8 @@ class Found:
     start_event: Event | None = None
     resumed: Resumed | None = None
     arrived: Arrived = ()
+    #: The events that came with an id, by that: the content, and the step and question named.
+    keys: dict[str, tuple[str, str | None, str | None]] = attrs.field(factory=dict)
 
 
 class _Reader:
@@ -138,7 +145,7 @@ class _Reader:
             elapsed=elapsed,
             sequence=sequence,
             retried=_count(parts["retried"], "run.retried"),
-            questions=_count(parts["questions"], "run.questions"),
+            questions=self._questions(parts["questions"]),
             has_asked=_as(bool, parts["has_asked"], "run.has_asked"),
             early=self._events(parts["early"], "run.early"),
             groups=self._groups,
@@ -151,14 +158,78 @@ class _Reader:
             self._read_step(made, self._step(name, "run.steps"), part, f"run.steps.{name}")
         return made
 
+    def _questions(self, data: Any) -> list[Asked]:
+        if type(data) is int:  # a snapshot of before the questions had names
+            if data > _MOST_UNNAMED:
+                _refuse("run.questions", f"at most {_MOST_UNNAMED} questions, not {brief(data)}")
+            return [Asked(n, None, 0.0) for n in range(1, _count(data, "run.questions") + 1)]
+        found: list[Asked] = []
+        for place, entry in enumerate(_as(list, data, "run.questions")):
+            path = f"run.questions[{place}]"
+            parts = _parts(entry, path, "number age", "event kind key")
+            event = self._event(parts["event"], f"{path}.event") if "event" in parts else None
+            number = _count(parts["number"], f"{path}.number")
+            if number <= (found[-1].number if found else 0):
+                _refuse(f"{path}.number", "numbers that go up from 1")
+            asked = Asked(number, event, -_seconds(parts["age"], f"{path}.age"))
+            if "kind" in parts:
+                asked.kind = self._kind_of_answer(_as(str, parts["kind"], f"{path}.kind"))
+                key = _as(str, parts.get("key"), f"{path}.key")
+                if not _CONTENT.fullmatch(key):
+                    _refuse(f"{path}.key", f"16 hexadecimal digits, not {brief(key, 60)}")
+                asked.key = int(key, 16)
+            found.append(asked)
+        return found
+
+    def _kind_of_answer(self, name: str) -> type[Event]:
+        """Return the class that a wait was for, as far as the workflow shows it."""
+        known: list[type] = [HumanResponseEvent, *self._graph.acceptors]
+        known += [kind for kinds in self._graph.awaited for kind in kinds]
+        for base in known:
+            kinds: list[type] = [base, *_subclasses(base)]
+            for kind in kinds:
+                if kind.__name__ == name and issubclass(kind, Event):
+                    return kind
+        return HumanResponseEvent
+
+    def read_ids(self, data: Any) -> dict[str, tuple[str, str | None, str | None]]:
+        found: dict[str, tuple[str, str | None, str | None]] = {}
+        for key, entry in _as(dict, data, "ids").items():
+            path = f"ids[{brief(key, 60)}]"
+            content, *named = _items(entry, path, "a content, a step and a question, or null", 3)
+            target, question = (None if name is None else _as(str, name, path) for name in named)
+            found[key] = _as(str, content, path), target, question
+        return found
+
     def read_start(self, data: Any) -> Event:
         event: Event = self._event(data, "start", self._graph.start_event)
         return event
 
-    def read_arrived(self, data: Any, path: str) -> tuple[Event, str | None]:
-        parts = _items(data, path, "an event and the name of a step, or null")
+    def read_all_arrived(self, data: Any) -> Arrived:
+        found = [
+            self.read_arrived(entry, f"arrived[{number}]")
+            for number, entry in enumerate(_as(list, data, "arrived"))
+        ]
+        for number, entry in enumerate(found):
+            self.check_arrived(*entry, f"arrived[{number}]")
+        return tuple(found)
+
+    def read_arrived(self, data: Any, path: str) -> tuple[Event, str | None, str | None]:
+        parts = _as(list, data, path)
+        if len(parts) not in (2, 3):
+            _refuse(
+                path, "a list of an event, the name of a step and the id of a question, or null"
+            )
         event: Event = self._event(parts[0], path)
-        target: str | None = parts[1]
+        target: str | None = None if parts[1] is None else _as(str, parts[1], path)
+        question = None if parts[2:] in ([], [None]) else _as(str, parts[2], path)
+        return event, target, question
+
+    def check_arrived(
+        self, event: Event, target: str | None, question: str | None, path: str
+    ) -> None:
+        if question is not None:
+            return
         try:
             if target is None:
                 self._graph.input(type(event))
@@ -166,7 +237,6 @@ class _Reader:
                 self._graph.station(event, _as(str, target, path))
         except WorkflowRuntimeError as error:
             _refuse(path, f"an event that the workflow takes ({error})")
-        return event, target
 
     def _read_step(self, made: Resumed, step: Step, data: Any, path: str) -> None:
         parts = _parts(data, path, "", "deliveries slots unmatched collections")
@@ -341,7 +411,7 @@ def read_snapshot(
         )
         raise SnapshotError(msg)
     _check_shape(data, graph)
-    known = "run_id elapsed sequence arrived start run"
+    known = "run_id elapsed sequence arrived start run ids"
     parts = _parts(data, "its top", "penstock workflow shape status state", known)
     codec = graph.codec(classes, drops_removed=drops_removed)
     found = Found(store=_store(parts["state"], graph, codec))
@@ -354,13 +424,11 @@ def read_snapshot(
                     "status", f"another status than {brief(parts['status'])} with {brief(name)}"
                 )
         return found
-    if parts["status"] not in ("running", "failed", "timed_out", "cancelled"):
+    if parts["status"] not in ("running", "idle", "failed", "timed_out", "cancelled"):
         _refuse("status", f"the status of a run, not {brief(parts['status'])}")
     reader = _Reader(graph, codec)
-    found.arrived = tuple(
-        reader.read_arrived(entry, f"arrived[{number}]")
-        for number, entry in enumerate(_as(list, parts.get("arrived", []), "arrived"))
-    )
+    found.arrived = reader.read_all_arrived(parts.get("arrived", []))
+    found.keys = reader.read_ids(parts.get("ids", {}))
     elapsed = _seconds(parts.get("elapsed"), "elapsed")
     sequence = _count(parts.get("sequence"), "sequence")
     if ("start" in parts) == ("run" in parts):
@@ -472,6 +540,9 @@ def _by_content(
             _refuse(f"{path}.{name}", f"16 hexadecimal digits for each content, not {key!r}")
         yield int(key, 16), _as(list, values, f"{path}.{name}.{key}"), f"{path}.{name}.{key}"
 
+
+#: More questions than an older snapshot has.
+_MOST_UNNAMED = 100_000
 
 _CONTENT = re.compile("[0-9a-f]{16}")
 

@@ -9,7 +9,6 @@ from outside, a ``KeyboardInterrupt`` or a ``SystemExit``.
 
 from __future__ import annotations
 
-import logging
 from contextvars import ContextVar, copy_context
 from math import inf
 from time import perf_counter
@@ -25,7 +24,7 @@ from penstock._engine.diagnosis import expects_input, missing, silent_ends
 from penstock._engine.failing import recover
 from penstock._engine.machine import Machine
 from penstock._engine.outcome import Outcome
-from penstock._engine.steering import Steering
+from penstock._engine.steering import LOGGER, Early, Key, Steering
 from penstock._engine.suspended import EMPTY
 from penstock._engine.worker import Worker
 from penstock._exceptions import (
@@ -59,8 +58,6 @@ if TYPE_CHECKING:
     from penstock._store import StateStore
     from penstock._streams import EventLog
 
-
-LOGGER = logging.getLogger("penstock")
 
 #: The ambient owner of runs that were given none; see penstock._scope. In steps it is False.
 current_scope: ContextVar[Any] = ContextVar("penstock_scope", default=None)
@@ -122,7 +119,8 @@ class Runner(Steering):
         options: RunOptions,
         store: StateStore[Any] | None = None,
         resumed: Resumed | None = None,
-        arrived: tuple[tuple[Event, str | None], ...] = (),
+        arrived: tuple[Early, ...] = (),
+        keys: dict[str, Key] | None = None,
     ) -> None:
         self.workflow = workflow
         self.graph = graph
@@ -151,6 +149,10 @@ class Runner(Steering):
         self.is_owner_cancelled: Callable[[], bool] | None = None
         self._workers: dict[Worker, None] = {}
         self._early = arrived
+        #: The events that came from outside with an id, by that.
+        self.keys: dict[str, Key] = keys or EMPTY
+        #: Whether it is awaited in place, and has not been idle yet.
+        self.warns_of_idle = False
         self._queue: Any = None
         self._resources: ResourceScope | None = None
         self._parent: Any = None
@@ -264,7 +266,8 @@ class Runner(Steering):
                 break
             self._parked = backend.waiter()
             try:
-                while self.is_running and not machine.startable:
+                outcome = self.outcome  # is settled by others while this waits
+                while not (outcome.status or machine.startable):
                     await self._parked.wait()
             except BaseException as error:
                 if self.is_running and is_a(error, backend.Cancelled):
@@ -293,8 +296,8 @@ class Runner(Steering):
                 assert self._start_event is not None
                 machine.receive(self._start_event)
             self.resumed = self._start_event = None  # they are in the books
-            for event, target in self._early:
-                self._receive(machine, event, target)
+            for event, target, question in self._early:
+                self._receive(machine, event, target, question)
             self._early = ()
         if not self.outcome.status and not machine.alive:
             self.rest()
@@ -333,7 +336,9 @@ class Runner(Steering):
             delivery = self._machine.take(station)
         if delivery is None:
             return
-        backend, machine = self.live()
+        backend, machine = self._backend, self._machine
+        assert backend is not None
+        assert machine is not None
         worker = Worker(self, self._variables)
         self._workers[worker] = None
         worker.task = task = backend.current_task()
@@ -398,6 +403,8 @@ class Runner(Steering):
                 worker.step = worker.event = worker.context = None
                 if not machine.alive:
                     self.rest()
+                elif self.warns_of_idle and machine.still:
+                    self.idle_changed()
         except GeneratorExit as error:  # noqa: ASYNC103
             if not backend.is_in_task(task):
                 raise  # no step raised it: the coroutine of the task is being closed
@@ -464,7 +471,8 @@ class Runner(Steering):
         """Nothing is alive: the run waits for somebody outside, or it can never go on."""
         if self.draining is not None:
             return
-        if expects_input(self.live()[1]):
+        assert self._machine is not None
+        if expects_input(self._machine):
             self._is_idle = True
             self.idle_changed()
         else:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING, Any, cast
 
+from penstock._codec import SnapshotError
 from penstock._drafts import DictState
 from penstock._engine.attempts import Again, Interrupted, interrupted
 from penstock._engine.lineage import meeting_point
@@ -41,7 +43,7 @@ def take_snapshot(run: Runner) -> dict[str, Any]:
     data: dict[str, Any] = {
         **head(run.graph),
         "run_id": run.run_id,
-        "status": run.outcome.status or "running",
+        "status": run.outcome.status or ("idle" if run.is_idle else "running"),
         "elapsed": run.time_taken(),
         "sequence": run.log.next - 1,
         "state": None,
@@ -51,7 +53,12 @@ def take_snapshot(run: Runner) -> dict[str, Any]:
     if run.outcome.status == "completed":
         return data
     if run._early:
-        data["arrived"] = [[codec.encode(e, "an event that came early"), t] for e, t in run._early]
+        data["arrived"] = [
+            [codec.encode(event, "an event that came early"), target, question]
+            for event, target, question in run._early
+        ]
+    if run.keys:
+        data["ids"] = {key: list(known) for key, known in run.keys.items()}
     if run._start_event is not None:
         data["start"] = codec.encode(run._start_event, "the start event")
     elif run.resumed is not None:
@@ -60,7 +67,7 @@ def take_snapshot(run: Runner) -> dict[str, Any]:
         _, machine = run.live()
         working = [interrupted(worker) for worker in run._workers if worker.step is not None]
         working = [*(run.interrupted or ()), *working]
-        writer = _Writer(codec, machine, run.now(), has_unwound=bool(run.outcome.status))
+        writer = _Writer(codec, machine, run, has_unwound=bool(run.outcome.status))
         writer.note_working(working)
         books = writer.write()
         data["run"] = {"retried": run._retried, **books}
@@ -101,10 +108,11 @@ def _shape_of_step(step: Step) -> dict[str, Any]:
 class _Writer:
     """Turns the books of one run into plain data."""
 
-    def __init__(self, codec: Codec, machine: Machine, now: float, *, has_unwound: bool) -> None:
+    def __init__(self, codec: Codec, machine: Machine, run: Runner, *, has_unwound: bool) -> None:
         self._codec = codec
         self._machine = machine
-        self._now = now
+        self._run = run
+        self._now = run.now()
         self._has_unwound = has_unwound
         #: What the steps are at, by step. Those of cancelled branches do not begin again.
         self._working: dict[int, list[tuple[Interrupted, Again]]] = {}
@@ -167,12 +175,38 @@ class _Writer:
                 around = around.parent
             self._group(around)
         return {
-            "questions": machine.questions,
+            "questions": [self._question(*found) for found in self._open_questions()],
             "has_asked": machine.has_asked,
             "early": self._events(machine.early, "an early answer"),
             "steps": {name: data for name, data in steps.items() if data},
             "groups": self._groups,
         }
+
+    def _open_questions(self) -> list[tuple[int, Event | None, float, type[Event] | None, int]]:
+        """Return the open questions: number, event, when, and what the wait is for, if one is."""
+        machine = self._machine
+        found = [
+            (asked.number, asked.event, asked.since, asked.kind, asked.key)
+            for asked in machine.open_questions
+            if asked.answer is None
+        ]
+        found += [
+            (wait.number, wait.shown, wait.since, wait.kind, self._run.content_of(wait))
+            for wait in (*machine.waits, *machine.unended)
+            if wait.is_outside or wait.asks
+        ]
+        return sorted(found, key=lambda question: question[0])
+
+    def _question(
+        self, number: int, event: Event | None, since: float, kind: type[Event] | None, key: int
+    ) -> dict[str, Any]:
+        data: dict[str, Any] = {"number": number, "age": max(self._now - since, 0.0)}
+        if event is not None:
+            with suppress(SnapshotError):  # the step that asks it again has it
+                data["event"] = self._codec.encode(event, "a question")
+        if kind is not None:
+            data |= {"kind": kind.__name__, "key": f"{key:016x}"}
+        return data
 
     def _events(self, events: Iterable[Event], path: str) -> list[Any]:
         encode = self._codec.encode

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
+
+import attrs
 
 from penstock._backends import enable_ki_protection
 from penstock._engine.diagnosis import at_rest
 from penstock._engine.operations import Operations, spent_branch
-from penstock._errors import WorkflowRuntimeError
+from penstock._errors import EventConflictError, QuestionClosedError, WorkflowRuntimeError
 from penstock._events import HumanResponseEvent, UnhandledEvent, WorkflowIdleEvent
+from penstock._exceptions import short
+from penstock._questions import OpenQuestion, id_of, number_of
 
 
 if TYPE_CHECKING:
@@ -18,24 +23,46 @@ if TYPE_CHECKING:
     from penstock._branch import Branch
     from penstock._engine.clock import Clock
     from penstock._engine.machine import Machine
+    from penstock._engine.resuming import Resumed
     from penstock._engine.runner import Runner, RunOptions
     from penstock._engine.worker import Worker
     from penstock._events import Event
+    from penstock._questions import Asked
+
+
+#: An event that came before the run had begun, with the step and the question that it names.
+Early = tuple["Event", "str | None", "str | None"]
+
+#: The content of an event that came with an id, and the step and the question that it named.
+Key = tuple[str, "str | None", "str | None"]
+
+LOGGER = logging.getLogger("penstock")
 
 
 class Steering(Operations):
     """The part of a run that its handler and its children call."""
 
-    __slots__ = ("_early", "_is_idle", "_told_idle", "draining", "rests_in_parent")
+    __slots__ = (
+        "_early",
+        "_is_idle",
+        "_told_idle",
+        "draining",
+        "keys",
+        "rests_in_parent",
+        "warns_of_idle",
+    )
 
     if TYPE_CHECKING:  # what the run has, and this uses
         busy_children: int
         clock: Clock
         draining: str | None
+        keys: dict[str, Key]
         rests_in_parent: bool
+        resumed: Resumed | None
+        warns_of_idle: bool
         options: RunOptions
         _backend: Backend | None
-        _early: list[tuple[Event, str | None]] | tuple[tuple[Event, str | None], ...]
+        _early: list[Early] | tuple[Early, ...]
         _is_idle: bool
         _told_idle: bool
         _nursery: Nursery | None
@@ -109,13 +136,24 @@ class Steering(Operations):
         return spent_branch()
 
     @enable_ki_protection
-    def receive(self, event: Event, target: str | None) -> None:
-        """Take an event from outside.
+    def receive(
+        self,
+        event: Event,
+        target: str | None,
+        question: str | None = None,
+        key: str | None = None,
+    ) -> bool:
+        """Take an event from outside; return whether it is new.
 
         Raises:
             WorkflowRuntimeError: The run is over, no step takes it, or the wrong thread calls.
+            QuestionClosedError: The question is open no longer.
+            EventConflictError: Another event came under the same key.
         """
         self.check_thread("send_event")
+        if key is not None and key in self.keys:
+            self._check_repeated(event, target, question, key)
+            return False
         if self.outcome.status:
             msg = (
                 f"the run {self.run_id} of {self.graph.name} is over ({self.outcome.status}), so "
@@ -124,24 +162,140 @@ class Steering(Operations):
             )
             raise WorkflowRuntimeError(msg)
         if self._machine is None:
-            if target is None:
-                self.graph.adopt_from_outside(event)
-                self.graph.input(type(event))
-            else:
-                self.graph.station(event, target)
-            early = self._early if isinstance(self._early, list) else [*self._early]
-            early.append((event, target))
-            self._early = early
-            return
-        self._receive(self._machine, event, target)
-        self.idle_changed()
-        if not self._machine.alive:
-            self.rest()
+            self._receive_early(event, target, question)
         else:
-            if self._machine.strict:
-                self.check_stuck()
-            if self._machine.startable:
-                self.start_soon()
+            machine = self._machine
+            self._receive(machine, event, target, question)
+            self.idle_changed()
+            if not machine.alive:
+                self.rest()
+            else:
+                if machine.strict:
+                    self.check_stuck()
+                if machine.startable:
+                    self.start_soon()
+        if key is not None:
+            self.keys = self.keys or {}
+            self.keys[key] = self._content_of_event(event), target, question
+        return True
+
+    def _check_repeated(
+        self, event: Event, target: str | None, question: str | None, key: str
+    ) -> None:
+        if self.keys[key] == (self._content_of_event(event), target, question):
+            return
+        msg = (
+            f"send_event({type(event).__name__}(...), id={key!r}) came after another event with "
+            "that id; expected an id of its own for each event, and the same content with the same id"
+        )
+        raise EventConflictError(msg, key)
+
+    def _content_of_event(self, event: Event) -> str:
+        """Return what stands for the class and the content of an event, in every process."""
+        from penstock._codec import SnapshotError  # noqa: PLC0415 - few runs need it
+
+        codec = self.graph.codec(self.options.classes)
+        try:
+            codec.encode(event, "an event")
+        except SnapshotError:  # it is known by its repr alone: rather a conflict than a loss
+            return f"{type(event).__qualname__}: {event!r}"
+        return f"{codec.content_key(event):016x}"
+
+    def _receive_early(self, event: Event, target: str | None, question: str | None) -> None:
+        """Keep an event for the beginning of the run."""
+        if question is not None:
+            found = () if self.resumed is None else self.resumed.questions
+            asked = next((q for q in found if id_of(q.number) == question), None)
+            if asked is None or any(named == question for _, _, named in self._early):
+                last = max((q.number for q in found), default=0)
+                raise self._not_open(question, event, was_open=number_of(question) <= last)
+            self._check_answers(
+                event, question, (asked.kind,) if asked.kind else self.graph.answers
+            )
+        elif target is None:
+            self.graph.adopt_from_outside(event)
+            self.graph.input(type(event))
+        else:
+            self.graph.station(event, target)
+        early = self._early if isinstance(self._early, list) else [*self._early]
+        early.append((event, target, question))
+        self._early = early
+
+    def _not_open(self, question: str, event: Event, *, was_open: bool) -> WorkflowRuntimeError:
+        kind = type(event).__name__
+        if was_open:
+            msg = (
+                f"the question {question} of the run {self.run_id} is open no longer, so "
+                f"{kind} does not answer it; expected the id of one of handler.questions"
+            )
+            return QuestionClosedError(msg, question)
+        msg = (
+            f"the run {self.run_id} has asked no question {question!r}; expected the id of one of "
+            "handler.questions"
+        )
+        return WorkflowRuntimeError(msg)
+
+    def _check_answers(self, event: Event, question: str, kinds: tuple[type[Event], ...]) -> None:
+        if not isinstance(event, kinds):
+            names = " or ".join(kind.__name__ for kind in kinds) or "no event"
+            msg = (
+                f"{type(event).__name__} does not answer the question {question} of the run "
+                f"{self.run_id}; expected {names}"
+            )
+            raise WorkflowRuntimeError(msg)
+
+    def _answer(self, machine: Machine, event: Event, question: str) -> None:
+        """Give an answer to the question that it names."""
+        for child in self._children:
+            if question.startswith(f"{child.run_id}/"):
+                child.receive(event, None, question.removeprefix(f"{child.run_id}/"))
+                return
+        number = number_of(question)
+        wait = machine.wait_number(number) if number else None
+        if wait is not None:
+            if not wait.fits(event):
+                msg = (
+                    f"{short(event)} does not answer the question {question} of the run "
+                    f"{self.run_id}; expected {wait!r}"
+                )
+                raise WorkflowRuntimeError(msg)
+            machine.answer_wait(wait, event)
+            return
+        asked = machine.find_question(number)
+        if asked is None or asked.answer is not None:
+            raise self._not_open(question, event, was_open=machine.was_asked(number))
+        self._check_answers(event, question, (asked.kind,) if asked.kind else self.graph.answers)
+        machine.answer_question(asked, event)
+
+    def open_questions(self) -> tuple[OpenQuestion, ...]:
+        """See :attr:`penstock.WorkflowHandler.questions`."""
+        if self.outcome.status:
+            return ()
+        machine = self._machine
+        if machine is None:
+            resumed = () if self.resumed is None else self.resumed.questions
+            answered = {question for _, _, question in self._early}
+            shown = [self._shown(asked) for asked in resumed]
+            return tuple(question for question in shown if question.id not in answered)
+        found = {
+            asked.number: self._shown(asked)
+            for asked in machine.open_questions
+            if asked.answer is None
+        }
+        for wait in machine.waits:
+            if wait.is_outside or wait.asks:
+                found[wait.number] = OpenQuestion(
+                    id_of(wait.number), wait.shown, wait.since, (wait.kind,)
+                )
+        own = [found[number] for number in sorted(found)]
+        for child in self._children:
+            inner = child.open_questions()
+            own += [attrs.evolve(q, id=f"{child.run_id}/{q.id}") for q in inner]
+        return tuple(own)
+
+    def _shown(self, asked: Asked) -> OpenQuestion:
+        answers = self.graph.answers if asked.kind is None else (asked.kind,)
+        return OpenQuestion(id_of(asked.number), asked.event, asked.since, answers)
 
     def start_soon(self) -> None:
         """Have what may start be started."""
@@ -150,8 +304,12 @@ class Steering(Operations):
         elif self._machine is not None and self._machine.startable:
             self._parked.wake()  # the host does: AnyIO starts tasks from tasks only
 
-    def _receive(self, machine: Machine, event: Event, target: str | None) -> None:
-        if target is not None:
+    def _receive(
+        self, machine: Machine, event: Event, target: str | None, question: str | None
+    ) -> None:
+        if question is not None:
+            self._answer(machine, event, question)
+        elif target is not None:
             machine.receive_at(event, target)
         elif child := self._child_for(event):
             child.receive(event, None)
@@ -194,7 +352,7 @@ class Steering(Operations):
         machine = self._machine
         if machine is None:
             return False
-        if machine.questions or machine.first_wait(event) is not None:
+        if machine.questions is not None or machine.first_wait(event) is not None:
             return True
         return any(child.asks(event) for child in self._children)
 
@@ -215,11 +373,31 @@ class Steering(Operations):
             self._told_idle = not self._told_idle
             if self._told_idle:
                 self.log.append(WorkflowIdleEvent())
+        if self.warns_of_idle and self.is_idle:
+            self._warn_of_idle()
         if self.options.excludes_waiting and self._backend is not None:
             self.clock.stand(self._backend, still=self.is_idle)
         if self._parent is not None:
             self._parent.child_idle_changed(self)
             self._parent.check_drained()
+
+    def _warn_of_idle(self) -> None:
+        """Tell of a run that is awaited in place, and waits with nothing to show its questions."""
+        self.warns_of_idle = False
+        if self.log.has_readers:
+            return
+        waits = [
+            f"{question.id}: {' or '.join(kind.__name__ for kind in question.answers) or 'an event'}"
+            for question in self.open_questions()
+        ]
+        LOGGER.warning(
+            "the run %s of %s, awaited in place, waits for an event from outside (%s), and no reader "
+            "is there to show what it asks; expected `async with workflow.run(...) as handler:`, and "
+            "`handler.send_event(...)` in it",
+            self.run_id,
+            self.graph.name,
+            ", ".join(waits),
+        )
 
     def child_idle_changed(self, child: Runner) -> None:
         """Take note of whether a child of a step waits for an event from outside."""

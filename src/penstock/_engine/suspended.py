@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 from penstock._engine.grouping import Groups
 from penstock._engine.waits import FEW, EarlyAnswers, WaitIndex
 from penstock._events import HumanResponseEvent
+from penstock._questions import Asked
 
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from penstock._engine.grouping import Station
     from penstock._engine.lineage import Group
     from penstock._engine.waits import Wait
@@ -36,6 +39,7 @@ class Suspended(Groups):
         "still",
         "strict",
         "strict_waits",
+        "unended",
         "unheard",
         "waits",
     )
@@ -52,8 +56,8 @@ class Suspended(Groups):
         branch_waits: int
         strict_waits: int
         outside_waits: int
-        #: How many questions are open that no wait has asked, and whether there ever was one.
-        questions: int
+        #: The open questions that no wait has asked, in that order, and whether there ever was one.
+        questions: Asked | dict[int, Asked] | None
         has_asked: bool
         #: The waits that are open, each with its step; those whose event is there, and whose step
         #: has not gone on yet; and answers that came before anything waited for them.
@@ -63,10 +67,13 @@ class Suspended(Groups):
         #: The open waits by what they wait for, where they are many.
         _index: WaitIndex | None
         _number: int
+        #: The waits that were open when the run ended.
+        unended: list[Wait] | tuple[()]
         #: How often an event was sent that only waits take, when none was open, by class.
         unheard: dict[type[Event], int]
 
         def _deliver(self, route: Route, event: Event, group: Group | None) -> None: ...
+        def _deliver_to(self, station: Station, event: Event, group: Group | None) -> None: ...
 
     # -- resting ------------------------------------------------------------------------------
 
@@ -120,8 +127,9 @@ class Suspended(Groups):
             wait.event = event
             wait.is_from_outside = True
             return
-        self._number += 1
-        wait.number = self._number
+        if not wait.number:
+            self._number += 1
+            wait.number = self._number
         self.waits = self.waits or {}
         self.waits[wait] = step
         self.strict_waits += wait.is_strict
@@ -132,12 +140,20 @@ class Suspended(Groups):
         elif len(self.waits) > FEW:
             self._index = WaitIndex(self.waits)
 
-    def end_wait(self, wait: Wait, *, is_taken: bool) -> None:
-        """Forget ``wait``; what it got from outside and did not take is there for the next one."""
+    def end_wait(self, wait: Wait, *, is_taken: bool, is_over: bool = False) -> None:
+        """Forget ``wait``; what it got from outside and did not take is there for the next one.
+
+        Once the run is over, it is kept: a run that continues from there waits for it again.
+        """
         if wait.event is None:
             self._close_wait(wait)
+            if is_over:
+                self.unended = self.unended or []
+                self.unended.append(wait)
+                return
             if wait.asks and self.graph.reached_by(wait.kind):
-                self.questions += 1  # a step takes an answer that comes now
+                # A step takes an answer that comes now.
+                self.reopen(Asked(wait.number, wait.shown, wait.since))
             return
         self.answered.pop(wait)
         if wait.is_from_outside and not is_taken:
@@ -173,10 +189,11 @@ class Suspended(Groups):
     def first_wait(self, event: Event) -> Wait | None:
         """Return the open wait that began first of those that ``event`` fits; None for none."""
         if self._index is None:
+            first = None
             for wait in self.waits:
-                if wait.fits(event):
-                    return wait
-            return None
+                if (first is None or wait.number < first.number) and wait.fits(event):
+                    first = wait
+            return first
         lines = self._index.candidates(event)
         found = (next((wait for wait in line if wait.fits(event)), None) for line in lines)
         return min((w for w in found if w is not None), key=lambda w: w.number, default=None)
@@ -186,8 +203,10 @@ class Suspended(Groups):
         wait = self.first_wait(event)
         if wait is None:
             return False
-        if self.questions and not wait.asks:
-            self._note_answer(event)
+        if self.questions is not None:
+            asked = self.first_question(event)
+            if asked is not None and asked.number < wait.number:
+                return False  # an older question, which the steps that take the event have asked
         self._give(wait, event, from_outside=True)
         return True
 
@@ -211,12 +230,105 @@ class Suspended(Groups):
         self.unheard = self.unheard or {}
         self.unheard[type(event)] = self.unheard.get(type(event), 0) + 1
 
-    def note_question(self) -> None:
-        """Take note that somebody outside was asked."""
-        self.questions += 1
+    # -- questions -----------------------------------------------------------------------------
+
+    @property
+    def open_questions(self) -> Iterable[Asked]:
+        """The open questions that no wait has asked, the oldest first."""
+        asked = self.questions
+        if asked is None:
+            return ()
+        return tuple(asked.values()) if isinstance(asked, dict) else (asked,)
+
+    def note_question(self, event: Event, since: float | None) -> Asked:
+        """Take note that a question was published that no wait has asked."""
+        self._number += 1
         self.has_asked = True
+        asked = Asked(self._number, event, since or 0.0)
+        if self.questions is None:
+            self.questions = asked
+        else:
+            self._keep_question(asked)
+        return asked
+
+    def _keep_question(self, asked: Asked) -> None:
+        known = self.questions
+        if isinstance(known, dict):
+            known[asked.number] = asked
+        else:
+            both = (known, asked)
+            self.questions = {one.number: one for one in both if one is not None}
+
+    def reopen(self, asked: Asked) -> None:
+        """Have a question stand open that was asked before."""
+        is_last = asked.number > self._number
+        self._number = max(self._number, asked.number)
+        self._keep_question(asked)
+        if not is_last and isinstance(self.questions, dict):
+            self.questions = dict(sorted(self.questions.items()))
+
+    def find_question(self, number: int) -> Asked | None:
+        """Return the open question of a number that no wait has asked; None for none."""
+        asked = self.questions
+        if isinstance(asked, dict):
+            return asked.get(number)
+        return asked if asked is not None and asked.number == number else None
+
+    def close_question(self, asked: Asked) -> None:
+        """Have a question be open no longer."""
+        if isinstance(self.questions, dict):
+            del self.questions[asked.number]
+        if self.questions is asked or not self.questions:
+            self.questions = None
+
+    def adopt(self, wait: Wait, asked: Asked) -> None:
+        """Have a wait that is to begin take over an open question, as its own."""
+        self.close_question(asked)
+        wait.number = asked.number
+        wait.asks = True
+        wait.adopted = asked.event
+        wait.since = asked.since
+        if asked.answer is not None:
+            self.early = self.early or EarlyAnswers()
+            self.early.put_back(asked.answer)
+
+    def first_question(self, event: Event) -> Asked | None:
+        """Return the oldest open question of no wait that an event answers; None for none."""
+        if isinstance(event, HumanResponseEvent) and self.graph.targets(type(event)):
+            for asked in self.open_questions:
+                if asked.kind is None:
+                    return asked
+        return None
+
+    def wait_number(self, number: int) -> Wait | None:
+        """Return the open wait whose question has a number; None for none."""
+        if self._index is not None:
+            return self._index.numbers.get(number)
+        return next((wait for wait in self.waits if wait.number == number), None)
+
+    def was_asked(self, number: int) -> bool:
+        """Whether there was a question of this number."""
+        return 1 <= number <= self._number
+
+    def answer_wait(self, wait: Wait, event: Event) -> None:
+        """Give an answer to the wait that it names."""
+        self._give(wait, event, from_outside=True)
+
+    def answer_question(self, asked: Asked, event: Event) -> None:
+        """Take an answer that names a question of no wait: steps get it, or a wait yet to begin."""
+        if asked.kind is not None:
+            asked.answer = event
+            return
+        self.close_question(asked)
+        for index in self.graph.input(type(event)).targets:
+            self._deliver_to(self.stations[index], event, None)
 
     def _note_answer(self, event: Event) -> None:
         # An answer too many, to no question, does not answer the next one.
-        if isinstance(event, HumanResponseEvent) and self.questions:
-            self.questions -= 1
+        if isinstance(self.questions, Asked):  # nearly always
+            if self.questions.kind is None and isinstance(event, HumanResponseEvent):
+                self.questions = None
+            return
+        asked = self.first_question(event)
+        if asked is not None:
+            self.close_question(asked)

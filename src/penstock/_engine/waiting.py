@@ -25,6 +25,7 @@ async def wait_for(
     backend: Backend,
     machine: Machine,
     ask: Callable[[], None],
+    is_over: Callable[[], bool],
     timeout: float | None,  # noqa: ASYNC109 - whose message tells what was waited for
 ) -> Event:
     """See :meth:`penstock.Context.wait_for_event`; ``ask`` is called once the wait is known."""
@@ -45,7 +46,7 @@ async def wait_for(
                     await wait.waiter.wait()
         is_taken = wait.is_over
     finally:
-        machine.end_wait(wait, is_taken=is_taken)
+        machine.end_wait(wait, is_taken=is_taken, is_over=is_over())
     if wait.event is None:
         msg = f"no {wait!r} came within {timeout:g} s"
         raise WorkflowTimeoutError(msg, timeout)

@@ -56,6 +56,7 @@ class Wait:
     """
 
     __slots__ = (
+        "adopted",
         "asks",
         "due",
         "event",
@@ -66,6 +67,7 @@ class Wait:
         "number",
         "question",
         "requirements",
+        "since",
         "waiter",
     )
 
@@ -73,10 +75,13 @@ class Wait:
         self.kind = kind
         self.requirements = requirements
         self.waiter = waiter
-        #: What it publishes, and whether that is a question, which counts as open.
+        #: What it publishes, and whether that is a question, which is open as long as this is.
         self.question: Event | None = None
         self.asks = False
-        #: When it gives up, on the backend's clock.
+        #: A question that was published before it began, and that it has taken over.
+        self.adopted: Event | None = None
+        #: When it began, and when it gives up, on the backend's clock.
+        self.since = 0.0
         self.due = inf
         #: Whether the event may come from outside; otherwise a step has to make it.
         self.is_outside = True
@@ -87,6 +92,11 @@ class Wait:
         #: The event, once it is there, and whether it came from outside.
         self.event: Event | None = None
         self.is_from_outside = False
+
+    @property
+    def shown(self) -> Event | None:
+        """The question that is open for as long as this is; None where none was published."""
+        return self.adopted or (self.question if self.asks else None)
 
     @property
     def is_over(self) -> bool:
@@ -127,7 +137,7 @@ def _values(event: Event, names: tuple[str, ...]) -> tuple[Any, ...] | None:
 class WaitIndex:
     """Open waits, by class and required values."""
 
-    __slots__ = ("_places", "_tables")
+    __slots__ = ("_places", "_tables", "numbers")
 
     def __init__(self, waits: Iterable[Wait]) -> None:
         self._tables: dict[
@@ -135,18 +145,22 @@ class WaitIndex:
         ] = {}
         #: Where each is; what it requires may have been changed since.
         self._places: dict[Wait, Key] = {}
+        #: Each by its number.
+        self.numbers: dict[int, Wait] = {}
         for wait in waits:
             self.add(wait)
 
     def add(self, wait: Wait) -> None:
         """Enter a wait."""
         names, values = self._places[wait] = wait.key
+        self.numbers[wait.number] = wait
         tables = self._tables.setdefault(wait.kind, {})
         tables.setdefault(names, {}).setdefault(values, {})[wait] = None
 
     def remove(self, wait: Wait) -> None:
         """Strike a wait out; nothing is left of it."""
         names, values = self._places.pop(wait)
+        del self.numbers[wait.number]
         tables = self._tables[wait.kind]
         table = tables[names]
         del table[values][wait]

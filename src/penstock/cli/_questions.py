@@ -115,10 +115,18 @@ class Questions:
         if answer is not None:
             self._open.popleft()
             # Its class is one that the steps take: it is refused only when the run unwinds.
+            # A question that has been answered, or given up, wants no answer any more.
             with suppress(WorkflowRuntimeError):
-                self._handler.send_event(answer)
+                self._handler.send_event(answer, question=self._name_of(question, answer))
         if self._open:
             self._read()
+
+    def _name_of(self, question: InputRequiredEvent, answer: HumanResponseEvent) -> str | None:
+        """Return the id of a question, where it is open and the answer is of a class for it."""
+        for asked in self._handler.questions:
+            if asked.event is question and isinstance(answer, asked.answers):
+                return asked.id
+        return None
 
     def _answer(self, question: InputRequiredEvent, line: str | None) -> HumanResponseEvent | None:
         """Return the answer in ``line``, or None where a person may try again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import attrs
@@ -14,8 +15,7 @@ import trio
 #: Text, or a list of parts in OpenAI's shape (``{"type": "image_url", ...}``) for what is not text.
 Content: TypeAlias = str | Sequence[Mapping[str, Any]]
 
-#: So many characters of what a model wrote are shown in an error.
-_SHOWN = 200
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class StreamClosedError(trio.ClosedResourceError):
@@ -58,11 +58,8 @@ class ToolCall:
             return {}
         try:
             return json.loads(self.arguments)
-        except (ValueError, RecursionError) as exc:
-            got = (
-                self.arguments if len(self.arguments) <= _SHOWN else f"{self.arguments[:_SHOWN]}..."
-            )
-            msg = f"the arguments for tool {self.name!r} are not valid JSON: {exc}; got {got!r}"
+        except ValueError as exc:
+            msg = f"the arguments for tool {self.name!r} are not valid JSON: {exc}; got {self.arguments!r}"
             raise ValueError(msg) from exc
 
 
@@ -83,11 +80,6 @@ class Usage:
 
 def _to_calls(calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
     return tuple(calls)
-
-
-def _to_dict(fields: Mapping[str, Any]) -> dict[str, Any]:
-    # A read-only view could not be pickled, copied or kept in a snapshot.
-    return dict(fields)
 
 
 def _to_content(content: Content | None) -> Content:
@@ -115,9 +107,7 @@ class ChatMessage:
     tool_call_id: str | None = attrs.field(default=None, kw_only=True)
     """The call that a ``tool`` message answers."""
 
-    additional_kwargs: Mapping[str, Any] = attrs.field(
-        factory=dict[str, Any], converter=_to_dict, kw_only=True
-    )
+    additional_kwargs: Mapping[str, Any] = attrs.field(default=_NOTHING, kw_only=True)
     """Further fields of the message on the wire, for servers that know some."""
 
     @property
@@ -157,9 +147,7 @@ class _Response:
     raw: Any = attrs.field(default=None, repr=False, eq=False)
     """What the server sent, as an object of the ``openai`` package."""
 
-    additional_kwargs: Mapping[str, Any] = attrs.field(
-        factory=dict[str, Any], converter=_to_dict, repr=False, eq=False
-    )
+    additional_kwargs: Mapping[str, Any] = attrs.field(default=_NOTHING, repr=False, eq=False)
     """The token counts once more, under the names that programs for LlamaIndex look for."""
 
 

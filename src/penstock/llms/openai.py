@@ -21,22 +21,15 @@ except ModuleNotFoundError as _exc:
     _msg = 'penstock.llms.openai needs the openai package: pip install "penstock[openai]"'
     raise ModuleNotFoundError(_msg, name="openai") from _exc
 
-from ._openai_http import (
-    ResponseSource,
-    SyncChatStream,
-    SyncCompletionStream,
-    make_http_client,
-    make_sync_http_client,
-    own_errors,
-    read_whole,
-    to_completion,
-)
+from ._openai_http import ResponseSource, SyncChatStream, SyncCompletionStream, shared_ssl
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
     from typing import Self
+
+    from openai.types.chat import ChatCompletion
 
     from ._clients import Hold
     from ._types import ChatMessage, ChatResponse, CompletionResponse
@@ -203,11 +196,10 @@ class OpenAI:
         request["timeout"] = _within(request["timeout"], _loop.seconds_left())
         hold = self._clients.hold()
         try:
-            with own_errors():
-                reply = await _create(hold.client, request)
+            reply = await _create(hold.client, request)
         finally:
             await hold.aclose()
-        return _whole(reply.http_response)
+        return _whole(reply)
 
     async def _open(
         self, messages: list[dict[str, Any]], kwargs: dict[str, Any]
@@ -269,9 +261,7 @@ class OpenAI:
 
     def _ask_sync(self, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> Assembly:
         request = self._request(messages, kwargs)
-        with own_errors():
-            reply = _create(self._sync(), request)
-        return _whole(reply.http_response)
+        return _whole(_create(self._sync(), request))
 
     def _open_sync(self, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> Any:
         request = self._stream_request(messages, kwargs)
@@ -330,15 +320,14 @@ class OpenAI:
     def _make_client(self) -> openai.AsyncOpenAI:
         http_client = self._async_http_client
         if http_client is None:
-            http_client = make_http_client()
+            http_client = openai.DefaultAsyncHttpxClient(verify=shared_ssl())
         return openai.AsyncOpenAI(http_client=http_client, **self._client_options())
 
     def _sync(self) -> openai.OpenAI:
         if self._sync_client is None:
-            http_client = self._http_client
-            if http_client is None:
-                http_client = make_sync_http_client()
-            self._sync_client = openai.OpenAI(http_client=http_client, **self._client_options())
+            self._sync_client = openai.OpenAI(
+                http_client=self._http_client, **self._client_options()
+            )
         return self._sync_client
 
     def _client_options(self) -> dict[str, Any]:
@@ -380,16 +369,11 @@ def _within(timeout: Any, seconds_left: float) -> Any:
 
 def _create(client: openai.AsyncOpenAI | openai.OpenAI, request: dict[str, Any]) -> Any:
     # The SDK has one overload for each way to ask, and none for a request that is made up elsewhere.
-    # It reads a reply without looking at it, so a whole one is taken as it came and read here.
-    completions: Any = client.chat.completions
-    if not request.get("stream"):
-        completions = completions.with_raw_response
-    create = cast("Callable[..., Any]", completions.create)
+    create = cast("Callable[..., Any]", client.chat.completions.create)
     return create(**request)
 
 
-def _whole(response: Any) -> Assembly:
-    fields = read_whole(response)
+def _whole(reply: ChatCompletion) -> Assembly:
     assembly = Assembly()
-    assembly.add(to_piece(fields, to_completion(fields)))
+    assembly.add(to_piece(reply.model_dump(), reply))
     return assembly.whole()

@@ -123,7 +123,6 @@ class Recording:
             options=attrs.evolve(step.options, limiter=None),
             resources=(),
             runs_in="loop",
-            elsewhere=None,
         )
 
 
