@@ -42,6 +42,8 @@ from penstock._engine.snapshots import shape_of
 from penstock._graph import graph_of
 from penstock._streams import EventLog
 from penstock.drawing._model import flow_of
+from penstock.llms import _sse
+from penstock.llms._sse import EventDecoder
 
 
 pytestmark = pytest.mark.skipif(
@@ -637,6 +639,31 @@ def test_deliveries_for_many_workers_are_taken_from_the_front_at_no_cost():
     assert isinstance(machine.stations[1].ready, deque)
     taken = [machine.take(machine.stations[1])[1].id for _ in range(999)]
     assert taken == list(range(1, 1000))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_a_long_line_costs_what_its_length_is(end, monkeypatch):
+    """What has been looked through for the end of a line is not looked through again."""
+    looked = 0
+
+    class LineEnd:
+        @staticmethod
+        def split(text, own=_sse._LINE_END):
+            nonlocal looked
+            looked += len(text)
+            return own.split(text)
+
+    monkeypatch.setattr(_sse, "_LINE_END", LineEnd)
+
+    def cost(size):
+        nonlocal looked
+        looked, decoder = 0, EventDecoder()
+        line = f"data: {'x' * size}{end}{end}".encode()
+        events = [e for at in range(0, len(line), 1000) for e in decoder.feed(line[at : at + 1000])]
+        assert events + decoder.flush() == ["x" * size]
+        return looked / size
+
+    assert cost(80_000) <= cost(10_000) * 1.05
 
 
 # -- imports --------------------------------------------------------------------------------------

@@ -155,6 +155,8 @@ def test_json_schema_describes_the_event():
     schema = Visit.model_json_schema()
     tree = TypeAdapter(Tree).json_schema()
 
+    schema["$defs"]["Cat"]["properties"]["kind"].pop("enum", None)  # of pydantic 2.7
+
     assert schema["$defs"]["Cat"] == {
         "title": "Cat",
         "description": "A cat.",

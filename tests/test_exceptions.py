@@ -27,6 +27,7 @@ from penstock import (
     Workflow,
     WorkflowCancelledError,
     WorkflowFailedEvent,
+    WorkflowRuntimeError,
     catch_error,
     step,
     workflow_scope,
@@ -984,5 +985,134 @@ def test_generator_exit_that_a_step_raises_is_a_failure(backend, kind, form):
         assert handler.exceptions == (left.error,)
         assert left.error.__notes__
         assert [type(e) async for e in handler.stream_events()] == [WorkflowFailedEvent]
+
+    run_virtually(backend, main)
+
+
+# -- code for the other event loop ----------------------------------------------------------------
+
+
+async def ask_asyncio_queue():
+    await asyncio.Queue().get()
+
+
+async def open_asyncio_timeout():
+    async with asyncio.timeout(1):
+        pass
+
+
+async def open_trio_nursery():
+    async with trio.open_nursery():
+        pass
+
+
+async def name_asyncio_task():
+    asyncio.current_task()
+
+
+async def in_a_group():
+    async with anyio.create_task_group() as group:
+        group.start_soon(asyncio.sleep, 1)
+
+
+@pytest.mark.parametrize(
+    ("backend", "function"),
+    [
+        ("trio", lambda: asyncio.sleep(1)),
+        ("trio", lambda: asyncio.sleep(0)),
+        ("trio", lambda: asyncio.to_thread(print)),
+        ("trio", ask_asyncio_queue),
+        ("trio", open_asyncio_timeout),
+        ("trio", name_asyncio_task),
+        ("trio", in_a_group),
+        ("asyncio", lambda: trio.sleep(1)),
+        ("asyncio", lambda: trio.Event().wait()),
+        ("asyncio", trio.lowlevel.checkpoint),
+        ("asyncio", trio.sleep_forever),
+        ("asyncio", open_trio_nursery),
+        ("asyncio", lambda: trio.to_thread.run_sync(print)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_code_for_the_other_event_loop_is_named(backend, function):
+    """D6: a note says which loop the run is on, and both ways out."""
+    other = {"trio": "asyncio", "asyncio": "trio"}[backend]
+
+    class Mixed(Workflow):
+        @step
+        async def only(self, ev: StartEvent) -> StopEvent:
+            await function()
+            return StopEvent()
+
+    async def main():
+        await Mixed().run()
+
+    with Catch() as left:
+        run_virtually(backend, main)
+
+    assert left.error is not None
+    (note,) = [note for note in left.error.__notes__ if "AnyIO" in note]
+    assert "the step Mixed.only uses code for" in note
+    assert f'penstock.run(main, backend="{other}")' in note
+
+
+@on_each_backend
+@pytest.mark.parametrize(
+    "function", [asyncio.get_running_loop, trio.current_time, anyio.current_time]
+)
+def test_event_loop_in_a_thread_is_named(backend, function):
+    """D6: a ``def`` step that asks for an event loop is told what to write."""
+
+    class Threaded(Workflow):
+        @step
+        def only(self, ev: StartEvent) -> StopEvent:
+            return StopEvent(result=function())
+
+    async def main():
+        await Threaded().run()
+
+    with Catch() as left:
+        run_virtually(backend, main)
+
+    assert any("ctx.from_thread.run(async_function)" in note for note in left.error.__notes__)
+
+
+@on_each_backend
+def test_ordinary_failure_gets_no_note_about_event_loops(backend):
+    """D6: a message that only looks like it is that of another loop leaves the note out."""
+
+    async def fail(ctx):
+        raise RuntimeError("the event loop is fine")
+
+    async def main():
+        await Single(fail).run()
+
+    with Catch() as left:
+        run_virtually(backend, main)
+
+    assert len(left.error.__notes__) == 1
+
+
+# -- nested children ------------------------------------------------------------------------------
+
+
+@on_each_backend
+def test_children_that_are_nested_too_deep_are_refused(backend):
+    """D7: the error is the engine's own, and says how to go on; nothing is left behind."""
+
+    class Nested(Workflow):
+        @step
+        async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            if ev.levels:
+                await ctx.run_child(Nested(), levels=ev.levels - 1)
+            return StopEvent(result="all")
+
+    async def main():
+        assert await Nested().run(levels=30) == "all"
+        with nothing_left(), Catch() as left:
+            await Nested().run(levels=2_000)
+        assert type(left.error) is WorkflowRuntimeError
+        assert "of nested runs, for which Python's stack of" in str(left.error)
+        assert "sys.setrecursionlimit" in str(left.error)
 
     run_virtually(backend, main)

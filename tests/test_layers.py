@@ -53,6 +53,7 @@ FLOORS = [
     ["penstock._models"],
     ["penstock._annotations", "penstock._idioms", "penstock._local_names"],
     ["penstock._foreign"],
+    ["penstock._mixing"],
     ["penstock._questions"],
     ["penstock._exceptions"],
     ["penstock._errors"],

@@ -42,7 +42,7 @@ E = TypeVar("E", bound=Event)
 
 #: The key that names the class of an event among other keys, its fields.
 TAG = "event"
-#: What a value of an abstract class is made as.
+#: The class that values of an abstract class get.
 _CONCRETE: dict[Any, Any] = {
     Sequence: list,
     Collection: list,

@@ -27,7 +27,7 @@ class Lasting:
 
 
 class Advice:
-    """A method that the objects of pydantic have and events do not: reading it tells what to use.
+    """A method that the objects of pydantic have and events do not: reading it names the one to use.
 
     It raises ``AttributeError``, so ``hasattr()`` finds nothing.
     """
@@ -53,7 +53,7 @@ _DECODE_JSON = "penstock.decode_event({cls}, msgspec.json.decode(text))"
 _SCHEMA = "pydantic.TypeAdapter({cls}).json_schema()"
 _FIELDS = "attrs.fields({cls})"
 _EVOLVE = "attrs.evolve(event, field=...)"
-#: What the objects of pydantic and others have, and what an event has in its place.
+#: Methods of the objects of pydantic and others, and the call that does the same for an event.
 _ELSEWHERE = {
     **dict.fromkeys(("model_dump", "dict", "_asdict"), "event.to_dict()"),
     **dict.fromkeys(("model_dump_json", "json"), _JSON),

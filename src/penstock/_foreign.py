@@ -61,6 +61,8 @@ def is_function(part: Any) -> bool:
 
 def is_constraint(part: Any) -> bool:
     """Whether a part of an annotation restricts the values, in pydantic's words or the shared ones."""
+    if is_instance_of(part, "pydantic", "UrlConstraints"):  # which make a type, such as HttpUrl
+        return False
     names = ("BaseMetadata", "GroupedMetadata", "Predicate")
     if any(is_instance_of(part, "annotated_types", name) for name in names):
         return not is_instance_of(part, "annotated_types", "DocInfo")

@@ -171,7 +171,7 @@ def _make(cls: Any, arguments: tuple[Any, ...]) -> type:
             bases.append(plain_class(substituted(base, meaning)))
     shown = f"[{', '.join(map(_shown, arguments))}]"
     made = types.new_class(
-        f"{cls.__name__}{shown}",
+        cls.__name__,  # with brackets, attrs 23 could not read it
         tuple(dict.fromkeys(bases)),
         {"open": cls._open},
         lambda body: body.update(
@@ -182,6 +182,7 @@ def _make(cls: Any, arguments: tuple[Any, ...]) -> type:
             __penstock_arguments__=arguments,
         ),
     )
+    made.__name__ = f"{cls.__name__}{shown}"
     # Not before attrs has read the class: these are the fields of its parent, and no new ones.
     made.__annotations__ = _annotations(cls, meaning)
     if cls.__reduce__ is object.__reduce__ and cls.__reduce_ex__ is object.__reduce_ex__:

@@ -15,14 +15,14 @@ from penstock._engine.worker import is_step_of
 from penstock._errors import WorkflowRuntimeError, brief, unknown_name
 from penstock._events import StopEvent
 from penstock._exceptions import set_trace, short, urgent_leaf
-from penstock._owners import SPELLINGS, NurseryLike, TaskGroupLike, Unwound
+from penstock._owners import SPELLINGS, Begins, NurseryLike, TaskGroupLike, Unwound
 from penstock._questions import APPLIED, REPEATED, Acknowledgement, OpenQuestion
 from penstock._scope import WorkflowScope, lasting, leave_nursery, left_elsewhere, settle
 from penstock._streams import EventStream
 
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Coroutine, Generator
     from contextlib import AbstractAsyncContextManager
 
     from penstock._backends import Nursery
@@ -284,14 +284,17 @@ class WorkflowHandler(Generic[R]):
         if hasattr(nursery, "start_soon"):
             nursery.start_soon(self._own_in_nursery)
             return
-        coroutine = self._own_in_nursery()
+        coroutine: Coroutine[Any, Any, None] = self._own_in_nursery()
+        if self._started == _IN_NURSERY:  # it goes on elsewhere, and has to be waited for
+            coroutine = Begins(coroutine)
         try:
             task = nursery.create_task(coroutine)
         except BaseException:
             coroutine.close()
             raise
         # asyncio may cancel a task before it has begun; then nothing in it ever runs.
-        task.add_done_callback(self._give_up if self._started == _IN_NURSERY else self._abandon)
+        if self._started != _IN_NURSERY:
+            task.add_done_callback(self._abandon)
 
     @enable_ki_protection
     def _start_in_scope(self, scope: WorkflowScope, *, keep_failure: bool = False) -> None:
@@ -326,11 +329,6 @@ class WorkflowHandler(Generic[R]):
     def _abandon(self, _task: object = None, /) -> None:
         """Conclude a run whose task was cancelled natively before it began, if it was."""
         self._runner.abandon(OUTSIDE)
-
-    def _give_up(self, _task: object = None) -> None:
-        """Cancel a run whose owner's task was cancelled natively before it began."""
-        if not self._runner.outcome.is_over:
-            self._runner.cancel("its nursery was cancelled")
 
     def _start(self, how: str) -> None:
         if self._started:

@@ -81,7 +81,7 @@ _CONFIG = {
     "alias_generator": "`attrs.field(alias=...)` for each field",
     "populate_by_name": "`attrs.field(alias=...)` for each field",
 }
-#: What the configuration of pydantic may hold, in a class ``Config`` that nothing derives from.
+#: Names of pydantic's configuration, by which a class ``Config`` in an event is recognised.
 _CONFIG_NAMES = {
     *_CONFIG,
     *("allow_mutation", "orm_mode", "from_attributes", "use_enum_values", "json_encoders", "title"),
@@ -226,7 +226,7 @@ def _decorated(cls: type, name: str, decorator: str, fields: tuple[str, ...]) ->
 
 
 class _Field:
-    """A field as it stands in the body of a class."""
+    """A field as the body of a class has it."""
 
     def __init__(self, cls: type, name: str, note: Any, hint: Any, value: Any) -> None:
         self._where = f"{cls.__name__}.{name}"
@@ -417,7 +417,7 @@ class _Field:
         return parts
 
     def _checks(self) -> tuple[list[str], list[str], str]:
-        """Return the validators and converters for the constraints, and what must be explained."""
+        """Return the validators and converters for the constraints, and the text that explains them."""
         known = {} if self._is_deep else _VALIDATORS
         checks = [f(self._refused[n]) for n, f in known.items() if n in self._refused]
         rest = self._refused.keys() & {*_CONSTRAINTS} - known.keys() - _CONVERTERS.keys()

@@ -7,7 +7,7 @@ import typing
 from typing import Any, cast
 
 from penstock._annotations import named
-from penstock._foreign import is_field_info, is_function, is_of
+from penstock._foreign import is_field_info, is_function, is_instance_of, is_of
 
 
 #: The type of pydantic that imports what the data names.
@@ -21,7 +21,7 @@ class MismatchError(Exception):
 
     def __init__(self, text: str, path: str = "") -> None:
         super().__init__(text)
-        #: What does not fit, and the way to it from the value decoded: ``.items[0].price``.
+        #: Each fault, and the way to its place from the value decoded: ``.items[0].price``.
         self.parts = [(text, path)]
 
     def within(self, step: str) -> MismatchError:
@@ -50,7 +50,9 @@ def is_pydantic(kind: Any) -> bool:
     ):
         return False
     marks = ("__get_pydantic_core_schema__", "__pydantic_validator__")
-    return any(hasattr(cls, mark) for mark in marks)
+    return cls.__module__.partition(".")[0] == "pydantic_core" or any(
+        hasattr(cls, mark) for mark in marks
+    )
 
 
 def is_for_pydantic(part: Any) -> bool:
@@ -58,6 +60,8 @@ def is_for_pydantic(part: Any) -> bool:
     if is_field_info(part):
         said = [*getattr(part, "metadata", ()), getattr(part, "discriminator", None)]
         return any(one is not None for one in said)
+    if is_instance_of(part, "pydantic", "UrlConstraints"):
+        return True
     is_hook = hasattr(part, "__get_pydantic_core_schema__") and not isinstance(part, type)
     return is_function(part) or is_hook
 
@@ -102,7 +106,7 @@ def validated(hint: Any, value: Any, *, is_json: bool) -> Any:
 
 
 def _told(error: Any) -> MismatchError:
-    """Return the errors of pydantic as one of ours, that points at the fields."""
+    """Return the errors of pydantic as one error that points at the fields."""
     found: list[dict[str, Any]] = error.errors(
         include_url=False, include_context=False, include_input=False
     )

@@ -50,18 +50,30 @@ def core_schema_of(cls: type, handler: Any) -> Any:
         except TypeError as error:  # pydantic passes on what is no ValueError
             raise ValueError(str(error)) from error
 
-    def write(event: Any, write_fields: Any) -> Any:
+    def held_by(event: Any) -> dict[str, Any]:
         held: dict[str, Any] = event.to_dict()
-        if is_open:
-            kept = {name: value for name, value in held.items() if not name.startswith("_")}
-            return write_fields({declared.get(n, n): _plain(v) for n, v in kept.items()})
-        return write_fields({alias: held[n] for n, alias in declared.items() if n in held})
+        if not is_open:
+            return {alias: held[name] for name, alias in declared.items() if name in held}
+        shown = {name: value for name, value in held.items() if not name.startswith("_")}
+        return {declared.get(name, name): _plain(value) for name, value in shown.items()}
 
-    return core_schema.no_info_wrap_validator_function(
-        build,
-        fields,
-        serialization=core_schema.wrap_serializer_function_ser_schema(write, schema=fields),
-    )
+    def write(event: Any, write_fields: Any) -> Any:
+        return write_fields(held_by(event))
+
+    if is_open and _loses_open_fields():
+        written: Any = core_schema.plain_serializer_function_ser_schema(
+            held_by, return_schema=core_schema.dict_schema()
+        )
+    else:
+        written = core_schema.wrap_serializer_function_ser_schema(write, schema=fields)
+    return core_schema.no_info_wrap_validator_function(build, fields, serialization=written)
+
+
+def _loses_open_fields() -> bool:
+    """Whether this pydantic leaves the further keys of a ``TypedDict`` out when it writes one."""
+    import pydantic  # noqa: PLC0415
+
+    return tuple(map(int, pydantic.VERSION.split(".")[:2])) < (2, 12)
 
 
 def _plain(value: Any) -> Any:

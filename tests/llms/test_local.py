@@ -15,12 +15,13 @@ import urllib.request
 import pytest
 import trio
 
-from penstock.llms import _loop
+from penstock.llms import ChatMessage, _loop
+from penstock.llms._local_request import is_own_host
 from penstock.llms._markov import Writer, paragraphs_asked_for
 from penstock.llms.local import Behaviour, LocalServer, main, stand_in_model
 from penstock.llms.openai import OpenAI
 
-from .conftest import guard
+from .conftest import GUARD_SECONDS, guard
 
 
 def text(seed, prompt):
@@ -168,7 +169,7 @@ async def test_behaviour_of_the_whole_server():
 @pytest.mark.parametrize("sent", [b"", b'{"model": '])
 async def test_client_that_leaves_in_the_middle_of_its_request(server, sent):
     """A request that never becomes whole is over when its client has gone."""
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99\r\n\r\n"
     host, port = server.base_url.split("/")[2].split(":")
     with guard():
         async with await trio.open_tcp_stream(host, int(port)) as stream:
@@ -176,6 +177,169 @@ async def test_client_that_leaves_in_the_middle_of_its_request(server, sent):
             while not server.exchanges:
                 await trio.sleep(0.001)
         assert (await server.exchanges[0].wait_over()).outcome == "disconnected"
+
+
+# -- what it refuses -------------------------------------------------------------------------------
+
+
+def send(server, body, *headers, path="/v1/chat/completions", version="1.1"):
+    """Send one request; return its status and what came back until the server closed."""
+    host, port = server.base_url.split("/")[2].split(":")
+    if not any(header.startswith("host:") for header in headers):
+        headers = [f"host: {host}:{port}", *headers]
+    with socket.create_connection((host, int(port)), timeout=GUARD_SECONDS) as client:
+        lines = [f"POST {path} HTTP/{version}", *headers, f"content-length: {len(body)}"]
+        client.sendall("\r\n".join([*lines, "\r\n"]).encode() + body)
+        received = b""
+        while data := client.recv(65536):
+            received += data
+    return int(received.split()[1]), received
+
+
+def request(**fields):
+    fields = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 2,
+    } | fields
+    return json.dumps(fields).encode()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("headers", "version"),
+    [
+        (["connection: close"], "1.1"),
+        (["Connection: Close"], "1.1"),
+        (["connection: x, close"], "1.1"),
+        ([], "1.0"),
+    ],
+)
+def test_it_closes_the_connection_when_it_is_asked(server, stream, headers, version):
+    """The reply is whole, and then the connection ends."""
+    status, received = send(server, request(stream=stream), *headers, version=version)
+
+    assert status == 200
+    assert (b"[DONE]" if stream else b"finish_reason") in received
+    assert [exchange.outcome for exchange in server.exchanges] == ["completed"]
+
+
+TOOL = {"type": "function", "function": {"name": "look"}}
+
+
+def with_tool(**function):
+    return {"tools": [TOOL | {"function": function}], "tool_choice": "required"}
+
+
+BAD_VALUES = [
+    *({"max_tokens": value} for value in ("abc", 0, -1, 1.5, [], True)),
+    {"max_completion_tokens": "abc"},
+    *({"messages": value} for value in ("x", None, [], [1], [None], {"role": "user"})),
+    *({"messages": [value]} for value in ({}, {"role": "user"}, {"content": "x"})),
+    *({"messages": [{"role": "user", "content": value}]} for value in (5, None, [5], [{}])),
+    {"messages": [{"role": "robot", "content": "x"}]},
+    {"messages": [{"role": "user", "content": "\ud800"}]},
+    *({"model": value} for value in ("", 5, None, "m?delay=-1", "m?delay=nan", "m?delay=inf")),
+    *({"model": f"m?{what}=-1"} for what in ("cut", "stall", "error", "reasoning")),
+    {"stream": "yes"},
+    *({"stream_options": value} for value in (5, {"include_usage": "x"})),
+    *({"temperature": value} for value in ("hot", -1, 99)),
+    {"top_p": 2},
+    {"n": 0},
+    *({"tools": value} for value in ("x", [5], [{}], [{"type": "function", "function": 5}])),
+    *({"tool_choice": value} for value in (5, "x", "required", {"function": 5}, {})),
+    {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "other"}}},
+    with_tool(),
+    with_tool(name=""),
+    with_tool(name="f", parameters=5),
+    with_tool(name="f", parameters={"properties": 5}),
+    with_tool(name="f", parameters={"properties": {"x": 5}}),
+    with_tool(name="f", parameters={"enum": 5}),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_bad_values_are_refused(server, stream):
+    """A value that the API does not take is a 400 that says so, and nothing is sent before it."""
+    for fields in BAD_VALUES:
+        body = request(**({"stream": stream} | fields))
+        status, received = send(server, body, "connection: close")
+
+        assert status == 400, fields
+        assert b"not a chat completion request" in received, fields
+
+
+def test_a_body_that_is_no_request_is_refused(server):
+    """However it is broken."""
+    for body in (b"", b"{", b"[]", b"null", b"5", b"\xff", b"[" * 200_000, b'{"a":' * 100_000):
+        assert send(server, body, "connection: close")[0] == 400, body[:20]
+
+
+@pytest.mark.parametrize(
+    ("host", "bound_to", "is_own"),
+    [
+        ("localhost", "127.0.0.1", True),
+        ("LOCALHOST:8000", "127.0.0.1", True),
+        ("localhost.", "127.0.0.1", True),
+        ("127.0.0.1:80", "127.0.0.1", True),
+        ("127.0.0.2", "127.0.0.1", True),
+        ("[::1]:8000", "::1", True),
+        ("[::1]", "127.0.0.1", True),
+        ("models.localhost:1", "127.0.0.1", True),
+        ("box.example:8000", "box.example", True),
+        ("192.0.2.1:8000", "0.0.0.0", True),
+        ("[2001:db8::1]", "::", True),
+        ("192.0.2.1", "127.0.0.1", False),
+        ("evil.example", "127.0.0.1", False),
+        ("evil.example", "0.0.0.0", False),
+        ("localhost.evil.example", "127.0.0.1", False),
+        ("127.0.0.1.evil.example:80", "127.0.0.1", False),
+        ("evil.example:localhost", "127.0.0.1", False),
+        ("", "127.0.0.1", False),
+    ],
+)
+def test_whose_host_a_request_names(host, bound_to, is_own):
+    """Its own names and addresses, and none that somebody else's page may have resolve to it."""
+    assert is_own_host(host, bound_to) is is_own
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/health", "/"])
+def test_a_foreign_host_is_refused(server, path):
+    """On every path, before anything is done."""
+    headers = ["host: evil.example", "connection: close"]
+    status, received = send(server, request(), *headers, path=path)
+
+    assert status == 400
+    assert b"this server is not 'evil.example'" in received
+    assert server.exchanges == []
+
+
+# -- tools -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_an_agent_on_the_stand_in_ends():
+    """With ``tools=True`` a tool is called once for each turn of the user, and then words come."""
+    async with LocalServer(tools=True) as server:
+        llm, calls = OpenAI("any", base_url=server.base_url), []
+        history = []
+        with guard():
+            for question in ("First?", "Second?"):
+                history.append(ChatMessage(content=question))
+                while (reply := await llm.achat(history, tools=[TOOL])).tool_calls:
+                    calls += reply.tool_calls
+                    history.append(reply.message)
+                    (call,) = reply.tool_calls
+                    history.append(ChatMessage("tool", "found", tool_call_id=call.id))
+                history.append(reply.message)
+                assert reply.text
+            silent = await llm.achat(history[:1], tools=[TOOL], tool_choice="none")
+            # What is required is done, as often as it is: so do the others.
+            forced = await llm.achat(history[:3], tools=[TOOL], tool_choice="required")
+
+    assert [(call.id, call.name) for call in calls] == [("call_0", "look"), ("call_1", "look")]
+    assert silent.text
+    assert forced.tool_calls
 
 
 # -- starting and stopping -------------------------------------------------------------------------

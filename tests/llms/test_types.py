@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import pickle
+
 import attrs
 import pytest
 
-from penstock.llms import ChatMessage, ChatResponse, CompletionResponse, MessageRole, ToolCall
+from penstock import Context, Event, HumanResponseEvent, StartEvent, StopEvent, Workflow, step
+from penstock.llms import (
+    ChatMessage,
+    ChatResponse,
+    CompletionResponse,
+    MessageRole,
+    MockLLM,
+    ToolCall,
+    Usage,
+    _loop,
+)
 from penstock.llms._assembly import Assembly, Piece
 from penstock.llms._wire import from_messages, from_prompt, max_tokens_name, to_piece
 
@@ -238,3 +252,88 @@ def test_pieces_are_plain():
     assembly.add(Piece())
 
     assert (assembly.completion().text, assembly.completion().delta) == ("x", "")
+
+
+# -- kept and copied -------------------------------------------------------------------------------
+
+
+def replies():
+    call = ToolCall(id="1", name="look", arguments="{}")
+    message = ChatMessage("assistant", "Hi", tool_calls=[call], additional_kwargs={"a": [1]})
+    parts = ChatMessage(content=[{"type": "text", "text": "Hi"}])
+    assembly = Assembly()
+    assembly.add(Piece(text="Hi", usage=Usage(total_tokens=3)))
+    return [ChatMessage(), message, parts, call, Usage(), assembly.chat(), assembly.completion()]
+
+
+@pytest.mark.parametrize("value", replies(), ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "copied", [lambda v: pickle.loads(pickle.dumps(v)), copy.copy, copy.deepcopy, attrs.evolve]
+)
+def test_messages_and_replies_are_pickled_and_copied(value, copied):
+    """They are values: they go to other processes, and into copies of a state."""
+    found = copied(value)
+
+    assert found == value
+    assert type(found) is type(value)
+    if not isinstance(value, ToolCall | Usage):
+        assert found.additional_kwargs == value.additional_kwargs
+
+
+class Answered(HumanResponseEvent):
+    pass
+
+
+class Said(Event):
+    reply: ChatResponse
+
+
+@attrs.define
+class Conversation:
+    history: list[ChatMessage] = attrs.field(factory=list)
+
+
+class Agent(Workflow[list]):
+    """Keeps its history in its state, and is asked in the middle of it."""
+
+    @step
+    async def ask(self, ctx: Context[Conversation], ev: StartEvent) -> Said:
+        llm = MockLLM([ToolCall(id="1", name="look", arguments="{}")])
+        async with ctx.store.edit_state() as state:
+            state.history = [message for message in replies() if isinstance(message, ChatMessage)]
+            reply = await llm.achat(state.history)
+            state.history.append(reply.message)
+        return Said(reply=reply)
+
+    @step
+    async def wait(self, ctx: Context[Conversation], ev: Said) -> StopEvent:
+        await ctx.wait_for_event(Answered)
+        state = await ctx.store.get_state()
+        return StopEvent(result=[*state.history, ev.reply])
+
+
+@pytest.mark.anyio
+async def test_a_history_is_kept_in_a_snapshot():
+    """An agent that keeps its messages and replies is resumed with them."""
+    agent = Agent(serializable=[Answered])
+    async with agent.run() as handler:
+        while handler.status != "idle":
+            await _loop.sleep(0)
+        snapshot = json.loads(json.dumps(handler.snapshot()))
+        handler.send_event(Answered())
+        expected = await handler
+    async with agent.resume(snapshot) as handler:
+        handler.send_event(Answered())
+        found = await handler
+
+    assert found == expected
+    assert [type(value) for value in found] == [ChatMessage] * 4 + [ChatResponse]
+
+
+@pytest.mark.parametrize("arguments", ["[" * 200_000, "{" + "x" * 100_000])
+def test_arguments_that_cannot_be_read_are_an_error_of_bounded_size(arguments):
+    """Nested too deeply is not JSON either; and not all of it is shown."""
+    with pytest.raises(ValueError, match="arguments for tool 'f' are not valid JSON") as caught:
+        _ = ToolCall(name="f", arguments=arguments).parsed
+
+    assert len(str(caught.value)) < 1000

@@ -710,3 +710,35 @@ def test_a_fault_planted_in_the_engine_is_found(backend, fault, monkeypatch):
 
     with pytest.raises(ScenarioFailure, match=text):
         sweep(scenario, backends=backend, kinds="scope", limit=100, **allowed)
+
+
+class Connection:
+    """A resource whose clean-up awaits once."""
+
+    async def __aenter__(self) -> Self:
+        await anyio.sleep(0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await anyio.sleep(0)
+
+
+class Connects(Workflow[str]):
+    @step
+    async def begin(
+        self,
+        ev: StartEvent,
+        of_step: Annotated[Connection, Resource(Connection, scope="step")],
+        of_run: Annotated[Connection, Resource(Connection)],
+    ) -> StopEvent:
+        await anyio.sleep(0)
+        return StopEvent(result="sent")
+
+
+@on_each_backend
+@pytest.mark.parametrize("kinds", ["deadline", "all"])
+def test_clean_up_of_a_resource_that_awaits_is_no_fault(backend, kinds):
+    """In no kind of disturbance a resource fails the sweep because its clean-up awaits."""
+    report = sweep(workflow_scenario(Connects), backends=backend, kinds=kinds)
+
+    assert report.positions > 20

@@ -34,6 +34,10 @@ def recover(
     from penstock._retries import Attempts, note_attempts  # noqa: PLC0415 - not everybody needs it
 
     backend, machine = run.live()
+    from penstock._mixing import note_mixing  # noqa: PLC0415 - only a failure needs it
+
+    in_thread = station.step.runs_in != "loop"
+    note_mixing(error, station.step.label, backend.name, in_thread=in_thread)
     drop_own_frames(error)
     if run.outcome.status or run.is_cancelled():
         raise error

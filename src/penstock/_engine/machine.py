@@ -362,7 +362,8 @@ class Machine(Suspended):
                 graph.check_none(step)
             return
         in_list = isinstance(result, list) and (bool(step.fans_out) or graph.is_lenient)
-        for event in cast("list[Any]", result) if in_list else [result]:
+        events: list[Any] = cast("list[Any]", result) if in_list else [result]
+        for event in events:
             if isinstance(event, Event):
                 graph.adopt(event, step.index)
             self._output(step.index, event, in_list=in_list)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from penstock._backends import current_backend, enable_ki_protection
 from penstock._branch import Branch
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
     from penstock._retries import Attempts, RetryInfo
     from penstock._store import StateStore
     from penstock._streams import EventLog
+
+
+#: Levels of nested runs that fit into any stack.
+_SHALLOW = 20
 
 
 class Operations:
@@ -433,6 +438,7 @@ class Operations:
         """See :meth:`penstock.Context.run_child`."""
         self.check_thread("run_child")
         child = handler._runner
+        self._check_depth(handler)
         if stream != "off":
             child.log.forward = partial(self._forward, child.graph.name, stream)
             child.log.outer = self.log
@@ -452,6 +458,30 @@ class Operations:
             del self._children[child]
             child.log.forward = child.log.outer = child._parent = None
             self.idle_changed()
+
+    def _check_depth(self, handler: Any) -> None:
+        """Refuse a child, while there is still room for it, whose frames would not fit in the stack.
+
+        Under Trio a child runs in the task of its step, and its frames lie on top of the parent's.
+        """
+        levels, run = 1, self._parent
+        while run is not None:
+            levels, run = levels + 1, run._parent
+        if levels < _SHALLOW:
+            return
+        frames, frame = 0, sys._getframe()
+        while frame is not None:
+            frames, frame = frames + 1, cast("Any", frame.f_back)
+        most = sys.getrecursionlimit()
+        if frames + 2 * levels > most * 3 // 4:  # parents are told of what happens, by calls
+            handler.cancel("it is nested too deep")
+            msg = (
+                f"{handler._runner.graph.name} would be a child at level {levels} of nested runs, "
+                f"for which Python's stack of {most} frames is too small; expected fewer levels "
+                "(a loop in one workflow, or children side by side), or "
+                f"`sys.setrecursionlimit({most * 2})` before the run"
+            )
+            raise WorkflowRuntimeError(msg)
 
     def _forward(self, name: str, stream: ChildStream, event: Event) -> None:
         if self.log.closed or isinstance(event, StopEvent | InternalEvent):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 import attrs
@@ -19,6 +19,18 @@ def _check_failure(_instance: object, _attribute: object, value: str) -> None:
         raise ValueError(msg)
 
 
+def _check_seconds(_instance: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not 0 <= value < float("inf"):
+        msg = f"{attribute.name}={value!r}; expected seconds, 0 or more"
+        raise ValueError(msg)
+
+
+def _check_count(_instance: object, attribute: attrs.Attribute[Any], value: int | None) -> None:
+    if value is not None and value < 0:
+        msg = f"{attribute.name}={value!r}; expected a count, 0 or more"
+        raise ValueError(msg)
+
+
 @attrs.frozen(kw_only=True)
 class Behaviour:
     """
@@ -27,25 +39,28 @@ class Behaviour:
     Counts of pieces count the pieces of text or reasoning sent until then.
     """
 
-    delay: float = 0.0
+    delay: float = attrs.field(default=0.0, validator=_check_seconds)
     """Seconds before each piece of a reply."""
 
     fail: str = attrs.field(default="", validator=_check_failure)
     """A status to answer with, always (``"503"``) or so many times first (``"429x2"``)."""
 
-    cut: int | None = None
+    cut: int | None = attrs.field(default=None, validator=_check_count)
     """After so many pieces the connection is closed, in the middle of the reply."""
 
-    stall: int | None = None
+    stall: int | None = attrs.field(default=None, validator=_check_count)
     """After so many pieces nothing comes any more, and the connection stays open."""
 
-    error: int | None = None
+    error: int | None = attrs.field(default=None, validator=_check_count)
     """After so many pieces an error object comes instead of the next."""
 
     tools: bool = False
-    """Call the first tool of the request, if it has one, as with ``tool_choice="required"``."""
+    """
+    Call the first tool of the request, if it has one, as with ``tool_choice="required"``; but
+    answer in words where the last message is what a tool has found.
+    """
 
-    reasoning: int = 0
+    reasoning: int = attrs.field(default=0, validator=_check_count)
     """So many words of reasoning go before the text."""
 
     reasoning_field: Literal["reasoning_content", "reasoning"] = "reasoning_content"

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from . import _loop
+from ._local_request import check, is_own_host
 from ._markov import Writer
 
 
@@ -81,15 +82,16 @@ class Exchange:
 class LocalApp:
     """What the server knows: how to behave, and what it has seen."""
 
-    def __init__(self, behaviour: Behaviour, seed: int) -> None:
+    def __init__(self, behaviour: Behaviour, seed: int, host: str) -> None:
         self.behaviour = behaviour
         self.seed = seed
+        self._host = host
         self.exchanges: list[Exchange] = []
         self._failures: dict[tuple[str, str], int] = {}
 
     def asgi(self) -> ASGIApp:
         """Make the application."""
-        return Starlette(
+        app = Starlette(
             routes=[
                 Route("/health", JSONResponse({"status": "ok"})),
                 Route("/v1/models", JSONResponse({"object": "list", "data": [_CARD]})),
@@ -97,22 +99,35 @@ class LocalApp:
             ]
         )
 
+        async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+            # HTTP/1.1 has exactly one; the server below refuses a request without it.
+            hosts = [value for name, value in scope.get("headers", ()) if name == b"host"]
+            if all(is_own_host(host.decode("latin-1"), self._host) for host in hosts):
+                await app(scope, receive, send)
+                return
+            message = f"this server is not {hosts[0].decode('latin-1')!r}"
+            error = {"message": message, "type": "invalid_request_error"}
+            await JSONResponse({"error": error}, 400)(scope, receive, send)
+
+        return guarded
+
     async def _chat(self, request: Request) -> ASGIApp:
         exchange = self._note(request)
         try:
-            body = await request.json()
+            body = check(await request.json())
             behaviour, prompt = self._read(request, body)
+            reply = Reply(body, behaviour, Writer(self.seed, prompt), prompt)
+            reply.check(Writer(self.seed, prompt))
         except ClientDisconnect:
             exchange.end("disconnected")
             return JSONResponse({})  # for nobody
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
-            return _refusal(exchange, 400, f"not a chat completion request: {exc!r}")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+            return _refusal(exchange, 400, f"not a chat completion request: {str(exc)[:500]}")
         exchange.body = body
         if status := self._failing(behaviour, prompt):
             return _refusal(exchange, status, "the local server was told to fail")
         if "stream_options" in body and not behaviour.stream_options:
             return _refusal(exchange, 400, "unrecognized request argument: stream_options")
-        reply = Reply(body, behaviour, Writer(self.seed, prompt), prompt)
         return _Answer(exchange, reply)
 
     def _note(self, request: Request) -> Exchange:
@@ -148,6 +163,7 @@ class Reply:
         self.behaviour = behaviour
         self._writer = writer
         self._tool = _tool_to_call(body, behaviour)
+        self._number = sum(message.get("role") == "tool" for message in body["messages"])
         options: Mapping[str, Any] = body.get("stream_options") or {}
         self._with_usage = bool(options.get("include_usage"))
         self._prompt_tokens = len(prompt.split())
@@ -163,6 +179,16 @@ class Reply:
         self._reasoning: list[str] = []
         self._calls: list[dict[str, Any]] = []
         self._finish_reason = "stop"
+
+    def check(self, writer: Writer) -> None:
+        """
+        Make up the arguments of the tool once, with another writer, to see that its schema is one.
+
+        Raises:
+            Exception: It is not.
+        """
+        if self._tool is not None:
+            json.dumps(writer.value(self._tool.get("parameters") or {}))
 
     def deltas(self) -> Iterator[dict[str, Any]]:
         """Make the reply up, one piece of its message at a time."""
@@ -187,7 +213,7 @@ class Reply:
     def _call(self, tool: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         self._finish_reason = "tool_calls"
         arguments = json.dumps(self._writer.value(tool.get("parameters") or {}))
-        call = {"id": "call_0", "type": "function"}
+        call = {"id": f"call_{self._number}", "type": "function"}
         function = {"name": tool["name"], "arguments": arguments}
         self._calls.append(call | {"function": function})
         # As OpenAI does it: a head with the name, then the arguments in pieces cut anywhere.
@@ -254,8 +280,10 @@ class _Answer:
     async def _watch(self, receive: Receive, scope: trio.CancelScope) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        self._exchange.end("disconnected")
-        scope.cancel()
+        if self._exchange.outcome == "open":
+            self._exchange.end("disconnected")
+            scope.cancel()
+        # Else the reply is out, and the server is just closing: it was asked to, and must not be hit.
 
     async def _stream(self, send: Send) -> None:
         behaviour = self._reply.behaviour
@@ -344,10 +372,18 @@ def _text_of(content: object) -> str:
 def _tool_to_call(body: Mapping[str, Any], behaviour: Behaviour) -> Mapping[str, Any] | None:
     choice = body.get("tool_choice")
     offered: list[dict[str, Any]] = body.get("tools") or []
-    tools = [tool["function"] for tool in offered if "function" in tool]
+    tools = [tool["function"] for tool in offered if tool.get("function")]
     if isinstance(choice, dict):
-        wanted = cast("dict[str, Any]", choice).get("function", {}).get("name")
-        tools = [tool for tool in tools if tool.get("name") == wanted]
-    elif choice != "required" and not behaviour.tools:
+        wanted = cast("dict[str, Any]", choice)["function"]["name"]
+        tools = [tool for tool in tools if tool["name"] == wanted]
+    elif choice == "none" or (
+        choice != "required" and not (behaviour.tools and _asks(body["messages"]))
+    ):
         return None
     return tools[0] if tools else None
+
+
+def _asks(messages: list[dict[str, Any]]) -> bool:
+    # A model that has been given what its tool found answers; one that called again would do so
+    # for ever.
+    return messages[-1].get("role") not in {"tool", "function"}

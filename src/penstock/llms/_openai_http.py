@@ -6,16 +6,24 @@ import contextlib
 import functools
 import json
 import ssl
-import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import openai
-from openai.types.chat import ChatCompletionChunk
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from . import _loop
 from ._assembly import Assembly
-from ._sse import EventDecoder
+from ._bounded import (
+    ENCODINGS,
+    MOST_BYTES,
+    bound,
+    bound_sync,
+    content_type,
+    is_event_stream,
+    library_of,
+)
+from ._sse import EventDecoder, EventTooLargeError
 from ._types import ChatResponse, CompletionResponse, StreamClosedError
 from ._wire import to_piece
 
@@ -42,6 +50,10 @@ _CLOSE_SECONDS = 1.0
 
 _END = "[DONE]"
 
+#: So many characters of what is not a reply are shown in an error, and so many of an error's own.
+_SHOWN = 200
+_MOST_SHOWN = 2000
+
 
 _R = TypeVar("_R", CompletionResponse, ChatResponse)
 
@@ -49,16 +61,34 @@ _R = TypeVar("_R", CompletionResponse, ChatResponse)
 class EventReader:
     """The bytes of a response, read as pieces of a reply."""
 
-    def __init__(self, request: Any) -> None:
-        self._request = request
-        self._decoder = EventDecoder()
+    def __init__(self, response: Any) -> None:
+        self._response = response
+        self._request = response.request
+        self._decoder = EventDecoder(MOST_BYTES)
+        self._beginning = b""
+        self._has_events = False
         self._events: deque[str] = deque()
         self._finished = False  # the model has said why it stopped
         self.at_end = False
 
     def feed(self, received: bytes) -> None:
-        """Take in what has arrived."""
-        self._events.extend(self._decoder.feed(received))
+        """
+        Take in what has arrived.
+
+        Raises:
+            openai.APIError: It is an event that is too large.
+        """
+        if not self._has_events and len(self._beginning) < _SHOWN:
+            self._beginning += received[:_SHOWN]
+        try:
+            self._take(self._decoder.feed(received))
+        except EventTooLargeError as exc:
+            msg = f"the stream of {self._request.url} cannot be read: {exc}"
+            raise openai.APIError(msg, self._request, body=None) from exc
+
+    def _take(self, events: list[str]) -> None:
+        self._has_events = self._has_events or bool(events)
+        self._events.extend(events)
 
     def feed_end(self) -> None:
         """
@@ -66,11 +96,15 @@ class EventReader:
 
         Raises:
             openai.APIConnectionError: That is too early: the reply is not complete.
+            openai.APIResponseValidationError: There was no event, and it is no stream of events.
         """
-        self._events.extend(self._decoder.flush())
+        self._take(self._decoder.flush())
         if self._events:
             return
         self.at_end = True
+        if not self._has_events and not is_event_stream(self._response):
+            text = self._beginning.decode(errors="replace")
+            raise no_reply(self._response, text, "a stream of events (text/event-stream)")
         if not self._finished:
             msg = "the server ended the stream before the model had finished its reply"
             raise openai.APIConnectionError(message=msg, request=self._request)
@@ -95,22 +129,77 @@ class EventReader:
     def _read(self, data: str) -> Piece:
         try:
             chunk: object = json.loads(data)
+            fields = cast("dict[str, Any]", chunk) if isinstance(chunk, dict) else None
+            if fields is not None and not fields.get("error"):
+                # `model_construct` is what the SDK itself does: it takes a chunk as it was sent.
+                return to_piece(fields, ChatCompletionChunk.model_construct(**fields))
+        except RecursionError as exc:
+            raise self._bad_event(data, "is nested too deeply") from exc
         except ValueError as exc:
-            msg = f"the server sent an event that is not JSON: {data[:200]!r}"
-            raise openai.APIError(msg, self._request, body=data) from exc
-        if not isinstance(chunk, dict):
-            msg = f"the server sent an event that is not a chunk of a reply: {data[:200]!r}"
-            raise openai.APIError(msg, self._request, body=chunk)
-        fields = cast("dict[str, Any]", chunk)
-        if error := fields.get("error"):
-            raise openai.APIError(_error_text(error), self._request, body=error)
-        # `model_construct` is what the SDK itself does: it takes a chunk as the server sent it.
-        return to_piece(fields, ChatCompletionChunk.model_construct(**fields))
+            raise self._bad_event(data, "is not JSON") from exc
+        if fields is not None:
+            raise server_error(self._request, fields["error"])
+        raise self._bad_event(data, "is not a chunk of a reply")
+
+    def _bad_event(self, data: str, what: str) -> openai.APIError:
+        kind = content_type(self._response)
+        where = "" if is_event_stream(self._response) else f", in a response of type {kind!r}"
+        msg = f"the server sent an event that {what}{where}: {data[:_SHOWN]!r}"
+        return openai.APIError(msg, self._request, body=data)
+
+
+def read_whole(response: Any) -> dict[str, Any]:
+    """
+    Read a reply that came in one.
+
+    Raises:
+        openai.APIError: The server reports an error with a status of success.
+        openai.APIResponseValidationError: It is not the chat format.
+    """
+    expected = "a chat completion as JSON"
+    try:
+        reply: object = json.loads(response.content)
+    except RecursionError as exc:
+        raise no_reply(
+            response, response.text, f"{expected}, and this is nested too deeply"
+        ) from exc
+    except ValueError as exc:
+        raise no_reply(response, response.text, expected) from exc
+    fields = cast("dict[str, Any]", reply) if isinstance(reply, dict) else {}
+    if error := fields.get("error"):
+        raise server_error(response.request, error)
+    if not isinstance(fields.get("choices"), list):
+        raise no_reply(response, response.text, expected)
+    return fields
+
+
+def to_completion(fields: dict[str, Any]) -> ChatCompletion | None:
+    """Make the SDK's object of a reply; None where it is nested too deeply for that."""
+    try:
+        return ChatCompletion.model_construct(**fields)
+    except RecursionError:
+        return None
+
+
+def no_reply(response: Any, text: str, expected: str) -> openai.APIResponseValidationError:
+    """Make the error of a response that is something else than a model's reply."""
+    kind = content_type(response) or "no content type"
+    msg = (
+        f"{response.request.url} answered {response.status_code} with {kind}: {text[:_SHOWN]!r}; "
+        f"expected {expected}. A base_url usually ends in /v1: "
+        'OpenAI(base_url="http://127.0.0.1:8000/v1")'
+    )
+    return openai.APIResponseValidationError(response, text, message=msg)
+
+
+def server_error(request: Any, error: object) -> openai.APIError:
+    """Make the error that a server reports in a response of success."""
+    return openai.APIError(_error_text(error), request, body=error)
 
 
 def _error_text(error: object) -> str:
     fields = cast("dict[str, object]", error) if isinstance(error, dict) else {"message": error}
-    return str(fields.get("message") or fields)
+    return str(fields.get("message") or fields)[:_MOST_SHOWN]
 
 
 class ResponseSource:
@@ -120,7 +209,7 @@ class ResponseSource:
         self._response = response
         self._hold = hold
         self._bytes: AsyncIterator[bytes] = response.aiter_bytes()
-        self._reader = EventReader(response.request)
+        self._reader = EventReader(response)
         self._closed = False
 
     async def receive(self) -> Piece | None:
@@ -170,7 +259,7 @@ class _SyncStream(Generic[_R]):
     def __init__(self, response: Any) -> None:
         self._http_response = response
         self._bytes: Iterator[bytes] = response.iter_bytes()
-        self._reader = EventReader(response.request)
+        self._reader = EventReader(response)
         self._assembly = Assembly()
         self._response: _R | None = None
         self._closed = False
@@ -256,9 +345,20 @@ class SyncChatStream(_SyncStream[ChatResponse]):
 
 
 @contextlib.contextmanager
+def own_errors() -> Generator[None]:
+    """Have what `bound` raises come out of a request as itself: openai 2 wraps whatever it meets."""
+    try:
+        yield
+    except openai.APIConnectionError as exc:
+        if isinstance(exc.__cause__, openai.APIError):
+            raise exc.__cause__ from None
+        raise
+
+
+@contextlib.contextmanager
 def translated_errors(response: Any) -> Generator[None]:
     """Have a broken connection come out of a stream as the SDK has it come out of a request."""
-    http = _library_of(type(response))
+    http = library_of(type(response))
     try:
         yield
     except http.TimeoutException as exc:
@@ -269,17 +369,35 @@ def translated_errors(response: Any) -> Generator[None]:
 
 def network_errors(response: Any) -> tuple[type[Exception], ...]:
     """List what reading ``response`` raises when the connection is not what it should be."""
-    return (_library_of(type(response)).RequestError, ssl.SSLError)
+    return (library_of(type(response)).RequestError, ssl.SSLError)
+
+
+def make_http_client() -> Any:
+    """Make what sends the requests of the async calls: the SDK's own, which bounds what it reads."""
+    return openai.DefaultAsyncHttpxClient(
+        verify=_shared_ssl(),
+        headers={"accept-encoding": ENCODINGS},
+        event_hooks={"response": [bound]},
+    )
+
+
+def make_sync_http_client() -> Any:
+    """Do as `make_http_client` does for the blocking calls; the client closes when it is dropped."""
+    return _SyncHttpClient(
+        headers={"accept-encoding": ENCODINGS}, event_hooks={"response": [bound_sync]}
+    )
+
+
+class _SyncHttpClient(openai.DefaultHttpxClient):
+    """Closes when it is dropped, as the one that the SDK makes for itself does."""
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
 
 
 @functools.cache
-def shared_ssl() -> ssl.SSLContext:
+def _shared_ssl() -> ssl.SSLContext:
     """Make the TLS context that all clients share; making one takes longer than a whole request."""
-    context: ssl.SSLContext = _library_of(openai.DefaultAsyncHttpxClient).create_ssl_context()
+    context: ssl.SSLContext = library_of(openai.DefaultAsyncHttpxClient).create_ssl_context()
     return context
-
-
-def _library_of(kind: Any) -> Any:
-    # The root class of a client or a response is httpx's or httpx2's own, whoever derives from it.
-    root = kind.__mro__[-2]
-    return sys.modules[root.__module__.partition(".")[0]]

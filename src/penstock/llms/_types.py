@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import attrs
@@ -15,7 +14,8 @@ import trio
 #: Text, or a list of parts in OpenAI's shape (``{"type": "image_url", ...}``) for what is not text.
 Content: TypeAlias = str | Sequence[Mapping[str, Any]]
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
+#: So many characters of what a model wrote are shown in an error.
+_SHOWN = 200
 
 
 class StreamClosedError(trio.ClosedResourceError):
@@ -58,8 +58,11 @@ class ToolCall:
             return {}
         try:
             return json.loads(self.arguments)
-        except ValueError as exc:
-            msg = f"the arguments for tool {self.name!r} are not valid JSON: {exc}; got {self.arguments!r}"
+        except (ValueError, RecursionError) as exc:
+            got = (
+                self.arguments if len(self.arguments) <= _SHOWN else f"{self.arguments[:_SHOWN]}..."
+            )
+            msg = f"the arguments for tool {self.name!r} are not valid JSON: {exc}; got {got!r}"
             raise ValueError(msg) from exc
 
 
@@ -80,6 +83,11 @@ class Usage:
 
 def _to_calls(calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
     return tuple(calls)
+
+
+def _to_dict(fields: Mapping[str, Any]) -> dict[str, Any]:
+    # A read-only view could not be pickled, copied or kept in a snapshot.
+    return dict(fields)
 
 
 def _to_content(content: Content | None) -> Content:
@@ -107,7 +115,9 @@ class ChatMessage:
     tool_call_id: str | None = attrs.field(default=None, kw_only=True)
     """The call that a ``tool`` message answers."""
 
-    additional_kwargs: Mapping[str, Any] = attrs.field(default=_NOTHING, kw_only=True)
+    additional_kwargs: Mapping[str, Any] = attrs.field(
+        factory=dict[str, Any], converter=_to_dict, kw_only=True
+    )
     """Further fields of the message on the wire, for servers that know some."""
 
     @property
@@ -147,7 +157,9 @@ class _Response:
     raw: Any = attrs.field(default=None, repr=False, eq=False)
     """What the server sent, as an object of the ``openai`` package."""
 
-    additional_kwargs: Mapping[str, Any] = attrs.field(default=_NOTHING, repr=False, eq=False)
+    additional_kwargs: Mapping[str, Any] = attrs.field(
+        factory=dict[str, Any], converter=_to_dict, repr=False, eq=False
+    )
     """The token counts once more, under the names that programs for LlamaIndex look for."""
 
 

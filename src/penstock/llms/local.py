@@ -83,7 +83,7 @@ class LocalServer:
     def __init__(
         self, *, host: str = "127.0.0.1", port: int = 0, seed: int = 0, **behaviour: Any
     ) -> None:
-        self._app = LocalApp(Behaviour(**behaviour), seed)
+        self._app = LocalApp(Behaviour(**behaviour), seed, host)
         self._address = host, port
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
@@ -239,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = _listen(given.host, given.port)
     except OSError as exc:
         parser.error(str(exc))
-    trio.run(_serve_until_told, LocalApp(behaviour, given.seed), config)
+    trio.run(_serve_until_told, LocalApp(behaviour, given.seed, given.host), config)
     return 0
 
 

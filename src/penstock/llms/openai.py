@@ -21,15 +21,22 @@ except ModuleNotFoundError as _exc:
     _msg = 'penstock.llms.openai needs the openai package: pip install "penstock[openai]"'
     raise ModuleNotFoundError(_msg, name="openai") from _exc
 
-from ._openai_http import ResponseSource, SyncChatStream, SyncCompletionStream, shared_ssl
+from ._openai_http import (
+    ResponseSource,
+    SyncChatStream,
+    SyncCompletionStream,
+    make_http_client,
+    make_sync_http_client,
+    own_errors,
+    read_whole,
+    to_completion,
+)
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
     from typing import Self
-
-    from openai.types.chat import ChatCompletion
 
     from ._clients import Hold
     from ._types import ChatMessage, ChatResponse, CompletionResponse
@@ -196,10 +203,11 @@ class OpenAI:
         request["timeout"] = _within(request["timeout"], _loop.seconds_left())
         hold = self._clients.hold()
         try:
-            reply = await _create(hold.client, request)
+            with own_errors():
+                reply = await _create(hold.client, request)
         finally:
             await hold.aclose()
-        return _whole(reply)
+        return _whole(reply.http_response)
 
     async def _open(
         self, messages: list[dict[str, Any]], kwargs: dict[str, Any]
@@ -261,7 +269,9 @@ class OpenAI:
 
     def _ask_sync(self, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> Assembly:
         request = self._request(messages, kwargs)
-        return _whole(_create(self._sync(), request))
+        with own_errors():
+            reply = _create(self._sync(), request)
+        return _whole(reply.http_response)
 
     def _open_sync(self, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> Any:
         request = self._stream_request(messages, kwargs)
@@ -320,14 +330,15 @@ class OpenAI:
     def _make_client(self) -> openai.AsyncOpenAI:
         http_client = self._async_http_client
         if http_client is None:
-            http_client = openai.DefaultAsyncHttpxClient(verify=shared_ssl())
+            http_client = make_http_client()
         return openai.AsyncOpenAI(http_client=http_client, **self._client_options())
 
     def _sync(self) -> openai.OpenAI:
         if self._sync_client is None:
-            self._sync_client = openai.OpenAI(
-                http_client=self._http_client, **self._client_options()
-            )
+            http_client = self._http_client
+            if http_client is None:
+                http_client = make_sync_http_client()
+            self._sync_client = openai.OpenAI(http_client=http_client, **self._client_options())
         return self._sync_client
 
     def _client_options(self) -> dict[str, Any]:
@@ -369,11 +380,16 @@ def _within(timeout: Any, seconds_left: float) -> Any:
 
 def _create(client: openai.AsyncOpenAI | openai.OpenAI, request: dict[str, Any]) -> Any:
     # The SDK has one overload for each way to ask, and none for a request that is made up elsewhere.
-    create = cast("Callable[..., Any]", client.chat.completions.create)
+    # It reads a reply without looking at it, so a whole one is taken as it came and read here.
+    completions: Any = client.chat.completions
+    if not request.get("stream"):
+        completions = completions.with_raw_response
+    create = cast("Callable[..., Any]", completions.create)
     return create(**request)
 
 
-def _whole(reply: ChatCompletion) -> Assembly:
+def _whole(response: Any) -> Assembly:
+    fields = read_whole(response)
     assembly = Assembly()
-    assembly.add(to_piece(reply.model_dump(), reply))
+    assembly.add(to_piece(fields, to_completion(fields)))
     return assembly.whole()

@@ -123,6 +123,7 @@ class Recording:
             options=attrs.evolve(step.options, limiter=None),
             resources=(),
             runs_in="loop",
+            elsewhere=None,
         )
 
 

@@ -145,7 +145,7 @@ class Watch:
             raise struck
 
         plans = tuple((place, self._plan(plan)) for place, plan in step.resources)
-        return attrs.evolve(step, function=call, resources=plans)
+        return attrs.evolve(step, function=call, elsewhere=None, resources=plans)
 
     def is_of_target(self, error: BaseException | None) -> bool:
         """Whether a failure came of a step that was cancelled by itself."""

@@ -126,6 +126,7 @@ class _Sole:
         return attrs.evolve(
             altered,
             function=self.__call__,
+            elsewhere=None,  # the function itself goes there
             signature=attrs.evolve(signature, returns=(*signature.returns, StepEnded)),
         )
 

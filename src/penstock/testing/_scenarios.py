@@ -145,6 +145,13 @@ class WorkflowScenario:
         name = getattr(self._given, "__name__", f"{type(self._given).__name__}()")
         self.__name__: str = f"workflow_scenario({name}, ...)"
 
+    def is_consequence(self, error: BaseException, injected: BaseException) -> bool:
+        """Whether the engine says by ``error`` that ``injected`` has ended something, by its cause.
+
+        An error raised in an await of the engine, which keeps a resource or a run, does that.
+        """
+        return isinstance(error, WorkflowRuntimeError) and error.__cause__ is injected
+
     async def __call__(self, trial: Trial) -> Any:
         """Run the workflow once. A checkpoint; cancelled, nothing of the run is left.
 

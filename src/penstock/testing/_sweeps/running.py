@@ -215,7 +215,11 @@ def _may_leave(stage: Stage[Any], outcome: Outcome, error: BaseException) -> boo
         return False
     if stage.at.kind == "interrupt" and isinstance(error, KeyboardInterrupt):
         return True
-    return error is stage.injected
+    injected = stage.injected
+    is_consequence = getattr(stage.staging.scenario, "is_consequence", None)
+    if is_consequence is not None and injected is not None and is_consequence(error, injected):
+        return True
+    return error is injected
 
 
 def _blame_left(run: Run, allow: Iterable[str], kind: str, *left: str) -> None:
