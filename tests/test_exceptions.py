@@ -19,6 +19,7 @@ import trio
 from penstock import (
     Context,
     Event,
+    Observer,
     Resource,
     Retry,
     StartEvent,
@@ -1114,5 +1115,24 @@ def test_children_that_are_nested_too_deep_are_refused(backend):
         assert type(left.error) is WorkflowRuntimeError
         assert "of nested runs, for which Python's stack of" in str(left.error)
         assert "sys.setrecursionlimit" in str(left.error)
+
+    run_virtually(backend, main)
+
+
+@on_each_backend
+def test_observer_that_fails_takes_the_place_of_no_failure(backend):
+    """P23: the step's failure arrives as itself, and the observer's is in its note."""
+
+    class Bad(Observer):
+        def step_ended(self, run_id, step, invocation, result, error):
+            raise ValueError("from the observer")
+
+    error = Mine()
+
+    async def main():
+        with Catch() as left:
+            await InStep(error, observers=[Bad()]).run()
+        assert left.error is error
+        assert any("from the observer" in note for note in error.__notes__)
 
     run_virtually(backend, main)

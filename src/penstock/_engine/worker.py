@@ -12,7 +12,7 @@ from penstock._engine.attempts import Again
 from penstock._engine.stepping import run_in_context
 from penstock._errors import StepTimeoutError
 from penstock._events import StepStateChanged
-from penstock._exceptions import behind_scope, holds_cancelled
+from penstock._exceptions import behind_scope, holds_cancelled, note_once, short
 from penstock._limits import OfOneLoop, serves_one_loop
 from penstock._thread_operations import ThreadOperations
 from penstock._threads import in_loop
@@ -291,7 +291,10 @@ class Worker:
         try:
             result = await self._drive(backend, step, coroutine)
         except BaseException as error:
-            self._tell_ended(number, step, event, None, error)
+            try:
+                self._tell_ended(number, step, event, None, error)
+            except Exception as fault:  # noqa: BLE001 - it must not take the place of the failure
+                note_once(error, f"and an observer failed to hear of it: {short(fault)}")
             raise
         self._tell_ended(number, step, event, result, None)
         return result
