@@ -279,6 +279,24 @@ async def test_run_in_a_block_does_not_log_that_it_waits(workflow, caplog):
     assert caplog.records == []
 
 
+class Parent(Workflow):
+    @step
+    async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=await ctx.run_child(Inside()))
+
+
+async def test_child_asks_through_its_parent_and_does_not_log_that_it_waits(caplog):
+    """D5: a child is awaited in place by its step, and what it asks is on the parent's stream."""
+    with caplog.at_level(logging.WARNING, "penstock"):
+        async with Parent().run() as handler:
+            await idle(handler)
+            await handler.cancel()
+            with pytest.raises(WorkflowRuntimeError):
+                await handler
+
+    assert caplog.records == []
+
+
 async def test_question_is_answered_from_a_thread_by_its_name():
     """D5: `from_thread.send_event` names questions and events as the handler does."""
     async with Inside().run() as handler:

@@ -305,8 +305,10 @@ def _judge(
     elif not interrupted or type(terminal) is not INTERRUPTED_BY.get(plan.kind):
         problems.append(f"ended with {terminal!r}")
     if watched.left is not None and not isinstance(terminal, WorkflowFailedEvent):
-        kinds = {type(leaf) for leaf in leaves_of(watched.left)}
-        if plan.kind != "body" or kinds != {BodyError}:
+        # A child that had failed before its parent was cancelled fails the parent's step for good.
+        known = expected.fatal & expected.inside_children
+        kinds = {type(leaf) for leaf in leaves_of(watched.left) if str(leaf) not in known}
+        if kinds - ({BodyError} if plan.kind == "body" else set()):
             problems.append(f"{watched.left!r} left")
     for error in watched.handler.exceptions:
         if id(error) not in raised and not isinstance(error, WorkflowTimeoutError):

@@ -384,7 +384,7 @@ class Steering(Operations):
     def _warn_of_idle(self) -> None:
         """Tell of a run that is awaited in place, and waits with nothing to show its questions."""
         self.warns_of_idle = False
-        if self.log.has_readers:
+        if self.log.has_readers or self._parent is not None:  # a child asks through its parent
             return
         waits = [
             f"{question.id}: {' or '.join(kind.__name__ for kind in question.answers) or 'an event'}"
