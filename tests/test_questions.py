@@ -279,7 +279,7 @@ async def test_run_in_a_block_does_not_log_that_it_waits(workflow, caplog):
     assert caplog.records == []
 
 
-class Parent(Workflow):
+class OneChild(Workflow):
     @step
     async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
         return StopEvent(result=await ctx.run_child(Inside()))
@@ -288,7 +288,7 @@ class Parent(Workflow):
 async def test_child_asks_through_its_parent_and_does_not_log_that_it_waits(caplog):
     """D5: a child is awaited in place by its step, and what it asks is on the parent's stream."""
     with caplog.at_level(logging.WARNING, "penstock"):
-        async with Parent().run() as handler:
+        async with OneChild().run() as handler:
             await idle(handler)
             await handler.cancel()
             with pytest.raises(WorkflowRuntimeError):

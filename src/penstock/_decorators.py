@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Never, TypeVar, cast, get_origin, overload
+from typing import TYPE_CHECKING, Any, Never, TypeVar, get_origin, overload
 
 import attrs
 
@@ -237,9 +237,10 @@ def _check(function: Any, options: StepOptions) -> None:
 
 def _event_classes(waits_for: Any) -> tuple[type[Event], ...]:
     """Check what ``waits_for`` names, and return it as a tuple."""
-    listed = isinstance(waits_for, list | tuple | set | frozenset)
-    kinds = tuple(cast("Iterable[Any]", waits_for)) if listed else ()
-    plain = tuple(get_origin(kind) or kind for kind in kinds)
+    given: object = waits_for
+    listed = isinstance(given, list | tuple | set | frozenset)
+    kinds: list[Any] = [*waits_for] if listed else []
+    plain: tuple[Any, ...] = tuple(get_origin(kind) or kind for kind in kinds)
     if not listed or not all(isinstance(k, type) and issubclass(k, Event) for k in plain):
         shown = waits_for.__name__ if isinstance(waits_for, type) else short(waits_for)
         msg = (

@@ -237,7 +237,7 @@ def add_note(error: BaseException, note: str) -> None:
     """Add a note to an exception. Never raises, and never calls the exception's own methods."""
     notes = _dict_of.__get__(error).setdefault("__notes__", [])
     if is_a(notes, list):
-        list.append(cast("list[object]", notes), note)
+        list[object].append(cast("list[object]", notes), note)
 
 
 def note_once(error: BaseException, note: str) -> None:
@@ -251,7 +251,8 @@ def notes_of(error: BaseException) -> list[str]:
     notes = _dict_of.__get__(error).get("__notes__")
     if not is_a(notes, list):
         return []
-    return [note for note in list.__iter__(notes) if type(note) is str]
+    plain = list[object].__iter__(cast("list[object]", notes))
+    return [note for note in plain if type(note) is str]
 
 
 def trace_of(error: BaseException) -> TracebackType | None:

@@ -130,8 +130,9 @@ class Retry:
     def _is_retryable(self, state: Any, leaves: list[BaseException]) -> bool:
         """Ask for each leaf of a group, or for the one exception, whether it is worth another try."""
         failed, answers = state.outcome, list[Any]()
+        construct: Any = failed.construct  # a class method
         for leaf in leaves:
-            state.outcome = type(failed).construct(state.attempt_number, leaf, has_exception=True)
+            state.outcome = construct(state.attempt_number, leaf, has_exception=True)
             answers.append(self._ask("when", state.retry_object.retry, state))
         state.outcome = failed
         return all(answers)

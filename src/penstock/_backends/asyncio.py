@@ -122,10 +122,11 @@ class ThreadCall:
 
     async def run(self) -> Any:
         left: asyncio.CancelledError | None = None
+        captured: Any = None
         with anyio.CancelScope() as scope:
             try:
                 free = anyio.CapacityLimiter(1)  # the default one is for the program's own
-                captured: Any = await anyio.to_thread.run_sync(self, limiter=free)
+                captured = await anyio.to_thread.run_sync(self, limiter=free)
             except asyncio.CancelledError as error:  # noqa: ASYNC103 - raised below, in the end
                 self._is_left = True
                 if self._ended.cancel() or self._ended.done():

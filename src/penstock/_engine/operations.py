@@ -243,15 +243,15 @@ class Operations:
             key = wait.content_key(self.content_key)
             events = again.received.get(key)
             if events:  # an attempt before this one has asked, and had its answer
-                wait.event = events.pop(0)
+                event = wait.event = events.pop(0)
                 record.received.append(wait)
                 try:
                     await backend.checkpoint()
                 except BaseException:  # cancelled, it has taken no event
                     record.received.remove(wait)
-                    events.insert(0, wait.event)
+                    events.insert(0, event)
                     raise
-                return wait.event
+                return event
             if times := again.left.get(key):
                 left = times.pop(0)
         if timeout is not None:

@@ -118,7 +118,9 @@ class Found:
     resumed: Resumed | None = None
     arrived: Arrived = ()
     #: The events that came with an id, by that: the content, and the step and question named.
-    keys: dict[str, tuple[str, str | None, str | None]] = attrs.field(factory=dict)
+    keys: dict[str, tuple[str, str | None, str | None]] = attrs.field(
+        factory=dict[str, tuple[str, str | None, str | None]]
+    )
 
 
 class _Reader:
