@@ -1117,6 +1117,8 @@ def test_run_needs_no_event_loop_until_it_is_started():
             except RuntimeError as error:
                 caught.append(error)
             gc.collect()
+        assert handler.status == "unstarted"  # it may still be run in a loop
+        handler.cancel()
 
     thread = threading.Thread(target=work)
     thread.start()
