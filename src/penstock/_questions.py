@@ -48,7 +48,7 @@ class Acknowledgement:
     __slots__ = ("is_repeated",)
 
     def __init__(self, *, is_repeated: bool) -> None:
-        self.is_repeated = is_repeated
+        self.is_repeated: bool = is_repeated
 
     def __await__(self) -> Generator[Any, Any, None]:
         """Wait. A checkpoint; cancelled, it leaves the event where it is."""

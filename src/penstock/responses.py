@@ -17,9 +17,9 @@ from penstock._json import json_of, shown_fields
 
 try:
     from starlette.responses import Response
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as _error:
     _msg = 'penstock.responses needs Starlette; expected `pip install "penstock[starlette]"`'
-    raise ModuleNotFoundError(_msg, name=error.name) from error
+    raise ModuleNotFoundError(_msg, name=_error.name) from _error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, MutableMapping

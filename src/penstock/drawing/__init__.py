@@ -89,7 +89,7 @@ class Picture:
 
     def __init__(self, name: str, page: str) -> None:
         self._name = name
-        self.page = page
+        self.page: str = page
 
     def _repr_html_(self) -> str:
         """Return the page in a frame of its own, which keeps its style from the notebook's."""
