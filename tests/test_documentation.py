@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import builtins
 import inspect
 import re
 import sys
@@ -40,6 +41,7 @@ def programs(page: Path) -> list[tuple[int, str, str | None]]:
 
 async def run_cell(block, namespace):
     """Run a block as IPython does: with ``await`` where there is any, else as a plain program."""
+    namespace["__builtins__"] = builtins  # a function looks for them there
     result = FunctionType(block, namespace)()
     if inspect.iscoroutine(result):
         await result

@@ -216,7 +216,8 @@ async def use(open_nursery):
     async with Ask().run() as handler:
         await handler.cancel()
     try:
-        await Ask(timeout=0.001).run()
+        async with Ask(timeout=0.001).run() as handler:
+            await handler
     except TimeoutError:
         pass
     else:

@@ -598,9 +598,9 @@ def keeps_a_wait(patch):
     """A step that is cancelled while it waits for an event is still waited for."""
     end = machine.Machine.end_wait
 
-    def faulty(self, wait, *, is_taken):
+    def faulty(self, wait, *, is_taken, **more):
         if is_taken:
-            end(self, wait, is_taken=is_taken)
+            end(self, wait, is_taken=is_taken, **more)
 
     patch.setattr(machine.Machine, "end_wait", faulty)
 
