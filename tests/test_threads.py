@@ -703,7 +703,7 @@ class Handler:
         self.error = None
         self.is_over = False
 
-    def send_event(self, event, step, *, question=None, id=None):
+    def send_event(self, event, step, **_named):
         self.calls.append((threading.get_ident(), event, step, variable.get()))
         if self.error is not None:
             raise self.error
