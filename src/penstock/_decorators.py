@@ -52,6 +52,7 @@ def step(
     in_process: bool = False,
     abandon_on_cancel: bool = False,
     waits_for: Sequence[type[Event]] = (),
+    release_while_waiting: bool = True,
 ) -> Callable[[F], F]: ...
 
 
@@ -69,6 +70,7 @@ def step(
     in_process: bool = False,
     abandon_on_cancel: bool = False,
     waits_for: Sequence[type[Event]] = (),
+    release_while_waiting: bool = True,
     **older: Never,
 ) -> F | Callable[[F], F]:
     """Make a method of a workflow a step.
@@ -106,6 +108,10 @@ def step(
         waits_for: The event classes that this step waits for with ``ctx.wait_for_event``.
             ``handler.send_event`` then takes such an event at any time, and keeps one that comes
             early. A ``HumanResponseEvent`` needs no declaration.
+        release_while_waiting: While the step waits for an event from outside, or for a child
+            that does, let another invocation run in its place (and give up its place in
+            ``limiter``); it takes a place again before it continues. False where
+            ``num_workers=1`` is used as a lock.
         **older: None; options of LlamaIndex Workflows are told with the new spelling.
 
     Raises:
@@ -125,6 +131,7 @@ def step(
         in_process=in_process,
         abandon_on_cancel=abandon_on_cancel,
         waits_for=_event_classes(waits_for),
+        release_while_waiting=release_while_waiting,
         is_free=workflow is not None,
     )
 

@@ -69,6 +69,8 @@ class StepOptions:
     abandon_on_cancel: bool = False
     #: The classes that it waits for in its middle, and that may come from outside for it.
     waits_for: tuple[type[Event], ...] = ()
+    #: Whether others get its place while it waits for an event from outside.
+    release_while_waiting: bool = True
     catches: Catching | None = None
     #: Whether it is a function outside of the class, without ``self``.
     is_free: bool = False

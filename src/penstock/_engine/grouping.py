@@ -8,11 +8,12 @@ from penstock._engine.lineage import SLACK, Group
 
 
 if TYPE_CHECKING:
-    from collections import deque
+    from collections import OrderedDict, deque
     from collections.abc import Callable
 
     from penstock._backends import Inbox
     from penstock._engine.joins import Collection, Slots
+    from penstock._engine.waits import Absence
     from penstock._events import Event
     from penstock._steps import Step
 
@@ -21,6 +22,7 @@ class Station:
     """A step within one run: its inbox and how many work at it."""
 
     __slots__ = (
+        "away",
         "collections",
         "delayed",
         "inbox",
@@ -28,6 +30,7 @@ class Station:
         "limit",
         "pending",
         "ready",
+        "returning",
         "running",
         "slots",
         "step",
@@ -38,10 +41,15 @@ class Station:
         self.step = step
         self.index = step.index
         self.limit = step.num_workers
-        #: Workers that run it or are about to.
+        #: Workers that run it or are about to. More than the limit where one was cancelled in its
+        #: wait, and had to continue at once.
         self.running = 0
-        #: Deliveries that wait: those for workers about to start, and, when no more may start,
-        #: the rest in the inbox, which is opened only then.
+        #: Invocations that have given up their place, and those of them that want one again.
+        self.away = 0
+        self.returning: OrderedDict[Absence, None] | None = None
+        #: Why a worker that is done must come to :meth:`Machine.take`. Deliveries that wait: those
+        #: for workers about to start, and, when no more may start, the rest in the inbox, which is
+        #: opened only then. Then those that return; and the workers that are too many.
         self.pending = 0
         #: Made when it is needed: of many runs at once, each object counts.
         self.ready: list[tuple[Any, Group | None]] | deque[tuple[Any, Group | None]] | None = None
@@ -52,6 +60,17 @@ class Station:
         self.unmatched: Slots | None = None
         #: Deliveries that wait for the time of their next attempt, each with its group.
         self.delayed: dict[Any, Group | None] | None = None
+
+    @property
+    def in_inbox(self) -> int:
+        """How many deliveries wait in the inbox."""
+        others = len(self.ready or ()) + len(self.returning or ())
+        return self.pending - others - max(self.running - self.limit, 0)
+
+    @property
+    def begun(self) -> int:
+        """How many invocations have begun, or are about to, and do not queue for their place."""
+        return self.running + self.away - len(self.returning or ())
 
 
 class Groups:

@@ -93,6 +93,7 @@ class Machine(Suspended):
         self.still = self.waits = self.answered = self.unheard = EMPTY
         self.questions = None
         self.strict = self.branch_waits = self.strict_waits = self.outside_waits = 0
+        self.held_up = 0
         self._number = 0
         self.has_asked = False
         #: How often which step has returned None without declaring it.
@@ -269,8 +270,19 @@ class Machine(Suspended):
     # -- workers come and go -----------------------------------------------------------------
 
     def take(self, station: Station) -> Delivery | None:
-        """Give a worker of ``station`` its next delivery, the oldest, or send it home."""
-        while station.pending and not self.is_draining:
+        """Give a worker of ``station`` its next delivery, the oldest, or send it home.
+
+        An invocation that wants its place again comes first, and goes on in its own task.
+        """
+        while station.pending:
+            if station.running > station.limit:
+                station.pending -= 1
+                break
+            if station.returning:
+                self.let_return(station)
+                return None
+            if self.is_draining:
+                break
             station.pending -= 1
             if station.ready:
                 ready = station.ready
@@ -459,7 +471,7 @@ class Machine(Suspended):
         for station in self.stations:
             if station.inbox is not None:
                 ready = list(station.ready or ())
-                waiting = station.pending - len(ready)
+                waiting = station.in_inbox
                 station.ready = ready + [station.inbox.take() for _ in range(waiting)]
                 station.inbox.close()
                 station.inbox = None

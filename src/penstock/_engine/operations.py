@@ -14,7 +14,7 @@ from penstock._engine.attempts import Record
 from penstock._engine.diagnosis import is_stuck
 from penstock._engine.lineage import Group
 from penstock._engine.waiting import wait_for
-from penstock._engine.waits import Wait
+from penstock._engine.waits import Absence, Wait
 from penstock._engine.worker import Worker, is_step_of
 from penstock._errors import WorkflowRuntimeError
 from penstock._events import (
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from penstock._graph import Graph
     from penstock._observe import Observer
     from penstock._retries import Attempts, RetryInfo
+    from penstock._steps import Step
     from penstock._store import StateStore
     from penstock._streams import EventLog
 
@@ -53,7 +54,15 @@ _SHALLOW = 20
 class Operations:
     """The part of a run that its steps call."""
 
-    __slots__ = ("_children", "_invocations", "_retried", "_store", "busy_children")
+    __slots__ = (
+        "_children",
+        "_invocations",
+        "_retried",
+        "_store",
+        "absence",
+        "busy_children",
+        "lender",
+    )
 
     if TYPE_CHECKING:  # what the run has, and these operations use
         clock: Clock
@@ -64,6 +73,9 @@ class Operations:
         outcome: Outcome
         run_id: str
         busy_children: int
+        #: Of a child: the worker that waits for it, and the place that this gives up meanwhile.
+        lender: Worker | None
+        absence: Absence | None
         _backend: Backend | None
         _children: dict[Any, Context[Any]]
         _invocations: int
@@ -262,8 +274,18 @@ class Operations:
         wait.is_outside = self.graph.is_answerable(kind) if is_outside is None else is_outside
         if machine.questions is not None:
             self._adopt_question(machine, wait, record)
-        if not wait.is_outside and timeout is None:
-            wait.is_strict = self._is_strict(backend, context)
+        worker = _worker_of(backend, context)
+        if worker is not None and not wait.is_outside:
+            # Whether no timer of the step's own can let it go on.
+            near = self.clock.is_nearer
+            wait.is_strict = timeout is None and not near(backend.current_effective_deadline())
+            worker = None
+        elif worker is not None:
+            step: Any = worker.step
+            if step.options.release_while_waiting and worker.absence is None:
+                wait.station = machine.stations[step.index]
+            else:
+                worker = None
         try:
             event = await wait_for(
                 wait,
@@ -273,6 +295,7 @@ class Operations:
                 ask=partial(self._ask, waiter_event),
                 is_over=self.outcome.has_ended,
                 timeout=timeout,
+                worker=worker,
             )
         finally:
             if machine.startable:
@@ -299,16 +322,13 @@ class Operations:
         """Return a number that stands for what a wait is for, in every process."""
         return wait.content_key(self.content_key)
 
-    def _is_strict(self, backend: Backend, context: Context[Any]) -> bool:
-        """Whether the step itself waits, and no timer of its own can let it go on."""
-        worker = current_cleanup.get()
-        return (
-            isinstance(worker, Worker)
-            and worker.context is context
-            and worker.step is not None
-            and (worker.step.runs_in == "thread" or backend.current_task() is worker.task)
-            and not self.clock.is_nearer(backend.current_effective_deadline())
-        )
+    def note_rest(self) -> None:
+        """Take note that a step waits for a place to continue, or that a worker went home."""
+        if self._machine is not None and self._machine.strict:
+            self.check_stuck()
+        self.idle_changed()
+        if self.draining is not None:
+            self.check_drained()
 
     def _claim_early(self, machine: Machine, wait: Wait) -> None:
         """Take over an answer that came to a parent before anybody in here waited for it."""
@@ -328,6 +348,8 @@ class Operations:
             self._publish(question)  # it is open for as long as the wait is
         else:
             self.publish(question)
+        if self._machine is not None and self._machine.startable:
+            self.start_soon()  # the place that the step has given up
         if self._machine is not None and self._machine.strict:
             self.check_stuck()
         self.idle_changed()
@@ -446,18 +468,53 @@ class Operations:
         self._children = self._children or {}
         self._children[child] = context
         self.busy_children += 1
+        self._offer_place(child, context)
         self.idle_changed()  # it may be idle for another child of the same step
+        result: Any = None
+        failure: Exception | None = None
         try:
-            return await handler
-        finally:
-            if child.rests_in_parent:
-                child.rests_in_parent = False
-                self.live()[1].end_rest(context, is_strict=False)
-            else:
-                self.busy_children -= 1
-            del self._children[child]
-            child.log.forward = child.log.outer = child._parent = None
+            result = await handler
+        except Exception as error:  # noqa: BLE001 - raised when the step has its place again
+            failure = error
+        except BaseException:
+            self._end_child(child, context)
+            if child.lender is not None:
+                child.lender.is_back(self.live()[1], child.absence)
             self.idle_changed()
+            raise
+        self._end_child(child, context)
+        self.idle_changed()
+        try:
+            if child.absence is not None and child.absence.is_away:
+                backend, machine = self.live()
+                await child.lender.reclaim(backend, machine, child.absence)
+                self.idle_changed()
+            if failure is not None:
+                raise failure
+        finally:
+            child.lender = child.absence = None
+            del failure  # or this frame and its exception keep each other alive
+        return result
+
+    def _end_child(self, child: Any, context: Context[Any]) -> None:
+        if child.rests_in_parent:
+            child.rests_in_parent = False
+            self.live()[1].end_rest(context, is_strict=False)
+        else:
+            self.busy_children -= 1
+        del self._children[child]
+        child.log.forward = child.log.outer = child._parent = None
+
+    def _offer_place(self, child: Any, context: Context[Any]) -> None:
+        """Have a step give up its place as soon as the child that it waits for is idle."""
+        backend, machine = self.live()
+        worker = _worker_of(backend, context)
+        if worker is None or worker.absence is not None:
+            return
+        step = cast("Step", worker.step)
+        if step.options.release_while_waiting:
+            child.absence = Absence(machine.stations[step.index], backend.waiter())
+            child.lender = worker
 
     def _check_depth(self, handler: Any) -> None:
         """Refuse a child, while there is still room for it, whose frames would not fit in the stack.
@@ -529,6 +586,20 @@ class Operations:
         """Count an invocation that an observer is told of."""
         self._invocations += 1
         return self._invocations
+
+
+def _worker_of(backend: Backend, context: Context[Any]) -> Worker | None:
+    """Return the worker of a step that itself calls its context; None if a task of it does."""
+    worker: Any = current_cleanup.get()
+    if (
+        worker.__class__ is Worker  # no call: thousands may wait
+        and worker.context is context
+        and worker.step is not None
+        and (worker.step.runs_in == "thread" or backend.current_task() is worker.task)
+    ):
+        found: Worker = worker
+        return found
+    return None
 
 
 def _record_of(context: Context[Any]) -> Record:

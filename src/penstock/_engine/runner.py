@@ -160,6 +160,7 @@ class Runner(Steering):
         #: How many of them do not wait for an event from outside.
         self.busy_children = 0
         self.rests_in_parent = False
+        self.lender = self.absence = None
         #: How many deliveries wait for the time of their next attempt.
         self.timers = 0
         self._due = 0.0
@@ -334,6 +335,8 @@ class Runner(Steering):
         """Run steps one after the other for as long as there is a next one for this task."""
         if delivery is None and self._machine is not None and not self.outcome.status:
             delivery = self._machine.take(station)
+            if delivery is None and self._machine.still:
+                self.note_rest()  # what it was to begin, another has taken
         if delivery is None:
             return
         backend, machine = self._backend, self._machine

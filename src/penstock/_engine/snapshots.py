@@ -348,7 +348,7 @@ def _waiting(station: Station) -> Iterator[tuple[Any, Group | None]]:
     yield from ready
     if station.inbox is not None:
         inbox = station.inbox
-        waiting = [inbox.take() for _ in range(station.pending - len(ready))]
+        waiting = [inbox.take() for _ in range(station.in_inbox)]
         for delivery in waiting:
             inbox.put(delivery)
         yield from waiting

@@ -111,7 +111,13 @@ class Steering(Operations):
         if self.draining is None or self.outcome.status or machine is None:
             return
         resting = self.at_rest()
-        active = (w for w in self._workers if w.step is not None and not w.is_waiting)
+        active = (
+            worker
+            for worker in self._workers
+            if not (worker.step is None or worker.is_waiting)
+            # One that queues for its place continues when one that has a place ends.
+            and (worker.absence is None or not worker.absence.is_queued)
+        )
         if any(id(w.context or w) not in resting for w in active):
             return
         self.cancel(self.draining)
@@ -409,6 +415,13 @@ class Steering(Operations):
             if is_idle:
                 self.busy_children -= 1
                 machine.begin_rest(context, is_strict=False)
+                lender, absence = child.lender, child.absence
+                if lender is not None and absence is not None and lender.absence is None:
+                    machine.leave_place(absence)
+                    lender.absence = absence
+                    if lender.turn is not None:
+                        lender.turn.give_up()
+                    self.start_soon()
             else:
                 self.busy_children += 1
                 machine.end_rest(context, is_strict=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from penstock._engine.grouping import Station
     from penstock._engine.lineage import Group
-    from penstock._engine.waits import Wait
+    from penstock._engine.waits import Absence, Wait
     from penstock._events import Event
     from penstock._graph import Graph, Route
 
@@ -34,6 +35,7 @@ class Suspended(Groups):
         "answered",
         "early",
         "has_asked",
+        "held_up",
         "outside_waits",
         "questions",
         "still",
@@ -64,6 +66,9 @@ class Suspended(Groups):
         waits: dict[Wait, object]
         answered: dict[Wait, object]
         early: EarlyAnswers | tuple[()]
+        #: How many of the answered ones queue for a place, and so do not go on yet.
+        held_up: int
+        is_draining: bool
         #: The open waits by what they wait for, where they are many.
         _index: WaitIndex | None
         _number: int
@@ -80,9 +85,9 @@ class Suspended(Groups):
     @property
     def is_at_rest(self) -> bool:
         """Whether every invocation that has begun waits in its middle, and no other may begin."""
-        if not self.still or self.startable or self.answered:
+        if not self.still or self.startable or len(self.answered) > self.held_up:
             return False
-        return sum(s.running + len(s.delayed or ()) for s in self.stations) == len(self.still)
+        return sum(s.begun + len(s.delayed or ()) for s in self.stations) == len(self.still)
 
     def begin_rest(self, step: object, *, is_strict: bool) -> None:
         """Take note that ``step`` waits in its middle."""
@@ -116,6 +121,72 @@ class Suspended(Groups):
             self.branch_waits -= 1
             self.end_rest(step, is_strict=True)
 
+    # -- places ---------------------------------------------------------------------------------
+
+    def leave_place(self, absence: Absence) -> None:
+        """Give the place of an invocation that begins to wait to the next that needs one."""
+        station = absence.station
+        assert station is not None
+        station.running -= 1
+        station.away += 1
+        absence.is_away = True
+        if not station.pending:
+            return
+        if station.running >= station.limit:
+            station.pending -= 1  # it was one too many
+        elif station.returning:
+            station.running += 1
+            self.let_return(station)
+        elif not self.is_draining:
+            station.running += 1
+            self.startable.append(station)
+
+    def let_return(self, station: Station) -> None:
+        """Give a place, which counts already, to the invocation that has waited longest for it."""
+        assert station.returning is not None
+        absence, _ = station.returning.popitem(last=False)
+        if not station.returning:
+            station.returning = None
+        station.pending -= 1
+        station.away -= 1
+        absence.is_away = False
+        self.held_up -= absence.event is not None
+        absence.waiter.wake()
+
+    def reclaim_place(self, absence: Absence) -> None:
+        """Have an invocation get a place again, at once or as soon as there is one."""
+        station = absence.station
+        assert station is not None
+        if station.running < station.limit:
+            station.running += 1
+            station.away -= 1
+            absence.is_away = False
+            return
+        if station.returning is None:
+            station.returning = OrderedDict()
+        station.returning[absence] = None
+        station.pending += 1
+        self.held_up += absence.event is not None
+
+    def force_place(self, absence: Absence) -> None:
+        """Have an invocation that was cancelled count again at once: its clean-up runs now.
+
+        That may be one more than the limit; then the next worker that is done goes home.
+        """
+        station = absence.station
+        assert station is not None
+        if absence.is_queued:
+            assert station.returning is not None
+            del station.returning[absence]
+            if not station.returning:
+                station.returning = None
+            station.pending -= 1
+            self.held_up -= absence.event is not None
+        station.running += 1
+        station.away -= 1
+        absence.is_away = False
+        station.pending += station.running > station.limit
+
     # -- waiting for events --------------------------------------------------------------------
 
     def begin_wait(self, step: object, wait: Wait) -> None:
@@ -135,6 +206,8 @@ class Suspended(Groups):
         self.strict_waits += wait.is_strict
         self.outside_waits += wait.is_outside
         self.begin_rest(step, is_strict=wait.is_strict)
+        if wait.station is not None:
+            self.leave_place(wait)
         if self._index is not None:
             self._index.add(wait)
         elif len(self.waits) > FEW:
@@ -224,6 +297,8 @@ class Suspended(Groups):
         self.answered[wait] = step
         wait.event = event
         wait.is_from_outside = from_outside
+        if wait.is_away:
+            self.reclaim_place(wait)  # in the order of the answers
         wait.waiter.wake()
 
     def _note_unheard(self, event: Event) -> None:

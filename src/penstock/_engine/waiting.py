@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from penstock._backends import Backend
     from penstock._engine.machine import Machine
+    from penstock._engine.worker import Worker
     from penstock._engine.waits import Wait
     from penstock._events import Event
 
@@ -27,11 +28,20 @@ async def wait_for(
     ask: Callable[[], None],
     is_over: Callable[[], bool],
     timeout: float | None,  # noqa: ASYNC109 - whose message tells what was waited for
+    worker: Worker | None,
 ) -> Event:
-    """See :meth:`penstock.Context.wait_for_event`; ``ask`` is called once the wait is known."""
+    """See :meth:`penstock.Context.wait_for_event`.
+
+    ``ask`` is called once the wait is known. A ``worker`` gives up its place meanwhile.
+    """
     await backend.checkpoint_if_cancelled()
     machine.begin_wait(step, wait)
-    is_taken = False
+    if wait.is_away:
+        assert worker is not None
+        worker.absence = wait
+        if worker.turn is not None:
+            worker.turn.give_up()
+    is_taken = is_late = False
     try:
         ask()
         if wait.is_over:
@@ -44,10 +54,18 @@ async def wait_for(
             with backend.cancel_scope(deadline=wait.due):
                 while not wait.is_over:
                     await wait.waiter.wait()
+        if wait.event is None:
+            is_late = True
+        elif worker is not None and (wait.is_away or worker.turn is not None):
+            await worker.come_back(backend, wait)
         is_taken = wait.is_over
     finally:
+        if not is_late and worker is not None:
+            worker.is_back(machine, wait)
         machine.end_wait(wait, is_taken=is_taken, is_over=is_over())
     if wait.event is None:
+        if worker is not None:
+            await worker.reclaim(backend, machine, wait)
         msg = f"no {wait!r} came within {timeout:g} s"
         raise WorkflowTimeoutError(msg, timeout)
     return wait.event

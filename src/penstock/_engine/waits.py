@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from penstock._backends import Waiter
+    from penstock._engine.grouping import Station
     from penstock._events import Event
 
 
@@ -46,7 +47,32 @@ def is_plain(value: object) -> bool:
     return False
 
 
-class Wait:
+class Absence:
+    """An invocation that may give up its place at its station, until it continues.
+
+    Args:
+        station: Its station; None where it keeps its place.
+        waiter: What wakes it.
+    """
+
+    __slots__ = ("event", "is_away", "station", "waiter")
+
+    def __init__(self, station: Station | None, waiter: Waiter) -> None:
+        self.station = station
+        self.waiter = waiter
+        #: Whether it has given up its place and has none again.
+        self.is_away = False
+        #: The event that it waited for, once that is there.
+        self.event: Event | None = None
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether it could continue, and waits for a place."""
+        station = self.station
+        return station is not None and bool(station.returning) and self in station.returning
+
+
+class Wait(Absence):
     """A step that waits for an event in its middle: ``ctx.wait_for_event``.
 
     Args:
@@ -59,7 +85,6 @@ class Wait:
         "adopted",
         "asks",
         "due",
-        "event",
         "is_from_outside",
         "is_outside",
         "is_strict",
@@ -68,13 +93,14 @@ class Wait:
         "question",
         "requirements",
         "since",
-        "waiter",
     )
 
     def __init__(self, kind: type[Event], requirements: Mapping[str, Any], waiter: Waiter) -> None:
+        self.station = None
+        self.waiter = waiter
+        self.is_away = False
         self.kind = kind
         self.requirements = requirements
-        self.waiter = waiter
         #: What it publishes, and whether that is a question, which is open as long as this is.
         self.question: Event | None = None
         self.asks = False
@@ -89,8 +115,8 @@ class Wait:
         self.is_strict = False
         #: Its place in the order in which the waits of a run began.
         self.number = 0
-        #: The event, once it is there, and whether it came from outside.
-        self.event: Event | None = None
+        self.event = None
+        #: Whether the event came from outside.
         self.is_from_outside = False
 
     @property

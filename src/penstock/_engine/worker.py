@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from penstock._backends import Backend
     from penstock._engine.holding import StepResources
     from penstock._engine.lineage import Group
+    from penstock._engine.machine import Machine
+    from penstock._engine.waits import Absence
     from penstock._observe import Observer
     from penstock._steps import Step
 
@@ -46,6 +48,8 @@ class Run(RunOperations, Protocol):
 
     def note_delivery(self, error: BaseException) -> bool: ...
 
+    def note_rest(self) -> None: ...
+
     def step_resources(self, context: Context[Any]) -> StepResources: ...
 
 
@@ -55,6 +59,7 @@ class Worker:
     __slots__ = (
         "_run",
         "_variables",
+        "absence",
         "began_at",
         "context",
         "event",
@@ -64,6 +69,7 @@ class Worker:
         "progress",
         "step",
         "task",
+        "turn",
         "was_interrupted",
     )
 
@@ -87,6 +93,10 @@ class Worker:
         self.is_waiting = False
         #: The step's own clock, while a step with a timeout runs.
         self.progress: _Progress | None = None
+        #: While it has given up its place, what is known of that; and its place in the step's
+        #: limiter, which it gives up as well.
+        self.absence: Absence | None = None
+        self.turn: Place | None = None
         #: What the step has opened, and not closed.
         self.opened: list[Closable] | None = None
 
@@ -94,6 +104,7 @@ class Worker:
         """Let go of the run: the worker and its context variables hold each other."""
         del self._variables, self._run
         self.step = self.event = self.group = self.context = self.task = None
+        self.absence = self.turn = None
 
     def add(self, resource: Closable) -> None:
         """Have ``resource`` closed when the step ends."""
@@ -105,6 +116,49 @@ class Worker:
         """Forget ``resource``."""
         if self.opened is not None and resource in self.opened:
             self.opened.remove(resource)
+
+    # -- its place while it waits -----------------------------------------------------------------
+
+    async def come_back(self, backend: Backend, absence: Absence) -> None:
+        """Wait for its place, and then for that in the step's limiter.
+
+        The step's timeout counts neither. Cancelled, it has not got what it waited for. It is a
+        checkpoint only where it waits.
+        """
+        step, turn = self.step, self.turn
+        has_turn = turn is None or turn.is_held
+        if not absence.is_away and has_turn:
+            return  # noqa: ASYNC910
+        is_timed = step is not None and not (step.timeout is step.options.idle_timeout is None)
+        progress = self.progress if is_timed else None
+        if progress is not None:
+            progress.pause()
+        try:
+            if absence.is_away:
+                self._run.note_rest()
+            while absence.is_away:
+                await absence.waiter.wait()
+            if turn is not None and not turn.is_held:
+                await turn.regain()
+        finally:
+            if progress is not None:
+                progress.proceed()
+
+    def is_back(self, machine: Machine, absence: Absence) -> None:
+        """Have it continue in any case: where it has no place, because it was cancelled."""
+        if absence.is_away:
+            machine.force_place(absence)
+        if self.absence is absence:
+            self.absence = None
+
+    async def reclaim(self, backend: Backend, machine: Machine, absence: Absence) -> None:
+        """Get its place again; cancelled, it has it at once. A checkpoint only where it waits."""
+        try:
+            if absence.is_away:
+                machine.reclaim_place(absence)
+            await self.come_back(backend, absence)
+        finally:
+            self.is_back(machine, absence)
 
     def invoke(
         self, backend: Backend, step: Step, event: Any, group: Group | None
@@ -183,11 +237,14 @@ class Worker:
         limiter: Any = step.options.limiter
         if limiter is None:
             return await self._equip(backend, step, event, context)
-        place = _Place(limiter) if hasattr(limiter, "acquire_on_behalf_of") else limiter
-        if serves_one_loop(limiter):
-            place = OfOneLoop(limiter, place, step.label)
+        place = place_in(limiter, step)
+        self.turn = place if isinstance(place, Place) else None
+        entered = OfOneLoop(limiter, place, step.label) if serves_one_loop(limiter) else place
         equip = partial(self._equip, backend, step, event, context)
-        return await self._in_turn(backend, place, lambda _: equip())
+        try:
+            return await self._in_turn(backend, entered, lambda _: equip())
+        finally:
+            self.turn = None
 
     async def _in_turn(
         self, backend: Backend, manager: Any, function: Callable[[Any], Awaitable[Any]]
@@ -340,23 +397,59 @@ class Worker:
             run.observer.step_ended(run.run_id, step.name, number, result, error)
 
 
-class _Place:
-    """A place in a capacity limiter, of one invocation.
+class Place:
+    """A place in a limiter, of one invocation, which can be given up and regained.
 
-    Not of its task, as ``async with limiter`` has it: a step of a child may run in the task of the
-    step that waits for the child.
+    In a capacity limiter it is not that of its task, as ``async with limiter`` has it: a step of a
+    child may run in the task of the step that waits for the child.
     """
 
-    __slots__ = ("_limiter",)
+    __slots__ = ("_limiter", "is_held")
 
     def __init__(self, limiter: Any) -> None:
         self._limiter = limiter
+        #: Whether it has the place now.
+        self.is_held = False
 
     async def __aenter__(self) -> None:
-        await self._limiter.acquire_on_behalf_of(self)
+        await self.regain()
 
     async def __aexit__(self, *_: object) -> None:
-        self._limiter.release_on_behalf_of(self)
+        if self.is_held:  # cancelled before it had the place again, it has none
+            self.give_up()
+
+    async def regain(self) -> None:
+        """Wait for a place. A checkpoint; cancelled, it has none."""
+        limiter = self._limiter
+        if hasattr(limiter, "acquire_on_behalf_of"):
+            await limiter.acquire_on_behalf_of(self)
+        else:
+            await limiter.acquire()
+        self.is_held = True
+
+    def give_up(self) -> None:
+        """Give the place to the next."""
+        self.is_held = False
+        if hasattr(self._limiter, "release_on_behalf_of"):
+            self._limiter.release_on_behalf_of(self)
+        else:
+            self._limiter.release()
+
+
+def place_in(limiter: Any, step: Step) -> Any:
+    """Return what to enter for an invocation of ``step``: a :class:`Place` if that can be given up.
+
+    It can in a capacity limiter; in a semaphore of Trio, AnyIO or asyncio; and in a lock of these
+    where one task takes it and gives it back. What else a context manager does, a rate limiter or
+    one of the user's, belongs to the whole invocation.
+    """
+    if hasattr(limiter, "acquire_on_behalf_of"):
+        return Place(limiter)
+    kinds = {kind.__name__ for kind in type(limiter).__mro__}
+    is_lock = "Lock" in kinds and step.runs_in == "loop"
+    if serves_one_loop(limiter) and (is_lock or "Semaphore" in kinds):
+        return Place(limiter)
+    return limiter
 
 
 class _Progress:

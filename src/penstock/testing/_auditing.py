@@ -346,10 +346,13 @@ def _audit_machine(
     groups: list[Group | None] = [invocation.group for invocation in halted]
     for station in machine.stations:
         ready, delayed = station.ready or [], station.delayed or {}
-        if station.inbox is not None or station.pending != len(ready):
+        if station.inbox is not None or station.in_inbox:
             yield f"{station.step.label} has {station.pending} pending, and {len(ready)} are there"
-        if not 0 <= station.running <= station.limit:
+        begun = sum(invocation.step is station.step for invocation in halted) + has_stopped
+        if not 0 <= station.running <= max(station.limit, begun):
             yield f"{station.step.label} has {station.running} of {station.limit} workers"
+        if station.away or station.returning:
+            yield f"{station.step.label} has {station.away} away"
         waiting += sum(group is None or not group.is_cancelled for _, group in ready)
         laid_aside += len(delayed)
         groups += [*(group for _, group in ready), *delayed.values()]

@@ -8,7 +8,7 @@ import attrs
 
 from penstock._backends import current_backend
 from penstock._context import outer_context
-from penstock._engine.worker import _Place
+from penstock._engine.worker import Place, place_in
 from penstock._errors import WorkflowRuntimeError
 from penstock.testing._records import StepInvocation, WorkflowTestResult
 from penstock.testing._running import check_workflow, open_session
@@ -67,8 +67,11 @@ class _Gates:
         #: The context of the last invocation of each worker that came to its gate.
         self._met: dict[Worker, Context[Any] | None] = {}
 
-    async def pass_through(self, step: Step) -> None:  # noqa: ASYNC910 - a new one is closed
-        """Stand at the gate of a step until it opens. A checkpoint; cancelled, nobody stands."""
+    async def pass_through(self, step: Step) -> Worker:  # noqa: ASYNC910 - a new one is closed
+        """Stand at the gate of a step until it opens, and return who stood there.
+
+        A checkpoint; cancelled, nobody stands.
+        """
         worker = next(
             worker
             for worker in self._runner._workers
@@ -88,6 +91,7 @@ class _Gates:
                 if held in line:
                     line.remove(held)
             self._tell()
+        return worker
 
     def is_still(self) -> bool:
         """Whether somebody stands at a gate, and nothing else gets on by itself."""
@@ -98,7 +102,7 @@ class _Gates:
         if any(map(_is_cancelled, held)):
             return False  # it is about to leave
         resting = self._runner.at_rest()
-        return sum(station.running for station in machine.stations) == len(held) + len(resting)
+        return sum(station.begun for station in machine.stations) == len(held) + len(resting)
 
     def first(self) -> _Held:
         """Return who is to be let through next."""
@@ -130,11 +134,13 @@ class _Gate:
         self._places: dict[object, Any] = {}
 
     async def __aenter__(self) -> None:
-        await self._gates.pass_through(self.step)
+        worker = await self._gates.pass_through(self.step)
         limiter = self._limiter
         if limiter is not None:
-            place = _Place(limiter) if hasattr(limiter, "acquire_on_behalf_of") else limiter
+            place = place_in(limiter, self.step)
             await place.__aenter__()
+            if isinstance(place, Place):
+                worker.turn = place
             self._places[current_backend().current_task()] = place
 
     async def __aexit__(self, *exc_info: object) -> None:  # noqa: ASYNC910
