@@ -486,8 +486,8 @@ class Operations:
         self.idle_changed()
         try:
             if child.absence is not None and child.absence.is_away:
-                backend, machine = self.live()
-                await child.lender.reclaim(backend, machine, child.absence)
+                _, machine = self.live()
+                await child.lender.reclaim(machine, child.absence)
                 self.idle_changed()
             if failure is not None:
                 raise failure

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @enable_ki_protection
-async def wait_for(
+async def wait_for(  # noqa: C901, PLR0912 - one frame: thousands may wait
     wait: Wait,
     step: object,
     *,
@@ -57,7 +57,7 @@ async def wait_for(
         if wait.event is None:
             is_late = True
         elif worker is not None and (wait.is_away or worker.turn is not None):
-            await worker.come_back(backend, wait)
+            await worker.come_back(wait)
         is_taken = wait.is_over
     finally:
         if not is_late and worker is not None:
@@ -65,7 +65,7 @@ async def wait_for(
         machine.end_wait(wait, is_taken=is_taken, is_over=is_over())
     if wait.event is None:
         if worker is not None:
-            await worker.reclaim(backend, machine, wait)
+            await worker.reclaim(machine, wait)
         msg = f"no {wait!r} came within {timeout:g} s"
         raise WorkflowTimeoutError(msg, timeout)
     return wait.event

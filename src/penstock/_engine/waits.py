@@ -68,8 +68,8 @@ class Absence:
     @property
     def is_queued(self) -> bool:
         """Whether it could continue, and waits for a place."""
-        station = self.station
-        return station is not None and bool(station.returning) and self in station.returning
+        returning = None if self.station is None else self.station.returning
+        return returning is not None and self in returning
 
 
 class Wait(Absence):

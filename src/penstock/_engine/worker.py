@@ -119,7 +119,7 @@ class Worker:
 
     # -- its place while it waits -----------------------------------------------------------------
 
-    async def come_back(self, backend: Backend, absence: Absence) -> None:
+    async def come_back(self, absence: Absence) -> None:
         """Wait for its place, and then for that in the step's limiter.
 
         The step's timeout counts neither. Cancelled, it has not got what it waited for. It is a
@@ -151,12 +151,12 @@ class Worker:
         if self.absence is absence:
             self.absence = None
 
-    async def reclaim(self, backend: Backend, machine: Machine, absence: Absence) -> None:
+    async def reclaim(self, machine: Machine, absence: Absence) -> None:
         """Get its place again; cancelled, it has it at once. A checkpoint only where it waits."""
         try:
             if absence.is_away:
                 machine.reclaim_place(absence)
-            await self.come_back(backend, absence)
+            await self.come_back(absence)
         finally:
             self.is_back(machine, absence)
 
