@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from penstock._backends import Backend
     from penstock._engine.machine import Machine
-    from penstock._engine.worker import Worker
     from penstock._engine.waits import Wait
+    from penstock._engine.worker import Worker
     from penstock._events import Event
 
 
