@@ -231,7 +231,7 @@ class Operations:
     # -- waiting -----------------------------------------------------------------------------
 
     @enable_ki_protection
-    async def wait_for(
+    async def wait_for(  # noqa: C901 - one frame: thousands may wait
         self,
         context: Context[Any],
         kind: type[Event],
@@ -252,19 +252,10 @@ class Operations:
         again = record.again
         left: float | None = None
         if again.received or again.left:
-            key = wait.content_key(self.content_key)
-            events = again.received.get(key)
-            if events:  # an attempt before this one has asked, and had its answer
-                event = wait.event = events.pop(0)
-                record.received.append(wait)
-                try:
-                    await backend.checkpoint()
-                except BaseException:  # cancelled, it has taken no event
-                    record.received.remove(wait)
-                    events.insert(0, event)
-                    raise
-                return event
-            if times := again.left.get(key):
+            if await self._receive_again(backend, record, wait):
+                assert wait.event is not None
+                return wait.event
+            if times := again.left.get(wait.content_key(self.content_key)):
                 left = times.pop(0)
         if timeout is not None:
             wait.due = backend.current_time() + (timeout if left is None else min(left, timeout))
@@ -303,6 +294,21 @@ class Operations:
             self.idle_changed()
         record.received.append(wait)
         return event
+
+    async def _receive_again(self, backend: Backend, record: Record, wait: Wait) -> bool:  # noqa: ASYNC910 - not where there is none
+        """Give a wait what an attempt before this one has had; return whether there was anything."""
+        events = record.again.received.get(wait.content_key(self.content_key))
+        if not events:
+            return False  # noqa: ASYNC910
+        event = wait.event = events.pop(0)
+        record.received.append(wait)
+        try:
+            await backend.checkpoint()
+        except BaseException:  # cancelled, it has taken no event
+            record.received.remove(wait)
+            events.insert(0, event)
+            raise
+        return True
 
     def _adopt_question(self, machine: Machine, wait: Wait, record: Record) -> None:
         """Have a wait take over a question: of the run before, or one that its step has published."""
