@@ -13,6 +13,8 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
+from importlib.metadata import version
 from pathlib import Path
 
 import anyio
@@ -305,6 +307,9 @@ async def test_cancel_kills_the_process_and_what_it_started(pipe):
         time.sleep(0.001)
 
 
+ANYIO = tuple(int(part) for part in version("anyio").split(".")[:2])
+
+
 @every_loop
 async def test_a_native_cancellation_kills_the_process_as_well(pipe):
     """P1: ``Task.cancel()`` waits for the end of the process too, however often it comes."""
@@ -420,10 +425,17 @@ def test_a_loop_that_is_closed_by_hand_leaves_no_process():
     number = loop.run_until_complete(pid())
     assert loop.run_until_complete(pid()) == number
     loop.close()
+    left = weakref.ref(loop)
     del loop
-    while is_alive(number):  # a thread that has started it may have to let go of the loop
-        time.sleep(0.001)
+    for _ in range(1000):  # a thread that has started it may have to let go of the loop
         gc.collect()
+        if not is_alive(number):
+            break
+        time.sleep(0.001)
+    if left() is not None and ANYIO < (4, 16):
+        pytest.skip("this AnyIO keeps a loop that was closed by hand")
+
+    assert not is_alive(number)
 
 
 @pytest.mark.parametrize("what", ["idle", "in a step"])
