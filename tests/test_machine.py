@@ -288,6 +288,8 @@ class Token:
         self.carried = carried
         self.frame = frame
         self.state = "waits"
+        #: Whether it has given up its place, and has none again.
+        self.is_away = False
         #: What it has sent that is kept back.
         self.kept: list[tuple[Event, Group, Frame]] = []
 
@@ -307,6 +309,10 @@ class Model:
         #: The waits of steps that are open, in the order in which they began; what each got.
         self.waits: list[Wait] = []
         self.got: dict[Wait, Event] = {}
+        #: The waits whose steps have given up their place and want one again, in that order.
+        self.returning: list[Wait] = []
+        #: The waits of steps that have given up their place.
+        self.away: dict[Wait, Token] = {}
         self.early: list[Event] = []
         self.parts: dict[Any, dict[type[Event], list[tuple[Event, Frame | None]]]] = {}
         self.fired: Counter[str] = Counter()
@@ -323,8 +329,7 @@ class Model:
         if frame is not None and frame.is_cancelled:
             return
         for wait in [wait for wait in self.waits if wait.fits(carried)]:
-            self.waits.remove(wait)
-            self.got[wait] = carried
+            self.answer(wait, carried)
         for name, how in self.plan.takers[type(carried)]:
             if how == "one":
                 self.add(name, carried, frame)
@@ -345,10 +350,33 @@ class Model:
         """Give an answer from outside to the first wait that it fits, or keep it."""
         for wait in self.waits:
             if wait.fits(carried):
-                self.waits.remove(wait)
-                self.got[wait] = carried
-                return
+                return self.answer(wait, carried)
         self.early.insert(0 if in_front else len(self.early), carried)
+        return None
+
+    def answer(self, wait: Wait, carried: Event) -> None:
+        self.waits.remove(wait)
+        self.got[wait] = carried
+        self.reclaim(wait)
+
+    def reclaim(self, wait: Wait) -> None:
+        """A step that has given up its place for this wait wants one again."""
+        if wait in self.away:
+            self.returning.append(wait)
+
+    def settle_places(self) -> None:
+        """See which steps have a place again: those that have waited for one the longest."""
+        let_in = [wait for wait in self.returning if not wait.is_away]
+        for wait in let_in:
+            name = self.away[wait].at
+            line = [other for other in self.returning if self.away[other].at == name]
+            assert line[0] is wait, "they return in order"
+            self.come_back(wait)
+
+    def come_back(self, wait: Wait) -> None:
+        self.away.pop(wait).is_away = False
+        if wait in self.returning:
+            self.returning.remove(wait)
 
     def collect(self, ending: Frame, carried: Event) -> None:
         if ending.got is None:
@@ -407,6 +435,7 @@ class Model:
 
     def start(self, name: str, carried: Any) -> Token:
         """The machine has given ``carried`` to a worker: it has to be the oldest that waits."""
+        assert not any(self.away[wait].at == name for wait in self.returning), "they come first"
         oldest = self.waiting(name)[0]
         if isinstance(carried, Event):
             assert oldest.carried is carried
@@ -414,9 +443,13 @@ class Model:
             assert type(oldest.carried) is type(carried)
             assert len(oldest.carried) == len(carried)
             assert all(one is other for one, other in zip(oldest.carried, carried, strict=True))
+        assert self.at_work(name) < self.plan.limits[name]
         oldest.state = "runs"
-        assert len(self.running(name)) <= self.plan.limits[name]
         return oldest
+
+    def at_work(self, name: str) -> int:
+        """Count those that run and have a place."""
+        return sum(not token.is_away for token in self.running(name))
 
 
 class Woken:
@@ -462,6 +495,9 @@ class Driver:
         #: What was cancelled while it ran.
         self.told: set[Token] = set()
         self.made = 0
+        #: How many were cancelled without a place in this turn; how many have had one, by step.
+        self.forced: Counter[str] = Counter()
+        self.before: Counter[str] = Counter()
 
     def open_inbox(self) -> Inbox:
         self.inboxes.append(Inbox())
@@ -508,6 +544,7 @@ class Driver:
 
     def goes_on(self, delivery: Delivery | None) -> None:
         """Take note of what a worker was given, and of what is to be started beside it."""
+        self.model.settle_places()
         if delivery is not None:
             station, carried, group = delivery
             token = self.model.start(station.step.name, carried)
@@ -520,7 +557,10 @@ class Driver:
     def ends(self, index: int) -> tuple[Station, Any, Group | None, Token]:
         for wait, waiting in [*self.waits.items()]:
             if waiting is self.running[index][1]:
-                self.end_wait(wait)
+                self.end_wait(wait, may_be_late=False)
+        for wait, waiting in [*self.model.away.items()]:
+            if waiting is self.running[index][1]:
+                self.force(wait)
         (station, carried, group), token = self.running.pop(index)
         if group is not None and group.track is not None:
             del group.track.running[token]
@@ -537,6 +577,9 @@ class Driver:
             needs["tags"] = self.chooser.one_of([[], [1], "plain"])
         wait = Wait(kind, needs, Woken())
         wait.is_outside = self.graph.is_answerable(kind)
+        gives_place = not token.is_away and bool(self.chooser.number(0, 2))
+        if gives_place:
+            wait.station = self.machine.stations[self.graph.index[token.at]]
         self.waits[wait] = token
         found = next((early for early in self.model.early if wait.fits(early)), None)
         if found is None:
@@ -544,10 +587,29 @@ class Driver:
         else:
             self.model.early.remove(found)
             self.model.got[wait] = found
+        if gives_place and found is None:
+            token.is_away = True
+            self.model.away[wait] = token
         self.machine.begin_wait(token, wait)
+        assert wait.is_away == token.is_away or not gives_place
+        self.goes_on(None)
 
-    def end_wait(self, wait: Wait) -> None:
-        """Have a step go on with what it waited for, or give the waiting up."""
+    def force(self, wait: Wait) -> None:
+        """Cancel a step that has no place: it goes on at once."""
+        event("was cancelled in the line" if wait.is_queued else "was cancelled as it was away")
+        name = self.model.away[wait].at
+        self.forced[name] += 1
+        self.model.come_back(wait)
+        self.machine.force_place(wait)
+
+    def end_wait(self, wait: Wait, *, may_be_late: bool = True) -> None:
+        """Have a step go on with what it waited for, or give the waiting up.
+
+        A step without a place is cancelled, or has waited for too long: then it wants one again.
+        """
+        is_late = wait.is_away and wait.event is None and may_be_late and self.chooser.number(0, 1)
+        if wait.is_away and not is_late:
+            self.force(wait)
         del self.waits[wait]
         got = self.model.got.pop(wait, None)
         is_taken = bool(self.chooser.number(0, 2))
@@ -557,6 +619,11 @@ class Driver:
             self.model.give_first(got, in_front=True)
         event("went on with an event" if got is not None else "gave a wait up")
         self.machine.end_wait(wait, is_taken=is_taken)
+        if is_late:
+            event("waited for too long")
+            self.model.reclaim(wait)
+            self.machine.reclaim_place(wait)
+        self.goes_on(None)
 
     def receive(self) -> None:
         """Have an answer come from outside."""
@@ -721,18 +788,31 @@ class Driver:
     def compare(self) -> None:
         """Nothing is lost, nothing waits in vain, and the books agree with what is there."""
         model, machine = self.model, self.machine
+        model.settle_places()
         assert machine.alive == len(model.tokens)
         for station in machine.stations:
             name = station.step.name
             waiting = [token.carried for token in model.waiting(name)]
             about_to_start = self.starting.count(station)
             lined_up = [*(station.ready or ()), *(station.inbox.items if station.inbox else ())]
-            assert station.pending == len(lined_up)
+            queued = [wait for wait in model.returning if model.away[wait].at == name]
+            assert [*(station.returning or ())] == queued
+            assert station.away == sum(token.at == name for token in model.away.values())
+            too_many = max(station.running - station.limit, 0)
+            assert station.pending == len(lined_up) + len(queued) + too_many
+            assert station.in_inbox == (len(station.inbox.items) if station.inbox else 0)
             assert len(waiting) == sum(g is None or not g.is_cancelled for _, g in lined_up)
-            assert station.running == len(model.running(name)) + about_to_start
-            assert station.running <= station.limit == self.plan.limits[name]
+            assert station.running == model.at_work(name) + about_to_start
+            # Only what is cancelled goes on without a place, and what ends then makes no room.
+            most = max(station.limit, self.before[name] + self.forced[name])
+            assert station.running <= most
+            assert station.limit == self.plan.limits[name]
+            self.before[name] = station.running
             # Nothing waits in vain: it has a worker on its way, or all are busy.
-            assert about_to_start >= len(waiting) or station.running == station.limit
+            assert about_to_start >= len(waiting) or station.running >= station.limit
+            assert not queued or station.running >= station.limit
+        self.forced.clear()
+        assert machine.held_up == sum(wait.event is not None for wait in model.returning)
         for (_, _, group), token in self.running:
             around = list(group.upward()) if group is not None else []
             frames = list(token.frame.chain()) if token.frame is not None else []
