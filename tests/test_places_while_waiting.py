@@ -14,6 +14,7 @@ from penstock import (
     Event,
     HumanResponseEvent,
     InputRequiredEvent,
+    RateLimiter,
     StartEvent,
     StepTimeoutError,
     StopEvent,
@@ -22,6 +23,7 @@ from penstock import (
     WorkflowTimeoutError,
     step,
 )
+from penstock.testing import step_through
 
 
 MEMBERS = 10
@@ -582,5 +584,75 @@ def test_child_that_asks_gives_the_place_of_its_step(backend):
                 handler.send_event(Answer(n=n))
             assert await handler == [*range(MEMBERS)]
         assert workflow.most == WORKERS
+
+    run_virtually(backend, main)
+
+
+class Kept:
+    """A limiter of the user's own, of which nothing is known but how it is entered."""
+
+    def __init__(self):
+        self.lock = anyio.Lock()
+
+    async def __aenter__(self):
+        await self.lock.acquire()
+
+    async def __aexit__(self, *exception):
+        self.lock.release()
+
+
+async def answer_one_by_one(handler, count=MEMBERS):
+    for _ in range(count):
+        await until_asked(handler, 1)
+        assert handler.status in ("idle", "running")
+        handler.send_event(Answer(n=handler.questions[0].event.n))
+    assert await handler == [*range(count)]
+
+
+@on_each_backend
+def test_step_keeps_its_place_while_it_holds_what_others_wait_for(backend):
+    """They would wait for that in its place, and it for a place: nothing would ever go on."""
+
+    async def edit(ctx, n):
+        async with ctx.store.edit_state():
+            await Meeting.wait(None, ctx, n)
+
+    async def main():
+        async with limited(Kept())().run() as handler:
+            await answer_one_by_one(handler)
+        async with Meeting(ask=edit).run() as handler:
+            await answer_one_by_one(handler)
+
+    run_virtually(backend, main)
+
+
+@on_each_backend
+def test_rate_limiter_counts_what_begins(backend):
+    """One that continues takes no second token."""
+
+    async def main():
+        began = anyio.current_time()
+        async with limited(RateLimiter(1, per=10))().run() as handler:
+            await anyio.sleep(95)
+            assert len(handler.questions) == MEMBERS
+            for n in range(MEMBERS):
+                handler.send_event(Answer(n=n))
+            assert await handler == [*range(MEMBERS)]
+        assert anyio.current_time() - began == 95
+
+    run_virtually(backend, main)
+
+
+@on_each_backend
+def test_run_that_is_stepped_through_gives_places_too(backend):
+    """What the gates of the tests count agrees with what is away."""
+
+    async def main():
+        begun = []
+        answers = {Question: lambda question: Answer(n=question.n)}
+        async with step_through(Meeting(), answers=answers) as steps:
+            begun = [call.step async for call in steps]
+        assert begun.count("work") == MEMBERS
+        assert steps.result.result == [*range(MEMBERS)]
 
     run_virtually(backend, main)

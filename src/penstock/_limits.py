@@ -423,6 +423,11 @@ class OfOneLoop:
                 use.count -= 1
 
 
+def leaves_nothing(limiter: object) -> bool:
+    """Whether those who have entered a limiter hold nothing that others wait for."""
+    return getattr(limiter, "holds_nothing", False) or isinstance(limiter, RateLimiter)
+
+
 def serves_one_loop(limiter: object) -> bool:
     """Whether a limiter is one of Trio, AnyIO or asyncio, which know nothing of other threads."""
     return type(limiter).__module__.partition(".")[0] in ("trio", "anyio", "asyncio")

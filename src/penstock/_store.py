@@ -263,6 +263,10 @@ class StateStore(Generic[StateT]):
 
     # -- the turns of the writers
 
+    def is_written_by(self, task: object) -> bool:
+        """Whether a task is inside its own :meth:`edit_state` block; for the engine."""
+        return self._writer is not None and self._writer is task
+
     async def _breathe(self, backend: Backend) -> None:
         if perf_counter() - self._pace > TURN:
             await backend.checkpoint()

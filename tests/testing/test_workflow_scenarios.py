@@ -569,13 +569,13 @@ def keeps_a_worker(patch):
 
 def keeps_a_slot(patch):
     """A step that is cancelled does not give back its place in the limiter."""
-    leave = worker._Place.__aexit__
+    leave = worker.Place.__aexit__
 
     async def faulty(self, kind, *more):
         if kind is None:
             await leave(self, kind, *more)
 
-    patch.setattr(worker._Place, "__aexit__", faulty)
+    patch.setattr(worker.Place, "__aexit__", faulty)
 
 
 def keeps_the_gate(patch):

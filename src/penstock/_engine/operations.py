@@ -24,6 +24,7 @@ from penstock._events import (
     StopEvent,
 )
 from penstock._exceptions import note_once, short
+from penstock._limits import leaves_nothing
 from penstock._streams import check_publishable
 
 
@@ -273,7 +274,10 @@ class Operations:
             worker = None
         elif worker is not None:
             step: Any = worker.step
-            if step.options.release_while_waiting and worker.absence is None:
+            is_free = step.options.limiter is None and self._store is None
+            if worker.absence is None and (
+                step.options.release_while_waiting if is_free else self._may_leave(worker)
+            ):
                 wait.station = machine.stations[step.index]
             else:
                 worker = None
@@ -515,12 +519,23 @@ class Operations:
         """Have a step give up its place as soon as the child that it waits for is idle."""
         backend, machine = self.live()
         worker = _worker_of(backend, context)
-        if worker is None or worker.absence is not None:
-            return
-        step = cast("Step", worker.step)
-        if step.options.release_while_waiting:
-            child.absence = Absence(machine.stations[step.index], backend.waiter())
+        if worker is not None and worker.absence is None and self._may_leave(worker):
+            index = cast("Step", worker.step).index
+            child.absence = Absence(machine.stations[index], backend.waiter())
             child.lender = worker
+
+    def _may_leave(self, worker: Worker) -> bool:
+        """Whether a step may give up its place, so far as it holds nothing that others wait for.
+
+        They would wait for it with its place, and it for a place.
+        """
+        options = cast("Step", worker.step).options
+        limiter: Any = options.limiter
+        return (
+            options.release_while_waiting
+            and (self._store is None or not self._store.is_written_by(worker.task))
+            and (limiter is None or worker.turn is not None or leaves_nothing(limiter))
+        )
 
     def _check_depth(self, handler: Any) -> None:
         """Refuse a child, while there is still room for it, whose frames would not fit in the stack.

@@ -348,8 +348,9 @@ def _audit_machine(
         ready, delayed = station.ready or [], station.delayed or {}
         if station.inbox is not None or station.in_inbox:
             yield f"{station.step.label} has {station.pending} pending, and {len(ready)} are there"
-        begun = sum(invocation.step is station.step for invocation in halted) + has_stopped
-        if not 0 <= station.running <= max(station.limit, begun):
+        # Cancelled in its wait, an invocation continues beside those that have got its place.
+        forced = sum(invocation.step is station.step for invocation in halted) + has_stopped
+        if not 0 <= station.running <= station.limit + forced:
             yield f"{station.step.label} has {station.running} of {station.limit} workers"
         if station.away or station.returning:
             yield f"{station.step.label} has {station.away} away"

@@ -10,6 +10,7 @@ from penstock._backends import current_backend
 from penstock._context import outer_context
 from penstock._engine.worker import Place, place_in
 from penstock._errors import WorkflowRuntimeError
+from penstock._limits import leaves_nothing
 from penstock.testing._records import StepInvocation, WorkflowTestResult
 from penstock.testing._running import check_workflow, open_session
 from penstock.testing._session import Expectations, given_to
@@ -132,6 +133,11 @@ class _Gate:
         self.step = step
         self._limiter: Any = step.options.limiter
         self._places: dict[object, Any] = {}
+
+    @property
+    def holds_nothing(self) -> bool:
+        """Whether those who have passed the gate hold nothing that others wait for."""
+        return self._limiter is None or leaves_nothing(self._limiter)
 
     async def __aenter__(self) -> None:
         worker = await self._gates.pass_through(self.step)
