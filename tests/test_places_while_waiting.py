@@ -656,3 +656,44 @@ def test_run_that_is_stepped_through_gives_places_too(backend):
         assert steps.result.result == [*range(MEMBERS)]
 
     run_virtually(backend, main)
+
+
+@on_each_backend
+def test_child_that_queues_behind_idle_ones_waits_for_people_too(backend):
+    """``num_concurrent_runs`` of the child: its parent is idle as long as those inside are."""
+
+    async def main():
+        asking = Asking(num_concurrent_runs=2)
+
+        async def ask(ctx, n):
+            assert await ctx.run_child(asking, n=n) == n
+
+        options = {"timeout": 60, "timeout_excludes_waiting": True}
+        workflow = Meeting(ask=ask, **options)
+        async with workflow.run() as handler:
+            events = handler.stream_events(expose_internal=True)
+            for left in range(MEMBERS, 0, -2):
+                await until_asked(handler, 2)
+                assert handler.status == "idle"
+                assert len(workflow.begun) == MEMBERS
+                await anyio.sleep(3600)
+                first, second = (question.event.n for question in handler.questions)
+                handler.send_event(Answer(n=first))
+                assert handler.status == "running"
+                await anyio.sleep(0.5)
+                assert handler.status == "running"
+                handler.send_event(Answer(n=second))
+                await anyio.sleep(1.5)
+                assert handler.status == ("idle" if left > 2 else "completed")
+            assert await handler == [*range(MEMBERS)]
+            told = [type(event) async for event in events]
+        assert told.count(WorkflowIdleEvent) >= MEMBERS / 2
+        door = asking._Workflow__options.gate.door()
+        assert (door.inside, door.waiting, door.idle, door.queued) == (0, 0, set(), {})
+        # Cancelled while it queues, it leaves nothing behind.
+        async with workflow.run() as handler:
+            await until_asked(handler, 2)
+            handler.cancel()
+        assert (door.inside, door.waiting, door.idle, door.queued) == (0, 0, set(), {})
+
+    run_virtually(backend, main)

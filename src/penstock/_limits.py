@@ -283,6 +283,10 @@ class Gate:
         await door.enter(backend)
         return door
 
+    def door(self) -> Door:
+        """Return the door of the running event loop."""
+        return self._doors.here(current_backend())
+
     def _hang_door(self, line: Line) -> Door:
         return Door(line, self._limit)
 
@@ -296,14 +300,35 @@ class Door:
 
     Attributes:
         inside: How many are inside.
+        idle: Those inside that wait for an event from outside.
+        queued: What to call for each run outside that is to hear when all inside are idle, or not.
     """
 
-    __slots__ = ("_limit", "_line", "inside")
+    __slots__ = ("_limit", "_line", "_was_idle", "idle", "inside", "queued")
 
     def __init__(self, line: Line, limit: int) -> None:
         self._line = line
         self._limit = limit
         self.inside = 0
+        self.idle: set[object] = set()
+        self.queued: dict[object, Callable[[], None]] = {}
+        self._was_idle = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all that are inside wait for an event from outside."""
+        return 0 < self.inside == len(self.idle)
+
+    def note(self, guest: object, *, is_idle: bool) -> None:
+        """Take note of whether one inside is idle, and tell those outside if that matters to them."""
+        if is_idle:
+            self.idle.add(guest)
+        else:
+            self.idle.discard(guest)
+        if self.is_idle is not self._was_idle:
+            self._was_idle = not self._was_idle
+            for tell in tuple(self.queued.values()):
+                tell()
 
     def __repr__(self) -> str:
         return f"<Door: {self.inside} of {self._limit} inside, {self.waiting} waiting>"

@@ -161,6 +161,9 @@ class Runner(Steering):
         self.busy_children = 0
         self.rests_in_parent = False
         self.lender = self.absence = None
+        #: The door of its workflow that it waits at, as a child; and the one that it is inside of.
+        self._line: Door | None = None
+        self._door: Door | None = None
         #: How many deliveries wait for the time of their next attempt.
         self.timers = 0
         self._due = 0.0
@@ -207,7 +210,10 @@ class Runner(Steering):
         if interruption is None and backend.is_natively_cancelled() and not was_cancelled:
             interruption = backend.Cancelled()  # AnyIO before 4.16 forgets it beside one of its own
         if door is not None:
+            self._door = None
+            door.idle.discard(self)
             door.leave()
+            door.note(self, is_idle=False)
         self._conclude(backend, interruption)
         if issubclass(type(self.outcome.error), URGENT):
             interruption = self.outcome.error
@@ -223,8 +229,26 @@ class Runner(Steering):
         with backend.cancel_scope() as self._queue:
             if self.outcome.status:
                 return None
-            return await gate.enter()
+            if self._parent is not None:
+                self._line = gate.door()
+                self._line.queued[self] = self._note_turn
+                self._note_turn()
+            try:
+                door = await gate.enter()
+            finally:
+                if self._line is not None:
+                    del self._line.queued[self]
+                    self._line = None
+                    self._note_turn()
+            self._door = door
+            door.note(self, is_idle=False)
+            return door
         return None
+
+    def _note_turn(self) -> None:
+        """Have the parent know whether this run waits for others that wait for people."""
+        if self._parent is not None:
+            self._parent.child_idle_changed(self)
 
     async def _run_with_resources(self, backend: Backend) -> None:
         from penstock._engine.keeping import ResourceScope  # noqa: PLC0415 - not everybody needs it
@@ -347,7 +371,10 @@ class Runner(Steering):
         worker.task = task = backend.current_task()
         handlers = self.graph.handlers
         log = self.log
-        tells_idle = self.options.excludes_waiting or self._parent is not None
+        options = self.options
+        tells_idle = (
+            options.excludes_waiting or self._parent is not None or options.gate is not None
+        )
         self._due = perf_counter() + TURN  # a worker that begins has just been given its turn
         try:
             while True:
