@@ -731,6 +731,88 @@ async def children_that_ask(trial):
     return await host(trial, Parent(books), answers=answers)
 
 
+class LoopLimiter:
+    """A capacity limiter of one in whatever event loop runs."""
+
+    def __init__(self) -> None:
+        self.limiter: Any = None
+
+    async def acquire_on_behalf_of(self, borrower: object) -> None:
+        await self.limiter.acquire_on_behalf_of(borrower)
+
+    def release_on_behalf_of(self, borrower: object) -> None:
+        self.limiter.release_on_behalf_of(borrower)
+
+    async def __aenter__(self) -> None:
+        raise AssertionError
+
+    async def __aexit__(self, *exception: object) -> None:
+        raise AssertionError
+
+
+ONE_AT_A_TIME = LoopLimiter()
+
+
+class Heard(Event):
+    number: int
+
+
+class Council(Workflow[list[int]]):
+    """More members than workers: those that wait give their places, and a place in a limiter."""
+
+    def __init__(self, books: Any, **options: Any) -> None:
+        super().__init__(**options)
+        self.books = books
+
+    @step
+    async def begin(self, ev: StartEvent) -> list[Item]:
+        return [Item(number=n) for n in range(5)]
+
+    @step(num_workers=2, waits_for=[ToChild])
+    async def ask(self, ctx: Context, ev: Item) -> Done:
+        await self.hear(ctx, f"asked {ev.number}")
+        return Done(number=ev.number)
+
+    @step(num_workers=2, limiter=ONE_AT_A_TIME, waits_for=[ToChild])
+    async def ask_again(self, ctx: Context, ev: Done) -> Heard | None:
+        with anyio.move_on_after(0.7):
+            await self.hear(ctx, f"again {ev.number}")
+        return Heard(number=ev.number)
+
+    async def hear(self, ctx: Context, name: str) -> None:
+        self.books.begun += 1
+        try:
+            needs = {"to": name}
+            await ctx.wait_for_event(ToChild, Question(text=name), requirements=needs)
+            await anyio.sleep(0.3)
+        finally:
+            try:
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(0.1)
+            finally:
+                self.books.ended += 1
+
+    @step
+    async def end(self, evs: list[Heard]) -> StopEvent:
+        return StopEvent(result=sorted(ev.number for ev in evs))
+
+
+def places_are_given_back(outcome):
+    books = outcome.state.books
+    assert books.begun == books.ended
+    assert not ONE_AT_A_TIME.limiter.statistics().borrowers
+    if (result := result_of(outcome)) is not None:
+        assert result == [*range(5)]
+
+
+@checked_by(sees(places_are_given_back))
+async def places_given_up(trial):
+    books = trial.state.books = Books()
+    ONE_AT_A_TIME.limiter = anyio.CapacityLimiter(1)
+    answers = {Question: lambda question: ToChild(text="yes", to=question.text)}
+    return await host(trial, Council(books), answers=answers)
+
+
 # -- people ---------------------------------------------------------------------------------------
 
 

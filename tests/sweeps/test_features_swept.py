@@ -51,6 +51,7 @@ SCENARIOS = [
     flows.entries_of_limits,
     flows.runs_at_a_time,
     flows.children_that_ask,
+    flows.places_given_up,
     flows.answers_early_and_late,
     flows.answers_from_threads,
     flows.snapshot_where_struck,
@@ -68,6 +69,7 @@ WITH_CLEANUP = [
     flows.limiters_of_a_step,
     flows.runs_at_a_time,
     flows.children_that_ask,
+    flows.places_given_up,
     flows.stepped_run,
 ]
 
@@ -78,6 +80,7 @@ WITH_STEPS = [
     flows.steps_in_threads,
     flows.limiters_of_a_step,
     flows.children_that_ask,
+    flows.places_given_up,
     flows.answers_early_and_late,
     flows.snapshot_where_struck,
     flows.replies_that_stream,

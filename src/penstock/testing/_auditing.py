@@ -124,7 +124,7 @@ class Watch:
 
         async def call(*arguments: Any) -> Any:
             self.working[step.name] += 1
-            if self.working[step.name] > step.num_workers:
+            if self.working[step.name] - self._away(step) > step.num_workers:
                 self.problems.append(f"more than {step.num_workers} at a time ran {step.label}")
             try:
                 with self.trial.target(f"step:{step.name}"):
@@ -146,6 +146,11 @@ class Watch:
 
         plans = tuple((place, self._plan(plan)) for place, plan in step.resources)
         return attrs.evolve(step, function=call, elsewhere=None, resources=plans)
+
+    def _away(self, step: Step) -> int:
+        """Return how many invocations of a step have given up their place for as long as they wait."""
+        machine = self.runner._machine
+        return 0 if machine is None else machine.stations[step.index].away
 
     def is_of_target(self, error: BaseException | None) -> bool:
         """Whether a failure came of a step that was cancelled by itself."""
