@@ -278,7 +278,7 @@ class Questions(Workflow):
 
 async def answer_all(handler: Any, asked: list[str], until: float = math.inf) -> None:
     """Answer each question by its name in capitals, until the given time."""
-    with anyio.move_on_at(until):
+    with anyio.CancelScope(deadline=until):
         async for event in handler.stream_events():
             if isinstance(event, InputRequiredEvent):
                 asked.append(event.prefix)

@@ -23,6 +23,7 @@ from penstock import (
     WorkflowValidationError,
     step,
 )
+from tests.helpers import wait_until_idle
 
 
 pytestmark = pytest.mark.anyio
@@ -380,3 +381,41 @@ async def test_answer_that_nothing_takes_yet_is_told_to_readers():
 
         assert await handler == 1
     assert told == [1]
+
+
+# -- through a parent ---------------------------------------------------------------------------------
+
+
+class Parcel(Event):
+    text: str
+
+
+class Deeper(Workflow):
+    @step(waits_for=[Parcel])
+    async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        parcel = await ctx.wait_for_event(Parcel, requirements={"text": "mine"})
+        return StopEvent(result=parcel.text)
+
+
+class Deep(Workflow):
+    @step
+    async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=await ctx.run_child(Deeper()))
+
+
+class Top(Workflow):
+    @step
+    async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=await ctx.run_child(Deep()))
+
+
+@pytest.mark.anyio
+async def test_an_event_of_any_class_reaches_the_wait_of_a_child():
+    """A6: what is sent to a run goes to a wait of a child, or of its child, if it is open and fits."""
+    async with Top().run() as handler:
+        await wait_until_idle()
+        with pytest.raises(WorkflowRuntimeError, match="Parcel"):
+            handler.send_event(Parcel(text="of another"))
+        handler.send_event(Parcel(text="mine"))
+
+        assert await handler == "mine"

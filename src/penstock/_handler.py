@@ -14,7 +14,7 @@ from penstock._engine.runner import Runner, current_scope
 from penstock._engine.worker import is_step_of
 from penstock._errors import WorkflowRuntimeError, brief, unknown_name
 from penstock._events import StopEvent
-from penstock._exceptions import set_trace, short, urgent_leaf
+from penstock._exceptions import is_cancellation, set_trace, short, urgent_leaf
 from penstock._owners import SPELLINGS, Begins, NurseryLike, TaskGroupLike, Unwound
 from penstock._questions import APPLIED, REPEATED, Acknowledgement, OpenQuestion
 from penstock._scope import WorkflowScope, lasting, leave_nursery, left_elsewhere, settle
@@ -220,6 +220,8 @@ class WorkflowHandler(Generic[R]):
         if is_elsewhere:
             self._cancel("its block was left in another task")
         elif error is not None:
+            if is_cancellation(error, backend.Cancelled):
+                self._note_owner_cancelled()
             self._cancel(f"its block was left by {type(error).__name__}")
         if is_elsewhere or manager is None:
             raised = await self._outlast()  # noqa: ASYNC102 - it shields itself
@@ -416,6 +418,9 @@ class WorkflowHandler(Generic[R]):
 
     def _cancel(self, reason: str) -> None:
         self._runner.cancel(reason)
+
+    def _note_owner_cancelled(self) -> None:
+        self._runner.outcome.is_owner_cancelled = True
 
     def _detach_readers(self) -> None:
         self._runner.log.detach_all()

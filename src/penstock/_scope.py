@@ -11,7 +11,7 @@ from weakref import ref
 from penstock._backends import current_backend, enable_ki_protection
 from penstock._engine.runner import current_scope
 from penstock._errors import WorkflowRuntimeError
-from penstock._exceptions import note_once, raise_first, short, single, urgent_leaf
+from penstock._exceptions import is_cancellation, note_once, raise_first, short, single, urgent_leaf
 
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ class OwnedRun(Protocol):
 
     def _cancel(self, reason: str) -> None: ...
 
+    def _note_owner_cancelled(self) -> None: ...
+
     def _detach_readers(self) -> None: ...
 
     def _has_failed(self) -> bool: ...
@@ -160,6 +162,9 @@ class WorkflowScope:
                 current_scope.reset(self._token)
         if error is not None:
             reason = f"its scope was left by {type(error).__name__}"
+            if is_cancellation(error, backend.Cancelled):
+                for run in self._runs:
+                    run._note_owner_cancelled()
         raised = await self._end(reason, is_elsewhere=is_elsewhere)  # noqa: ASYNC102 - as a nursery's
         failure = self._failure()
         if is_elsewhere:

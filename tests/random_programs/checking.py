@@ -141,8 +141,10 @@ class Watched:
                 self._interrupt()
 
     def save(self, done: Counter[str]) -> None:
-        """Take a snapshot."""
-        self.saved.append(Saved(json.loads(json.dumps(self.handler.snapshot())), done))
+        """Take a snapshot, unless the run is completed and a step of it still unwinds."""
+        snapshot = json.loads(json.dumps(self.handler.snapshot()))
+        if snapshot["status"] != "completed":
+            self.saved.append(Saved(snapshot, done))
 
     def _interrupt(self) -> None:
         if self.plan.kind == "scope":

@@ -330,7 +330,8 @@ def _stage(chance: random.Random, *, depth: int, in_child: bool) -> Stage:
         body = _stages(chance, chance.randint(1, 2), depth=depth + 1, in_child=in_child)
         if chance.random() < 0.06:
             body.append(Fatal(ending=f".{chance.randint(0, 3)}"))
-        count = chance.randint(0 if depth == 0 else 1, 5 if depth == 0 else 3)
+        least = 0 if depth == 0 and not in_child else 1  # a join of nothing knows no path
+        count = chance.randint(least, 5 if depth == 0 else 3)
         return Fan(count=count, drops=chance.random() < 0.3, body=tuple(body), **common)
     if kind is Race:
         count = chance.randint(2, 5)

@@ -55,6 +55,7 @@ class Outcome:
         stop_event: The stop event that a step returned.
         error: What ``await handler`` raises.
         is_outside: Whether the run ended because what it runs in was cancelled.
+        is_owner_cancelled: Whether it was cancelled because a cancellation left its owner.
     """
 
     __slots__ = (
@@ -66,6 +67,7 @@ class Outcome:
         "_timeout",
         "error",
         "is_outside",
+        "is_owner_cancelled",
         "is_over",
         "reason",
         "status",
@@ -81,7 +83,7 @@ class Outcome:
         self._step: str | None = None
         self.status = ""
         self.is_over = False
-        self.is_outside = False
+        self.is_outside = self.is_owner_cancelled = False
         self.stop_event: StopEvent | None = None
         self.error: BaseException | None = None
         #: Its traceback when everything had unwound: each who awaits goes on from there.
@@ -125,7 +127,7 @@ class Outcome:
 
     def pass_over(self, error: BaseException) -> None:
         """Keep a failure that came in the tick of a cancellation from outside, which leaves."""
-        if self.is_outside:
+        if self.is_outside or self.is_owner_cancelled:
             self._passed_over = {*(self._passed_over or ()), id(error)}
 
     @property

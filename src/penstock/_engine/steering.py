@@ -332,7 +332,7 @@ class Steering(Operations):
         self._is_idle = False
 
     def _child_for(self, event: Event) -> Steering | None:
-        if not self._children or not isinstance(event, HumanResponseEvent) or self._expects(event):
+        if not self._children or self._expects(event):
             return None
         takers = [child for child in self._children if child.takes(event)]
         # Of several that could use it, one that has asked and got no answer yet.
@@ -346,8 +346,16 @@ class Steering(Operations):
         return machine.first_wait(event) is not None or bool(self.graph.targets(type(event)))
 
     def takes(self, event: Event) -> bool:
-        """Whether this run, or a child of it, has use for an answer."""
-        return self._expects(event) or self._child_for(event) is not None
+        """Whether this run, or a child of it, has use for what was sent to its parent.
+
+        An answer may go to a step, any other event only to a wait that is open.
+        """
+        if isinstance(event, HumanResponseEvent):
+            is_expected = self._expects(event)
+        else:
+            machine = None if self.outcome.status else self._machine
+            is_expected = machine is not None and machine.first_wait(event) is not None
+        return is_expected or self._child_for(event) is not None
 
     def answer_classes(self) -> tuple[type[HumanResponseEvent], ...]:
         """Return the classes of answers that this run, or a child of it, has use for now."""
