@@ -659,6 +659,32 @@ def test_run_that_is_stepped_through_gives_places_too(backend):
 
 
 @on_each_backend
+@pytest.mark.parametrize("kind", ["capacity", "semaphore", "lock"])
+def test_limiter_goes_with_the_place_while_a_child_asks(backend, kind):
+    """But for a lock, which only the task that has it may give up: its step keeps its place."""
+
+    async def ask(ctx, n):
+        assert await ctx.run_child(Asking(), n=n) == n
+
+    async def main():
+        limiter = make_limiter(kind)
+        async with limited(limiter)(ask=ask).run() as handler:
+            if kind == "lock":
+                for _ in range(MEMBERS):
+                    await anyio.sleep(2)
+                    [question] = handler.questions
+                    handler.send_event(Answer(n=question.event.n))
+            else:
+                await until_asked(handler)
+                assert handler.status == "idle"
+                for n in range(MEMBERS):
+                    handler.send_event(Answer(n=n))
+            assert await handler == [*range(MEMBERS)]
+
+    run_virtually(backend, main)
+
+
+@on_each_backend
 def test_child_that_queues_behind_idle_ones_waits_for_people_too(backend):
     """``num_concurrent_runs`` of the child: its parent is idle as long as those inside are."""
 

@@ -519,7 +519,11 @@ class Operations:
         """Have a step give up its place as soon as the child that it waits for is idle."""
         backend, machine = self.live()
         worker = _worker_of(backend, context)
-        if worker is not None and worker.absence is None and self._may_leave(worker):
+        if worker is None or worker.absence is not None:
+            return
+        if worker.turn is not None and worker.turn.is_of_task:
+            return  # a task of the child is the one to notice that it is idle
+        if self._may_leave(worker):
             index = cast("Step", worker.step).index
             child.absence = Absence(machine.stations[index], backend.waiter())
             child.lender = worker

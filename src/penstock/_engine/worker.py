@@ -411,6 +411,13 @@ class Place:
         #: Whether it has the place now.
         self.is_held = False
 
+    @property
+    def is_of_task(self) -> bool:
+        """Whether only the task that has taken it may give it up: that of a lock."""
+        if hasattr(self._limiter, "acquire_on_behalf_of"):
+            return False
+        return all(kind.__name__ != "Semaphore" for kind in type(self._limiter).__mro__)
+
     async def __aenter__(self) -> None:
         await self.regain()
 
