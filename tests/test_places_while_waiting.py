@@ -8,7 +8,6 @@ import anyio
 import pytest
 import trio
 
-from helpers import is_trio, on_each_backend, run_virtually, wait_until_idle
 from penstock import (
     Context,
     Event,
@@ -22,8 +21,11 @@ from penstock import (
     WorkflowIdleEvent,
     WorkflowTimeoutError,
     step,
+    testing,
 )
+from penstock._engine import runner
 from penstock.testing import step_through
+from tests.helpers import is_trio, on_each_backend, run_virtually, wait_until_idle
 
 
 MEMBERS = 10
@@ -723,3 +725,46 @@ def test_child_that_queues_behind_idle_ones_waits_for_people_too(backend):
         assert (door.inside, door.waiting, door.idle, door.queued) == (0, 0, set(), {})
 
     run_virtually(backend, main)
+
+
+# -- a graceful stop between two steps ------------------------------------------------------------------
+
+
+class Next(Event):
+    pass
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+@pytest.mark.parametrize("owner", ["own", "held"])
+def test_a_step_that_comes_to_its_limiter_when_the_run_is_drained_does_not_hold_it_up(
+    backend, seed, owner, monkeypatch
+):
+    """A step that is about to begin when the run is stopped gracefully does not begin, nor hang."""
+    monkeypatch.setattr(runner, "TURN", -1)  # a checkpoint before each step
+
+    async def main():
+        limiter = anyio.CapacityLimiter(1)
+        began = anyio.Event()
+
+        class Between(Workflow):
+            @step
+            async def begin(self, ev: StartEvent) -> Next:
+                began.set()
+                return Next()
+
+            @step(limiter=limiter)
+            async def limited(self, ev: Next) -> StopEvent:
+                await anyio.sleep(1)
+                return StopEvent()
+
+        if owner == "held":
+            limiter.acquire_on_behalf_of_nowait(main)
+        with anyio.fail_after(1000):
+            async with Between().run() as handler:
+                await began.wait()
+                await handler.cancel(after="steps")
+
+        assert handler.is_done()
+
+    testing.run_virtually(main, backend=backend, seed=seed)

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import weakref
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -351,8 +352,11 @@ async def test_cancel_while_the_process_starts():
 
 def children_of(pid):
     """Return the processes that a process has started."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(n) for task in tasks for n in (task / "children").read_text().split()]
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError):  # a thread that has just ended
+            found += [int(n) for n in (task / "children").read_text().split()]
+    return found
 
 
 @every_loop

@@ -143,6 +143,8 @@ class Watched:
     def save(self, done: Counter[str]) -> None:
         """Take a snapshot, unless the run is completed and a step of it still unwinds."""
         snapshot = json.loads(json.dumps(self.handler.snapshot()))
+        if snapshot["status"] not in ("running", "idle"):
+            done = self.fired_at or Counter()  # what is done after the end is not recorded
         if snapshot["status"] != "completed":
             self.saved.append(Saved(snapshot, done))
 

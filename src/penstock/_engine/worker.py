@@ -44,6 +44,8 @@ class Run(RunOperations, Protocol):
     #: Why nothing more is to be started, once that is so.
     draining: str | None
 
+    def check_drained(self) -> None: ...
+
     def number_invocation(self) -> int: ...
 
     def note_delivery(self, error: BaseException) -> bool: ...
@@ -251,6 +253,8 @@ class Worker:
     ) -> Any:
         """Call ``function`` within ``manager``, unless the run is drained while that is entered."""
         self.is_waiting = True
+        if self._run.draining is not None:
+            self._run.check_drained()  # it may have been the last that was about to begin
         try:
             async with manager as place:
                 if self._run.draining is None:
