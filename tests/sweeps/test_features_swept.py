@@ -6,6 +6,7 @@ what the feature promises whatever came in between. In CI of many positions a sa
 """
 
 import asyncio
+import inspect
 import math
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from anyio._backends import _asyncio as anyio_asyncio
 
 from penstock import (
     Context,
@@ -37,6 +39,13 @@ KINDS = {
     "trio": ("scope", "deadline", "interrupt"),
     "asyncio": ("scope", "native", "timeout", "deadline", "interrupt"),
 }
+
+#: Older versions of AnyIO give back the token of the task, where a native cancellation comes right
+#: after one was taken on behalf of something else, and raise a RuntimeError.
+LIMITER_FAILS_NATIVELY = "self.release()" in inspect.getsource(
+    anyio_asyncio.CapacityLimiter.acquire_on_behalf_of
+)
+NATIVE = ("native", "timeout", "interrupt")
 
 #: What may leave a scenario besides the cancellation.
 RAISES = {flows.factory_that_fails: flows.Unlucky}
@@ -142,6 +151,8 @@ def test_a_second_cancellation_finds_clean_up_at_work(scenario, backend, limit):
 def test_one_step_is_struck(scenario, backend, limit):
     """P15: one invocation is cancelled, or fails, without harm to what the others have."""
     kinds = [*KINDS[backend], "error"]
+    if scenario is flows.places_given_up and LIMITER_FAILS_NATIVELY:
+        kinds = [kind for kind in kinds if kind not in NATIVE]
     report = sweep(
         scenario,
         backends=backend,
