@@ -435,7 +435,9 @@ class Model:
 
     def start(self, name: str, carried: Any) -> Token:
         """The machine has given ``carried`` to a worker: it has to be the oldest that waits."""
-        assert not any(self.away[wait].at == name for wait in self.returning), "they come first"
+        # Those that were let in just before, in the same call, are noted after it.
+        queued = [wait for wait in self.returning if wait.is_away]
+        assert not any(self.away[wait].at == name for wait in queued), "they come first"
         oldest = self.waiting(name)[0]
         if isinstance(carried, Event):
             assert oldest.carried is carried
