@@ -325,15 +325,14 @@ class Machine(Suspended):
             route = self._output(station.index, result)
         if route is not None and route.next >= 0 and not station.pending and not self.is_draining:
             following = self.stations[route.next]
+            if self.waits:
+                self._give_to_all(result)  # a step that it answers has its place back first
             if following is station:
-                if self.waits:
-                    self._give_to_all(result)
-                return station, result, group
-            if not following.pending and following.running < following.limit:
+                if not station.pending:
+                    return station, result, group
+            elif not following.pending and following.running < following.limit:
                 station.running -= 1
                 following.running += 1
-                if self.waits:
-                    self._give_to_all(result)
                 return following, result, group
         self._take_result(station, group, result, route)
         if self.stop is not None:
