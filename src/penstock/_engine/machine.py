@@ -323,17 +323,17 @@ class Machine(Suspended):
         if route is None and isinstance(result, Event):
             self.graph.adopt(result, station.index)
             route = self._output(station.index, result)
-        if route is not None and route.next >= 0 and not station.pending and not self.is_draining:
+        if route is not None and route.next >= 0 and not self.is_draining:
             following = self.stations[route.next]
             if self.waits:
                 self._give_to_all(result)  # a step that it answers has its place back first
-            if following is station:
-                if not station.pending:
+            if not station.pending:
+                if following is station:
                     return station, result, group
-            elif not following.pending and following.running < following.limit:
-                station.running -= 1
-                following.running += 1
-                return following, result, group
+                if not following.pending and following.running < following.limit:
+                    station.running -= 1
+                    following.running += 1
+                    return following, result, group
         self._take_result(station, group, result, route)
         if self.stop is not None:
             return None
