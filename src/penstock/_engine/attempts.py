@@ -94,9 +94,9 @@ class Record:
         self.again = _NOTHING
         if again is not None:
             self.again = Again(None)
-            self.again.received = _copy(again.received)
-            self.again.left = _copy(again.left)
-            self.again.sent = _copy(again.sent)
+            self.again.received = copy_lists(again.received)
+            self.again.left = copy_lists(again.left)
+            self.again.sent = copy_lists(again.sent)
             self.again.collected = list(again.collected)
         #: The question that it has put on the stream itself, until it waits for the answer.
         self.asked: Asked | None = None
@@ -163,7 +163,7 @@ class Record:
             again.received.setdefault(wait.content_key(key_of), []).append(wait.event)
         for key, events in self.again.received.items():
             again.received.setdefault(key, []).extend(events)
-        again.left = _copy(self.again.left)
+        again.left = copy_lists(self.again.left)
         again.collected = [*self.told, *self.again.collected]
 
     def copy_to(self, again: Again, key_of: KeyOf, *, with_sends: bool, has_unwound: bool) -> None:
@@ -176,7 +176,7 @@ class Record:
         again.collected = [*self.told, *new, *self.again.collected]
         if not with_sends:
             return
-        again.sent = _copy(self.again.sent)
+        again.sent = copy_lists(self.again.sent)
         for key in self._gone or ():
             again.sent.setdefault(key, []).append(None)
         latest = [(key_of(event), branch) for event, branch in self.sent]
@@ -206,7 +206,8 @@ _OVER = Group(None, ())
 _OVER.is_over = True
 
 
-def _copy(found: dict[int, list[T]]) -> dict[int, list[T]]:
+def copy_lists(found: dict[int, list[T]]) -> dict[int, list[T]]:
+    """Return a copy with lists of its own, without the empty ones."""
     return {key: list(values) for key, values in found.items() if values}
 
 

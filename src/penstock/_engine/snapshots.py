@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from penstock._codec import SnapshotError
 from penstock._drafts import DictState
-from penstock._engine.attempts import Again, Interrupted, interrupted
+from penstock._engine.attempts import Again, Interrupted, copy_lists, interrupted
 from penstock._engine.lineage import meeting_point
 
 
@@ -331,8 +331,8 @@ def _again_of(item: Interrupted, key_of: KeyOf, *, has_unwound: bool) -> Again:
     again = Again(item.event if known is None else known.event)
     if known is not None:
         again.attempts, again.seed = known.attempts, known.seed
-        again.received = {key: [*events] for key, events in known.received.items()}
-        again.left = {key: [*seconds] for key, seconds in known.left.items()}
+        again.received = copy_lists(known.received)
+        again.left = copy_lists(known.left)
         again.collected = known.collected
         again.sent = known.sent
     if item.record is not None:
