@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measures penstock against the same work written by hand, and its peers."""
+"""``python -m benchmarks``: measures sluicegate against the same work written by hand, and its peers."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""What penstock costs in counts that do not depend on the machine; ``tests/test_counts.py`` pins them.
+"""What sluicegate costs in counts that do not depend on the machine; ``tests/test_counts.py`` pins them.
 
 ``python -m benchmarks._counts`` prints them: task spawns, turns of tasks, passes of the scheduler,
 scopes, nurseries, channels, waiters, Python calls and memory, for one hop, item, event or run each.
@@ -33,10 +33,10 @@ import trio
 from anyio._backends import _asyncio as anyio_on_asyncio
 from anyio.streams.memory import MemoryObjectSendStream
 
-import penstock
+import sluicegate
 from benchmarks._flows import Ask, AskInside, Chain, Ping, Pong
 from benchmarks._library import open_group
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,
@@ -45,8 +45,8 @@ from penstock import (
     Workflow,
     step,
 )
-from penstock._backends import backend_named
-from penstock._streams import TURN
+from sluicegate._backends import backend_named
+from sluicegate._streams import TURN
 
 
 Library = Literal["trio", "asyncio"]
@@ -61,7 +61,7 @@ COUNTS = {
     "nurseries": "backend.open_nursery()",
     "channels": "backend.open_inbox(), made where no delivery waits",
     "waiters": "backend.waiter(), made where nobody has to wait",
-    "own calls": "the functions of penstock that are called, listed below",
+    "own calls": "the functions of sluicegate that are called, listed below",
     "calls": "the functions that are called, listed below; those of Trio, AnyIO and asyncio count",
     "blocks": "something that is kept: a list that only grows, an object that is not let go",
     "objects": "something that is kept and that the collector has to visit each time",
@@ -263,7 +263,7 @@ def own_clock(tick: float) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         for name, module in list(sys.modules.items()):
-            if name.partition(".")[0] == "penstock" and "perf_counter" in vars(module):
+            if name.partition(".")[0] == "sluicegate" and "perf_counter" in vars(module):
                 stack.enter_context(replaced(module, "perf_counter", look))
         yield
 
@@ -637,13 +637,13 @@ class Counts:
         return [f"{n:8.2f}  {Path(c.co_filename).name}: {c.co_qualname}" for n, c in found]
 
 
-HOME = str(Path(penstock.__file__).parent)
+HOME = str(Path(sluicegate.__file__).parent)
 
 
 def is_own(code: Any) -> bool:
-    """Whether a function is one of penstock, or one that attrs made for it."""
+    """Whether a function is one of sluicegate, or one that attrs made for it."""
     name = code.co_filename
-    return name.startswith(HOME) or (name.startswith("<attrs generated") and " penstock." in name)
+    return name.startswith(HOME) or (name.startswith("<attrs generated") and " sluicegate." in name)
 
 
 def measure(library: Library, work: Work) -> Counts:

@@ -6,7 +6,7 @@ answer that takes no memory.
 
 from typing import Any
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,

@@ -184,7 +184,7 @@ def _worst(results: Results, python: str, condition: Condition, system: str, bas
 
 
 def _reached(results: Results, python: str, goal: Goal, library: Library) -> Reached:
-    system = f"penstock-{library}"
+    system = f"sluicegate-{library}"
     values = [
         _worst(results, python, condition, system, BY_HAND[library])
         for condition in goal.conditions
@@ -234,14 +234,14 @@ def _peer(results: Results, python: str, goal: Goal, system: str) -> str:
 
 
 def _plain(condition: Condition) -> Condition:
-    """Of a peer the number itself is told where of penstock it is the difference."""
+    """Of a peer the number itself is told where of sluicegate it is the difference."""
     if condition.kind != "beyond":
         return condition
     return Condition(condition.work, condition.number, "number", math.inf, unit=condition.unit)
 
 
 def _best(results: Results, python: str, goal: Goal) -> tuple[str, str]:
-    """The best peer's number for each condition, and whether penstock is ahead of it."""
+    """The best peer's number for each condition, and whether sluicegate is ahead of it."""
     texts: list[str] = []
     behind: list[str] = []
     for condition in goal.conditions:
@@ -260,7 +260,7 @@ def _best(results: Results, python: str, goal: Goal) -> tuple[str, str]:
         absolute = Condition(condition.work, condition.number, "number", math.inf)
         theirs = _worst(results, python, absolute, best, "trio")
         for library in goal.libraries:
-            mine = _worst(results, python, absolute, f"penstock-{library}", "trio")
+            mine = _worst(results, python, absolute, f"sluicegate-{library}", "trio")
             if mine > theirs:
                 behind.append(f"{number(mine / theirs)} x {PEERS[best].title} on {library}")
     if not texts:

@@ -42,7 +42,7 @@ print(json.dumps({
     "modules": [name for name in json.loads(sys.argv[2]) if util.find_spec(name)],
 }))
 """
-PACKAGES = ("penstock", "trio", "anyio", "attrs", "msgspec")
+PACKAGES = ("sluicegate", "trio", "anyio", "attrs", "msgspec")
 
 
 def cpus() -> set[int]:
@@ -117,7 +117,7 @@ class Bench:
         self._peer_limit = limit
         # Where nothing may be written beside the sources, what is being worked on would otherwise
         # be compiled at each import, and what was installed would not.
-        self._bytecode = tempfile.TemporaryDirectory(prefix="penstock-benchmarks-")
+        self._bytecode = tempfile.TemporaryDirectory(prefix="sluicegate-benchmarks-")
         kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
         self.environment = {**kept, "PYTHONPYCACHEPREFIX": self._bytecode.name}
 
@@ -130,7 +130,7 @@ class Bench:
     def compile_all(self) -> None:
         """Import everything once, so that no measured process has to compile."""
         for interpreter in self.interpreters:
-            self._import(interpreter, "benchmarks.works", "penstock", "anyio", "trio")
+            self._import(interpreter, "benchmarks.works", "sluicegate", "anyio", "trio")
         for name, peer in PEERS.items():
             if name in self.home_of_peers.peers:
                 self._import(self.home_of_peers, peer.module, f"benchmarks.peers.{name}")

@@ -6,7 +6,7 @@ from typing import Any
 
 def load(name: str) -> Any:
     """
-    Import what penstock runs on here.
+    Import what sluicegate runs on here.
 
     The works need little of it, and most has the same name in both. AnyIO is imported only where
     it is measured: a Trio program would not have it either.

@@ -27,7 +27,7 @@ module, _, name = sys.argv[1].partition(":")
 start = time.perf_counter()
 getattr(__import__(module, fromlist=["_"]), name or "__name__")
 took = time.perf_counter() - start
-assert sys.argv[1] not in ("trio", "penstock") or "anyio" not in sys.modules, "AnyIO was imported"
+assert sys.argv[1] not in ("trio", "sluicegate") or "anyio" not in sys.modules, "AnyIO was imported"
 print('{"ms": %r}' % (took * 1e3))
 """
 
@@ -150,9 +150,9 @@ def serve(module: Mapping[str, Any], argv: list[str]) -> None:
     """Run the program of one system, as in ``trio n=1000 rounds=5``, and print its numbers."""
     system, *pairs = argv
     engine, _, library = system.partition("-")
-    if engine == "penstock":
+    if engine == "sluicegate":
         lib = importlib.import_module("benchmarks._library").load(library)
-        _answer(lambda **parameters: module["with_penstock"](lib, **parameters), pairs)
+        _answer(lambda **parameters: module["with_sluicegate"](lib, **parameters), pairs)
     else:
         _answer(module[f"on_{engine}"], pairs)
 

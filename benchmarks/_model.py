@@ -9,7 +9,7 @@ from typing import Literal
 Library = Literal["trio", "asyncio"]
 
 # Who takes part besides the peers, those that are compared next to each other.
-SYSTEMS = ("penstock-trio", "trio", "penstock-asyncio", "anyio", "asyncio")
+SYSTEMS = ("sluicegate-trio", "trio", "sluicegate-asyncio", "anyio", "asyncio")
 BY_HAND: dict[Library, str] = {"trio": "trio", "asyncio": "anyio"}
 
 

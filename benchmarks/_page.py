@@ -16,8 +16,8 @@ from benchmarks.peers import PEERS
 
 
 STYLES = {
-    "penstock-trio": Style("penstock on Trio", "#0b57d0", width=2.8),
-    "penstock-asyncio": Style("penstock on asyncio", "#00857a", width=2.8),
+    "sluicegate-trio": Style("sluicegate on Trio", "#0b57d0", width=2.8),
+    "sluicegate-asyncio": Style("sluicegate on asyncio", "#00857a", width=2.8),
     "trio": Style("by hand: Trio", "#444", width=1.8),
     "anyio": Style("by hand: AnyIO on asyncio", "#444", "6 3"),
     "asyncio": Style("by hand: asyncio", "#444", "2 3"),
@@ -77,7 +77,7 @@ def page(results: Results) -> str:
     """The whole page."""
     pythons = results.pythons
     body = [
-        "<h1>penstock: benchmarks</h1>",
+        "<h1>sluicegate: benchmarks</h1>",
         _about(results),
         "<h2>The goals</h2>",
         HOW,
@@ -104,7 +104,7 @@ def page(results: Results) -> str:
         ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width"><title>penstock: benchmarks</title>'
+        '<meta name="viewport" content="width=device-width"><title>sluicegate: benchmarks</title>'
         f"<style>{STYLE_SHEET}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
     )
 

@@ -67,7 +67,7 @@ def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def costs(bench: Bench, repeats: int, tell: Callable[[str], None]) -> str:
     """What one of each costs, as a ratio to the program written by hand first."""
-    systems = ("penstock-trio", "trio", "penstock-asyncio", "anyio")
+    systems = ("sluicegate-trio", "trio", "sluicegate-asyncio", "anyio")
     pairs = dict.fromkeys((work, size) for work, size, *_ in COSTS)
     found: dict[tuple[str, int], dict[str, list[Numbers]]] = {
         pair: {name: [] for name in systems} for pair in pairs
@@ -83,7 +83,7 @@ def costs(bench: Bench, repeats: int, tell: Callable[[str], None]) -> str:
         line = [title]
         for library, by_hand in BY_HAND.items():
             mine, theirs = (
-                [each[key] for each in cells[name]] for name in (f"penstock-{library}", by_hand)
+                [each[key] for each in cells[name]] for name in (f"sluicegate-{library}", by_hand)
             )
             ratio = median(a / b for a, b in zip(mine, theirs, strict=True) if b)
             line += [number(ratio), f"{number(median(mine))} {unit}"]
@@ -108,7 +108,7 @@ def idle(bench: Bench, most: int, tell: Callable[[str], None]) -> str:
     """More and more idle runs, and what a million would take at the last rate."""
     lines = []
     for work in (BY_ID["idle_between"], BY_ID["idle_inside"]):
-        for system in ("penstock-trio", "penstock-asyncio"):
+        for system in ("sluicegate-trio", "sluicegate-asyncio"):
             before: tuple[int, float] | None = None
             for size in (size for size in IDLE if size <= most):
                 answer = _number(bench, work, size, system, or_reason=True)
@@ -189,7 +189,7 @@ def _together(bench: Bench, count: int) -> float:
     with contextlib.ExitStack() as stack:
         for _ in range(count):
             child = subprocess.Popen(
-                [bench.interpreters[0].path, "-c", WAITING, "penstock-trio", *pairs],
+                [bench.interpreters[0].path, "-c", WAITING, "sluicegate-trio", *pairs],
                 env=bench.environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -68,14 +68,14 @@ def present(results: Results, python: str) -> list[tuple[Work, int, Metric]]:
 
 
 def numbers(results: Results, python: str) -> Table:
-    """Penstock beside the programs written by hand: medians, ratios within a repeat."""
+    """Sluicegate beside the programs written by hand: medians, ratios within a repeat."""
     headings = (
         "work",
         "unit",
-        "penstock/trio",
+        "sluicegate/trio",
         "trio",
         "ratio (range)",
-        "penstock/asyncio",
+        "sluicegate/asyncio",
         "anyio",
         "ratio (range)",
         "asyncio",
@@ -85,7 +85,7 @@ def numbers(results: Results, python: str) -> Table:
     for work, size, metric in present(results, python):
         line = [title(work, size, metric), metric.unit]
         for library, by_hand in BY_HAND.items():
-            key = Key(python, work.id, size, f"penstock-{library}")
+            key = Key(python, work.id, size, f"sluicegate-{library}")
             line += [
                 number(results.value(key, metric.key)),
                 number(results.value(key._replace(system=by_hand), metric.key)),
@@ -114,23 +114,23 @@ def peer_cell(results: Results, key: Key, metric: Metric) -> str:
 
 
 def peers(results: Results, python: str) -> Table:
-    """The peers that are installed, beside penstock: numbers, and ratios to bare Trio."""
+    """The peers that are installed, beside sluicegate: numbers, and ratios to bare Trio."""
     there = [name for name in PEERS if name in results.systems(python)]
     lines = []
     for work, size, metric in present(results, python):
-        key = Key(python, work.id, size, "penstock-trio")
+        key = Key(python, work.id, size, "sluicegate-trio")
         cells = [
             peer_cell(results, key._replace(system=name), metric)
-            for name in ("penstock-trio", "penstock-asyncio", *there)
+            for name in ("sluicegate-trio", "sluicegate-asyncio", *there)
         ]
         if any(cell != "-" for cell in cells[2:]):
             lines.append([title(work, size, metric), metric.unit, *cells])
-    headings = ["work", "unit", "penstock/trio", "penstock/asyncio"]
+    headings = ["work", "unit", "sluicegate/trio", "sluicegate/asyncio"]
     return Table([*headings, *(PEERS[name].title for name in there)], lines)
 
 
 def goals(rows: Sequence[Judged]) -> Table:
-    """The goals, what the peers reach of them, and what penstock does."""
+    """The goals, what the peers reach of them, and what sluicegate does."""
     headings = (
         "work",
         "goal",
@@ -182,7 +182,7 @@ def everything(results: Results, *, goals_only: bool = False) -> str:
         text += f"what is the same on every machine\n\n{counts}\n"
     for python in results.pythons:
         if not goals_only:
-            text += f"CPython {python}: penstock and the same by hand\n\n"
+            text += f"CPython {python}: sluicegate and the same by hand\n\n"
             text += columns(numbers(results, python)) + "\n"
             if (of_peers := peers(results, python)).lines:
                 text += f"CPython {python}: the peers (x: the ratio to bare Trio)\n\n"

@@ -3,16 +3,16 @@
 from importlib import metadata
 
 
-project = "penstock"
-author = "The penstock authors"
+project = "sluicegate"
+author = "The sluicegate authors"
 copyright = f"2026, {author}"  # noqa: A001
-release = metadata.version("penstock")
+release = metadata.version("sluicegate")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 html_theme = "furo"
-html_title = f"penstock {release}"
+html_title = f"sluicegate {release}"
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]

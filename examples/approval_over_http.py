@@ -1,6 +1,6 @@
 """A person in the loop over HTTP: a server runs the workflows, somebody's browser answers.
 
-    python examples/approval_over_http.py        # needs pip install "penstock[local]"
+    python examples/approval_over_http.py        # needs pip install "sluicegate[local]"
 
 POST /runs starts a run in the server's nursery, GET /runs/{id}/events streams its events, POST
 /runs/{id}/answer answers. A client that hangs up leaves the run alone. It plays both sides.
@@ -18,8 +18,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 
-import penstock
-from penstock import (
+import sluicegate
+from sluicegate import (
     HumanResponseEvent,
     InputRequiredEvent,
     StartEvent,
@@ -42,7 +42,7 @@ class Verdict(HumanResponseEvent):
 
 class Expenses(Workflow[str]):
     @step
-    async def ask(self, ctx: penstock.Context, ev: Claim) -> StopEvent:
+    async def ask(self, ctx: sluicegate.Context, ev: Claim) -> StopEvent:
         question = InputRequiredEvent(text=f"{ev.amount} for {ev.purpose}?")
         verdict = await ctx.wait_for_event(Verdict, question)
         return StopEvent(result=f"{'paid' if verdict.approved else 'refused'} by {verdict.by}")
@@ -64,7 +64,7 @@ class ServerSentEvents(StreamingResponse):
 
 
 def make_app(nursery: trio.Nursery) -> Starlette:
-    runs: dict[str, penstock.WorkflowHandler[str]] = {}
+    runs: dict[str, sluicegate.WorkflowHandler[str]] = {}
     workflow = Expenses(timeout=60, timeout_excludes_waiting=True)
 
     async def start(request: Request) -> JSONResponse:
@@ -86,7 +86,12 @@ def make_app(nursery: trio.Nursery) -> Starlette:
     async def refuse(status: int, _: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"error": f"{type(error).__name__}: {error}"}, status)
 
-    refusals = {KeyError: 404, ValueError: 422, TypeError: 422, penstock.WorkflowRuntimeError: 409}
+    refusals = {
+        KeyError: 404,
+        ValueError: 422,
+        TypeError: 422,
+        sluicegate.WorkflowRuntimeError: 409,
+    }
     app = Starlette(exception_handlers={k: partial(refuse, v) for k, v in refusals.items()})
     app.router.add_route("/runs", start, methods=["POST"])
     app.router.add_route("/runs/{id}/events", events)

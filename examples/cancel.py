@@ -11,7 +11,7 @@ import tempfile
 
 import trio
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     StartEvent,

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import trio
 
-import penstock
-from penstock import Context, Event, StartEvent, StopEvent, Workflow, step
+import sluicegate
+from sluicegate import Context, Event, StartEvent, StopEvent, Workflow, step
 
 
 class File(Event):
@@ -107,4 +107,4 @@ async def main(root: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", nargs="?", type=Path, default=Path(__file__).parent)
-    penstock.run(main, parser.parse_args().directory)
+    sluicegate.run(main, parser.parse_args().directory)

@@ -10,8 +10,8 @@ import sys
 
 import trio
 
-import penstock
-from penstock import (
+import sluicegate
+from sluicegate import (
     Event,
     HumanResponseEvent,
     InputRequiredEvent,
@@ -69,4 +69,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    penstock.run(main)
+    sluicegate.run(main)

@@ -3,17 +3,17 @@
     python examples/streaming.py [--backend asyncio] [TOPIC]
 
 With OPENAI_API_KEY set it asks OpenAI; with OPENAI_BASE_URL set, whatever server is there (vLLM,
-Ollama, llama.cpp). With neither, a small local server that comes with penstock stands in for the
+Ollama, llama.cpp). With neither, a small local server that comes with sluicegate stands in for the
 model, over real HTTP: what it writes is nonsense, how it arrives is not.
 """
 
 import argparse
 
-import penstock
-from penstock import Context, Event, StartEvent, StopEvent, Workflow, step
-from penstock.drawing import draw_all_possible_flows
-from penstock.llms.local import stand_in_model
-from penstock.llms.openai import OpenAI
+import sluicegate
+from sluicegate import Context, Event, StartEvent, StopEvent, Workflow, step
+from sluicegate.drawing import draw_all_possible_flows
+from sluicegate.llms.local import stand_in_model
+from sluicegate.llms.openai import OpenAI
 
 
 class Outline(Event):
@@ -78,4 +78,4 @@ if __name__ == "__main__":
     parser.add_argument("--backend", choices=["trio", "asyncio"], default="trio")
     options = parser.parse_args()
     with stand_in_model(delay=0.02):
-        penstock.run(main, options.topic, backend=options.backend)
+        sluicegate.run(main, options.topic, backend=options.backend)

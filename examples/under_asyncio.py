@@ -7,7 +7,7 @@ Three ways to own a run in an asyncio program, and what ``asyncio.timeout`` does
 
 import asyncio
 
-from penstock import Context, Event, StartEvent, StopEvent, Workflow, step
+from sluicegate import Context, Event, StartEvent, StopEvent, Workflow, step
 
 
 class Tick(Event):

@@ -13,7 +13,7 @@ import anyio
 import pytest
 import trio
 
-from penstock import Context, Event, StartEvent, StopEvent, Workflow, step, testing
+from sluicegate import Context, Event, StartEvent, StopEvent, Workflow, step, testing
 
 
 # -- names --------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ class Catch:
     """Catch what comes out of a block, all but what belongs to the test itself.
 
     ``error`` is what was raised; ``one`` insists on there being one, and unwraps the groups that
-    nurseries of the test (not of penstock) put around it.
+    nurseries of the test (not of sluicegate) put around it.
     """
 
     def __init__(self) -> None:

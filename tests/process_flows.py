@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tenacity import stop_after_attempt, wait_none
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     Retry,
@@ -24,7 +24,7 @@ from penstock import (
     WorkflowRuntimeError,
     step,
 )
-from penstock import _process_worker as worker
+from sluicegate import _process_worker as worker
 
 
 #: What is killed long before, in seconds.
@@ -150,7 +150,7 @@ def do_look(ev):
 def do_see(ev):
     return Job(
         directory=str(Path.cwd()),
-        variable=os.environ.get("PENSTOCK_TEST"),
+        variable=os.environ.get("SLUICEGATE_TEST"),
         path=list(sys.path),
         arguments=list(sys.argv),
         carrier=worker.current_carrier.get(),

@@ -18,7 +18,7 @@ from uuid import UUID
 import anyio
 import attrs
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,

@@ -45,8 +45,8 @@ def program(work, system):
     """The function that `serve` would call."""
     module = importlib.import_module(f"benchmarks.works.{BY_ID[work].name}")
     engine, _, library = system.partition("-")
-    if engine == "penstock":
-        return lambda **parameters: module.with_penstock(load(library), **parameters)
+    if engine == "sluicegate":
+        return lambda **parameters: module.with_sluicegate(load(library), **parameters)
     return getattr(module, f"on_{engine}")
 
 
@@ -66,7 +66,7 @@ def test_what_the_harness_passes_is_what_the_programs_take(work):
 
 
 def interpreter(peers=()):
-    return Interpreter(sys.executable, "3.x", {"penstock": "0"}, dict.fromkeys(peers, "1.0"))
+    return Interpreter(sys.executable, "3.x", {"sluicegate": "0"}, dict.fromkeys(peers, "1.0"))
 
 
 def test_a_child_is_measured_watched_and_its_failure_told():
@@ -94,7 +94,7 @@ def filled(python="3.x"):
         "quick": False,
         "platform": "a machine",
         "cpu": 0,
-        "pythons": {python: {"penstock": "0"}},
+        "pythons": {python: {"sluicegate": "0"}},
         "python_of_peers": python,
         "peers": {"llama_index": "2"},
     }
@@ -132,11 +132,11 @@ def test_a_goal_of_which_a_part_was_not_measured_is_not_met():
     """What is not known is neither met nor missed; what is known to be missed is."""
     results = filled()
     for size in (1_000, 10_000):
-        for system in ("penstock-trio", "trio"):
+        for system in ("sluicegate-trio", "trio"):
             results.cells[Key("3.x", "chain", size, system)] = Cell({0: {"us": 1.0}})
             results.cells[Key("3.x", "fan_out_4", size, system)] = Cell({0: {"us": 1.0}})
     for size in BY_ID["idle_between"].sizes:
-        key = Key("3.x", "idle_between", size, "penstock-trio")
+        key = Key("3.x", "idle_between", size, "sluicegate-trio")
         results.cells[key] = Cell({0: {"us": 1.0, "kib": math.nan}})
     rows = {row.goal.title: row.reached["trio"] for row in judge(results, "3.x")}
 
@@ -144,7 +144,7 @@ def test_a_goal_of_which_a_part_was_not_measured_is_not_met():
     assert rows["idle runs waiting between steps: KiB each; wake all"] == ("-; 1.00", "")
 
 
-def test_a_program_of_penstock_that_hangs_has_failed():
+def test_a_program_of_sluicegate_that_hangs_has_failed():
     """Past its limit a peer is given up; one that has to do the work went wrong, and is named."""
     results, kept = Results({**filled().environment}), []
     with Bench([interpreter()], interpreter(), limit=0.01) as bench:
@@ -152,7 +152,7 @@ def test_a_program_of_penstock_that_hangs_has_failed():
         bench.run([BY_ID["import"]], results, repeats=2, tell=kept.append, keep=keep)
 
     assert [(key.system, error) for key, error in results.failures()] == [
-        ("penstock-trio", "over 0 s"),
+        ("sluicegate-trio", "over 0 s"),
         ("trio", "over 0 s"),
     ]
     assert kept[1::2] == [2, 2]
@@ -161,7 +161,7 @@ def test_a_program_of_penstock_that_hangs_has_failed():
 def test_the_longest_of_several_processes_is_the_longest():
     """A longest wait is no median of longest waits."""
     results = filled()
-    key = Key("3.x", "latency", 1_000, "penstock-trio")
+    key = Key("3.x", "latency", 1_000, "sluicegate-trio")
     results.cells[key] = Cell({i: {"p50_us": i, "max_us": i} for i in (1.0, 2.0, 9.0)})
 
     assert results.value(key, "p50_us") == 2
@@ -171,7 +171,7 @@ def test_the_longest_of_several_processes_is_the_longest():
 def test_a_ratio_is_formed_within_a_repeat():
     """A slow minute that both went through does not show in their ratio."""
     results = filled()
-    key = Key("3.x", "stream", 1_000, "penstock-trio")
+    key = Key("3.x", "stream", 1_000, "sluicegate-trio")
     results.cells[key] = Cell({0: {"us": 1.0}, 1: {"us": 10.0}, 2: {"us": 3.0}})
     results.cells[key._replace(system="trio")] = Cell({0: {"us": 2.0}, 1: {"us": 20.0}})
 
@@ -219,14 +219,14 @@ def test_a_chart_leaves_out_what_it_cannot_show():
 
 @pytest.mark.parametrize("peer", PEERS)
 def test_a_peer_is_asked_for_nothing_that_it_has_no_program_for(peer):
-    """Each peer does the chain, imports, and is not asked for what only penstock is measured in."""
+    """Each peer does the chain, imports, and is not asked for what only sluicegate is measured in."""
     assert can(peer, BY_ID["chain"])
     assert can(peer, BY_ID["import"])
     assert not can(peer, BY_ID["fairness"])
 
 
 def test_a_peer_that_leaves_work_undone_is_told_so():
-    """A failed check of a peer's answer is a cell of its own, and spoils no goal of penstock."""
+    """A failed check of a peer's answer is a cell of its own, and spoils no goal of sluicegate."""
     results = filled()
     key = Key("3.x", "timeout", 1, "llama_index")
     results.cells[key] = Cell(error="AssertionError: the warm-up gave a wrong answer")

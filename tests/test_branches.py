@@ -25,7 +25,7 @@ from helpers import (
     run_virtually,
     wait_until_idle,
 )
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,
@@ -42,8 +42,8 @@ from penstock import (
     catch_error,
     step,
 )
-from penstock._branch import Branch
-from penstock._engine.lineage import Group, Track
+from sluicegate._branch import Branch
+from sluicegate._engine.lineage import Group, Track
 
 
 anywhere = pytest.mark.anyio
@@ -504,7 +504,7 @@ async def test_branch_that_has_not_begun_never_does():
 @anywhere
 async def test_branch_cancelled_at_the_checkpoint_before_its_step_never_begins(monkeypatch):
     """Wherever the worker is between taking an event and running its step."""
-    monkeypatch.setattr("penstock._engine.runner.TURN", -1.0)  # a checkpoint at every hop
+    monkeypatch.setattr("sluicegate._engine.runner.TURN", -1.0)  # a checkpoint at every hop
     begun = []
 
     async def work(flow, ctx, ev):

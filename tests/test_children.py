@@ -19,7 +19,7 @@ from helpers import (
     run_virtually,
     task_names,
 )
-from penstock import (
+from sluicegate import (
     ChildEvent,
     Context,
     HumanResponseEvent,

@@ -44,9 +44,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from penstock import Event, StartEvent
-from penstock._codec import TAG, Codec, RestoredError, SnapshotError
-from penstock._errors import WorkflowRuntimeError
+from sluicegate import Event, StartEvent
+from sluicegate._codec import TAG, Codec, RestoredError, SnapshotError
+from sluicegate._errors import WorkflowRuntimeError
 from tests.helpers import steady_id
 
 
@@ -921,7 +921,14 @@ def test_the_error_is_of_the_tree():
 def test_nothing_is_imported_by_name(monkeypatch):
     """P19: a name in the data is never imported, and a class that is not known never comes out."""
     monkeypatch.delitem(sys.modules, "this", raising=False)
-    for name in ("this", "this:s", "this.s", "builtins:object", "penstock._events:Event", "Event"):
+    for name in (
+        "this",
+        "this:s",
+        "this.s",
+        "builtins:object",
+        "sluicegate._events:Event",
+        "Event",
+    ):
         assert "does not know" in refusal(CODEC.decode, {TAG: name, "v": {}}, "event")
     assert "this" not in sys.modules
 

@@ -22,9 +22,9 @@ import pydantic
 import pytest
 import trio
 
-import penstock
+import sluicegate
 from helpers import cancelled_class, is_trio, wait_until_idle
-from penstock import (
+from sluicegate import (
     Context,
     DictState,
     Event,
@@ -56,7 +56,7 @@ from penstock import (
     draw_all_possible_flows,
     step,
 )
-from penstock.testing import WorkflowTestRunner, run_step, run_workflow, step_through
+from sluicegate.testing import WorkflowTestRunner, run_step, run_workflow, step_through
 
 
 PAGE = Path(__file__).parent.parent / "docs" / "coming-from-llamaindex.md"
@@ -157,8 +157,8 @@ async def names_are_importable_from_the_top():
     names = "Context Workflow catch_error step Event StartEvent StopEvent InputRequiredEvent Take"
     names += " HumanResponseEvent StepFailedEvent WorkflowRuntimeError WorkflowHandler Resource"
     for name in f"{names} ResourceConfig WorkflowValidationError WorkflowTimeoutError".split():
-        assert name in penstock.__all__
-        assert getattr(penstock, name) is not None
+        assert name in sluicegate.__all__
+        assert getattr(sluicegate, name) is not None
 
 
 @shows("from workflows.retry_policy import")
@@ -171,7 +171,7 @@ async def retries_are_those_of_tenacity():
 @shows("from llama_index.llms.openai import")
 async def the_model_client_has_its_own_module():
     pytest.importorskip("openai")
-    from penstock.llms.openai import OpenAI  # noqa: PLC0415
+    from sluicegate.llms.openai import OpenAI  # noqa: PLC0415
 
     assert OpenAI.__name__ == "OpenAI"
 
@@ -969,7 +969,7 @@ async def errors_are_those_that_people_catch():
 @shows("ContextSerdeError")
 async def a_bad_snapshot_is_an_error():
     with pytest.raises(SnapshotError):
-        Context.from_dict(Echo(), {"penstock": "nonsense"})
+        Context.from_dict(Echo(), {"sluicegate": "nonsense"})
 
 
 class Named(StartEvent):
@@ -1005,8 +1005,8 @@ async def the_context_comes_by_its_annotation():
 )
 async def these_names_do_not_exist():
     for name in ("draw_all_possible_flows_mermaid", "get_workflow_representation", "WorkflowDone"):
-        assert not hasattr(penstock, name)
-        assert not hasattr(penstock.drawing, name)
+        assert not hasattr(sluicegate, name)
+        assert not hasattr(sluicegate.drawing, name)
     with pytest.raises(TypeError):
         draw_all_possible_flows(Echo, notebook=True)  # type: ignore[call-arg]
 
@@ -1184,7 +1184,7 @@ async def entries():
 
     def in_a_thread() -> list[Any]:
         backend = "trio" if is_trio_outside else "asyncio"
-        return [penstock.run(main, backend=backend), anyio.run(main, backend=backend)]
+        return [sluicegate.run(main, backend=backend), anyio.run(main, backend=backend)]
 
     is_trio_outside = is_trio()
 

@@ -25,7 +25,7 @@ import pytest
 from benchmarks import _counts
 from benchmarks._counts import COUNTS, LIBRARIES, WORKS
 from helpers import calls_of
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,
@@ -36,14 +36,14 @@ from penstock import (
     _streams,
     step,
 )
-from penstock._engine import runner
-from penstock._engine.machine import Machine
-from penstock._engine.snapshots import shape_of
-from penstock._graph import graph_of
-from penstock._streams import EventLog
-from penstock.drawing._model import flow_of
-from penstock.llms import _sse
-from penstock.llms._sse import EventDecoder
+from sluicegate._engine import runner
+from sluicegate._engine.machine import Machine
+from sluicegate._engine.snapshots import shape_of
+from sluicegate._graph import graph_of
+from sluicegate._streams import EventLog
+from sluicegate.drawing._model import flow_of
+from sluicegate.llms import _sse
+from sluicegate.llms._sse import EventDecoder
 
 
 pytestmark = pytest.mark.skipif(
@@ -136,7 +136,7 @@ def complaint(library, name, limits, counts):
             f"  {key}: {number:g} instead of at most {float(limit):g}",
         )
         lines.append(f"    (+{number - float(limit):g}); look for {COUNTS[key]}")
-    lines.append("calls of penstock for each:")
+    lines.append("calls of sluicegate for each:")
     lines += counts.callees(own=True)[:40]
     lines.append(
         f'all: python -m benchmarks._counts --on {library} --calls "{name}", also in the tree before'
@@ -330,7 +330,7 @@ def test_a_cycle_per_run_is_found(monkeypatch, library):
 
 
 def lines_of(library, function, *args):
-    """Return how many lines of ``penstock._streams`` are run: a loop counts for each turn."""
+    """Return how many lines of ``sluicegate._streams`` are run: a loop counts for each turn."""
     count = 0
 
     def trace(frame, event, _):
@@ -550,13 +550,13 @@ class Branching(Workflow[int]):
 
 
 class _Lines:
-    """How many lines of penstock have run; a loop over what waits shows, also where it calls nothing."""
+    """How many lines of sluicegate have run; a loop over what waits shows, also where it calls nothing."""
 
     def __init__(self):
         self.count = 0
 
     def trace(self, frame, _event, _argument):
-        return self.local if "penstock" in frame.f_code.co_filename else None
+        return self.local if "sluicegate" in frame.f_code.co_filename else None
 
     def local(self, _frame, event, _argument):
         self.count += event == "line"
@@ -567,7 +567,7 @@ LINES = _Lines()
 
 
 def lines_for(library, work, k):
-    """Run ``await work(k)`` in a loop of its own, and return how many lines of penstock ran."""
+    """Run ``await work(k)`` in a loop of its own, and return how many lines of sluicegate ran."""
     LINES.count = 0
     before = sys.gettrace()
 
@@ -676,10 +676,10 @@ PROGRAM = """
 import sys, trio
 
 there = set(sys.modules)
-import penstock
+import sluicegate
 
 imported = set(sys.modules)
-from penstock import StartEvent, StopEvent, Workflow, step
+from sluicegate import StartEvent, StopEvent, Workflow, step
 
 class Small(Workflow):
     @step
@@ -696,15 +696,15 @@ print([sorted(imported - there), sorted(set(sys.modules) - imported)])
 
 @cache
 def imports():
-    """Return what ``import penstock`` imports beyond Trio, and what a run on Trio does then."""
+    """Return what ``import sluicegate`` imports beyond Trio, and what a run on Trio does then."""
     program = [sys.executable, "-c", PROGRAM]
     printed = subprocess.run(program, capture_output=True, text=True, check=True).stdout
     return ast.literal_eval(printed)
 
 
-#: What ``import penstock`` may import: of the standard library no module that Trio does not.
+#: What ``import sluicegate`` may import: of the standard library no module that Trio does not.
 IMPORTED = """
-penstock ._answers ._backends ._branch ._cleanup ._context ._decorators ._engine ._entry ._errors
+sluicegate ._answers ._backends ._branch ._cleanup ._context ._decorators ._engine ._entry ._errors
 ._event_methods ._events ._exceptions ._faults ._generics ._graph ._handler ._limits ._local_names
 ._nesting ._observe ._owners ._questions ._scope ._signature ._steps
 ._streams ._thread_operations ._threads ._validation ._workflow ._engine.attempts ._engine.clock
@@ -714,20 +714,20 @@ penstock ._answers ._backends ._branch ._cleanup ._context ._decorators ._engine
 """
 
 
-def test_importing_penstock_imports_no_more_than_it_did():
-    """Whatever ``import penstock`` imports is known here, and not needed later by some only."""
-    known = {f"penstock{name}" if name[0] == "." else name for name in IMPORTED.split()}
+def test_importing_sluicegate_imports_no_more_than_it_did():
+    """Whatever ``import sluicegate`` imports is known here, and not needed later by some only."""
+    known = {f"sluicegate{name}" if name[0] == "." else name for name in IMPORTED.split()}
     more = set(imports()[0]) - known
 
     assert not more, (
-        f"import penstock now imports {sorted(more)}; expected an import inside the function that "
+        f"import sluicegate now imports {sorted(more)}; expected an import inside the function that "
         "needs it, or, where every program does, its name in IMPORTED"
     )
 
 
 def test_a_run_on_trio_imports_no_more_than_it_did():
     """A run that has no state, no retry and no snapshot imports what is Trio's, and no AnyIO."""
-    more = set(imports()[1]) - {"penstock._backends.trio"}
+    more = set(imports()[1]) - {"sluicegate._backends.trio"}
 
     assert not more, (
         f"the first run now imports {sorted(more)}; expected that only who needs it does"
@@ -740,7 +740,7 @@ def test_a_run_on_trio_imports_no_more_than_it_did():
 def written(lines):
     """Return the workflow class that a source text of one line for each step makes."""
     names: dict[str, object] = {}
-    exec("\n".join(["from penstock import *", *lines]), names)
+    exec("\n".join(["from sluicegate import *", *lines]), names)
     return names["W"]
 
 

@@ -33,9 +33,9 @@ from pydantic import (
     RootModel,
 )
 
-from penstock import Event
-from penstock._configuration import read_file, read_part
-from penstock._decoding import decode_event
+from sluicegate import Event
+from sluicegate._configuration import read_file, read_part
+from sluicegate._decoding import decode_event
 
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ import attrs
 import pytest
 from attrs.exceptions import FrozenInstanceError
 
-from penstock import (
+from sluicegate import (
     Event,
     HumanResponseEvent,
     InputRequiredEvent,
@@ -33,8 +33,8 @@ from penstock import (
     WorkflowIdleEvent,
     WorkflowTimedOutEvent,
 )
-from penstock._decoding import decode_event
-from penstock._validation import check_types
+from sluicegate._decoding import decode_event
+from sluicegate._validation import check_types
 
 
 T = TypeVar("T")

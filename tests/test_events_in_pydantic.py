@@ -12,7 +12,7 @@ import attrs
 import pytest
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from penstock import Event, StartEvent, StopEvent
+from sluicegate import Event, StartEvent, StopEvent
 
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ import pytest
 import trio
 from packaging.version import Version
 
-from penstock.testing import ScenarioFailure
+from sluicegate.testing import ScenarioFailure
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

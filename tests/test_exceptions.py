@@ -16,7 +16,7 @@ import anyio
 import pytest
 import trio
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     Observer,
@@ -33,8 +33,8 @@ from penstock import (
     step,
     workflow_scope,
 )
-from penstock._engine.outcome import Outcome
-from penstock._exceptions import (
+from sluicegate._engine.outcome import Outcome
+from sluicegate._exceptions import (
     add_note,
     is_cancellation,
     leaves_of,
@@ -709,7 +709,7 @@ def test_group_is_read_whatever_it_says_of_itself():
     ],
 )
 def test_what_leaves_an_owner(failures, error, raised, left):
-    """The second table of ``penstock._exceptions``; None is the body's exception, or nothing."""
+    """The second table of ``sluicegate._exceptions``; None is the body's exception, or nothing."""
     known = {
         "F": Mine("F"),
         "G": Mine("G"),
@@ -1054,7 +1054,7 @@ def test_code_for_the_other_event_loop_is_named(backend, function):
     assert left.error is not None
     (note,) = [note for note in left.error.__notes__ if "AnyIO" in note]
     assert "the step Mixed.only uses code for" in note
-    assert f'penstock.run(main, backend="{other}")' in note
+    assert f'sluicegate.run(main, backend="{other}")' in note
 
 
 @on_each_backend

@@ -17,7 +17,7 @@ import anyio
 import pytest
 import trio
 
-from penstock import (
+from sluicegate import (
     Context,
     StartEvent,
     StopEvent,
@@ -31,7 +31,7 @@ from penstock import (
     step,
     workflow_scope,
 )
-from penstock.testing import jump_clock
+from sluicegate.testing import jump_clock
 from tests.helpers import (
     BACKENDS,
     Catch,

@@ -20,7 +20,7 @@ from helpers import (
     on_each_backend,
     run_virtually,
 )
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,
@@ -38,8 +38,8 @@ from penstock import (
     catch_error,
     step,
 )
-from penstock._engine.lineage import Group
-from penstock.testing import jump_clock
+from sluicegate._engine.lineage import Group
+from sluicegate.testing import jump_clock
 
 
 class Question(InputRequiredEvent):

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,
@@ -25,7 +25,7 @@ from penstock import (
     catch_error,
     step,
 )
-from penstock.testing import jump_clock
+from sluicegate.testing import jump_clock
 from tests.helpers import on_each_backend, run_virtually
 
 

@@ -13,7 +13,7 @@ import attrs
 import pytest
 
 from helpers import wait_until_idle
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,
@@ -26,7 +26,7 @@ from penstock import (
     decode_event,
     step,
 )
-from penstock._graph import graph_of
+from sluicegate._graph import graph_of
 
 
 T = TypeVar("T")

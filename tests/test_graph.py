@@ -14,7 +14,7 @@ from typing import Annotated, Any, Generic, Optional, TypeVar, Union
 
 import pytest
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,
@@ -26,7 +26,7 @@ from penstock import (
     WorkflowValidationError,
     step,
 )
-from penstock._graph import graph_of
+from sluicegate._graph import graph_of
 
 
 T = TypeVar("T")
@@ -885,7 +885,7 @@ def test_local_classes_and_later_classes_may_be_mixed():
     namespace: dict[str, Any] = {"__name__": "made_for_a_test"}
     source = """
 from __future__ import annotations
-from penstock import Event, StartEvent, StopEvent, Workflow, step
+from sluicegate import Event, StartEvent, StopEvent, Workflow, step
 
 def make():
     class Near(Event):

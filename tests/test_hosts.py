@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     EventStream,

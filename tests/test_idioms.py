@@ -31,8 +31,8 @@ from pydantic import (
     model_validator,
 )
 
-from penstock import Event, StartEvent
-from penstock._decoding import decode_event
+from sluicegate import Event, StartEvent
+from sluicegate._decoding import decode_event
 from tests.helpers import steady_id
 
 
@@ -434,7 +434,7 @@ def test_pydantic_is_not_imported_by_event_classes():
     """P20: its objects are recognised by the names of their classes."""
     code = (
         "import sys, dataclasses\n"
-        "from penstock import Event\n"
+        "from sluicegate import Event\n"
         "class E(Event):\n"
         "    n: int = dataclasses.field(default=3)\n"
         "assert E().n == 3\n"
@@ -466,9 +466,9 @@ class Plain(Event):
         ("copy", "attrs.evolve(event, field=...)"),
         ("model_copy", "attrs.evolve(event, field=...)"),
         ("items", "event.to_dict().items()"),
-        ("model_validate", "penstock.decode_event(Plain, data)"),
-        ("parse_obj", "penstock.decode_event(Plain, data)"),
-        ("model_validate_json", "penstock.decode_event(Plain, msgspec.json.decode(text))"),
+        ("model_validate", "sluicegate.decode_event(Plain, data)"),
+        ("parse_obj", "sluicegate.decode_event(Plain, data)"),
+        ("model_validate_json", "sluicegate.decode_event(Plain, msgspec.json.decode(text))"),
         ("model_construct", "Plain(field=...)"),
         ("model_json_schema", "pydantic.TypeAdapter(Plain).json_schema()"),
         ("model_fields", "attrs.fields(Plain)"),

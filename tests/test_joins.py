@@ -7,7 +7,7 @@ import json
 import pytest
 
 from helpers import wait_until_idle
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,

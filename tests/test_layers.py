@@ -14,50 +14,60 @@ SOURCE = Path(__file__).parent.parent / "src"
 
 #: Top first. A file imports only from floors below its own.
 FLOORS = [
-    ["penstock.__main__", "pytest_penstock"],
-    ["penstock.cli"],
-    ["penstock"],
-    ["penstock.drawing", "penstock.testing", "penstock.responses"],
-    ["penstock._process_main"],
-    ["penstock._workflow", "penstock._entry"],
-    ["penstock._seed", "penstock._handler", "penstock._signals"],
-    ["penstock._scope", "penstock._engine.resuming"],
-    ["penstock._engine.runner"],
-    ["penstock._engine.failing", "penstock._engine.steering"],
-    ["penstock._engine.operations"],
-    ["penstock._engine.snapshots", "penstock._engine.machine"],
-    ["penstock._engine.worker", "penstock._engine.suspended", "penstock._engine.diagnosis"],
-    ["penstock._engine.grouping"],
-    ["penstock._engine.waiting", "penstock._engine.keeping"],
-    ["penstock._engine.joins", "penstock._engine.attempts", "penstock._engine.holding"],
-    ["penstock._process_context"],
-    ["penstock._engine.waits"],
-    ["penstock._engine.lineage", "penstock._engine.clock", "penstock._context"],
-    ["penstock._decorators", "penstock._graph", "penstock._thread_operations"],
-    ["penstock._steps", "penstock._streams", "penstock._branch", "penstock._faults"],
-    ["penstock._nesting", "penstock._endings"],
-    ["penstock._store"],
-    ["penstock._names"],
-    ["penstock._signature", "penstock._threads", "penstock._processes", "penstock._answers"],
-    ["penstock._engine.outcome", "penstock._engine.stepping"],
-    ["penstock._process_pool", "penstock._thread_places"],
-    ["penstock._process_start"],
-    ["penstock._process_worker"],
-    ["penstock._resources", "penstock._drafts"],
-    ["penstock._configuration"],
-    ["penstock._decoding", "penstock._codec", "penstock._json"],
-    ["penstock._events", "penstock._observe"],
-    ["penstock._retries", "penstock._limits", "penstock._owners"],
-    ["penstock._pydantic"],
-    ["penstock._validation", "penstock._generics", "penstock._fields", "penstock._event_methods"],
-    ["penstock._models"],
-    ["penstock._annotations", "penstock._idioms", "penstock._local_names"],
-    ["penstock._foreign"],
-    ["penstock._mixing"],
-    ["penstock._questions"],
-    ["penstock._exceptions"],
-    ["penstock._errors"],
-    ["penstock._backends", "penstock._cleanup"],
+    ["sluicegate.__main__", "pytest_sluicegate"],
+    ["sluicegate.cli"],
+    ["sluicegate"],
+    ["sluicegate.drawing", "sluicegate.testing", "sluicegate.responses"],
+    ["sluicegate._process_main"],
+    ["sluicegate._workflow", "sluicegate._entry"],
+    ["sluicegate._seed", "sluicegate._handler", "sluicegate._signals"],
+    ["sluicegate._scope", "sluicegate._engine.resuming"],
+    ["sluicegate._engine.runner"],
+    ["sluicegate._engine.failing", "sluicegate._engine.steering"],
+    ["sluicegate._engine.operations"],
+    ["sluicegate._engine.snapshots", "sluicegate._engine.machine"],
+    ["sluicegate._engine.worker", "sluicegate._engine.suspended", "sluicegate._engine.diagnosis"],
+    ["sluicegate._engine.grouping"],
+    ["sluicegate._engine.waiting", "sluicegate._engine.keeping"],
+    ["sluicegate._engine.joins", "sluicegate._engine.attempts", "sluicegate._engine.holding"],
+    ["sluicegate._process_context"],
+    ["sluicegate._engine.waits"],
+    ["sluicegate._engine.lineage", "sluicegate._engine.clock", "sluicegate._context"],
+    ["sluicegate._decorators", "sluicegate._graph", "sluicegate._thread_operations"],
+    ["sluicegate._steps", "sluicegate._streams", "sluicegate._branch", "sluicegate._faults"],
+    ["sluicegate._nesting", "sluicegate._endings"],
+    ["sluicegate._store"],
+    ["sluicegate._names"],
+    [
+        "sluicegate._signature",
+        "sluicegate._threads",
+        "sluicegate._processes",
+        "sluicegate._answers",
+    ],
+    ["sluicegate._engine.outcome", "sluicegate._engine.stepping"],
+    ["sluicegate._process_pool", "sluicegate._thread_places"],
+    ["sluicegate._process_start"],
+    ["sluicegate._process_worker"],
+    ["sluicegate._resources", "sluicegate._drafts"],
+    ["sluicegate._configuration"],
+    ["sluicegate._decoding", "sluicegate._codec", "sluicegate._json"],
+    ["sluicegate._events", "sluicegate._observe"],
+    ["sluicegate._retries", "sluicegate._limits", "sluicegate._owners"],
+    ["sluicegate._pydantic"],
+    [
+        "sluicegate._validation",
+        "sluicegate._generics",
+        "sluicegate._fields",
+        "sluicegate._event_methods",
+    ],
+    ["sluicegate._models"],
+    ["sluicegate._annotations", "sluicegate._idioms", "sluicegate._local_names"],
+    ["sluicegate._foreign"],
+    ["sluicegate._mixing"],
+    ["sluicegate._questions"],
+    ["sluicegate._exceptions"],
+    ["sluicegate._errors"],
+    ["sluicegate._backends", "sluicegate._cleanup"],
 ]
 
 
@@ -79,7 +89,7 @@ def floor_of(module):
 
 
 def imports_of(module, path):
-    """Yield each module of penstock that a file imports, also inside functions, but not for types."""
+    """Yield each module of sluicegate that a file imports, also inside functions, but not for types."""
     tree = ast.parse(path.read_text())
     only_types = {
         id(inner)
@@ -90,22 +100,22 @@ def imports_of(module, path):
     for node in ast.walk(tree):
         if id(node) in only_types:
             continue
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("penstock"):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sluicegate"):
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
                 yield inner if inner in dict(modules()) else node.module
         elif isinstance(node, ast.Import):
-            yield from (a.name for a in node.names if a.name.startswith("penstock"))
+            yield from (a.name for a in node.names if a.name.startswith("sluicegate"))
 
 
 @pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda value: str(value))
 def test_imports_run_downward(module, path):
     """A module imports from floors below its own; within a package, from its own package."""
-    if module.startswith("penstock.llms") or module == "penstock._engine":
+    if module.startswith("sluicegate.llms") or module == "sluicegate._engine":
         return
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for imported in imports_of(module, path):
-        same_house = package not in ("penstock", "penstock._engine") and (
+        same_house = package not in ("sluicegate", "sluicegate._engine") and (
             imported == package or imported.startswith(f"{package}.")
         )
 
@@ -114,30 +124,30 @@ def test_imports_run_downward(module, path):
 
 @pytest.mark.parametrize(
     ("module", "path"),
-    [item for item in modules() if item[0].startswith("penstock.llms")],
+    [item for item in modules() if item[0].startswith("sluicegate.llms")],
     ids=lambda value: str(value),
 )
 def test_the_models_stand_apart(module, path):
-    """``penstock.llms`` serves any program: of the rest it knows what a step must close."""
+    """``sluicegate.llms`` serves any program: of the rest it knows what a step must close."""
     for imported in imports_of(module, path):
-        assert imported.startswith("penstock.llms") or imported == "penstock._cleanup"
+        assert imported.startswith("sluicegate.llms") or imported == "sluicegate._cleanup"
 
 
 @pytest.mark.parametrize(
     ("module", "path"),
-    [item for item in modules() if item[0].startswith("penstock.testing._sweeps")],
+    [item for item in modules() if item[0].startswith("sluicegate.testing._sweeps")],
     ids=lambda value: str(value),
 )
 def test_the_sweep_stands_apart(module, path):
-    """The sweep serves any program: it imports nothing of penstock but itself."""
-    assert all(name.startswith("penstock.testing._sweeps") for name in imports_of(module, path))
+    """The sweep serves any program: it imports nothing of sluicegate but itself."""
+    assert all(name.startswith("sluicegate.testing._sweeps") for name in imports_of(module, path))
 
 
 @pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda value: str(value))
 def test_only_the_backends_know_an_event_loop(module, path):
     """Above ``_backends`` nothing imports Trio or AnyIO; the entry and what stands apart may."""
     allowed = ("_backends", "_entry", "llms", "cli", "testing._sweeps")
-    if module.startswith(tuple(f"penstock.{name}" for name in allowed)):
+    if module.startswith(tuple(f"sluicegate.{name}" for name in allowed)):
         return
     names = {
         name
@@ -159,10 +169,10 @@ def test_every_file_says_what_it_is_for(module, path):
     assert path.read_text().startswith('"""')
 
 
-def test_importing_penstock_imports_no_event_loop_but_trio():
-    """P20: AnyIO, asyncio, msgspec and openai are not imported by ``import penstock``."""
+def test_importing_sluicegate_imports_no_event_loop_but_trio():
+    """P20: AnyIO, asyncio, msgspec and openai are not imported by ``import sluicegate``."""
     code = (
-        "import sys, trio; before = set(sys.modules); import penstock; "
+        "import sys, trio; before = set(sys.modules); import sluicegate; "
         "print(sorted({m.partition('.')[0] for m in set(sys.modules) - before}))"
     )
     printed = subprocess.run(
@@ -170,5 +180,5 @@ def test_importing_penstock_imports_no_event_loop_but_trio():
     ).stdout
     imported = set(ast.literal_eval(printed))
 
-    assert "penstock" in imported
+    assert "sluicegate" in imported
     assert not imported & {"anyio", "asyncio", "msgspec", "openai", "httpx", "starlette", "rich"}

@@ -17,9 +17,9 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock._errors import WorkflowRuntimeError, WorkflowValidationError
-from penstock._limits import Gate, RateLimiter
-from penstock.testing import jump_clock
+from sluicegate._errors import WorkflowRuntimeError, WorkflowValidationError
+from sluicegate._limits import Gate, RateLimiter
+from sluicegate.testing import jump_clock
 from tests.helpers import (
     cancelled_class,
     is_trio,

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from helpers import calls_of
-from penstock import (
+from sluicegate import (
     Event,
     HumanResponseEvent,
     InputRequiredEvent,
@@ -33,13 +33,13 @@ from penstock import (
     catch_error,
     step,
 )
-from penstock._engine.diagnosis import expects_input, missing
-from penstock._engine.grouping import Station
-from penstock._engine.joins import Collection, Slots
-from penstock._engine.lineage import Group
-from penstock._engine.machine import Delivery, Machine
-from penstock._engine.waits import Wait
-from penstock._graph import Graph, graph_of
+from sluicegate._engine.diagnosis import expects_input, missing
+from sluicegate._engine.grouping import Station
+from sluicegate._engine.joins import Collection, Slots
+from sluicegate._engine.lineage import Group
+from sluicegate._engine.machine import Delivery, Machine
+from sluicegate._engine.waits import Wait
+from sluicegate._graph import Graph, graph_of
 
 
 def begin(machine, event):

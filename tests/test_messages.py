@@ -24,8 +24,8 @@ import asyncio, threading
 from contextlib import asynccontextmanager
 from typing import Annotated
 import anyio, attrs, trio
-from penstock import *
-from penstock._decoding import decode_event
+from sluicegate import *
+from sluicegate._decoding import decode_event
 class A(Event): n: int
 class B(Event): n: int
 class Answer(HumanResponseEvent): text: str
@@ -523,7 +523,7 @@ class Flow(Workflow):
     async def begin(self, ev: StartEvent) -> StopEvent: ...
 Flow()
 --> WorkflowValidationError: limiter of the step Flow.begin is 3; expected an async context
-... manager like trio.CapacityLimiter(10) or penstock.RateLimiter(10)
+... manager like trio.CapacityLimiter(10) or sluicegate.RateLimiter(10)
 
 # in_process async
 class Flow(Workflow):
@@ -634,12 +634,12 @@ Simple(num_concurrent_runs=0)
 # observers
 Simple(observers=[print])
 --> WorkflowValidationError: Simple(observers=[<built-in function print>]); expected a list of
-... objects whose classes are derived from penstock.Observer
+... objects whose classes are derived from sluicegate.Observer
 
 # observer alone
 Simple(observers=Observer())
---> WorkflowValidationError: Simple(observers=<penstock._observe.Observer object at 0x...>);
-... expected a list of objects whose classes are derived from penstock.Observer
+--> WorkflowValidationError: Simple(observers=<sluicegate._observe.Observer object at 0x...>);
+... expected a list of objects whose classes are derived from sluicegate.Observer
 
 # Take
 Take(0)
@@ -933,17 +933,17 @@ async with Waits().run(run_id='r') as handler:
 ... expected `await handler` before, or Context(workflow)
 
 # coroutine to run
-import penstock
+import sluicegate
 async def main(): ...
 c = main()
-try: penstock.run(c)
+try: sluicegate.run(c)
 finally: c.close()
 --> TypeError: run() was given a coroutine; expected the function: run(main), not run(main())
 
 # backend
-import penstock
+import sluicegate
 async def main(): ...
-penstock.run(main, backend='curio')
+sluicegate.run(main, backend='curio')
 --> ValueError: there is no backend 'curio'; expected 'trio' or 'asyncio'
 
 # no scope
@@ -1365,7 +1365,7 @@ await Flow().run(run_id='r')
 SNAPSHOTS = r"""
 # no snapshot
 Simple().resume({})
---> SnapshotError: this is no snapshot that this version of penstock can read (format None);
+--> SnapshotError: this is no snapshot that this version of sluicegate can read (format None);
 ... expected the dict that handler.snapshot() returned, of format 2
 
 # another workflow
@@ -1417,8 +1417,8 @@ Simple().resume(data)
 ... classes that the snapshot was made with: Workflow(serializable=[...])
 
 # format
-Simple().resume({'penstock': 99})
---> SnapshotError: this is no snapshot that this version of penstock can read (format 99);
+Simple().resume({'sluicegate': 99})
+--> SnapshotError: this is no snapshot that this version of sluicegate can read (format 99);
 ... expected the dict that handler.snapshot() returned, of format 2
 
 """
@@ -1430,7 +1430,7 @@ expected StartEvent
 expected a Trio nursery, an AnyIO task group, an asyncio.TaskGroup or a workflow_scope
 expected a field that it declares
 expected a join, and an event that leads to it, for each
-expected a list of objects whose classes are derived from penstock.Observer
+expected a list of objects whose classes are derived from sluicegate.Observer
 expected a reachable step that makes A
 expected a reachable step that makes B
 expected a reachable step that makes Other

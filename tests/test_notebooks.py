@@ -11,10 +11,10 @@ import anyio
 import pytest
 import trio
 
-import penstock
+import sluicegate
 from helpers import Mine, Single, live_tasks, wait_until_idle
-from penstock import WorkflowRuntimeError
-from penstock.drawing import page_of_all_possible_flows, show_all_possible_flows
+from sluicegate import WorkflowRuntimeError
+from sluicegate.drawing import page_of_all_possible_flows, show_all_possible_flows
 
 
 OF_ASYNCIO = pytest.mark.parametrize("kernel", [False], indirect=True)
@@ -53,7 +53,7 @@ def test_a_run_of_one_cell_is_read_in_the_next(kernel):
     async def read(handler):
         return [type(event).__name__ async for event in handler.stream_events()]
 
-    scope = kernel(penstock.open_scope)
+    scope = kernel(sluicegate.open_scope)
     handler = kernel(Single(work).run)
     kernel(wait_until_idle)
     assert handler.status == "running"
@@ -73,7 +73,7 @@ def test_a_handler_is_used_in_the_cell_that_made_it(kernel):
         handler = Single(work).run()
         return [type(event).__name__ async for event in handler.stream_events()], await handler
 
-    scope = kernel(penstock.open_scope)
+    scope = kernel(sluicegate.open_scope)
     assert kernel(both) == (["StopEvent"], "done")
     kernel(close, scope)
 
@@ -90,7 +90,7 @@ def test_closing_cancels_what_runs(kernel):
                 await wait_until_idle(3)
             seen.append("cleaned up")
 
-    scope = kernel(penstock.open_scope)
+    scope = kernel(sluicegate.open_scope)
     handler = kernel(Single(work).run)
     kernel(wait_until_idle)
     kernel(close, scope)
@@ -103,10 +103,10 @@ def test_closing_cancels_what_runs(kernel):
 
 def test_opening_again_gives_the_same_scope(kernel):
     """D2: a first cell may be run twice; after closing there is a new one."""
-    scope = kernel(penstock.open_scope)
-    assert kernel(penstock.open_scope) is scope
+    scope = kernel(sluicegate.open_scope)
+    assert kernel(sluicegate.open_scope) is scope
     kernel(close, scope)
-    other = kernel(penstock.open_scope)
+    other = kernel(sluicegate.open_scope)
     assert other is not scope
     kernel(close, other)
 
@@ -118,7 +118,7 @@ def test_a_failure_stays_with_its_handler(kernel):
     async def work(ctx):
         raise failure
 
-    scope = kernel(penstock.open_scope)
+    scope = kernel(sluicegate.open_scope)
     handler = kernel(Single(work).run)
     kernel(wait_until_idle)
     with pytest.raises(Mine):
@@ -142,7 +142,7 @@ def test_steps_have_no_lasting_scope_either(kernel):
         inner.cancel()
         return status
 
-    scope = kernel(penstock.open_scope)
+    scope = kernel(sluicegate.open_scope)
     handler = kernel(Single(work).run)
     assert kernel(handler._await) == "unstarted"
     kernel(close, scope)
@@ -161,7 +161,7 @@ def test_another_event_loop_has_no_part_in_it(kernel):
             handler.stream_events()
         return await handler
 
-    scope = kernel(penstock.open_scope)
+    scope = kernel(sluicegate.open_scope)
     assert trio.run(main) == 1
     kernel(close, scope)
 
@@ -171,7 +171,7 @@ def test_on_trio_it_says_what_to_write():
 
     async def main():
         with pytest.raises(WorkflowRuntimeError, match=r"async with workflow_scope\(\)"):
-            penstock.open_scope()
+            sluicegate.open_scope()
 
     trio.run(main)
 
@@ -187,15 +187,15 @@ def test_the_entry_in_a_running_event_loop_says_what_to_write(outside, backend):
 
     async def main():
         with pytest.raises(WorkflowRuntimeError, match="runs here already") as caught:
-            penstock.run(inner, backend=backend)
-        assert ("penstock.open_scope()" in str(caught.value)) == (outside == "asyncio")
+            sluicegate.run(inner, backend=backend)
+        assert ("sluicegate.open_scope()" in str(caught.value)) == (outside == "asyncio")
 
     anyio.run(main, backend=outside)
 
 
 @OF_ASYNCIO  # Jupyter's loop; uvloop and Trio both want the signals' descriptor
 def test_trio_runs_inside_a_notebook(kernel):
-    """D2: ``penstock.run(main)`` blocks the kernel's loop, and works."""
+    """D2: ``sluicegate.run(main)`` blocks the kernel's loop, and works."""
 
     async def work(ctx):
         return "on Trio"
@@ -203,8 +203,8 @@ def test_trio_runs_inside_a_notebook(kernel):
     async def main():
         return await Single(work).run()
 
-    scope = kernel(penstock.open_scope)
-    assert kernel(penstock.run, main) == "on Trio"
+    scope = kernel(sluicegate.open_scope)
+    assert kernel(sluicegate.run, main) == "on Trio"
     kernel(close, scope)
 
 

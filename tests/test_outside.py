@@ -11,7 +11,7 @@ import anyio
 import pytest
 import trio
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,

@@ -25,7 +25,7 @@ from helpers import (
     run_virtually,
     wait_until_idle,
 )
-from penstock import (
+from sluicegate import (
     Resource,
     StartEvent,
     StopEvent,

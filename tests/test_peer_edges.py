@@ -21,8 +21,8 @@ import pytest
 import trio
 import trio.testing
 
-import penstock
-from penstock import (
+import sluicegate
+from sluicegate import (
     Context,
     Event,
     StartEvent,
@@ -1136,7 +1136,7 @@ def test_run_made_outside_an_event_loop_can_be_run_in_one(backend):
     async def main() -> str:
         return await handler
 
-    assert penstock.run(main, backend=backend) == "quick"
+    assert sluicegate.run(main, backend=backend) == "quick"
 
 
 async def test_stream_is_in_the_order_in_which_it_was_written():
@@ -1182,7 +1182,7 @@ async def test_invocations_of_a_step_begin_in_the_order_of_their_events(
     """Row 37, P14: whatever number of workers a step has, no event overtakes an older one."""
     # A worker whose turn is over yields once more between taking its event and beginning (P3);
     # how often that happens is a matter of time, and must not be one of this test.
-    monkeypatch.setattr("penstock._engine.runner.TURN", 3600.0)
+    monkeypatch.setattr("sluicegate._engine.runner.TURN", 3600.0)
     begun = []
 
     class Parallel(Workflow):

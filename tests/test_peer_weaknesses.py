@@ -21,7 +21,7 @@ import anyio.lowlevel
 import attrs
 import pytest
 
-import penstock
+import sluicegate
 from helpers import (
     Catch,
     Done,
@@ -36,7 +36,7 @@ from helpers import (
     run_virtually,
     wait_until_idle,
 )
-from penstock import (
+from sluicegate import (
     ChildEvent,
     Context,
     Event,
@@ -853,7 +853,7 @@ async def test_fields_for_a_run_that_goes_on_are_refused():
 
 
 def test_every_name_that_newcomers_are_told_exists():
-    """What the page for those who come from there gives as a name of penstock is one."""
+    """What the page for those who come from there gives as a name of sluicegate is one."""
     page = Path(__file__).parent.parent / "docs" / "coming-from-llamaindex.md"
     told: set[str] = set()
     for line in page.read_text().partition("## What has no counterpart")[0].splitlines():
@@ -867,7 +867,7 @@ def test_every_name_that_newcomers_are_told_exists():
 
     assert len(told) > 12
     assert [
-        name for name in told if not hasattr(penstock, name) and not hasattr(builtins, name)
+        name for name in told if not hasattr(sluicegate, name) and not hasattr(builtins, name)
     ] == []
 
 

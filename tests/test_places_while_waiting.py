@@ -8,7 +8,7 @@ import anyio
 import pytest
 import trio
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,
@@ -23,8 +23,8 @@ from penstock import (
     step,
     testing,
 )
-from penstock._engine import runner
-from penstock.testing import step_through
+from sluicegate._engine import runner
+from sluicegate.testing import step_through
 from tests.helpers import is_trio, on_each_backend, run_virtually, wait_until_idle
 
 

@@ -12,9 +12,9 @@ from typing import Annotated
 import attrs
 import pytest
 
-import penstock
+import sluicegate
 from helpers import wait_until_idle
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,
@@ -418,17 +418,17 @@ def test_a_step_named_like_a_method_of_every_workflow_is_a_fault(name):
 
 
 def test_drawing_is_importable_from_the_top_and_imported_when_it_is_used():
-    """`from penstock import draw_all_possible_flows`; `import penstock` does not pay for it."""
+    """`from sluicegate import draw_all_possible_flows`; `import sluicegate` does not pay for it."""
     program = (
-        "import sys, penstock; before = 'penstock.drawing' in sys.modules; "
-        "penstock.draw_all_possible_flows; print(before, 'penstock.drawing' in sys.modules)"
+        "import sys, sluicegate; before = 'sluicegate.drawing' in sys.modules; "
+        "sluicegate.draw_all_possible_flows; print(before, 'sluicegate.drawing' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
 
     assert done.stdout.split() == ["False", "True"]
-    assert penstock.draw_all_possible_flows is penstock.drawing.draw_all_possible_flows
+    assert sluicegate.draw_all_possible_flows is sluicegate.drawing.draw_all_possible_flows
 
 
 # -- resources of a function -------------------------------------------------------------------------------

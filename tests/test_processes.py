@@ -22,16 +22,16 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from penstock import (
+from sluicegate import (
     Event,
     StepTimeoutError,
     WorkflowRuntimeError,
 )
-from penstock import _process_pool as pool
-from penstock import _process_worker as worker
-from penstock import _processes as processes
-from penstock._backends import current_backend
-from penstock._processes import in_process, process_faults
+from sluicegate import _process_pool as pool
+from sluicegate import _process_worker as worker
+from sluicegate import _processes as processes
+from sluicegate._backends import current_backend
+from sluicegate._processes import in_process, process_faults
 from tests.helpers import Catch, nothing_left, on_each_backend, run_virtually, wait_until_idle
 from tests.process_flows import (
     Home,
@@ -271,13 +271,13 @@ async def test_a_process_sees_what_its_parent_sees_now(tmp_path, monkeypatch):
         assert seen.carrier == {}
 
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("PENSTOCK_TEST", "here")
+        monkeypatch.setenv("SLUICEGATE_TEST", "here")
         monkeypatch.syspath_prepend(str(tmp_path))
         seen = await call(Job(what="see"))
         assert (seen.directory, seen.variable) == (str(tmp_path), "here")
         assert seen.path[0] == str(tmp_path)
 
-        monkeypatch.delenv("PENSTOCK_TEST")
+        monkeypatch.delenv("SLUICEGATE_TEST")
         assert (await call(Job(what="see"))).variable is None
         assert await pid() == first
 
@@ -449,8 +449,8 @@ def test_a_process_ends_with_its_parent(tmp_path, what):
     script.write_text(
         f"""
 import os, sys, time, trio
-from penstock import Event
-from penstock._processes import in_process
+from sluicegate import Event
+from sluicegate._processes import in_process
 
 class Job(Event):
     pass
@@ -486,8 +486,8 @@ if __name__ == "__main__":
 SCRIPT = """
 import trio
 from tenacity import stop_after_attempt, wait_none
-from penstock import Event
-from penstock._processes import in_process, process_faults
+from sluicegate import Event
+from sluicegate._processes import in_process, process_faults
 
 class Tile(Event):
     number: int
@@ -561,7 +561,7 @@ def test_a_script_without_a_guard_is_told_of_it(tmp_path):
 def test_a_program_that_is_in_no_file_is_told_of_it(how):
     """What is typed, or read from stdin, is not found by a worker process; that is told."""
     code = (
-        "from penstock._processes import process_faults\n"
+        "from sluicegate._processes import process_faults\n"
         "def crunch(ev): return ev\n"
         "print(process_faults(crunch, [], []))"
     )

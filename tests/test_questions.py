@@ -8,7 +8,7 @@ import logging
 import anyio
 import pytest
 
-from penstock import (
+from sluicegate import (
     Context,
     EventConflictError,
     HumanResponseEvent,
@@ -258,7 +258,7 @@ async def test_open_questions_survive_a_snapshot(workflow, when):
 @of_each_way
 async def test_run_in_place_that_waits_with_no_reader_says_so(workflow, caplog):
     """D5: a run that is awaited in place, and goes idle with no reader, logs what it waits for."""
-    with caplog.at_level(logging.WARNING, "penstock"), anyio.move_on_after(0.01):
+    with caplog.at_level(logging.WARNING, "sluicegate"), anyio.move_on_after(0.01):
         await workflow().run(run_id="lonely")
 
     [told] = caplog.records
@@ -269,7 +269,7 @@ async def test_run_in_place_that_waits_with_no_reader_says_so(workflow, caplog):
 @of_each_way
 async def test_run_in_a_block_does_not_log_that_it_waits(workflow, caplog):
     """D5: one that somebody holds, or reads, is no surprise."""
-    with caplog.at_level(logging.WARNING, "penstock"):
+    with caplog.at_level(logging.WARNING, "sluicegate"):
         async with workflow().run() as handler:
             await idle(handler)
             await handler.cancel()
@@ -287,7 +287,7 @@ class OneChild(Workflow):
 
 async def test_child_asks_through_its_parent_and_does_not_log_that_it_waits(caplog):
     """D5: a child is awaited in place by its step, and what it asks is on the parent's stream."""
-    with caplog.at_level(logging.WARNING, "penstock"):
+    with caplog.at_level(logging.WARNING, "sluicegate"):
         async with OneChild().run() as handler:
             await idle(handler)
             await handler.cancel()

@@ -19,9 +19,9 @@ import attrs
 import pytest
 import trio
 
-import penstock
+import sluicegate
 from helpers import Item, Single, on_each_backend, run_virtually
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,
@@ -39,8 +39,8 @@ from penstock import (
     step,
     workflow_scope,
 )
-from penstock._cleanup import current_cleanup
-from penstock.testing import jump_clock
+from sluicegate._cleanup import current_cleanup
+from sluicegate.testing import jump_clock
 
 
 class Number(Event):
@@ -331,7 +331,7 @@ def test_event_with_an_init_is_refused():
 def test_observers_are_checked_when_the_workflow_is_built():
     """P13: not when the run is over."""
     for wrong in (object(), [object()], Observer()):
-        with pytest.raises(WorkflowValidationError, match=r"derived from penstock\.Observer"):
+        with pytest.raises(WorkflowValidationError, match=r"derived from sluicegate\.Observer"):
             One(observers=wrong)
 
 
@@ -341,7 +341,7 @@ def test_coroutine_instead_of_a_function():
     async def main(): ...
 
     with pytest.raises(TypeError, match=r"run\(main\), not run\(main\(\)\)"):
-        penstock.run(main())
+        sluicegate.run(main())
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signals to threads here")
@@ -370,7 +370,7 @@ def test_interrupt_that_another_thread_gets_wakes_the_event_loop(options):
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         with pytest.raises(KeyboardInterrupt):
-            penstock.run(main, backend="asyncio", backend_options=options)
+            sluicegate.run(main, backend="asyncio", backend_options=options)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     assert late == []
@@ -433,7 +433,7 @@ def test_forked_processes_number_their_runs_apart():
     """Two children of one process give their runs different identifiers."""
     code = (
         "import os\n"
-        "from penstock._workflow import _new_run_id\n"
+        "from sluicegate._workflow import _new_run_id\n"
         "for _ in range(2):\n"
         "    if not os.fork():\n"
         "        os.write(1, (_new_run_id() + ' ').encode()); os._exit(0)\n"

@@ -25,11 +25,11 @@ import pydantic
 import pytest
 import trio
 
-from penstock import Context, WorkflowRuntimeError, WorkflowValidationError
-from penstock._cleanup import current_cleanup
-from penstock._engine.holding import StepResources
-from penstock._engine.keeping import ResourceScope
-from penstock._resources import Resource, ResourceConfig, is_resource, plan_resource
+from sluicegate import Context, WorkflowRuntimeError, WorkflowValidationError
+from sluicegate._cleanup import current_cleanup
+from sluicegate._engine.holding import StepResources
+from sluicegate._engine.keeping import ResourceScope
+from sluicegate._resources import Resource, ResourceConfig, is_resource, plan_resource
 from tests.helpers import (
     Catch,
     Mine,

@@ -11,7 +11,7 @@ import anyio.lowlevel
 import pytest
 import trio
 
-import penstock
+import sluicegate
 from helpers import (
     Catch,
     Mine,
@@ -22,7 +22,7 @@ from helpers import (
     on_each_backend,
     wait_until_idle,
 )
-from penstock import WorkflowHandler, WorkflowRuntimeError, workflow_scope
+from sluicegate import WorkflowHandler, WorkflowRuntimeError, workflow_scope
 
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -94,7 +94,7 @@ def test_runs_under_the_entry_are_under_way_together(backend):
             handlers = [Single(work).run(run_id=name) for name in "abc"]
             return [await handler for handler in handlers]
 
-    assert penstock.run(main, backend=backend) == ["a", "b", "c"]
+    assert sluicegate.run(main, backend=backend) == ["a", "b", "c"]
 
 
 @pytest.mark.anyio

@@ -20,9 +20,9 @@ import anyio
 import pytest
 import trio
 
-import penstock
+import sluicegate
 from helpers import Catch, Fan, Item, Single, nothing_left
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     Observer,
@@ -75,7 +75,7 @@ def run(main, loop):
     if loop[1]:
         pytest.importorskip("uvloop")
     with Catch() as left:
-        penstock.run(main, backend=loop[0], backend_options=loop[1])
+        sluicegate.run(main, backend=loop[0], backend_options=loop[1])
 
     assert dispositions() == before
     return left.error
@@ -273,7 +273,7 @@ def test_second_signal_lists_what_still_cleans_up(loop, number, capfd):
     assert_ended_by(run(functools.partial(own, "in place", handler), loop), number)
 
     first, *listed, last = capfd.readouterr().err.splitlines()
-    assert first == f"penstock: {number.name} again; still cleaning up:"
+    assert first == f"sluicegate: {number.name} again; still cleaning up:"
     assert any(line.startswith("    Single.only, at test_signals.py:") for line in listed)
     assert last == f"a third {number.name} ends the process without it"
     assert seen == ["cleaned up"]
@@ -347,7 +347,7 @@ def test_signals_of_two_kinds_are_counted_by_kind(loop, capfd):
 
 PROGRAM = textwrap.dedent(
     """
-    import os, signal, sys, anyio, penstock
+    import os, signal, sys, anyio, sluicegate
 
     backend, number, times = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 
@@ -363,7 +363,7 @@ PROGRAM = textwrap.dedent(
                 await anyio.sleep(0.001)
             print("cleaned up", flush=True)
 
-    penstock.run(main, backend=backend)
+    sluicegate.run(main, backend=backend)
     """
 )
 
@@ -449,7 +449,7 @@ def test_a_handler_that_the_program_installs_stays(loop):
         async def main():
             signal.signal(signal.SIGTERM, mine)
 
-        penstock.run(main, backend=loop[0])
+        sluicegate.run(main, backend=loop[0])
         assert signal.getsignal(signal.SIGTERM) is mine
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -465,7 +465,7 @@ def test_another_thread_installs_nothing(loop):
         seen.append(dispositions())
 
     thread = threading.Thread(
-        target=penstock.run, args=[main], kwargs={"backend": loop[0], "backend_options": loop[1]}
+        target=sluicegate.run, args=[main], kwargs={"backend": loop[0], "backend_options": loop[1]}
     )
     thread.start()
     thread.join()

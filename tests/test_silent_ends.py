@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     Retry,
@@ -21,8 +21,8 @@ from penstock import (
     catch_error,
     step,
 )
-from penstock._endings import silent_end
-from penstock._graph import graph_of
+from sluicegate._endings import silent_end
+from sluicegate._graph import graph_of
 
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -62,7 +62,7 @@ class Keeps(Workflow):
 
 
 def told(caplog) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.name == "penstock"]
+    return [r.getMessage() for r in caplog.records if r.name == "sluicegate"]
 
 
 @pytest.mark.anyio
@@ -74,9 +74,9 @@ async def test_none_ends_the_branch_and_the_join_counts_it_as_ended(count, kept)
 
 @pytest.mark.anyio
 async def test_it_is_logged_once_for_each_step_and_run(caplog):
-    """One line on the logger ``penstock`` names the step, the run and the two ways to write it."""
+    """One line on the logger ``sluicegate`` names the step, the run and the two ways to write it."""
     workflow = Keeps()
-    with caplog.at_level(logging.WARNING, "penstock"):
+    with caplog.at_level(logging.WARNING, "sluicegate"):
         for name in ("first", "second"):
             await workflow.run(count=9, run_id=name)
 

@@ -19,7 +19,7 @@ import anyio
 import pytest
 import trio
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,
@@ -38,7 +38,7 @@ from penstock import (
     step,
     workflow_scope,
 )
-from penstock.testing import VirtualLoop, jump_clock
+from sluicegate.testing import VirtualLoop, jump_clock
 from tests.helpers import (
     BACKENDS,
     Mine,
@@ -245,7 +245,7 @@ def test_a_run_does_not_notice_its_snapshots(name, backend, monkeypatch):
 
     monkeypatch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
     # A turn that others get because the machine is slow would change the order.
-    monkeypatch.setattr("penstock._engine.runner.TURN", math.inf)
+    monkeypatch.setattr("sluicegate._engine.runner.TURN", math.inf)
 
     def run(*, looks: bool) -> list[tuple[float, str]]:
         monkeypatch.setattr("trio._core._run._r", random.Random(5))
@@ -1072,7 +1072,7 @@ def test_another_version_is_refused(version):
     """Only a format that is known is read; the message says which was expected."""
     snapshot = run_virtually("trio", one_snapshot, Base())
     with pytest.raises(SnapshotError, match=r"format .*; expected .* of format 2"):
-        Base().resume({**snapshot, "penstock": version})
+        Base().resume({**snapshot, "sluicegate": version})
 
 
 # -- damage ----------------------------------------------------------------------------------------------
@@ -1126,7 +1126,7 @@ def is_told(workflow: Workflow, snapshot: dict[str, Any], place: tuple[Any, ...]
         return False
 
     top = str(place[0])
-    words = {"penstock": "format", "workflow": "does not fit", "shape": "shape|does not fit"}
+    words = {"sluicegate": "format", "workflow": "does not fit", "shape": "shape|does not fit"}
 
     assert re.search(words.get(top, top) + "|its top", told), (place, told)
     assert "expected" in told, (place, told)
@@ -1177,7 +1177,7 @@ def test_a_key_too_few_or_too_many_is_told():
     required = {form for form, count in told.items() if count >= 10}
 
     assert {
-        "penstock", "workflow", "shape", "status", "state", "elapsed", "sequence", "run", "start",
+        "sluicegate", "workflow", "shape", "status", "state", "elapsed", "sequence", "run", "start",
         "run.steps", "run.groups", "run.early", "run.questions", "run.has_asked", "run.retried",
         "run.groups.#.parent", "run.steps.work.deliveries.#.event",
         "run.steps.work.deliveries.#.group", "run.steps.work.deliveries.#.attempts.count",

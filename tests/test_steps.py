@@ -12,7 +12,7 @@ import attrs
 import pytest
 
 from helpers import Catch, Done, Item, Mine, Note, nothing_left
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,

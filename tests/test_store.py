@@ -15,9 +15,9 @@ import pydantic
 import pytest
 import trio
 
-from penstock import WorkflowRuntimeError
-from penstock._drafts import DictState, StatePathError
-from penstock._store import StateStore
+from sluicegate import WorkflowRuntimeError
+from sluicegate._drafts import DictState, StatePathError
+from sluicegate._store import StateStore
 from tests.helpers import Mine, cancelled_class, nothing_left, wait_until_idle
 
 

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     EventStream,
@@ -41,8 +41,8 @@ from penstock import (
     step,
     workflow_scope,
 )
-from penstock._backends import current_backend
-from penstock._streams import EventLog
+from sluicegate._backends import current_backend
+from sluicegate._streams import EventLog
 
 
 on_all = pytest.mark.anyio

@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,
@@ -25,10 +25,10 @@ from penstock import (
     _thread_places,
     step,
 )
-from penstock._backends import current_backend
-from penstock._limits import OfOneLoop
-from penstock._thread_places import ThreadPlace, thread_places
-from penstock._threads import FromThread, in_thread
+from sluicegate._backends import current_backend
+from sluicegate._limits import OfOneLoop
+from sluicegate._thread_places import ThreadPlace, thread_places
+from sluicegate._threads import FromThread, in_thread
 from tests.helpers import Catch, Done, Item, on_each_backend, wait_until_idle
 
 
@@ -357,7 +357,7 @@ def test_a_mock_clock_waits_for_a_thread():
 
 def test_a_mock_clock_does_not_wait_for_ever(monkeypatch):
     """A thread that waits for a timer of the loop, past its context, gets there all the same."""
-    monkeypatch.setattr("penstock._backends.trio.PATIENCE", 0.005)
+    monkeypatch.setattr("sluicegate._backends.trio.PATIENCE", 0.005)
     release = threading.Event()
 
     async def main():

@@ -15,17 +15,17 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from penstock import Event, WorkflowRuntimeError, _thread_places
-from penstock import _answers as answering
-from penstock import _threads as threads
-from penstock._answers import HandlerFromThread, call_and_wait
-from penstock._backends import current_backend
-from penstock._branch import Branch
-from penstock._context import step_context
-from penstock._engine.stepping import run_in_context
-from penstock._thread_operations import ThreadOperations
-from penstock._thread_places import ThreadPlace
-from penstock._threads import FromThread, in_loop, in_thread
+from sluicegate import Event, WorkflowRuntimeError, _thread_places
+from sluicegate import _answers as answering
+from sluicegate import _threads as threads
+from sluicegate._answers import HandlerFromThread, call_and_wait
+from sluicegate._backends import current_backend
+from sluicegate._branch import Branch
+from sluicegate._context import step_context
+from sluicegate._engine.stepping import run_in_context
+from sluicegate._thread_operations import ThreadOperations
+from sluicegate._thread_places import ThreadPlace
+from sluicegate._threads import FromThread, in_loop, in_thread
 from tests.helpers import Catch, Mine, cancelled_class, nothing_left, wait_until_idle
 
 
@@ -861,8 +861,8 @@ def test_threads_under_trio_import_no_anyio():
     """P20: a synchronous step under Trio imports neither AnyIO nor asyncio."""
     code = """
 import sys, trio
-from penstock._thread_places import ThreadPlace
-from penstock._threads import FromThread, in_thread
+from sluicegate._thread_places import ThreadPlace
+from sluicegate._threads import FromThread, in_thread
 here = FromThread()
 def body(workflow):
     here.check_cancelled()

@@ -23,7 +23,7 @@ from helpers import (
     timers_left,
     wait_until_idle,
 )
-from penstock import (
+from sluicegate import (
     Context,
     HumanResponseEvent,
     InputRequiredEvent,
@@ -38,7 +38,7 @@ from penstock import (
     WorkflowValidationError,
     step,
 )
-from penstock.testing import jump_clock
+from sluicegate.testing import jump_clock
 
 
 class Question(InputRequiredEvent):

@@ -45,7 +45,7 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,
@@ -59,9 +59,9 @@ from penstock import (
     decode_event,
     step,
 )
-from penstock._codec import TAG, Codec
-from penstock._drafts import DictState
-from penstock._store import StateStore
+from sluicegate._codec import TAG, Codec
+from sluicegate._drafts import DictState
+from sluicegate._store import StateStore
 from tests.helpers import on_each_backend, run_virtually
 
 
@@ -1171,7 +1171,7 @@ OUTSIDE: dict[str, Any] = {
     "run_id": lambda: Simple().run(run_id=[BIG]),
     "ctx": lambda: Simple().run(ctx=BIG),
     "resume": lambda: Simple().resume(BIG),
-    "version": lambda: Simple().resume({"penstock": BIG}),
+    "version": lambda: Simple().resume({"sluicegate": BIG}),
     "from_dict": lambda: Context.from_dict(Simple(), BIG),
     "Context": lambda: Context(BIG),
     "unknown field": lambda: Number(**{BIG: 1}),

@@ -8,7 +8,7 @@ import anyio
 import pytest
 import trio
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,

@@ -8,7 +8,7 @@ from contextlib import suppress
 import anyio
 import pytest
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,

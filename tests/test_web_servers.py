@@ -19,8 +19,8 @@ from hypercorn.asyncio import serve as serve_on_asyncio
 from hypercorn.config import Config
 from hypercorn.trio import serve as serve_on_trio
 
-from penstock import Context, Event, StartEvent, StopEvent, Workflow, step
-from penstock.responses import EventStreamResponse, server_sent_event
+from sluicegate import Context, Event, StartEvent, StopEvent, Workflow, step
+from sluicegate.responses import EventStreamResponse, server_sent_event
 from test_documentation import ROOT, programs
 
 

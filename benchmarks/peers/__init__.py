@@ -1,5 +1,5 @@
 """
-The peers: what can be measured where it is installed. None is a dependency of penstock.
+The peers: what can be measured where it is installed. None is a dependency of sluicegate.
 
 Each module has a function for every work that the peer can do, with that work's name and
 parameters; ``python -m benchmarks.peers.langgraph chain n=1000 rounds=3`` runs one.

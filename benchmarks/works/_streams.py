@@ -6,9 +6,9 @@ from typing import Any
 from benchmarks._measure import Item
 
 
-def penstock_stream(lib: Any, history: int = 10_000):
+def sluicegate_stream(lib: Any, history: int = 10_000):
     """A step pauses and sends, one reader; *history* events stay for readers that come late."""
-    from penstock import Context, Event, StartEvent, StopEvent, Workflow, step
+    from sluicegate import Context, Event, StartEvent, StopEvent, Workflow, step
 
     class Token(Event):
         value: str

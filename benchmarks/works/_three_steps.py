@@ -14,9 +14,9 @@ def _nothing() -> None:
     """What the third step calls when nobody wants to know."""
 
 
-def penstock_workflow(lib: Any, mark: Mark = _nothing):
+def sluicegate_workflow(lib: Any, mark: Mark = _nothing):
     """The workflow class; *pause* seconds in the second step if there are any."""
-    from penstock import Event, StartEvent, StopEvent, Workflow, step
+    from sluicegate import Event, StartEvent, StopEvent, Workflow, step
 
     class Ping(Event):
         i: int

@@ -45,9 +45,9 @@ def measured(once, k: int, rounds: int, living):
     return main
 
 
-def with_penstock(lib, k: int, rounds: int) -> Numbers:
+def with_sluicegate(lib, k: int, rounds: int) -> Numbers:
     """``handler.cancel()``."""
-    from penstock import Event, StartEvent, StopEvent, Workflow, WorkflowCancelledError, step
+    from sluicegate import Event, StartEvent, StopEvent, Workflow, WorkflowCancelledError, step
 
     class Job(Event):
         i: int

@@ -37,7 +37,7 @@ WORKS = (
         quick=(10_000,),
         judged=(10_000,),
         fixed={"rounds": 1, "kept": 1},
-        systems=("penstock-trio", "penstock-asyncio"),
+        systems=("sluicegate-trio", "sluicegate-asyncio"),
         peers=False,
         repeats=1,
         metrics=(Metric("blocks", "blocks/hop"),),
@@ -45,10 +45,10 @@ WORKS = (
 )
 
 
-def with_penstock(lib, n: int, rounds: int, kept: int = 0) -> Numbers:
+def with_sluicegate(lib, n: int, rounds: int, kept: int = 0) -> Numbers:
     """A hop is handed on in the same task; *kept* counts what is left behind instead of time."""
     from benchmarks._flows import Chain, Ping, Pong
-    from penstock import StopEvent, step
+    from sluicegate import StopEvent, step
 
     counts: list[int] = []
 

@@ -63,10 +63,10 @@ class Burst:
         }
 
 
-def with_penstock(lib, r: int) -> Numbers:
+def with_sluicegate(lib, r: int) -> Numbers:
     """Each run is started in one group."""
     burst = Burst(r)
-    workflow = _three_steps.penstock_workflow(lib, burst.mark)(pause=0.010)
+    workflow = _three_steps.sluicegate_workflow(lib, burst.mark)(pause=0.010)
 
     async def main() -> Numbers:
         assert await workflow.run() == 3

@@ -69,7 +69,7 @@ async def measured(lib: Any, once: chain.Once, n: int) -> Numbers:
     return rival.numbers(n)
 
 
-def with_penstock(lib, n: int) -> Numbers:
+def with_sluicegate(lib, n: int) -> Numbers:
     """The engine decides when a chain gives way."""
     from benchmarks._flows import Chain
 

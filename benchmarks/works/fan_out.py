@@ -34,9 +34,9 @@ def complete(answer: list[int], k: int) -> bool:
     return sorted(answer) == list(range(k))
 
 
-def with_penstock(lib, k: int, workers: int, rounds: int) -> Numbers:
+def with_sluicegate(lib, k: int, workers: int, rounds: int) -> Numbers:
     """A list of events out, a list of events in."""
-    from penstock import Event, StartEvent, StopEvent, Workflow, step
+    from sluicegate import Event, StartEvent, StopEvent, Workflow, step
 
     class Job(Event):
         i: int

@@ -69,10 +69,10 @@ class Idling:
         }
 
 
-def with_penstock(lib, r: int, inside: int = 0) -> Numbers:
+def with_sluicegate(lib, r: int, inside: int = 0) -> Numbers:
     """The answer is sent to each handler."""
     from benchmarks._flows import Ask, AskInside
-    from penstock import HumanResponseEvent
+    from sluicegate import HumanResponseEvent
 
     async def main() -> Numbers:
         workflow = AskInside() if inside else Ask()

@@ -1,4 +1,4 @@
-"""Import: ``import penstock`` in a fresh interpreter, everything compiled before."""
+"""Import: ``import sluicegate`` in a fresh interpreter, everything compiled before."""
 
 import sys
 
@@ -15,15 +15,15 @@ WORKS = (
         sizes=(1,),
         quick=(1,),
         judged=(1,),
-        systems=("penstock-trio", "trio"),
+        systems=("sluicegate-trio", "trio"),
         metrics=(Metric("ms", "ms"),),
     ),
 )
 
 
-def with_penstock(lib) -> Numbers:
-    """``import penstock``, which does not import AnyIO."""
-    return importing("penstock")
+def with_sluicegate(lib) -> Numbers:
+    """``import sluicegate``, which does not import AnyIO."""
+    return importing("sluicegate")
 
 
 def on_trio() -> Numbers:

@@ -30,9 +30,9 @@ WORKS = (
 )
 
 
-def with_penstock(lib, m: int) -> Numbers:
+def with_sluicegate(lib, m: int) -> Numbers:
     """``await ctx.stream.send()`` and ``handler.stream_events()``."""
-    from penstock import Context, Event, StartEvent, StopEvent, Workflow, step
+    from sluicegate import Context, Event, StartEvent, StopEvent, Workflow, step
 
     class Token(Event):
         value: float

@@ -42,9 +42,9 @@ def measured(one, r: int, rounds: int):
     return partial(each, once, (3 * r).__eq__, rounds=rounds, size=r)
 
 
-def with_penstock(lib, r: int, rounds: int, timeout: int = 0) -> Numbers:
+def with_sluicegate(lib, r: int, rounds: int, timeout: int = 0) -> Numbers:
     """The engine has the timeout."""
-    workflow = _three_steps.penstock_workflow(lib)(timeout=timeout or None)
+    workflow = _three_steps.sluicegate_workflow(lib)(timeout=timeout or None)
     return lib.run(measured(workflow.run, r, rounds))
 
 

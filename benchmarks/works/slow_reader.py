@@ -37,9 +37,9 @@ async def risen(stream, m: int) -> Numbers:
     return {"peak_kib": peak_kib() - before, "began": began, "base_kib": before}
 
 
-def with_penstock(lib, m: int) -> Numbers:
+def with_sluicegate(lib, m: int) -> Numbers:
     """See `_streams`."""
-    return lib.run(partial(risen, _streams.penstock_stream(lib, history=64), m))
+    return lib.run(partial(risen, _streams.sluicegate_stream(lib, history=64), m))
 
 
 def on_trio(m: int) -> Numbers:

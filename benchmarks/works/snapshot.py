@@ -24,7 +24,7 @@ WORKS = (
         quick=(1_000, 4_000),
         judged=(1_000, 10_000),
         fixed={"rounds": 5},
-        systems=("penstock-trio", "penstock-asyncio"),
+        systems=("sluicegate-trio", "sluicegate-asyncio"),
         metrics=(
             Metric("ms", "ms", "write"),
             Metric("us", "µs/event", "write, for each event"),
@@ -34,9 +34,9 @@ WORKS = (
 )
 
 
-def with_penstock(lib, k: int, rounds: int) -> Numbers:
+def with_sluicegate(lib, k: int, rounds: int) -> Numbers:
     """``handler.snapshot()``, and ``workflow.resume()`` of it up to the start."""
-    from penstock import Event, StartEvent, StopEvent, Workflow, step
+    from sluicegate import Event, StartEvent, StopEvent, Workflow, step
 
     class Job(Event):
         i: int

@@ -42,9 +42,9 @@ def measured(once, n: int):
     return main
 
 
-def with_penstock(lib, n: int, kib: int) -> Numbers:
+def with_sluicegate(lib, n: int, kib: int) -> Numbers:
     """``async with ctx.store.edit_state()``."""
-    from penstock import Context, StartEvent, StopEvent, Workflow, step
+    from sluicegate import Context, StartEvent, StopEvent, Workflow, step
 
     class Counting(Workflow[float]):
         @step

@@ -28,9 +28,9 @@ WORKS = (
 )
 
 
-def with_penstock(lib, m: int, rounds: int) -> Numbers:
+def with_sluicegate(lib, m: int, rounds: int) -> Numbers:
     """``await ctx.stream.send()`` and ``handler.stream_events()``."""
-    stream = _streams.penstock_stream(lib)
+    stream = _streams.sluicegate_stream(lib)
     return lib.run(partial(each, partial(stream, m), m.__eq__, rounds=rounds, size=m))
 
 

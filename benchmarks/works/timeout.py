@@ -60,9 +60,9 @@ async def stuck_on_asyncio(cleaned: list[None], cleanup_ms: int) -> None:
         cleaned.append(None)
 
 
-def with_penstock(lib, k: int, deadline_ms: int, cleanup_ms: int, rounds: int) -> Numbers:
+def with_sluicegate(lib, k: int, deadline_ms: int, cleanup_ms: int, rounds: int) -> Numbers:
     """The workflow's own timeout."""
-    from penstock import Event, StartEvent, StopEvent, Workflow, WorkflowTimeoutError, step
+    from sluicegate import Event, StartEvent, StopEvent, Workflow, WorkflowTimeoutError, step
 
     class Job(Event):
         i: int

@@ -8,7 +8,7 @@ import asyncio
 
 import anyio
 
-from penstock.testing import sweep
+from sluicegate.testing import sweep
 
 
 async def scenario():

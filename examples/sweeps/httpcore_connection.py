@@ -9,7 +9,7 @@ with real sockets, and in httpcore2 2.16.2.
 import anyio.lowlevel
 import httpcore
 
-from penstock.testing import sweep
+from sluicegate.testing import sweep
 
 
 RESPONSE = [b"HTTP/1.1 200 OK\r\n", b"Content-Length: 4\r\n", b"\r\n", b"body"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.cli import main
+from sluicegate.cli import main
 
 
 HERE = Path(__file__).parent
@@ -42,7 +42,7 @@ def program():
         environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "PYTHONPATH")}
         environment.update(options.pop("env", {}))
         process = subprocess.Popen(
-            [sys.executable, "-m", "penstock", *map(str, arguments)],
+            [sys.executable, "-m", "sluicegate", *map(str, arguments)],
             cwd=HERE,
             env=environment,
             **{

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,

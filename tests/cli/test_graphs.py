@@ -1,4 +1,4 @@
-"""``penstock check``, ``penstock draw``, and the help."""
+"""``sluicegate check``, ``sluicegate draw``, and the help."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_draw_a_faulty_workflow(cli, tmp_path):
     code, _, err = cli("draw", "flows_for_cli:Faulty", "-o", page)
 
     assert code == 0
-    assert err.startswith("penstock: Faulty has 3 faults; see `penstock check")
+    assert err.startswith("sluicegate: Faulty has 3 faults; see `sluicegate check")
     assert "is taken by no step" in page.read_text()
 
 
@@ -116,9 +116,9 @@ def test_help_shows_an_example(cli, command):
     code, out, _ = cli(command, "--help")
 
     assert code == 0
-    assert f"example:\n  penstock {command} " in out
+    assert f"example:\n  sluicegate {command} " in out
 
 
 def test_version(cli):
     """--version is that of the package."""
-    assert (0, f"penstock {metadata.version('penstock')}\n", "") == cli("--version")
+    assert (0, f"sluicegate {metadata.version('sluicegate')}\n", "") == cli("--version")

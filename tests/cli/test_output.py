@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from penstock import Event, StopEvent
-from penstock.cli._output import Printer, encode
+from sluicegate import Event, StopEvent
+from sluicegate.cli._output import Printer, encode
 
 
 class Progress(Event):

@@ -41,7 +41,7 @@ def test_usage_error(program):
     assert (code, out) == (2, "")
     assert (
         err
-    ) == "penstock: the following arguments are required: TARGET; see `penstock run --help`\n"
+    ) == "sluicegate: the following arguments are required: TARGET; see `sluicegate run --help`\n"
 
 
 def test_trio_imports_trio_only(program):
@@ -60,7 +60,7 @@ def test_interrupt_runs_the_clean_up(program, backend, tmp_path):
     code, _, err = finish(process)
 
     assert json.loads(first) == {"event": "Progress", "msg": "asleep"}
-    assert (code, err) == (130, "penstock: interrupted\n")
+    assert (code, err) == (130, "sluicegate: interrupted\n")
     assert mark.read_text() == "cleaned up"
 
 
@@ -75,7 +75,7 @@ def test_other_signals_run_the_clean_up(program, backend, name, code, tmp_path):
     process.send_signal(getattr(signal, name))
     status, _, err = finish(process)
 
-    assert (status, err) == (code, f"penstock: ended by {name}\n")
+    assert (status, err) == (code, f"sluicegate: ended by {name}\n")
     assert mark.read_text() == "cleaned up"
 
 
@@ -94,7 +94,7 @@ def test_a_hang_up_under_nohup_is_ignored(program, tmp_path):
     process.send_signal(signal.SIGTERM)
     status, _, err = finish(process)
 
-    assert (status, err) == (143, "penstock: ended by SIGTERM\n")
+    assert (status, err) == (143, "sluicegate: ended by SIGTERM\n")
 
 
 @POSIX
@@ -238,7 +238,7 @@ def test_interrupt_at_a_prompt(program, backend):
     seen = terminal.read_all()
 
     assert process.wait(LIMIT) == 130
-    assert seen.endswith("penstock: interrupted\n")
+    assert seen.endswith("sluicegate: interrupted\n")
 
 
 @POSIX
@@ -257,14 +257,14 @@ def test_exit_of_a_workflow_is_its_own(tmp_path, status, code):
     """``sys.exit`` in a step ends the program as it does everywhere, with what it said."""
     (tmp_path / "leaves.py").write_text(
         "import sys\n"
-        "from penstock import StartEvent, StopEvent, Workflow, step\n"
+        "from sluicegate import StartEvent, StopEvent, Workflow, step\n"
         "class Leaves(Workflow):\n"
         "    @step\n"
         "    async def leave(self, ev: StartEvent) -> StopEvent:\n"
         f"        sys.exit({status})\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "penstock", "run", "leaves.py:Leaves"],
+        [sys.executable, "-m", "sluicegate", "run", "leaves.py:Leaves"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""``penstock run`` in this process: its input, its output and its exit codes."""
+"""``sluicegate run`` in this process: its input, its output and its exit codes."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_a_failure_names_step_event_and_lines(cli, backend):
 
     assert code == 1
     assert lines_of(out)[-1]["event"] == "WorkflowFailedEvent"
-    assert err.startswith("penstock: Fails failed in the step cook\n")
+    assert err.startswith("sluicegate: Fails failed in the step cook\n")
     assert "handling Middle(text='raw')" in err
     assert "ValueError: burnt" in err
     assert 'raise KeyError("oven")' in err  # the cause, through a function of the user's
@@ -237,7 +237,7 @@ def test_a_file_as_target(cli, tmp_path):
     file = tmp_path / "by_path_flows_for_cli.py"
     file.write_text(
         "from beside_flows_for_cli import word\n"
-        "from penstock import StartEvent, StopEvent, Workflow, step\n"
+        "from sluicegate import StartEvent, StopEvent, Workflow, step\n"
         "class Here(Workflow):\n"
         "    @step\n"
         "    async def go(self, ev: StartEvent) -> StopEvent:\n"

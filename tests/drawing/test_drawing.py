@@ -12,7 +12,7 @@ from typing import Annotated
 import attrs
 import pytest
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,
@@ -22,11 +22,11 @@ from penstock import (
     Workflow,
     step,
 )
-from penstock.drawing import draw_all_possible_flows, page_of_all_possible_flows
-from penstock.drawing._model import flow_of
-from penstock.drawing._source import read_source
-from penstock.drawing._svg import picture_of
-from penstock.drawing._text import shortened, text_width
+from sluicegate.drawing import draw_all_possible_flows, page_of_all_possible_flows
+from sluicegate.drawing._model import flow_of
+from sluicegate.drawing._source import read_source
+from sluicegate.drawing._svg import picture_of
+from sluicegate.drawing._text import shortened, text_width
 
 
 class Draft(Event):
@@ -289,7 +289,7 @@ def test_a_step_without_source():
     """Without its source a workflow is drawn, only its notes are missing."""
     names = {}
     exec(
-        "from penstock import *\n"
+        "from sluicegate import *\n"
         "class Hidden(Workflow):\n"
         "    @step\n"
         "    async def go(self, ctx: Context, ev: StartEvent) -> StopEvent:\n"

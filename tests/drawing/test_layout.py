@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.drawing._layers import _crossings, arrange
-from penstock.drawing._layout import Link, Shape, lay_out
+from sluicegate.drawing._layers import _crossings, arrange
+from sluicegate.drawing._layout import Link, Shape, lay_out
 
 
 #: Places are rounded to tenths.

@@ -11,7 +11,7 @@ import attrs
 import pytest
 import tenacity
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     RateLimiter,
@@ -25,11 +25,11 @@ from penstock import (
     catch_error,
     step,
 )
-from penstock.drawing import page_of_all_possible_flows
-from penstock.drawing._marks import Mark
-from penstock.drawing._model import flow_of
-from penstock.drawing._signs import MEANINGS, ROW_WIDTH, SIGNS, row_width, rows_of
-from penstock.drawing._svg import picture_of
+from sluicegate.drawing import page_of_all_possible_flows
+from sluicegate.drawing._marks import Mark
+from sluicegate.drawing._model import flow_of
+from sluicegate.drawing._signs import MEANINGS, ROW_WIDTH, SIGNS, row_width, rows_of
+from sluicegate.drawing._svg import picture_of
 
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -7,10 +7,10 @@ import gc
 
 import pytest
 
-from penstock._cleanup import current_cleanup
-from penstock.llms import _loop
-from penstock.llms.local import LocalServer
-from penstock.llms.openai import OpenAI
+from sluicegate._cleanup import current_cleanup
+from sluicegate.llms import _loop
+from sluicegate.llms.local import LocalServer
+from sluicegate.llms.openai import OpenAI
 
 
 # Rules that keep these tests deterministic: loopback and port 0 only; "at once" is shown by a server

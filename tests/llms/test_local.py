@@ -15,11 +15,11 @@ import urllib.request
 import pytest
 import trio
 
-from penstock.llms import ChatMessage, _loop
-from penstock.llms._local_request import is_own_host
-from penstock.llms._markov import Writer, paragraphs_asked_for
-from penstock.llms.local import Behaviour, LocalServer, main, stand_in_model
-from penstock.llms.openai import OpenAI
+from sluicegate.llms import ChatMessage, _loop
+from sluicegate.llms._local_request import is_own_host
+from sluicegate.llms._markov import Writer, paragraphs_asked_for
+from sluicegate.llms.local import Behaviour, LocalServer, main, stand_in_model
+from sluicegate.llms.openai import OpenAI
 
 from .conftest import GUARD_SECONDS, guard
 
@@ -29,7 +29,7 @@ def text(seed, prompt):
 
 
 def server_threads():
-    return [thread for thread in threading.enumerate() if thread.name == "penstock-local-llm"]
+    return [thread for thread in threading.enumerate() if thread.name == "sluicegate-local-llm"]
 
 
 # -- the words -------------------------------------------------------------------------------------
@@ -43,7 +43,7 @@ def test_same_seed_same_words():
 
 def test_same_words_in_another_process():
     """The text does not depend on the process: no hash seed goes into it."""
-    program = "from penstock.llms._markov import Writer; print(''.join(Writer(1, 'Hi').tokens()))"
+    program = "from sluicegate.llms._markov import Writer; print(''.join(Writer(1, 'Hi').tokens()))"
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
@@ -134,7 +134,7 @@ def get(url, body=None):
 def test_other_pages(server):
     """There are a page of models and one of health, and 400 for what is not a request."""
     assert get(server.base_url.removesuffix("/v1") + "/health") == {"status": "ok"}
-    assert get(server.base_url + "/models")["data"][0]["id"] == "penstock-markov"
+    assert get(server.base_url + "/models")["data"][0]["id"] == "sluicegate-markov"
     for body in ({}, [1], {"model": "x", "messages": 1}, {"model": "x?a=b", "messages": []}):
         with pytest.raises(urllib.error.HTTPError) as caught:
             get(server.base_url + "/chat/completions", body)
@@ -148,7 +148,7 @@ def test_it_says_what_it_is(server):
     body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}]}
     reply = get(server.base_url + "/chat/completions", body)
 
-    assert reply["model"] == "penstock-markov"
+    assert reply["model"] == "sluicegate-markov"
     assert "stand-in" in reply["system_fingerprint"]
 
 
@@ -434,8 +434,17 @@ def test_no_stand_in_where_there_is_a_model(monkeypatch, capsys, name):
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 def test_command_line(how):
-    """`python -m penstock.llms.local` prints its address, serves, and stops when it is told to."""
-    command = [sys.executable, "-X", "dev", "-W", "error", "-m", "penstock.llms.local", "--seed=4"]
+    """`python -m sluicegate.llms.local` prints its address, serves, and stops when it is told to."""
+    command = [
+        sys.executable,
+        "-X",
+        "dev",
+        "-W",
+        "error",
+        "-m",
+        "sluicegate.llms.local",
+        "--seed=4",
+    ]
     with subprocess.Popen(
         [*command, "--behaviour", "reasoning=2"],
         stdout=subprocess.PIPE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from penstock.llms import ChatMessage, MockLLM, StreamClosedError, ToolCall
+from sluicegate.llms import ChatMessage, MockLLM, StreamClosedError, ToolCall
 
 from .conftest import Step
 

@@ -10,9 +10,9 @@ import openai
 import pytest
 import trio
 
-from penstock.llms import LLM, ChatMessage, MockLLM, StreamClosedError, _loop
-from penstock.llms.local import BEHAVIOUR_HEADER, LocalServer
-from penstock.llms.openai import OpenAI
+from sluicegate.llms import LLM, ChatMessage, MockLLM, StreamClosedError, _loop
+from sluicegate.llms.local import BEHAVIOUR_HEADER, LocalServer
+from sluicegate.llms.openai import OpenAI
 
 from .conftest import guard
 
@@ -30,9 +30,9 @@ async def test_complete_and_chat(llm):
     assert str(completion) == completion.text == chat.message.content
     assert f"assistant: {completion.text}" == str(chat)
     assert "" == completion.delta == chat.delta
-    assert (completion.finish_reason, completion.model) == ("stop", "penstock-markov")
+    assert (completion.finish_reason, completion.model) == ("stop", "sluicegate-markov")
     assert chat.usage.total_tokens == chat.additional_kwargs["total_tokens"] > 0
-    assert chat.raw.system_fingerprint == "penstock-markov-stand-in"
+    assert chat.raw.system_fingerprint == "sluicegate-markov-stand-in"
 
 
 def test_it_is_an_llm():
@@ -323,23 +323,23 @@ async def test_blocking_call_in_a_thread_of_a_loop(llm):
     ],
 )
 def test_missing_extra(missing, module, extra):
-    """Without its extra a module says which one to install; penstock.llms itself needs none."""
+    """Without its extra a module says which one to install; sluicegate.llms itself needs none."""
     program = (
         f"import sys; sys.modules[{missing!r}] = None\n"
-        "import penstock.llms\n"
-        f"import penstock.llms.{module}\n"
+        "import sluicegate.llms\n"
+        f"import sluicegate.llms.{module}\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
 
-    assert f'pip install "penstock[{extra}]"' in done.stderr.splitlines()[-1]
+    assert f'pip install "sluicegate[{extra}]"' in done.stderr.splitlines()[-1]
 
 
 def test_importing_is_light():
-    """Importing penstock.llms, and a mock under Trio, import neither the SDK nor AnyIO."""
+    """Importing sluicegate.llms, and a mock under Trio, import neither the SDK nor AnyIO."""
     program = (
-        "import sys, trio, penstock.llms as llms\n"
+        "import sys, trio, sluicegate.llms as llms\n"
         "async def main():\n"
         "    async for response in await llms.MockLLM().astream_complete('a b'): pass\n"
         "    print(response)\n"

@@ -12,8 +12,8 @@ import anyio
 import pytest
 import trio
 
-from penstock.llms import StreamClosedError, _loop
-from penstock.llms.openai import OpenAI
+from sluicegate.llms import StreamClosedError, _loop
+from sluicegate.llms.openai import OpenAI
 
 from .conftest import Step, guard
 
@@ -221,8 +221,8 @@ PROGRAM = textwrap.dedent(
     """
     import gc, logging
     import anyio
-    from penstock._cleanup import current_cleanup
-    from penstock.llms.openai import OpenAI
+    from sluicegate._cleanup import current_cleanup
+    from sluicegate.llms.openai import OpenAI
 
     class Step(list):
         add, discard = list.append, lambda self, it: self.remove(it) if it in self else None

@@ -9,9 +9,9 @@ import openai
 import pytest
 import trio
 
-from penstock._cleanup import current_cleanup
-from penstock.llms import ChatMessage, CompletionStream, StreamClosedError, _loop
-from penstock.llms.openai import OpenAI
+from sluicegate._cleanup import current_cleanup
+from sluicegate.llms import ChatMessage, CompletionStream, StreamClosedError, _loop
+from sluicegate.llms.openai import OpenAI
 
 from .conftest import Step, guard
 
@@ -50,7 +50,7 @@ async def test_read_to_the_end(server, llm):
     assert "".join(deltas) == str(response) == stream.response.text == str(stream)
     assert response.finish_reason == "stop"
     assert response.usage.completion_tokens == len(response.text.split())
-    assert response.raw.system_fingerprint == "penstock-markov-stand-in"
+    assert response.raw.system_fingerprint == "sluicegate-markov-stand-in"
     assert server.exchanges[-1].outcome == "completed"
 
 

@@ -14,9 +14,9 @@ import openai
 import pytest
 import trio
 
-from penstock.llms import ChatMessage, _bounded, _loop
-from penstock.llms._sse import EventDecoder, EventTooLargeError
-from penstock.llms.openai import OpenAI
+from sluicegate.llms import ChatMessage, _bounded, _loop
+from sluicegate.llms._sse import EventDecoder, EventTooLargeError
+from sluicegate.llms.openai import OpenAI
 
 from .conftest import guard
 
@@ -211,7 +211,7 @@ async def test_a_compressed_reply_is_read(how, encoding):
 async def test_a_bomb_is_refused(how, status, monkeypatch):
     """A body that inflates beyond every measure costs bounded memory, and is an error."""
     monkeypatch.setattr(_bounded, "MOST_BYTES", 2**20)
-    monkeypatch.setattr("penstock.llms._openai_http.MOST_BYTES", 2**20)
+    monkeypatch.setattr("sluicegate.llms._openai_http.MOST_BYTES", 2**20)
     bomb = gzip.compress(bytes(2**22))
     kinds = ["application/json"]
     if how in STREAMS and status == 200:
@@ -229,7 +229,7 @@ async def test_a_bomb_is_refused(how, status, monkeypatch):
 async def test_a_bomb_does_not_hold_up_the_loop(how, monkeypatch):
     """Between two pieces of it other tasks have their turn, and a cancellation is seen."""
     monkeypatch.setattr(_bounded, "MOST_BYTES", 10**12)
-    monkeypatch.setattr("penstock.llms._openai_http.MOST_BYTES", 10**12)
+    monkeypatch.setattr("sluicegate.llms._openai_http.MOST_BYTES", 10**12)
     turns = 0
 
     async def checkpoint(own=_loop.checkpoint):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.llms._sse import EventDecoder
+from sluicegate.llms._sse import EventDecoder
 
 
 def decode(*received: bytes) -> list[str]:

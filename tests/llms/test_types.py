@@ -9,8 +9,8 @@ import pickle
 import attrs
 import pytest
 
-from penstock import Context, Event, HumanResponseEvent, StartEvent, StopEvent, Workflow, step
-from penstock.llms import (
+from sluicegate import Context, Event, HumanResponseEvent, StartEvent, StopEvent, Workflow, step
+from sluicegate.llms import (
     ChatMessage,
     ChatResponse,
     CompletionResponse,
@@ -20,8 +20,8 @@ from penstock.llms import (
     Usage,
     _loop,
 )
-from penstock.llms._assembly import Assembly, Piece
-from penstock.llms._wire import from_messages, from_prompt, max_tokens_name, to_piece
+from sluicegate.llms._assembly import Assembly, Piece
+from sluicegate.llms._wire import from_messages, from_prompt, max_tokens_name, to_piece
 
 
 def chunk(delta=None, **choice):

@@ -10,7 +10,7 @@ import anyio.to_thread
 import pytest
 import trio
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     StartEvent,
@@ -21,7 +21,7 @@ from penstock import (
     step,
     workflow_scope,
 )
-from penstock._cleanup import current_cleanup
+from sluicegate._cleanup import current_cleanup
 from tests.helpers import (
     Catch,
     Done,

@@ -10,7 +10,7 @@ import anyio
 import pytest
 import trio
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,
@@ -26,7 +26,7 @@ from penstock import (
     step,
     workflow_scope,
 )
-from penstock.testing import jump_clock
+from sluicegate.testing import jump_clock
 from tests.helpers import (
     Catch,
     Done,

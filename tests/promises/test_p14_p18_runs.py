@@ -15,7 +15,7 @@ import anyio.to_thread
 import pytest
 import trio
 
-from penstock import (
+from sluicegate import (
     Context,
     Observer,
     StartEvent,

@@ -13,9 +13,9 @@ from pathlib import Path
 import attrs
 import pytest
 
-import penstock
-from penstock import Event, StopEvent
-from penstock._decoding import decode_event
+import sluicegate
+from sluicegate import Event, StopEvent
+from sluicegate._decoding import decode_event
 
 
 # -- P19 ------------------------------------------------------------------------------------------
@@ -64,7 +64,8 @@ def test_data_becomes_the_class_that_the_caller_names():
 
 
 @pytest.mark.parametrize(
-    "tag", ["__class__", "__type__", "type", "qualified_name", "__penstock__", "py/object", "$type"]
+    "tag",
+    ["__class__", "__type__", "type", "qualified_name", "__sluicegate__", "py/object", "$type"],
 )
 def test_data_cannot_name_a_class(tag):
     """P19: a name in the data is a field like any other, and an unknown one is refused."""
@@ -115,7 +116,7 @@ def test_bad_input_points_at_the_field(data, field):
     assert field in str(caught.value)
 
 
-PACKAGE = Path(penstock.__file__).parent
+PACKAGE = Path(sluicegate.__file__).parent
 #: The command line imports the workflow that whoever types it names; that is not data.
 BY_HAND = {PACKAGE / "cli" / "_targets.py"}
 SOURCE = sorted(set(PACKAGE.rglob("*.py")) - BY_HAND)
@@ -154,8 +155,8 @@ import sys
 
 {before}
 
-import penstock
-from penstock import *
+import sluicegate
+from sluicegate import *
 
 class Item(Event):
     number: int
@@ -257,7 +258,7 @@ def run_program(before, after):
 
 
 def test_import_brings_in_neither_anyio_nor_asyncio():
-    """P20: ``import penstock`` imports neither, nor any optional extra."""
+    """P20: ``import sluicegate`` imports neither, nor any optional extra."""
     run_program(
         "",
         """
@@ -274,7 +275,7 @@ def test_run_under_trio_brings_in_neither_anyio_nor_asyncio():
         import trio
 
         trio.run(use, trio.open_nursery)
-        penstock.run(use, trio.open_nursery)
+        sluicegate.run(use, trio.open_nursery)
         assert loaded("anyio", "asyncio") == []
         """,
     )
@@ -303,7 +304,7 @@ def test_anyio_is_imported_when_a_run_first_starts_under_asyncio():
 
 
 def test_entry_imports_the_event_loop_that_it_is_told():
-    """P20: ``penstock.run(main)`` on Trio imports no other loop, ``backend="asyncio"`` does."""
+    """P20: ``sluicegate.run(main)`` on Trio imports no other loop, ``backend="asyncio"`` does."""
     run_program(
         "",
         """
@@ -314,9 +315,9 @@ def test_entry_imports_the_event_loop_that_it_is_told():
             assert len([e async for e in handler.stream_events()]) == 7
             return await handler
 
-        assert penstock.run(main) == 5
+        assert sluicegate.run(main) == 5
         assert loaded("anyio", "asyncio") == []
-        assert penstock.run(main, backend="asyncio") == 5
+        assert sluicegate.run(main, backend="asyncio") == 5
         assert loaded("anyio", "asyncio") == ["anyio", "asyncio"]
         """,
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,

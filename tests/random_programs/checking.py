@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import anyio
 import attrs
 
-from penstock import (
+from sluicegate import (
     ChildEvent,
     StopEvent,
     WorkflowCancelledError,
@@ -22,7 +22,7 @@ from penstock import (
     WorkflowTimedOutEvent,
     WorkflowTimeoutError,
 )
-from penstock.testing import run_virtually
+from sluicegate.testing import run_virtually
 from tests.helpers import leaves_of, live_tasks
 from tests.random_programs.building import (
     Answer,
@@ -37,7 +37,7 @@ from tests.random_programs.programs import Expected, Program, expect, make
 
 
 if TYPE_CHECKING:
-    from penstock import Workflow, WorkflowHandler
+    from sluicegate import Workflow, WorkflowHandler
 
 
 Kind = Literal["none", "cancel", "graceful", "scope", "timeout", "body"]

@@ -20,7 +20,7 @@ from typing import Any
 import anyio
 import attrs
 
-import penstock
+import sluicegate
 from tests.random_programs.building import Builder, Ledger
 from tests.random_programs.checking import Plan, Watched
 from tests.random_programs.programs import make
@@ -86,7 +86,7 @@ def interrupt(seed: int, backend: str) -> list[str]:
     left: BaseException | None = None
     options: dict[str, Any] = {"use_uvloop": True} if backend == "uvloop" else {}
     try:
-        penstock.run(
+        sluicegate.run(
             main, backend="trio" if backend == "trio" else "asyncio", backend_options=options
         )
     except BaseException as error:

@@ -15,7 +15,7 @@ import anyio
 import trio
 
 from helpers import cancelled_class
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,
@@ -37,7 +37,7 @@ from penstock import (
     step,
     workflow_scope,
 )
-from penstock._cleanup import current_cleanup
+from sluicegate._cleanup import current_cleanup
 
 
 #: Which terminal event belongs to which status; a completed run ends with its own stop event.
@@ -1188,7 +1188,7 @@ class TaskGroups(Nurseries):
 
 
 class Scoped(Feature):
-    """A scope owns what is used in it, as a program under ``penstock.run`` has it."""
+    """A scope owns what is used in it, as a program under ``sluicegate.run`` has it."""
 
     result = ([3, 3], 1, 2)
     cleans = True

@@ -19,7 +19,7 @@ import anyio.lowlevel
 import attrs
 import trio
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,
@@ -37,9 +37,9 @@ from penstock import (
     catch_error,
     step,
 )
-from penstock._limits import Gate
-from penstock.llms import MockLLM
-from penstock.testing import run_step, run_workflow, step_through, workflow_scenario
+from sluicegate._limits import Gate
+from sluicegate.llms import MockLLM
+from sluicegate.testing import run_step, run_workflow, step_through, workflow_scenario
 
 
 class Item(Event):
@@ -1013,7 +1013,7 @@ async def replies_that_stream(trial):
     return await host(trial, Tells(llm))
 
 
-# -- penstock.testing -----------------------------------------------------------------------------
+# -- sluicegate.testing -----------------------------------------------------------------------------
 
 
 class Polite(Workflow[str]):

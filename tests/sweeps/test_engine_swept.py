@@ -35,14 +35,14 @@ from flows_for_sweeps_a import (
 )
 
 from helpers import on_each_backend
-from penstock import (
+from sluicegate import (
     WorkflowCancelledError,
     WorkflowRuntimeError,
     WorkflowTimeoutError,
     workflow_scope,
 )
-from penstock.testing import run_virtually, sweep
-from penstock.testing._sweeps.trial import KINDS
+from sluicegate.testing import run_virtually, sweep
+from sluicegate.testing._sweeps.trial import KINDS
 
 
 ALONE = {TrioNurseries: ("trio",), TaskGroups: ("asyncio",)}
@@ -70,8 +70,8 @@ def _(monkeypatch):
 
 def set_turn(monkeypatch, seconds):
     """Have the engine give others a turn after so long: ``inf`` for never, -1 for always."""
-    monkeypatch.setattr("penstock._engine.runner.TURN", seconds)
-    monkeypatch.setattr("penstock._streams.TURN", seconds)
+    monkeypatch.setattr("sluicegate._engine.runner.TURN", seconds)
+    monkeypatch.setattr("sluicegate._streams.TURN", seconds)
 
 
 def swept(feature, backend, kinds, *more, target=None, **options):

@@ -17,7 +17,7 @@ import anyio.lowlevel
 import pytest
 from anyio._backends import _asyncio as anyio_asyncio
 
-from penstock import (
+from sluicegate import (
     Context,
     StartEvent,
     StepTimeoutError,
@@ -27,8 +27,8 @@ from penstock import (
     _streams,
     step,
 )
-from penstock._engine import runner
-from penstock.testing import jump_clock, run_virtually, sweep
+from sluicegate._engine import runner
+from sluicegate.testing import jump_clock, run_virtually, sweep
 from tests.helpers import on_each_backend
 from tests.sweeps import flows_for_sweeps_b as flows
 

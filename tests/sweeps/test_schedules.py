@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from penstock import _store, _streams
-from penstock._engine import runner
+from sluicegate import _store, _streams
+from sluicegate._engine import runner
 from tests.sweeps import flows_for_sweeps_b as flows
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import anyio
 import attrs
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,

@@ -25,7 +25,7 @@ from flows_for_testing import (
     open_line,
 )
 
-from penstock import (
+from sluicegate import (
     Context,
     HumanResponseEvent,
     InputRequiredEvent,
@@ -38,7 +38,7 @@ from penstock import (
     WorkflowTimeoutError,
     step,
 )
-from penstock.testing import run_workflow
+from sluicegate.testing import run_workflow
 from tests.helpers import Mine, nothing_left, on_each_backend, run_virtually
 
 

@@ -13,7 +13,7 @@ import anyio.pytest_plugin
 import pytest
 import trio  # noqa: F401 - or each run of pytest below would import it anew
 
-import penstock.testing  # noqa: F401 - likewise
+import sluicegate.testing  # noqa: F401 - likewise
 
 
 pytest_plugins = ["pytester"]
@@ -77,7 +77,7 @@ def run(pytester, monkeypatch):
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
 
     def run_pytest(
-        source, *options, plugins=("pytest_penstock",), ini="", header=HEADER, apart=False
+        source, *options, plugins=("pytest_sluicegate",), ini="", header=HEADER, apart=False
     ):
         pytester.makepyfile(test_file=f"{header}\n{dedent(source)}")
         pytester.makeini(f"[pytest]\naddopts = --strict-markers\nfilterwarnings = error\n{ini}")
@@ -264,7 +264,9 @@ def test_a_failure_ends_with_the_command_that_replays_it(run):
             "FAILED *ScenarioFailure: trio:scope:3*",
         ]
     )
-    assert "penstock" not in result.stdout.str().partition("FAILURES")[2].partition("short test")[0]
+    assert (
+        "sluicegate" not in result.stdout.str().partition("FAILURES")[2].partition("short test")[0]
+    )
     (command,) = [line for line in result.outlines if line.startswith("pytest test_file")]
 
     again = run(BAD, *shlex.split(command)[1:])
@@ -561,7 +563,7 @@ def test_no_other_plugin_takes_the_coroutine(run, plugin, mark, auto, ini, way):
         pytest.skip("this AnyIO has no auto mode")
     else:
         ini = f"{ini}\n{auto}"
-    plugins = [plugin, "pytest_penstock"]
+    plugins = [plugin, "pytest_sluicegate"]
 
     result = run(source, plugins=plugins if way == "registered first" else plugins[::-1], ini=ini)
 
@@ -571,7 +573,7 @@ def test_no_other_plugin_takes_the_coroutine(run, plugin, mark, auto, ini, way):
 def test_the_anyio_mark_runs_it_on_each_backend(run):
     """As it does with other tests; ``-m`` knows the mark."""
     source = f"@pytest.mark.anyio\n@pytest.mark.cancel_sweep\n{GOOD.strip()}"
-    result = run(source, "-m", "anyio", "-v", plugins=["anyio.pytest_plugin", "pytest_penstock"])
+    result = run(source, "-m", "anyio", "-v", plugins=["anyio.pytest_plugin", "pytest_sluicegate"])
 
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines_random(
@@ -607,7 +609,7 @@ def test_beside_a_plugin_that_takes_whatever_is_async(run, pytester):
     pytester.syspathinsert()
 
     result = run(
-        f"@pytest.mark.cancel_sweep\n{GOOD.strip()}", plugins=["pytest_penstock", "greedy"]
+        f"@pytest.mark.cancel_sweep\n{GOOD.strip()}", plugins=["pytest_sluicegate", "greedy"]
     )
 
     result.assert_outcomes(passed=1)
@@ -618,7 +620,7 @@ def test_beside_xdist(run):
     """Failures, commands, samples and replays come through xdist's workers."""
     pytest.importorskip("xdist", reason="pytest-xdist is not installed")
     source = f"{BAD}\n@pytest.mark.cancel_sweep(limit=2)\n{GOOD.strip()}"
-    result = run(source, "-n", "2", plugins=["xdist.plugin", "pytest_penstock"], apart=True)
+    result = run(source, "-n", "2", plugins=["xdist.plugin", "pytest_sluicegate"], apart=True)
 
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(
@@ -632,16 +634,16 @@ def test_beside_xdist(run):
 
 def test_it_may_be_switched_off(run):
     """``-p no:`` takes the marks, the options and all else away."""
-    run("def test_it(): pass", "-p", "no:pytest_penstock", plugins=()).assert_outcomes(passed=1)
+    run("def test_it(): pass", "-p", "no:pytest_sluicegate", plugins=()).assert_outcomes(passed=1)
     result = run(
-        "def test_it(): pass", "--sweep-limit", "2", "-p", "no:pytest_penstock", plugins=()
+        "def test_it(): pass", "--sweep-limit", "2", "-p", "no:pytest_sluicegate", plugins=()
     )
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
 
 
 def test_without_a_marked_test_nothing_is_imported(run):
-    """The plugin costs pytest's start nothing: no penstock, no event loop."""
+    """The plugin costs pytest's start nothing: no sluicegate, no event loop."""
     result = run(
         """
         import sys
@@ -651,8 +653,8 @@ def test_without_a_marked_test_nothing_is_imported(run):
 
         def test_it():
             loaded = {name.partition(".")[0] for name in sys.modules if not name.startswith("_")}
-            assert not loaded & {"penstock", "trio", "anyio", "asyncio", "attrs"}
-            assert {name for name in sys.modules if name.startswith("pytest_penstock")} == {"pytest_penstock"}
+            assert not loaded & {"sluicegate", "trio", "anyio", "asyncio", "attrs"}
+            assert {name for name in sys.modules if name.startswith("pytest_sluicegate")} == {"pytest_sluicegate"}
         """,
         header="",
         apart=True,

@@ -31,7 +31,7 @@ from flows_for_testing import (
     open_line,
 )
 
-from penstock import (
+from sluicegate import (
     Context,
     DictState,
     Resource,
@@ -45,7 +45,7 @@ from penstock import (
     WorkflowRuntimeError,
     step,
 )
-from penstock.testing import run_step, run_workflow
+from sluicegate.testing import run_step, run_workflow
 from tests.helpers import (
     Mine,
     Single,
@@ -541,6 +541,6 @@ async def test_the_workflow_can_be_run_as_ever_afterwards():
     await run_step(workflow, "make", Part(number=1))
     known = {kind for way in workflow._built().outputs for kind in way}
 
-    assert not any(kind.__module__.startswith("penstock.testing") for kind in known)
+    assert not any(kind.__module__.startswith("sluicegate.testing") for kind in known)
     assert {**before, "called": 1} == dict(vars(workflow))
     assert await workflow.run() == 3

@@ -24,7 +24,7 @@ from flows_for_testing import (
     Tries,
 )
 
-from penstock import (
+from sluicegate import (
     Observer,
     StartEvent,
     StepFailedEvent,
@@ -39,7 +39,7 @@ from penstock import (
     WorkflowTimeoutError,
     step,
 )
-from penstock.testing import StepInvocation, WorkflowTestRunner, run_workflow, step_through
+from sluicegate.testing import StepInvocation, WorkflowTestRunner, run_workflow, step_through
 from tests.helpers import (
     Mine,
     Single,
@@ -454,9 +454,9 @@ def test_a_record_is_frozen():
 
 
 def test_it_needs_no_test_framework():
-    """Importing penstock.testing imports neither pytest nor AnyIO."""
+    """Importing sluicegate.testing imports neither pytest nor AnyIO."""
     code = (
-        "import sys, penstock.testing; "
+        "import sys, sluicegate.testing; "
         "print(sorted({'pytest', '_pytest', 'anyio', 'unittest'} & set(sys.modules)))"
     )
     printed = subprocess.run(

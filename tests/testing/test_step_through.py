@@ -26,7 +26,7 @@ from flows_for_testing import (
     Tries,
 )
 
-from penstock import (
+from sluicegate import (
     Context,
     Resource,
     StartEvent,
@@ -36,7 +36,7 @@ from penstock import (
     WorkflowTimeoutError,
     step,
 )
-from penstock.testing import run_workflow, step_through
+from sluicegate.testing import run_workflow, step_through
 from tests.helpers import (
     Mine,
     Single,

@@ -23,7 +23,7 @@ import pytest
 import trio
 import trio.testing
 
-from penstock.testing import (
+from sluicegate.testing import (
     At,
     InjectedError,
     ScenarioFailure,
@@ -31,9 +31,9 @@ from penstock.testing import (
     run_virtually,
     sweep,
 )
-from penstock.testing._sweeps import leftovers, stage
-from penstock.testing._sweeps.asyncio_time import workers_of
-from penstock.testing._sweeps.trial import KINDS
+from sluicegate.testing._sweeps import leftovers, stage
+from sluicegate.testing._sweeps.asyncio_time import workers_of
+from sluicegate.testing._sweeps.trial import KINDS
 from tests.helpers import steady_id
 
 
@@ -1129,7 +1129,7 @@ def test_a_worker_that_is_stuck_is_told_to_end_only_once(monkeypatch):
     """AnyIO's queue to it is short, and may be full already."""
     monkeypatch.setattr(leftovers, "GRACE", 0.01)
     monkeypatch.setattr(stage, "THREAD_PATIENCE", 0)
-    monkeypatch.setattr("penstock.testing._sweeps.asyncio_time.PATIENCE", 0.001)
+    monkeypatch.setattr("sluicegate.testing._sweeps.asyncio_time.PATIENCE", 0.001)
     go = threading.Event()
 
     async def scenario():
@@ -1173,7 +1173,7 @@ def test_a_thread_that_is_stuck_does_not_hold_the_sweep_up(monkeypatch):
 
 SPINNING = """
 import gc, sys, anyio
-from penstock.testing import ScenarioFailure, sweep
+from sluicegate.testing import ScenarioFailure, sweep
 
 async def scenario():
     has_slept = False

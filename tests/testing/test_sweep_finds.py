@@ -18,7 +18,7 @@ from faulty_things import (
     work,
 )
 
-from penstock.testing import ScenarioFailure, fuzz, sweep
+from sluicegate.testing import ScenarioFailure, fuzz, sweep
 
 
 #: What a failure's ``problem`` says, for each invariant.
@@ -71,7 +71,7 @@ def test_the_catalogue_covers_every_invariant():
 def test_a_fault_is_found(fault, backend, monkeypatch):
     """The faulty twin fails by what its entry says, and so does the one run that is replayed."""
     if fault.caught_by == "thread":
-        monkeypatch.setattr("penstock.testing._sweeps.leftovers.GRACE", 0.05)
+        monkeypatch.setattr("sluicegate.testing._sweeps.leftovers.GRACE", 0.05)
     with pytest.raises(ScenarioFailure) as found:
         run(fault, "faulty", backend)
     failure = found.value

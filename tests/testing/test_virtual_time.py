@@ -24,10 +24,10 @@ import pytest
 import trio
 import trio.testing
 
-from penstock.testing import VirtualLoop, jump_clock, run_virtually, sweep
-from penstock.testing._sweeps import asyncio_time
-from penstock.testing._sweeps.asyncio_time import NumberedTask, task_of
-from penstock.testing._sweeps.trio_time import seeded_trio
+from sluicegate.testing import VirtualLoop, jump_clock, run_virtually, sweep
+from sluicegate.testing._sweeps import asyncio_time
+from sluicegate.testing._sweeps.asyncio_time import NumberedTask, task_of
+from sluicegate.testing._sweeps.trio_time import seeded_trio
 
 
 BACKENDS = ("trio", "asyncio")
@@ -39,7 +39,7 @@ DAY = 86_400.0
 def _impatient(monkeypatch):
     """Wait less for threads that wait for us."""
     monkeypatch.setattr(asyncio_time, "PATIENCE", 0.02)
-    monkeypatch.setattr("penstock.testing._sweeps.trio_time.PATIENCE", 0.02)
+    monkeypatch.setattr("sluicegate.testing._sweeps.trio_time.PATIENCE", 0.02)
 
 
 @pytest.fixture
@@ -815,8 +815,8 @@ def test_threads_may_call_back_in_a_sweep(backend):
 def test_a_slow_thread_is_no_hang(backend, monkeypatch):
     """On a busy machine a thread may need longer than time stands still for it."""
     monkeypatch.setattr(asyncio_time, "PATIENCE", 0.0005)
-    monkeypatch.setattr("penstock.testing._sweeps.trio_time.PATIENCE", 0.0005)
-    monkeypatch.setattr("penstock.testing._sweeps.stage.THREAD_PATIENCE", 100_000)
+    monkeypatch.setattr("sluicegate.testing._sweeps.trio_time.PATIENCE", 0.0005)
+    monkeypatch.setattr("sluicegate.testing._sweeps.stage.THREAD_PATIENCE", 100_000)
 
     async def scenario():
         await anyio.to_thread.run_sync(time.sleep, 0.005)

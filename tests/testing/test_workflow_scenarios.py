@@ -9,7 +9,7 @@ from typing import Annotated, Self
 import anyio
 import pytest
 
-from penstock import (
+from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,
@@ -23,10 +23,10 @@ from penstock import (
     WorkflowTimeoutError,
     step,
 )
-from penstock._engine import holding, keeping, machine, operations, outcome, runner, worker
-from penstock._limits import Door
-from penstock._streams import EventLog, EventStream
-from penstock.testing import (
+from sluicegate._engine import holding, keeping, machine, operations, outcome, runner, worker
+from sluicegate._limits import Door
+from sluicegate._streams import EventLog, EventStream
+from sluicegate.testing import (
     Reading,
     ScenarioFailure,
     StepStruckError,

@@ -8,8 +8,8 @@ import anyio
 import attrs
 import trio
 
-import penstock
-from penstock import (
+import sluicegate
+from sluicegate import (
     Branch,
     Context,
     Event,
@@ -84,7 +84,7 @@ def opened() -> None:
     assert_type(event.topic, Any)
     assert_type(StopEvent(result=3).result, Any)
     assert_type(Draft(text="x").length, int)
-    assert_type(penstock.run(number, "3", backend="asyncio"), int)
+    assert_type(sluicegate.run(number, "3", backend="asyncio"), int)
 
 
 def refused() -> None:

@@ -1,0 +1,157 @@
+"""Event-driven workflows on structured concurrency."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sluicegate._branch import Branch
+from sluicegate._context import Context, StepInfo
+from sluicegate._decorators import catch_error, step
+from sluicegate._entry import run
+from sluicegate._errors import (
+    EventConflictError,
+    QuestionClosedError,
+    StepTimeoutError,
+    WorkflowCancelledError,
+    WorkflowError,
+    WorkflowRuntimeError,
+    WorkflowStalledError,
+    WorkflowTimeoutError,
+    WorkflowValidationError,
+)
+from sluicegate._events import (
+    ChildEvent,
+    Event,
+    HumanResponseEvent,
+    InputRequiredEvent,
+    InternalEvent,
+    StartEvent,
+    StepFailedEvent,
+    StepStateChanged,
+    StopEvent,
+    UnhandledEvent,
+    WorkflowCancelledEvent,
+    WorkflowFailedEvent,
+    WorkflowIdleEvent,
+    WorkflowTimedOutEvent,
+)
+from sluicegate._handler import WorkflowHandler
+from sluicegate._observe import Observer
+from sluicegate._owners import Unwound
+from sluicegate._questions import Acknowledgement, OpenQuestion
+from sluicegate._scope import WorkflowScope, open_scope, workflow_scope
+from sluicegate._signature import Take
+from sluicegate._streams import EventStream, StreamSender
+from sluicegate._workflow import Workflow
+
+
+if TYPE_CHECKING:
+    from sluicegate._codec import RestoredError, SnapshotError
+    from sluicegate._decoding import decode_event
+    from sluicegate._drafts import DictState, StatePathError
+    from sluicegate._limits import RateLimiter
+    from sluicegate._resources import Resource, ResourceConfig
+    from sluicegate._retries import Retry, RetryInfo
+    from sluicegate._store import StateStore
+    from sluicegate.drawing import draw_all_possible_flows
+
+__all__ = [
+    "Acknowledgement",
+    "Branch",
+    "ChildEvent",
+    "Context",
+    "DictState",
+    "Event",
+    "EventConflictError",
+    "EventStream",
+    "HumanResponseEvent",
+    "InputRequiredEvent",
+    "InternalEvent",
+    "Observer",
+    "OpenQuestion",
+    "QuestionClosedError",
+    "RateLimiter",
+    "Resource",
+    "ResourceConfig",
+    "RestoredError",
+    "Retry",
+    "RetryInfo",
+    "SnapshotError",
+    "StartEvent",
+    "StatePathError",
+    "StateStore",
+    "StepFailedEvent",
+    "StepInfo",
+    "StepStateChanged",
+    "StepTimeoutError",
+    "StopEvent",
+    "StreamSender",
+    "Take",
+    "UnhandledEvent",
+    "Unwound",
+    "Workflow",
+    "WorkflowCancelledError",
+    "WorkflowCancelledEvent",
+    "WorkflowError",
+    "WorkflowFailedEvent",
+    "WorkflowHandler",
+    "WorkflowIdleEvent",
+    "WorkflowRuntimeError",
+    "WorkflowScope",
+    "WorkflowStalledError",
+    "WorkflowTimedOutEvent",
+    "WorkflowTimeoutError",
+    "WorkflowValidationError",
+    "catch_error",
+    "decode_event",
+    "draw_all_possible_flows",
+    "open_scope",
+    "run",
+    "step",
+    "workflow_scope",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
+    home = _home_of(name)
+    if home is None:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(home, name)
+
+
+def _version() -> str:
+    from importlib.metadata import version  # noqa: PLC0415 - it costs as much as Trio
+
+    return version("sluicegate")
+
+
+def _home_of(name: str) -> Any:
+    """Return the module of a name that not every program uses; it is imported on first use."""
+    home: Any = None
+    match name:
+        case "DictState" | "StatePathError":
+            from sluicegate import _drafts as home  # noqa: PLC0415
+        case "RateLimiter":
+            from sluicegate import _limits as home  # noqa: PLC0415
+        case "Resource" | "ResourceConfig":
+            from sluicegate import _resources as home  # noqa: PLC0415
+        case "RestoredError" | "SnapshotError":
+            from sluicegate import _codec as home  # noqa: PLC0415
+        case "Retry" | "RetryInfo":
+            from sluicegate import _retries as home  # noqa: PLC0415
+        case "StateStore":
+            from sluicegate import _store as home  # noqa: PLC0415
+        case "draw_all_possible_flows":
+            from sluicegate import drawing as home  # noqa: PLC0415
+        case "decode_event":
+            from sluicegate import _decoding as home  # noqa: PLC0415
+        case _:
+            pass
+    return home
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,387 @@
+"""Built-in values as plain data: how each is taken apart, checked and put together again."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import re
+from collections import Counter, OrderedDict, deque
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+import attrs
+
+from sluicegate._annotations import named, plain_form
+from sluicegate._errors import WorkflowRuntimeError, brief, brief_text
+from sluicegate._exceptions import notes_of
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    Kinds: TypeAlias = tuple[type, ...]
+
+#: The key that makes an object of JSON a tagged value; a user's dict that holds it is escaped.
+TAG = "$"
+
+#: How deep values may be nested. To read a level takes up to five calls, and up to three levels of
+#: JSON; the rest of Python's 1,000 is for whoever calls the codec.
+MAX_DEPTH = 100
+
+
+class SnapshotError(WorkflowRuntimeError):
+    """Raised when a value cannot be kept in a snapshot, or a snapshot cannot be read.
+
+    The message names the path to the value.
+    """
+
+
+class RestoredError(Exception):
+    """What an exception is after a snapshot: its name, its message and its notes.
+
+    Exception classes are not rebuilt. Cause, context, traceback and own attributes are not kept.
+
+    Attributes:
+        type_name: The qualified name of the class that it had.
+        message: What ``str()`` of it gave.
+    """
+
+    def __init__(self, type_name: str, message: str) -> None:
+        super().__init__(type_name, message)
+        self.type_name = type_name
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.message}"
+
+
+# -- faults -----------------------------------------------------------------------------------
+
+
+class MismatchError(Exception):
+    """Raised where a value does not fit; each container that it passes adds its part of the way."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+        self.way: list[tuple[str, object]] = []
+
+    def passed(self, part: str, holder: object) -> None:
+        """Note that the fault lies in the part of ``holder`` that is written ``part``."""
+        self.way.append((part, holder))
+
+    def told(self, path: str) -> SnapshotError:
+        """Return the error for the user."""
+        parts = [part for part, _ in reversed(self.way)]
+        return SnapshotError(f"{path}{''.join(parts)} {self.text}")
+
+
+class TooDeepError(MismatchError):
+    """Raised at a value that is nested too deeply, often because it holds itself."""
+
+    def __init__(self) -> None:
+        super().__init__(f"is nested more than {MAX_DEPTH} levels deep; expected flatter values")
+
+    def told(self, path: str) -> SnapshotError:
+        """Return the error for the user: where the circle closes, or the beginning of the way."""
+        before: dict[int, str] = {}
+        for part, holder in reversed(self.way):
+            if id(holder) in before:
+                text = f"holds itself: it is {before[id(holder)]} again; expected no circles"
+                return SnapshotError(f"{path} {text}")
+            before[id(holder)] = path
+            path += part
+        return SnapshotError(f"{list(before.values())[:8][-1]}... {self.text}")
+
+
+def shown(value: object) -> str:
+    """Return a short form of a value for a message; no code of the user's is called."""
+    if isinstance(value, type):
+        return value.__qualname__
+    if (type(value) is str and len(value) <= 60) or value is None or type(value) is bool:
+        return repr(value)
+    if type(value) is int and value.bit_length() <= 64:
+        return repr(value)
+    return f"a {type(value).__qualname__}"
+
+
+def refuse_misfit(value: object, allowed: Kinds) -> NoReturn:
+    """Refuse a value that does not fit the annotation of its field."""
+    wanted = " or ".join(kind.__name__ for kind in allowed if kind is not RestoredError)
+    what = shown(value) if type(value) in (str, int, bool) else f"a {type(value).__name__}"
+    call = plain_form(value)
+    msg = f"is {what}; expected {wanted}, as the annotation says{f': {call}' if call else ''}"
+    raise MismatchError(msg)
+
+
+def refuse_items(value: object, hint: object) -> NoReturn:
+    """Refuse a value whose items do not fit the annotation of its field."""
+    msg = f"is {brief(value)}; expected {named(hint)}, as the annotation says"
+    raise MismatchError(msg)
+
+
+def refuse_content(what: str) -> NoReturn:
+    """Refuse the content of a tagged value."""
+    msg = f"cannot be read: {what}; expected data as encode() made it"
+    raise MismatchError(msg)
+
+
+@contextmanager
+def reported() -> Generator[None]:
+    """Tell what a constructor, ``__hash__`` or ``__eq__`` raises for bad data as a fault."""
+    try:
+        yield
+    except MismatchError:
+        raise
+    except Exception as error:
+        told = brief_text(str(error))
+        msg = f"cannot be read: {type(error).__name__}: {told}; expected data as encode() made it"
+        raise MismatchError(msg) from error
+
+
+# -- plain data -------------------------------------------------------------------------------
+
+
+def is_text(value: str) -> bool:
+    """Whether a str can be written as UTF-8: one with lone surrogates cannot."""
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def encode_str(value: str, _depth: int) -> Any:
+    """Write a str, one with lone surrogates as bytes."""
+    if value.isascii() or is_text(value):
+        return value
+    return {TAG: "str", "v": _to_base64(value.encode("utf-8", "surrogatepass"))}
+
+
+def encode_int(value: int, _depth: int) -> Any:
+    """Write an int, one of more than 64 bits as text; parsers differ on those, or refuse them."""
+    return value if -(2**63) <= value < 2**63 else {TAG: "int", "v": hex(value)}
+
+
+def encode_float(value: float, _depth: int) -> Any:
+    """Write a float, an infinite one and nan as text."""
+    # Only these two give something else than zero.
+    return value if value - value == 0 else {TAG: "float", "v": repr(value)}
+
+
+def _to_base64(value: bytes | bytearray) -> str:
+    return base64.b64encode(value).decode()
+
+
+def _from_base64(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+def content_of(data: dict[str, Any]) -> Any:
+    """Return the content of a tagged value, which has no other keys than two."""
+    if len(data) != 2 or "v" not in data:
+        refuse_content(f"it has the keys {', '.join(map(shown, data))} in place of '$' and 'v'")
+    return data["v"]
+
+
+# -- rows: values that are made of a few others --------------------------------------------------
+
+
+@attrs.frozen
+class Row:
+    """A class whose values are taken apart into others, and made of these.
+
+    Attributes:
+        cls: The class.
+        tag: Its name in the data.
+        shape: The types that each part may have, exactly.
+        split: Returns the parts of a value.
+        join: Makes a value of the parts.
+        exact: Whether what was joined must split into the same parts again.
+    """
+
+    cls: type
+    tag: str
+    shape: tuple[Kinds, ...]
+    split: Callable[[Any], tuple[Any, ...]]
+    join: Callable[..., Any]
+    exact: bool = True
+
+
+_TEXT, _INT, _FLOAT, _LIST, _DICT = ((str,),), ((int,),), ((float,),), ((list,),), ((dict,),)
+
+
+@functools.cache
+def rows() -> tuple[Row, ...]:
+    """Return the built-in rows; the modules that define the types are imported on first use."""
+    import ipaddress as ip  # noqa: PLC0415 - not at start-up
+    from datetime import date, datetime, time, timedelta, timezone, tzinfo  # noqa: PLC0415
+    from decimal import Decimal  # noqa: PLC0415
+    from fractions import Fraction  # noqa: PLC0415
+    from uuid import UUID  # noqa: PLC0415
+    from zoneinfo import ZoneInfo  # noqa: PLC0415
+
+    # The base stands for zones of others that the codec knows.
+    zone: tuple[Kinds, ...] = ((type(None), timezone, ZoneInfo, tzinfo), (int,))
+
+    def with_zone(kind: Any) -> Row:
+        def join(text: str, tz: Any, fold: int) -> Any:
+            return kind.fromisoformat(text).replace(tzinfo=tz, fold=fold)
+
+        return Row(
+            kind,
+            kind.__name__,
+            _TEXT + zone,
+            lambda value: (value.replace(tzinfo=None).isoformat(), value.tzinfo, value.fold),
+            join,
+        )
+
+    def make_timezone(offset: timedelta, name: str) -> timezone:
+        plain = timezone(offset)
+        return plain if plain.tzname(None) == name else timezone(offset, name)
+
+    def key_of(value: ZoneInfo) -> tuple[str]:
+        if not is_zone(value.key):
+            msg = "is a ZoneInfo without a key; expected one made by its name: ZoneInfo(name)"
+            raise MismatchError(msg)
+        return (value.key,)
+
+    # ZoneInfo looks for a file by the key, and for a resource of the package tzdata.
+    def is_zone(key: str | None) -> bool:
+        return key is not None and re.fullmatch(r"[\w+-]+(/[\w+-]+)*", key, re.ASCII) is not None
+
+    def make_zone(key: str) -> ZoneInfo:
+        if not is_zone(key):
+            msg = f"no time zone is called {key!r}"
+            raise ValueError(msg)
+        return ZoneInfo(key)
+
+    def as_path(kind: Any, tag: str) -> Row:
+        return Row(kind, tag, _TEXT, lambda value: (str(value),), kind)
+
+    return (
+        Row(
+            str, "str", _TEXT, lambda v: (_to_base64(v.encode("utf-8", "surrogatepass")),), _to_str
+        ),
+        Row(int, "int", _TEXT, lambda value: (hex(value),), _to_int),
+        Row(float, "float", _TEXT, lambda value: (repr(value),), float),
+        Row(complex, "complex", _FLOAT * 2, lambda v: (v.real, v.imag), complex, exact=False),
+        Row(bytes, "bytes", _TEXT, lambda value: (_to_base64(value),), _from_base64),
+        Row(bytearray, "bytearray", _TEXT, lambda value: (_to_base64(value),), _to_bytearray),
+        Row(tuple, "tuple", _LIST, lambda value: (list(value),), tuple),
+        Row(set, "set", _LIST, _split_set, _no_twins(set), exact=False),
+        Row(frozenset, "frozenset", _LIST, _split_set, _no_twins(frozenset), exact=False),
+        Row(deque, "deque", (*_LIST, (int, type(None))), lambda v: (list(v), v.maxlen), deque),
+        Row(OrderedDict, "OrderedDict", _DICT, lambda value: (dict(value),), OrderedDict),
+        Row(Counter, "Counter", _DICT, lambda value: (dict(value),), Counter),
+        Row(range, "range", _INT * 3, lambda value: (value.start, value.stop, value.step), range),
+        Row(date, "date", _TEXT, lambda value: (value.isoformat(),), date.fromisoformat),
+        with_zone(datetime),
+        with_zone(time),
+        Row(
+            timedelta,
+            "timedelta",
+            _INT * 3,
+            lambda value: (value.days, value.seconds, value.microseconds),
+            timedelta,
+        ),
+        Row(
+            timezone,
+            "timezone",
+            ((timedelta,), (str,)),
+            lambda value: (value.utcoffset(None), value.tzname(None)),
+            make_timezone,
+        ),
+        Row(ZoneInfo, "ZoneInfo", _TEXT, key_of, make_zone),
+        # How a Decimal is written, and what is an error in it, depends on the current context.
+        Row(Decimal, "Decimal", _TEXT, lambda value: (str(value).upper(),), Decimal),
+        Row(Fraction, "Fraction", _INT * 2, lambda v: (v.numerator, v.denominator), Fraction),
+        Row(UUID, "UUID", _TEXT, lambda value: (str(value),), UUID),
+        as_path(type(Path()), "Path"),
+        as_path(PurePosixPath, "PurePosixPath"),
+        as_path(PureWindowsPath, "PureWindowsPath"),
+        *(
+            Row(kind, kind.__name__, _TEXT, lambda value: (str(value),), kind)
+            for kind in (ip.IPv4Address, ip.IPv6Address, ip.IPv4Network, ip.IPv6Network)
+        ),
+        Row(ip.IPv4Interface, "IPv4Interface", _TEXT, lambda v: (str(v),), ip.IPv4Interface),
+        Row(ip.IPv6Interface, "IPv6Interface", _TEXT, lambda v: (str(v),), ip.IPv6Interface),
+        Row(re.Pattern, "Pattern", ((str, bytes), (int,)), _split_pattern, re.compile),
+        Row(MappingProxyType, "mappingproxy", _DICT, lambda v: (dict(v),), MappingProxyType),
+        Row(BaseException, "error", ((str,), (str,), (list,)), _split_error, _join_error),
+    )
+
+
+def _split_pattern(value: re.Pattern[Any]) -> tuple[Any, int]:
+    return value.pattern, int(value.flags) & ~int(re.DEBUG)  # which would print
+
+
+def _to_int(text: str) -> int:
+    return int(text, 16)
+
+
+def _to_str(text: str) -> str:
+    return _from_base64(text).decode("utf-8", "surrogatepass")
+
+
+def _to_bytearray(text: str) -> bytearray:
+    return bytearray(_from_base64(text))
+
+
+def _split_set(value: set[Any] | frozenset[Any]) -> tuple[list[Any]]:
+    """Return the items, sorted where all are text: the order of a set of text changes each time."""
+    items = list(value)
+    if all(type(item) is str for item in items):
+        return (sorted(items),)
+    check_hashes(items)
+    return (items,)
+
+
+#: How many keys of one dictionary, or items of one set, may have the same hash: each further one
+#: is compared to all of them. Only data that was made for that has more.
+_MAX_TWINS = 1_000
+
+
+def check_hashes(keys: list[Any]) -> None:
+    """Refuse keys that would make a dictionary or a set quadratic: those of one hash.
+
+    Raises:
+        MismatchError: More than a thousand have the same hash.
+    """
+    if len(keys) > _MAX_TWINS and max(Counter(map(hash, keys)).values()) > _MAX_TWINS:
+        msg = f"has more than {_MAX_TWINS:,} keys of one hash; expected keys with different hashes"
+        raise MismatchError(msg)
+
+
+def _no_twins(kind: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
+    def make(items: list[Any]) -> Any:
+        check_hashes(items)
+        made = kind(items)
+        if len(made) != len(items):
+            msg = "a value is there twice"
+            raise ValueError(msg)
+        return made
+
+    return make
+
+
+def _split_error(error: BaseException) -> tuple[str, str, list[str]]:
+    notes = notes_of(error)
+    if type(error) is RestoredError:
+        return error.type_name, error.message, notes
+    try:
+        message = str.__str__(str(error))
+    except Exception as broken:  # noqa: BLE001 - the run must be kept, whatever a message does
+        message = f"<its message cannot be told: {type(broken).__name__}>"
+    return type(error).__qualname__, message, notes
+
+
+def _join_error(type_name: str, message: str, notes: list[Any]) -> RestoredError:
+    made = RestoredError(type_name, message)
+    for note in notes:
+        made.add_note(note)
+    return made

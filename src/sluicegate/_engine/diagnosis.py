@@ -1,0 +1,102 @@
+"""What a run waits for: whether anything can still come, and what each join lacks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sluicegate._events import HumanResponseEvent, InputRequiredEvent
+from sluicegate._questions import Asked
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sluicegate._engine.machine import Machine
+    from sluicegate._events import Event
+
+
+def is_stuck(machine: Machine) -> bool:
+    """Whether nothing can let any step go on.
+
+    Every step that has begun waits for a branch that cannot start for want of workers, or for an
+    event that only a step can make; and no event that could begin another is expected from
+    outside.
+    """
+    if not machine.strict or machine.strict != len(machine.still):
+        return False
+    if len(machine.waits) != machine.strict_waits or not machine.is_at_rest:
+        return False
+    return not expects_input(machine)
+
+
+def at_rest(machine: Machine) -> set[int]:
+    """Return the ids of the contexts of all steps that wait for an event or a branch."""
+    return {id(step) for step in machine.still}
+
+
+def expects_input(machine: Machine) -> bool:
+    """Whether, with nothing alive, an event can still come from outside.
+
+    It can while a question is open; while a join lacks a human's answer; and always where
+    people may speak unasked, that is where steps take answers and none asks a question.
+    """
+    asked = machine.questions
+    if isinstance(asked, Asked):  # nearly always, where there is one
+        if asked.kind is None:
+            return True
+    elif asked is not None and any(question.kind is None for question in asked.values()):
+        return True
+    graph = machine.graph
+    listens = any(issubclass(k, HumanResponseEvent) for s in graph.steps for k in s.accepts)
+    asks = any(issubclass(k, InputRequiredEvent) for s in graph.steps for k in s.returns)
+    if listens and not asks and not machine.has_asked:
+        return True
+    return any(issubclass(kind, HumanResponseEvent) for kind in _missing_kinds(machine))
+
+
+def _missing_kinds(machine: Machine) -> Iterator[type[Event]]:
+    for station in machine.stations:
+        if station.slots is not None:
+            yield from station.slots.missing_kinds()
+        for collection in (station.collections or {}).values():
+            if collection.is_waiting:
+                yield from (kind for kind, _ in collection.missing())
+
+
+def missing(machine: Machine) -> tuple[str, ...]:
+    """Tell what each join, collection and wait still lacks, and which attempts are to come."""
+    told: list[str] = []
+    for station in machine.stations:
+        lacking = [
+            name
+            for slots in (station.slots, station.unmatched)
+            if slots is not None
+            for name in slots.missing()
+        ]
+        for collection in (station.collections or {}).values():
+            lacking += [f"{n} x {kind.__name__}" for kind, n in collection.missing()]
+        if lacking:
+            told.append(f"{station.step.label} lacks {', '.join(lacking)}")
+        if station.delayed:
+            told.append(f"{station.step.label}: {len(station.delayed)} waiting for another attempt")
+    waits = [repr(wait) for wait in machine.waits]
+    if waits:
+        told.append(f"{len(waits)} waiting for {', '.join(dict.fromkeys(waits))}")
+    for kind, count in machine.unheard.items():
+        times = "once" if count == 1 else f"{count} times"
+        told.append(f"{kind.__name__} was sent {times} when no wait for it was open")
+    if machine.branch_waits:
+        is_short = machine.branch_waits == len(machine.still) and is_stuck(machine)
+        why = " that no worker is free for" if is_short else ""
+        told.append(f"{machine.branch_waits} waiting for branches{why}")
+    return tuple(told)
+
+
+def silent_ends(machine: Machine) -> Iterator[str]:
+    """Tell which steps have returned None without declaring it, and how often."""
+    for name, count in machine.silent.items():
+        times = "" if count == 1 else f" {count} times"
+        yield (
+            f"{machine.graph.name}.{name} returned None{times}, which its signature does not "
+            "declare, and so ended its branch"
+        )

@@ -1,0 +1,266 @@
+"""The outcome of a run: which of several endings counts, and who waits for it.
+
+The rule is fixed, whatever the timing. The first thing that settles the outcome counts: a stop
+event, a failure, the timeout, a cancellation. What fails later, while the rest unwinds, is kept in
+``errors``; only a stop event gives way to it, for a run whose clean-up failed did not complete.
+``KeyboardInterrupt`` and ``SystemExit`` come before everything else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sluicegate._errors import (
+    WorkflowCancelledError,
+    WorkflowStalledError,
+    WorkflowTimeoutError,
+)
+from sluicegate._events import (
+    StopEvent,
+    WorkflowCancelledEvent,
+    WorkflowFailedEvent,
+    WorkflowTimedOutEvent,
+)
+from sluicegate._exceptions import (
+    URGENT,
+    add_note,
+    is_a,
+    leaves_of,
+    note_once,
+    set_trace,
+    short,
+    trace_of,
+    urgent_leaf,
+)
+
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from sluicegate._backends import Waiter
+    from sluicegate._steps import Step
+
+
+OUTSIDE = "what it runs in was cancelled"
+
+
+class Outcome:
+    """How a run ended, or that it has not yet.
+
+    Attributes:
+        status: ``""`` while open; then ``"completed"``, ``"failed"``, ``"timed_out"`` or
+            ``"cancelled"``. It is settled while the rest still unwinds.
+        is_over: Whether everything has unwound.
+        stop_event: The stop event that a step returned.
+        error: What ``await handler`` raises.
+        is_outside: Whether the run ended because what it runs in was cancelled.
+        is_owner_cancelled: Whether it was cancelled because a cancellation left its owner.
+    """
+
+    __slots__ = (
+        "_errors",
+        "_name",
+        "_passed_over",
+        "_run_id",
+        "_step",
+        "_timeout",
+        "error",
+        "is_outside",
+        "is_over",
+        "is_owner_cancelled",
+        "reason",
+        "status",
+        "stop_event",
+        "trace",
+        "waiters",
+    )
+
+    def __init__(self, name: str, run_id: str, timeout: float | None) -> None:
+        self._name = name
+        self._run_id = run_id
+        self._timeout = timeout
+        self._step: str | None = None
+        self.status = ""
+        self.is_over = False
+        self.is_outside = self.is_owner_cancelled = False
+        self.stop_event: StopEvent | None = None
+        self.error: BaseException | None = None
+        #: Its traceback when everything had unwound: each who awaits goes on from there.
+        self.trace: TracebackType | None = None
+        self._errors: dict[int, BaseException] | None = None
+        #: The failures, by id, that are kept and leave no owner.
+        self._passed_over: set[int] | None = None
+        self.reason: str | None = None
+        self.waiters: list[Waiter] | None = None
+
+    @property
+    def errors(self) -> tuple[BaseException, ...]:
+        """All failures, in the order in which they came; ``error``, but for a cancellation."""
+        return () if self._errors is None else tuple(self._errors.values())
+
+    def has_ended(self) -> bool:
+        """Whether the outcome is settled, and what is left unwinds."""
+        return bool(self.status)
+
+    def complete(self, event: StopEvent) -> None:
+        """A step returned the stop event."""
+        self.status = "completed"
+        self.stop_event = event
+
+    def fail(
+        self, error: BaseException, step: Step | None, event: Any, cancelled: type[BaseException]
+    ) -> None:
+        """A step raised ``error``, or was found to have broken a rule.
+
+        Of a group with an urgent leaf that leaf is the failure, and the others are further ones.
+        """
+        urgent = urgent_leaf(error)
+        failures = [error]
+        if urgent is not None and urgent is not error:
+            others = [leaf for leaf in leaves_of(error) if leaf is not urgent]
+            failures = [urgent, *(leaf for leaf in others if not is_a(leaf, cancelled))]
+        for failure in failures:
+            if self._errors is None or id(failure) not in self._errors:
+                self.note(failure, step, event)
+                self._take(failure, step)
+
+    def pass_over(self, error: BaseException) -> None:
+        """Keep a failure that came in the tick of a cancellation from outside, which leaves."""
+        if self.is_outside or self.is_owner_cancelled:
+            self._passed_over = {*(self._passed_over or ()), id(error)}
+
+    @property
+    def unseen(self) -> BaseException | None:
+        """The failure that an owner has to raise if nobody has seen it."""
+        if self.status != "cancelled":
+            return self.error if self._errors else None
+        passed_over = self._passed_over or ()
+        return next((e for e in self.errors if id(e) not in passed_over), None)
+
+    def fail_anyway(self, error: BaseException, step: Step | None) -> None:
+        """Fail with ``error``, whose own book-keeping has failed: no note, no traceback cut."""
+        urgent = urgent_leaf(error)
+        self._take(error if urgent is None else urgent, step)
+
+    def _take(self, error: BaseException, step: Step | None) -> None:
+        self._keep(error)
+        is_first_urgent = is_a(error, URGENT) and not is_a(self.error, URGENT)
+        if self.status in ("", "completed") or is_first_urgent:
+            self.status = "failed"
+            self.error = error
+            self._step = step.name if step is not None else None
+
+    def _keep(self, error: BaseException) -> None:
+        if self._errors is None:
+            self._errors = {}
+        self._errors[id(error)] = error
+
+    def note(self, error: BaseException, step: Step | None, event: Any) -> None:
+        """Have ``error`` say where it came up, once."""
+        where = f"in the run {self._run_id} of {self._name}"
+        if step is not None:
+            where = f"in the step {step.label}, handling {short(event, 200)}, {where}"
+        if self.status:
+            where += f", while it unwound ({self.status})"
+        note_once(error, where)
+        drop_own_frames(error)
+
+    def time_out(
+        self, active: tuple[str, ...], *, waits_for_input: bool, missing: tuple[str, ...]
+    ) -> None:
+        """The run's timeout has passed."""
+        self.status = "timed_out"
+        if active:
+            at = f"running: {', '.join(active)}"
+        elif waits_for_input:
+            at = "it was waiting for an answer from outside"
+        else:
+            at = "no step was running"
+        lacking = f"; {'; '.join(missing)}" if missing else ""
+        msg = (
+            f"the run {self._run_id} of {self._name} did not end within its timeout of "
+            f"{self._timeout:g} s; {at}{lacking}"
+        )
+        self.error = WorkflowTimeoutError(msg, self._timeout, active)
+        self._keep(self.error)
+
+    def stall(self, missing: tuple[str, ...]) -> None:
+        """Nothing can happen in the run any more."""
+        self.status = "failed"
+        lacking = f": {'; '.join(missing)}" if missing else ""
+        msg = (
+            f"the run {self._run_id} of {self._name} can never end: no step runs, no event is "
+            f"pending, and nobody was asked anything{lacking}; expected some step to return a "
+            "StopEvent"
+        )
+        self.error = WorkflowStalledError(msg, missing)
+        self._keep(self.error)
+
+    def cancel(self, reason: str) -> None:
+        """Somebody asked the run to end."""
+        self.status = "cancelled"
+        self.reason = reason
+        msg = f"the run {self._run_id} of {self._name} was cancelled: {reason}"
+        self.error = WorkflowCancelledError(msg, reason)
+
+    def interrupt(self, interruption: BaseException | None, cancelled: type[BaseException]) -> None:
+        """Something from outside of the run came through it."""
+        if interruption is None or is_a(interruption, (cancelled, GeneratorExit)):
+            self.cancel(OUTSIDE)
+            self.is_outside = True
+        else:
+            self.status = "failed"
+            self.error = interruption
+            self._keep(interruption)
+
+    def conclude(self) -> StopEvent:
+        """Everything has unwound: return the event that ends the stream. Never raises."""
+        self.is_over = True
+        try:
+            if self.error is not None:
+                self._count_others(self.error)
+            if self.status == "completed":
+                assert self.stop_event is not None
+                return self.stop_event
+            if self.status == "timed_out":
+                assert type(self.error) is WorkflowTimeoutError
+                return WorkflowTimedOutEvent(
+                    timeout=self.error.timeout or 0.0, active_steps=self.error.active_steps
+                )
+            if self.status == "cancelled":
+                return WorkflowCancelledEvent(reason=self.reason)
+            assert self.error is not None
+            return WorkflowFailedEvent(exception=self.error, step_name=self._step)
+        except BaseException as fault:  # noqa: ASYNC103, BLE001 - kept: the stream has to end, whatever fails
+            if self.error is None:
+                self.fail_anyway(fault, None)
+            assert self.error is not None
+            self.status = "failed"
+            return WorkflowFailedEvent(exception=self.error, step_name=self._step)  # noqa: ASYNC104
+
+    def _count_others(self, error: BaseException) -> None:
+        """Keep the traceback of what is raised, and note on it how many other failures there are."""
+        self.trace = trace_of(error)
+        errors = self._errors or {}
+        more = len(errors) - (id(error) in errors)
+        if more:
+            count = "1 more failure" if more == 1 else f"{more} more failures"
+            add_note(error, f"and {count} while the run unwound: see handler.exceptions")
+
+    def announce(self) -> None:
+        """Wake everybody who waits for the end."""
+        for waiter in self.waiters or ():
+            waiter.wake()
+
+
+_HOME = str(Path(__file__).parent.parent)
+
+
+def drop_own_frames(error: BaseException) -> None:
+    """Have the traceback begin in what the user wrote, where it gets that far."""
+    trace = trace_of(error)
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_HOME):
+        trace = trace.tb_next
+    if trace is not None:
+        set_trace(error, trace)

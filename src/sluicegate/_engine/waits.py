@@ -1,0 +1,308 @@
+"""Open waits, and answers that came before anything waited for them.
+
+Both are found by their class and by the required values, so that one event costs the same however
+many waits are open. Only values of built-in types that can be hashed are looked up; a wait that
+requires another value is compared with the events of its class, one after the other.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from itertools import chain
+from math import inf
+from types import NoneType
+from typing import TYPE_CHECKING, Any
+
+from sluicegate._errors import brief
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from sluicegate._backends import Waiter
+    from sluicegate._engine.grouping import Station
+    from sluicegate._events import Event
+
+
+#: Up to so many, looking at each is cheaper than an index, and takes no memory.
+FEW = 8
+
+_NOTHING: Any = object()
+
+#: The types whose ``==`` agrees with their hash, whatever they are compared with.
+_PLAIN = frozenset({str, int, bool, float, bytes, complex, NoneType})
+
+#: The names that are looked up, and their values.
+Key = tuple[tuple[str, ...], tuple[Any, ...]]
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value can be looked up: a built-in one with a hash, or a tuple of such."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value == value  # noqa: PLR0124 - a NaN is not
+    if kind is tuple or kind is frozenset:
+        parts: Any = value
+        return all(type(part) in _PLAIN and part == part for part in parts)  # noqa: PLR0124
+    return False
+
+
+class Absence:
+    """An invocation that may give up its place at its station, until it continues.
+
+    Args:
+        station: Its station; None where it keeps its place.
+        waiter: What wakes it.
+    """
+
+    __slots__ = ("event", "is_away", "station", "waiter")
+
+    def __init__(self, station: Station | None, waiter: Waiter) -> None:
+        self.station = station
+        self.waiter = waiter
+        #: Whether it has given up its place and has none again.
+        self.is_away = False
+        #: The event that it waited for, once that is there.
+        self.event: Event | None = None
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether it could continue, and waits for a place."""
+        returning = None if self.station is None else self.station.returning
+        return returning is not None and self in returning
+
+
+class Wait(Absence):
+    """A step that waits for an event in its middle: ``ctx.wait_for_event``.
+
+    Args:
+        kind: The class of the event.
+        requirements: The fields that the event must have, with their values.
+        waiter: What wakes the step.
+    """
+
+    __slots__ = (
+        "adopted",
+        "asks",
+        "due",
+        "is_from_outside",
+        "is_outside",
+        "is_strict",
+        "kind",
+        "number",
+        "question",
+        "requirements",
+        "since",
+    )
+
+    def __init__(self, kind: type[Event], requirements: Mapping[str, Any], waiter: Waiter) -> None:
+        self.station = None
+        self.waiter = waiter
+        self.is_away = False
+        self.kind = kind
+        self.requirements = requirements
+        #: What it publishes, and whether that is a question, which is open as long as this is.
+        self.question: Event | None = None
+        self.asks = False
+        #: A question that was published before it began, and that it has taken over.
+        self.adopted: Event | None = None
+        #: When it began, and when it gives up, on the backend's clock.
+        self.since = 0.0
+        self.due = inf
+        #: Whether the event may come from outside; otherwise a step has to make it.
+        self.is_outside = True
+        #: Whether nothing but the event lets the step go on: no timer, no other task of it.
+        self.is_strict = False
+        #: Its place in the order in which the waits of a run began.
+        self.number = 0
+        self.event = None
+        #: Whether the event came from outside.
+        self.is_from_outside = False
+
+    @property
+    def shown(self) -> Event | None:
+        """The question that is open for as long as this is; None where none was published."""
+        return self.adopted or (self.question if self.asks else None)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the event is there."""
+        return self.event is not None
+
+    @property
+    def key(self) -> Key:
+        """What it can be looked up by: the names of its plain requirements, and their values."""
+        plain = sorted(n for n, v in self.requirements.items() if type(n) is str and is_plain(v))
+        return tuple(plain), tuple(self.requirements[name] for name in plain)
+
+    def content_key(self, key_of: Callable[[Any], int]) -> int:
+        """Return what the same wait of a later attempt shares: class, requirements, question."""
+        requirements = [
+            [name, key_of(value)]
+            for name, value in sorted(self.requirements.items(), key=lambda item: str(item[0]))
+        ]
+        return key_of([self.kind.__name__, requirements, key_of(self.question)])
+
+    def fits(self, event: Event) -> bool:
+        """Whether ``event`` is what this waits for."""
+        return isinstance(event, self.kind) and all(
+            event.get(name, _NOTHING) == value for name, value in self.requirements.items()
+        )
+
+    def __repr__(self) -> str:
+        needs = ", ".join(f"{name}={brief(value, 60)}" for name, value in self.requirements.items())
+        return f"{self.kind.__name__}({needs})"
+
+
+def _values(event: Event, names: tuple[str, ...]) -> tuple[Any, ...] | None:
+    """Return the values of an event to look up; None where one of them cannot be looked up."""
+    values = tuple(event.get(name, _NOTHING) for name in names)
+    return values if all(v is _NOTHING or is_plain(v) for v in values) else None
+
+
+class WaitIndex:
+    """Open waits, by class and required values."""
+
+    __slots__ = ("_places", "_tables", "numbers")
+
+    def __init__(self, waits: Iterable[Wait]) -> None:
+        self._tables: dict[
+            type, dict[tuple[str, ...], dict[tuple[Any, ...], dict[Wait, None]]]
+        ] = {}
+        #: Where each is; what it requires may have been changed since.
+        self._places: dict[Wait, Key] = {}
+        #: Each by its number.
+        self.numbers: dict[int, Wait] = {}
+        for wait in waits:
+            self.add(wait)
+
+    def add(self, wait: Wait) -> None:
+        """Enter a wait."""
+        names, values = self._places[wait] = wait.key
+        self.numbers[wait.number] = wait
+        tables = self._tables.setdefault(wait.kind, {})
+        tables.setdefault(names, {}).setdefault(values, {})[wait] = None
+
+    def remove(self, wait: Wait) -> None:
+        """Strike a wait out; nothing is left of it."""
+        names, values = self._places.pop(wait)
+        del self.numbers[wait.number]
+        tables = self._tables[wait.kind]
+        table = tables[names]
+        del table[values][wait]
+        if not table[values]:
+            del table[values]
+        if not table:
+            del tables[names]
+        if not tables:
+            del self._tables[wait.kind]
+
+    def candidates(self, event: Event) -> Iterator[Iterable[Wait]]:
+        """Yield lines of waits in which those are that fit, each line in the order of beginning."""
+        for kind in type(event).__mro__:
+            for names, table in self._tables.get(kind, {}).items():
+                values = _values(event, names)
+                if values is None:
+                    yield sorted(chain.from_iterable(table.values()), key=_number_of)
+                elif values in table:
+                    yield table[values]
+
+
+class EarlyAnswers:
+    """Answers from outside that are kept until a step waits for them, in order."""
+
+    __slots__ = ("_events", "_first", "_next", "_odd", "_tables")
+
+    def __init__(self) -> None:
+        self._events: OrderedDict[int, Event] = OrderedDict()
+        #: By class and names, made when a wait first asks: the events, by value.
+        self._tables: dict[
+            tuple[type, tuple[str, ...]], dict[tuple[Any, ...], OrderedDict[int, Event]]
+        ] = {}
+        #: Those whose values cannot be looked up, by class and names.
+        self._odd: dict[tuple[type, tuple[str, ...]], OrderedDict[int, Event]] = {}
+        self._next = 0
+        self._first = 0
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self._events.values())
+
+    def keep(self, event: Event) -> None:
+        """Keep an event, behind all others."""
+        self._events[self._next] = event
+        self._enter_all(self._next, event, last=True)
+        self._next += 1
+
+    def put_back(self, event: Event) -> None:
+        """Keep an event that was taken, before all others."""
+        self._first -= 1
+        self._events[self._first] = event
+        self._events.move_to_end(self._first, last=False)
+        self._enter_all(self._first, event, last=False)
+
+    def take(self, wait: Wait) -> Event | None:
+        """Take out the first event that fits a wait; None where there is none."""
+        number = self._find(wait)
+        if number is None:
+            return None
+        event = self._events.pop(number)
+        for place in self._tables:
+            if isinstance(event, place[0]):
+                self._strike(place, number, event)
+        if not self._events:
+            self._tables.clear()
+            self._odd.clear()
+        return event
+
+    def has(self, wait: Wait) -> bool:
+        """Whether an event is there that fits a wait."""
+        return self._find(wait) is not None
+
+    def _find(self, wait: Wait) -> int | None:
+        if len(self._events) <= FEW:
+            return _first_fitting(wait, self._events)
+        names, values = wait.key
+        place = wait.kind, names
+        if place not in self._tables:
+            self._tables[place], self._odd[place] = {}, OrderedDict()
+            for number, event in self._events.items():
+                if isinstance(event, wait.kind):
+                    self._enter(place, number, event, last=True)
+        lines = (self._tables[place].get(values), self._odd[place])
+        found = [_first_fitting(wait, line) for line in lines if line]
+        return min((number for number in found if number is not None), default=None)
+
+    def _enter_all(self, number: int, event: Event, *, last: bool) -> None:
+        for place in self._tables:
+            if isinstance(event, place[0]):
+                self._enter(place, number, event, last=last)
+
+    def _enter(
+        self, place: tuple[type, tuple[str, ...]], number: int, event: Event, *, last: bool
+    ) -> None:
+        values = _values(event, place[1])
+        table = self._tables[place]
+        line = self._odd[place] if values is None else table.setdefault(values, OrderedDict())
+        line[number] = event
+        line.move_to_end(number, last=last)
+
+    def _strike(self, place: tuple[type, tuple[str, ...]], number: int, event: Event) -> None:
+        if self._odd[place].pop(number, None) is not None:
+            return
+        values = _values(event, place[1])
+        assert values is not None
+        table = self._tables[place]
+        del table[values][number]
+        if not table[values]:
+            del table[values]
+
+
+def _number_of(wait: Wait) -> int:
+    return wait.number
+
+
+def _first_fitting(wait: Wait, events: Mapping[int, Event]) -> int | None:
+    return next((number for number, event in events.items() if wait.fits(event)), None)

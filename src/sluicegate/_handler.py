@@ -1,0 +1,696 @@
+"""The handler: one run in the hands of whoever owns it, reads it, or waits for it."""
+
+from __future__ import annotations
+
+import warnings
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast, final
+
+from sluicegate._answers import HandlerFromThread
+from sluicegate._backends import current_backend, enable_ki_protection
+from sluicegate._context import Context, outer_context
+from sluicegate._engine.outcome import OUTSIDE
+from sluicegate._engine.runner import Runner, current_scope
+from sluicegate._engine.worker import is_step_of
+from sluicegate._errors import WorkflowRuntimeError, brief, unknown_name
+from sluicegate._events import StopEvent
+from sluicegate._exceptions import is_cancellation, set_trace, short, urgent_leaf
+from sluicegate._owners import SPELLINGS, Begins, NurseryLike, TaskGroupLike, Unwound
+from sluicegate._questions import APPLIED, REPEATED, Acknowledgement, OpenQuestion
+from sluicegate._scope import WorkflowScope, lasting, leave_nursery, left_elsewhere, settle
+from sluicegate._streams import EventStream
+
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Generator
+    from contextlib import AbstractAsyncContextManager
+
+    from sluicegate._backends import Nursery
+    from sluicegate._events import Event
+
+
+R = TypeVar("R")
+
+_IN_SCOPE = "in a workflow_scope"
+#: Where a nursery waits for a run that goes on in a task of the scope.
+_IN_NURSERY = "in a workflow_scope, and then given to a nursery"
+
+
+#: Names of LlamaIndex Workflows that a handler has no more, and what takes their place.
+_OLDER = {
+    "add_done_callback": "`await handler`, in a task of a nursery",
+    "cancelled": '`handler.status == "cancelled"`',
+    "done": "`handler.is_done()`",
+    "exception": "`handler.exceptions`",
+    "get_stop_event": "`handler.stop_event`",
+    "result": "`await handler`",
+    "run_step": "`sluicegate.testing.step_through(workflow, ...)`",
+    "stop_event_result": "`await handler`, or `handler.stop_event`",
+}
+
+
+@final
+class WorkflowHandler(Generic[R]):
+    """One run of a workflow: unstarted when ``run()`` returns it, then started once.
+
+    It is started by awaiting it (in place), by ``async with`` (the block owns the run), by
+    :meth:`start_soon` (a nursery owns it), or, inside a :func:`workflow_scope`, by using it in
+    any other way (the scope owns it). The owner is left only when nothing of the run is left.
+
+    Leaving the ``async with`` block normally waits for the run; while that goes on, its readers
+    become lossy, so that no step waits for them. Leaving it by an exception or a cancellation
+    cancels the run and waits for its clean-up. A failure that nobody has seen is raised when the
+    owner is left.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_awaiting",
+        "_block",
+        "_is_observed",
+        "_keeps_failure",
+        "_runner",
+        "_scope",
+        "_started",
+    )
+
+    def __init__(self, runner: Any) -> None:
+        self._runner: Runner = runner
+        self._started = ""
+        self._awaiting = 0
+        self._scope: WorkflowScope | None = None
+        self._is_observed = False
+        self._keeps_failure = False
+        self._block: tuple[AbstractAsyncContextManager[Nursery] | None, object, object] | None = (
+            None
+        )
+        scope = current_scope.get()
+        if scope is None:
+            scope = lasting.scope
+        if scope and scope.offer(self):
+            self._scope = scope
+
+    # -- starting --------------------------------------------------------------------------
+
+    def __await__(self) -> Generator[Any, Any, R]:
+        """Run in place and return the result, or wait for a run that was started otherwise.
+
+        A checkpoint. Where the run is in place, a cancellation cancels it, and is raised when
+        everything has unwound. Where it only waits, a cancellation leaves the run alone.
+
+        Returns:
+            ``StopEvent.result``, or the event itself where it is of a subclass of StopEvent.
+
+        Raises:
+            Exception: Whatever a step raised: that very object, with a note that names the run,
+                the step and the event.
+            WorkflowTimeoutError: The run did not end by its timeout.
+            WorkflowStalledError: The run could never have gone on.
+            WorkflowCancelledError: The run was cancelled.
+        """
+        return self._await().__await__()
+
+    @enable_ki_protection
+    async def _await(self) -> R:
+        if is_step_of(self._runner):
+            msg = (
+                f"a step of the run {self.run_id} awaits its own run, which cannot end before the "
+                "step does; expected the step to return, or another run"
+            )
+            raise WorkflowRuntimeError(msg)
+        if not self._started:
+            self._start("in place")
+            self._runner.warns_of_idle = True
+            await self._run_alone()
+        else:
+            self._awaiting += 1
+            try:
+                await self._wait()
+            finally:
+                self._awaiting -= 1
+        try:
+            return self.result()
+        finally:
+            del self  # as in result()
+
+    @enable_ki_protection
+    async def _wait(self) -> None:
+        """Wait for the end. A checkpoint."""
+        outcome = self._runner.outcome
+        backend = current_backend()
+        if outcome.is_over:
+            await backend.checkpoint()
+            return
+        self._runner.check_thread("await handler")
+        # This task reads no stream while it waits here; its readers must not hold up the run.
+        log = self._runner.log
+        resting = log.rest(backend.current_task())
+        waiter = backend.waiter()
+        if outcome.waiters is None:
+            outcome.waiters = []
+        outcome.waiters.append(waiter)
+        try:
+            while not outcome.is_over:
+                await waiter.wait()
+        finally:
+            outcome.waiters.remove(waiter)
+            log.read_on(resting)
+
+    @enable_ki_protection
+    async def _outlast(self) -> BaseException | None:
+        """Wait until nothing of the run is left, whatever comes.
+
+        An interruption cancels the run, is waited out, and returned.
+        """
+        backend = current_backend()
+        interruption: BaseException | None = None
+        while not self._runner.outcome.is_over:
+            try:
+                with backend.cancel_scope(shield=interruption is not None):
+                    await self._wait()
+            except GeneratorExit:
+                raise
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - returned
+                if interruption is None or urgent_leaf(error) is not None:
+                    interruption = error
+                self._cancel(f"its owner was interrupted by {type(error).__name__}")
+        return interruption  # noqa: ASYNC910 - nothing to wait for
+
+    @enable_ki_protection
+    async def __aenter__(self) -> Self:
+        """Start the run, which this block then owns; one that a scope has started is taken over."""
+        backend = current_backend()
+        task, loop = backend.current_task(), backend.current_loop()
+        if self._started == _IN_SCOPE:
+            self._take_over("in a workflow_scope, and then owned by a block")
+            self._block = None, task, loop
+            return self
+        self._start("in a block")
+        manager = backend.open_owner()
+        nursery = await manager.__aenter__()
+        self._runner.is_owner_cancelled = getattr(manager, "is_cancelled", None)
+        self._block = manager, task, loop
+        own = self._runner.run if backend.shields_from_all else self._own
+        run_task = nursery.start_soon(own, name=f"{self._runner.graph.name}.run")
+        if run_task is not None:  # as in _start_in()
+            run_task.add_done_callback(self._abandon)
+        return self
+
+    @enable_ki_protection
+    async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """Wait for the run, which an exception of the block cancels; raise what nobody saw.
+
+        Raises:
+            BaseException: The run's failure, if nobody observed it and the block itself did not
+                fail; a cancellation from outside.
+            WorkflowRuntimeError: The block was entered in another task. The run has been cancelled
+                and is over, unless that task runs in another event loop.
+        """
+        assert self._block is not None
+        manager, task, loop = self._block
+        backend = current_backend()
+        if loop is not backend.current_loop():
+            msg = (
+                "the block of a run was entered in one event loop and left in another, and can "
+                "wait for nothing there; expected both in one"
+            )
+            raise WorkflowRuntimeError(msg)
+        self._detach_readers()
+        is_elsewhere = task is not backend.current_task()
+        if is_elsewhere:
+            self._cancel("its block was left in another task")
+        elif error is not None:
+            if is_cancellation(error, backend.Cancelled):
+                self._note_owner_cancelled()
+            self._cancel(f"its block was left by {type(error).__name__}")
+        if is_elsewhere or manager is None:
+            raised = await self._outlast()  # noqa: ASYNC102 - it shields itself
+        else:
+            raised = await leave_nursery(manager)  # noqa: ASYNC102 - as a nursery's own __aexit__
+        self._block = None
+        self._abandon()
+        failure = self._unobserved()
+        if is_elsewhere:
+            raise left_elsewhere(self._runner.graph.name, failure, raised)
+        settle(failure, error, raised, backend.Cancelled)
+
+    @enable_ki_protection
+    def start_soon(
+        self, nursery: NurseryLike | TaskGroupLike, *, keep_failure: bool = False
+    ) -> Self:
+        """Start the run in a nursery, which then owns it. Not a checkpoint.
+
+        A failure is raised into the nursery, unless by then somebody awaits the handler or reads
+        its stream, and so learns of it.
+
+        A run that a :func:`workflow_scope` has started is waited for in the nursery, which cancels
+        it when it is cancelled.
+
+        Args:
+            nursery: A Trio nursery, an AnyIO task group, an ``asyncio.TaskGroup`` or a
+                :func:`workflow_scope`, which raises a failure when it is left.
+            keep_failure: Never raise a failure into the nursery; it stays with the handler.
+
+        Returns:
+            The handler itself.
+
+        Raises:
+            WorkflowRuntimeError: The run was started before.
+            TypeError: It is no nursery.
+        """
+        if isinstance(nursery, WorkflowScope):
+            self._start_in_scope(nursery, keep_failure=keep_failure)
+            return self
+        if not (hasattr(nursery, "start_soon") or hasattr(nursery, "create_task")):
+            msg = (
+                f"start_soon() was given {nursery!r}; expected a Trio nursery, an AnyIO task group, "
+                "an asyncio.TaskGroup or a workflow_scope"
+            )
+            raise TypeError(msg)
+        before = self._started
+        if before == _IN_SCOPE:
+            self._started = _IN_NURSERY
+        else:
+            self._start("in a nursery")
+        try:
+            self._start_in(nursery)
+        except BaseException:  # the nursery takes no task any more: all is as it was
+            self._started = before
+            raise
+        self._keeps_failure = keep_failure
+        if before == _IN_SCOPE:
+            self._take_over(_IN_NURSERY)
+        return self
+
+    def _start_in(self, nursery: Any) -> None:
+        if hasattr(nursery, "start_soon"):
+            nursery.start_soon(self._own_in_nursery)
+            return
+        coroutine: Coroutine[Any, Any, None] = self._own_in_nursery()
+        if self._started == _IN_NURSERY:  # it goes on elsewhere, and has to be waited for
+            coroutine = Begins(coroutine)
+        try:
+            task = nursery.create_task(coroutine)
+        except BaseException:
+            coroutine.close()
+            raise
+        # asyncio may cancel a task before it has begun; then nothing in it ever runs.
+        if self._started != _IN_NURSERY:
+            task.add_done_callback(self._abandon)
+
+    @enable_ki_protection
+    def _start_in_scope(self, scope: WorkflowScope, *, keep_failure: bool = False) -> None:
+        """Have a scope own the run; one that another scope has started is waited for there."""
+        keep_failure = keep_failure or scope.is_lasting
+        before = self._scope
+        if self._started == _IN_SCOPE:
+            if before is not scope:
+                scope.start(self, None, is_own=not keep_failure, goes_on=True)
+                if before is not None:
+                    before.let_go(self)
+            elif keep_failure:
+                scope.let_go(self)
+        else:
+            scope.check_open()
+            context = None if before is None else before.withdraw(self)
+            self._start(_IN_SCOPE)
+            self._runner.is_owner_cancelled = scope.is_cancelled
+            scope.start(self, context, is_own=not keep_failure)
+        self._scope = scope
+        self._keeps_failure = keep_failure
+
+    def _refuse(self, reason: str) -> None:
+        """Take note that the run will never start."""
+        if not self._started:
+            self._started = "or rather cancelled before it could"  # which needs no event loop
+            if self._scope is not None:
+                self._scope.withdraw(self)
+                self._scope = None
+            self._runner.abandon(reason)
+
+    def _abandon(self, _task: object = None, /) -> None:
+        """Conclude a run whose task was cancelled natively before it began, if it was."""
+        self._runner.abandon(OUTSIDE)
+
+    def _start(self, how: str) -> None:
+        if self._started:
+            msg = (
+                f"this run was started before, {self._started}, and runs once; expected a new "
+                "`workflow.run(...)` for another run"
+            )
+            raise WorkflowRuntimeError(msg)
+        runner = self._runner
+        # From here on the run belongs to this loop and thread, though its first turn is to come.
+        runner._backend = backend = current_backend()
+        runner._thread = runner.log.thread = get_ident()
+        runner.loop = backend.current_loop()
+        self._started = how
+        if self._scope is not None:
+            self._scope.withdraw(self)
+            self._scope = None
+
+    def _take_over(self, how: str) -> None:
+        """Have another owner than the scope, in whose task the run goes on."""
+        self._started = how
+        if self._scope is not None:
+            self._scope.let_go(self)
+            self._scope = None
+
+    def _ensure_started(self, use: str) -> None:
+        if self._started:
+            return
+        scope = self._scope or current_scope.get()
+        if scope is None and lasting.scope is not None and lasting.scope.is_here():
+            scope = lasting.scope
+        if not scope:
+            msg = (
+                f"{use} needs a started run, and this one has no owner that could run it "
+                f"(a step does not inherit the scope around its run); {SPELLINGS}"
+            )
+            raise WorkflowRuntimeError(msg)
+        self._start_in_scope(scope)
+
+    async def _run_alone(self) -> None:
+        """Run where nothing else would raise a failure that a cancellation brought about."""
+        failure: BaseException | None = None
+        cancelled = current_backend().Cancelled
+        try:
+            await self._runner.run()
+        except cancelled:
+            failure = self._unobserved()
+            if failure is None:
+                raise
+        except BaseException:
+            self._is_observed = True  # KeyboardInterrupt or SystemExit: there it goes
+            raise
+        if failure is not None:
+            raise failure
+
+    @enable_ki_protection
+    async def _own(self) -> None:  # noqa: ASYNC910 - the run is a checkpoint, however it ends
+        backend = current_backend()
+        try:
+            await self._runner.run()
+        except backend.Cancelled:
+            # This task alone, natively? AnyIO would then cancel the owner's body, and other runs.
+            if backend.is_cancelled():
+                raise
+
+    @enable_ki_protection
+    async def _own_in_nursery(self) -> None:
+        if self._started == _IN_NURSERY:
+            interruption = await self._outlast()
+            if interruption is not None:
+                is_urgent = urgent_leaf(interruption) is not None
+                failure = None if is_urgent else self._unobserved()
+                raise interruption if failure is None else failure
+        else:
+            await self._run_alone()
+        # Who awaits the handler has been woken, and observes the failure in its next turn, unless
+        # it is cancelled just now.
+        while self._awaiting:
+            await current_backend().cancel_shielded_checkpoint()
+        if self._keeps_failure or self._runner.log.has_readers:
+            return
+        error = self._unobserved()
+        if error is not None:
+            raise error
+
+    def _cancel(self, reason: str) -> None:
+        self._runner.cancel(reason)
+
+    def _note_owner_cancelled(self) -> None:
+        self._runner.outcome.is_owner_cancelled = True
+
+    def _detach_readers(self) -> None:
+        self._runner.log.detach_all()
+
+    def _has_failed(self) -> bool:
+        return bool(self._runner.outcome.errors)
+
+    def _observe(self) -> None:
+        self._is_observed = True
+        if self._scope is not None:
+            self._scope.forget(self)
+            self._scope = None
+
+    def _unobserved(self) -> BaseException | None:
+        """Return the failure that the owner has to raise, if any, and take it as observed."""
+        outcome = self._runner.outcome
+        if self._is_observed or outcome.unseen is None:
+            return None
+        self._is_observed = True
+        return outcome.unseen
+
+    # -- reading and steering ----------------------------------------------------------------
+
+    @enable_ki_protection
+    def stream_events(
+        self, *, after: int = 0, expose_internal: bool = False, lossy: bool = False
+    ) -> EventStream:
+        """Attach a reader to the run's stream. Not a checkpoint.
+
+        Each reader gets every event. One that comes late, also after the end, starts at the
+        oldest event kept.
+
+        Args:
+            after: Start behind the event with this number (see :attr:`EventStream.sequence`).
+            expose_internal: Give the engine's own events as well.
+            lossy: Hold up no sender and keep no event in memory. A lossy reader that is more than
+                ``stream_history`` events behind misses the oldest of them;
+                :attr:`EventStream.missed` counts them. It gets the terminal event in any case.
+
+        Raises:
+            WorkflowRuntimeError: The run has not been started and there is no
+                :func:`workflow_scope` to start it in.
+            ValueError: ``after`` is no int of at least 0.
+        """
+        if type(after) is not int or after < 0:
+            msg = (
+                f"after is {brief(after)}; expected the number of an event, or 0 for the beginning"
+            )
+            raise ValueError(msg)
+        self._ensure_started("stream_events()")
+        if not self._runner.outcome.is_over:
+            self._runner.check_thread("stream_events")
+        return EventStream(
+            self._runner.log, after=after, expose_internal=expose_internal, lossy=lossy
+        )
+
+    @enable_ki_protection
+    def send_event(
+        self,
+        event: Event,
+        step: str | None = None,
+        *,
+        question: str | None = None,
+        id: str | None = None,  # noqa: A002 - what it is
+    ) -> Acknowledgement:
+        """Send an event into the run from outside: at once. Not a checkpoint.
+
+        An event that names no question goes to the oldest open question that it fits. A question
+        of a wait is answered there; one that a step returned, by the steps that take the event.
+
+        Args:
+            event: Usually a ``HumanResponseEvent``; any event that a step takes or waits for.
+            step: The name of the one step that gets it; by default all that take its class do.
+            question: The id of the question that it answers, of :attr:`questions`.
+            id: A name of your own for this event. The same id with the same content is
+                acknowledged again and not applied, so that a client may send it again. The run
+                keeps it to its end.
+
+        Returns:
+            An object to ``await`` (a checkpoint) for the acknowledgement. It need not be awaited.
+
+        Raises:
+            QuestionClosedError: The question was answered, under another id or under none, or it
+                was given up.
+            EventConflictError: An event with other content came under the same ``id``.
+            WorkflowRuntimeError: The run is over or has no owner, nothing takes the event, it does
+                not answer the question, there is no such question, or the call comes from another
+                thread.
+            TypeError: Both ``step`` and ``question`` are given.
+        """
+        if step is not None and question is not None:
+            msg = (
+                f"send_event was given both step={step!r} and question={question!r}; expected one of "
+                "the two, for a question says where its answer goes"
+            )
+            raise TypeError(msg)
+        self._ensure_started("send_event()")
+        is_new = self._runner.receive(event, step, question, id)
+        return APPLIED if is_new else REPEATED
+
+    @enable_ki_protection
+    def cancel(
+        self,
+        reason: str = "handler.cancel() was called",
+        *,
+        after: Literal["now", "steps"] = "now",
+    ) -> Unwound:
+        """Cancel the run: at once, and awaited, until everything has unwound.
+
+        Every step in flight is cancelled at its next checkpoint, and its clean-up runs to the
+        end. A run that is over stays as it is; cancelling again changes nothing. An unstarted
+        run never starts.
+
+        ``after="steps"`` stops gracefully: steps in flight go on to their end, nothing more is
+        started, and then the run ends, cancelled (or completed, if one of them returns the stop
+        event). A step that waits for an event or a branch is cancelled then. What had still to be
+        done is in :meth:`snapshot`.
+
+        Args:
+            reason: What ``WorkflowCancelledError`` and the terminal event say.
+            after: ``"now"``, or ``"steps"`` to let the steps in flight end.
+
+        Returns:
+            An object to ``await`` (a checkpoint) for the end; a failure of the clean-up is then
+            in :attr:`exceptions`. It need not be awaited.
+
+        Raises:
+            ValueError: ``after`` is neither of the two.
+            WorkflowRuntimeError: The call comes from another thread.
+        """
+        if after not in ("now", "steps"):
+            msg = f"cancel(after={brief(after)}); expected 'now' or 'steps': `handler.cancel(after='steps')`"
+            raise ValueError(msg)
+        if not self._started:
+            self._refuse(reason)
+        elif after == "steps":
+            self._runner.drain(reason)
+        else:
+            self._runner.cancel(reason)
+        return Unwound(self._wait)
+
+    def cancel_run(self, reason: str = "handler.cancel_run() was called") -> Unwound:
+        """Cancel the run; another name of :meth:`cancel`."""
+        return self.cancel(reason)
+
+    @property
+    def from_thread(self) -> HandlerFromThread:
+        """The run in the hands of another thread: ``handler.from_thread.send_event(event)``.
+
+        It may be taken at any time, also before the run is started.
+        """
+        runner = self._runner
+        return HandlerFromThread(
+            find_loop=runner.find_loop,
+            send_event=self.send_event,
+            cancel=runner.cancel,
+            is_over=lambda: False,  # each of the two says it by itself
+        )
+
+    # -- looking -----------------------------------------------------------------------------
+
+    @property
+    def ctx(self) -> Context[Any]:
+        """The context of the run: its state, during the run and after it."""
+        return outer_context(self._runner)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the run as it is now: plain JSON data. Not a checkpoint.
+
+        May be called at any moment, also after the end; the run does not notice. What is done is
+        not done again by a run that goes on from it (:meth:`Workflow.resume`); steps in flight
+        begin again, and find the answers they had received, while what they had sent is not sent
+        twice. In it are the state, the events that wait, the joins, the answers and open
+        questions, retries with their times, the time taken and the number of the last event of
+        the stream. Not in it are the stream's events and the children of steps in flight.
+
+        Raises:
+            SnapshotError: A value cannot be kept; the message names it, and what to do.
+            WorkflowRuntimeError: The call comes from another thread.
+        """
+        return self._runner.snapshot()
+
+    @property
+    def questions(self) -> tuple[OpenQuestion, ...]:
+        """What the run waits for from outside, the oldest first; those of children come last.
+
+        Each is a question that a step returned or published, or a wait in the middle of a step,
+        also one that published no question. A run that is over has none.
+        """
+        return self._runner.open_questions()
+
+    @property
+    def run_id(self) -> str:
+        """The identifier of the run."""
+        return self._runner.run_id
+
+    @property
+    def status(self) -> str:
+        """The state of the run.
+
+        ``"unstarted"``, ``"running"``, ``"idle"`` (it waits for an answer from outside), or how
+        it ended: ``"completed"``, ``"failed"``, ``"timed_out"``, ``"cancelled"``. A run that
+        still unwinds is ``"running"``.
+        """
+        outcome = self._runner.outcome
+        if outcome.is_over:
+            return outcome.status
+        if not self._started:
+            return "unstarted"
+        return "idle" if self._runner.is_idle else "running"
+
+    def is_done(self) -> bool:
+        """Whether the run is over and nothing of it is left."""
+        return self._runner.outcome.is_over
+
+    def result(self) -> R:
+        """Return the result of a run that is over. Not a checkpoint.
+
+        Raises:
+            WorkflowRuntimeError: The run is not over yet.
+            BaseException: As ``await handler``.
+        """
+        outcome = self._runner.outcome
+        if not outcome.is_over:
+            msg = f"the run {self.run_id} is not over ({self.status}); expected `await handler`"
+            raise WorkflowRuntimeError(msg)
+        self._observe()
+        if outcome.error is not None:
+            try:
+                raise set_trace(outcome.error, outcome.trace)
+            finally:
+                del self, outcome  # or this frame and the exception form a circle
+        event = outcome.stop_event
+        assert event is not None
+        return cast("R", event.result if type(event) is StopEvent else event)
+
+    @property
+    def stop_event(self) -> StopEvent | None:
+        """The stop event that a step returned, or None."""
+        return self._runner.outcome.stop_event
+
+    @property
+    def exceptions(self) -> tuple[BaseException, ...]:
+        """All failures of the run, in the order in which they came; looking observes them."""
+        if self._runner.outcome.is_over:
+            self._observe()
+        return self._runner.outcome.errors
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(unknown_name("WorkflowHandler", name, _OLDER))
+
+    def __repr__(self) -> str:
+        return f"<WorkflowHandler of {self._runner.graph.name}, run {self.run_id}, {self.status}>"
+
+    def __del__(self) -> None:
+        runner = getattr(self, "_runner", None)
+        if runner is None:
+            return
+        if not self._started:
+            msg = f"a run of {runner.graph.name} was never started; {SPELLINGS}"
+            warnings.warn(msg, RuntimeWarning, stacklevel=2, source=self)
+        elif (
+            (self._started in ("in a nursery", _IN_NURSERY) or self._keeps_failure)
+            and not self._is_observed
+            and runner.outcome.unseen is not None
+        ):
+            msg = (
+                f"a run of {runner.graph.name} failed, and nobody looked at it: "
+                f"{short(runner.outcome.error)}"
+            )
+            warnings.warn(msg, RuntimeWarning, stacklevel=2, source=self)

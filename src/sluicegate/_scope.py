@@ -1,0 +1,474 @@
+"""Scopes: an owner for runs that were not given one, and the rule of what leaves an owner."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from contextvars import copy_context
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Protocol, Self, final
+from weakref import ref
+
+from sluicegate._backends import current_backend, enable_ki_protection
+from sluicegate._engine.runner import current_scope
+from sluicegate._errors import WorkflowRuntimeError
+from sluicegate._exceptions import (
+    is_cancellation,
+    note_once,
+    raise_first,
+    short,
+    single,
+    urgent_leaf,
+)
+
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+    from contextvars import Context, Token
+    from weakref import ReferenceType
+
+    from sluicegate._backends import Backend, Nursery, Waiter
+
+
+async def leave_nursery(manager: AbstractAsyncContextManager[Any]) -> BaseException | None:
+    """Wait for the tasks of a nursery that was entered by hand; return what it raised, as one."""
+    try:
+        await manager.__aexit__(None, None, None)
+    except BaseException as error:  # noqa: ASYNC103, BLE001 - raised by settle()
+        return single(error, current_backend().Cancelled)  # noqa: ASYNC104
+    return None
+
+
+def settle(
+    failure: BaseException | None,
+    error: BaseException | None,
+    raised: BaseException | None,
+    cancelled: type[BaseException],
+) -> None:
+    """Decide what leaves an owner of runs, the same way for a block and a scope.
+
+    Args:
+        failure: A failure of a run that nobody has seen.
+        error: The exception of the block's body.
+        raised: The exception out of the nursery: a cancellation from outside, a KeyboardInterrupt
+            or a SystemExit.
+        cancelled: The backend's cancellation.
+
+    Raises:
+        BaseException: The exception that comes before the body's: see :mod:`sluicegate._exceptions`.
+    """
+    raise_first([] if failure is None else [failure], error, raised, cancelled, _tell_failure)
+
+
+def _tell_failure(failure: BaseException) -> str:
+    return f"and the run that it cancelled failed while unwinding: {short(failure)}"
+
+
+def left_elsewhere(
+    name: str | None, failure: BaseException | None, raised: BaseException | None
+) -> BaseException:
+    """Return what leaves an owner that is left in another task, once nothing of it is left."""
+    for one in (raised, failure):
+        urgent = urgent_leaf(one)
+        if urgent is not None:
+            return urgent
+    owner = "a workflow_scope" if name is None else f"the block of a run of {name}"
+    msg = (
+        f"{owner} was entered in one task and left in another, so it cancelled its runs; expected "
+        "both in one, or runs that a nursery owns: workflow.run(...).start_soon(nursery)"
+    )
+    error = WorkflowRuntimeError(msg)
+    if failure is not None:
+        error.__cause__ = failure
+        note_once(error, f"and a run in it had failed: {short(failure)}")
+    return error
+
+
+class OwnedRun(Protocol):
+    """A run, as its scope sees it: the handler."""
+
+    async def _own(self) -> None: ...
+
+    async def _outlast(self) -> BaseException | None: ...
+
+    def _abandon(self, task: object = None, /) -> None: ...
+
+    def _cancel(self, reason: str) -> None: ...
+
+    def _note_owner_cancelled(self) -> None: ...
+
+    def _detach_readers(self) -> None: ...
+
+    def _has_failed(self) -> bool: ...
+
+    def _start_in_scope(self, scope: WorkflowScope) -> None: ...
+
+    def _refuse(self, reason: str) -> None: ...
+
+    def _unobserved(self) -> BaseException | None: ...
+
+
+@final
+class WorkflowScope:
+    """An owner for the runs that are started inside it; see :func:`workflow_scope`."""
+
+    __slots__ = (
+        "_loop",
+        "_manager",
+        "_nursery",
+        "_offered",
+        "_runs",
+        "_starter",
+        "_task",
+        "_thread",
+        "_token",
+    )
+
+    def __init__(self) -> None:
+        self._manager: AbstractAsyncContextManager[Nursery] | None = None
+        self._nursery: Nursery | None = None
+        #: The runs that go on here, and whether it is the scope that raises their failures.
+        self._runs: dict[OwnedRun, bool] = {}
+        #: The runs that nobody has claimed yet, with the context variables that they begin with.
+        self._offered: dict[ReferenceType[OwnedRun], Context] = {}
+        self._token: Token[WorkflowScope | None] | None = None
+        self._starter: Waiter | None = None
+        self._task: Any = None
+        self._thread = 0
+        self._loop: Any = None
+
+    @enable_ki_protection
+    async def __aenter__(self) -> Self:
+        if self._manager is not None:
+            msg = "this workflow_scope was entered before; expected a new `workflow_scope()`"
+            raise WorkflowRuntimeError(msg)
+        backend = current_backend()
+        self._manager = manager = backend.open_owner()
+        self._begin(backend, await manager.__aenter__())
+        self._task = backend.current_task()
+        self._token = current_scope.set(self)
+        return self
+
+    def _begin(self, backend: Backend, nursery: Nursery) -> None:
+        self._nursery = nursery
+        self._thread = get_ident()
+        self._loop = backend.current_loop()
+        self._starter = backend.waiter()
+        nursery.start_soon(self._start_offered, self._starter, name="workflow_scope")
+
+    @enable_ki_protection
+    async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        assert self._manager is not None
+        assert self._token is not None
+        backend = self._in_its_loop("left")
+        is_elsewhere = self._task is not backend.current_task()
+        reason = None
+        if is_elsewhere:
+            reason = "its scope was left in another task"
+        else:
+            with suppress(ValueError):  # a coroutine may be driven in several contexts
+                current_scope.reset(self._token)
+        if error is not None:
+            reason = f"its scope was left by {type(error).__name__}"
+            if is_cancellation(error, backend.Cancelled):
+                for run in self._runs:
+                    run._note_owner_cancelled()
+        raised = await self._end(reason, is_elsewhere=is_elsewhere)  # noqa: ASYNC102 - as a nursery's
+        failure = self._failure()
+        if is_elsewhere:
+            raise left_elsewhere(None, failure, raised)
+        settle(failure, error, raised, backend.Cancelled)
+
+    def _in_its_loop(self, what: str) -> Backend:
+        backend = current_backend()
+        if backend.current_loop() is not self._loop:
+            msg = (
+                f"a workflow_scope was entered in one event loop and {what} in another, and can wait "
+                "for nothing there; expected both in one"
+            )
+            raise WorkflowRuntimeError(msg)
+        return backend
+
+    async def _end(self, reason: str | None, *, is_elsewhere: bool = False) -> BaseException | None:
+        """Take nothing new, cancel what runs if there is a reason, and wait for its end."""
+        assert self._manager is not None
+        if reason is None:
+            self._start_all()
+        self._nursery = None
+        if self._starter is not None:
+            self._starter.wake()
+        for run, is_own in tuple(self._runs.items()):
+            if is_own:
+                run._detach_readers()
+        if reason is not None:
+            self.cancel(reason)
+        self._offered.clear()
+        raised = None
+        if is_elsewhere:
+            for run in tuple(self._runs):
+                left = await run._outlast()
+                raised = raised if left is None else left
+        else:
+            raised = await leave_nursery(self._manager)
+        for run in self._runs:
+            run._abandon()
+        return raised
+
+    def _failure(self) -> BaseException | None:
+        """Return the first failure that nobody has seen, with a note for each further one."""
+        owned = [run for run, is_own in self._runs.items() if is_own]
+        failures = [failure for run in owned if (failure := run._unobserved()) is not None]
+        for other in failures[1:]:
+            note_once(failures[0], f"and another run of the same scope failed: {short(other)}")
+        self._runs.clear()
+        return failures[0] if failures else None
+
+    @enable_ki_protection
+    def cancel(self, reason: str = "scope.cancel() was called") -> None:
+        """Cancel all runs of the scope, as ``handler.cancel()`` does. Not a checkpoint.
+
+        Those that have not begun never do. The scope itself takes further runs. A server calls
+        this before it leaves its scope, which would wait for its runs otherwise.
+
+        Args:
+            reason: What ``WorkflowCancelledError`` and the terminal events say.
+
+        Raises:
+            WorkflowRuntimeError: The call comes from another thread.
+        """
+        for offered in tuple(self._offered):
+            run = offered()
+            if run is not None:
+                run._refuse(reason)
+        for run in tuple(self._runs):
+            run._cancel(reason)
+
+    @enable_ki_protection
+    async def aclose(self, reason: str = "its scope was closed") -> None:
+        """Cancel all runs of a scope of :func:`open_scope`, and wait for their clean-up.
+
+        A checkpoint. Cancelled, it still waits. Closing again does nothing.
+
+        Args:
+            reason: What ``WorkflowCancelledError`` and the terminal events say.
+
+        Raises:
+            WorkflowRuntimeError: The scope is that of a block, or of another event loop.
+        """
+        if self._token is not None or self._manager is None:
+            msg = "aclose() is for a scope of open_scope(); expected this one's block to be left"
+            raise WorkflowRuntimeError(msg)
+        backend = self._in_its_loop("closed")
+        if lasting.scope is self:
+            lasting.scope = None
+        raised = None
+        if self._nursery is not None:
+            raised = await self._end(reason)
+        settle(self._failure(), None, raised, backend.Cancelled)
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether no block is around it: failures stay with the handlers."""
+        return self._token is None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes further runs."""
+        return self._nursery is not None
+
+    @enable_ki_protection
+    def offer(self, run: OwnedRun) -> bool:
+        """Have a run started in the next turn unless it is claimed by then; say whether it will.
+
+        It is held weakly: a handler that is dropped at once never runs.
+        """
+        if self._nursery is None or self._starter is None or not self.is_here():
+            return False
+        if not self._offered:
+            self._starter.wake()
+        self._offered[ref(run)] = copy_context()
+        return True
+
+    def is_here(self) -> bool:
+        """Whether the caller runs in the scope's event loop; other threads inherit it as well."""
+        if get_ident() != self._thread:
+            return False
+        try:
+            return current_backend().current_loop() is self._loop
+        except RuntimeError:  # no event loop: nothing can run here
+            return False
+
+    def withdraw(self, run: OwnedRun) -> Context | None:
+        """Leave a run that was offered to another owner; return its context variables."""
+        return self._offered.pop(ref(run), None)
+
+    @enable_ki_protection
+    async def _start_offered(self, starter: Waiter) -> None:
+        """Start what nobody has claimed; one task for all of it, woken once for each batch."""
+        while self._nursery is not None:
+            if not self._offered:
+                await starter.wait()
+            self._start_all()
+        await current_backend().checkpoint_if_cancelled()
+
+    def _start_all(self) -> None:
+        for offered in tuple(self._offered):
+            run = offered()
+            if run is None:
+                del self._offered[offered]
+            else:
+                run._start_in_scope(self)
+
+    def is_cancelled(self) -> bool:
+        """Whether what is around the scope is cancelled, though its runs may not know yet."""
+        ask: Any = getattr(self._manager, "is_cancelled", None)
+        return ask is not None and bool(ask())
+
+    def check_open(self) -> None:
+        """Raise if the scope was left."""
+        if self._nursery is None:
+            msg = (
+                "the workflow_scope has been left, so it can own no run any more; expected "
+                "the run to be used inside its block"
+            )
+            raise WorkflowRuntimeError(msg)
+        if not self.is_here():
+            msg = (
+                "the workflow_scope around this is that of another event loop, and cannot own a run "
+                "of this one; expected `async with workflow_scope():` here"
+            )
+            raise WorkflowRuntimeError(msg)
+
+    @enable_ki_protection
+    def start(
+        self,
+        run: OwnedRun,
+        context: Context | None,
+        *,
+        is_own: bool = True,
+        goes_on: bool = False,
+    ) -> None:
+        """Start a run and take it over.
+
+        Args:
+            run: The run.
+            context: The context variables that it begins with; by default the present ones.
+            is_own: Whether leaving the scope raises a failure that nobody has seen.
+            goes_on: Whether another scope has started it, so that this one waits for it.
+        """
+        self.check_open()
+        assert self._nursery is not None
+        start_soon = self._nursery.start_soon
+        own = self._wait_for if goes_on else self._own
+        task = start_soon(own, run) if context is None else context.run(start_soon, own, run)
+        if task is not None and not goes_on:
+            # asyncio may cancel a task before it has begun; then nothing in it ever runs.
+            task.add_done_callback(run._abandon)
+        self._runs[run] = is_own
+
+    def let_go(self, run: OwnedRun) -> None:
+        """Leave a run that goes on here to another owner, which raises its failure."""
+        if run in self._runs:
+            self._runs[run] = False
+
+    def forget(self, run: OwnedRun) -> None:
+        """Let go of a run that is over and whose failure has been seen."""
+        self._runs.pop(run, None)
+
+    @enable_ki_protection
+    async def _own(self, run: OwnedRun) -> None:
+        await run._own()
+        self._forget_success(run)
+
+    @enable_ki_protection
+    async def _wait_for(self, run: OwnedRun) -> None:
+        interruption = await run._outlast()
+        self._forget_success(run)
+        if interruption is not None:
+            raise interruption
+
+    def _forget_success(self, run: OwnedRun) -> None:
+        if not run._has_failed() or not self._runs.get(run):
+            self.forget(run)  # a scope may live as long as a server
+
+
+class _Lasting:
+    """Holds the scope of :func:`open_scope`; one object, so that looking it up costs no call."""
+
+    scope: WorkflowScope | None = None
+
+
+lasting = _Lasting()
+
+
+def workflow_scope() -> WorkflowScope:
+    """Open an owner for runs that are used without one of their own.
+
+    ::
+
+        async with workflow_scope():
+            handler = workflow.run(topic="locks")
+            async for event in handler.stream_events():
+                print(event)
+            print(await handler)
+
+    Inside the block a run that is not awaited, entered or given to a nursery by the next turn of
+    the event loop is started by the scope, or earlier, when its handler is first used; it begins
+    with the context variables of the moment of ``workflow.run()``. Such a run may still be claimed
+    later: ``async with handler`` waits for it or cancels it as the block does, and
+    ``handler.start_soon(nursery)`` has the nursery wait for it; they raise its failure then.
+    A handler that is dropped before that turn never runs, and warns.
+
+    The scope can be handed to other tasks, which start runs in it by ``handler.start_soon(scope)``:
+    so the requests of a server have runs that outlive them. Leaving the block normally
+    waits for all its runs; the readers of those that go on become lossy, so that no step waits
+    for them. Leaving it by an exception or a cancellation cancels the runs and waits for their
+    clean-up.
+
+    Raises:
+        BaseException: On leaving: the first failure of a run that nobody has seen, with a note
+            for each further one.
+        WorkflowRuntimeError: It was left in another task than it was entered in; its runs have
+            been cancelled, and are over, unless that task runs in another event loop.
+    """
+    return WorkflowScope()
+
+
+def open_scope() -> WorkflowScope:
+    """Open an owner for the runs of a notebook, which lasts over its cells. Not a checkpoint.
+
+    ::
+
+        scope = sluicegate.open_scope()  # in the first cell
+        handler = Writer().run(topic="locks")  # in another: it starts by itself
+        async for event in handler.stream_events():
+            ...  # in a third
+        await scope.aclose()  # in the last: cancels what still runs
+
+    Until it is closed, runs of this event loop start in it that have no other owner, whatever
+    cell or task they are made in, as in the block of a :func:`workflow_scope`. Called again, it
+    returns the scope that is open. A failure stays with its handler: awaiting it raises the
+    failure, and dropping a handler whose failure nobody has seen warns.
+
+    Returns:
+        The scope; ``await scope.aclose()`` ends it.
+
+    Raises:
+        WorkflowRuntimeError: The event loop is Trio's, where each task has a parent that waits for
+            it: expected ``async with workflow_scope()``.
+        RuntimeError: There is no event loop.
+    """
+    backend = current_backend()
+    scope = lasting.scope
+    if scope is not None and scope.is_open and scope._loop is backend.current_loop():
+        return scope
+    manager = backend.open_lasting_owner()
+    if manager is None:
+        msg = (
+            "open_scope() is for notebooks, whose event loop is asyncio's, and this one is Trio's; "
+            "expected `async with workflow_scope():` around the runs"
+        )
+        raise WorkflowRuntimeError(msg)
+    scope = lasting.scope = WorkflowScope()
+    scope._manager = manager
+    scope._begin(backend, manager)
+    return scope

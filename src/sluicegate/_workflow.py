@@ -1,0 +1,456 @@
+"""Workflows: a class of steps, built once, run any number of times."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from itertools import count
+from typing import TYPE_CHECKING, Any, Generic, Never, Self, TypeVar, cast, get_origin
+
+from sluicegate._decorators import add_step
+from sluicegate._engine.runner import Runner, RunOptions
+from sluicegate._errors import (
+    WorkflowRuntimeError,
+    WorkflowValidationError,
+    brief,
+    unknown_name,
+    unknown_options,
+)
+from sluicegate._events import HumanResponseEvent, InputRequiredEvent
+from sluicegate._generics import fitting, give_arguments
+from sluicegate._graph import DISABLED, SKIPPABLE, Graph, forget_graph, graph_of
+from sluicegate._handler import WorkflowHandler
+from sluicegate._limits import MAX_THREADS, Gate
+from sluicegate._observe import Observer, Several, Verbose
+from sluicegate._streams import EventLog
+from sluicegate._validation import is_count, is_seconds
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    from sluicegate._context import Context
+    from sluicegate._engine.keeping import ResourceScope
+    from sluicegate._events import StartEvent
+    from sluicegate._seed import Seed
+
+    # A plain ``Workflow`` is a ``Workflow[Any]``, to the strictest checker too.
+    R = TypeVarWithDefault("R", default=Any)
+else:
+    R = TypeVar("R")
+
+
+#: Names of LlamaIndex Workflows that a workflow has no more, and what takes their place.
+_OLDER = {
+    "events": "`sluicegate check` and the drawing, which tell them",
+    "run_step": "`sluicegate.testing.step_through(workflow, ...)`",
+    "runtime": "the event loop that runs",
+    "send_event": "`ctx.send_event(event)` in a step, and `handler.send_event(event)` outside",
+    "start_event_class": "`sluicegate check`, which tells it",
+    "stop_event_class": "`sluicegate check`, which tells it",
+    "stream_events": "`handler = workflow.run(...)` and `handler.stream_events()`",
+    "workflow_name": "`type(workflow).__name__`",
+}
+_OLDER_OPTIONS = {
+    "resource_manager": "`Annotated[T, Resource(factory)]` in the steps",
+    "runtime": "no runtime: the run belongs to the event loop that runs",
+    "serializer": "`serializable=[MyClass, ...]`",
+    "service_manager": "`Annotated[T, Resource(factory)]` in the steps",
+    "workflow_name": "the name of the class",
+}
+
+
+class Workflow(Generic[R]):
+    """A definition of event-driven work: subclass it, and make async methods steps by ``@step``.
+
+    An object of it is checked when it is built, never changes, and may be run any number of
+    times at once. ``Workflow[str]`` says that ``await workflow.run()`` gives a ``str``.
+
+    Args:
+        timeout: Seconds that a run may take; None means no limit.
+        verbose: Print a line to standard error for everything that happens.
+        stream_buffer: How many events a reader may lag before ``await ctx.stream.send()`` waits.
+        stream_history: How many events are kept for readers that come late.
+        skip_graph_checks: Checks to leave out, of ``"reachability"``, ``"terminal_event"`` and
+            ``"dead_end"``.
+        observers: What to tell of everything that happens.
+        timeout_excludes_waiting: Whether the clock of the timeout stands still while the run is
+            idle, that is while nothing of it runs and it waits for a person.
+        num_concurrent_runs: How many runs of this object may go on at a time, in one event loop;
+            further ones wait in order, and their timeouts begin when they do. None: any number.
+        max_threads: How many threads of ``def`` steps there may be in an event loop when a step of
+            this object needs one more. Beyond, it waits for one that computes; if all wait inside
+            of calls of their context, it fails.
+        serializable: Classes whose objects may be in a snapshot, beside those that the fields of
+            its events and its state name.
+        disable_validation: Leave out all checks that may be left out, and deliver the events that
+            steps return or send without declaring them.
+        strict_none: Whether a step that returns None without ``| None`` in its signature fails
+            the run. By default its branch ends there, and the logger ``sluicegate`` says so.
+        **older: None; options of LlamaIndex Workflows are told with the new spelling.
+
+    Raises:
+        WorkflowValidationError: The steps and events do not fit together (every fault is in the
+            message, with its fix), or an option is not valid.
+        TypeError: There is no such option.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout: float | None = None,
+        verbose: bool = False,
+        stream_buffer: int = 64,
+        stream_history: int = 10_000,
+        skip_graph_checks: Iterable[str] = (),
+        observers: Iterable[Observer] = (),
+        timeout_excludes_waiting: bool = False,
+        num_concurrent_runs: int | None = None,
+        max_threads: int = MAX_THREADS,
+        serializable: Iterable[type] = (),
+        disable_validation: bool = False,
+        strict_none: bool = False,
+        **older: Never,
+    ) -> None:
+        if older:
+            name = type(self).__name__
+            raise TypeError(unknown_options(f"{name}()", older, _OLDER_OPTIONS))
+        if isinstance(skip_graph_checks, str) or not isinstance(skip_graph_checks, Iterable):
+            msg = (
+                f"{type(self).__name__}(skip_graph_checks={brief(skip_graph_checks)}); expected a list "
+                f"of names: [{brief(skip_graph_checks)}]"
+            )
+            raise WorkflowValidationError(msg)
+        skip = frozenset(skip_graph_checks)
+        self._check_options(timeout, stream_buffer, stream_history, skip)
+        if disable_validation:
+            skip = frozenset(DISABLED)
+        name = type(self).__name__
+        if not (num_concurrent_runs is None or is_count(num_concurrent_runs)):
+            msg = f"{name}(num_concurrent_runs={brief(num_concurrent_runs)}); expected an int of at least 1, or None"
+            raise WorkflowValidationError(msg)
+        if not is_count(max_threads):
+            msg = f"{name}(max_threads={max_threads!r}); expected an int of at least 1"
+            raise WorkflowValidationError(msg)
+        graph = graph_of(type(self), is_strict=strict_none, is_lenient=disable_validation)
+        graph.check(skip)
+        self.__skip = skip
+        watching = (*((Verbose(),) if verbose else ()), *_checked(type(self).__name__, observers))
+        classes = _checked_classes(type(self).__name__, serializable, graph)
+        self.__graph = graph
+        self.__buffer = stream_buffer
+        self.__history = stream_history
+        self.__options = RunOptions(
+            timeout=timeout,
+            excludes_waiting=timeout_excludes_waiting and timeout is not None,
+            gate=None if num_concurrent_runs is None else Gate(num_concurrent_runs),
+            max_threads=max_threads,
+            resources=_open_scope() if graph.needs_scope else None,
+            observer=(
+                None if not watching else watching[0] if len(watching) == 1 else Several(watching)
+            ),
+            classes=classes,
+        )
+
+    def _check_options(
+        self, timeout: float | None, buffer: int, history: int, skip: frozenset[str]
+    ) -> None:
+        name = type(self).__name__
+        if not (timeout is None or is_seconds(timeout)):
+            msg = (
+                f"{name}(timeout={brief(timeout)}); expected seconds above 0, or None for no limit"
+            )
+            raise WorkflowValidationError(msg)
+        for option, value in (("stream_buffer", buffer), ("stream_history", history)):
+            if not is_count(value):
+                msg = f"{name}({option}={brief(value)}); expected an int of at least 1"
+                raise WorkflowValidationError(msg)
+        unknown = skip.difference(SKIPPABLE)
+        if unknown:
+            msg = (
+                f"{name}(skip_graph_checks=...) names {', '.join(sorted(map(repr, unknown)))}; "
+                f"expected some of {', '.join(map(repr, SKIPPABLE))}"
+            )
+            raise WorkflowValidationError(msg)
+
+    @classmethod
+    def add_step(cls, function: Callable[..., Any]) -> None:
+        """Make a function a step of this class; ``@step(workflow=...)`` does so.
+
+        It is called with its events and its context, without ``self``; subclasses inherit it.
+        Workflow objects that have been built stay as they are.
+
+        Raises:
+            WorkflowValidationError: It is not marked ``@step``, or the class has its name already.
+        """
+        add_step(cls, function)
+        forget_graph(cls)
+
+    def validate(self) -> bool:
+        """Check the graph again, with all checks that were not left out.
+
+        Returns:
+            Whether people are asked anything: whether its runs wait for answers from outside.
+
+        Raises:
+            WorkflowValidationError: As the constructor.
+        """
+        graph = self._built()
+        graph.check(self.__skip)
+        return any(
+            issubclass(kind, InputRequiredEvent | HumanResponseEvent)
+            for step in graph.steps
+            for kind in (*step.accepts, *step.returns)
+        )
+
+    def run(
+        self,
+        *,
+        start_event: StartEvent | None = None,
+        run_id: str | None = None,
+        ctx: Context[Any] | None = None,
+        **fields: Any,
+    ) -> WorkflowHandler[R]:
+        """Make a run, not yet started. Not a checkpoint; needs no event loop.
+
+        Args:
+            start_event: The event to begin with; else it is made from ``fields``.
+            run_id: An identifier of your own; by default a new one.
+            ctx: A context with the state to begin with: ``Context(workflow)``, or
+                ``handler.ctx`` of a run that is over. One from ``Context.from_dict()`` of a run that
+                was not over has that run go on, and takes no start event.
+            **fields: The fields of the workflow's start event.
+
+        Returns:
+            A handler; await it, enter it, or hand it a nursery.
+
+        Raises:
+            TypeError: The fields do not fit the start event, or it is not of the class that this
+                workflow begins with.
+            WorkflowRuntimeError: ``super().__init__()`` was not called; or ``ctx`` is of a run that
+                goes on, or of another workflow.
+        """
+        graph = self._built()
+        _check_run_id(run_id)
+        seed = None if ctx is None else self._seed_of(ctx)
+        if seed is not None and not isinstance(seed, Runner) and seed.is_running:
+            if start_event is not None or fields:
+                msg = (
+                    "run() was given a start event and the context of a run that goes on; expected "
+                    "run(ctx=...) alone, for it has begun"
+                )
+                raise TypeError(msg)
+            return self._resume(seed, run_id)
+        expected = graph.start_event
+        if start_event is None:
+            start_event = expected(**fields)
+        elif fields:
+            names = ", ".join(fields)
+            msg = f"run() was given both a start_event and {names}; expected one or the other"
+            raise TypeError(msg)
+        elif fitting(start_event, [expected]) is not None:
+            give_arguments(start_event, expected)
+        elif not isinstance(start_event, expected):
+            msg = (
+                f"{graph.name} begins with {expected.__name__}, and was given "
+                f"{type(start_event).__name__}; expected "
+                f"run(start_event={expected.__name__}(...)) or its fields as keywords"
+            )
+            raise TypeError(msg)
+        return WorkflowHandler(
+            Runner(
+                self,
+                graph,
+                run_id=_new_run_id() if run_id is None else run_id,
+                start_event=start_event,
+                log=EventLog(window=self.__buffer, history=self.__history),
+                options=self.__options,
+                store=None if seed is None else seed.store,
+            )
+        )
+
+    def resume(
+        self,
+        snapshot: dict[str, Any],
+        *,
+        run_id: str | None = None,
+        drop_removed_fields: bool = False,
+    ) -> WorkflowHandler[R]:
+        """Make a run that goes on from a snapshot, not yet started. Not a checkpoint.
+
+        It is a run like any other: await it, enter it, or hand it a nursery. What had been done
+        is not done again; steps that were in flight begin again.
+
+        Args:
+            snapshot: What ``handler.snapshot()`` returned, perhaps in another process, perhaps
+                through JSON.
+            run_id: An identifier; by default that of the run that the snapshot was taken of.
+            drop_removed_fields: Whether values are left out whose fields the classes of events and
+                state no longer have. By default they are an error. A field that is new takes its
+                default.
+
+        Raises:
+            SnapshotError: It is no snapshot of this workflow in its present shape; or something in
+                it is bad, or of a class that this workflow does not know. Nothing but the
+                classes that it declares is ever made of it.
+            WorkflowRuntimeError: The run was completed, so nothing is left to be done.
+        """
+        _check_run_id(run_id)
+        seed = self._open_seed(snapshot or {}, drops_removed=drop_removed_fields)
+        if not seed.is_running:
+            msg = (
+                f"the run {seed.run_id} was completed when the snapshot was taken; expected one of "
+                "a run under way, or run(ctx=Context.from_dict(workflow, snapshot)) for a new run "
+                "with its state"
+            )
+            raise WorkflowRuntimeError(msg)
+        return self._resume(seed, run_id)
+
+    def _resume(self, seed: Seed, run_id: str | None) -> WorkflowHandler[R]:
+        found = seed.take()
+        log = EventLog(window=self.__buffer, history=self.__history)
+        if found.resumed is not None:
+            log.begin_after(found.resumed.sequence)
+        return WorkflowHandler(
+            Runner(
+                self,
+                self._built(),
+                run_id=run_id or found.run_id or _new_run_id(),
+                start_event=found.start_event,
+                log=log,
+                options=self.__options,
+                store=seed.store,
+                resumed=found.resumed,
+                arrived=found.arrived,
+                keys=found.keys,
+            )
+        )
+
+    def _open_seed(self, data: dict[str, Any] | None, *, drops_removed: bool = False) -> Seed:
+        from sluicegate._seed import Seed  # noqa: PLC0415 - not everybody needs it
+
+        return Seed(self._built(), self.__options.classes, data, drops_removed=drops_removed)
+
+    def _seed_of(self, ctx: Any) -> Any:
+        if getattr(ctx, "_is_sluicegate_context", False) is not True:
+            msg = f"run(ctx=...) was given {brief(ctx)}; expected Context(workflow), or handler.ctx"
+            raise TypeError(msg)
+        seed = ctx._run
+        if isinstance(seed, Runner) and not seed.outcome.is_over:
+            msg = (
+                f"run(ctx=...) was given the context of the run {seed.run_id}, which is not over; "
+                "expected `await handler` before, or Context(workflow)"
+            )
+            raise WorkflowRuntimeError(msg)
+        if not seed.graph.is_like(self._built()):
+            msg = (
+                f"run(ctx=...) of {self._built().name} was given a context of {seed.graph.name}; "
+                "expected Context(workflow) with this workflow"
+            )
+            raise WorkflowRuntimeError(msg)
+        return seed
+
+    async def __aenter__(self) -> Self:
+        """Open the scope of the workflow's own resources. Not a checkpoint."""
+        self._built()
+        if self.__options.resources is not None:
+            await self.__options.resources.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close them, shielded, in the reverse order of their opening. A checkpoint."""
+        resources = self.__options.resources
+        if resources is not None:
+            await resources.__aexit__(kind, error, trace)  # noqa: ASYNC102 - it shields itself
+
+    def _built(self) -> Graph:
+        try:
+            return self.__graph
+        except AttributeError:
+            name = type(self).__name__
+            msg = (
+                f"{name}.__init__ does not call its parent's; expected "
+                "`super().__init__(timeout=...)` in it"
+            )
+            raise WorkflowRuntimeError(msg) from None
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(unknown_name(type(self).__name__, name, _OLDER))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}, {len(self._built().steps)} steps>"
+
+
+def _open_scope() -> ResourceScope:
+    from sluicegate._engine.keeping import ResourceScope  # noqa: PLC0415 - not everybody needs it
+
+    return ResourceScope("workflow")
+
+
+def _check_run_id(run_id: object) -> None:
+    if not (run_id is None or isinstance(run_id, str)):
+        msg = f"run_id is {brief(run_id)}; expected a str, or None for a new one"
+        raise TypeError(msg)
+
+
+def _checked(name: str, observers: Any) -> list[Observer]:
+    listed: list[Any] = [observers]
+    if isinstance(observers, Iterable):
+        listed = list(cast("Iterable[Any]", observers))
+    if isinstance(observers, Observer) or not all(isinstance(o, Observer) for o in listed):
+        msg = (
+            f"{name}(observers={brief(cast('object', observers))}); expected a list of objects whose classes are "
+            "derived from sluicegate.Observer"
+        )
+        raise WorkflowValidationError(msg)
+    return listed
+
+
+def _checked_classes(name: str, serializable: Any, graph: Graph) -> tuple[type, ...]:
+    listed: list[Any] = [None]
+    if isinstance(serializable, Iterable):
+        listed = list(cast("Iterable[Any]", serializable))
+    if not all(isinstance(get_origin(each) or each, type) for each in listed):
+        msg = (
+            f"{name}(serializable={brief(cast('object', serializable))}); expected a list of classes: "
+            f"{name}(serializable=[Money])"
+        )
+        raise WorkflowValidationError(msg)
+    classes = tuple(listed)
+    if classes:
+        from sluicegate._codec import SnapshotError  # noqa: PLC0415 - not everybody needs it
+
+        try:
+            graph.codec(classes)
+        except SnapshotError as error:
+            msg = f"{name}(serializable=[...]): {error}"
+            raise WorkflowValidationError(msg) from None
+    return classes
+
+
+# An identifier costs a hundredth of a run this way: one random part for the process, and a number.
+_process = os.urandom(6).hex()
+_numbers = count(1)
+
+
+def _begin_process() -> None:
+    global _process  # noqa: PLW0603 - a forked process must not go on with its parent's numbers
+    _process = os.urandom(6).hex()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_process)
+
+
+def _new_run_id() -> str:
+    return f"{_process}-{next(_numbers)}"

@@ -1,0 +1,73 @@
+"""The command line: run, draw and check workflows from a shell.
+
+Exit codes: 0 all went well; 1 the workflow raised, or has faults; 2 the command or its input was
+wrong, which one line on standard error says; 124 the run timed out; 130 it was interrupted by
+Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, after its clean-up; 141 whoever read the output is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sluicegate._errors import WorkflowValidationError
+from sluicegate.cli import _graphs, _run
+from sluicegate.cli._parser import build_parser
+from sluicegate.cli._targets import UsageError
+
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+__all__ = ["main"]
+
+FAILED = 1
+INTERRUPTED = 130
+READER_GONE = 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Starts an event loop; call it outside of one.
+
+    Args:
+        argv: The arguments without the name of the program; by default those of the process.
+    """
+    try:
+        try:
+            arguments = build_parser().parse_args(argv)
+        except SystemExit as leaving:  # --help and --version; a workflow's own goes its way
+            return leaving.code if isinstance(leaving.code, int) else 2
+        # A console script has its own directory on the import path, not the current one.
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, "")
+        commands = {"run": _run.run, "draw": _graphs.draw, "check": _graphs.check}
+        code = commands[arguments.command](arguments)
+        sys.stdout.flush()
+    except UsageError as error:
+        line = " ".join(str(error).split())
+        print(f"sluicegate: {line}", file=sys.stderr)  # noqa: T201
+        return 2
+    except WorkflowValidationError as error:
+        print(f"sluicegate: {error}", file=sys.stderr)  # noqa: T201
+        return FAILED
+    except KeyboardInterrupt:
+        print("sluicegate: interrupted", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
+    except BrokenPipeError:
+        _silence_stdout()
+        return READER_GONE
+    return code
+
+
+def _silence_stdout() -> None:
+    """Have what is still buffered go nowhere: the interpreter flushes once more at its exit."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)

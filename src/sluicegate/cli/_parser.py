@@ -1,0 +1,159 @@
+"""The grammar of the command line, and its help."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import metadata
+from math import inf
+from typing import NoReturn
+
+from sluicegate._graph import SKIPPABLE
+from sluicegate.cli._targets import UsageError
+
+
+_TARGET = """\
+A TARGET is module:name, or path/to/file.py:name, of a Workflow class, an object of one, or a
+function without arguments that returns one. The current directory is on the import path."""
+
+_RUN = f"""\
+Run a workflow: print the events of its stream as they come, then its result.
+
+{_TARGET}
+
+example:
+  sluicegate run examples/fan_out.py:Duplicates -i root=src --timeout 30
+
+input:
+  -i count=3 keeps the value as a string where the start event's field takes one (also where the
+  workflow declares no field), and reads it as JSON where it does not. Input is checked against
+  the fields of the start event.
+
+events:
+  jsonl   a line of JSON for each, {{"event": "ClassName", "field": ...}}, the result last; the
+          default where standard output is no terminal. A path is its text; any other value
+          that JSON cannot hold stands there as its repr. A field of the name "event" is called
+          "event_".
+  pretty  for reading. An event whose only field is a string called token, delta or chunk is
+          printed as that text, without a new line. One called msg, message, text or content as
+          well, and goes on in the line of the one before it if there is a blank between them.
+  none    the result alone.
+  In pretty and none a result that is a string is printed as it is, any other as JSON.
+
+questions:
+  Where the workflow asks somebody (InputRequiredEvent), a line is read from standard input for
+  each question, with a prompt on a terminal. The answer is HumanResponseEvent(response=line);
+  a workflow that takes a class of its own gets the line in its only field, or in its field
+  called "response", and if it has several fields, the line is a JSON object.
+
+exit codes:
+  0 it completed   1 it raised   2 wrong usage or input   124 it timed out
+  130 interrupted, after the clean-up   141 the reader of the output is gone
+"""
+
+_DRAW = f"""\
+Write a page that shows every possible flow of a workflow; it needs no network and no JavaScript.
+A workflow with faults is drawn as far as it can be.
+
+{_TARGET}
+
+example:
+  sluicegate draw examples/streaming.py:Essay -o essay.html
+"""
+
+_CHECK = f"""\
+Check that the steps and events of a workflow fit together. Prints "ok" and a summary, or every
+fault with its fix; the exit code is 1 if there are faults. A note tells of each step whose source
+may return None although its signature does not declare it.
+
+{_TARGET}
+
+example:
+  sluicegate check examples/streaming.py:Essay
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, raised and not printed."""
+
+    def error(self, message: str) -> NoReturn:
+        text = f"{message}; see `{self.prog} --help`"
+        raise UsageError(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < inf:
+        msg = f"{text!r} is no number of seconds above 0"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = _Parser(
+        prog="sluicegate",
+        description="Run, draw and check event-driven workflows.",
+        epilog="example:\n  sluicegate run examples/fan_out.py:Duplicates -i root=src",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    version = f"sluicegate {metadata.version('sluicegate')}"
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_run(_command(commands, "run", "run a workflow and print its events", _RUN))
+    draw = _command(commands, "draw", "write a page with every possible flow", _DRAW)
+    draw.add_argument(
+        "-o", "--output", metavar="FILE", help='default: NAME.html; "-" is standard output'
+    )
+    check = _command(commands, "check", "check that steps and events fit together", _CHECK)
+    check.add_argument(
+        "--skip",
+        metavar="CHECK",
+        action="append",
+        default=[],
+        choices=SKIPPABLE,
+        help=f"leave a check out: {', '.join(SKIPPABLE)}; may be given again",
+    )
+    check.add_argument(
+        "--strict",
+        action="store_true",
+        help="exit with 1 if a step may return None and does not declare it",
+    )
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[_Parser], name: str, summary: str, description: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("target", metavar="TARGET", help="module:name or path/to/file.py:name")
+    return command
+
+
+def _add_run(run: argparse.ArgumentParser) -> None:
+    source = run.add_mutually_exclusive_group()
+    source.add_argument(
+        "-i",
+        metavar="KEY=VALUE",
+        dest="pairs",
+        action="append",
+        help="a field of the start event; may be given again",
+    )
+    source.add_argument("--input", metavar="JSON", help="all its fields, as a JSON object")
+    source.add_argument("--input-file", metavar="FILE", help='the same from a file; "-" is stdin')
+    run.add_argument("--backend", choices=("trio", "asyncio"), default="trio", help="default: trio")
+    run.add_argument(
+        "--timeout", metavar="SECONDS", type=_seconds, help="instead of the workflow's own"
+    )
+    run.add_argument(
+        "--events",
+        choices=("jsonl", "pretty", "none"),
+        help="default: pretty on a terminal, else jsonl",
+    )

@@ -1,0 +1,233 @@
+"""The questions of a run: a line of standard input for each, without blocking the event loop.
+
+A thread reads, for a terminal cannot be waited for in any other portable way. It is a daemon:
+a run that ends, or is interrupted, leaves it behind at its ``read``. So it must hold no lock that
+others want, as that of ``sys.stdin`` is; it reads the descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections import deque
+from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, TextIO
+
+from sluicegate._backends import current_backend
+from sluicegate._decoding import decode_event
+from sluicegate._errors import WorkflowRuntimeError
+from sluicegate._events import HumanResponseEvent, InputRequiredEvent, fields_of
+from sluicegate._graph import graph_of
+from sluicegate.cli._input import field_types, json_object
+from sluicegate.cli._output import printable
+from sluicegate.cli._targets import UsageError
+
+
+if TYPE_CHECKING:
+    from sluicegate._handler import WorkflowHandler
+    from sluicegate.cli._targets import AnyWorkflow
+
+
+PROMPTS = ("prefix", "prompt", "question", "message", "msg")
+
+
+class Questions:
+    """Answers the questions of one run, one after the other, from standard input.
+
+    Attributes:
+        failure: Why a question could not be answered; the run has been cancelled then.
+    """
+
+    def __init__(self, workflow: AnyWorkflow, handler: WorkflowHandler[Any]) -> None:
+        backend = current_backend()
+        self.failure: UsageError | None = None
+        self._handler = handler
+        #: Has a function called in the event loop; the one thing the thread may do with it.
+        self._post = backend.caller_into(backend.current_loop())
+        self._lines: deque[str | None] = deque()
+        self._waiter = backend.waiter()
+        self._kinds = answer_classes(workflow)
+        self._waited_for: tuple[type[HumanResponseEvent], ...] = ()
+        self._open: deque[InputRequiredEvent] = deque()
+        self._wanted: SimpleQueue[str] = SimpleQueue()
+        self._has_thread = False
+
+    def ask(self, question: InputRequiredEvent) -> None:
+        """Put a question; its answer goes to the run when it comes."""
+        if not self._kinds:  # then somebody may wait for it in the middle of a step, or a child
+            self._waited_for = self._handler._runner.answer_classes() or self._waited_for
+        if not (self._kinds or self._waited_for):
+            name = type(question).__name__
+            text = f"sluicegate: nobody can answer {name}: no step takes a HumanResponseEvent"
+            print(text, file=sys.stderr)  # noqa: T201
+            return
+        self._open.append(question)
+        if len(self._open) == 1:
+            self._read()
+
+    async def serve(self) -> None:
+        """Send the answers into the run as they come, until it is cancelled."""
+        while True:
+            while self._lines:
+                self._take(self._lines.popleft())
+            await self._waiter.wait()
+
+    def _read(self) -> None:
+        if not self._has_thread:
+            self._has_thread = True
+            reader = threading.Thread(
+                target=self._read_lines, name="sluicegate answers", daemon=True
+            )
+            reader.start()
+        self._wanted.put(prompt_of(self._open[0]) if is_terminal(sys.stdin) else "")
+
+    def _read_lines(self) -> None:
+        """Read a line for each prompt, in the thread."""
+        lines = Lines(sys.stdin)
+        while True:
+            prompt = self._wanted.get()
+            if prompt:
+                sys.stderr.write(prompt)
+                sys.stderr.flush()
+            try:
+                line = lines.next()
+            except OSError:
+                line = None
+            try:
+                self._post(partial(self._receive, line))
+            except RuntimeError:  # the event loop is over, and with it the question
+                return
+
+    def _receive(self, line: str | None) -> None:
+        self._lines.append(line)
+        self._waiter.wake()
+
+    def _take(self, line: str | None) -> None:
+        """Send an answer into the run."""
+        question = self._open[0]
+        try:
+            answer = self._answer(question, line)
+        except UsageError as error:
+            self.failure = error  # told by the command, when the run has unwound
+            self._handler.cancel(f"{type(question).__name__} was not answered")
+            return
+        if answer is not None:
+            self._open.popleft()
+            # Its class is one that the steps take: it is refused only when the run unwinds.
+            # A question that has been answered, or given up, wants no answer any more.
+            with suppress(WorkflowRuntimeError):
+                self._handler.send_event(answer, question=self._name_of(question, answer))
+        if self._open:
+            self._read()
+
+    def _name_of(self, question: InputRequiredEvent, answer: HumanResponseEvent) -> str | None:
+        """Return the id of a question, where it is open and the answer is of a class for it."""
+        for asked in self._handler.questions:
+            if asked.event is question and isinstance(answer, asked.answers):
+                return asked.id
+        return None
+
+    def _answer(self, question: InputRequiredEvent, line: str | None) -> HumanResponseEvent | None:
+        """Return the answer in ``line``, or None where a person may try again."""
+        name = type(question).__name__
+        if line is None:
+            shown = prompt_of(question).strip()
+            msg = f"the workflow asks ({name}: {shown}) and standard input has ended"
+            raise UsageError(msg)
+        try:
+            return read_answer(self._kinds or self._waited_for, line)
+        except UsageError as error:
+            if not is_terminal(sys.stdin):
+                raise
+            print(f"sluicegate: {error}", file=sys.stderr)  # noqa: T201
+            return None
+
+
+def answer_classes(workflow: AnyWorkflow) -> tuple[type[HumanResponseEvent], ...]:
+    """Return the classes of answers that the steps take; the plain one alone, where it is taken."""
+    graph = graph_of(type(workflow))
+    if graph.targets(HumanResponseEvent):
+        return (HumanResponseEvent,)
+    taken = [kind for step in graph.steps for kind in step.accepts]
+    return tuple(dict.fromkeys(k for k in taken if issubclass(k, HumanResponseEvent)))
+
+
+def read_answer(kinds: tuple[type[HumanResponseEvent], ...], line: str) -> HumanResponseEvent:
+    """Make an answer of a line.
+
+    Raises:
+        UsageError: The line does not fit, or which class is meant cannot be told.
+    """
+    if len(kinds) > 1:
+        names = ", ".join(kind.__name__ for kind in kinds)
+        msg = (
+            f"a line cannot tell which answer is meant, of {names}; expected a workflow that takes "
+            "one class of answers"
+        )
+        raise UsageError(msg)
+    kind = next(iter(kinds))
+    fields = field_types(kind)
+    if kind._open or "response" in fields:
+        data: dict[str, Any] = {"response": line}
+    elif len(fields) == 1:
+        data = {next(iter(fields)): line}
+    else:
+        data = {}
+    try:
+        return decode_event(kind, data)
+    except TypeError as error:
+        # More fields than a line can fill, or one that is no string.
+        try:
+            return decode_event(kind, json_object(line, "the answer"))
+        except (TypeError, UsageError):
+            call = ", ".join(f'"{name}": ...' for name in fields)
+            msg = f"{error}; expected as answer {{{call}}}"
+            raise UsageError(msg) from error
+
+
+def prompt_of(question: InputRequiredEvent) -> str:
+    """Return what to show somebody who is asked: the text of the question, or its name."""
+    fields = fields_of(question)
+    for name in PROMPTS:
+        text = fields.get(name)
+        if isinstance(text, str) and text.strip():
+            return printable(text if text[-1].isspace() else f"{text} ")
+    return printable(f"{question!r} ")
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a stream is a terminal; one that is closed or missing is none."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:
+        return False
+
+
+class Lines:
+    """The lines of a stream, read from its descriptor where it has one."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self._rest = b""
+        try:
+            self._descriptor = stream.fileno() if stream is not None else None
+        except (OSError, ValueError):
+            self._descriptor = None
+
+    def next(self) -> str | None:
+        """Return the next line without its end, or None after the last one. Blocks."""
+        if self._descriptor is None:
+            line = self._stream.readline() if self._stream is not None else ""
+            return line.removesuffix("\n") if line else None
+        while b"\n" not in self._rest:
+            more = os.read(self._descriptor, 65536)
+            if not more:
+                break
+            self._rest += more
+        if not self._rest:
+            return None
+        raw, _, self._rest = self._rest.partition(b"\n")
+        return raw.removesuffix(b"\r").decode(errors="replace")

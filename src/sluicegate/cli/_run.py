@@ -1,0 +1,121 @@
+"""The command that runs a workflow."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from contextlib import suppress
+from signal import Signals as Signal
+from typing import TYPE_CHECKING, Any
+
+from sluicegate._backends import current_backend
+from sluicegate._errors import WorkflowTimeoutError
+from sluicegate._events import ChildEvent, InputRequiredEvent, WorkflowFailedEvent
+from sluicegate._exceptions import single
+from sluicegate._graph import graph_of
+from sluicegate._signals import Signals
+from sluicegate.cli._failure import report
+from sluicegate.cli._input import start_event
+from sluicegate.cli._output import Printer
+from sluicegate.cli._questions import Questions, is_terminal
+from sluicegate.cli._targets import build, load
+
+
+if TYPE_CHECKING:
+    import argparse
+
+    from sluicegate._events import StartEvent
+    from sluicegate._handler import WorkflowHandler
+    from sluicegate.cli._targets import AnyWorkflow
+
+
+COMPLETED = 0
+FAILED = 1
+TIMED_OUT = 124
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run a workflow, print its events and its result, and return the exit code.
+
+    Raises:
+        UsageError: The target or the input is wrong, or a question could not be answered.
+        KeyboardInterrupt: Ctrl-C, after the run has unwound.
+        SystemExit: SIGTERM or SIGHUP, after the run has unwound.
+        BrokenPipeError: Nobody reads the output any more; the run has been cancelled.
+    """
+    workflow = build(arguments.target, load(arguments.target), arguments.timeout)
+    begin = start_event(graph_of(type(workflow)).start_event, arguments)
+    style = arguments.events or ("pretty" if is_terminal(sys.stdout) else "jsonl")
+    execution = _Execution(workflow, begin, Printer(style, prompts=is_terminal(sys.stdin)))
+    signals = Signals()
+    try:
+        signals.run(execution.main, arguments.backend, {})
+    except SystemExit:
+        if signals.received is not None and signals.received != signal.SIGINT:
+            with suppress(OSError):  # the terminal may have gone
+                print(f"sluicegate: ended by {Signal(signals.received).name}", file=sys.stderr)  # noqa: T201
+        raise
+    return execution.conclude()
+
+
+class _Execution:
+    """One run under the command line, and what came of it."""
+
+    def __init__(self, workflow: AnyWorkflow, begin: StartEvent, printer: Printer) -> None:
+        self._workflow = workflow
+        self._begin = begin
+        self._printer = printer
+        self._questions: Questions | None = None
+        self._failed_in: str | None = None
+        self._status = ""
+        self._error: BaseException | None = None
+        self._result: Any = None
+
+    async def main(self) -> None:
+        """Run to the end and keep what came of it. Ctrl-C and the output's end go through."""
+        async with self._workflow, self._workflow.run(start_event=self._begin) as handler:
+            self._questions = Questions(self._workflow, handler)
+            await self._read(handler, self._questions)
+            self._status = handler.status
+            try:
+                self._result = handler.result()
+            except Exception as error:  # noqa: BLE001 - told by conclude()
+                self._error = error
+
+    async def _read(self, handler: WorkflowHandler[Any], questions: Questions) -> None:
+        """Print the stream to its end, while another task answers the questions in it."""
+        backend = current_backend()
+        try:
+            async with backend.open_nursery() as nursery:
+                nursery.start_soon(questions.serve, name="answers")
+                async for event in handler.stream_events():
+                    if isinstance(event, WorkflowFailedEvent):
+                        self._failed_in = event.step_name
+                    self._printer.event(event)
+                    asked = event.event if isinstance(event, ChildEvent) else event
+                    if isinstance(asked, InputRequiredEvent):
+                        questions.ask(asked)
+                backend.cancel(nursery.cancel_scope, "the run is over")
+        except BaseExceptionGroup as group:
+            # Only one task of the two raises: Ctrl-C, or the end of the output.
+            raise single(group, backend.Cancelled) from None
+
+    def conclude(self) -> int:
+        """Print the result or what went wrong, and return the exit code.
+
+        Raises:
+            UsageError: A question could not be answered.
+        """
+        if self._questions is not None and self._questions.failure is not None:
+            self._printer.end_line()
+            raise self._questions.failure
+        if self._error is None:
+            self._printer.result(self._result)
+            return COMPLETED
+        self._printer.end_line()
+        if self._status == "timed_out" and isinstance(self._error, WorkflowTimeoutError):
+            print(f"sluicegate: {self._error}", file=sys.stderr)  # noqa: T201
+            return TIMED_OUT
+        name = type(self._workflow).__name__
+        sys.stderr.write(report(name, self._failed_in, self._error))
+        return FAILED

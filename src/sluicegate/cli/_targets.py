@@ -1,0 +1,195 @@
+"""Targets: from ``module:name`` or ``file.py:name`` to a workflow."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from sluicegate._errors import WorkflowValidationError
+from sluicegate._workflow import Workflow
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+
+AnyWorkflow: TypeAlias = Workflow[Any]
+
+
+class UsageError(Exception):
+    """Raised when the command or its input is wrong; the text is printed as one line."""
+
+
+def load(target: str) -> Any:
+    """Import what ``module:name`` or ``path/to/file.py:name`` names.
+
+    Raises:
+        UsageError: It cannot be found or imported.
+    """
+    place, colon, name = target.rpartition(":")
+    if not (colon and place and name):
+        msg = f"the target {target!r} names no workflow; expected module:Name or file.py:Name"
+        raise UsageError(msg)
+    found: Any = _import(place)
+    module = found
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            msg = f"{place} has no {name!r}; expected {_candidates(module)}"
+            raise UsageError(msg) from None
+    return found
+
+
+def _import(place: str) -> ModuleType:
+    try:
+        if place.endswith(".py") or os.sep in place or "/" in place:
+            return _import_file(Path(place))
+        return importlib.import_module(place)
+    except (UsageError, WorkflowValidationError):
+        raise
+    except SystemExit as error:
+        msg = f"cannot import {place}: it exits; expected `if __name__ == '__main__':` before that"
+        raise UsageError(msg) from error
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in _parents(place):
+            msg = f"there is no module {error.name!r} to import {place} from"
+            raise UsageError(msg) from None
+        msg = f"cannot import {place}: {type(error).__name__}: {error}{_where(error)}"
+        raise UsageError(msg) from error
+
+
+def _parents(place: str) -> set[str]:
+    parts = place.split(".")
+    return {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
+
+
+def _where(error: Exception) -> str:
+    """Return the last line of the user's own that an import came through."""
+    if isinstance(error, SyntaxError):
+        return ""  # its text says it
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [f for f in frames if "importlib" not in f.filename and f.filename != __file__]
+    return f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Import a file the way ``python file.py`` would: its directory is on the import path."""
+    if not path.is_file():
+        msg = f"there is no file {str(path)!r}"
+        raise UsageError(msg)
+    path = path.resolve()
+    name = path.stem
+    if name in sys.modules:
+        if getattr(sys.modules[name], "__file__", None) == str(path):
+            return sys.modules[name]
+        name = f"_sluicegate_target_{name}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        msg = f"{path.name!r} is no Python file"
+        raise UsageError(msg)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent))
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:  # a module that failed to import must not look like one that is there
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _candidates(module: ModuleType) -> str:
+    names = [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, Workflow)
+        or (isinstance(value, type) and issubclass(value, Workflow) and value is not Workflow)
+    ]
+    return f"one of its workflows: {', '.join(names)}" if names else "the name of a workflow"
+
+
+def is_workflow_class(found: object) -> bool:
+    """Whether a target is a class of workflows."""
+    return isinstance(found, type) and issubclass(found, Workflow)
+
+
+def build(target: str, found: Any, timeout: float | None = None) -> AnyWorkflow:
+    """Return the workflow of a target: built of the class, made by the function, or as it is.
+
+    Raises:
+        UsageError: It is no workflow, needs arguments, or cannot be given the timeout.
+        WorkflowValidationError: The workflow has faults.
+    """
+    if isinstance(found, Workflow):
+        if timeout is not None:
+            msg = (
+                f"--timeout comes too late for {target}, which is built already; expected its "
+                "class as target, or the timeout where it is built"
+            )
+            raise UsageError(msg)
+        return found  # pyright: ignore[reportUnknownVariableType] - of whatever result
+    if not callable(found):
+        msg = (
+            f"{target} is {_shown(found)}; expected a Workflow class, an object of one, or a "
+            "function that returns one"
+        )
+        raise UsageError(msg)
+    options = _options(target, found, timeout)
+    try:
+        made = found(**options)
+    except WorkflowValidationError:
+        raise
+    except Exception as error:
+        msg = f"{target} cannot be built: {type(error).__name__}: {error}{_where(error)}"
+        raise UsageError(msg) from error
+    if not isinstance(made, Workflow):
+        if inspect.iscoroutine(made):
+            made.close()
+        msg = f"{target} returned {_shown(made)}; expected it to return a workflow"
+        raise UsageError(msg)
+    return made  # pyright: ignore[reportUnknownVariableType]
+
+
+def _options(target: str, maker: Callable[..., Any], timeout: float | None) -> dict[str, Any]:
+    """Return the keyword arguments for a class or a function: the timeout, if there is one."""
+    try:
+        parameters = [*inspect.signature(maker).parameters.values()]
+    except (TypeError, ValueError):
+        parameters = []
+    needed = [
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if needed:
+        msg = (
+            f"{target} needs {', '.join(needed)} to be built; expected a function without "
+            "arguments that builds it"
+        )
+        raise UsageError(msg)
+    if timeout is None:
+        return {}
+    takes_it = any(
+        p.kind is p.VAR_KEYWORD or (p.name == "timeout" and p.kind is not p.POSITIONAL_ONLY)
+        for p in parameters
+    )
+    if not takes_it:
+        msg = (
+            f"--timeout cannot be given to {target}, which takes no timeout; expected "
+            "`timeout=None` among its parameters, handed on to Workflow"
+        )
+        raise UsageError(msg)
+    return {"timeout": timeout}
+
+
+def _shown(found: object) -> str:
+    text = repr(found)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,360 @@
+"""The layout: where each box stands and which way each arrow takes. Pure arithmetic.
+
+The second half of the layered drawing: places from left to right by least squares, which a
+projection onto the order of each row makes exact (isotonic regression), then rows from top to
+bottom. A link runs straight down through its own cell in every row and bends only in the empty
+gaps between rows; so it cannot touch a box or the label of another link.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import inf
+from typing import TYPE_CHECKING
+
+import attrs
+
+from sluicegate.drawing._layers import Layers, arrange
+
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+Point = tuple[float, float]
+
+BOX_GAP = 40.0
+CELL_GAP = 16.0
+ROW_GAP = 27.0
+PORT_GAP = 34.0
+LOOP_REACH = 26.0
+LOOP_BEND = 14.0
+ROUNDS = 80
+
+
+@attrs.frozen
+class Shape:
+    """The size of a box.
+
+    Attributes:
+        width: Of the box itself; arrows reach it above and below.
+        height: Of the box itself.
+        aside: What hangs on its right side takes this much more.
+        tall: The height of that, where it is more than the box's.
+    """
+
+    width: float
+    height: float
+    aside: float = 0.0
+    tall: float = 0.0
+
+
+@attrs.frozen
+class Link:
+    """An arrow between two boxes, given by number, and the size of its label."""
+
+    source: int
+    target: int
+    width: float = 0.0
+    height: float = 0.0
+
+
+@attrs.frozen
+class Way:
+    """Where an arrow goes.
+
+    Attributes:
+        points: From the source to the target: straight lines and curves in turn, beginning with
+            a straight one. For a loop at one box: the two ends.
+        label: The middle of its label.
+        goes_back: Whether it leads up, back to an earlier box.
+        is_loop: Whether it leads from a box to itself.
+    """
+
+    points: tuple[Point, ...]
+    label: Point
+    goes_back: bool = False
+    is_loop: bool = False
+
+
+@attrs.frozen
+class Layout:
+    """A finished layout; ``centres`` are those of the boxes themselves."""
+
+    width: float
+    height: float
+    centres: tuple[Point, ...]
+    ways: tuple[Way, ...]
+
+
+@attrs.define
+class _Extent:
+    """How far a cell reaches from its middle, or from the line that goes through it."""
+
+    left: float
+    right: float
+    height: float
+
+
+def lay_out(shapes: Sequence[Shape], links: Sequence[Link]) -> Layout:
+    """Lay out boxes and arrows. Box 0 is where reading begins; equal input gives equal output."""
+    numbers = [i for i, link in enumerate(links) if link.source != link.target]
+    layers = arrange(len(shapes), [(links[i].source, links[i].target) for i in numbers])
+    between = [links[i] for i in numbers]
+    loops = [link for link in links if link.source == link.target]
+    extents = _extents(layers, shapes, between, loops)
+    ports = _ports(layers, shapes)
+    xs = _places(layers, extents, ports)
+    plan = _Plan(layers, ports, xs)
+    _stack(plan, extents)
+
+    centres = tuple((xs[i], plan.middles[layers.cells[i].row]) for i in range(len(shapes)))
+    ways: dict[int, Way] = {}
+    for own, number in enumerate(numbers):
+        ways[number] = _way(own, plan, shapes)
+    reach: dict[int, float] = {}
+    for number, link in enumerate(links):
+        if link.source == link.target:
+            ways[number] = _loop(link, shapes[link.source], centres[link.source], reach)
+    width = max((xs[i] + extent.right for i, extent in enumerate(extents)), default=0.0)
+    return Layout(
+        width, max(plan.bottoms, default=0.0), centres, tuple(ways[i] for i in sorted(ways))
+    )
+
+
+# -- sizes ---------------------------------------------------------------------------------
+
+
+def _extents(
+    layers: Layers, shapes: Sequence[Shape], links: Sequence[Link], loops: Sequence[Link]
+) -> list[_Extent]:
+    extents: list[_Extent] = []
+    for cell in layers.cells:
+        if cell.box is not None:
+            shape = shapes[cell.box]
+            half = shape.width / 2
+            height = max(shape.height, shape.tall)
+            extents.append(_Extent(half, half + shape.aside, height))
+        elif cell.has_label and cell.link is not None:
+            link = links[cell.link]
+            extents.append(_Extent(link.width / 2, link.width / 2, link.height))
+        else:
+            extents.append(_Extent(0.0, 0.0, 0.0))
+    for loop in loops:
+        extent = extents[loop.source]
+        extent.left += LOOP_REACH + loop.width
+        extent.height = max(extent.height, loop.height)
+    return extents
+
+
+#: How far from the middle of a box a link meets it: by link and whether it is the box above.
+_Ports = dict[tuple[int, bool], float]
+
+
+def _ports(layers: Layers, shapes: Sequence[Shape]) -> _Ports:
+    """Spread the links along the sides of their boxes, in the order in which they arrive."""
+    at = {number: place for row in layers.rows for place, number in enumerate(row)}
+    sides: dict[tuple[int, bool], list[tuple[int, int]]] = {}
+    for link, way in enumerate(layers.ways):
+        sides.setdefault((way[0], True), []).append((at[way[1]], link))
+        sides.setdefault((way[-1], False), []).append((at[way[-2]], link))
+    ports: _Ports = {}
+    for (box, is_above), met in sides.items():
+        span = max(shapes[box].width - 2 * 14.0, 0.0)
+        step = min(PORT_GAP, span / (len(met) - 1)) if len(met) > 1 else 0.0
+        for place, (_, link) in enumerate(sorted(met)):
+            ports[link, is_above] = (place - (len(met) - 1) / 2) * step
+    return ports
+
+
+# -- from left to right ----------------------------------------------------------------------
+
+
+@attrs.frozen
+class _Pull:
+    """One cell wants to stand ``shift`` to the right of another one, this strongly."""
+
+    other: int
+    shift: float
+    weight: float
+
+
+def _places(layers: Layers, extents: Sequence[_Extent], ports: _Ports) -> list[float]:
+    up, down = _pulls(layers, ports)
+    xs = [0.0] * len(layers.cells)
+    gaps: list[list[float]] = []
+    for row in layers.rows:
+        offsets = [0.0]
+        for left, right in pairwise(row):
+            both = layers.cells[left].box is not None and layers.cells[right].box is not None
+            apart = extents[left].right + extents[right].left + (BOX_GAP if both else CELL_GAP)
+            offsets.append(offsets[-1] + apart)
+        gaps.append(offsets)
+        for number, offset in zip(row, offsets, strict=True):
+            xs[number] = offset - offsets[-1] / 2
+    for turn in range(ROUNDS):
+        order = list(zip(layers.rows, gaps, strict=True))
+        for row, offsets in order if turn % 2 == 0 else reversed(order):
+            # First from one side only, which carries a shift far; then from both, which settles.
+            if turn < 4:
+                pulls = [(up if turn % 2 == 0 else down)[n] for n in row]
+            else:
+                pulls = [up[n] + down[n] for n in row]
+            _settle_row(row, offsets, pulls, xs)
+    _straighten(layers, gaps, xs)
+    least = min((x - extents[i].left for i, x in enumerate(xs)), default=0.0)
+    return [round(x - least, 1) for x in xs]
+
+
+def _pulls(layers: Layers, ports: _Ports) -> tuple[list[list[_Pull]], list[list[_Pull]]]:
+    up: list[list[_Pull]] = [[] for _ in layers.cells]
+    down: list[list[_Pull]] = [[] for _ in layers.cells]
+    for link, way in enumerate(layers.ways):
+        for place in range(len(way) - 1):
+            upper, lower = way[place], way[place + 1]
+            boxes = (place == 0) + (place == len(way) - 2)
+            # A long arrow is to be straight; a link that goes back gives way to those that do not.
+            weight = 8.0 if not boxes else 0.3 if link in layers.turned else 1.0
+            shift = (ports[link, True] if place == 0 else 0.0) - (
+                ports[link, False] if place == len(way) - 2 else 0.0
+            )
+            up[lower].append(_Pull(upper, shift, weight))
+            down[upper].append(_Pull(lower, -shift, weight))
+    return up, down
+
+
+def _settle_row(
+    row: Sequence[int], offsets: Sequence[float], pulls: Sequence[Sequence[_Pull]], xs: list[float]
+) -> None:
+    """Move the cells of a row to the places of least squares that keep their order and gaps.
+
+    Pool adjacent violators: cells that would come too close form a block with a common mean.
+    """
+    blocks: list[tuple[float, float, int]] = []  # mean, weight, how many
+    for number, offset, pulled in zip(row, offsets, pulls, strict=True):
+        weight = sum(pull.weight for pull in pulled)
+        if weight:
+            wanted = sum((xs[p.other] + p.shift) * p.weight for p in pulled) / weight
+        else:
+            wanted, weight = xs[number], 0.05
+        block = (wanted - offset, weight, 1)
+        while blocks and blocks[-1][0] >= block[0]:
+            mean, heavy, many = blocks.pop()
+            total = heavy + block[1]
+            block = ((mean * heavy + block[0] * block[1]) / total, total, many + block[2])
+        blocks.append(block)
+    place = 0
+    for mean, _, many in blocks:
+        for _ in range(many):
+            xs[row[place]] = mean + offsets[place]
+            place += 1
+
+
+def _straighten(layers: Layers, gaps: Sequence[Sequence[float]], xs: list[float]) -> None:
+    """Put the cells of each link upright above one another, as far as their neighbours allow."""
+    beside: dict[int, tuple[int | None, float, int | None, float]] = {}
+    for row, offsets in zip(layers.rows, gaps, strict=True):
+        for place, number in enumerate(row):
+            left = row[place - 1] if place else None
+            right = row[place + 1] if place + 1 < len(row) else None
+            before = offsets[place] - offsets[place - 1] if place else 0.0
+            after = offsets[place + 1] - offsets[place] if right is not None else 0.0
+            beside[number] = left, before, right, after
+    for _ in range(3):
+        for way in layers.ways:
+            upright: list[int] = []
+            least, most = -inf, inf
+            for number in way[1:-1]:
+                left, before, right, after = beside[number]
+                low = xs[left] + before if left is not None else -inf
+                high = xs[right] - after if right is not None else inf
+                if upright and max(least, low) > min(most, high):
+                    _set_upright(upright, least, most, xs)
+                    upright, least, most = [], -inf, inf
+                upright.append(number)
+                least, most = max(least, low), min(most, high)
+            _set_upright(upright, least, most, xs)
+
+
+def _set_upright(numbers: Sequence[int], least: float, most: float, xs: list[float]) -> None:
+    wanted = sum(xs[number] for number in numbers) / len(numbers)
+    for number in numbers:
+        xs[number] = min(max(wanted, least), most)
+
+
+# -- from top to bottom ----------------------------------------------------------------------
+
+
+@attrs.define
+class _Plan:
+    """Where everything stands: cells from left to right, rows from top to bottom."""
+
+    layers: Layers
+    ports: _Ports
+    xs: list[float]
+    tops: list[float] = attrs.field(factory=list[float])
+    middles: list[float] = attrs.field(factory=list[float])
+    bottoms: list[float] = attrs.field(factory=list[float])
+
+    def end(self, link: int, number: int) -> float:
+        """Return where ``link`` meets the cell ``number``, from left to right."""
+        if self.layers.cells[number].box is None:
+            return self.xs[number]
+        is_above = number == self.layers.ways[link][0]
+        return round(self.xs[number] + self.ports[link, is_above], 1)
+
+
+def _stack(plan: _Plan, extents: Sequence[_Extent]) -> None:
+    """Put the rows below one another; wide bends get more room."""
+    layers = plan.layers
+    bends = [0.0] * len(layers.rows)
+    for link, way in enumerate(layers.ways):
+        for upper, lower in pairwise(way):
+            row = layers.cells[lower].row
+            bends[row] = max(bends[row], abs(plan.end(link, upper) - plan.end(link, lower)))
+    y = 0.0
+    for row, members in enumerate(layers.rows):
+        height = max((extents[number].height for number in members), default=0.0)
+        if row:
+            y += ROW_GAP + min(34.0, bends[row] * 0.09)
+        plan.tops.append(round(y, 1))
+        plan.middles.append(round(y + height / 2, 1))
+        y += height
+        plan.bottoms.append(round(y, 1))
+
+
+# -- ways ------------------------------------------------------------------------------------
+
+
+def _way(link: int, plan: _Plan, shapes: Sequence[Shape]) -> Way:
+    layers = plan.layers
+    points: list[Point] = []
+    label = (0.0, 0.0)
+    way = layers.ways[link]
+    for number in way:
+        cell = layers.cells[number]
+        x = plan.end(link, number)
+        top, bottom = plan.tops[cell.row], plan.bottoms[cell.row]
+        if cell.box is None:
+            points += [(x, top), (x, bottom)]
+            if cell.has_label:
+                label = (x, plan.middles[cell.row])
+        else:
+            half = shapes[cell.box].height / 2
+            if number == way[0]:
+                points += [(x, round(plan.middles[cell.row] + half, 1)), (x, bottom)]
+            else:
+                points += [(x, top), (x, round(plan.middles[cell.row] - half, 1))]
+    goes_back = link in layers.turned
+    return Way(tuple(reversed(points)) if goes_back else tuple(points), label, goes_back)
+
+
+def _loop(link: Link, shape: Shape, centre: Point, reach: dict[int, float]) -> Way:
+    """Return the way of a loop, on the left side of its box; further ones lie further out."""
+    x = centre[0] - shape.width / 2
+    out = reach.get(link.source, 0.0)
+    reach[link.source] = out + LOOP_REACH + link.width
+    label = round(x - out - LOOP_REACH - link.width / 2, 1)
+    bend = min(shape.height / 4, LOOP_BEND)
+    ends = ((x, centre[1] + bend), (x, centre[1] - bend))
+    return Way(ends, (label, centre[1]), goes_back=True, is_loop=True)

@@ -1,0 +1,108 @@
+"""The marks of a step: what its decorator and its signature say beyond its events."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, get_origin
+
+import attrs
+
+from sluicegate._limits import RateLimiter
+from sluicegate.drawing._words import short_name, type_name, without_addresses
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sluicegate._steps import Step
+
+
+@attrs.frozen
+class Mark:
+    """One sign in the box of a step.
+
+    Attributes:
+        kind: Which sign it is.
+        text: What stands beside the sign, or nothing.
+        title: What a pointer that rests on it shows.
+    """
+
+    kind: str
+    text: str
+    title: str
+
+
+def marks_of(step: Step, state_type: type | None) -> tuple[Mark, ...]:
+    """Return the marks of a step of a workflow with that state, in the order of reading."""
+    return (
+        *_times(step),
+        *_join(step),
+        *_place(step),
+        *_limits(step),
+        *_needs(step),
+        *_state(step.signature.state, state_type),
+    )
+
+
+def _times(step: Step) -> Iterator[Mark]:
+    options = step.options
+    many = f"At most {step.num_workers} at a time (num_workers)"
+    yield Mark("workers", f"×{step.num_workers}", many)  # noqa: RUF001 - a times sign
+    if step.timeout is not None:
+        text = f"{step.timeout:g} s"
+        yield Mark("timeout", text, f"Each invocation may take {text} (timeout)")
+    if options.idle_timeout is not None:
+        text = f"{options.idle_timeout:g} s"
+        yield Mark("idle", text, f"May be without progress for {text} (idle_timeout)")
+    if options.retry is not None:
+        # A stop of tenacity, or a function, has no number that could be told.
+        stop = options.retry.stop
+        text = f"{stop} tries" if isinstance(stop, int) else "retries"
+        told = without_addresses(repr(options.retry))
+        yield Mark("retry", text, f"Tried again after a failure: {told}")
+
+
+def _join(step: Step) -> Iterator[Mark]:
+    if step.takes == "list" and step.take is not None:
+        title = f"Runs with the first {step.take} that came of a fan-out, and cancels the rest"
+        yield Mark("join", f"takes first {step.take}", title)
+    elif step.takes == "list":
+        yield Mark("join", "joins all", "Runs once, with all that came of a fan-out")
+    elif step.takes == "slot":
+        yield Mark("join", "one of each", "Runs when one event of each class is there")
+
+
+def _place(step: Step) -> Iterator[Mark]:
+    if step.runs_in == "thread":
+        left = ", left behind when cancelled" if step.options.abandon_on_cancel else ""
+        yield Mark("thread", "thread", f"Runs in a worker thread{left}")
+    elif step.runs_in == "process":
+        yield Mark("process", "process", "Runs in a worker process")
+
+
+def _limits(step: Step) -> Iterator[Mark]:
+    limiter, catches = step.options.limiter, step.options.catches
+    if limiter is not None:
+        # The repr of most limiters says how many are inside just now, or where it is in memory.
+        told = repr(limiter) if isinstance(limiter, RateLimiter) else type(limiter).__name__
+        yield Mark("limiter", "limited", f"Entered around each invocation: {told}")
+    if catches is not None and catches.max_recoveries > 1:
+        text = f"recovers {catches.max_recoveries}"
+        title = f"Recovers {catches.max_recoveries} times at most what came of one event"
+        yield Mark("recoveries", text, f"{title} (max_recoveries)")
+
+
+def _needs(step: Step) -> Iterator[Mark]:
+    if step.resources:
+        wanted = {position: name for position, name, _ in step.signature.resources}
+        told = [f"{wanted[at]}: {plan.name}, one per {plan.scope}" for at, plan in step.resources]
+        text = ", ".join(dict.fromkeys(plan.name for _, plan in step.resources))
+        yield Mark("resources", text, "\n".join(("Resources", *told)))
+
+
+def _state(state: Any, state_type: type | None) -> Iterator[Mark]:
+    if state is None or state is Any:
+        return
+    name = short_name(state)
+    plain = get_origin(state) or state
+    # The picture tells the workflow's own state once; only another one has its name here.
+    yield Mark("state", "" if plain is state_type else name, f"Uses the state {type_name(state)}")

@@ -1,0 +1,37 @@
+"""
+Language models for steps: replies as streams that end with the step that opened them.
+
+`MockLLM` needs nothing installed. `sluicegate.llms.openai` has the ``OpenAI`` class, for which
+``pip install "sluicegate[openai]"``; `sluicegate.llms.local` has a model server for programs and tests
+without a key, for which ``pip install "sluicegate[local]"``. None of them needs the engine: they
+serve any program on Trio or asyncio.
+"""
+
+from __future__ import annotations
+
+from ._mock import MockLLM as MockLLM
+from ._protocol import LLM as LLM
+from ._streams import ChatStream as ChatStream
+from ._streams import CompletionStream as CompletionStream
+from ._types import ChatMessage as ChatMessage
+from ._types import ChatResponse as ChatResponse
+from ._types import CompletionResponse as CompletionResponse
+from ._types import MessageRole as MessageRole
+from ._types import StreamClosedError as StreamClosedError
+from ._types import ToolCall as ToolCall
+from ._types import Usage as Usage
+
+
+__all__ = [
+    "LLM",
+    "ChatMessage",
+    "ChatResponse",
+    "ChatStream",
+    "CompletionResponse",
+    "CompletionStream",
+    "MessageRole",
+    "MockLLM",
+    "StreamClosedError",
+    "ToolCall",
+    "Usage",
+]

@@ -1,0 +1,193 @@
+"""Streams of replies: plain iterators with one owner, closed at the latest with their step."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+import trio
+
+from sluicegate._cleanup import current_cleanup
+
+from . import _loop
+from ._assembly import Assembly
+from ._types import ChatResponse, CompletionResponse, StreamClosedError
+
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from ._assembly import Piece
+
+
+_R = TypeVar("_R", CompletionResponse, ChatResponse)
+
+
+class Source(Protocol):
+    """Where the pieces of a reply come from."""
+
+    async def receive(self) -> Piece | None:
+        """Wait for the next piece; ``None`` is the end. A cancellation in here breaks the source."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release everything at once, in a cancelled scope too. May be called twice."""
+        ...
+
+
+class _Stream(Generic[_R]):
+    """
+    What both kinds of stream are: an iterator that releases its connection on every way out.
+
+    An object and not an async generator: a generator that is left half-way keeps the connection
+    open, and the model writing, until the garbage collector comes by.
+
+    How it ends:
+
+    * read to its end, failed, or cancelled while waiting: closed before the caller is told;
+    * left early: closed by `aclose`, by ``async with``, or by the end of the workflow step that
+      opened it, whichever comes first. Outside of a step use ``async with``;
+    * closed while another task waits for the next reply: that task gets `StreamClosedError`.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._assembly = Assembly()
+        self._response: _R | None = None
+        self._reader: tuple[_loop.Scope, _loop.Flag] | None = None
+        self._closed = False
+        self._at_end = False
+        # The end of a step may come in another context, so the list is kept and not looked up.
+        self._cleanup = current_cleanup.get()
+        if self._cleanup is not None:
+            self._cleanup.add(self)
+
+    def _so_far(self) -> _R:
+        raise NotImplementedError
+
+    @property
+    def response(self) -> _R | None:
+        """The last reply that the stream gave, which has all of the text until then."""
+        return self._response
+
+    @property
+    def text(self) -> str:
+        """All of the text until now, which is also ``str(stream)``."""
+        return self._assembly.text
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> _R:
+        """
+        Wait for the next reply. A checkpoint; a cancellation closes the stream.
+
+        Raises:
+            StreamClosedError: The stream was closed before its end, by its owner or by the end of
+                the step that opened it.
+            trio.BusyResourceError: Another task is waiting for the next reply.
+        """
+        if self._at_end:
+            raise StopAsyncIteration
+        if self._closed:
+            raise StreamClosedError(self._why_closed())
+        if self._reader is not None:
+            msg = f"another task is waiting for the next reply of {self!r}"
+            raise trio.BusyResourceError(msg)
+
+        piece = await self._receive()
+        if piece is None:
+            self._at_end = True
+            await self.aclose()
+            raise StopAsyncIteration
+        self._assembly.add(piece)
+        self._response = self._so_far()
+        return self._response
+
+    async def _receive(self) -> Piece | None:
+        scope, left = self._reader = _loop.open_scope(), _loop.open_flag()
+        piece = None
+        try:
+            with scope:
+                piece = await self._source.receive()
+        except BaseException:  # restores the promise: failed or cancelled, the connection is gone
+            self._reader = None
+            try:
+                await self.aclose()
+            finally:
+                left.set()
+            raise
+        self._reader = None
+        left.set()
+        if scope.cancelled_caught:
+            raise StreamClosedError(self._why_closed())
+        return piece
+
+    async def aclose(self) -> None:
+        """
+        Close the connection at once; the server stops writing. May be called twice, from any task.
+
+        Not a checkpoint that can be cancelled: also in a cancelled scope the connection is closed
+        when this returns, and the cancellation is seen at the next checkpoint.
+        """
+        reader, self._closed = self._reader, True
+        try:
+            with _loop.open_scope(shield=True):
+                if reader is not None:
+                    scope, left = reader
+                    scope.cancel()
+                    await left.wait()
+                await self._source.aclose()
+        finally:
+            if self._cleanup is not None:
+                self._cleanup.discard(self)
+                self._cleanup = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def _why_closed(self) -> str:
+        return (
+            f"{self!r} was closed before its end: by aclose(), by a cancelled or failed read, or by "
+            "the end of the workflow step that opened it; read it in the step that opens it"
+        )
+
+    def __repr__(self) -> str:
+        state = "at its end" if self._at_end else "closed" if self._closed else "open"
+        return f"<{type(self).__name__} {state}, {len(self.text)} characters so far>"
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            warnings.warn(
+                f"{self!r} was dropped without being closed; write "
+                "`async with await llm.astream_...(...) as stream:`",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+
+
+class CompletionStream(_Stream[CompletionResponse]):
+    """The stream of `CompletionResponse` that ``await llm.astream_complete(prompt)`` gives."""
+
+    def _so_far(self) -> CompletionResponse:
+        return self._assembly.completion()
+
+
+class ChatStream(_Stream[ChatResponse]):
+    """The stream of `ChatResponse` that ``await llm.astream_chat(messages)`` gives."""
+
+    def _so_far(self) -> ChatResponse:
+        return self._assembly.chat()

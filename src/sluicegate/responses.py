@@ -1,0 +1,164 @@
+"""Responses for Starlette and FastAPI: the events of a run, sent as they come.
+
+Needs Starlette, which ``pip install "sluicegate[starlette]"`` brings, and FastAPI has.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, final
+
+from sluicegate._backends import current_backend
+from sluicegate._events import WorkflowFailedEvent
+from sluicegate._exceptions import single
+from sluicegate._handler import WorkflowHandler
+from sluicegate._json import json_of, shown_fields
+
+
+try:
+    from starlette.responses import Response
+except ModuleNotFoundError as _error:
+    _msg = 'sluicegate.responses needs Starlette; expected `pip install "sluicegate[starlette]"`'
+    raise ModuleNotFoundError(_msg, name=_error.name) from _error
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+
+    from starlette.background import BackgroundTask
+
+    from sluicegate._backends import Nursery
+    from sluicegate._events import Event
+    from sluicegate._streams import EventStream
+
+    Message = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+
+__all__ = ["EventStreamResponse", "server_sent_event"]
+
+
+def server_sent_event(event: Event, sequence: int) -> bytes:
+    """Return an event of a stream as a server-sent event: its number, its class, its fields.
+
+    Fields that begin with an underscore are left out. Of a :class:`WorkflowFailedEvent` the class of
+    the exception is shown, and not its text, which is not for everybody. Whatever JSON cannot hold
+    is shown by its repr.
+
+    Args:
+        event: The event.
+        sequence: Its number in the stream, which a client that connects again sends as
+            ``Last-Event-ID``.
+    """
+    fields = shown_fields(event)
+    if isinstance(event, WorkflowFailedEvent):
+        fields["exception"] = type(event.exception).__name__
+    name = re.sub(r"[\r\n]", " ", type(event).__name__)
+    return f"id: {sequence}\nevent: {name}\ndata: {json_of(fields)}\n\n".encode()
+
+
+@final
+class EventStreamResponse(Response):
+    """A response that sends the events of a run, one by one, until the terminal event.
+
+    Given a handler, the response owns the run: it starts it, and when the client goes away, the
+    server stops or sending fails, the run is cancelled, and its clean-up done before the
+    response ends. Given a stream, it only reads: the run goes on without it.
+
+    The run is entered and left in the task that calls the response, and no async generator is
+    involved, so it is safe on every server, whatever the client does in whatever moment.
+    A failure of a run that the response owns is raised once the terminal event has been sent: the
+    server logs it.
+
+    ::
+
+        @app.get("/write")
+        async def write(topic: str) -> EventStreamResponse:
+            return EventStreamResponse(Writer().run(topic=topic))
+
+    Args:
+        source: The handler of a run that the response is to own, or a stream to read.
+        encode: Makes the bytes for an event and its number; :func:`server_sent_event` by default.
+        status_code: The status.
+        headers: Further headers.
+        media_type: The content type.
+        background: What to do once the response is complete.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        source: WorkflowHandler[Any] | EventStream,
+        *,
+        encode: Callable[[Event, int], bytes] = server_sent_event,
+        status_code: int = 200,
+        headers: Mapping[str, str] | None = None,
+        media_type: str | None = None,
+        background: BackgroundTask | None = None,
+    ) -> None:
+        given = {"cache-control": "no-store", "x-accel-buffering": "no", **(headers or {})}
+        super().__init__(None, status_code, given, media_type, background)
+        del self.headers["content-length"]
+        self._source: WorkflowHandler[Any] | EventStream | None = source
+        self._encode = encode
+
+    async def __call__(  # the scope says nothing that the response needs
+        self,
+        scope: MutableMapping[str, Any],  # noqa: ARG002
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Serve, as an ASGI application.
+
+        Raises:
+            BaseException: The failure of a run that the response owns; a cancellation.
+        """
+        source, self._source = self._source, None
+        if source is None:
+            msg = "an EventStreamResponse was served twice; expected a new one for each request"
+            raise RuntimeError(msg)
+        if isinstance(source, WorkflowHandler):
+            async with source as handler:
+                if await self._serve(handler.stream_events(), receive, send):
+                    handler.cancel("the client has gone")
+        else:
+            await self._serve(source, receive, send)
+        if self.background is not None:
+            await self.background()
+
+    async def _serve(self, stream: EventStream, receive: Receive, send: Send) -> bool:
+        """Send the stream to its end; say whether the client went away before."""
+        backend = current_backend()
+        has_gone = False
+
+        async def watch(nursery: Nursery) -> None:
+            nonlocal has_gone
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            has_gone = True
+            backend.cancel(nursery.cancel_scope, "the client has gone")
+
+        try:
+            async with stream, backend.open_nursery() as nursery:
+                nursery.start_soon(watch, nursery, name="watch the client")
+                has_gone = not await self._send(stream, send) or has_gone
+                backend.cancel(nursery.cancel_scope, "the response is complete")
+        except BaseExceptionGroup as group:
+            raise single(group, backend.Cancelled) from None
+        return has_gone
+
+    async def _send(self, stream: EventStream, send: Send) -> bool:
+        start = {
+            "type": "http.response.start",
+            "status": self.status_code,
+            "headers": self.raw_headers,
+        }
+        try:
+            await send(start)
+            async for event in stream:
+                body = self._encode(event, stream.sequence)
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except OSError:  # so a server says that the client has gone
+            return False
+        return True

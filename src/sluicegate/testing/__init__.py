@@ -1,0 +1,42 @@
+"""Testing: run a workflow, a few steps of it, or one step, and look at everything that it did."""
+
+from __future__ import annotations
+
+from sluicegate.testing._auditing import StepStruckError, audit
+from sluicegate.testing._isolation import run_step
+from sluicegate.testing._records import StepInvocation, StepOutcome, WorkflowTestResult
+from sluicegate.testing._running import WorkflowTestRunner, run_workflow
+from sluicegate.testing._scenarios import Reading, WorkflowScenario, workflow_scenario
+from sluicegate.testing._stepping import SteppedRun, step_through
+from sluicegate.testing._sweeps.asyncio_time import VirtualLoop
+from sluicegate.testing._sweeps.sweep import SweepReport, fuzz, sweep
+from sluicegate.testing._sweeps.trial import At, InjectedError, Outcome, ScenarioFailure, Trial
+from sluicegate.testing._sweeps.virtual import jump_clock, run_virtually
+
+
+__all__ = [
+    "At",
+    "InjectedError",
+    "Outcome",
+    "Reading",
+    "ScenarioFailure",
+    "StepInvocation",
+    "StepOutcome",
+    "StepStruckError",
+    "SteppedRun",
+    "SweepReport",
+    "Trial",
+    "VirtualLoop",
+    "WorkflowScenario",
+    "WorkflowTestResult",
+    "WorkflowTestRunner",
+    "audit",
+    "fuzz",
+    "jump_clock",
+    "run_step",
+    "run_virtually",
+    "run_workflow",
+    "step_through",
+    "sweep",
+    "workflow_scenario",
+]

@@ -1,0 +1,438 @@
+"""Scenarios: a run of a workflow for the sweep and the fuzz, and what must hold after each."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any, cast, final
+
+import attrs
+
+from sluicegate import _store, _streams
+from sluicegate._backends import current_backend
+from sluicegate._engine import runner
+from sluicegate._errors import WorkflowRuntimeError
+from sluicegate._events import (
+    ChildEvent,
+    Event,
+    InputRequiredEvent,
+    InternalEvent,
+    StopEvent,
+)
+from sluicegate._exceptions import URGENT, is_a, short
+from sluicegate._streams import TURN
+from sluicegate._workflow import Workflow
+from sluicegate.testing._answering import Answerer
+from sluicegate.testing._auditing import TERMINAL, audit, watched
+from sluicegate.testing._running import check_workflow
+
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from sluicegate._events import StartEvent
+    from sluicegate._handler import WorkflowHandler
+    from sluicegate._streams import EventStream
+    from sluicegate.testing._answering import Answers
+    from sluicegate.testing._sweeps.trial import Outcome, Trial
+
+
+# -- the scenario --------------------------------------------------------------------------------
+
+
+@attrs.define(eq=False)
+class Reading:
+    """What one reader of a run's stream got, in ``outcome.state.readers``."""
+
+    name: str
+    events: list[Event] = attrs.Factory(list[Event])
+    """What it took, in order."""
+    missed: int = 0
+    """How many events had been dropped before it came."""
+    sequence: int = 0
+    """The number of the last event that it took."""
+    has_ended: bool = False
+    """Whether its iteration stopped by itself."""
+
+    async def read(  # noqa: ASYNC910 - it comes to the terminal event, if to no other
+        self,
+        stream: EventStream,
+        block: Callable[[], AbstractContextManager[None]] = nullcontext,
+        *,
+        breaks: bool = False,
+    ) -> None:
+        """Read to the end; where a block of it was left, go on where it stopped. A checkpoint."""
+        with stream:
+            self.missed = stream.missed
+            try:
+                while not self.has_ended:
+                    with block():
+                        async for event in stream:
+                            self.events.append(event)
+                            if breaks:
+                                break
+                        else:
+                            self.has_ended = True
+            finally:
+                self.sequence = stream.sequence
+
+
+@contextmanager
+def _steady_turns() -> Generator[None]:
+    """Have the engine give others a turn by how often it looks for it, and not by real time.
+
+    A scenario has the same moments again only if nothing in it depends on how quick the machine is.
+    """
+    looks = count(10)
+
+    def perf_counter() -> float:
+        return next(looks) * TURN * 0.75
+
+    modules = cast("list[Any]", [_store, _streams, runner])
+    saved = [module.perf_counter for module in modules]
+    for module in modules:
+        module.perf_counter = perf_counter
+    try:
+        yield
+    finally:
+        for module, own in zip(modules, saved, strict=True):
+            module.perf_counter = own
+
+
+@final
+class WorkflowScenario:
+    """A run of a workflow as a scenario; see :func:`workflow_scenario`."""
+
+    def __init__(
+        self,
+        workflow: Workflow[Any] | Callable[[], Workflow[Any]],
+        *,
+        readers: int,
+        start_event: StartEvent | None,
+        answers: Answers,
+        enter: bool,
+        check: Callable[[Outcome], Any] | None,
+        until_status: str | tuple[str, ...],
+        fields: dict[str, Any],
+    ) -> None:
+        if isinstance(answers, Iterator):
+            msg = (
+                f"answers={short(cast('Any', answers))} is used up by the first of many runs; expected "
+                "a list, a mapping or a function: answers=[HumanResponseEvent(...)]"
+            )
+            raise TypeError(msg)
+        expected = (until_status,) if isinstance(until_status, str) else until_status
+        if not (expected and set(expected) <= set(TERMINAL)):
+            msg = f"until_status={until_status!r}; expected any of {', '.join(map(repr, TERMINAL))}"
+            raise ValueError(msg)
+        if type(readers) is not int or readers < 0:
+            msg = f"readers={readers!r}; expected how many read the stream: readers=2"
+            raise ValueError(msg)
+        self._given = cast("Any", workflow)
+        self._is_one = isinstance(workflow, Workflow) or not callable(workflow)
+        if self._is_one:
+            check_workflow(self._given, "workflow_scenario")
+        self._readers = readers
+        self._start_event = start_event
+        self._answers = answers
+        self._enter = enter
+        self._check = check
+        self._until = expected
+        self._fields = fields
+        name = getattr(self._given, "__name__", f"{type(self._given).__name__}()")
+        self.__name__: str = f"workflow_scenario({name}, ...)"
+
+    def is_consequence(self, error: BaseException, injected: BaseException) -> bool:
+        """Whether the engine says by ``error`` that ``injected`` has ended something, by its cause.
+
+        An error raised in an await of the engine, which keeps a resource or a run, does that.
+        """
+        return isinstance(error, WorkflowRuntimeError) and error.__cause__ is injected
+
+    async def __call__(self, trial: Trial) -> Any:
+        """Run the workflow once. A checkpoint; cancelled, nothing of the run is left.
+
+        Raises:
+            BaseException: As ``await handler``; but a failure that came of a step that was
+                cancelled by itself stays in the handler.
+        """
+        workflow = self._given if self._is_one else self._given()
+        check_workflow(workflow, "workflow_scenario")
+        state = trial.state
+        state.workflow, state.handler, state.raised = workflow, None, None
+        state.readers, state.events = [], []
+        return await self._run(workflow, trial)
+
+    #: Around each run of a sweep or a fuzz, also one that has to be given up.
+    around: Callable[[], AbstractContextManager[None]] = staticmethod(_steady_turns)
+
+    async def _run(self, workflow: Workflow[Any], trial: Trial) -> Any:
+        state = trial.state
+        async with workflow if self._enter else nullcontext():
+            state.handler = handler = workflow.run(start_event=self._start_event, **self._fields)
+            state.watch = watch = watched(handler, trial)
+            try:
+                async with handler:
+                    return await self._host(handler, trial)
+            except Exception as error:
+                if not watch.is_of_target(error):
+                    raise
+                return None
+            finally:
+                watch.runner.log.forward, watch.runner.graph = None, workflow._built()
+
+    async def _host(self, handler: WorkflowHandler[Any], trial: Trial) -> Any:
+        state, result = trial.state, None
+        async with current_backend().open_nursery() as nursery:
+            for number in range(1, self._readers + 1):
+                state.readers.append(reading := Reading(f"reader {number}"))
+                breaks = number == self._readers > 1
+                read = self._read(handler, trial, reading, breaks=breaks)
+                nursery.start_soon(read, name=f"stream {reading.name}")
+            state.events = state.readers[0].events if state.readers else []
+            state.answerer = answerer = Answerer(handler._runner.graph.name, self._answers)
+            if self._answers:
+                nursery.start_soon(self._answer, handler, answerer, name="answers")
+            elif self._answers is not None:
+                state.watch.refuse = answerer._unanswered
+            try:
+                result = await handler
+            except Exception as error:
+                if not handler.is_done():
+                    raise
+                state.raised = error  # when the readers have come to the end
+        state.readers.append(late := Reading("late reader"))
+        await late.read(handler.stream_events(), partial(trial.target, late.name))
+        if state.raised is not None:
+            raise state.raised
+        return result
+
+    @staticmethod
+    def _read(
+        handler: WorkflowHandler[Any], trial: Trial, reading: Reading, *, breaks: bool
+    ) -> Callable[[], Any]:
+        async def read() -> None:  # noqa: ASYNC910 - reading is one
+            backend = current_backend()
+            try:
+                block = partial(trial.target, "reader")
+                await reading.read(handler.stream_events(), block, breaks=breaks)
+            except backend.Cancelled:
+                if backend.is_cancelled():
+                    raise
+                # Natively, by itself: AnyIO would have it cancel its siblings and the host.
+
+        return read
+
+    @staticmethod
+    async def _answer(handler: WorkflowHandler[Any], answerer: Answerer) -> None:
+        with handler.stream_events() as stream:
+            async for event in stream:
+                asked = event.event if isinstance(event, ChildEvent) else event
+                if isinstance(asked, InputRequiredEvent):
+                    answer = await answerer.answer(asked)
+                    if answer is not None and handler._runner.is_running:
+                        handler.send_event(answer)
+
+    async def check(self, outcome: Outcome) -> Any:
+        """Hold what came of a run to what must hold, then call the check that was given.
+
+        Raises:
+            AssertionError: Something does not hold; the text says what, a line for each.
+        """
+        state = outcome.state
+        if state.handler is not None:
+            problems = [*_check_end(state.handler, state, outcome)]
+            if not outcome.struck:
+                problems += self._check_whole(state)
+            problems += await _check_streams(state.handler, state)
+            problems += [*state.watch.problems, *state.watch.left_open()]
+            if not (outcome.struck and outcome.at.kind == "error"):
+                problems += state.watch.disorder
+            problems += audit(state.watch.runner)
+            if problems:
+                raise AssertionError("\n".join(dict.fromkeys(problems)))
+        if self._check is not None:
+            verdict = self._check(outcome)
+            return await verdict if inspect.isawaitable(verdict) else verdict  # noqa: ASYNC910
+        return None  # noqa: ASYNC910
+
+    def _check_whole(self, state: Any) -> Iterator[str]:
+        status = state.handler.status
+        if status not in self._until:
+            yield f"undisturbed, the run ended as {status!r}; expected {' or '.join(self._until)}"
+        elif status == "completed" and (left := state.answerer.leftover()):
+            yield f"undisturbed, {left} of the answers were not asked for"
+        for reading in state.readers:
+            if not reading.has_ended:
+                yield f"undisturbed, {reading.name} did not come to the end"
+
+
+def _check_end(handler: WorkflowHandler[Any], state: Any, outcome: Outcome) -> Iterator[str]:
+    """Yield what does not agree of how a run ended and what was raised."""
+    ended, status, raised = handler._runner.outcome, handler.status, state.raised
+    if status not in TERMINAL or not handler.is_done():
+        yield f"the handler is left in the state {status!r}, is_done() is {handler.is_done()}"
+        return
+    # A KeyboardInterrupt comes before a failure, a cancellation after it.
+    if outcome.cancelled and raised is None and outcome.at.kind != "interrupt":
+        if ended.unseen is not None:  # else they came in the tick of the cancellation
+            yield f"a cancellation left a run that had {status}, and not its failures: {ended.errors}"
+        elif status not in ("cancelled", "completed"):
+            yield f"a cancellation left a run that had {status}"
+    if raised is not None and raised is not ended.error:
+        yield f"`await handler` raised {raised!r}, and the run's failure is {ended.error!r}"
+    is_kept = state.watch.is_of_target(ended.error)
+    if outcome.completed and raised is None and not is_kept and status != "completed":
+        yield f"the scenario returned, and the status is {status!r}"
+    yield from _check_result(handler)
+    stop = handler.stop_event
+    if stop is not None and not any(stop is returned for returned in state.watch.stops):
+        yield f"the stop event is {stop!r}, which no step returned"
+    # A run whose clean-up fails after its stop event is a failed one.
+    has_stop = stop is not None
+    if has_stop != (status == "completed") and not (has_stop and status == "failed"):
+        yield f"the stop event is {stop!r}, the status is {status!r}"
+
+
+def _check_result(handler: WorkflowHandler[Any]) -> Iterator[str]:
+    failure, status = handler._runner.outcome.error, handler.status
+    errors = handler.exceptions
+    try:
+        handler.result()
+    except BaseException as error:  # noqa: ASYNC103, BLE001 - looked at, and still the handler's
+        if error is not failure or status == "completed":
+            yield f"handler.result() raised {error!r}, the status is {status!r}"  # noqa: ASYNC104
+        is_first = status == "cancelled" or is_a(error, URGENT) or errors[0] is error
+        if not is_first or (status == "cancelled" and any(error is one for one in errors)):
+            yield f"the run has {status}: {error!r}, all failures: {errors!r}"  # noqa: ASYNC104
+    else:
+        if status != "completed" or errors:
+            yield f"there is a result, the status is {status!r}, handler.exceptions are {errors!r}"
+
+
+async def _check_streams(handler: WorkflowHandler[Any], state: Any) -> list[str]:
+    """Return what is wrong with what was published and read; also by reading and writing now."""
+    watch, run = state.watch, state.watch.runner
+    logged: list[Event] = watch.logged
+    found: list[str] = []
+    last = logged[-1] if logged else None
+    public = [event for event in logged[:-1] if not isinstance(event, InternalEvent)]
+    if not _same(public, watch.published):
+        found.append(f"{len(watch.published)} events were published, the stream took {len(public)}")
+    if type(last) is not (kind := TERMINAL[handler.status]) and not isinstance(last, kind):
+        found.append(f"the stream ends with {last!r}, the status is {handler.status!r}")
+    if any(isinstance(event, StopEvent) for event in public):
+        found.append("the stream has more than one terminal event")
+    if last is not (handler.stop_event or last) and handler.status == "completed":
+        found.append(f"the stream ends with {last!r}, the stop event is {handler.stop_event!r}")
+    if run.log.next - run.first != len(logged) or not run.log.closed:
+        found.append(f"the stream counts {run.log.next - run.first} of {len(logged)} events")
+        return found  # noqa: ASYNC910 - a reader might wait for ever
+    late = Reading("a reader after the end")
+    await late.read(handler.stream_events())
+    for reading in (*state.readers, late):
+        if not reading.has_ended:  # cancelled, it can go on
+            rest = Reading(reading.name)
+            await rest.read(handler.stream_events(after=reading.sequence))
+            dropped = rest.missed
+        else:
+            rest, dropped = Reading(""), 0
+        expected = [e for e in logged[reading.missed :] if not isinstance(e, InternalEvent)]
+        at = len(reading.events)
+        got = [*reading.events, *expected[at : at + dropped], *rest.events]
+        if not _same(got, expected):
+            found.append(
+                f"{reading.name} got {len(got)} events {short(got)}, not {short(expected)}"
+            )
+    found += await _write_late(handler)
+    if run.log.next - run.first != len(logged):
+        found.append("something was published after the end")
+    return found
+
+
+async def _write_late(handler: WorkflowHandler[Any]) -> list[str]:
+    """Return which ways of writing to a run that is over are not refused."""
+    ctx, event, found = handler.ctx, Event(), list[str]()
+    for write in (handler.send_event, ctx.write_event_to_stream, ctx.stream.send):
+        try:
+            sent = cast("Any", write)(event)
+            if inspect.isawaitable(sent):
+                await sent
+        except WorkflowRuntimeError:
+            continue
+        found.append(f"{write.__name__}() after the end was not refused")
+    return found  # noqa: ASYNC910
+
+
+def _same(these: list[Event], those: list[Event]) -> bool:
+    return len(these) == len(those) and all(a is b for a, b in zip(these, those, strict=True))
+
+
+def workflow_scenario(
+    workflow: Workflow[Any] | Callable[[], Workflow[Any]],
+    *,
+    readers: int = 1,
+    start_event: StartEvent | None = None,
+    answers: Answers = (),
+    enter: bool = False,
+    check: Callable[[Outcome], Any] | None = None,
+    until_status: str | tuple[str, ...] = "completed",
+    **fields: Any,
+) -> WorkflowScenario:
+    """Make a scenario of one run of a workflow, for :func:`sweep` and :func:`fuzz`.
+
+    ::
+
+        sweep(workflow_scenario(Writer(), topic="locks"), backends=("trio", "asyncio"), kinds="all")
+
+    A block owns the run, readers take its stream in tasks of their own, and the host awaits the
+    handler, then opens one reader more. After every run, struck or not, these must hold beside
+    what :func:`sweep` checks. The handler has ended in one way, and that agrees with what was
+    raised. Each reader got every event from where it came, in order, and the terminal event last; one
+    that was cancelled can go on where it stopped. The stream took what was published, and takes nothing
+    after the end; it ended when no step ran. No step had too many workers. Resources were closed
+    once, in reverse order. Nothing is left in the books of the run.
+
+    Blocks that can be targets are ``"reader"`` (and ``"late reader"``, which is a part of the host)
+    and, for each invocation of a step, ``"step:<name>"``. A reader that is cancelled by a scope reads on. A step that is cancelled by a
+    scope or a timeout raises :class:`StepStruckError`, which is then its failure: it is
+    retried, handled, or fails the run, as any other. What the run fails with by that stays in
+    the handler.
+
+    ``outcome.state`` has, for the check: ``workflow``; ``handler`` (None where it was struck
+    before there was one); ``readers``, a list of :class:`Reading`; ``events``, those of the first
+    reader; ``raised``, what ``await handler`` raised.
+
+    Args:
+        workflow: A workflow object, or what makes one, called for each run: a class, a function.
+        readers: How many readers there are from the beginning. The last of several breaks off
+            after each event, and goes on.
+        start_event: The event to begin with; else it is made from ``fields``.
+        answers: What is said when the run asks: as for :func:`run_workflow`, but only questions
+            are answered.
+        enter: Whether it runs inside ``async with workflow:``.
+        check: Called with the outcome, after all this; as for :func:`sweep`.
+        until_status: How an undisturbed run is to end, or in which ways it may. Its failure leaves the
+            scenario: name it in ``raises`` of the sweep.
+        **fields: The fields of the start event.
+
+    Returns:
+        The scenario: call ``sweep(it, ...)``.
+
+    Raises:
+        TypeError: It is no workflow; or the answers would be used up by the first run.
+        ValueError: ``readers`` is no number of them, or ``until_status`` no status.
+    """
+    return WorkflowScenario(
+        workflow,
+        readers=readers,
+        start_event=start_event,
+        answers=answers,
+        enter=enter,
+        check=check,
+        until_status=until_status,
+        fields=fields,
+    )

@@ -1,0 +1,337 @@
+"""Stepping: a run that stands still before each invocation of a step until it is let go on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, final
+
+import attrs
+
+from sluicegate._backends import current_backend
+from sluicegate._context import outer_context
+from sluicegate._engine.worker import Place, place_in
+from sluicegate._errors import WorkflowRuntimeError
+from sluicegate._limits import leaves_nothing
+from sluicegate.testing._records import StepInvocation, WorkflowTestResult
+from sluicegate.testing._running import check_workflow, open_session
+from sluicegate.testing._session import Expectations, given_to
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+
+    from sluicegate._backends import Waiter
+    from sluicegate._context import Context
+    from sluicegate._engine.runner import Runner
+    from sluicegate._engine.worker import Worker
+    from sluicegate._events import Event, StartEvent
+    from sluicegate._steps import Step
+    from sluicegate._workflow import Workflow
+    from sluicegate.testing._altering import Recorded, Resources
+    from sluicegate.testing._answering import Answers
+    from sluicegate.testing._session import Raises
+
+
+R = TypeVar("R")
+
+
+class _Held:
+    """An invocation that stands at its gate."""
+
+    __slots__ = ("is_open", "step", "waiter", "worker")
+
+    def __init__(self, worker: Worker, step: Step, waiter: Waiter) -> None:
+        self.worker = worker
+        self.step = step
+        self.waiter = waiter
+        self.is_open = False
+
+    def open(self) -> None:
+        self.is_open = True
+        self.waiter.wake()
+
+
+class _Gates:
+    """The gates of all steps of a run, and who stands at them.
+
+    One is let through at a time, and only when all else stands at a gate, waits for an event or
+    a branch, or is over. Those that have come meanwhile are then put in order: by step, and within
+    a step in the order in which the engine took their events. So the order does not depend on
+    the order in which the event loop runs its tasks.
+    """
+
+    def __init__(self, runner: Runner, tell: Callable[[], None]) -> None:
+        self._runner = runner
+        self._tell = tell
+        self._arrived: list[_Held] = []
+        self._queue: list[_Held] = []
+        #: The context of the last invocation of each worker that came to its gate.
+        self._met: dict[Worker, Context[Any] | None] = {}
+
+    async def pass_through(self, step: Step) -> Worker:  # noqa: ASYNC910 - a new one is closed
+        """Stand at the gate of a step until it opens, and return who stood there.
+
+        A checkpoint; cancelled, nobody stands.
+        """
+        worker = next(
+            worker
+            for worker in self._runner._workers
+            if worker.step is step
+            and worker.is_waiting
+            and self._met.get(worker) is not worker.context
+        )
+        self._met[worker] = worker.context
+        held = _Held(worker, step, current_backend().waiter())
+        self._arrived.append(held)
+        self._tell()
+        try:
+            while not held.is_open:
+                await held.waiter.wait()
+        finally:
+            for line in (self._arrived, self._queue):
+                if held in line:
+                    line.remove(held)
+            self._tell()
+        return worker
+
+    def is_still(self) -> bool:
+        """Whether somebody stands at a gate, and nothing else gets on by itself."""
+        machine = self._runner._machine
+        held = (*self._arrived, *self._queue)
+        if machine is None or not held:
+            return False
+        if any(map(_is_cancelled, held)):
+            return False  # it is about to leave
+        resting = self._runner.at_rest()
+        return sum(station.begun for station in machine.stations) == len(held) + len(resting)
+
+    def first(self) -> _Held:
+        """Return who is to be let through next."""
+        places = {worker: place for place, worker in enumerate(self._runner._workers)}
+        self._arrived.sort(key=lambda held: (held.step.index, places[held.worker]))
+        self._queue += self._arrived
+        self._arrived.clear()
+        return self._queue[0]
+
+    def let_through(self, held: _Held) -> None:
+        """Open the gate for one invocation."""
+        if held in self._queue:
+            self._queue.remove(held)
+        held.open()
+
+
+def _is_cancelled(held: _Held) -> bool:
+    group = held.worker.group
+    return group is not None and group.is_cancelled
+
+
+class _Gate:
+    """The limiter of a step in a run that stands still: its gate, then the limiter it has."""
+
+    def __init__(self, gates: _Gates, step: Step) -> None:
+        self._gates = gates
+        self.step = step
+        self._limiter: Any = step.options.limiter
+        self._places: dict[object, Any] = {}
+
+    @property
+    def holds_nothing(self) -> bool:
+        """Whether those who have passed the gate hold nothing that others wait for."""
+        return self._limiter is None or leaves_nothing(self._limiter)
+
+    async def __aenter__(self) -> None:
+        worker = await self._gates.pass_through(self.step)
+        limiter = self._limiter
+        if limiter is not None:
+            place = place_in(limiter, self.step)
+            await place.__aenter__()
+            if isinstance(place, Place):
+                worker.turn = place
+            self._places[current_backend().current_task()] = place
+
+    async def __aexit__(self, *exc_info: object) -> None:  # noqa: ASYNC910
+        if self._limiter is not None:
+            place = self._places.pop(current_backend().current_task())
+            await place.__aexit__(*exc_info)  # noqa: ASYNC102 - as the limiter's own
+
+
+@final
+class SteppedRun(Generic[R]):
+    """A run that stands still; see :func:`step_through`."""
+
+    def __init__(self, workflow: Workflow[R], expected: Expectations, **given: Any) -> None:
+        self._handler, self._session = open_session(workflow, expected, **given)
+        self._gates = _Gates(self._session.runner, self._session.wake)
+        steps: list[Step] = []
+        for step in self._session.runner.graph.steps:
+            gate = _Gate(self._gates, step)
+            # It is a step of this run alone, so its options may name the gate.
+            gate.step = attrs.evolve(step, options=attrs.evolve(step.options, limiter=gate))
+            steps.append(gate.step)
+        self._session.alter(steps)
+        self._current: _Held | None = None
+        self._is_entered = False
+        self._result: WorkflowTestResult[R] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start the run. Not a checkpoint."""
+        await self._handler.__aenter__()
+        self._is_entered = True
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Cancel what is left of the run, and wait until nothing of it is. A checkpoint.
+
+        Raises:
+            BaseException: As :func:`run_workflow`, where the run went to its end; where it was left
+                before, the failure of a step that has ended or of the clean-up.
+        """
+        self._is_entered = False
+        if not self._handler.is_done():
+            self._session.is_ended_early = True
+            self._handler.cancel("step_through() was left")
+        if error is None:
+            self._handler._observe()  # what failed is conclude()'s to raise
+        try:
+            await self._handler.__aexit__(kind, error, trace)  # noqa: ASYNC102 - as a nursery's own
+        finally:
+            self._session.end()
+        if error is None:
+            self._result = self._session.conclude()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> StepInvocation:
+        """Let the invocation go on that was given last, and return the next one.
+
+        A checkpoint. Cancelled, it leaves the run where it is, to go on until it next stands still.
+
+        Raises:
+            StopAsyncIteration: The run is over.
+            AssertionError: A question has no answer.
+            WorkflowRuntimeError: It is used outside of its block.
+        """
+        if not self._is_entered:
+            msg = (
+                "step_through() was iterated outside of its block; expected "
+                "`async with step_through(workflow) as steps:` around `async for ... in steps:`"
+            )
+            raise WorkflowRuntimeError(msg)
+        if self._current is not None:
+            self._gates.let_through(self._current)
+            self._current = None
+        await current_backend().checkpoint()
+        await self._session.watch(self._gates.is_still)
+        if self._handler.is_done():
+            raise StopAsyncIteration
+        self._current = held = self._gates.first()
+        event, attempt = given_to(held.worker)
+        number = len(self._session.invocations) + 1
+        return StepInvocation(number, held.step.name, event, attempt)
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """What has been on the stream so far."""
+        return tuple(self._session.events)
+
+    @property
+    def steps(self) -> tuple[StepInvocation, ...]:
+        """The invocations that have begun, in order."""
+        return tuple(self._session.invocations)
+
+    @property
+    def state(self) -> Any:
+        """The state as it is now; read only."""
+        return self._session.runner.store.snapshot_state()
+
+    @property
+    def status(self) -> str:
+        """As :attr:`sluicegate.WorkflowHandler.status`."""
+        return self._handler.status
+
+    @property
+    def ctx(self) -> Context[Any]:
+        """The context of the run, for a change of the state or for a snapshot."""
+        return outer_context(self._session.runner)
+
+    @property
+    def result(self) -> WorkflowTestResult[R]:
+        """What the run did in the end, once the block has been left.
+
+        Raises:
+            WorkflowRuntimeError: It has not, or it was left by an exception.
+        """
+        if self._result is None:
+            msg = "the run is not over; expected `steps.result` behind the block of step_through()"
+            raise WorkflowRuntimeError(msg)
+        return self._result
+
+
+def step_through(
+    workflow: Workflow[R],
+    *,
+    start_event: StartEvent | None = None,
+    ctx: Context[Any] | None = None,
+    answers: Answers = (),
+    recorded: Recorded | None = None,
+    resources: Resources | None = None,
+    expose_internal: bool = True,
+    exclude_events: Iterable[type[Event]] = (),
+    raises: Raises = (),
+    **fields: Any,
+) -> SteppedRun[R]:
+    """Make a run that stands still before each invocation of a step, not yet started.
+
+    ::
+
+        async with step_through(Writer(), topic="locks") as steps:
+            async for invocation in steps:
+                print(invocation.step, invocation.event, steps.state)
+        print(steps.result.result)
+
+    The loop gets each invocation before it begins, and lets it go on when it asks for the next. One
+    runs at a time: the next is given when all that runs has ended, or waits for an event, a branch
+    or a child. The order is the same every time. Before its gate an invocation has opened
+    no resource, and its timeout has not begun; the run's timeout goes on. Questions are answered
+    while the loop waits for the next invocation. Leaving the block early cancels the run. Steps
+    that wait for one another past the engine, by an event of the event loop's, cannot be stepped.
+
+    Args:
+        workflow: The workflow.
+        start_event: As for :func:`run_workflow`, and so on below.
+        ctx: The context to begin with.
+        answers: What is said when the run asks.
+        recorded: For names of steps, what they are to have returned.
+        resources: For factories, the values to give in their place.
+        expose_internal: Whether the engine's own events are collected.
+        exclude_events: Classes of events that are not collected.
+        raises: What the run is to fail with.
+        **fields: The fields of the start event.
+
+    Raises:
+        TypeError: As :func:`run_workflow`.
+        ValueError: As :func:`run_workflow`.
+        WorkflowRuntimeError: As :func:`run_workflow`.
+    """
+    check_workflow(workflow, "step_through")
+    expected = Expectations(
+        answers=answers,
+        expose_internal=expose_internal,
+        exclude_events=tuple(exclude_events),
+        raises=raises,
+    )
+    return SteppedRun(
+        workflow,
+        expected,
+        recorded=recorded,
+        resources=resources,
+        start_event=start_event,
+        ctx=ctx,
+        fields=fields,
+    )

@@ -1,0 +1,500 @@
+"""Stages: one run of a scenario, whose tasks are stepped under our eyes and struck at one moment.
+
+A *strand* stands in for the coroutine of each of its tasks. The event loop tells the stage when a
+strand has parked and when it is about to go on; these moments are counted, and at one of them the
+scenario, or a part of it, is cancelled. :mod:`.trio_stage` and :mod:`.asyncio_stage` know how.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import AbstractContextManager, contextmanager
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+import attrs
+
+from sluicegate.testing._sweeps.frames import Place, await_places, tell_await
+from sluicegate.testing._sweeps.leftovers import for_others
+from sluicegate.testing._sweeps.trial import At, InjectedError, Mode, Outcome, Scenario, Trial
+
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+#: How many steps a scenario may take after it was struck, beside many times what it took before.
+SPIN_STEPS: Final = 20_000
+
+#: Tells our cancellation from a scenario's own.
+REASON: Final = "struck by sluicegate.testing"
+
+#: How many virtual seconds an undisturbed run may take.
+LONGEST: Final = 1e8
+
+#: How often a run whose time is over still waits for a thread; each takes 0.2 real seconds.
+THREAD_PATIENCE: Final = 10
+
+TaskT = TypeVar("TaskT")
+
+
+class Strand(Coroutine[Any, Any, Any], Generic[TaskT]):
+    """Stands in for the coroutine of one task, and sees all that is sent into it."""
+
+    __slots__ = ("block", "coro", "has_begun", "named", "seen", "stage", "task")
+
+    task: TaskT
+
+    def __init__(self, stage: Stage[TaskT], coro: Any) -> None:
+        self.stage = stage
+        self.coro = coro
+        #: What cancels the whole task, if it is a target.
+        self.named: Block | None = None
+        #: The innermost open block of this task that is a target.
+        self.block: Block | None = None
+        self.has_begun = False
+        #: Where the cancellation has reached it, if it has.
+        self.seen: list[Place] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        # Event loops and inspect look at the frame of a task's coroutine.
+        return getattr(self.coro, name)
+
+    def tell(self) -> str:
+        """Say which task this is, and where it waits."""
+        if not self.has_begun:
+            return f"{self.stage.name_of(self)!r} before its first step"
+        return f"{self.stage.name_of(self)!r} at {tell_await(list(await_places(self.coro)))}"
+
+    def send(self, value: Any) -> Any:
+        """See :class:`collections.abc.Coroutine`."""
+        if not self.has_begun:
+            self._begin()
+        elif value is not None:
+            value = self.stage.sent(self, value)
+        return self._step(self.coro.send, value)
+
+    def throw(self, error: Any, value: Any = None, trace: Any = None) -> Any:
+        """See :class:`collections.abc.Coroutine`."""
+        if not isinstance(error, BaseException):
+            return self.coro.throw(error, value, trace)
+        if not self.has_begun:
+            self._begin()
+        return self._step(self.coro.throw, self.stage.sent(self, error))
+
+    def close(self) -> None:
+        """See :class:`collections.abc.Coroutine`."""
+        self.coro.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self.coro.__await__()  # type: ignore[no-any-return]
+
+    def _begin(self) -> None:
+        self.has_begun = True
+        self.stage.strand_begins(self)
+        if self.named is not None:
+            self.named.__enter__()
+
+    def _step(self, resume: Callable[[Any], Any], value: Any) -> Any:
+        stage = self.stage
+        stage.steps += 1
+        named = self.named
+        try:
+            sent = resume(value)
+        except StopIteration:
+            stage.strand_ended(self)
+            stage.note_kept(self)
+            if named is not None:
+                named.__exit__(None, None, None)
+                stage.note_swallowed(named, self, stage.name_of(self))
+            raise
+        except BaseException as error:
+            stage.strand_ended(self)
+            if named is None or not named.__exit__(type(error), error, error.__traceback__):
+                raise
+            raise StopIteration from None  # noqa: ASYNC104 - its own block has caught it
+        stage.strand_yielded(self)
+        return sent
+
+
+class Block(ABC):
+    """A part of a scenario that can be struck: a named block, a whole task, or all of it.
+
+    Entered and left in the task that it is in; what leaves it is let through, unless it is this
+    block's own cancellation by a scope or a timeout. A whole task may be struck before it is
+    entered, and between steps of tasks, where no task is current.
+
+    Args:
+        strand: That task.
+    """
+
+    def __init__(self, stage: Stage[Any], strand: Strand[Any]) -> None:
+        self.stage = stage
+        self.strand = strand
+        self.is_struck = False
+        #: Whether its own cancellation has left it.
+        self.has_caught = False
+
+    @abstractmethod
+    def __enter__(self) -> None: ...
+
+    @abstractmethod
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool: ...
+
+    @abstractmethod
+    def strike(self) -> None:
+        """Cancel it; called between steps of tasks."""
+
+
+@attrs.frozen(kw_only=True)
+class Staging:
+    """How one scenario is run, whatever the moment."""
+
+    scenario: Scenario
+    takes_trial: bool
+    modes: tuple[Mode, ...]
+    target: str | None
+    error: BaseException | type[BaseException] = InjectedError
+    within: float
+    check: Callable[[Outcome], Any] | None
+    fresh: bool
+    raises: tuple[type[BaseException], ...]
+    allow: frozenset[str]
+
+
+class Stage(ABC, Generic[TaskT]):
+    """One run of a scenario.
+
+    Args:
+        staging: What is run.
+        at: Where it is struck, and how; at a position that is never reached it is not.
+    """
+
+    def __init__(self, staging: Staging, at: At) -> None:
+        self.staging = staging
+        self.at = at
+        #: How many moments there were so far.
+        self.moments = 0
+        #: How many steps the scenario's tasks took so far.
+        self.steps = 0
+        #: The task that was at its moment when the scenario was struck.
+        self.struck: Strand[TaskT] | None = None
+        #: The tasks in which what was struck is.
+        self.hit: set[Strand[TaskT]] = set()
+        #: Where the other tasks were then; told if the check fails.
+        self.beside: list[tuple[str, list[Place]]] = []
+        #: Where the scenario was when it was struck, in words; empty if it was not.
+        self.where = ""
+        #: When it was struck, or began.
+        self.since = 0.0
+        #: Whether its moments count: not before it has begun, and not once it has ended.
+        self.is_counting = False
+        #: Why it had to be given up, and what was alive then; empty if it had not.
+        self.stuck = ""
+        self.alive: list[str] = []
+        #: What is to end, how long it may take, and after which step it must have.
+        self._doing = "it"
+        self._seconds = LONGEST
+        self._patience = THREAD_PATIENCE
+        self._last_step, self._most_steps = SPIN_STEPS * 50, SPIN_STEPS * 51
+        self._spins_since: float = -1.0
+        #: The names of the tasks and blocks that could be targets.
+        self.names: set[str] = set()
+        #: Which tasks ended as if nothing were, though the cancellation had reached them there.
+        self.kept: list[tuple[str, list[Place]]] = []
+        #: What was raised in place of an await.
+        self.injected: BaseException | None = None
+        #: Whether the second cancellation was reached.
+        self.is_struck_again = False
+        #: The named block, or task, that kept its cancellation to itself.
+        self.swallowed = ""
+        self.strands: dict[TaskT, Strand[TaskT]] = {}
+        self.host: Strand[TaskT] | None = None
+        self.whole: Block | None = None
+        #: What could be struck when a task parked, if nothing has happened since.
+        self._instant: tuple[Block, ...] = ()
+
+    # -- what the event loop tells -------------------------------------------------------------
+
+    def parked(self, strand: Strand[TaskT]) -> None:
+        """A task has made a step, and waits."""
+        if self.is_counting:
+            self._instant = self._moment(strand, "park")
+        if self.steps > self._last_step and not self.stuck:
+            now = self.now()
+            if now == self._spins_since:
+                self.give_up("goes on and on without any time passing")
+            elif self.steps > self._most_steps:
+                self.give_up("goes on and on, while time passes")
+            self._spins_since, self._last_step = now, self.steps + SPIN_STEPS
+
+    def waking(self, strand: Strand[TaskT]) -> None:
+        """A task is about to go on."""
+        if self.is_counting:
+            if not strand.has_begun:
+                self._name(strand)
+            self._moment(strand, "wake")
+        self._instant = ()
+
+    def _name(self, strand: Strand[TaskT]) -> None:
+        name = self.name_of(strand)
+        self.names.add(name)
+        if strand.named is None and self.is_target(name):
+            strand.named = self.new_block(strand)
+
+    def strand_begins(self, strand: Strand[TaskT]) -> None:
+        """A task makes its first step; of one that starts at once it is the first that is seen."""
+        if self.is_counting:
+            self._name(strand)
+
+    def time_may_pass(self) -> None:
+        """Something else than a step of a task happened."""
+        self._instant = ()
+
+    def strand_ended(self, strand: Strand[TaskT]) -> None:
+        """A task has made its last step."""
+        self._instant = ()
+        self.strands.pop(strand.task, None)
+
+    def note_kept(self, strand: Strand[TaskT]) -> None:
+        """A task has ended, and no exception has left it."""
+        if strand.seen is not None and self.is_counting:
+            self.kept.append((self.name_of(strand), strand.seen))
+
+    def note_seen(self, strand: Strand[TaskT]) -> None:
+        """The cancellation has reached a task."""
+        if strand.seen is None:
+            strand.seen = list(await_places(strand.coro))
+
+    def strand_yielded(self, strand: Strand[TaskT]) -> None:
+        """A task's coroutine has yielded; the event loop has not yet seen what."""
+
+    # -- moments -------------------------------------------------------------------------------
+
+    def _moment(self, strand: Strand[TaskT], mode: Mode) -> tuple[Block, ...]:
+        """Count a moment, if it is one; return what can be struck in it."""
+        blocks = self._targets_of(strand)
+        if not blocks or mode not in self.staging.modes or not self.can_strike(strand, mode):
+            return ()
+        if blocks == self._instant:  # one task has parked and another goes on: one moment
+            return blocks
+        self.moments += 1
+        at = self.at
+        if self.moments == at.position:
+            moment = f"{strand.tell()}, {'blocked' if mode == 'park' else 'about to go on'}"
+            others = {block.strand.tell() for block in blocks if block.strand is not strand}
+            if self.staging.target is not None and others:
+                moment = f"{', '.join(sorted(others))}; when {moment}"
+            self.where = moment
+            self.since = self.now()
+            self.allow_time("it", self.staging.within, self.steps * 50)
+            self.struck = strand
+            self.hit = {block.strand for block in blocks}
+            self.beside = [
+                (self.name_of(other), list(await_places(other.coro)))
+                for other in self.strands.values()
+                if other is not strand and other.has_begun
+            ]
+            for block in blocks:
+                block.is_struck = True
+                block.strike()
+        elif at.again and self.moments == at.position + at.again:
+            self.is_struck_again = True
+            self.where += f"; a second time when {strand.tell()}"
+            self.strike_again()
+        return blocks
+
+    def _targets_of(self, strand: Strand[TaskT]) -> tuple[Block, ...]:
+        """Return what is struck at a moment of this task: itself, or else all targets there are."""
+        if self.staging.target is None or self.where:  # the second time the whole is struck
+            return () if self.whole is None else (self.whole,)
+        own = strand.block or strand.named
+        if own is not None:
+            return (own,)
+        if self.at.kind == "error":
+            return ()
+        opened = (other.block or other.named for other in self.strands.values())
+        return tuple(block for block in opened if block is not None)
+
+    def is_target(self, name: str) -> bool:
+        """Whether a task or block of this name is what is to be struck."""
+        return self.staging.target is not None and fnmatchcase(name, self.staging.target)
+
+    @contextmanager
+    def open_target(self, name: str) -> Generator[None]:
+        """Open a block that may be a target; see :meth:`Trial.target`."""
+        strand = self.strands.get(self.current_task())
+        if self.is_counting:
+            self.names.add(name)
+        if not self.is_counting or strand is None or not self.is_target(name):
+            yield
+            return
+        block, outer = self.new_block(strand), strand.block
+        with block:
+            strand.block = block
+            try:
+                yield
+            finally:
+                strand.block = outer
+        self.note_swallowed(block, strand, name)
+
+    def note_swallowed(self, block: Block, strand: Strand[TaskT], name: str) -> None:
+        """A target has been left, and no exception has left it."""
+        if block.is_struck and strand.seen is not None and not block.has_caught:
+            self.swallowed = name
+
+    def let_pass(self, seconds: float) -> None:
+        """Let time pass up to a deadline; what comes of it is measured from there."""
+        self.pass_time(seconds)
+        self.since = self.now()
+        self.allow_time("it", self.staging.within, self.steps * 50)
+
+    def allow_time(self, doing: str, seconds: float, steps: int) -> None:
+        """Have the run given up unless something ends soon.
+
+        Args:
+            doing: What, in words.
+            seconds: Within how many virtual seconds from now.
+            steps: Within how many steps of tasks, counted from the beginning, and some more.
+        """
+        self._doing, self._seconds, self._last_step = doing, seconds, steps + SPIN_STEPS
+        self._most_steps = self.steps + SPIN_STEPS * 51
+        self.set_alarm(self.now() + seconds)
+
+    def alarmed(self) -> None:
+        """Its time is over, unless a thread is at work, which on a busy machine may take long."""
+        if self._patience and self.waits_for_thread():
+            self._patience -= 1
+            self.set_alarm(self.now() + self._seconds)
+        elif not self.stuck:
+            if self._seconds == LONGEST:
+                self.give_up("did not end: nothing that is waited for here can come any more")
+            else:
+                self.give_up(f"did not end within {self._seconds:g} virtual seconds")
+
+    def give_up(self, why: str) -> None:
+        """End a run that does not end by itself; what is alive is told, and then abandoned."""
+        self.stuck = f"{self._doing} {why}"
+        self.alive = [strand.tell() for strand in self.strands.values()]
+        self.is_counting = False
+        self.abandon()
+
+    # -- the scenario --------------------------------------------------------------------------
+
+    async def attempt(self, *, strikes: bool) -> Outcome:
+        """Run the scenario once, to its end.
+
+        Args:
+            strikes: Whether this is the run that may be struck.
+        """
+        trial = Trial(self.at.backend, self.open_target)
+        staging = self.staging
+        call = staging.scenario(trial) if staging.takes_trial else staging.scenario()
+        assert self.host is not None
+        self.whole = whole = self.new_block(self.host)
+        self.since = self.now()
+        what = "it" if strikes else "a fresh run after it does not work: it"
+        self.allow_time(what, LONGEST, self.steps + SPIN_STEPS * 49)
+        value: Any = None
+        error: BaseException | None = None
+        try:
+            with self.outermost(), whole:
+                self.is_counting = strikes
+                try:
+                    value = await call
+                    self.note_kept(self.host)
+                finally:
+                    self.is_counting = False
+        except BaseException as raised:  # noqa: ASYNC103, BLE001 - it is judged, whatever it is
+            other = for_others(raised, (*staging.raises, *self._ours()))
+            if other is not None:
+                raise other from None  # noqa: ASYNC104 - found inside it
+            error = raised
+        is_cancelled = self.is_all_cancelled(error) and strikes
+        struck = bool(self.where) and strikes
+        return Outcome(
+            at=self.at if strikes else At(self.at.backend, seed=self.at.seed),
+            struck=struck,
+            where=self.where if strikes else "",
+            value=value,
+            error=None if is_cancelled else error,
+            cancelled=is_cancelled,
+            state=trial.state,
+            seconds=self.now() - self.since,
+        )
+
+    def _ours(self) -> tuple[type[BaseException], ...]:
+        """Return what we may have raised ourselves, and is not meant for others."""
+        if not self.where:
+            return ()
+        if self.at.kind == "interrupt":
+            return (KeyboardInterrupt,)
+        return () if self.injected is None else (type(self.injected),)
+
+    def new_error(self) -> BaseException:
+        """Return what an await is to raise."""
+        error = self.staging.error
+        self.injected = error(REASON) if isinstance(error, type) else error
+        # One that the user made is raised in every run; what hung on it was the last run's.
+        self.injected.__traceback__ = self.injected.__context__ = None
+        return self.injected
+
+    # -- what differs between event loops ------------------------------------------------------
+
+    @abstractmethod
+    def now(self) -> float:
+        """Return the virtual time."""
+
+    @abstractmethod
+    def current_task(self) -> TaskT:
+        """Return the task that makes a step."""
+
+    @abstractmethod
+    def name_of(self, strand: Strand[TaskT]) -> str:
+        """Return the name of a task."""
+
+    @abstractmethod
+    def new_block(self, strand: Strand[TaskT]) -> Block:
+        """Return a block that can be struck in the way of this run."""
+
+    @abstractmethod
+    def can_strike(self, strand: Strand[TaskT], mode: Mode) -> bool:
+        """Whether this way of striking is possible at such a moment."""
+
+    @abstractmethod
+    def strike_again(self) -> None:
+        """Cancel the whole scenario a second time."""
+
+    @abstractmethod
+    def outermost(self) -> AbstractContextManager[None]:
+        """Return what takes the second cancellation, and what of the first goes past its block."""
+
+    @abstractmethod
+    def is_all_cancelled(self, error: BaseException | None) -> bool:
+        """Say whether it was the cancellation that ended the scenario, and nothing else."""
+
+    @abstractmethod
+    def sent(self, strand: Strand[TaskT], sent: Any) -> Any:
+        """See, and perhaps replace, what a coroutine is sent, or what is thrown into it."""
+
+    @abstractmethod
+    def pass_time(self, seconds: float) -> None:
+        """Have the clock jump."""
+
+    @abstractmethod
+    def waits_for_thread(self) -> bool:
+        """Whether a task waits for a thread."""
+
+    @abstractmethod
+    def set_alarm(self, when: float) -> None:
+        """Have the run given up at a time."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Have the event loop end, whatever is left in it."""
