@@ -45,7 +45,7 @@ from sluicegate import (
     Workflow,
     step,
 )
-from sluicegate._backends import backend_named
+from sluicegate._loop import backend_named
 from sluicegate._streams import TURN
 
 

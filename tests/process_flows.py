@@ -24,7 +24,7 @@ from sluicegate import (
     WorkflowRuntimeError,
     step,
 )
-from sluicegate import _process_worker as worker
+from sluicegate._loop import process_worker as worker
 
 
 #: What is killed long before, in seconds.

@@ -45,7 +45,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from sluicegate import Event, StartEvent
-from sluicegate._codec import TAG, Codec, RestoredError, SnapshotError
+from sluicegate._data.builtins import RestoredError, SnapshotError
+from sluicegate._data.codec import TAG, Codec
 from sluicegate._errors import WorkflowRuntimeError
 from tests.helpers import steady_id
 

@@ -32,14 +32,14 @@ from sluicegate import (
     StartEvent,
     StopEvent,
     Workflow,
-    _backends,
     _streams,
     step,
 )
+from sluicegate._definition.graph import graph_of
 from sluicegate._engine import runner
 from sluicegate._engine.machine import Machine
-from sluicegate._engine.snapshots import shape_of
-from sluicegate._graph import graph_of
+from sluicegate._engine.snapshot_write import shape_of
+from sluicegate._loop import backend_named
 from sluicegate._streams import EventLog
 from sluicegate.drawing._model import flow_of
 from sluicegate.llms import _sse
@@ -212,7 +212,7 @@ def added(monkeypatch, library, name, key, owner, attribute, make):
 @on_each_library
 def test_a_checkpoint_per_hop_is_found(monkeypatch, library):
     """A full checkpoint where there was half a one is a turn and a pass more."""
-    backend = type(_backends.backend_named(library))
+    backend = type(backend_named(library))
 
     def make(_):
         return staticmethod(backend.checkpoint)
@@ -229,7 +229,7 @@ def test_a_checkpoint_per_hop_is_found(monkeypatch, library):
 @on_each_library
 def test_a_scope_per_invocation_is_found(monkeypatch, library):
     """A scope around each invocation is a scope per hop more."""
-    backend = _backends.backend_named(library)
+    backend = backend_named(library)
 
     def make(invoke):
         async def with_scope(*args):
@@ -704,13 +704,15 @@ def imports():
 
 #: What ``import sluicegate`` may import: of the standard library no module that Trio does not.
 IMPORTED = """
-sluicegate ._answers ._backends ._branch ._cleanup ._context ._decorators ._engine ._entry ._errors
-._event_methods ._events ._exceptions ._faults ._generics ._graph ._handler ._limits ._local_names
-._nesting ._observe ._owners ._questions ._scope ._signature ._steps
-._streams ._thread_operations ._threads ._validation ._workflow ._engine.attempts ._engine.clock
-._engine.diagnosis ._engine.failing ._engine.grouping ._engine.joins ._engine.lineage
-._engine.machine ._engine.operations ._engine.outcome ._engine.runner ._engine.steering
-._engine.stepping ._engine.suspended ._engine.waiting ._engine.waits ._engine.worker
+._branch ._context ._definition ._definition.checks ._definition.decorators ._definition.graph
+._definition.local_names ._definition.nesting ._definition.signatures ._definition.steps ._engine
+._engine.clock ._engine.control ._engine.failures ._engine.grouping ._engine.invocation
+._engine.joins ._engine.journal ._engine.lineage ._engine.machine ._engine.outcome
+._engine.runner ._engine.stalls ._engine.step_operations ._engine.suspended
+._engine.thread_operations ._engine.waiting ._engine.waits ._entry ._errors ._events
+._events.generics ._events.methods ._exceptions ._handler ._loop ._loop.cleanup
+._loop.from_thread ._loop.limits ._loop.run_in_context ._loop.threads ._observers ._owners
+._questions ._scope ._streams ._validation ._workflow sluicegate
 """
 
 
@@ -727,7 +729,7 @@ def test_importing_sluicegate_imports_no_more_than_it_did():
 
 def test_a_run_on_trio_imports_no_more_than_it_did():
     """A run that has no state, no retry and no snapshot imports what is Trio's, and no AnyIO."""
-    more = set(imports()[1]) - {"sluicegate._backends.trio"}
+    more = set(imports()[1]) - {"sluicegate._loop.trio"}
 
     assert not more, (
         f"the first run now imports {sorted(more)}; expected that only who needs it does"

@@ -34,8 +34,8 @@ from pydantic import (
 )
 
 from sluicegate import Event
-from sluicegate._configuration import read_file, read_part
-from sluicegate._decoding import decode_event
+from sluicegate._data.from_outside import decode_event
+from sluicegate._definition.configuration import read_file, read_part
 
 
 T = TypeVar("T")

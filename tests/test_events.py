@@ -33,7 +33,7 @@ from sluicegate import (
     WorkflowIdleEvent,
     WorkflowTimedOutEvent,
 )
-from sluicegate._decoding import decode_event
+from sluicegate._data.from_outside import decode_event
 from sluicegate._validation import check_types
 
 

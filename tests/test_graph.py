@@ -26,7 +26,7 @@ from sluicegate import (
     WorkflowValidationError,
     step,
 )
-from sluicegate._graph import graph_of
+from sluicegate._definition.graph import graph_of
 
 
 T = TypeVar("T")

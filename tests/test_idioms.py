@@ -32,7 +32,7 @@ from pydantic import (
 )
 
 from sluicegate import Event, StartEvent
-from sluicegate._decoding import decode_event
+from sluicegate._data.from_outside import decode_event
 from tests.helpers import steady_id
 
 

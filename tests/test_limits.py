@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sluicegate._errors import WorkflowRuntimeError, WorkflowValidationError
-from sluicegate._limits import Gate, RateLimiter
+from sluicegate._loop.limits import Gate, RateLimiter
 from sluicegate.testing import jump_clock
 from tests.helpers import (
     cancelled_class,

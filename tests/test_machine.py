@@ -33,13 +33,13 @@ from sluicegate import (
     catch_error,
     step,
 )
-from sluicegate._engine.diagnosis import expects_input, missing
+from sluicegate._definition.graph import Graph, graph_of
 from sluicegate._engine.grouping import Station
 from sluicegate._engine.joins import Collection, Slots
 from sluicegate._engine.lineage import Group
 from sluicegate._engine.machine import Delivery, Machine
+from sluicegate._engine.stalls import expects_input, missing
 from sluicegate._engine.waits import Wait
-from sluicegate._graph import Graph, graph_of
 
 
 def begin(machine, event):

@@ -25,7 +25,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated
 import anyio, attrs, trio
 from sluicegate import *
-from sluicegate._decoding import decode_event
+from sluicegate._data.from_outside import decode_event
 class A(Event): n: int
 class B(Event): n: int
 class Answer(HumanResponseEvent): text: str
@@ -638,7 +638,7 @@ Simple(observers=[print])
 
 # observer alone
 Simple(observers=Observer())
---> WorkflowValidationError: Simple(observers=<sluicegate._observe.Observer object at 0x...>);
+--> WorkflowValidationError: Simple(observers=<sluicegate._observers.Observer object at 0x...>);
 ... expected a list of objects whose classes are derived from sluicegate.Observer
 
 # Take

@@ -27,11 +27,10 @@ from sluicegate import (
     StepTimeoutError,
     WorkflowRuntimeError,
 )
-from sluicegate import _process_pool as pool
-from sluicegate import _process_worker as worker
-from sluicegate import _processes as processes
-from sluicegate._backends import current_backend
-from sluicegate._processes import in_process, process_faults
+from sluicegate._loop import current_backend, processes
+from sluicegate._loop import process_pool as pool
+from sluicegate._loop import process_worker as worker
+from sluicegate._loop.processes import in_process, process_faults
 from tests.helpers import Catch, nothing_left, on_each_backend, run_virtually, wait_until_idle
 from tests.process_flows import (
     Home,
@@ -450,7 +449,7 @@ def test_a_process_ends_with_its_parent(tmp_path, what):
         f"""
 import os, sys, time, trio
 from sluicegate import Event
-from sluicegate._processes import in_process
+from sluicegate._loop.processes import in_process
 
 class Job(Event):
     pass
@@ -487,7 +486,7 @@ SCRIPT = """
 import trio
 from tenacity import stop_after_attempt, wait_none
 from sluicegate import Event
-from sluicegate._processes import in_process, process_faults
+from sluicegate._loop.processes import in_process, process_faults
 
 class Tile(Event):
     number: int
@@ -561,7 +560,7 @@ def test_a_script_without_a_guard_is_told_of_it(tmp_path):
 def test_a_program_that_is_in_no_file_is_told_of_it(how):
     """What is typed, or read from stdin, is not found by a worker process; that is told."""
     code = (
-        "from sluicegate._processes import process_faults\n"
+        "from sluicegate._loop.processes import process_faults\n"
         "def crunch(ev): return ev\n"
         "print(process_faults(crunch, [], []))"
     )

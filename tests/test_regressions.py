@@ -39,7 +39,7 @@ from sluicegate import (
     step,
     workflow_scope,
 )
-from sluicegate._cleanup import current_cleanup
+from sluicegate._loop.cleanup import current_cleanup
 from sluicegate.testing import jump_clock
 
 

@@ -26,10 +26,10 @@ import pytest
 import trio
 
 from sluicegate import Context, WorkflowRuntimeError, WorkflowValidationError
-from sluicegate._cleanup import current_cleanup
-from sluicegate._engine.holding import StepResources
-from sluicegate._engine.keeping import ResourceScope
-from sluicegate._resources import Resource, ResourceConfig, is_resource, plan_resource
+from sluicegate._definition.resources import Resource, ResourceConfig, is_resource, plan_resource
+from sluicegate._engine.entered import StepResources
+from sluicegate._engine.resource_scopes import ResourceScope
+from sluicegate._loop.cleanup import current_cleanup
 from tests.helpers import (
     Catch,
     Mine,

@@ -38,8 +38,15 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from sluicegate._definition.retries import (
+    KEPT,
+    Attempts,
+    PastError,
+    Retry,
+    RetryInfo,
+    note_attempts,
+)
 from sluicegate._errors import WorkflowRuntimeError, WorkflowValidationError
-from sluicegate._retries import KEPT, Attempts, PastError, Retry, RetryInfo, note_attempts
 from tests.helpers import steady_id
 
 
@@ -413,7 +420,7 @@ def run_without_tenacity(code):
 def test_plain_values_need_no_tenacity():
     """Where tenacity is not installed, plain values work."""
     printed = run_without_tenacity(
-        "from sluicegate._retries import Attempts, Retry\n"
+        "from sluicegate._definition.retries import Attempts, Retry\n"
         "attempts = Attempts(0.0)\n"
         "attempts.failed(OSError(), 1.0)\n"
         "print(Retry(stop=2, wait=0.5, when=OSError).next_delay(attempts, seed=''))"
@@ -425,7 +432,7 @@ def test_plain_values_need_no_tenacity():
 def test_a_missing_tenacity_is_named_when_it_is_needed():
     """A function without tenacity is refused when the policy is made; the message names the extra."""
     printed = run_without_tenacity(
-        "from sluicegate._retries import Retry\n"
+        "from sluicegate._definition.retries import Retry\n"
         "try: Retry(when=lambda state: True)\n"
         "except ModuleNotFoundError as error: print(error.name, error)"
     )
@@ -436,7 +443,7 @@ def test_a_missing_tenacity_is_named_when_it_is_needed():
 
 def test_importing_does_not_import_tenacity():
     """P20: tenacity is imported by those who use it only."""
-    code = "import sys, sluicegate._retries; print('tenacity' in sys.modules, 'msgspec' in sys.modules)"
+    code = "import sys, sluicegate._definition.retries; print('tenacity' in sys.modules, 'msgspec' in sys.modules)"
     printed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout

@@ -36,6 +36,8 @@ from sluicegate import (
     step,
     workflow_scope,
 )
+from sluicegate._engine import invocation
+from sluicegate._loop import run_in_context
 
 
 pytestmark = pytest.mark.skipif(
@@ -672,7 +674,7 @@ def test_an_interrupt_before_a_coroutine_has_begun_leaves_none_behind():
         def __call__(self, frame, kind, _what):
             if kind in ("call", "return", "c_call", "c_return"):
                 file = frame.f_code.co_filename
-                if file.endswith(("stepping.py", "worker.py")):
+                if file in (run_in_context.__file__, invocation.__file__):
                     self.seen += 1
                     if self.seen == self.at:
                         sys.setprofile(None)

@@ -21,8 +21,8 @@ from sluicegate import (
     catch_error,
     step,
 )
-from sluicegate._endings import silent_end
-from sluicegate._graph import graph_of
+from sluicegate._definition.endings import silent_end
+from sluicegate._definition.graph import graph_of
 
 
 pytestmark = pytest.mark.filterwarnings("error")

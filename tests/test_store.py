@@ -16,8 +16,8 @@ import pytest
 import trio
 
 from sluicegate import WorkflowRuntimeError
-from sluicegate._drafts import DictState, StatePathError
-from sluicegate._store import StateStore
+from sluicegate._state.drafts import DictState, StatePathError
+from sluicegate._state.store import StateStore
 from tests.helpers import Mine, cancelled_class, nothing_left, wait_until_idle
 
 

@@ -41,7 +41,7 @@ from sluicegate import (
     step,
     workflow_scope,
 )
-from sluicegate._backends import current_backend
+from sluicegate._loop import current_backend
 from sluicegate._streams import EventLog
 
 

@@ -22,13 +22,13 @@ from sluicegate import (
     WorkflowRuntimeError,
     WorkflowStalledError,
     WorkflowValidationError,
-    _thread_places,
     step,
 )
-from sluicegate._backends import current_backend
-from sluicegate._limits import OfOneLoop
-from sluicegate._thread_places import ThreadPlace, thread_places
-from sluicegate._threads import FromThread, in_thread
+from sluicegate._loop import current_backend
+from sluicegate._loop import thread_places as places
+from sluicegate._loop.limits import OfOneLoop
+from sluicegate._loop.thread_places import ThreadPlace, thread_places
+from sluicegate._loop.threads import FromThread, in_thread
 from tests.helpers import Catch, Done, Item, on_each_backend, wait_until_idle
 
 
@@ -41,7 +41,7 @@ LONG = 30
 @pytest.fixture(params=[1, 7, 100])
 def running(request, monkeypatch):
     """How many may compute at a time."""
-    monkeypatch.setattr(_thread_places, "MAX_RUNNING", request.param)
+    monkeypatch.setattr(places, "MAX_RUNNING", request.param)
     return request.param
 
 
@@ -171,7 +171,7 @@ def test_max_threads_is_checked():
 
 async def test_a_thread_that_is_cancelled_on_its_way_back_keeps_what_it_got(monkeypatch):
     """Cancelled while it waits for its place, a thread has it at once, and its result."""
-    monkeypatch.setattr(_thread_places, "MAX_RUNNING", 1)
+    monkeypatch.setattr(places, "MAX_RUNNING", 1)
     first, second = ThreadPlace("first"), ThreadPlace("second")
     scope = anyio.CancelScope()
     back = []
@@ -285,7 +285,7 @@ class Timed(Workflow):
 
 async def test_a_timeout_does_not_count_the_wait_for_a_thread(monkeypatch):
     """A step's timeout begins when there is a thread for it."""
-    monkeypatch.setattr(_thread_places, "MAX_RUNNING", 1)
+    monkeypatch.setattr(places, "MAX_RUNNING", 1)
     backend = current_backend()
     late = 0.0
     now = backend.current_time
@@ -316,7 +316,7 @@ class Returning(Timed):
 
 async def test_a_timeout_does_not_count_the_way_back_into_a_thread(monkeypatch):
     """A step's timeout stands still while its thread waits for its place after a call."""
-    monkeypatch.setattr(_thread_places, "MAX_RUNNING", 1)
+    monkeypatch.setattr(places, "MAX_RUNNING", 1)
     backend = current_backend()
     late = 0.0
     now = backend.current_time
@@ -357,7 +357,7 @@ def test_a_mock_clock_waits_for_a_thread():
 
 def test_a_mock_clock_does_not_wait_for_ever(monkeypatch):
     """A thread that waits for a timer of the loop, past its context, gets there all the same."""
-    monkeypatch.setattr("sluicegate._backends.trio.PATIENCE", 0.005)
+    monkeypatch.setattr("sluicegate._loop.trio.PATIENCE", 0.005)
     release = threading.Event()
 
     async def main():

@@ -15,17 +15,16 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from sluicegate import Event, WorkflowRuntimeError, _thread_places
-from sluicegate import _answers as answering
-from sluicegate import _threads as threads
-from sluicegate._answers import HandlerFromThread, call_and_wait
-from sluicegate._backends import current_backend
+from sluicegate import Event, WorkflowRuntimeError
 from sluicegate._branch import Branch
 from sluicegate._context import step_context
-from sluicegate._engine.stepping import run_in_context
-from sluicegate._thread_operations import ThreadOperations
-from sluicegate._thread_places import ThreadPlace
-from sluicegate._threads import FromThread, in_loop, in_thread
+from sluicegate._engine.thread_operations import ThreadOperations
+from sluicegate._loop import current_backend, thread_places, threads
+from sluicegate._loop import from_thread as answering
+from sluicegate._loop.from_thread import HandlerFromThread, call_and_wait
+from sluicegate._loop.run_in_context import run_in_context
+from sluicegate._loop.thread_places import ThreadPlace
+from sluicegate._loop.threads import FromThread, in_loop, in_thread
 from tests.helpers import Catch, Mine, cancelled_class, nothing_left, wait_until_idle
 
 
@@ -677,7 +676,7 @@ async def test_cancelled_before_it_begins(abandon, monkeypatch):
     release = threading.Event()
     first = Cancelling(lambda case: (case.here(), release.wait(LONG)))
     second = Cancelling(lambda case: case.here(), abandon=abandon)
-    monkeypatch.setattr(_thread_places, "MAX_RUNNING", 1)
+    monkeypatch.setattr(thread_places, "MAX_RUNNING", 1)
     with anyio.fail_after(LONG):
         async with anyio.create_task_group() as group:
             group.start_soon(first._host)
@@ -861,8 +860,8 @@ def test_threads_under_trio_import_no_anyio():
     """P20: a synchronous step under Trio imports neither AnyIO nor asyncio."""
     code = """
 import sys, trio
-from sluicegate._thread_places import ThreadPlace
-from sluicegate._threads import FromThread, in_thread
+from sluicegate._loop.thread_places import ThreadPlace
+from sluicegate._loop.threads import FromThread, in_thread
 here = FromThread()
 def body(workflow):
     here.check_cancelled()

@@ -59,9 +59,9 @@ from sluicegate import (
     decode_event,
     step,
 )
-from sluicegate._codec import TAG, Codec
-from sluicegate._drafts import DictState
-from sluicegate._store import StateStore
+from sluicegate._data.codec import TAG, Codec
+from sluicegate._state.drafts import DictState
+from sluicegate._state.store import StateStore
 from tests.helpers import on_each_backend, run_virtually
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from sluicegate._branch import Branch
 from sluicegate._context import Context, StepInfo
-from sluicegate._decorators import catch_error, step
+from sluicegate._definition.decorators import catch_error, step
+from sluicegate._definition.signatures import Take
 from sluicegate._entry import run
 from sluicegate._errors import (
     EventConflictError,
@@ -36,23 +37,22 @@ from sluicegate._events import (
     WorkflowTimedOutEvent,
 )
 from sluicegate._handler import WorkflowHandler
-from sluicegate._observe import Observer
+from sluicegate._observers import Observer
 from sluicegate._owners import Unwound
 from sluicegate._questions import Acknowledgement, OpenQuestion
 from sluicegate._scope import WorkflowScope, open_scope, workflow_scope
-from sluicegate._signature import Take
 from sluicegate._streams import EventStream, StreamSender
 from sluicegate._workflow import Workflow
 
 
 if TYPE_CHECKING:
-    from sluicegate._codec import RestoredError, SnapshotError
-    from sluicegate._decoding import decode_event
-    from sluicegate._drafts import DictState, StatePathError
-    from sluicegate._limits import RateLimiter
-    from sluicegate._resources import Resource, ResourceConfig
-    from sluicegate._retries import Retry, RetryInfo
-    from sluicegate._store import StateStore
+    from sluicegate._data.builtins import RestoredError, SnapshotError
+    from sluicegate._data.from_outside import decode_event
+    from sluicegate._definition.resources import Resource, ResourceConfig
+    from sluicegate._definition.retries import Retry, RetryInfo
+    from sluicegate._loop.limits import RateLimiter
+    from sluicegate._state.drafts import DictState, StatePathError
+    from sluicegate._state.store import StateStore
     from sluicegate.drawing import draw_all_possible_flows
 
 __all__ = [
@@ -133,21 +133,21 @@ def _home_of(name: str) -> Any:
     home: Any = None
     match name:
         case "DictState" | "StatePathError":
-            from sluicegate import _drafts as home  # noqa: PLC0415
+            from sluicegate._state import drafts as home  # noqa: PLC0415
         case "RateLimiter":
-            from sluicegate import _limits as home  # noqa: PLC0415
+            from sluicegate._loop import limits as home  # noqa: PLC0415
         case "Resource" | "ResourceConfig":
-            from sluicegate import _resources as home  # noqa: PLC0415
+            from sluicegate._definition import resources as home  # noqa: PLC0415
         case "RestoredError" | "SnapshotError":
-            from sluicegate import _codec as home  # noqa: PLC0415
+            from sluicegate._data import builtins as home  # noqa: PLC0415
         case "Retry" | "RetryInfo":
-            from sluicegate import _retries as home  # noqa: PLC0415
+            from sluicegate._definition import retries as home  # noqa: PLC0415
         case "StateStore":
-            from sluicegate import _store as home  # noqa: PLC0415
+            from sluicegate._state import store as home  # noqa: PLC0415
         case "draw_all_possible_flows":
             from sluicegate import drawing as home  # noqa: PLC0415
         case "decode_event":
-            from sluicegate import _decoding as home  # noqa: PLC0415
+            from sluicegate._data import from_outside as home  # noqa: PLC0415
         case _:
             pass
     return home

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, final
 
-from sluicegate._backends import current_backend
+from sluicegate._loop import current_backend
 
 
 class BranchOperations(Protocol):

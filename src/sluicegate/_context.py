@@ -9,8 +9,8 @@ import attrs
 
 from sluicegate._errors import WorkflowRuntimeError, brief, unknown_name
 from sluicegate._events import Event
+from sluicegate._loop.threads import FromThread
 from sluicegate._streams import StreamSender
-from sluicegate._threads import FromThread
 
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVar as TypeVarWithDefault
 
     from sluicegate._branch import Branch
+    from sluicegate._definition.retries import RetryInfo
+    from sluicegate._definition.steps import Step
     from sluicegate._events import StartEvent
-    from sluicegate._retries import RetryInfo
-    from sluicegate._steps import Step
-    from sluicegate._store import StateStore
+    from sluicegate._state.store import StateStore
     from sluicegate._streams import EventLog
     from sluicegate._workflow import Workflow
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from sluicegate._backends import current_backend
 from sluicegate._errors import WorkflowRuntimeError
+from sluicegate._loop import current_backend
 from sluicegate._scope import workflow_scope
 
 
@@ -64,7 +64,7 @@ def run(
         msg = f"there is no backend {backend!r}; expected 'trio' or 'asyncio'"
         raise ValueError(msg)
     _check_no_loop(backend)
-    from sluicegate._signals import Signals  # noqa: PLC0415 - who has an event loop needs it not
+    from sluicegate._loop.signals import Signals  # noqa: PLC0415 - who has an event loop needs it not
 
     name = f"{getattr(main, '__module__', '')}.{getattr(main, '__qualname__', repr(main))}"
     return Signals().run(scoped, backend, backend_options or {}, name=name)

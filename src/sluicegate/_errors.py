@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sluicegate._backends import TooSlowError
+from sluicegate._loop import TooSlowError
 
 
 if TYPE_CHECKING:

@@ -6,15 +6,15 @@ import warnings
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast, final
 
-from sluicegate._answers import HandlerFromThread
-from sluicegate._backends import current_backend, enable_ki_protection
 from sluicegate._context import Context, outer_context
+from sluicegate._engine.invocation import is_step_of
 from sluicegate._engine.outcome import OUTSIDE
 from sluicegate._engine.runner import Runner, current_scope
-from sluicegate._engine.worker import is_step_of
 from sluicegate._errors import WorkflowRuntimeError, brief, unknown_name
 from sluicegate._events import StopEvent
 from sluicegate._exceptions import is_cancellation, set_trace, short, urgent_leaf
+from sluicegate._loop import current_backend, enable_ki_protection
+from sluicegate._loop.from_thread import HandlerFromThread
 from sluicegate._owners import SPELLINGS, Begins, NurseryLike, TaskGroupLike, Unwound
 from sluicegate._questions import APPLIED, REPEATED, Acknowledgement, OpenQuestion
 from sluicegate._scope import WorkflowScope, lasting, leave_nursery, left_elsewhere, settle
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator
     from contextlib import AbstractAsyncContextManager
 
-    from sluicegate._backends import Nursery
     from sluicegate._events import Event
+    from sluicegate._loop import Nursery
 
 
 R = TypeVar("R")

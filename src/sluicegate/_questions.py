@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import attrs
 
-from sluicegate._backends import current_backend
+from sluicegate._loop import current_backend
 
 
 if TYPE_CHECKING:

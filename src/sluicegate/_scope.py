@@ -8,7 +8,6 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol, Self, final
 from weakref import ref
 
-from sluicegate._backends import current_backend, enable_ki_protection
 from sluicegate._engine.runner import current_scope
 from sluicegate._errors import WorkflowRuntimeError
 from sluicegate._exceptions import (
@@ -19,6 +18,7 @@ from sluicegate._exceptions import (
     single,
     urgent_leaf,
 )
+from sluicegate._loop import current_backend, enable_ki_protection
 
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from contextvars import Context, Token
     from weakref import ReferenceType
 
-    from sluicegate._backends import Backend, Nursery, Waiter
+    from sluicegate._loop import Backend, Nursery, Waiter
 
 
 async def leave_nursery(manager: AbstractAsyncContextManager[Any]) -> BaseException | None:

@@ -15,7 +15,9 @@ from threading import get_ident
 from time import perf_counter
 from typing import TYPE_CHECKING, final
 
-from sluicegate._backends import (
+from sluicegate._errors import WorkflowRuntimeError, brief
+from sluicegate._events import Event, InternalEvent, StopEvent
+from sluicegate._loop import (
     Backend,
     ReceiveChannel,
     SendChannel,
@@ -23,9 +25,7 @@ from sluicegate._backends import (
     current_backend,
     enable_ki_protection,
 )
-from sluicegate._errors import WorkflowRuntimeError, brief
-from sluicegate._events import Event, InternalEvent, StopEvent
-from sluicegate._threads import in_loop
+from sluicegate._loop.threads import in_loop
 
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from itertools import count
 from typing import TYPE_CHECKING, Any, Generic, Never, Self, TypeVar, cast, get_origin
 
-from sluicegate._decorators import add_step
+from sluicegate._definition.decorators import add_step
+from sluicegate._definition.graph import DISABLED, SKIPPABLE, Graph, forget_graph, graph_of
 from sluicegate._engine.runner import Runner, RunOptions
 from sluicegate._errors import (
     WorkflowRuntimeError,
@@ -17,11 +18,10 @@ from sluicegate._errors import (
     unknown_options,
 )
 from sluicegate._events import HumanResponseEvent, InputRequiredEvent
-from sluicegate._generics import fitting, give_arguments
-from sluicegate._graph import DISABLED, SKIPPABLE, Graph, forget_graph, graph_of
+from sluicegate._events.generics import fitting, give_arguments
 from sluicegate._handler import WorkflowHandler
-from sluicegate._limits import MAX_THREADS, Gate
-from sluicegate._observe import Observer, Several, Verbose
+from sluicegate._loop.limits import MAX_THREADS, Gate
+from sluicegate._observers import Observer, Several, Verbose
 from sluicegate._streams import EventLog
 from sluicegate._validation import is_count, is_seconds
 
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVar as TypeVarWithDefault
 
     from sluicegate._context import Context
-    from sluicegate._engine.keeping import ResourceScope
+    from sluicegate._engine.resource_scopes import ResourceScope
+    from sluicegate._engine.seed import Seed
     from sluicegate._events import StartEvent
-    from sluicegate._seed import Seed
 
     # A plain ``Workflow`` is a ``Workflow[Any]``, to the strictest checker too.
     R = TypeVarWithDefault("R", default=Any)
@@ -330,7 +330,7 @@ class Workflow(Generic[R]):
         )
 
     def _open_seed(self, data: dict[str, Any] | None, *, drops_removed: bool = False) -> Seed:
-        from sluicegate._seed import Seed  # noqa: PLC0415 - not everybody needs it
+        from sluicegate._engine.seed import Seed  # noqa: PLC0415 - not everybody needs it
 
         return Seed(self._built(), self.__options.classes, data, drops_removed=drops_removed)
 
@@ -392,7 +392,7 @@ class Workflow(Generic[R]):
 
 
 def _open_scope() -> ResourceScope:
-    from sluicegate._engine.keeping import ResourceScope  # noqa: PLC0415 - not everybody needs it
+    from sluicegate._engine.resource_scopes import ResourceScope  # noqa: PLC0415 - not everybody needs it
 
     return ResourceScope("workflow")
 
@@ -428,7 +428,7 @@ def _checked_classes(name: str, serializable: Any, graph: Graph) -> tuple[type, 
         raise WorkflowValidationError(msg)
     classes = tuple(listed)
     if classes:
-        from sluicegate._codec import SnapshotError  # noqa: PLC0415 - not everybody needs it
+        from sluicegate._data.builtins import SnapshotError  # noqa: PLC0415 - not everybody needs it
 
         try:
             graph.codec(classes)

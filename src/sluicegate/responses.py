@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, final
 
-from sluicegate._backends import current_backend
+from sluicegate._data.json import json_of, shown_fields
 from sluicegate._events import WorkflowFailedEvent
 from sluicegate._exceptions import single
 from sluicegate._handler import WorkflowHandler
-from sluicegate._json import json_of, shown_fields
+from sluicegate._loop import current_backend
 
 
 try:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from starlette.background import BackgroundTask
 
-    from sluicegate._backends import Nursery
     from sluicegate._events import Event
+    from sluicegate._loop import Nursery
     from sluicegate._streams import EventStream
 
     Message = MutableMapping[str, Any]

@@ -9,7 +9,7 @@ from typing import Annotated
 import pytest
 
 from sluicegate import Context, Event, Resource, StartEvent, StopEvent, Workflow, step
-from sluicegate._names import parse
+from sluicegate._definition.names import parse
 from sluicegate.drawing import page_of_all_possible_flows
 from sluicegate.drawing._model import flow_of
 from sluicegate.drawing._source import read_source

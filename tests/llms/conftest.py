@@ -7,7 +7,7 @@ import gc
 
 import pytest
 
-from sluicegate._cleanup import current_cleanup
+from sluicegate._loop.cleanup import current_cleanup
 from sluicegate.llms import _loop
 from sluicegate.llms.local import LocalServer
 from sluicegate.llms.openai import OpenAI

@@ -221,7 +221,7 @@ PROGRAM = textwrap.dedent(
     """
     import gc, logging
     import anyio
-    from sluicegate._cleanup import current_cleanup
+    from sluicegate._loop.cleanup import current_cleanup
     from sluicegate.llms.openai import OpenAI
 
     class Step(list):

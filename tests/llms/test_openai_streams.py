@@ -9,7 +9,7 @@ import openai
 import pytest
 import trio
 
-from sluicegate._cleanup import current_cleanup
+from sluicegate._loop.cleanup import current_cleanup
 from sluicegate.llms import ChatMessage, CompletionStream, StreamClosedError, _loop
 from sluicegate.llms.openai import OpenAI
 

@@ -37,7 +37,7 @@ from sluicegate import (
     step,
     workflow_scope,
 )
-from sluicegate._cleanup import current_cleanup
+from sluicegate._loop.cleanup import current_cleanup
 
 
 #: Which terminal event belongs to which status; a completed run ends with its own stop event.

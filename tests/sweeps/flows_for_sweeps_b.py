@@ -37,7 +37,7 @@ from sluicegate import (
     catch_error,
     step,
 )
-from sluicegate._limits import Gate
+from sluicegate._loop.limits import Gate
 from sluicegate.llms import MockLLM
 from sluicegate.testing import run_step, run_workflow, step_through, workflow_scenario
 

@@ -23,11 +23,11 @@ from sluicegate import (
     StepTimeoutError,
     StopEvent,
     Workflow,
-    _store,
     _streams,
     step,
 )
 from sluicegate._engine import runner
+from sluicegate._state import store
 from sluicegate.testing import jump_clock, run_virtually, sweep
 from tests.helpers import on_each_backend
 from tests.sweeps import flows_for_sweeps_b as flows
@@ -100,7 +100,7 @@ WITH_STEPS = [
 @pytest.fixture(autouse=True)
 def _no_turns(monkeypatch):
     """Whether the engine gives others a turn is not to depend on how fast this machine is."""
-    for module in (_store, _streams, runner):
+    for module in (store, _streams, runner):
         monkeypatch.setattr(module, "TURN", math.inf)
 
 

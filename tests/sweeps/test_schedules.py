@@ -7,8 +7,9 @@ import math
 
 import pytest
 
-from sluicegate import _store, _streams
+from sluicegate import _streams
 from sluicegate._engine import runner
+from sluicegate._state import store
 from tests.sweeps import flows_for_sweeps_b as flows
 
 
@@ -35,7 +36,7 @@ def named(scenario):
 @pytest.fixture(autouse=True)
 def _no_turns(monkeypatch):
     """Whether the engine gives others a turn is not to depend on how fast this machine is."""
-    for module in (_store, _streams, runner):
+    for module in (store, _streams, runner):
         monkeypatch.setattr(module, "TURN", math.inf)
 
 

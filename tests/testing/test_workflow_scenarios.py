@@ -23,8 +23,16 @@ from sluicegate import (
     WorkflowTimeoutError,
     step,
 )
-from sluicegate._engine import holding, keeping, machine, operations, outcome, runner, worker
-from sluicegate._limits import Door
+from sluicegate._engine import (
+    entered,
+    invocation,
+    machine,
+    outcome,
+    resource_scopes,
+    runner,
+    step_operations,
+)
+from sluicegate._loop.limits import Door
 from sluicegate._streams import EventLog, EventStream
 from sluicegate.testing import (
     Reading,
@@ -514,7 +522,7 @@ def reader_skips(patch):
 
 def takes_late_events(patch):
     """What is published after the end is taken without a word."""
-    patch.setattr(operations, "check_publishable", lambda event, log: None)
+    patch.setattr(step_operations, "check_publishable", lambda event, log: None)
 
 
 def settles_twice(patch):
@@ -569,13 +577,13 @@ def keeps_a_worker(patch):
 
 def keeps_a_slot(patch):
     """A step that is cancelled does not give back its place in the limiter."""
-    leave = worker.Place.__aexit__
+    leave = invocation.Place.__aexit__
 
     async def faulty(self, kind, *more):
         if kind is None:
             await leave(self, kind, *more)
 
-    patch.setattr(worker.Place, "__aexit__", faulty)
+    patch.setattr(invocation.Place, "__aexit__", faulty)
 
 
 def keeps_the_gate(patch):
@@ -623,13 +631,13 @@ def loses_a_failure(patch):
 
 def closes_twice(patch):
     """A resource is closed twice."""
-    leave = holding._leave
+    leave = entered._leave
 
     async def faulty(manager, error):
         await leave(manager, error)
         return await leave(manager, error)
 
-    patch.setattr(holding, "_leave", faulty)
+    patch.setattr(entered, "_leave", faulty)
 
 
 def closes_in_the_wrong_order(patch):
@@ -639,17 +647,17 @@ def closes_in_the_wrong_order(patch):
         if self._is_closing and not self._building and self._opened:
             self._opened[0].close()
 
-    patch.setattr(keeping.ResourceScope, "_close_next", faulty)
+    patch.setattr(resource_scopes.ResourceScope, "_close_next", faulty)
 
 
 def does_not_close(patch):
     """A resource is not closed where the run was cancelled."""
-    leave = holding._leave
+    leave = entered._leave
 
     async def faulty(manager, error):
         return await leave(manager, error) if error is None else None
 
-    patch.setattr(holding, "_leave", faulty)
+    patch.setattr(entered, "_leave", faulty)
 
 
 def ends_before_the_steps(patch):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from sluicegate._backends import Backend
+    from sluicegate._loop import Backend
 
 
 class Clock:

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from collections import OrderedDict, deque
     from collections.abc import Callable
 
-    from sluicegate._backends import Inbox
+    from sluicegate._definition.steps import Step
     from sluicegate._engine.joins import Collection, Slots
     from sluicegate._engine.waits import Absence
     from sluicegate._events import Event
-    from sluicegate._steps import Step
+    from sluicegate._loop import Inbox
 
 
 class Station:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from sluicegate._backends import Waiter
     from sluicegate._engine.joins import Slots
     from sluicegate._events import Event
+    from sluicegate._loop import Waiter
 
 
 #: How many branches may be inside each other that nobody holds any more.

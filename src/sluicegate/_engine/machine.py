@@ -22,10 +22,10 @@ from sluicegate._events import Event
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sluicegate._backends import Inbox
+    from sluicegate._definition.graph import Graph, Route
+    from sluicegate._definition.steps import Step
     from sluicegate._events import StopEvent
-    from sluicegate._graph import Graph, Route
-    from sluicegate._steps import Step
+    from sluicegate._loop import Inbox
 
 
 #: An event (a list for a join, a tuple for one of each) on its way to a step, with its group.

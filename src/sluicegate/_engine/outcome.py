@@ -38,8 +38,8 @@ from sluicegate._exceptions import (
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from sluicegate._backends import Waiter
-    from sluicegate._steps import Step
+    from sluicegate._definition.steps import Step
+    from sluicegate._loop import Waiter
 
 
 OUTSIDE = "what it runs in was cancelled"

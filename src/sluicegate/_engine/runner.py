@@ -16,17 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sluicegate._backends import current_backend, enable_ki_protection
 from sluicegate._context import outer_context
-from sluicegate._engine.attempts import Again, Interrupted, interrupted
 from sluicegate._engine.clock import Clock
-from sluicegate._engine.diagnosis import expects_input, missing, silent_ends
-from sluicegate._engine.failing import recover
+from sluicegate._engine.control import LOGGER, Early, Key, Steering
+from sluicegate._engine.failures import recover
+from sluicegate._engine.invocation import Worker
+from sluicegate._engine.journal import Again, Interrupted, interrupted
 from sluicegate._engine.machine import Machine
 from sluicegate._engine.outcome import Outcome
-from sluicegate._engine.steering import LOGGER, Early, Key, Steering
+from sluicegate._engine.stalls import expects_input, missing, silent_ends
 from sluicegate._engine.suspended import EMPTY
-from sluicegate._engine.worker import Worker
 from sluicegate._exceptions import (
     URGENT,
     came_of,
@@ -37,25 +36,26 @@ from sluicegate._exceptions import (
     single,
     urgent_leaf,
 )
-from sluicegate._limits import MAX_THREADS
+from sluicegate._loop import current_backend, enable_ki_protection
+from sluicegate._loop.limits import MAX_THREADS
 from sluicegate._streams import TURN
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sluicegate._backends import Backend, Nursery, Waiter
     from sluicegate._context import Context
+    from sluicegate._definition.graph import Graph
+    from sluicegate._definition.steps import Step
     from sluicegate._engine.grouping import Station
-    from sluicegate._engine.keeping import ResourceScope
     from sluicegate._engine.machine import Delivery
-    from sluicegate._engine.resuming import Resumed
+    from sluicegate._engine.resource_scopes import ResourceScope
+    from sluicegate._engine.snapshot_read import Resumed
     from sluicegate._events import Event, StopEvent
-    from sluicegate._graph import Graph
-    from sluicegate._limits import Door, Gate
-    from sluicegate._observe import Observer
-    from sluicegate._steps import Step
-    from sluicegate._store import StateStore
+    from sluicegate._loop import Backend, Nursery, Waiter
+    from sluicegate._loop.limits import Door, Gate
+    from sluicegate._observers import Observer
+    from sluicegate._state.store import StateStore
     from sluicegate._streams import EventLog
 
 
@@ -251,7 +251,7 @@ class Runner(Steering):
             self._parent.child_idle_changed(self)
 
     async def _run_with_resources(self, backend: Backend) -> None:
-        from sluicegate._engine.keeping import ResourceScope  # noqa: PLC0415 - not everybody needs it
+        from sluicegate._engine.resource_scopes import ResourceScope  # noqa: PLC0415 - not everybody needs it
 
         scope = ResourceScope(
             "run",

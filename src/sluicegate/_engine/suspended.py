@@ -15,11 +15,11 @@ from sluicegate._questions import Asked
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from sluicegate._definition.graph import Graph, Route
     from sluicegate._engine.grouping import Station
     from sluicegate._engine.lineage import Group
     from sluicegate._engine.waits import Absence, Wait
     from sluicegate._events import Event
-    from sluicegate._graph import Graph, Route
 
 
 #: Books that are empty, until something is to be written: of many runs at once, each dict counts.

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sluicegate._backends import enable_ki_protection
 from sluicegate._errors import WorkflowTimeoutError
+from sluicegate._loop import enable_ki_protection
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sluicegate._backends import Backend
+    from sluicegate._engine.invocation import Worker
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.waits import Wait
-    from sluicegate._engine.worker import Worker
     from sluicegate._events import Event
+    from sluicegate._loop import Backend
 
 
 @enable_ki_protection

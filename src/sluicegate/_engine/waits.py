@@ -19,9 +19,9 @@ from sluicegate._errors import brief
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from sluicegate._backends import Waiter
     from sluicegate._engine.grouping import Station
     from sluicegate._events import Event
+    from sluicegate._loop import Waiter
 
 
 #: Up to so many, looking at each is cheaper than an index, and takes no memory.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from sluicegate._endings import silent_end
+from sluicegate._definition.endings import silent_end
+from sluicegate._definition.graph import Graph, graph_of
 from sluicegate._events import StopEvent
-from sluicegate._graph import Graph, graph_of
 from sluicegate.cli._targets import UsageError, build, is_workflow_class, load
 from sluicegate.drawing import draw_all_possible_flows, page_of_all_possible_flows
 
@@ -15,7 +15,7 @@ from sluicegate.drawing import draw_all_possible_flows, page_of_all_possible_flo
 if TYPE_CHECKING:
     import argparse
 
-    from sluicegate._faults import Fault
+    from sluicegate._definition.checks import Fault
 
 
 def draw(arguments: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sluicegate._decoding import decode_event, fits
+from sluicegate._data.from_outside import decode_event, fits
 from sluicegate._validation import hints_of
 from sluicegate.cli._targets import UsageError
 

@@ -7,8 +7,8 @@ import sys
 import unicodedata
 from typing import Any, TextIO
 
+from sluicegate._data.json import encode, json_of, shown_fields
 from sluicegate._events import Event, InputRequiredEvent, StopEvent, fields_of
-from sluicegate._json import encode, json_of, shown_fields
 
 
 #: Pieces of one text, always: such an event is printed as its text and nothing else.

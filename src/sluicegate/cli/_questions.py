@@ -16,11 +16,11 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TextIO
 
-from sluicegate._backends import current_backend
-from sluicegate._decoding import decode_event
+from sluicegate._data.from_outside import decode_event
+from sluicegate._definition.graph import graph_of
 from sluicegate._errors import WorkflowRuntimeError
 from sluicegate._events import HumanResponseEvent, InputRequiredEvent, fields_of
-from sluicegate._graph import graph_of
+from sluicegate._loop import current_backend
 from sluicegate.cli._input import field_types, json_object
 from sluicegate.cli._output import printable
 from sluicegate.cli._targets import UsageError

@@ -8,12 +8,12 @@ from contextlib import suppress
 from signal import Signals as Signal
 from typing import TYPE_CHECKING, Any
 
-from sluicegate._backends import current_backend
+from sluicegate._definition.graph import graph_of
 from sluicegate._errors import WorkflowTimeoutError
 from sluicegate._events import ChildEvent, InputRequiredEvent, WorkflowFailedEvent
 from sluicegate._exceptions import single
-from sluicegate._graph import graph_of
-from sluicegate._signals import Signals
+from sluicegate._loop import current_backend
+from sluicegate._loop.signals import Signals
 from sluicegate.cli._failure import report
 from sluicegate.cli._input import start_event
 from sluicegate.cli._output import Printer

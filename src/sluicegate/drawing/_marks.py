@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, get_origin
 
 import attrs
 
-from sluicegate._limits import RateLimiter
+from sluicegate._loop.limits import RateLimiter
 from sluicegate.drawing._words import short_name, type_name, without_addresses
 
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sluicegate._steps import Step
+    from sluicegate._definition.steps import Step
 
 
 @attrs.frozen

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from sluicegate._definition.graph import Graph, graph_of
 from sluicegate._events import (
     Event,
     HumanResponseEvent,
@@ -15,7 +16,6 @@ from sluicegate._events import (
     StepFailedEvent,
     StopEvent,
 )
-from sluicegate._graph import Graph, graph_of
 from sluicegate._workflow import Workflow
 from sluicegate.drawing._marks import Mark, marks_of
 from sluicegate.drawing._source import ChildCall, Reading, read_source
@@ -25,7 +25,7 @@ from sluicegate.drawing._words import Label, describe, first_line, label_of, sho
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from sluicegate._steps import Step
+    from sluicegate._definition.steps import Step
 
 
 #: A handler of more steps than this gets one arrow with their names.

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from sluicegate._definition.names import Names, parse
 from sluicegate._events import Event
-from sluicegate._names import Names, parse
 from sluicegate._workflow import Workflow
 
 

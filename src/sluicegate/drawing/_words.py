@@ -10,8 +10,8 @@ import attrs
 
 
 if TYPE_CHECKING:
+    from sluicegate._definition.steps import Step
     from sluicegate._events import Event
-    from sluicegate._steps import Step
 
 
 @attrs.frozen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from sluicegate._cleanup import current_cleanup
+from sluicegate._loop.cleanup import current_cleanup
 
 from . import _loop
 
@@ -13,7 +13,7 @@ from . import _loop
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sluicegate._cleanup import CleanupList, Closable
+    from sluicegate._loop.cleanup import CleanupList, Closable
 
 
 # A client is a pool of connections that belong to one event loop: it must be closed in that loop,

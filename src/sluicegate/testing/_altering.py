@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
+from sluicegate._definition.resources import Resource, ResourceConfig
 from sluicegate._events import Event
 from sluicegate._exceptions import short
-from sluicegate._resources import Resource, ResourceConfig
 
 
 if TYPE_CHECKING:
-    from sluicegate._graph import Graph
-    from sluicegate._resources import ResourcePlan, Scope
-    from sluicegate._steps import Step
+    from sluicegate._definition.graph import Graph
+    from sluicegate._definition.resources import ResourcePlan, Scope
+    from sluicegate._definition.steps import Step
 
 
 #: What a step is to have returned, for each of its invocations in order (an exception is raised);

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from sluicegate._backends import current_backend, enable_ki_protection
-from sluicegate._engine.holding import _is_async_manager, has_to_be_entered
+from sluicegate._engine.entered import _is_async_manager, has_to_be_entered
 from sluicegate._engine.machine import _retired
 from sluicegate._engine.runner import Runner
 from sluicegate._events import (
@@ -22,20 +21,21 @@ from sluicegate._events import (
     WorkflowTimedOutEvent,
 )
 from sluicegate._exceptions import short
+from sluicegate._loop import current_backend, enable_ki_protection
 from sluicegate.testing._altering import with_steps
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sluicegate._backends import Backend
-    from sluicegate._engine.attempts import Interrupted
-    from sluicegate._engine.keeping import ResourceScope
+    from sluicegate._definition.resources import ResourcePlan
+    from sluicegate._definition.steps import Step
+    from sluicegate._engine.journal import Interrupted
     from sluicegate._engine.lineage import Group
     from sluicegate._engine.machine import Machine
+    from sluicegate._engine.resource_scopes import ResourceScope
     from sluicegate._handler import WorkflowHandler
-    from sluicegate._resources import ResourcePlan
-    from sluicegate._steps import Step
+    from sluicegate._loop import Backend
     from sluicegate.testing._sweeps.trial import Trial
 
 

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
-from sluicegate._drafts import DictState
-from sluicegate._engine.keeping import ResourceScope
 from sluicegate._engine.machine import Machine
-from sluicegate._engine.operations import spent_branch
+from sluicegate._engine.resource_scopes import ResourceScope
 from sluicegate._engine.runner import Runner, RunOptions
+from sluicegate._engine.step_operations import spent_branch
 from sluicegate._errors import WorkflowRuntimeError
 from sluicegate._events import Event, StopEvent
 from sluicegate._exceptions import short
 from sluicegate._handler import WorkflowHandler
-from sluicegate._store import StateStore
+from sluicegate._state.drafts import DictState
+from sluicegate._state.store import StateStore
 from sluicegate._streams import EventLog
 from sluicegate.testing._altering import Replacing, step_named
 from sluicegate.testing._records import StepOutcome
@@ -27,8 +27,8 @@ from sluicegate.testing._session import Expectations, Session, WatchedRunner
 if TYPE_CHECKING:
     from sluicegate._branch import Branch
     from sluicegate._context import Context
-    from sluicegate._graph import Graph
-    from sluicegate._steps import Step
+    from sluicegate._definition.graph import Graph
+    from sluicegate._definition.steps import Step
     from sluicegate._workflow import Workflow
     from sluicegate.testing._altering import Resources
     from sluicegate.testing._answering import Answers

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, cast, final
 
 import attrs
 
-from sluicegate import _store, _streams
-from sluicegate._backends import current_backend
+from sluicegate import _streams
 from sluicegate._engine import runner
 from sluicegate._errors import WorkflowRuntimeError
 from sluicegate._events import (
@@ -23,6 +22,8 @@ from sluicegate._events import (
     StopEvent,
 )
 from sluicegate._exceptions import URGENT, is_a, short
+from sluicegate._loop import current_backend
+from sluicegate._state import store
 from sluicegate._streams import TURN
 from sluicegate._workflow import Workflow
 from sluicegate.testing._answering import Answerer
@@ -91,7 +92,7 @@ def _steady_turns() -> Generator[None]:
     def perf_counter() -> float:
         return next(looks) * TURN * 0.75
 
-    modules = cast("list[Any]", [_store, _streams, runner])
+    modules = cast("list[Any]", [store, _streams, runner])
     saved = [module.perf_counter for module in modules]
     for module in modules:
         module.perf_counter = perf_counter

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
-from sluicegate._backends import current_backend, enable_ki_protection
 from sluicegate._context import outer_context
-from sluicegate._engine.attempts import Again
-from sluicegate._engine.diagnosis import missing
+from sluicegate._engine.journal import Again
 from sluicegate._engine.runner import Runner
+from sluicegate._engine.stalls import missing
 from sluicegate._events import ChildEvent, Event, InputRequiredEvent, InternalEvent, StopEvent
 from sluicegate._exceptions import short
-from sluicegate._observe import Observer, Several
+from sluicegate._loop import current_backend, enable_ki_protection
+from sluicegate._observers import Observer, Several
 from sluicegate.testing._altering import Recording, Replacing, step_named, with_steps
 from sluicegate.testing._answering import Answerer, Answers, is_class_of
 from sluicegate.testing._records import StepInvocation, WorkflowTestResult
@@ -24,12 +24,12 @@ from sluicegate.testing._records import StepInvocation, WorkflowTestResult
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from sluicegate._definition.graph import Graph
+    from sluicegate._definition.steps import Step
     from sluicegate._engine.grouping import Station
+    from sluicegate._engine.invocation import Worker
     from sluicegate._engine.machine import Delivery
-    from sluicegate._engine.worker import Worker
-    from sluicegate._graph import Graph
     from sluicegate._handler import WorkflowHandler
-    from sluicegate._steps import Step
     from sluicegate.testing._altering import Recorded, Resources
 
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, final
 
 import attrs
 
-from sluicegate._backends import current_backend
 from sluicegate._context import outer_context
-from sluicegate._engine.worker import Place, place_in
+from sluicegate._engine.invocation import Place, place_in
 from sluicegate._errors import WorkflowRuntimeError
-from sluicegate._limits import leaves_nothing
+from sluicegate._loop import current_backend
+from sluicegate._loop.limits import leaves_nothing
 from sluicegate.testing._records import StepInvocation, WorkflowTestResult
 from sluicegate.testing._running import check_workflow, open_session
 from sluicegate.testing._session import Expectations, given_to
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
 
-    from sluicegate._backends import Waiter
     from sluicegate._context import Context
+    from sluicegate._definition.steps import Step
+    from sluicegate._engine.invocation import Worker
     from sluicegate._engine.runner import Runner
-    from sluicegate._engine.worker import Worker
     from sluicegate._events import Event, StartEvent
-    from sluicegate._steps import Step
+    from sluicegate._loop import Waiter
     from sluicegate._workflow import Workflow
     from sluicegate.testing._altering import Recorded, Resources
     from sluicegate.testing._answering import Answers

@@ -1,0 +1,503 @@
+"""Snapshots as plain data: values become JSON and come back with their types, by a closed codec.
+
+What JSON has is written as it is. Everything else is a tagged object, ``{"$": name, "v": ...}``:
+the name is a built-in's or that of a class that was handed to the codec. No name in the data is
+imported, and no code of a user's class is run but default factories of fields that are new.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
+
+import attrs
+import msgspec
+
+from sluicegate._data.builtins import (
+    MAX_DEPTH,
+    TAG,
+    MismatchError,
+    Row,
+    SnapshotError,
+    TooDeepError,
+    check_hashes,
+    content_of,
+    encode_float,
+    encode_int,
+    encode_str,
+    is_text,
+    refuse_content,
+    reported,
+    rows,
+    shown,
+)
+from sluicegate._data.classes import form_of, origin_of, parts_of, unset_row
+from sluicegate._data.encoders import Encoders, as_is, beside_of, full_name, is_list_of_names
+from sluicegate._data.pydantic_values import PREFIX, is_pydantics_own, is_secret, pydantic_rows
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from sluicegate._data.encoders import Encode
+    from sluicegate._data.form import Form
+
+    Decode: TypeAlias = Callable[[dict[str, Any]], Any]
+
+
+#: What tells the contents of two values of one class apart; it need not be decoded.
+_encode_content = msgspec.json.Encoder(order="deterministic").encode
+
+_ATOMS = frozenset({str, int, float, bool, type(None)})
+_NO_PARTS: tuple[dict[str, Any], list[Any]] = ({}, [])
+_NO_STACK = "is nested too deeply for what is left of the stack; expected flatter values"
+
+
+class Codec:
+    """Turns values into plain JSON data and back, for a fixed set of classes.
+
+    Kept with their types are the built-in values and containers, what ``datetime``, ``decimal``,
+    ``fractions``, ``uuid``, ``pathlib``, ``collections`` (``deque``, ``OrderedDict``, ``Counter``)
+    and ``zoneinfo`` define, and instances of the known classes: events with their open fields,
+    attrs classes, dataclasses, named tuples, enums (by name; flags by value), pydantic models and
+    ``msgspec.Struct``. Exceptions become `RestoredError`. The state of an instance is set as it
+    was: no constructor, validator or ``__post_init__`` runs. A field that the data does not have
+    takes its default, because the class may have got it since. ``functools.cached_property`` is
+    not kept.
+
+    Identity is not kept: what two values shared they hold twice afterwards.
+
+    Both directions check the fields of an instance against the classes in their annotations, by
+    no function of these, so that what can be written can be read. A field of pydantic, or one with
+    a converter, may hold what its annotation does not say, because the class has made it so; and
+    items of containers may. Such fields are noted in the data, and all others are refused when
+    they do not fit. An annotation that cannot be resolved is not checked.
+
+    A codec does not change: tasks and threads may share it. No method is a checkpoint.
+
+    Args:
+        classes: The classes whose instances may be written and read. Of a generic alias it is the
+            class that counts. Built-in types that are kept anyway are allowed.
+        drops_removed: Whether values are left out whose fields the classes no longer have.
+
+    Raises:
+        SnapshotError: A class is of no kind that can be kept, or two different classes have the
+            same module and name.
+    """
+
+    def __init__(self, classes: Iterable[type], *, drops_removed: bool = False) -> None:
+        self._drops = drops_removed
+        self._has_pydantic = False
+        self._encoders = Encoders(
+            {
+                type(None): as_is,
+                bool: as_is,
+                int: encode_int,
+                float: encode_float,
+                str: encode_str,
+            }
+        )
+        self._encoders[list] = self._encode_list
+        self._encoders[dict] = self._encode_dict
+        self._decoders: dict[str, Decode] = {"dict": self._decode_pairs}
+        for row in (*rows(), *unset_row()):
+            if row.cls not in _ATOMS:
+                self._encoders[row.cls] = self._row_encoder(row)
+            self._decoders[row.tag] = self._row_decoder(row)
+        self._encoders.load, self._encoders.names = self._load_pydantic, self._decoders
+        origins = dict.fromkeys(origin_of(cls) for cls in classes)
+        if any(is_pydantics_own(cls) for cls in origins):
+            self._load_pydantic()
+        known = [cls for cls in origins if cls not in self._encoders]
+        shared = Counter([*self._decoders, *(cls.__qualname__ for cls in known)])
+        for cls in known:
+            self._add(cls, unique=shared[cls.__qualname__] == 1)
+        self._names = [cls.__qualname__ for cls in known]
+
+    @classmethod
+    def of(
+        cls, roots: Iterable[type], extra: Iterable[type] = (), *, drops_removed: bool = False
+    ) -> Codec:
+        """Make a codec for some classes and all that the annotations of their fields lead to.
+
+        Annotations are followed through unions, containers, ``Annotated``, type variables and
+        aliases. Subclasses are not found this way; nor is what an annotation names that cannot be
+        resolved at run time. Both are named in ``extra``.
+
+        Args:
+            roots: Where to begin. A root of a kind that cannot be kept is left out; a value of it
+                is refused when it is to be written.
+            extra: Further classes, for what the annotations do not tell. These must be of a kind
+                that can be kept. A class of secrets is known only if it is one of these.
+            drops_removed: As for the constructor.
+
+        Raises:
+            SnapshotError: As for the constructor.
+        """
+        named = [origin_of(kind) for kind in extra]
+        found = dict.fromkeys(named)
+        seen: set[int] = set()
+        todo: list[Any] = [*roots, *named]
+        kept: list[Any] = []  # alive, so that no id is used twice
+        while todo:
+            hint = todo.pop()
+            if id(hint) in seen:
+                continue
+            seen.add(id(hint))
+            kept.append(hint)
+            todo += parts_of(hint)
+            if isinstance(hint, type) and not is_secret(hint) and form_of(hint) is not None:
+                found[hint] = None
+        return cls(found, drops_removed=drops_removed)
+
+    def require(self, kind: type) -> None:
+        """Check that what a step waits for can be kept once it is there.
+
+        Raises:
+            SnapshotError: The codec does not know the class.
+        """
+        if origin_of(kind) not in self._encoders:
+            name = kind.__name__
+            msg = (
+                f"a step waits for {name}, a class that the workflow does not know, so its answer "
+                f"could not be kept; expected `@step(waits_for=[{name}])`, or "
+                f"Workflow(serializable=[{name}])"
+            )
+            raise SnapshotError(msg)
+
+    def encode(self, value: Any, path: str) -> Any:
+        """Return a value as plain data: dicts with str keys, lists, str, int, float, bool, None.
+
+        The data is new and shares nothing that can change with the value. It is what ``json``
+        and ``msgspec`` take: integers have 64 bits, floats are finite, text is UTF-8. The order
+        of keys matters.
+
+        Args:
+            value: What is to be kept.
+            path: How messages call the value, such as ``"event Draft"``.
+
+        Raises:
+            SnapshotError: Something in the value cannot be kept: an instance of an unknown class,
+                a live object, a field that does not fit its annotation, a circle, more than 100
+                levels. The message names the way to it.
+        """
+        try:
+            return self._encoders[type(value)](value, 0)
+        except MismatchError as fault:
+            raise fault.told(path) from fault.__cause__
+        except RecursionError:
+            raise MismatchError(_NO_STACK).told(path) from None
+
+    def content_key(self, value: Any) -> int:
+        """Return a number of 64 bits that values of equal content share, in every process.
+
+        A value that cannot be kept is known by its class alone.
+        """
+        try:
+            content = _encode_content(value)
+        except (TypeError, ValueError, RecursionError):  # msgspec does not know some value in it
+            try:
+                content = json.dumps(self.encode(value, "a value"), sort_keys=True).encode()
+            except SnapshotError:
+                content = b""
+        content = type(value).__name__.encode() + content
+        return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
+
+    def decode(self, data: Any, path: str) -> Any:
+        """Return the value that `encode` made ``data`` of.
+
+        Args:
+            data: Plain data. It is not changed, and shares nothing that can change with the value.
+            path: How messages call the value, such as ``"event Draft"``.
+
+        Raises:
+            SnapshotError: The data is not what `encode` makes: an unknown tag or class, a missing
+                or unknown field, a field that does not fit its annotation, a wrong type of JSON.
+                The message names the way to it.
+        """
+        try:
+            return self._decode(data)
+        except MismatchError as fault:
+            raise fault.told(path) from fault.__cause__
+        except RecursionError:
+            raise MismatchError(_NO_STACK).told(path) from None
+
+    def __repr__(self) -> str:
+        return f"<Codec of {len(self._names)} classes>"
+
+    # -- writing ----------------------------------------------------------------------------
+
+    def _encode_list(self, value: list[Any], depth: int) -> list[Any]:
+        if depth >= MAX_DEPTH:
+            raise TooDeepError
+        encoders = self._encoders
+        made: list[Any] = []
+        try:
+            for item in value:
+                made.append(encoders[type(item)](item, depth + 1))  # noqa: PERF401 - see below
+        except MismatchError as fault:
+            fault.passed(f"[{len(made)}]", value)  # the length tells which item it was
+            raise
+        return made
+
+    def _encode_dict(self, value: dict[Any, Any], depth: int) -> dict[str, Any]:
+        if depth >= MAX_DEPTH:
+            raise TooDeepError
+        encoders = self._encoders
+        items = list(value.items())  # at once: a thread may be writing to the dict
+        plain = all(type(key) is str and key != TAG and is_text(key) for key, _ in items)
+        if not plain:
+            check_hashes([key for key, _ in items])
+        pairs: list[Any] = []
+        part = ""
+        try:
+            for number, (key, item) in enumerate(items):
+                part = f".keys()[{number}]"
+                written = key if plain else encoders[type(key)](key, depth + 1)
+                part = f"[{shown(key)}]"
+                pairs.append((written, encoders[type(item)](item, depth + 1)))
+        except MismatchError as fault:
+            fault.passed(part, value)
+            raise
+        return dict(pairs) if plain else {TAG: "dict", "v": [list(pair) for pair in pairs]}
+
+    def _row_encoder(self, row: Row) -> Encode:
+        encoders, tag, split = self._encoders, row.tag, row.split
+
+        def encode(value: Any, depth: int) -> dict[str, Any]:
+            try:
+                parts = [encoders[type(part)](part, depth) for part in split(value)]
+            except MismatchError as fault:
+                fault.passed("", value)
+                raise
+            return {TAG: tag, "v": parts[0] if len(parts) == 1 else parts}
+
+        return encode
+
+    def _object_encoder(self, form: Form, tag: str) -> Encode:
+        encoders, kinds, read = self._encoders, form.kinds, form.read
+        count, ignored, looks = len(kinds), form.ignored, form.looks
+
+        def encode(value: Any, depth: int) -> dict[str, Any]:
+            if depth >= MAX_DEPTH:
+                raise TooDeepError
+            made: dict[str, Any] = {}
+            rest: dict[str, Any] = {}
+            odd: list[str] = []
+            name = ""
+            try:
+                for name, item in read(value).items():
+                    allowed = kinds.get(name)
+                    if allowed is not None:
+                        look = looks.get(name)
+                        if not isinstance(item, allowed) or (look and not look.fits(item)):
+                            odd += form.odd_name(name, item)
+                        made[name] = encoders[type(item)](item, depth + 1)
+                    elif name not in ignored:
+                        if not form.more:
+                            form.refuse_name()
+                        rest[name] = encoders[type(item)](item, depth + 1)
+            except MismatchError as fault:
+                fault.passed(f".{name}", value)
+                raise
+            if rest or odd or len(made) < count:
+                return {TAG: tag, "v": made, **beside_of(form, made, rest, odd)}
+            return {TAG: tag, "v": made}
+
+        return encode
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def _decode(self, data: Any) -> Any:
+        kind: Any = cast("Any", type(data))
+        if kind in _ATOMS:
+            return data
+        if kind is list:
+            return self._decode_list(data)
+        if kind is not dict:
+            msg = f"is a {kind.__name__}, which JSON does not have; expected data made by encode()"
+            raise MismatchError(msg)
+        if TAG not in data:
+            return self._decode_dict(data)
+        tag = data[TAG]
+        decode = self._decoders.get(tag) if type(tag) is str else None
+        if decode is None:
+            decode = self._find(tag)
+        return decode(data)
+
+    def _decode_dict(self, data: dict[Any, Any]) -> dict[str, Any]:
+        made: dict[str, Any] = {}
+        key: Any = ""
+        try:
+            for key, item in data.items():
+                if type(key) is not str:
+                    refuse_content(f"the key is {shown(key)} in place of a str")
+                made[key] = self._decode(item)
+        except MismatchError as fault:
+            fault.passed(f"[{shown(key)}]", data)
+            raise
+        return made
+
+    def _decode_list(self, data: Any) -> list[Any]:
+        made: list[Any] = []
+        if type(data) is not list:
+            refuse_content(f"it holds {shown(data)} in place of a list")
+        try:
+            for item in cast("list[Any]", data):
+                made.append(self._decode(item))  # noqa: PERF401 - the length tells which it was
+        except MismatchError as fault:
+            fault.passed(f"[{len(made)}]", cast("Any", data))
+            raise
+        return made
+
+    def _decode_pairs(self, data: dict[str, Any]) -> dict[Any, Any]:
+        made: dict[Any, Any] = {}
+        pairs = self._decode_list(content_of(data))
+        with reported():
+            check_hashes([p[0] for p in pairs if type(p) is list and p])
+        for number, pair in enumerate(pairs):
+            parts = cast("list[Any]", pair if type(pair) is list else [])
+            if len(parts) != 2:
+                refuse_content(f"item {number} is not a list of a key and a value")
+            key, item = parts
+            with reported():
+                made[key] = item
+            if len(made) != number + 1:
+                refuse_content(f"the key of item {number} is there twice")
+        return made
+
+    def _row_decoder(self, row: Row) -> Decode:
+        shape, split, join = row.shape, row.split, row.join
+        bases = [tuple(kind for kind in allowed if kind.__name__ == "tzinfo") for allowed in shape]
+
+        def decode(data: dict[str, Any]) -> Any:
+            content = content_of(data)
+            parts: list[Any] = (
+                [self._decode(content)] if len(shape) == 1 else self._decode_list(content)
+            )
+            fit = len(parts) == len(shape) and all(
+                type(part) in allowed or isinstance(part, base)
+                for part, allowed, base in zip(parts, shape, bases, strict=True)
+            )
+            if not fit:
+                wanted = ", ".join(" or ".join(t.__name__ for t in allowed) for allowed in shape)
+                refuse_content(f"a {row.tag} of {shown(content)} in place of {wanted}")
+            with reported():
+                made = join(*parts)
+                good = not row.exact or split(made) == tuple(parts)
+            if not good:
+                refuse_content(f"{shown(content)} is not how a {row.tag} is written")
+            return made
+
+        return decode
+
+    def _object_decoder(self, form: Form) -> Decode:
+        kinds, build, count = form.kinds, form.build, len(form.kinds)
+        looks, drops, settle = form.looks, self._drops, form.settle
+
+        def decode(data: dict[str, Any]) -> Any:
+            content, parts = data.get("v"), _NO_PARTS
+            if type(content) is not dict or len(data) != 2:
+                content, parts = self._open(form, data)
+            rest, odd = parts
+            made: dict[str, Any] = {}
+            name: Any = ""
+            try:
+                for name, item in cast("dict[Any, Any]", content).items():
+                    allowed = kinds.get(name)
+                    if allowed is None:
+                        form.refuse_removed(drops=drops)
+                        continue
+                    if type(item) not in _ATOMS:
+                        item = self._decode(item)
+                    look = looks.get(name)
+                    if not isinstance(item, allowed) or (look and not look.fits(item)):
+                        form.check(name, item, odd)
+                    made[name] = item
+            except MismatchError as fault:
+                fault.passed(f".{name}", cast("object", content))
+                raise
+            if rest or len(made) < count or settle is not None:
+                rest = form.bring_up_to_date(made, rest, odd, drops=drops)
+            return build(made, rest)
+
+        return decode
+
+    def _open(
+        self, form: Form, data: dict[str, Any]
+    ) -> tuple[dict[Any, Any], tuple[dict[str, Any], list[Any]]]:
+        """Return the fields as they are in the data, and what is beside them.
+
+        That is the other attributes, and the names of the fields whose values were not what the
+        annotations say when they were written.
+        """
+        beside: Any = data.get("x", {})
+        if self._drops and not form.more and type(beside) is dict and TAG not in beside:
+            # What is left out is not read: its class may be gone as well.
+            beside = {n: part for n, part in cast("Any", beside).items() if n in form.kinds}
+        rest: Any = self._decode(beside)
+        odd: Any = data.get("odd", [])
+        content = content_of({k: part for k, part in data.items() if k not in ("x", "odd")})
+        if type(content) is not dict:
+            refuse_content(f"a {form.cls.__name__} of {shown(content)} in place of an object")
+        if type(rest) is not dict:
+            refuse_content(f"'x' is {shown(rest)} in place of an object")
+        if not is_list_of_names(odd):
+            refuse_content(f"'odd' is {shown(odd)} in place of a list of names")
+        return cast("Any", content), cast("Any", (rest, odd))
+
+    # -- classes ----------------------------------------------------------------------------
+
+    def _add(self, cls: type, *, unique: bool) -> None:
+        """Learn a class, by its full name and, where no other has it, by its short one."""
+        full = full_name(cls)
+        if full in self._decoders:
+            msg = f"two different classes are {full}; expected one, or another name for one of them"
+            raise SnapshotError(msg)
+        tag = cls.__qualname__ if unique else full
+        form = form_of(cls)
+        if form is None:
+            msg = (
+                f"{full} cannot be kept in a snapshot; expected an event, an attrs class, a "
+                "dataclass, a named tuple, an enum, a pydantic model or a msgspec.Struct"
+            )
+            raise SnapshotError(msg)
+        decode: Decode
+        if isinstance(form, Row):
+            row = attrs.evolve(form, tag=tag)
+            self._encoders[cls], decode = self._row_encoder(row), self._row_decoder(row)
+        else:
+            self._encoders[cls], decode = (
+                self._object_encoder(form, tag),
+                self._object_decoder(form),
+            )
+        self._decoders[full] = self._decoders[tag] = decode
+
+    def _load_pydantic(self) -> None:
+        """Learn the classes that pydantic defines."""
+        for row in () if self._has_pydantic else pydantic_rows():
+            tagged = attrs.evolve(row, tag=PREFIX + row.tag)
+            self._encoders[row.cls] = self._row_encoder(tagged)
+            self._decoders[tagged.tag] = self._row_decoder(tagged)
+        self._has_pydantic = True  # last: another thread may be at it too
+
+    def _find(self, tag: Any) -> Decode:
+        """Return how a tag is read that may be one of pydantic's."""
+        if type(tag) is str and tag.startswith(PREFIX):
+            self._load_pydantic()
+            found = self._decoders.get(tag)
+            if found is not None:
+                return found
+        return self._refuse_tag(tag)
+
+    def _refuse_tag(self, tag: Any) -> NoReturn:
+        near = difflib.get_close_matches(tag, self._decoders, 1) if type(tag) is str else []
+        meant = f", did you mean {near[0]!r}?" if near else ";"
+        msg = (
+            f"names {shown(tag)}, which the workflow does not know{meant} expected the classes "
+            "that the snapshot was made with: Workflow(serializable=[...])"
+        )
+        raise MismatchError(msg)

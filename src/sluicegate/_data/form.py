@@ -1,0 +1,284 @@
+"""How the instances of one class are read and built, and what its fields may hold."""
+
+from __future__ import annotations
+
+import types
+import typing
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn, Union, cast
+
+import attrs
+
+from sluicegate._annotations import WIDER, behind, checker, classes_of_marker, fits, is_typeddict
+from sluicegate._data.builtins import (
+    MismatchError,
+    RestoredError,
+    refuse_content,
+    refuse_items,
+    refuse_misfit,
+    reported,
+    shown,
+)
+from sluicegate._errors import brief
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from sluicegate._data.builtins import Kinds
+
+ANYTHING: Kinds = (object,)
+#: What a pydantic model holds beside its fields.
+MODEL_STATE: dict[str, Kinds] = {
+    "__pydantic_fields_set__": (set,),
+    "__pydantic_extra__": (dict,),
+    "__pydantic_private__": (dict,),
+}
+
+
+@attrs.frozen
+class Look:
+    """An annotation of which the class of a value does not tell all, and what does."""
+
+    hint: Any
+    fits: Callable[[Any], bool]
+
+
+@attrs.frozen
+class Form:
+    """How the instances of a class are read and built.
+
+    Attributes:
+        cls: The class.
+        kinds: The fields, and the classes that each may hold.
+        required: The fields that are always set.
+        hints: The annotations of the fields.
+        read: Returns what an instance holds, by name.
+        build: Makes an instance of the values of fields and of other attributes.
+        more: Whether there may be other attributes.
+        ignored: Other attributes that are not kept.
+        defaults: How the default of a field is made of the values before it, for data of a time
+            when the class had no such field.
+        looks: What tells of the items of a field whether they fit.
+        loose: The fields that may hold values of other classes than their annotations say.
+        settle: Fits what an instance holds beside its fields to the class as it is now.
+    """
+
+    cls: type
+    kinds: dict[str, Kinds]
+    required: frozenset[str]
+    hints: list[Any]
+    read: Callable[[Any], dict[str, Any]]
+    build: Callable[[dict[str, Any], dict[str, Any]], Any]
+    more: bool = False
+    ignored: frozenset[str] = frozenset()
+    defaults: Mapping[str, Callable[[dict[str, Any]], Any]] = MappingProxyType({})
+    looks: Mapping[str, Look] = MappingProxyType({})
+    loose: frozenset[str] = frozenset()
+    settle: Callable[..., None] | None = None
+
+    def missing(self, values: dict[str, Any]) -> list[str]:
+        """Return the fields that are always set, and are not among some values."""
+        return [name for name in self.kinds if name in self.required and name not in values]
+
+    def odd_name(self, name: str, item: object) -> list[str]:
+        """Return the name of a field whose value is not what the annotation says.
+
+        Raises:
+            MismatchError: It may not be of such a class.
+        """
+        if not isinstance(item, self.kinds[name]):
+            if name not in self.loose:
+                refuse_misfit(item, self.kinds[name])
+            return [name]
+        return [name]
+
+    def check(self, name: str, item: object, odd: list[str]) -> None:
+        """Refuse a value that was read and does not fit the annotation, nor was odd when written.
+
+        Raises:
+            MismatchError: It does not.
+        """
+        if not isinstance(item, self.kinds[name]):
+            if name not in odd or name not in self.loose:
+                refuse_misfit(item, self.kinds[name])
+        elif name not in odd:
+            refuse_items(item, self.looks[name].hint)
+
+    def check_complete(self, values: dict[str, Any]) -> list[str]:
+        """Return the fields that an instance lacks, where it may.
+
+        Raises:
+            MismatchError: It lacks others.
+        """
+        missing = self.missing(values)
+        lost = [name for name in missing if name not in self.loose]
+        if lost:
+            msg = f"lacks {', '.join(map(repr, lost))}; expected all fields of {self.cls.__name__}"
+            raise MismatchError(msg)
+        return missing
+
+    def bring_up_to_date(
+        self, values: dict[str, Any], rest: dict[Any, Any], odd: list[str], *, drops: bool
+    ) -> dict[str, Any]:
+        """Fit what was read to the class as it is now: fields that are new, others that are gone.
+
+        Args:
+            values: The fields that the data has. Defaults of those that are new are put in.
+            rest: The other attributes.
+            odd: The names of the fields that were not what the annotations say.
+            drops: Whether what the class has no place for is left out.
+
+        Returns:
+            The other attributes that are kept.
+
+        Raises:
+            MismatchError: A field is missing and has no default, a default factory fails, or
+                something has no place in the class.
+        """
+        kept = self._sort_out(rest, values, drops=drops) if rest else rest
+        if self.settle is not None:
+            self.settle(values, drops=drops)
+        unset = [name for name in odd if name in self.loose]
+        missing = [name for name in self.missing(values) if name not in unset]
+        lost = [name for name in missing if name not in self.defaults]
+        if lost:
+            msg = (
+                f"lacks {', '.join(map(repr, lost))}; expected all fields of {self.cls.__name__}, "
+                "or a default for what is new"
+            )
+            raise MismatchError(msg)
+        for name in missing:
+            with reported():
+                values[name] = self.defaults[name](values)
+        return kept
+
+    def _sort_out(
+        self, rest: dict[Any, Any], made: dict[str, Any], *, drops: bool
+    ) -> dict[str, Any]:
+        """Put what is a field by now among the fields, and return the other attributes.
+
+        Raises:
+            MismatchError: A key is no name, or the class has no other attributes.
+        """
+        kept: dict[str, Any] = {}
+        for name, item in rest.items():
+            if type(name) is not str or name in made:
+                refuse_content(f"'x' has the key {shown(name)}, which is no other attribute's name")
+            if name not in self.kinds:
+                kept[name] = item
+            elif isinstance(item, self.kinds[name]):
+                made[name] = item
+            else:
+                refuse_misfit(item, self.kinds[name])
+        if kept and not self.more and not drops:
+            refuse_content(
+                f"{self.cls.__name__} has no other attributes than its fields, and the data has "
+                f"{', '.join(map(brief, kept))} (to leave them out: "
+                "resume(snapshot, drop_removed_fields=True))"
+            )
+        return kept if self.more else {}
+
+    def refuse_name(self) -> NoReturn:
+        """Refuse an attribute of an instance that is no field."""
+        raise MismatchError(self._no_field())
+
+    def refuse_removed(self, *, drops: bool) -> None:
+        """Refuse a name in the data that is no field, unless what was removed is left out."""
+        if not drops:
+            option = "resume(snapshot, drop_removed_fields=True)"
+            msg = f"{self._no_field()}; or, to leave out what was removed, {option}"
+            raise MismatchError(msg)
+
+    def _no_field(self) -> str:
+        fields = ", ".join(name for name in self.kinds if name not in MODEL_STATE) or "none"
+        return f"is no field of {self.cls.__name__}; expected its fields: {fields}"
+
+
+@attrs.frozen
+class Field:
+    """One field, as its class declares it.
+
+    Attributes:
+        default: Its default, if that is a value.
+        is_set: Whether every instance has it.
+        make: Makes its default of the object so far; None where there is no default.
+        hint: Its annotation, where the class has it resolved.
+        is_loose: Whether its value may be of another class than its annotation says.
+        convert: What the class makes of a default that does not fit the annotation.
+    """
+
+    default: object = attrs.Factory(lambda: attrs.NOTHING)
+    is_set: bool = True
+    make: Callable[[Any], Any] | None = None
+    hint: Any = None
+    is_loose: bool = False
+    convert: Callable[[Any], Any] | None = None
+
+
+def defaults_of(
+    fields: dict[str, Field],
+    hints: dict[str, Any],
+    build: Callable[[dict[str, Any], dict[str, Any]], Any],
+) -> dict[str, Callable[[dict[str, Any]], Any]]:
+    def maker(name: str, field: Field) -> Callable[[dict[str, Any]], Any]:
+        def make(values: dict[str, Any]) -> Any:
+            made = cast("Any", field.make)(build(dict(values), {}))  # it may look at the others
+            if field.convert is None or fits(hints.get(name, Any), made):
+                return made
+            return field.convert(made)
+
+        return make
+
+    return {name: maker(name, field) for name, field in fields.items() if field.make is not None}
+
+
+# -- annotations --------------------------------------------------------------------------------
+
+
+def hints_of(cls: type) -> dict[str, Any]:
+    """Return the annotations of a class, or none where one of them cannot be resolved."""
+    try:
+        return typing.get_type_hints(cls, include_extras=True)
+    except (NameError, AttributeError, TypeError, SyntaxError):
+        return {}
+
+
+def looks_of(hints: dict[str, Any], names: Iterable[str]) -> dict[str, Look]:
+    """Return what looks at the items of those fields of which the class does not tell all."""
+    made = [(name, hints[name], checker(hints[name])) for name in names if name in hints]
+    return {name: Look(hint, look) for name, hint, look in made if look is not None}
+
+
+def kinds_of_field(hints: dict[str, Any], name: str, default: object) -> Kinds:
+    kinds = _kinds_of(hints.get(name, Any))
+    # Defaults are not validated.
+    fits_anyway = default is attrs.NOTHING or isinstance(default, kinds)
+    return kinds if fits_anyway else (*kinds, type(default))
+
+
+def _kinds_of(hint: Any) -> tuple[Any, ...]:  # noqa: PLR0911 - one for each form
+    """Return the classes that a value of an annotation may have; ``object`` where none is told."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is None:
+        return (type(None),)
+    if origin is typing.Annotated:
+        return _kinds_of(arguments[0])
+    if origin is typing.Literal:
+        literals: list[Any] = [type(argument) for argument in arguments]
+        return tuple(literals)
+    if origin in (Union, types.UnionType):
+        kinds = tuple(kind for argument in arguments for kind in _kinds_of(argument))
+        return ANYTHING if object in kinds else kinds
+    if named := behind(origin or hint):
+        return _kinds_of(named[0])
+    if not isinstance(origin or hint, type) or hint is Any:
+        return ANYTHING
+    plain: Any = origin or hint
+    if getattr(plain, "_is_protocol", False):
+        return ANYTHING
+    if is_typeddict(plain):
+        return (dict,)
+    if issubclass(plain, BaseException):
+        return (plain, RestoredError)
+    return WIDER.get(plain) or classes_of_marker(plain) or (plain,)

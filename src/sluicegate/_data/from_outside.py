@@ -1,0 +1,497 @@
+"""Events from outside: plain data becomes an event of a class that the caller named, or an error.
+
+The decoding is closed. No class is looked up or imported by a name in the data; where a field may
+hold one of several event classes, the data may say which by the key ``"event"``.
+
+Everything that a class has runs: converters, validators, default factories. Plain values go through
+msgspec, models and types of pydantic through pydantic, and both only ever into the annotated class.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+import typing
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import PurePath
+from typing import Any, NoReturn, TypeVar, Union, cast
+
+import attrs
+import msgspec
+
+from sluicegate._annotations import behind, is_typeddict, named
+from sluicegate._data.fields import knows_all, parameters_of, takes_fields
+from sluicegate._data.pydantic_inputs import (
+    MismatchError,
+    decode_by_pydantic,
+    is_for_pydantic,
+    is_pydantic,
+    validated,
+)
+from sluicegate._errors import brief, brief_text
+from sluicegate._events import Event
+from sluicegate._events.generics import plain_class, substituted
+from sluicegate._foreign import is_constraint, is_of, shown
+from sluicegate._validation import hints_of
+
+
+E = TypeVar("E", bound=Event)
+
+#: The key that names the class of an event among other keys, its fields.
+TAG = "event"
+#: The class that values of an abstract class get.
+_CONCRETE: dict[Any, Any] = {
+    Sequence: list,
+    Collection: list,
+    typing.get_origin(typing.Iterable[int]): list,
+    typing.get_origin(typing.MutableSequence[int]): list,
+    AbstractSet: set,
+    typing.get_origin(typing.MutableSet[int]): set,
+}
+_COLLECTIONS = (list, set, frozenset, deque)
+
+
+def decode_event(cls: type[E], data: Mapping[str, Any]) -> E:
+    """Make an event of ``cls`` from plain data that came from outside (JSON, a command line).
+
+    Each value is validated against the annotation of its field, and converted where JSON has no
+    such type: dates, enums, paths, dataclasses, attrs classes, pydantic models, events within the
+    event, lists and unions of these. Converters and validators of the classes run.
+
+    Of a union, the first member that fits is taken. Among mappings that is the first member that
+    knows all keys; among several event classes, the data says which by the key ``"event"``.
+
+    Raises:
+        TypeError: A field is missing, unknown or has the wrong type, or a converter or validator
+            refuses it; the message names it. Or the data is no mapping at all.
+    """
+    if not isinstance(data, Mapping):
+        name = named(cls)
+        msg = f"{name} was given {brief(data)}; expected an object with its fields: {{...}}"
+        raise TypeError(msg)
+    try:
+        return cast("E", _decode_event(plain_class(cls), data))
+    except MismatchError as error:
+        raise TypeError(str(error)) from error.__cause__
+
+
+def decode_value(hint: Any, value: Any) -> Any:
+    """Make a value of any annotation from plain data that came from outside.
+
+    Raises:
+        MismatchError: The data does not fit.
+    """
+    try:
+        return _decode(hint, value)
+    except RecursionError:
+        msg = "is nested too deeply"
+        raise MismatchError(msg) from None
+
+
+def fits(hint: Any, value: Any) -> bool:
+    """Whether ``value``, from outside, would be taken for a field with the annotation ``hint``."""
+    try:
+        decode_value(hint, value)
+    except MismatchError:
+        return False
+    return True
+
+
+def _refuse(value: Any, expected: object) -> NoReturn:
+    kinds: dict[Any, str] = {dict: "object", list: "array", type(None): "null"}
+    kind = cast("Any", type(value))
+    msg = f"Expected `{expected}`, got `{kinds.get(kind, kind.__name__)}`"
+    raise MismatchError(msg)
+
+
+def _part(hint: Any, value: Any, step: str) -> Any:
+    """Decode a part of a value, and put the way to it before what goes wrong there."""
+    try:
+        return _decode(hint, value)
+    except MismatchError as error:
+        error.within(step)
+        raise
+
+
+# -- events ----------------------------------------------------------------------------------------
+
+
+def _decode_event(cls: type[Event], data: Mapping[Any, Any]) -> Event:
+    hints = hints_of(cls)
+    fields = {f.alias: f for f in attrs.fields(cls) if f.init}
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        if not isinstance(name, str):
+            msg = f"{cls.__name__} has the key {brief(name)}; expected names of fields"
+            raise MismatchError(msg)
+        if name not in fields:
+            values[name] = value  # an open field, or one that the constructor refuses
+            continue
+        hint = _input_of(fields[name].converter, hints[name])
+        try:
+            values[name] = decode_value(hint, value)
+        except MismatchError as error:
+            said = brief_text(str(error), 1000)
+            msg = f"{cls.__name__}.{name} is {brief(value)}, which is not {shown(hint)}: {said}"
+            raise MismatchError(msg) from error.__cause__
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise MismatchError(str(error)) from error
+    except Exception as error:
+        msg = f"{cls.__name__} refuses its fields: {error}"
+        raise MismatchError(msg) from error
+
+
+def _decode_one_of(kinds: list[type[Event]], value: Any) -> Event:
+    if not isinstance(value, Mapping):
+        for kind in kinds:
+            if isinstance(value, kind):
+                return value
+        return _refuse(value, " or ".join(kind.__name__ for kind in kinds))
+    fields = dict(cast("Mapping[str, Any]", value))
+    by_name = {kind.__name__: kind for kind in kinds}
+    tag = fields.get(TAG)
+    if isinstance(tag, str) and tag in by_name:
+        kind = by_name[fields.pop(TAG)]
+    elif len(kinds) == 1:
+        kind = kinds[0]
+    else:
+        return _refuse(value, f"an object whose {TAG!r} is {' or '.join(by_name)}")
+    return _decode_event(kind, fields)
+
+
+def _input_of(converter: Any, hint: Any) -> Any:
+    """Return the annotation of what a field is given: that of its converter, where it has one."""
+    function: Any = getattr(converter, "converter", converter)
+    if not isinstance(function, types.FunctionType):
+        return hint
+    try:
+        first = next(iter(inspect.signature(function).parameters), None)
+        return typing.get_type_hints(function, include_extras=True).get(first or "", hint)
+    except (NameError, AttributeError, TypeError, SyntaxError):
+        return hint
+
+
+# -- annotations -----------------------------------------------------------------------------------
+
+
+def _decode(hint: Any, value: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 - one for each form
+    origin: Any = typing.get_origin(hint)
+    arguments = typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _decode_annotated(hint, value)
+    if isinstance(hint, TypeVar):
+        return _decode(hint.__bound__ or Union[hint.__constraints__ or (Any,)], value)  # noqa: UP007
+    if hasattr(origin, "__value__"):  # a generic alias of a `type` statement, with its arguments
+        return _decode(origin.__value__[arguments], value)
+    if meant := behind(hint):
+        return _decode(meant[0], value)
+    if origin in (Union, types.UnionType):
+        return _decode_union(list(arguments), value)
+    cls: Any = plain_class(hint)
+    if _is_class(cls) and issubclass(cls, Event):
+        return _decode_one_of([cls], value)
+    if is_pydantic(cls):
+        return decode_by_pydantic(hint, value)
+    if attrs.has(cls) or (_is_class(cls) and hasattr(cls, "__dataclass_fields__")):
+        return _decode_object(cls, arguments, value)
+    if is_typeddict(cls):
+        return _decode_typed_dict(cls, arguments, value)
+    if _is_plain(hint):
+        return _decode_plain(hint, value)
+    if hasattr(cls, "__struct_fields__"):
+        return _decode_struct(cls, arguments, value)
+    if _is_class(cls) and issubclass(cls, tuple):
+        return _decode_tuple(cls, arguments, value)
+    if _is_class(cls) and issubclass(cls, Mapping) and len(arguments) == 2:
+        return _decode_mapping(arguments, value)
+    made = _CONCRETE.get(cls, cls)
+    if made in _COLLECTIONS and len(arguments) == 1:
+        if not isinstance(value, list | tuple | set | frozenset | deque):
+            return _refuse(value, "array")
+        items = enumerate(cast("Collection[Any]", value))
+        return cast("Any", made)(
+            [_part(arguments[0], item, f"[{number}]") for number, item in items]
+        )
+    return _decode_plain(hint, value)
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether msgspec alone can make all that an annotation names."""
+    todo: list[Any] = [hint]
+    seen: set[Any] = set()
+    while todo:
+        part = todo.pop()
+        if isinstance(part, list):
+            todo += cast("list[Any]", part)
+            continue
+        if part in seen:
+            continue
+        seen.add(part)
+        origin = typing.get_origin(part)
+        if isinstance(part, TypeVar) or behind(part) or _is_made_here(origin or part):
+            return False
+        if origin is typing.Annotated:
+            if not all(isinstance(one, msgspec.Meta | str) for one in part.__metadata__):
+                return False
+            todo.append(typing.get_args(part)[0])
+        elif origin is not typing.Literal:
+            todo += typing.get_args(part)
+            cls: Any = origin or part
+            if hasattr(cls, "__struct_fields__") or hasattr(cls, "_fields"):
+                todo += _hints_of(cls).values()
+    return True
+
+
+def _is_made_here(cls: Any) -> bool:
+    """Whether the values of a class are made by its constructor, or by pydantic."""
+    if not _is_class(cls) or cls is typing.Annotated:
+        return False
+    has_fields = attrs.has(cls) or hasattr(cls, "__dataclass_fields__")
+    return has_fields or is_typeddict(cls) or is_pydantic(cls)
+
+
+def _is_class(hint: Any) -> bool:
+    return isinstance(hint, type)
+
+
+def _hints_of(cls: Any, arguments: tuple[Any, ...] = ()) -> dict[str, Any]:
+    try:
+        hints = typing.get_type_hints(cls, include_extras=True)
+    except (NameError, AttributeError, TypeError, SyntaxError) as error:
+        msg = f"the annotations of {named(cls)} cannot be resolved: {error}"
+        raise MismatchError(msg) from None
+    meaning = dict(zip(getattr(cls, "__parameters__", ()), arguments, strict=False))
+    return {name: substituted(hint, meaning) for name, hint in hints.items()}
+
+
+def _decode_plain(hint: Any, value: Any) -> Any:
+    try:
+        return msgspec.convert(value, hint, dec_hook=_decode_other, str_keys=True)
+    except msgspec.ValidationError as error:
+        text, _, place = str(error).partition(" - at `$")
+        raise MismatchError(text, place.removesuffix("`")) from None
+    except RecursionError:
+        raise
+    except Exception as error:  # noqa: BLE001 - of a type that msgspec does not know
+        msg = f"{shown(hint)} cannot come from outside ({error})"
+        raise MismatchError(msg) from None
+
+
+def _decode_other(kind: Any, data: Any) -> Any:
+    """Return a value of a class that msgspec does not know, for msgspec."""
+    cls: Any = typing.get_origin(kind) or kind
+    if _is_class(cls) and isinstance(data, cls):
+        return data
+    if isinstance(data, str) and _is_class(cls):
+        make: Any = None
+        if issubclass(cls, PurePath) or cls.__module__ in ("ipaddress", "fractions", "zoneinfo"):
+            make = cls
+        elif is_of(cls, "re", "Pattern"):
+            make = sys.modules["re"].compile
+        if make is not None:
+            try:
+                return make(data)
+            except Exception as error:  # it may be of any class; msgspec takes one of ValueError
+                raise ValueError(str(error)) from error
+    msg = f"Expected `{named(kind)}`, got `{type(data).__name__}`"
+    raise ValueError(msg)
+
+
+def _decode_annotated(hint: Any, value: Any) -> Any:
+    base = hint.__origin__
+    parts: tuple[Any, ...] = hint.__metadata__
+    if any(isinstance(part, msgspec.Meta) for part in parts) and _is_plain(hint):
+        return _decode_plain(hint, value)
+    if "pydantic" not in sys.modules:
+        return _decode(base, value)
+    if any(is_for_pydantic(part) and not is_constraint(part) for part in parts):
+        return decode_by_pydantic(hint, value)
+    made = _decode(base, value)
+    constraints = [part for part in parts if is_constraint(part)]
+    if not constraints:
+        return made
+    return validated(typing.Annotated[(Any, *constraints)], made, is_json=False)
+
+
+def _decode_union(kinds: list[Any], value: Any) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    events = [plain_class(kind) for kind in kinds if _is_event(kind)]
+    others = [kind for kind in kinds if not _is_event(kind) and kind is not type(None)]
+    if isinstance(value, Mapping) and len(events) > 1:
+        named_events = {kind.__name__ for kind in events}
+        if not others or cast("Mapping[str, Any]", value).get(TAG) in named_events:
+            return _decode_one_of(events, value)
+    elif events:
+        others = [kind for kind in kinds if kind is not type(None)]
+    plain = [kind for kind in others if _is_plain(kind)]
+    if plain and len(plain) == len(others):
+        try:
+            return msgspec.convert(
+                value,
+                Union[tuple(kinds)],  # noqa: UP007 - it is made of parts
+                dec_hook=_decode_other,
+                str_keys=True,
+            )
+        except msgspec.ValidationError as error:
+            text, _, place = str(error).partition(" - at `$")
+            raise MismatchError(text, place.removesuffix("`")) from None
+        except TypeError:  # a union that msgspec cannot tell apart: one by one, then
+            pass
+    if others and all(map(is_pydantic, others)) and not events:
+        return decode_by_pydantic(Union[tuple(others)], value)  # noqa: UP007
+    return _decode_first(others, value)
+
+
+def _decode_first(kinds: list[Any], value: Any) -> Any:
+    """Return a value of the first kind that fits, of a mapping the first that knows all keys."""
+    taken: list[Any] = []
+    errors: list[tuple[Any, MismatchError]] = []
+    for kind in kinds:
+        try:
+            made = _decode(kind, value)
+        except MismatchError as error:
+            errors.append((kind, error))
+            continue
+        if not isinstance(value, Mapping) or knows_all(kind, cast("Mapping[Any, Any]", value)):
+            return made
+        taken.append(made)
+    if taken:
+        return taken[0]
+    is_object = isinstance(value, Mapping)
+    near = [(kind, error) for kind, error in errors if takes_fields(kind) == is_object]
+    if len(near) == 1:
+        raise near[0][1]
+    lines = "; ".join(f"{shown(kind)}: {error}" for kind, error in near or errors)
+    msg = f"fits none of {' | '.join(map(shown, kinds))} ({lines})"
+    raise MismatchError(msg)
+
+
+def _is_event(kind: Any) -> bool:
+    cls = plain_class(kind)
+    return _is_class(cls) and issubclass(cls, Event)
+
+
+# -- values with parts -----------------------------------------------------------------------------
+
+
+def _decode_mapping(arguments: tuple[Any, ...], value: Any) -> dict[Any, Any]:
+    if not isinstance(value, Mapping):
+        return _refuse(value, "object")
+    made: dict[Any, Any] = {}
+    for key, item in cast("Mapping[Any, Any]", value).items():
+        step = f"[{brief(key, 40)}]"
+        try:
+            (read,) = _decode_plain(types.GenericAlias(dict, (arguments[0], None)), {key: None})
+        except MismatchError as error:
+            error.within(step)
+            raise
+        made[read] = _part(arguments[1], item, step)
+    return made
+
+
+def _decode_tuple(cls: Any, arguments: tuple[Any, ...], value: Any) -> Any:
+    if cls is not tuple and isinstance(value, cls):
+        return value
+    if not isinstance(value, list | tuple):
+        return _refuse(value, "array")
+    items = cast("list[Any]", value)
+    if hasattr(cls, "_fields"):
+        hints = _hints_of(cls, arguments)
+        named_tuple: Any = cls
+        kinds = [hints[name] for name in named_tuple._fields]
+        least = len(kinds) - len(named_tuple._field_defaults)
+    elif arguments[1:] == (...,):
+        kinds = [arguments[0]] * len(items)
+        least = len(items)
+    else:
+        kinds = list(arguments)
+        least = len(kinds)
+    if not least <= len(items) <= len(kinds):
+        msg = f"Expected `array` of length {len(kinds)}, got {len(items)}"
+        raise MismatchError(msg)
+    pairs = enumerate(zip(kinds, items, strict=False))
+    made = [_part(kind, item, f"[{number}]") for number, (kind, item) in pairs]
+    is_named = cls is not tuple
+    return cast("Any", cls)(*made) if is_named else tuple(made)
+
+
+def _decode_object(cls: Any, arguments: tuple[Any, ...], value: Any) -> Any:
+    """Make an object of an attrs class or a dataclass, by its constructor."""
+    if isinstance(value, cls):
+        return value
+    if not isinstance(value, Mapping):
+        return _refuse(value, "object")
+    data = cast("Mapping[Any, Any]", value)
+    hints = _hints_of(cls, arguments)
+    values: dict[str, Any] = {}
+    for name, keyword, needed, converter in parameters_of(cls):
+        key = keyword if keyword in data else name
+        if key in data:
+            hint = hints.get(name, Any)
+            hint = getattr(hint, "type", hint) if type(hint).__name__ == "InitVar" else hint
+            values[keyword] = _part(_input_of(converter, hint), data[key], f".{key}")
+        elif needed:
+            msg = f"Object missing required field `{key}`"
+            raise MismatchError(msg)
+    return _made(cls, values)
+
+
+def _decode_typed_dict(cls: Any, arguments: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return _refuse(value, "object")
+    data = cast("Mapping[Any, Any]", value)
+    made: dict[str, Any] = {}
+    for name, hint in _hints_of(cls, arguments).items():
+        is_needed = name in cls.__required_keys__
+        while typing.get_origin(hint) in (typing.Required, typing.NotRequired):
+            is_needed = typing.get_origin(hint) is typing.Required
+            (hint,) = typing.get_args(hint)
+        if name in data:
+            made[name] = _part(hint, data[name], f".{name}")
+        elif is_needed:
+            msg = f"Object missing required field `{name}`"
+            raise MismatchError(msg)
+    return made
+
+
+def _decode_struct(cls: Any, arguments: tuple[Any, ...], value: Any) -> Any:
+    """Make a Struct that holds what msgspec does not know."""
+    if isinstance(value, cls):
+        return value
+    config = cls.__struct_config__
+    if config.array_like:
+        return _decode_plain(cls[arguments] if arguments else cls, value)
+    if not isinstance(value, Mapping):
+        return _refuse(value, "object")
+    data = dict(cast("Mapping[Any, Any]", value))
+    if config.tag_field is not None and data.pop(config.tag_field, config.tag) != config.tag:
+        msg = f"Expected `{config.tag}`"
+        raise MismatchError(msg, f".{config.tag_field}")
+    hints = _hints_of(cls, arguments)
+    names = dict(zip(cls.__struct_encode_fields__, cls.__struct_fields__, strict=True))
+    unknown = data.keys() - names.keys()
+    if unknown and config.forbid_unknown_fields:
+        msg = f"Object contains unknown field `{min(map(str, unknown))}`"
+        raise MismatchError(msg)
+    values = {
+        name: _part(hints.get(name, Any), data[key], f".{key}")
+        for key, name in names.items()
+        if key in data
+    }
+    return _made(cls, values)
+
+
+def _made(cls: Any, values: dict[str, Any]) -> Any:
+    try:
+        return cls(**values)
+    except RecursionError:
+        raise
+    except Exception as error:  # of a converter, a validator, the constructor
+        msg = f"{named(cls)} refuses it: {error}"
+        raise MismatchError(msg) from error

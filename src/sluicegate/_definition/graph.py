@@ -1,0 +1,535 @@
+"""The graph of a workflow: what may come of what, checked once and looked up ever after."""
+
+from __future__ import annotations
+
+import copy
+from types import UnionType
+from typing import TYPE_CHECKING, Any, get_origin
+
+from sluicegate._definition.checks import Fault, find_faults
+from sluicegate._definition.nesting import Nesting
+from sluicegate._definition.steps import Step, find_steps
+from sluicegate._errors import WorkflowRuntimeError, WorkflowValidationError, brief
+from sluicegate._events import (
+    Event,
+    HumanResponseEvent,
+    InputRequiredEvent,
+    StartEvent,
+    StepFailedEvent,
+    StopEvent,
+)
+from sluicegate._events.generics import fitting, give_arguments, is_without_arguments
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sluicegate._data.codec import Codec
+
+
+#: The checks that ``skip_graph_checks`` may name.
+SKIPPABLE = ("reachability", "terminal_event", "dead_end")
+
+#: What ``disable_validation`` leaves out: these, and that events are declared where they are made.
+DISABLED = (*SKIPPABLE, "declaration")
+
+
+class Route:
+    """Where an event of one class goes that came from one place."""
+
+    __slots__ = ("is_question", "is_stop", "next", "targets")
+
+    def __init__(
+        self, targets: tuple[int, ...], *, following: int, is_stop: bool, is_question: bool
+    ) -> None:
+        #: The indexes of the steps that get it.
+        self.targets: tuple[int, ...] = targets
+        #: The index of the one step that may be handed it without more ado, or -1.
+        self.next: int = following
+        self.is_stop: bool = is_stop
+        self.is_question: bool = is_question
+
+
+class Graph:
+    """The steps of one workflow class and the ways between them.
+
+    Attributes:
+        name: The name of the workflow class.
+        steps: The steps, in the order in which they are written.
+        start_event: The class of the event that a run begins with.
+        outputs: For each step, the ways of what it returned before, by class.
+        listed: The same of what it returned in lists.
+        faults: Everything that is wrong; a workflow is not built while there are any.
+        joins: For each step that fans out, the joins that its fan-outs can feed.
+        races: The steps that fan out into a join that takes the first few.
+        handlers: For each step, the one that handles its failures, where there is one.
+        needs_scope: Whether any step asks for a resource.
+        is_strict: Whether a step that returns None has to declare it.
+        is_lenient: Whether a step may make events that it does not declare.
+        state_type: The class of the state that the steps name, or None.
+    """
+
+    def __init__(self, cls: type) -> None:
+        self.name: str = cls.__name__
+        steps, problems = find_steps(cls)
+        self.steps: tuple[Step, ...] = tuple(steps)
+        self.index: dict[str, int] = {step.name: i for i, step in enumerate(steps)}
+        self.acceptors: dict[type[Event], list[int]] = {}
+        for i, step in enumerate(steps):
+            if step.options.catches is None:  # a handler gets what failed, and no event
+                for kind in dict.fromkeys(step.accepts):  # a join may take a class twice
+                    self.acceptors.setdefault(kind, []).append(i)
+        #: For each class, the steps that take a class derived from it, itself among them.
+        self._deeper: dict[type, list[int]] = {}
+        for kind, takers in self.acceptors.items():
+            for base in kind.__mro__:
+                self._deeper.setdefault(base, []).extend(takers)
+        #: The classes that steps declare to make; these and all above them.
+        self._declared: frozenset[type[Event]] = frozenset(
+            kind for step in steps for kind in (*step.returns, *step.fans_out)
+        )
+        self._made: frozenset[type] = frozenset(b for k in self._declared for b in k.__mro__)
+        #: The classes that steps declare to wait for in their middle.
+        self.waits_for: tuple[type[Event], ...] = tuple(
+            dict.fromkeys(kind for step in steps for kind in step.options.waits_for)
+        )
+        self._awaited: tuple[tuple[type[Event], ...], ...] | None = None
+        #: The classes that steps wait for; these and all above them.
+        self._awaited_kinds: frozenset[type] | None = None
+        self._awaited_bases: frozenset[type] = frozenset()
+        #: Of classes that were waited for before: whether that is for an event from outside.
+        self.answerable: dict[type[Event], bool] = {}
+        self._routes: dict[type, tuple[int, ...]] = {}
+        self._reached: dict[type, tuple[int, ...]] = {}
+        self.outputs: list[dict[type, Route]] = [{} for _ in steps]
+        self.listed: list[dict[type, Route]] = [{} for _ in steps]
+        self._inputs: dict[type, Route] = {}
+        #: The classes of events that steps published before, and that need no second look.
+        self.published: set[type] = set()
+        starts = [kind for kind in self.acceptors if issubclass(kind, StartEvent)]
+        self.start_event: type[StartEvent] = starts[0] if starts else StartEvent
+        self.handlers: dict[int, int] = {}
+        problems += self._assign_handlers()
+        self.needs_scope: bool = any(step.resources for step in steps)
+        self.has_branches: bool = self.needs_scope or any(
+            step.context_at is not None for step in steps
+        )
+        self.state_type: type | None = None
+        problems += self._find_state_type()
+        self._codecs: dict[tuple[tuple[type, ...], bool], Codec] = {}
+        self.nesting: Nesting = Nesting(self.steps, self.reached_by, self.handlers)
+        self.joins: tuple[tuple[int, ...], ...] = tuple(map(self.nesting.joins_of, steps))
+        self.races: frozenset[int] = frozenset(
+            i for i, fed in enumerate(self.joins) if any(steps[j].take for j in fed)
+        )
+        # A step that cannot be read is missing from the graph, which must not be blamed for it.
+        found = map(Fault, problems) if problems else find_faults(self, starts)
+        self.faults: tuple[Fault, ...] = tuple(found)
+        self.is_strict: bool = False
+        self.is_lenient: bool = False
+        #: The same graph with other rules, as objects of the class were built with them.
+        self.variants: dict[tuple[bool, bool], Graph] = {}
+
+    def copy(self) -> Graph:
+        """Return the same graph with nothing looked up yet, so that it may be altered."""
+        copied = copy.copy(self)
+        copied.outputs = [{} for _ in self.steps]
+        copied.listed = [{} for _ in self.steps]
+        copied._inputs = {}
+        copied._routes = {}
+        copied.published = set()
+        return copied
+
+    def is_like(self, other: Graph) -> bool:
+        """Whether both were read from one class, at one time."""
+        return self.variants is other.variants
+
+    # -- what goes where -------------------------------------------------------------------
+
+    def targets(self, kind: type[Event]) -> tuple[int, ...]:
+        """Return the steps that get an event of class ``kind``.
+
+        As with :func:`functools.singledispatch`, the nearest class in its MRO that any step
+        accepts decides, and every step that accepts this class gets the event.
+        """
+        found: tuple[int, ...] | None = self._routes.get(kind)
+        if found is None:
+            found = ()
+            for base in kind.__mro__:
+                if base in self.acceptors:
+                    found = tuple(self.acceptors[base])
+                    break
+            self._routes[kind] = found
+        return found
+
+    def output(
+        self, index: int, kind: type[Any], *, in_list: bool = False, is_awaited: bool = False
+    ) -> Route:
+        """Return the way of an event that a step returned or sent.
+
+        Args:
+            index: The number of the step.
+            kind: The class of the event.
+            in_list: Whether it stands in a list that the step returned.
+            is_awaited: Whether a wait that is open now takes it.
+
+        Raises:
+            WorkflowRuntimeError: The step does not declare such an event, or it is no event.
+        """
+        known = (self.listed if in_list else self.outputs)[index]
+        route = known.get(kind)
+        if route is None:
+            step = self.steps[index]
+            if not issubclass(kind, Event):
+                raise WorkflowRuntimeError(self._not_an_event(step, kind))
+            if not (self.is_lenient or step.allows(kind, in_list=in_list)):
+                raise WorkflowRuntimeError(self._undeclared(step, kind, in_list=in_list))
+            route = self._route(kind)
+            if not (route.targets or route.is_stop or route.is_question or self.is_awaited(kind)):
+                if is_awaited:
+                    return route
+                raise WorkflowRuntimeError(self._unheard(step, kind))
+            known[kind] = route
+        return route
+
+    def check_none(self, step: Step) -> None:
+        """Take note that ``step`` returned None, which its signature does not declare.
+
+        Raises:
+            WorkflowRuntimeError: The workflow was built with ``strict_none=True``.
+        """
+        if self.is_strict:
+            msg = (
+                f"{step.label} returned None, which it does not declare; expected it to "
+                "return one of its events, or `| None` in its signature"
+            )
+            raise WorkflowRuntimeError(msg)
+
+    def adopt(self, event: Event, index: int) -> None:
+        """Give a generic event that was made without arguments those that it is meant to have.
+
+        ``-> Chunk[Text]`` and ``return Chunk(value=text)`` go together for a type checker, and so
+        they do here; where it could be one of several, the values of its fields decide.
+        """
+        kind: type[Event] = type(event)
+        step = self.steps[index]
+        if is_without_arguments(kind):
+            found = fitting(event, (*step.returns, *step.fans_out))
+            if found is None and not self.targets(kind) and step.allows_any(kind):
+                found = fitting(event, self.acceptors)
+            if found is not None:
+                give_arguments(event, found)
+
+    def adopt_from_outside(self, event: Event, waited: Iterable[type] = ()) -> None:
+        """Give a generic event from outside the arguments that a step, or a wait, has it with."""
+        if not self.targets(type(event)):
+            found = fitting(event, (*self.acceptors, *self.waits_for, *waited))
+            if found is not None:
+                give_arguments(event, found)
+
+    def input(self, kind: type) -> Route:
+        """Return the way of an event that came from outside.
+
+        Raises:
+            WorkflowRuntimeError: No step accepts such an event.
+        """
+        route = self._inputs.get(kind)
+        if route is None:
+            route = self._route(kind)
+            # An answer that no step takes may be waited for in the middle of one.
+            if not (route.targets or self.keeps_early(kind)) or route.is_stop:
+                raise WorkflowRuntimeError(self._not_taken(kind, is_stop=route.is_stop))
+            self._inputs[kind] = route
+        return route
+
+    def station(self, event: Event, target: str) -> int:
+        """Return the number of the step called ``target``, which is to get ``event``.
+
+        Raises:
+            WorkflowRuntimeError: There is no such step, or it does not take the event.
+        """
+        index = self.index.get(target)
+        if index is None:
+            msg = (
+                f"{self.name} has no step {brief(target)}; expected one of {', '.join(self.index)}"
+            )
+            raise WorkflowRuntimeError(msg)
+        step = self.steps[index]
+        adopted = None if isinstance(event, step.accepts) else fitting(event, step.accepts)
+        if adopted is not None:
+            give_arguments(event, adopted)
+        elif not isinstance(event, step.accepts):
+            taken = " or ".join(kind.__name__ for kind in step.accepts)
+            msg = (
+                f"the step {target} of {self.name} does not take {type(event).__name__}; "
+                f"expected {taken}"
+            )
+            raise WorkflowRuntimeError(msg)
+        return index
+
+    def _route(self, kind: type[Event]) -> Route:
+        is_stop = issubclass(kind, StopEvent)
+        is_question = issubclass(kind, InputRequiredEvent)
+        targets: tuple[int, ...] = () if is_stop else self.targets(kind)
+        following = -1
+        if len(targets) == 1 and not is_question:
+            (only,) = targets
+            following = only if self.steps[only].takes == "one" else -1
+        return Route(
+            targets,
+            following=following,
+            is_stop=is_stop,
+            is_question=is_question,
+        )
+
+    # -- waiting in the middle of a step -----------------------------------------------------
+
+    def keeps_early(self, kind: type) -> bool:
+        """Whether an event from outside that no step takes is kept until a step waits for it."""
+        return issubclass(kind, (HumanResponseEvent, *self.waits_for))
+
+    def is_answerable(self, kind: type[Event]) -> bool:
+        """Whether a wait for ``kind`` is one for an event from outside.
+
+        It is, if it is a wait for an answer, if a step declares it (``waits_for``), or if no step
+        makes such an event.
+        """
+        known = self.answerable[kind] = (
+            issubclass(kind, HumanResponseEvent)
+            or any(issubclass(k, kind) or issubclass(kind, k) for k in self.waits_for)
+            or not self.is_made(kind)
+        )
+        return known
+
+    @property
+    def answers(self) -> tuple[type[Event], ...]:
+        """The classes of answers that the steps take."""
+        return tuple(kind for kind in self.acceptors if issubclass(kind, HumanResponseEvent))
+
+    @property
+    def awaited(self) -> tuple[tuple[type[Event], ...], ...]:
+        """For each step the classes that it waits for: declared, or shown by its source."""
+        if self._awaited is None:
+            from sluicegate._definition.names import classes_waited_for  # noqa: PLC0415 - few graphs need it
+
+            self._awaited = tuple(
+                (
+                    *step.options.waits_for,
+                    *(
+                        kind
+                        for kind in classes_waited_for(step.source, step.options.names)
+                        if issubclass(kind, Event)
+                    ),
+                )
+                for step in self.steps
+            )
+        return self._awaited
+
+    def is_awaited(self, kind: type[Event]) -> bool:
+        """Whether a step waits for an event declared as ``kind``, or of a subclass."""
+        kinds = self._awaited_kinds
+        if kinds is None:
+            kinds = self._awaited_kinds = frozenset(k for found in self.awaited for k in found)
+            self._awaited_bases = frozenset(base for k in kinds for base in k.__mro__)
+        return kind in self._awaited_bases or any(base in kinds for base in kind.__mro__)
+
+    def _not_taken(self, kind: type, *, is_stop: bool) -> str:
+        taken = sorted({k.__name__ for k in (*self.acceptors, *self.waits_for)})
+        way = (
+            f", or `@step(waits_for=[{kind.__name__}])` for a step that waits for it later"
+            if issubclass(kind, Event) and not is_stop
+            else ""
+        )
+        return (
+            f"no step of {self.name} takes {kind.__name__} from outside"
+            f"{', and none waits for it now' if way else ''}; "
+            f"expected an event of {', '.join(taken) or 'no event'}{way}"
+        )
+
+    def _not_an_event(self, step: Step, kind: type[Any]) -> str:
+        if kind is list and not step.fans_out:
+            return (
+                f"{self.name}.{step.name} returned a list, which it does not declare; expected "
+                f"{_shown(step)}, or `-> list[SomeEvent]` in its signature"
+            )
+        if issubclass(kind, type):
+            return (
+                f"{self.name}.{step.name} returned or sent a class, which is no event; expected an "
+                f"object of {_shown(step)}, made by calling it"
+            )
+        return (
+            f"{self.name}.{step.name} returned or sent a {kind.__name__}, which is no event; "
+            f"expected {_shown(step)}"
+        )
+
+    def _undeclared(self, step: Step, kind: type, *, in_list: bool) -> str:
+        got = f"list of {kind.__name__}" if in_list else kind.__name__
+        more = f"list[{kind.__name__}]" if in_list else kind.__name__
+        return (
+            f"{self.name}.{step.name} returned or sent a {got}, which it does not declare; "
+            f"expected {_shown(step)}, or `-> {_shown(step, bare=True)} | {more}` in its signature"
+        )
+
+    def _unheard(self, step: Step, kind: type) -> str:
+        return (
+            f"{self.name}.{step.name} returned or sent a {kind.__name__}, which no step takes or waits "
+            f"for; expected a step with a parameter `ev: {kind.__name__}`, or one that waits for it: "
+            f"`@step(waits_for=[{kind.__name__}])`"
+        )
+
+    # -- what may come of what -------------------------------------------------------------
+
+    def reached_by(self, kind: type[Event]) -> tuple[int, ...]:
+        """Return the steps that an event declared as ``kind`` can reach; it may be of a subclass."""
+        found = self._reached.get(kind)
+        if found is None:
+            found = tuple(dict.fromkeys((*self.targets(kind), *self._deeper.get(kind, ()))))
+            self._reached[kind] = found
+        return found
+
+    def is_made(self, kind: type[Event]) -> bool:
+        """Whether some step makes events of a class, of one derived from it or of one above it."""
+        return kind in self._made or any(base in self._declared for base in kind.__mro__)
+
+    def _find_state_type(self) -> list[str]:
+        """Find the most derived class of the state that the steps name; return what is wrong."""
+        named: dict[Any, str] = {}
+        for step in self.steps:
+            if step.signature.state not in (None, Any):
+                named.setdefault(step.signature.state, step.name)
+        for kind, name in named.items():
+            plain: Any = get_origin(kind) or kind
+            if not isinstance(plain, type) or plain is UnionType:
+                return [f"{name} takes `Context[{kind}]`; expected a class: `ctx: Context[State]`"]
+            if self.state_type is None or issubclass(plain, self.state_type):
+                self.state_type = plain
+            elif not issubclass(self.state_type, plain):
+                problem = (
+                    f"its steps name states that do not go together, {self.state_type.__name__} "
+                    f"and, in {name}, {plain.__name__}; expected one class, or one that is derived "
+                    "from the others"
+                )
+                return [problem]
+        if self.state_type is not None:
+            from sluicegate._state.store import StateStore  # noqa: PLC0415 - not everybody needs it
+
+            try:
+                StateStore(self.state_type)
+            except TypeError as error:
+                return [f"it has the state {self.state_type.__name__}: {error}"]
+        return []
+
+    def codec(self, classes: tuple[type, ...], *, drops_removed: bool = False) -> Codec:
+        """Return what writes and reads the values of snapshots.
+
+        Raises:
+            SnapshotError: One of ``classes`` cannot be kept, or two have the same name.
+        """
+        codec = self._codecs.get((classes, drops_removed))
+        if codec is None:
+            from sluicegate._data.codec import Codec  # noqa: PLC0415 - not everybody needs it
+
+            roots: list[Any] = [
+                kind for s in self.steps for kind in (*s.accepts, *s.returns, *s.fans_out)
+            ]
+            roots += self.waits_for
+            roots += [Event, HumanResponseEvent, InputRequiredEvent, StepFailedEvent]
+            if self.state_type is not None:
+                roots.append(self.state_type)
+            codec = Codec.of(roots, classes, drops_removed=drops_removed)
+            self._codecs[classes, drops_removed] = codec
+        return codec
+
+    def _assign_handlers(self) -> list[str]:
+        """Find the handler of each step's failures; return what is wrong with them."""
+        problems: list[str] = []
+        general: int | None = None
+        for step in self.steps:
+            catches = step.options.catches
+            if catches is None:
+                continue
+            if catches.for_steps is None:
+                if general is not None:
+                    problems.append(
+                        f"{step.name} and {self.steps[general].name} both catch the failures of "
+                        "all steps; expected `for_steps=[...]` for one of them"
+                    )
+                general = step.index
+            for name in catches.for_steps or ():
+                problem = self._assign_handler(step, name)
+                if problem:
+                    problems.append(problem)
+        if general is not None:
+            for step in self.steps:
+                if step.options.catches is None:
+                    self.handlers.setdefault(step.index, general)
+        return problems
+
+    def _assign_handler(self, handler: Step, name: str) -> str:
+        covered = self.index.get(name)
+        if covered is None:
+            steps = [step.name for step in self.steps if step.options.catches is None]
+            return (
+                f"{handler.name} catches the failures of {name!r}, and there is no such step; "
+                f"expected some of {', '.join(steps)}"
+            )
+        if self.steps[covered].options.catches is not None:
+            return (
+                f"{handler.name} catches the failures of {name}, which is a handler itself; "
+                "expected steps, for the failure of a handler fails the run"
+            )
+        if covered in self.handlers:
+            other = self.steps[self.handlers[covered]].name
+            return f"{handler.name} and {other} both catch the failures of {name}; expected its name in one `for_steps=[...]` only"
+        self.handlers[covered] = handler.index
+        return ""
+
+    # -- what is wrong ---------------------------------------------------------------------
+
+    def check(self, skip: Iterable[str] = ()) -> None:
+        """Raise one error that tells every fault of the graph.
+
+        Raises:
+            WorkflowValidationError: There are faults that ``skip`` does not name.
+        """
+        skipped: frozenset[str | None] = frozenset(skip)
+        problems = tuple(fault.text for fault in self.faults if fault.check not in skipped)
+        if problems:
+            listed = "\n".join(f"  {n}. {text}" for n, text in enumerate(problems, 1))
+            count = "1 fault" if len(problems) == 1 else f"{len(problems)} faults"
+            msg = f"the workflow {self.name} has {count}:\n{listed}"
+            raise WorkflowValidationError(msg, problems)
+
+
+def _shown(step: Step, *, bare: bool = False) -> str:
+    parts = [kind.__name__ for kind in step.returns]
+    if step.fans_out:
+        parts.append(f"list[{' | '.join(kind.__name__ for kind in step.fans_out)}]")
+    if step.may_end:
+        parts.append("None")
+    return " | ".join(parts) if bare else " or ".join(parts)
+
+
+def graph_of(cls: type, *, is_strict: bool = False, is_lenient: bool = False) -> Graph:
+    """Return the graph of a workflow class, read once and kept with the class."""
+    graph: Graph | None = cls.__dict__.get("_sluicegate_graph")
+    if graph is None:
+        graph = Graph(cls)
+        # Kept on the class itself: a subclass has its own, and both go when they are dropped.
+        type.__setattr__(cls, "_sluicegate_graph", graph)
+    rules = is_strict, is_lenient
+    if not any(rules):
+        return graph
+    if rules not in graph.variants:
+        variant = graph.variants[rules] = graph.copy()
+        variant.is_strict, variant.is_lenient = rules
+    return graph.variants[rules]
+
+
+def forget_graph(cls: type) -> None:
+    """Have the graph of a class, and of its subclasses, read anew: a step was added."""
+    for each in (cls, *cls.__subclasses__()):
+        if "_sluicegate_graph" in each.__dict__:
+            type.__delattr__(each, "_sluicegate_graph")
+        if each is not cls:
+            forget_graph(each)

@@ -1,0 +1,414 @@
+"""Resources: what a step asks for by an annotation, and the plan that a factory's signature gives."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import types
+import typing
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, final
+
+import attrs
+
+from sluicegate._definition.configuration import read_file, read_part
+from sluicegate._definition.local_names import keep_names, kept_names, resolve_fields
+from sluicegate._errors import WorkflowValidationError
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator
+
+Scope = Literal["step", "run", "workflow"]
+
+#: From the narrowest to the widest; a resource may need those of its own and of wider scopes.
+SCOPES: tuple[Scope, ...] = ("step", "run", "workflow")
+
+
+@final
+@attrs.frozen
+class Resource:
+    """Asks for what a factory makes: ``llm: Annotated[LLM, Resource(make_llm)]``.
+
+    The factory is a function, an async function, a generator or an async generator function
+    that yields once, or a class. If it gives a context manager, that is entered, the resource
+    is what entering gives, and it is left when the scope ends, with the exception that ended
+    it. (A lock is given as it is: what has an ``acquire`` is not entered.) The parameters of a
+    factory are filled like those of a step: with other resources and with the ``Context``.
+
+    A resource is known by the identity of its factory. Within a scope it is made once, also
+    when several steps ask at the same time; a bound method is known by object and function.
+
+    Args:
+        factory: What makes it.
+        scope: How long it is kept: for one invocation of a ``"step"``, for the ``"run"``, or
+            for the block ``async with workflow:``.
+        cache: False is another way to say ``scope="step"``.
+        enter: Whether a context manager is entered; False gives the manager itself.
+        grace: Seconds that closing it may take; it is shielded from cancellation meanwhile, and
+            cancelled afterwards. Where several ask for one resource, the first who asks decides.
+
+    Raises:
+        WorkflowValidationError: An argument is not valid.
+    """
+
+    factory: Callable[..., Any] = attrs.field(eq=id)
+    scope: Scope = attrs.field(default="run", kw_only=True)
+    cache: bool = attrs.field(default=True, kw_only=True)
+    enter: bool = attrs.field(default=True, kw_only=True)
+    grace: float = attrs.field(default=5.0, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if not callable(self.factory):
+            called = isinstance(self.factory, types.CoroutineType | types.GeneratorType)
+            hint = ", without calling it" if called or inspect.isasyncgen(self.factory) else ""
+            msg = (
+                f"Resource was given {self.factory!r}, which cannot be called; expected a "
+                f"function or a class: `Resource(make_it)`{hint}"
+            )
+            raise WorkflowValidationError(msg)
+        keep_names(self.factory)
+        name = self.name
+        if self.scope not in SCOPES:
+            msg = f"Resource({name}, scope={self.scope!r}); expected 'step', 'run' or 'workflow'"
+            raise WorkflowValidationError(msg)
+        if not self.cache:
+            if self.scope == "workflow":
+                msg = (
+                    f"Resource({name}, scope='workflow', cache=False) is to be kept and not to be "
+                    f"kept; expected `Resource({name}, scope='workflow')` or "
+                    f"`Resource({name}, scope='step')`"
+                )
+                raise WorkflowValidationError(msg)
+            object.__setattr__(self, "scope", "step")
+        grace: object = self.grace
+        if not (isinstance(grace, int | float) and grace > 0):
+            msg = f"Resource({name}, grace={grace!r}); expected seconds above 0"
+            raise WorkflowValidationError(msg)
+        if not self.enter and _generates(self.factory):
+            msg = (
+                f"Resource({name}, enter=False), and {name} is a generator, which gives nothing "
+                f"before it is entered; expected `Resource({name})`, or a function that returns"
+            )
+            raise WorkflowValidationError(msg)
+
+    @property
+    def name(self) -> str:
+        """The name of the factory."""
+        return _name(self.factory)
+
+    @property
+    def key(self) -> Hashable:
+        """What makes two askings one resource; valid as long as the factory lives."""
+        factory: Any = self.factory
+        if isinstance(factory, types.MethodType):
+            return (id(factory.__self__), id(factory.__func__), self.scope, self.enter)
+        return (id(factory), self.scope, self.enter)
+
+
+@final
+@attrs.frozen
+class ResourceConfig:
+    """Asks for a part of a JSON or TOML file, as an object of the annotated type.
+
+    ``db: Annotated[Settings, ResourceConfig("app.toml", "databases.main")]``. The type is an
+    attrs class, a dataclass, a msgspec ``Struct``, a pydantic model, or of built-in types. The
+    file is read once in a run, when a step or a factory first asks for something in it.
+
+    Args:
+        path: The file, by its suffix ``.json`` or ``.toml``. A relative path is relative to the
+            working directory.
+        selector: The way to the part, with dots; a number picks from a list. None means all.
+
+    Raises:
+        WorkflowValidationError: The suffix is another one, or the selector is empty. Reading
+            raises an ``OSError`` for a file that cannot be read, and a ``ValueError`` that names
+            file, selector and field for what does not fit.
+    """
+
+    path: str | os.PathLike[str]
+    selector: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if PurePath(self.path).suffix not in (".json", ".toml"):
+            msg = (
+                f"ResourceConfig({os.fspath(self.path)!r}) is neither JSON nor TOML by its suffix; "
+                "expected a path that ends in '.json' or '.toml'"
+            )
+            raise WorkflowValidationError(msg)
+        if self.selector is not None and not all(self.selector.split(".")):
+            msg = (
+                f"ResourceConfig({os.fspath(self.path)!r}, {self.selector!r}) has an empty part in "
+                "its selector; expected names with dots between them, like 'databases.main'"
+            )
+            raise WorkflowValidationError(msg)
+
+    @property
+    def name(self) -> str:
+        """The file, and the part of it."""
+        at = "" if self.selector is None else f", at {self.selector!r}"
+        return f"{os.fspath(self.path)}{at}"
+
+
+@attrs.frozen(eq=False)
+class ResourcePlan:
+    """How to make one resource: what was found in the signature of its factory."""
+
+    name: str
+    scope: Scope
+    key: Hashable
+    #: Gives the value, a context manager for it, or a coroutine that gives one of them.
+    make: Callable[..., Any] = attrs.field(repr=False)
+    #: What it needs, by the names of the factory's parameters.
+    needs: tuple[tuple[str, ResourcePlan], ...] = ()
+    #: The parameter that takes the context, or None.
+    context_as: str | None = None
+    enter: bool = False
+    grace: float = 5.0
+
+    def walk(self) -> Iterator[ResourcePlan]:
+        """Yield this plan and each one that it needs, directly or not, once."""
+        seen: set[Hashable] = set()
+        todo = [self]
+        while todo:
+            plan = todo.pop()
+            if (plan.scope, plan.key) not in seen:
+                seen.add((plan.scope, plan.key))
+                yield plan
+                todo += [needed for _, needed in plan.needs]
+
+
+def is_resource(hint: Any) -> bool:
+    """Whether an annotation asks for a resource, or for a part of a configuration file."""
+    return bool(_markers(hint))
+
+
+def plan_resource(name: str, hint: Any) -> ResourcePlan | list[str]:
+    """Plan how to fill a parameter of a step.
+
+    Args:
+        name: The name of the parameter.
+        hint: Its annotation, resolved, with ``Annotated`` left in; :func:`is_resource` of it.
+
+    Returns:
+        The plan; or everything that is wrong, each text going on from the name of the step.
+    """
+    planner = _Planner()
+    plan = planner.plan(hint, "run", f"takes {name!r} from the resource")
+    return planner.problems if plan is None or planner.problems else plan
+
+
+class _Planner:
+    """Reads the signatures of factories, down to those that need nothing."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self._known: dict[Hashable, ResourcePlan] = {}
+        #: The factories that are being read, each needed by the one before.
+        self._path: dict[Hashable, str] = {}
+
+    def plan(self, hint: Any, scope: Scope, where: str) -> ResourcePlan | None:
+        """Plan what ``hint`` asks for; ``scope`` is that of who asks."""
+        markers = _markers(hint)
+        if len(markers) > 1:
+            self.problems.append(
+                f"{where} {markers[0].name}, and from {markers[1].name} as well; expected one "
+                "`Resource(...)` or `ResourceConfig(...)` in an Annotated"
+            )
+            return None
+        if not markers:
+            return None
+        marker = markers[0]
+        if isinstance(marker, ResourceConfig):
+            return _plan_config(marker, hint, "workflow" if scope == "workflow" else "run")
+        where = f"{where} {marker.name}"
+        if marker.key in self._path:
+            names = [*self._path.values()]
+            circle = [*names[[*self._path].index(marker.key) :], marker.name]
+            self.problems.append(
+                f"{where}, which needs itself: {' -> '.join(circle)}; expected one of them to do "
+                "without the next"
+            )
+            return None
+        if marker.key not in self._known:
+            self._path[marker.key] = marker.name
+            self._known[marker.key] = self._read(marker, f"{where}, which")
+            del self._path[marker.key]
+        return self._known[marker.key]
+
+    def _read(self, marker: Resource, where: str) -> ResourcePlan:
+        needs: list[tuple[str, ResourcePlan]] = []
+        context_as: str | None = None
+        for parameter, hint in self._parameters(marker.factory, where):
+            name = parameter.name
+            is_context = _is_context(hint)
+            if not (is_context or _markers(hint)):
+                if parameter.default is parameter.empty:
+                    self.problems.append(
+                        f"{where} has a parameter {name!r} that nothing can fill; expected `{name}: "
+                        f"Annotated[..., Resource(...)]`, `{name}: Context` or a default"
+                    )
+                continue
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                self.problems.append(
+                    f"{where} takes {name!r} by position only; expected it without the `/`, for "
+                    "factories are called by keyword"
+                )
+            elif is_context:
+                context_as = self._take_context(marker, name, context_as, where)
+            else:
+                needed = self.plan(hint, marker.scope, f"{where} needs")
+                if needed is not None and self._outlives(needed, marker, where):
+                    needs.append((name, needed))
+        return ResourcePlan(
+            name=marker.name,
+            scope=marker.scope,
+            key=marker.key,
+            make=_managed(marker.factory),
+            needs=tuple(needs),
+            context_as=context_as,
+            enter=marker.enter,
+            grace=marker.grace,
+        )
+
+    def _parameters(self, factory: Any, where: str) -> list[tuple[inspect.Parameter, Any]]:
+        try:
+            signature = inspect.signature(factory)
+        except ValueError:  # some built-in types have none, and are called without arguments
+            return []
+        listed = [
+            p
+            for p in signature.parameters.values()
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        if not listed:
+            return []
+        hints: dict[str, Any] = {}
+        faults: list[Exception] = []
+        for annotated in _annotated(factory):
+            try:
+                hints |= _hints(annotated)
+            except (NameError, AttributeError, TypeError, SyntaxError) as error:
+                faults.append(error)
+        if faults and not all(p.name in hints for p in listed):
+            self.problems.append(
+                f"{where} has an annotation that cannot be resolved ({faults[0]}); expected every "
+                "name in it to be importable from its module, and not only under `if TYPE_CHECKING`"
+            )
+            return []
+        return [(p, hints.get(p.name)) for p in listed]
+
+    def _take_context(
+        self, marker: Resource, name: str, before: str | None, where: str
+    ) -> str | None:
+        if marker.scope == "workflow":
+            self.problems.append(
+                f"{where} takes the context as {name!r}, but is of the workflow's scope, which "
+                f"outlives every run; expected `Resource({marker.name}, scope='run')`"
+            )
+        elif before is not None:
+            self.problems.append(
+                f"{where} takes the context twice, as {before!r} and {name!r}; expected one "
+                "parameter `ctx: Context`"
+            )
+        return name
+
+    def _outlives(self, needed: ResourcePlan, marker: Resource, where: str) -> bool:
+        if SCOPES.index(needed.scope) >= SCOPES.index(marker.scope):
+            return True
+        self.problems.append(
+            f"{where} is of the {marker.scope}'s scope and needs {needed.name}, which is only of the "
+            f"{needed.scope}'s; expected `Resource({needed.name}, scope={marker.scope!r})` in it, "
+            f"or `Resource({marker.name}, scope={needed.scope!r})`"
+        )
+        return False
+
+
+# -- what an annotation and a factory say -------------------------------------------------------
+
+
+def _markers(hint: Any) -> list[Resource | ResourceConfig]:
+    if typing.get_origin(hint) is not Annotated:
+        return []
+    return [m for m in typing.get_args(hint)[1:] if isinstance(m, Resource | ResourceConfig)]
+
+
+def _is_context(hint: Any) -> bool:
+    if typing.get_origin(hint) is Annotated:
+        hint = typing.get_args(hint)[0]
+    return getattr(typing.get_origin(hint) or hint, "_is_sluicegate_context", False) is True
+
+
+def _name(factory: Any) -> str:
+    while isinstance(factory, functools.partial):
+        factory = cast("functools.partial[Any]", factory).func
+    return str(getattr(factory, "__name__", type(factory).__name__))
+
+
+def _called(factory: Any) -> Any:
+    """Return the function that runs when ``factory``, which is no class, is called."""
+    while isinstance(factory, functools.partial):
+        factory = cast("functools.partial[Any]", factory).func
+    if hasattr(factory, "__code__") or inspect.isroutine(factory):
+        return factory
+    return type(factory).__call__
+
+
+def _generates(factory: Any) -> str:
+    """Return ``"sync"`` or ``"async"`` for a generator function of that kind, or ``""``."""
+    if isinstance(factory, type):
+        return ""
+    function = _called(factory)
+    if inspect.isasyncgenfunction(function):
+        return "async"
+    return "sync" if inspect.isgeneratorfunction(function) else ""
+
+
+def _managed(factory: Any) -> Callable[..., Any]:
+    match _generates(factory):
+        case "async":
+            return asynccontextmanager(factory)
+        case "sync":
+            return contextmanager(factory)
+        case _:
+            return cast("Callable[..., Any]", factory)
+
+
+def _annotated(factory: Any) -> list[Any]:
+    """Return what carries the annotations of a factory's parameters; the last one decides."""
+    if isinstance(factory, type):
+        # A model of pydantic has its fields in the class, every other kind in its __init__.
+        return [factory, factory.__init__]  # type: ignore[misc]
+    return [_called(factory)]
+
+
+def _hints(annotated: Any) -> dict[str, Any]:
+    if isinstance(annotated, type):
+        names = {n: v for base in annotated.__mro__ for n, v in kept_names(base).items()}
+        return typing.get_type_hints(annotated, localns=names or None, include_extras=True)
+    notes = dict(getattr(annotated, "__annotations__", {}))
+    notes.pop("return", None)  # what it returns is nobody's business, and often cannot be resolved
+    function = inspect.unwrap(annotated)
+    names = getattr(function, "__globals__", {})
+    holder = types.SimpleNamespace(__annotations__=notes)
+    return typing.get_type_hints(
+        holder, globalns=names, localns=kept_names(function), include_extras=True
+    )
+
+
+def _plan_config(marker: ResourceConfig, hint: Any, scope: Scope) -> ResourcePlan:
+    kind = typing.get_args(hint)[0]
+    resolve_fields(kind)
+    path = os.fspath(marker.path)
+    document = ResourcePlan(
+        name=path, scope=scope, key=("file", path), make=functools.partial(read_file, Path(path))
+    )
+    return ResourcePlan(
+        name=marker.name,
+        scope=scope,
+        key=("config", path, marker.selector, id(kind)),
+        make=functools.partial(read_part, marker.name, marker.selector, kind),
+        needs=(("document", document),),
+    )

@@ -1,0 +1,266 @@
+"""Holding: a context manager that is entered in one task, and left there in time, shielded.
+
+It may open a nursery or a cancel scope. So it has to be left in the task that entered it, with
+everything opened since closed before; and the scope that shields the leaving has to be around it
+from the beginning. What a step keeps for itself is held in the step's own task; for what a run or a
+workflow keeps see :mod:`sluicegate._engine.resource_scopes`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Self, cast, final
+
+from sluicegate._errors import WorkflowRuntimeError
+from sluicegate._exceptions import add_note, is_a, is_cancellation, raise_first, short, trace_of
+from sluicegate._loop import current_backend, disable_ki_protection, enable_ki_protection
+from sluicegate._loop.run_in_context import let_interrupts_in
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from sluicegate._definition.resources import ResourcePlan
+    from sluicegate._engine.resource_scopes import ResourceScope
+    from sluicegate._loop import Backend
+
+
+def call(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """Call a factory."""
+    if inspect.iscoroutinefunction(function):
+        return function(**arguments)  # nothing of it runs yet, and an interrupt could lose it
+    return _call(function, arguments)
+
+
+@disable_ki_protection  # from here on it is the user's code
+def _call(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    return function(**arguments)
+
+
+@disable_ki_protection
+async def _enter(manager: Any) -> Any:
+    if _is_async_manager(manager):
+        return await manager.__aenter__()
+    return manager.__enter__()
+
+
+@disable_ki_protection
+async def _leave(manager: Any, error: BaseException | None) -> Any:
+    kind, trace = (None, None) if error is None else (type(error), trace_of(error))
+    if _is_async_manager(manager):
+        return await manager.__aexit__(kind, error, trace)
+    return manager.__exit__(kind, error, trace)
+
+
+def _is_async_manager(value: object) -> bool:
+    return hasattr(type(value), "__aenter__") and hasattr(type(value), "__aexit__")
+
+
+def has_to_be_entered(plan: ResourcePlan, value: object) -> bool:
+    """Whether what a factory gave is a context manager for the resource."""
+    if not plan.enter or hasattr(value, "acquire") or isinstance(value, PurePath):
+        return False  # a path of Python 3.11 and 3.12 is a context manager of no use
+    is_manager = hasattr(type(value), "__enter__") and hasattr(type(value), "__exit__")
+    return is_manager or _is_async_manager(value)
+
+
+class Hold:
+    """One resource in the task that keeps it: opened, and closed under a grace of its own."""
+
+    __slots__ = ("_backend", "_manager", "_plan", "_scope")
+
+    def __init__(self, backend: Backend, plan: ResourcePlan) -> None:
+        self._backend = backend
+        self._plan = plan
+        self._manager: Any = None
+        self._scope: Any = None
+
+    @property
+    def has_to_be_closed(self) -> bool:
+        """Whether a context manager has been entered."""
+        return self._manager is not None
+
+    async def open(self, made: Any) -> Any:
+        """Return the resource that a factory gave: awaited and entered, as need be.
+
+        A checkpoint if the user's code is one. Cancelled, it leaves open nothing but what a
+        factory has opened without a context manager.
+
+        Raises:
+            BaseException: Whatever comes out of the user's code.
+        """
+        if inspect.iscoroutine(made):
+            let_interrupts_in(made.cr_code)
+            made = await made
+        if not has_to_be_entered(self._plan, made):
+            return made
+        # Around what the manager opens there has to be a scope that can be shielded later.
+        scope = self._backend.cancel_scope()
+        scope.__enter__()
+        try:
+            value = await _enter(made)
+        except BaseException as error:
+            scope.__exit__(type(error), error, trace_of(error))
+            raise
+        self._manager, self._scope = made, scope
+        return value
+
+    async def close(self, error: BaseException | None, *, is_own: bool) -> BaseException | None:
+        """Leave the context manager, shielded and in time, whatever it makes of ``error``.
+
+        Args:
+            error: What ended the use of the resource, if anything did.
+            is_own: Whether it was raised in this very task.
+
+        Returns:
+            What went wrong in closing, or None. An ``error`` that comes out as it went in is
+            nothing wrong, and neither is one that the manager takes for settled.
+        """
+        backend, plan, scope = self._backend, self._plan, self._scope
+        task = backend.current_task()
+        scope.shield = True
+        scope.deadline = backend.current_time() + plan.grace
+        failure: BaseException | None = None
+        is_settled = False
+        try:
+            is_settled = bool(await _leave(self._manager, error))
+        except BaseException as raised:  # noqa: ASYNC103 - returned
+            if is_a(raised, GeneratorExit) and not backend.is_in_task(task):
+                raise  # the coroutine is being closed
+            failure = raised
+        is_late = scope.cancel_called
+        failure = _without(_leave_scope(scope, failure), error)
+        self._manager = self._scope = None
+        if is_late:
+            cause = failure
+            failure = WorkflowRuntimeError(
+                f"closing the resource {plan.name} took longer than its grace of {plan.grace:g} s, "
+                f"and was cancelled; expected it to close in time, or "
+                f"`Resource({plan.name}, grace=...)` with more"
+            )
+            failure.__cause__ = cause
+        elif (
+            is_settled
+            and is_own
+            and error is not None
+            and is_cancellation(error, backend.Cancelled)
+        ):
+            is_from_around = backend.is_cancelled() or backend.is_natively_cancelled()
+            failure = None if is_from_around else ended_early(plan, error)
+        if failure is not None:
+            add_note(failure, f"in the resource {plan.name}")
+        return failure
+
+
+def _leave_scope(scope: Any, error: BaseException | None) -> BaseException | None:
+    """Leave a cancel scope that was entered by hand; return what is left of ``error``."""
+    if error is None:
+        scope.__exit__(None, None, None)
+        return None
+    try:
+        is_caught = scope.__exit__(type(error), error, trace_of(error))
+    except BaseException as rest:  # noqa: ASYNC103, BLE001 - returned
+        return rest  # noqa: ASYNC104
+    return None if is_caught else error
+
+
+def _without(error: BaseException | None, known: BaseException | None) -> BaseException | None:
+    """Return ``error``, a group or not, without ``known``."""
+    if error is None or known is None or error is known:
+        return None if error is known else error
+    if isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return group.split(lambda part: part is known)[1]
+    return error
+
+
+def ended_early(plan: ResourcePlan, cause: BaseException) -> WorkflowRuntimeError:
+    """Return the failure of a resource that went away under those who use it."""
+    msg = (
+        f"the resource {plan.name} ended by itself while it was in use; expected it to last as "
+        f"long as its scope, the {plan.scope}'s"
+    )
+    failure = WorkflowRuntimeError(msg)
+    failure.__cause__ = cause
+    return failure
+
+
+@final
+class StepResources:
+    """What one invocation of a step asks for; an async context manager around the step.
+
+    Resources of the step's scope are entered in the caller's task, in order, and left in reverse
+    order when the block is left, with the exception that leaves it. Others come from ``outer``.
+
+    Leaving the block is a checkpoint if closing is one. It is shielded from cancellation, but
+    not from a native ``Task.cancel()`` of the very task. All resources are closed, whatever fails.
+
+    Args:
+        outer: The scope of the run.
+        context: The context of the invocation, for factories that ask for it.
+
+    Raises:
+        BaseException: On leaving, the exception of the block, with a note for each failure to
+            close; where there is none or only a cancellation, the first such failure.
+    """
+
+    __slots__ = ("_backend", "_context", "_held", "_outer", "_values")
+
+    def __init__(self, outer: ResourceScope, context: object = None) -> None:
+        self._outer = outer
+        self._context = context
+        self._backend = current_backend()
+        self._values: dict[Hashable, Any] = {}
+        self._held: list[Hold] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    @enable_ki_protection
+    async def get(self, plan: ResourcePlan) -> Any:
+        """Return a resource, made on first use.
+
+        A checkpoint if it has to be made and that is one. Cancelled, it leaves what it had opened
+        to the end of the block.
+
+        Raises:
+            BaseException: What the factory or the context manager raises.
+            WorkflowRuntimeError: Its scope has ended, or is not open and has to be.
+        """
+        if plan.scope != "step":
+            return await self._outer.get(plan)
+        if plan.key not in self._values:
+            arguments = {name: await self.get(needed) for name, needed in plan.needs}
+            if plan.context_as is not None:
+                arguments[plan.context_as] = self._context
+            hold = Hold(self._backend, plan)
+            try:
+                self._values[plan.key] = await hold.open(call(plan.make, arguments))
+            except Exception as error:
+                add_note(error, f"while the resource {plan.name} was made")
+                raise
+            if hold.has_to_be_closed:
+                self._held.append(hold)
+        return self._values[plan.key]
+
+    @enable_ki_protection
+    async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        failures: list[BaseException] = []
+        ended_by = error
+        while self._held:
+            failure = await self._held.pop().close(  # noqa: ASYNC102 - it shields itself
+                ended_by, is_own=True
+            )
+            if failure is not None:
+                failures.append(failure)
+                if ended_by is None or is_cancellation(ended_by, self._backend.Cancelled):
+                    ended_by = failure
+        self._values.clear()
+        self._context = None
+        raise_first(failures, error, None, self._backend.Cancelled, tell_failure)
+
+
+def tell_failure(failure: BaseException) -> str:
+    """Return the note about a failure of a resource, on the exception that leaves."""
+    return f"and a resource failed: {short(failure)}"

@@ -1,0 +1,182 @@
+"""A step has failed: whether it is tried again, handed to a handler, or to who waits for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sluicegate._engine.journal import Again
+from sluicegate._engine.outcome import drop_own_frames
+from sluicegate._errors import WorkflowRuntimeError
+from sluicegate._events import StepFailedEvent
+from sluicegate._loop import enable_ki_protection
+
+
+if TYPE_CHECKING:
+    from sluicegate._definition.retries import Attempts
+    from sluicegate._definition.steps import Step
+    from sluicegate._engine.grouping import Station
+    from sluicegate._engine.invocation import Worker
+    from sluicegate._engine.lineage import Group
+    from sluicegate._engine.machine import Delivery
+    from sluicegate._engine.runner import Runner
+
+
+def recover(
+    run: Runner, worker: Worker, station: Station, group: Group | None, error: BaseException
+) -> Delivery | None:
+    """Decide what becomes of a failed invocation; return what its worker goes on with.
+
+    In this order: a further attempt, the step's handler, whoever waits for the branch.
+
+    Raises:
+        BaseException: ``error`` itself, where it fails the run; or what a retry's strategy raised.
+    """
+    from sluicegate._definition.retries import Attempts, note_attempts  # noqa: PLC0415 - not everybody needs it
+
+    backend, machine = run.live()
+    from sluicegate._loop.mixing import note_mixing  # noqa: PLC0415 - only a failure needs it
+
+    in_thread = station.step.runs_in != "loop"
+    note_mixing(error, station.step.label, backend.name, in_thread=in_thread)
+    drop_own_frames(error)
+    if run.outcome.status or run.is_cancelled():
+        raise error
+    now = backend.current_time()  # one reading for all that is decided about this failure
+    step = station.step
+    known = worker.event if type(worker.event) is Again else None
+    given = worker.event if known is None else known.event
+    record = worker.context._record if worker.context is not None else None
+    if record is not None:
+        record.undo(machine, station.index)
+    attempts = (known.attempts if known is not None else None) or Attempts(worker.began_at)
+    attempts.failed(error, now)
+    if group is None or not group.is_cancelled:
+        if step.options.retry is not None:
+            again = _next_attempt(run, step, given, known, attempts)
+            if again is not None:
+                if record is not None:
+                    record.carry_over(again, run.content_key)
+                return _try_later(run, station, again, group, now)
+            note_attempts(error, attempts, step.label)
+        if _hand_to_handler(run, station, group, given, attempts):
+            return machine.drop(station, group)
+    for around in group.upward() if group is not None else ():
+        if around.track is not None and around.track.waiters:
+            run.outcome.note(error, step, given)
+            around.track.errors.append(error)
+            machine.cancel(around, f"the step {step.label} failed")
+            return machine.drop(station, group)
+    raise error
+
+
+def _next_attempt(
+    run: Runner, step: Step, given: Any, known: Again | None, attempts: Attempts
+) -> Again | None:
+    """Return the delivery to be tried next, or None to give up.
+
+    Raises:
+        Exception: What a strategy of the retry raises.
+    """
+    assert step.options.retry is not None
+    seed = known.seed if known is not None and known.seed else run.new_seed(step.name)
+    delay = step.options.retry.next_delay(
+        attempts, seed=seed, step=step.source, cancelled=run.live()[0].Cancelled
+    )
+    if delay is None:
+        return None
+    attempts.pause(delay)
+    again = Again(given, attempts)
+    again.seed = seed
+    again.delay = delay
+    if known is not None:
+        again.received, again.left = known.received, known.left
+        again.collected = known.collected
+    return again
+
+
+def _hand_to_handler(
+    run: Runner, station: Station, group: Group | None, given: Any, attempts: Attempts
+) -> bool:
+    """Give a failure to the step's handler; return whether there is one that may recover it."""
+    _, machine = run.live()
+    handler = machine.graph.handlers.get(station.index)
+    if handler is None:
+        return False
+    catches = machine.graph.steps[handler].options.catches
+    assert catches is not None
+    if machine.recoveries(handler, group) >= catches.max_recoveries:
+        return False
+    failed = StepFailedEvent(
+        step_name=station.step.name,
+        input_event=given,
+        exception=attempts.failures[-1].exception,
+        exceptions=attempts.exceptions,
+        attempts=attempts.count,
+        elapsed_seconds=attempts.failures[-1].at,
+    )
+    machine.recover(handler, failed, group)
+    return True
+
+
+def _try_later(
+    run: Runner, station: Station, again: Again, group: Group | None, now: float
+) -> Delivery | None:
+    """Have a delivery tried again when its delay is over; return the worker's next delivery."""
+    _, machine = run.live()
+    again.due = now + again.delay
+    following = machine.delay(station, again, group)
+    if again.delay:
+        begin_delay(run, station, again, group)
+        return following
+    machine.retry(station, again)
+    return following or machine.next_start()
+
+
+def begin_delay(run: Runner, station: Station, again: Again, group: Group | None) -> None:
+    """Start the timer of a delivery that was laid aside."""
+    name = f"{station.step.label}: waiting for attempt {again.number}"
+    run.timers += 1
+    run.nursery.start_soon(_wait_and_retry, run, station, again, group, name=name)
+
+
+@enable_ki_protection
+async def _wait_and_retry(run: Runner, station: Station, again: Again, group: Group | None) -> None:
+    backend, machine = run.live()
+    track = group.track if group is not None else None
+    try:
+        with backend.cancel_scope(deadline=again.due) as scope:
+            if track is not None:
+                track.running[scope] = None
+                if track.reason is not None:  # since it was laid aside
+                    scope.cancel()
+            try:
+                await backend.waiter().wait()
+            finally:
+                if track is not None:
+                    track.running.pop(scope, None)
+    except backend.Cancelled as error:  # noqa: ASYNC103 - the task that runs the run raises it
+        # Raised here, it would cancel the nursery, and look as the run's own timeout does.
+        if not (run.outcome.status or backend.is_cancelled()):
+            run.fail(_cut_short(again, station.step, error))
+        return  # noqa: ASYNC910 - the wait was a checkpoint
+    finally:
+        run.timers -= 1
+    if not run.outcome.status:
+        machine.retry(station, again)
+        run.start_workers()
+        run.check_stuck()
+        if not machine.alive:
+            run.rest()
+        else:
+            run.idle_changed()
+
+
+def _cut_short(again: Again, step: Step, cause: BaseException) -> WorkflowRuntimeError:
+    """Return what stands for the cancellation of a delay alone: a failure, with its cause."""
+    msg = (
+        f"the delay before attempt {again.number} of the step {step.label} was cancelled; expected "
+        "its run, or its branch, to be cancelled"
+    )
+    failure = WorkflowRuntimeError(msg)
+    failure.__cause__ = cause
+    return failure

@@ -1,0 +1,532 @@
+"""Workers: a task of a run, the step that it runs, and what that step has opened."""
+
+from __future__ import annotations
+
+from functools import partial
+from math import inf, nextafter
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sluicegate._context import Context, RunOperations, step_context
+from sluicegate._engine.journal import Again
+from sluicegate._engine.thread_operations import ThreadOperations
+from sluicegate._errors import StepTimeoutError
+from sluicegate._events import StepStateChanged
+from sluicegate._exceptions import behind_scope, holds_cancelled, note_once, short
+from sluicegate._loop.cleanup import Closable, current_cleanup
+from sluicegate._loop.limits import OfOneLoop, serves_one_loop
+from sluicegate._loop.run_in_context import run_in_context
+from sluicegate._loop.threads import in_loop
+
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+    from contextvars import Context as ContextVars
+
+    from sluicegate._definition.steps import Step
+    from sluicegate._engine.entered import StepResources
+    from sluicegate._engine.lineage import Group
+    from sluicegate._engine.machine import Machine
+    from sluicegate._engine.waits import Absence
+    from sluicegate._loop import Backend
+    from sluicegate._observers import Observer
+
+
+#: Seconds that closing what a step left open may take.
+CLOSING_GRACE = 5.0
+
+
+class Run(RunOperations, Protocol):
+    """What a worker needs of its run."""
+
+    workflow: object
+    observer: Observer | None
+    options: Any
+    #: Why nothing more is to be started, once that is so.
+    draining: str | None
+
+    def check_drained(self) -> None: ...
+
+    def number_invocation(self) -> int: ...
+
+    def note_delivery(self, error: BaseException) -> bool: ...
+
+    def note_rest(self) -> None: ...
+
+    def step_resources(self, context: Context[Any]) -> StepResources: ...
+
+
+class Worker:
+    """A task of a run; for what its step opens, the list of what to close."""
+
+    __slots__ = (
+        "_run",
+        "_variables",
+        "absence",
+        "began_at",
+        "context",
+        "event",
+        "group",
+        "is_waiting",
+        "opened",
+        "progress",
+        "step",
+        "task",
+        "turn",
+        "was_interrupted",
+    )
+
+    def __init__(self, run: Run, variables: ContextVars) -> None:
+        self._run = run
+        self._variables = variables.copy()
+        self._variables.run(current_cleanup.set, self)
+        #: The step that it runs, or None before the first and after the last; its event, the
+        #: group of that, and its context, if it takes one.
+        self.step: Step | None = None
+        self.event: Any = None
+        self.group: Group | None = None
+        self.context: Context[Any] | None = None
+        #: The task itself.
+        self.task: Any = None
+        #: When it began, on the backend's clock; kept only where a retry or a handler asks.
+        self.began_at = 0.0
+        #: Whether the cancellation of the run, or of what it runs in, has reached the step.
+        self.was_interrupted = False
+        #: Whether it waits for the step's limiter, and so has not begun the step.
+        self.is_waiting = False
+        #: The step's own clock, while a step with a timeout runs.
+        self.progress: _Progress | None = None
+        #: While it has given up its place, what is known of that; and its place in the step's
+        #: limiter, which it gives up as well.
+        self.absence: Absence | None = None
+        self.turn: Place | None = None
+        #: What the step has opened, and not closed.
+        self.opened: list[Closable] | None = None
+
+    def end(self) -> None:
+        """Let go of the run: the worker and its context variables hold each other."""
+        del self._variables, self._run
+        self.step = self.event = self.group = self.context = self.task = None
+        self.absence = self.turn = None
+
+    def add(self, resource: Closable) -> None:
+        """Have ``resource`` closed when the step ends."""
+        if self.opened is None:
+            self.opened = []
+        self.opened.append(resource)
+
+    def discard(self, resource: Closable) -> None:
+        """Forget ``resource``."""
+        if self.opened is not None and resource in self.opened:
+            self.opened.remove(resource)
+
+    # -- its place while it waits -----------------------------------------------------------------
+
+    async def come_back(self, absence: Absence) -> None:
+        """Wait for its place, and then for that in the step's limiter.
+
+        The step's timeout counts neither. Cancelled, it has not got what it waited for. It is a
+        checkpoint only where it waits.
+        """
+        step, turn = self.step, self.turn
+        has_turn = turn is None or turn.is_held
+        if not absence.is_away and has_turn:
+            return  # noqa: ASYNC910
+        is_timed = step is not None and not (step.timeout is step.options.idle_timeout is None)
+        progress = self.progress if is_timed else None
+        if progress is not None:
+            progress.pause()
+        try:
+            if absence.is_away:
+                self._run.note_rest()
+            while absence.is_away:
+                await absence.waiter.wait()
+            if turn is not None and not turn.is_held:
+                await turn.regain()
+        finally:
+            if progress is not None:
+                progress.proceed()
+
+    def is_back(self, machine: Machine, absence: Absence) -> None:
+        """Have it continue in any case: where it has no place, because it was cancelled."""
+        if absence.is_away:
+            machine.force_place(absence)
+        if self.absence is absence:
+            self.absence = None
+
+    async def reclaim(self, machine: Machine, absence: Absence) -> None:
+        """Get its place again; cancelled, it has it at once. A checkpoint only where it waits."""
+        try:
+            if absence.is_away:
+                machine.reclaim_place(absence)
+            await self.come_back(absence)
+        finally:
+            self.is_back(machine, absence)
+
+    def invoke(
+        self, backend: Backend, step: Step, event: Any, group: Group | None
+    ) -> Awaitable[Any]:
+        """Return what runs ``step`` once, in a context of its own.
+
+        In the end that has to be ended, and what was opened closed.
+
+        Raises:
+            BaseException: Whatever the step raises.
+            StepTimeoutError: The step's own timeout passed.
+        """
+        if (
+            not step.is_plain
+            or type(event) is Again
+            or (group is not None and group.track is not None)
+        ):
+            return self._invoke_with_care(backend, step, event, group)
+        run = self._run
+        arguments = [event] if step.takes == "one" else _several(step, event)
+        if step.context_at is not None:
+            self.context = context = step_context(run, step, group, None)
+            arguments.insert(step.context_at, context)
+        coroutine = step.function(run.workflow, *arguments)
+        if run.observer is not None or run.log.internal_readers:
+            return self._drive_and_tell(backend, step, event, coroutine)
+        if step.timeout is None:
+            return run_in_context(coroutine, self._variables.copy(), self)
+        return self._drive(backend, step, coroutine)
+
+    async def _invoke_with_care(
+        self, backend: Backend, step: Step, event: Any, group: Group | None
+    ) -> Any:
+        """Run a step that may be cancelled by itself, tried again, or needs something first."""
+        self.began_at = backend.current_time()
+        again = event if type(event) is Again else None
+        run: Any = self._run if step.runs_in == "loop" else ThreadOperations(self._run)
+        if again is not None:
+            event = again.event
+        self.context = context = step_context(run, step, group, again)
+        context._began_at = self.began_at
+        if group is None or group.track is None:
+            return await self._prepare(backend, step, event, context)
+        track = group.track
+        failure: BaseException | None = None
+        try:
+            with backend.cancel_scope() as scope:
+                if track.reason is not None:
+                    return None  # noqa: ASYNC910 - cancelled since it was taken from the inbox
+                track.running[scope] = None
+                try:
+                    return await self._prepare(backend, step, event, context)
+                except BaseException as error:  # noqa: ASYNC103 - raised behind the scope
+                    failure = behind_scope(error, backend.Cancelled)
+                    if failure is None or holds_cancelled(error, backend.Cancelled):
+                        raise
+                finally:
+                    track.running.pop(scope, None)
+                    # With its run cancelled as well, AnyIO would have the run's scope take over
+                    # what this one did to the task, and then undo a native cancellation of another.
+                    scope.shield = track.reason is not None
+        except BaseException:  # noqa: ASYNC103 - the scope has made another group of it
+            if failure is None:
+                raise
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # or this frame and its exception keep each other alive
+        await backend.checkpoint_if_cancelled()
+        return None  # the branch was cancelled
+
+    async def _prepare(
+        self, backend: Backend, step: Step, event: Any, context: Context[Any]
+    ) -> Any:
+        limiter: Any = step.options.limiter
+        if limiter is None:
+            return await self._equip(backend, step, event, context)
+        place = place_in(limiter, step)
+        self.turn = place if isinstance(place, Place) else None
+        entered = OfOneLoop(limiter, place, step.label) if serves_one_loop(limiter) else place
+        equip = partial(self._equip, backend, step, event, context)
+        try:
+            return await self._in_turn(backend, entered, lambda _: equip())
+        finally:
+            self.turn = None
+
+    async def _in_turn(
+        self, backend: Backend, manager: Any, function: Callable[[Any], Awaitable[Any]]
+    ) -> Any:
+        """Call ``function`` within ``manager``, unless the run is drained while that is entered."""
+        self.is_waiting = True
+        if self._run.draining is not None:
+            self._run.check_drained()  # it may have been the last that was about to begin
+        try:
+            async with manager as place:
+                if self._run.draining is None:
+                    self.is_waiting = False
+                    return await function(place)
+            while self.is_waiting:  # until the run is cancelled, as soon as what runs has ended
+                await backend.waiter().wait()
+            return None  # the manager has settled what the step raised
+        finally:
+            self.is_waiting = False
+
+    async def _equip(self, backend: Backend, step: Step, event: Any, context: Context[Any]) -> Any:
+        inserted: list[tuple[int, Any]] = []
+        if step.context_at is not None:
+            inserted.append((step.context_at, context))
+        if not step.resources:
+            return await self._call(backend, step, event, _arguments(step, event, inserted))
+        async with self._run.step_resources(context) as resources:
+            for place, plan in step.resources:
+                inserted.append((place, await resources.get(plan)))
+            return await self._call(backend, step, event, _arguments(step, event, inserted))
+
+    async def _call(self, backend: Backend, step: Step, event: Any, arguments: list[Any]) -> Any:
+        elsewhere = step.elsewhere
+        if elsewhere is None:
+            coroutine = step.function(self._run.workflow, *arguments)
+            return await self._run_body(backend, step, event, coroutine)
+        # The step begins when there is a thread or a process for it; its timeout begins then, too.
+        return await self._in_turn(
+            backend,
+            elsewhere.place(self._run.options.max_threads),
+            lambda place: self._run_body(
+                backend, step, event, elsewhere.call(place, self._run.workflow, *arguments)
+            ),
+        )
+
+    async def _run_body(
+        self, backend: Backend, step: Step, event: Any, coroutine: Coroutine[Any, Any, Any]
+    ) -> Any:
+        if self._run.observer is not None or self._run.log.internal_readers:
+            return await self._drive_and_tell(backend, step, event, coroutine)
+        return await self._drive(backend, step, coroutine)
+
+    async def _drive(  # noqa: C901 - one frame: each call of a step would pay for another
+        self, backend: Backend, step: Step, coroutine: Coroutine[Any, Any, Any]
+    ) -> Any:
+        idle_timeout = step.options.idle_timeout
+        self.progress = None
+        if step.timeout is None and idle_timeout is None:
+            return await run_in_context(coroutine, self._variables.copy(), self)
+        now = backend.current_time()
+        deadline = now + (inf if step.timeout is None else step.timeout)
+        self.progress = progress = _Progress(backend, deadline, idle_timeout)
+        if self.context is not None and idle_timeout is not None:
+            note = progress.note
+            self.context._progress = note if step.runs_in == "loop" else partial(in_loop, note)
+        failure: BaseException | None = None
+        try:
+            with backend.cancel_scope(deadline=nextafter(progress.due, inf)) as scope:
+                progress.scope = scope
+                try:
+                    result = await run_in_context(coroutine, self._variables.copy(), self)
+                except BaseException as error:  # noqa: ASYNC103 - raised behind the scope
+                    failure = behind_scope(error, backend.Cancelled)
+                    if failure is None or holds_cancelled(error, backend.Cancelled):
+                        raise
+                else:
+                    if backend.current_time() <= progress.due or not self._run.is_running:
+                        return result
+        except BaseException:  # noqa: ASYNC103 - the scope has made another group of it
+            if failure is None:
+                raise
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # or this frame and its exception keep each other alive
+        # The scope caught its own cancellation, or the step came too late.
+        if progress.due < progress.deadline:
+            assert idle_timeout is not None
+            msg = f"the step {step.label} made no progress for {idle_timeout:g} s"
+            raise StepTimeoutError(msg, idle_timeout, (step.name,))
+        msg = f"the step {step.label} did not end within its timeout of {step.timeout:g} s"
+        raise StepTimeoutError(msg, step.timeout, (step.name,))
+
+    def note_delivery(self, error: BaseException) -> None:
+        """Take note of an exception that is about to be delivered into the step."""
+        if self._run.note_delivery(error):
+            self.was_interrupted = True
+
+    async def _drive_and_tell(
+        self, backend: Backend, step: Step, event: Any, coroutine: Coroutine[Any, Any, Any]
+    ) -> Any:
+        number = self._tell_started(step, event)
+        try:
+            result = await self._drive(backend, step, coroutine)
+        except BaseException as error:
+            try:
+                self._tell_ended(number, step, event, None, error)
+            except Exception as fault:  # noqa: BLE001 - it must not take the place of the failure
+                note_once(error, f"and an observer failed to hear of it: {short(fault)}")
+            raise
+        self._tell_ended(number, step, event, result, None)
+        return result
+
+    async def close_opened(self, backend: Backend) -> None:
+        """Close what the step left open, the latest first. It shields itself."""
+        opened, self.opened = self.opened, None
+        deadline = backend.current_time() + CLOSING_GRACE
+        try:
+            while opened:
+                with backend.cancel_scope(shield=True, deadline=deadline):
+                    await opened.pop().aclose()
+        finally:
+            if opened:  # one failed to close; the others are closed all the same
+                self.opened = opened
+                await self.close_opened(backend)  # noqa: ASYNC102 - it shields itself
+
+    def _tell_started(self, step: Step, event: Any) -> int:
+        run = self._run
+        number = run.number_invocation()
+        if run.log.internal_readers:
+            run.log.append(
+                StepStateChanged(name=step.name, state="running", input_event_name=_name(event))
+            )
+        if run.observer is not None:
+            run.observer.step_started(run.run_id, step.name, number, event)
+        return number
+
+    def _tell_ended(
+        self, number: int, step: Step, event: Any, result: Any, error: BaseException | None
+    ) -> None:
+        run = self._run
+        if run.log.internal_readers:
+            run.log.append(
+                StepStateChanged(
+                    name=step.name,
+                    state="done" if error is None else "raised",
+                    input_event_name=_name(event),
+                    output_event_name=None if result is None else _name(result),
+                )
+            )
+        if run.observer is not None:
+            run.observer.step_ended(run.run_id, step.name, number, result, error)
+
+
+class Place:
+    """A place in a limiter, of one invocation, which can be given up and regained.
+
+    In a capacity limiter it is not that of its task, as ``async with limiter`` has it: a step of a
+    child may run in the task of the step that waits for the child.
+    """
+
+    __slots__ = ("_limiter", "is_held")
+
+    def __init__(self, limiter: Any) -> None:
+        self._limiter = limiter
+        #: Whether it has the place now.
+        self.is_held = False
+
+    @property
+    def is_of_task(self) -> bool:
+        """Whether only the task that has taken it may give it up: that of a lock."""
+        if hasattr(self._limiter, "acquire_on_behalf_of"):
+            return False
+        return all(kind.__name__ != "Semaphore" for kind in type(self._limiter).__mro__)
+
+    async def __aenter__(self) -> None:
+        await self.regain()
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.is_held:  # cancelled before it had the place again, it has none
+            self.give_up()
+
+    async def regain(self) -> None:
+        """Wait for a place. A checkpoint; cancelled, it has none."""
+        limiter = self._limiter
+        if hasattr(limiter, "acquire_on_behalf_of"):
+            await limiter.acquire_on_behalf_of(self)
+        else:
+            await limiter.acquire()
+        self.is_held = True
+
+    def give_up(self) -> None:
+        """Give the place to the next."""
+        self.is_held = False
+        if hasattr(self._limiter, "release_on_behalf_of"):
+            self._limiter.release_on_behalf_of(self)
+        else:
+            self._limiter.release()
+
+
+def place_in(limiter: Any, step: Step) -> Any:
+    """Return what to enter for an invocation of ``step``: a :class:`Place` if that can be given up.
+
+    It can in a capacity limiter; in a semaphore of Trio, AnyIO or asyncio; and in a lock of these
+    where one task takes it and gives it back. What else a context manager does, a rate limiter or
+    one of the user's, belongs to the whole invocation.
+    """
+    if hasattr(limiter, "acquire_on_behalf_of"):
+        return Place(limiter)
+    kinds = {kind.__name__ for kind in type(limiter).__mro__}
+    is_lock = "Lock" in kinds and step.runs_in == "loop"
+    if serves_one_loop(limiter) and (is_lock or "Semaphore" in kinds):
+        return Place(limiter)
+    return limiter
+
+
+class _Progress:
+    """When a step has to end, or to have got on."""
+
+    __slots__ = ("_backend", "_idle", "_paused_at", "_pauses", "deadline", "due", "scope")
+
+    def __init__(self, backend: Backend, deadline: float, idle: float | None) -> None:
+        self._backend = backend
+        self._pauses = 0
+        self._paused_at = 0.0
+        self.deadline = deadline
+        self._idle = inf if idle is None else idle
+        self.due = min(deadline, backend.current_time() + self._idle)
+        self.scope: Any = None
+
+    def note(self) -> None:
+        """Begin the idle timeout anew, unless it has passed."""
+        now = self._backend.current_time()
+        if now <= self.due:
+            self.due = min(self.deadline, now + self._idle)
+            self._set_scope()
+
+    def pause(self) -> None:
+        """Stop the step's clock: it waits for its turn. Each call needs one :meth:`proceed`."""
+        if not self._pauses:
+            self._paused_at = self._backend.current_time()
+        self._pauses += 1
+        self._set_scope()
+
+    def proceed(self) -> None:
+        """Let the step's clock run again, unless there is another :meth:`pause`."""
+        self._pauses -= 1
+        if not self._pauses and self._paused_at <= self.due:
+            passed = self._backend.current_time() - self._paused_at
+            self.deadline += passed
+            self.due += passed
+        self._set_scope()
+
+    def _set_scope(self) -> None:
+        if self.scope is not None:
+            self.scope.deadline = inf if self._pauses else nextafter(self.due, inf)
+
+
+def _arguments(step: Step, event: Any, inserted: list[tuple[int, Any]]) -> list[Any]:
+    arguments = [event] if step.takes == "one" else _several(step, event)
+    for place, value in sorted(inserted, key=lambda item: item[0]):
+        arguments.insert(place, value)
+    return arguments
+
+
+def _several(step: Step, events: Any) -> list[Any]:
+    # A list of its own: what the step does to it must not show in a further attempt.
+    return [list(events)] if step.takes == "list" else [*events]
+
+
+def is_step_of(run: object) -> bool:
+    """Whether the caller is a step of ``run`` or of a child of it, or a task that one started."""
+    worker = current_cleanup.get()
+    if not isinstance(worker, Worker) or worker.step is None:
+        return False
+    own: Any = worker._run
+    while own is not None and own is not run:
+        own = own._parent
+    return own is run
+
+
+def _name(event: Any) -> str:
+    return type(event).__name__

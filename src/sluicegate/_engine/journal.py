@@ -1,0 +1,241 @@
+"""What an invocation has done already, so that a further attempt does none of it twice."""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from sluicegate._engine.lineage import Group
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sluicegate._definition.graph import Route
+    from sluicegate._definition.retries import Attempts
+    from sluicegate._definition.steps import Step
+    from sluicegate._engine.invocation import Worker
+    from sluicegate._engine.joins import Entry
+    from sluicegate._engine.machine import Machine
+    from sluicegate._engine.waits import Wait
+    from sluicegate._events import Event
+    from sluicegate._questions import Asked
+
+    #: Names the content of a value.
+    KeyOf: TypeAlias = Callable[[Any], int]
+
+
+T = TypeVar("T")
+
+
+class Again:
+    """A delivery that was tried before: after a failure, or in a run that a snapshot was taken of.
+
+    It stands in the place of its event.
+    """
+
+    __slots__ = (
+        "attempts",
+        "collected",
+        "delay",
+        "due",
+        "event",
+        "left",
+        "received",
+        "seed",
+        "sent",
+    )
+
+    def __init__(self, event: Any, attempts: Attempts | None = None) -> None:
+        self.event = event
+        self.attempts = attempts
+        #: How long it waits, and until when on the backend's clock.
+        self.delay = self.due = 0.0
+        #: What the jitter of its delays comes of.
+        self.seed = ""
+        #: What the step waited for and received: by what the wait was, in the order of the answers.
+        self.received: dict[int, list[Event]] = {}
+        #: The seconds that its open waits had left until their timeout, by what each wait was.
+        self.left: dict[int, list[float]] = {}
+        #: What it sent, which is out: by content, the branch of each such event in the order of the
+        #: sends, or None where nothing of the branch is left.
+        self.sent: dict[int, list[Group | None]] = {}
+        #: The buffers that have had its event, each with what it completed.
+        self.collected: list[tuple[str, list[Event] | None]] = []
+
+    @property
+    def number(self) -> int:
+        """The number of the attempt that this is; the first is 1."""
+        return 1 if self.attempts is None else self.attempts.count + 1
+
+
+#: How many events an invocation keeps that it has sent.
+KEPT_EVENTS = 3
+
+
+class Record:
+    """What one invocation does beside returning an event."""
+
+    __slots__ = (
+        "_branches",
+        "_gone",
+        "_limit",
+        "again",
+        "asked",
+        "collected",
+        "held",
+        "received",
+        "sent",
+        "told",
+    )
+
+    def __init__(self, again: Again | None) -> None:
+        #: What is still to be taken from the record of the attempt before.
+        self.again = _NOTHING
+        if again is not None:
+            self.again = Again(None)
+            self.again.received = copy_lists(again.received)
+            self.again.left = copy_lists(again.left)
+            self.again.sent = copy_lists(again.sent)
+            self.again.collected = list(again.collected)
+        #: The question that it has put on the stream itself, until it waits for the answer.
+        self.asked: Asked | None = None
+        #: The waits that have had their event.
+        self.received: list[Wait] = []
+        #: The latest events that it sent, each with its branch. Of older ones the content is kept:
+        #: with the branch as long as that matters, then alone, in 8 bytes.
+        self.sent: list[tuple[Event, Group]] = []
+        self._branches: list[tuple[int, Group]] | None = None
+        self._gone: array[int] | None = None
+        self._limit = 16
+        #: What buffers told it that were told its event before.
+        self.told: list[tuple[str, list[Event] | None]] = []
+        #: Each event given to a buffer (None where it was out before), and what came of it.
+        self.collected: list[tuple[str, Entry | None, list[Entry] | None]] = []
+        #: What is sent only if the attempt succeeds.
+        self.held: list[tuple[Route, Event, Group, str | None]] = []
+
+    def find_sent(self, key: int) -> Group | None:
+        """Return the branch of an event of this content that is out already, if one is.
+
+        Content decides, and among equals the order: two tasks of a step may send in another order
+        than before.
+        """
+        branches = self.again.sent.get(key)
+        if not branches:
+            return None
+        branch = branches.pop(0)
+        return _OVER if branch is None else branch
+
+    def note_sent(self, event: Event, branch: Group, key_of: KeyOf) -> None:
+        """Keep the content of what was sent, as long as the invocation is under way."""
+        self.sent.append((event, branch))
+        if len(self.sent) <= KEPT_EVENTS:
+            return
+        event, branch = self.sent.pop(0)
+        if self._branches is None or self._gone is None:
+            self._branches, self._gone = [], array("Q")
+        self._branches.append((key_of(event), branch))
+        if len(self._branches) >= self._limit:
+            kept: list[tuple[int, Group]] = []
+            for key, branch in self._branches:
+                if _matters(branch, is_held=branch.is_held):
+                    kept.append((key, branch))
+                else:
+                    self._gone.append(key)
+            self._branches = kept
+            self._limit = 2 * len(kept) + 16
+
+    def find_told(self, key: str) -> tuple[str, list[Event] | None] | None:
+        """Return what the buffer ``key`` has told before, where it has had the event already."""
+        for found in self.again.collected:
+            if found[0] == key:
+                self.again.collected.remove(found)
+                self.told.append(found)
+                return found
+        return None
+
+    def carry_over(self, again: Again, key_of: KeyOf) -> None:
+        """Write into ``again`` what the next attempt must not do anew."""
+        again.received = {}
+        for wait in self.received:
+            assert wait.event is not None
+            again.received.setdefault(wait.content_key(key_of), []).append(wait.event)
+        for key, events in self.again.received.items():
+            again.received.setdefault(key, []).extend(events)
+        again.left = copy_lists(self.again.left)
+        again.collected = [*self.told, *self.again.collected]
+
+    def copy_to(self, again: Again, key_of: KeyOf, *, with_sends: bool, has_unwound: bool) -> None:
+        """Write into ``again`` what a run that continues from a snapshot must not do anew.
+
+        A step that has unwound has let go of the branches that it held.
+        """
+        self.carry_over(again, key_of)
+        new = [(key, _events_of(found)) for key, _, found in self.collected]
+        again.collected = [*self.told, *new, *self.again.collected]
+        if not with_sends:
+            return
+        again.sent = copy_lists(self.again.sent)
+        for key in self._gone or ():
+            again.sent.setdefault(key, []).append(None)
+        latest = [(key_of(event), branch) for event, branch in self.sent]
+        for key, branch in [*(self._branches or ()), *latest]:
+            if branch.track is not None and branch.track.errors:
+                continue  # its branch failed, and the event is to be sent again
+            matters = _matters(branch, is_held=branch.is_held or has_unwound)
+            kept = branch if matters and branch is not _OVER else None
+            again.sent.setdefault(key, []).append(kept)
+
+    def undo(self, machine: Machine, index: int) -> None:
+        """Take back what the failed invocation gave to buffers, where it is still there."""
+        for key, entry, completed in reversed(self.collected):
+            if not machine.collection(index, key).undo(entry, completed):
+                self.told.append((key, None))
+        self.collected.clear()
+        for _, _, branch, _ in self.held:
+            machine.drop_branch(branch)
+        self.held.clear()
+
+
+#: What there is of an attempt before the first; never changed.
+_NOTHING = Again(None)
+
+#: The branch of an event of which nothing is left.
+_OVER = Group(None, ())
+_OVER.is_over = True
+
+
+def copy_lists(found: dict[int, list[T]]) -> dict[int, list[T]]:
+    """Return a copy with lists of its own, without the empty ones."""
+    return {key: list(values) for key, values in found.items() if values}
+
+
+def _events_of(entries: list[Entry] | None) -> list[Event] | None:
+    return None if entries is None else [entry.event for entry in entries]
+
+
+def _matters(branch: Group, *, is_held: bool) -> bool:
+    """Whether a step that sent an event, and begins again, could tell what became of it."""
+    if branch.track is not None and branch.track.errors:
+        return True
+    return is_held and (branch.is_cancelled or not branch.is_over)
+
+
+class Interrupted:
+    """An invocation that was under way when its run ended or a snapshot was taken."""
+
+    __slots__ = ("event", "group", "record", "step")
+
+    def __init__(self, step: Step, event: Any, group: Group | None, record: Record | None) -> None:
+        self.step = step
+        self.event = event
+        self.group = group
+        self.record = record
+
+
+def interrupted(worker: Worker) -> Interrupted:
+    """Return what a worker is at."""
+    assert worker.step is not None
+    record = worker.context._record if worker.context is not None else None
+    return Interrupted(worker.step, worker.event, worker.group, record)

@@ -1,0 +1,115 @@
+"""The context of a step in a worker process, as that process sees it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Never, final
+
+from sluicegate._branch import Branch
+from sluicegate._context import step_context
+from sluicegate._errors import WorkflowRuntimeError
+from sluicegate._loop.process_worker import PROGRESS, ask_parent
+
+
+if TYPE_CHECKING:
+    from sluicegate._context import Context
+    from sluicegate._events import Event
+    from sluicegate._loop.process_worker import Call, Channel, StepOfCall
+
+
+def make_context(channel: Channel, call: Call, step: StepOfCall) -> Context[Any]:
+    """Return the context for one call of a step."""
+    operations: Any = _ProcessOperations(channel, call.number, step.run_id)
+    again = SimpleNamespace(number=step.attempt)
+    context = step_context(operations, step, None, again)  # type: ignore[arg-type]
+    if step.has_idle_timeout:
+        context._progress = operations.note_progress
+    return context
+
+
+@final
+class _ProcessOperations:
+    """The operations of a run, as far as they reach into a worker process.
+
+    See :class:`sluicegate._context.RunOperations`.
+    """
+
+    __slots__ = ("_channel", "_number", "run_id")
+
+    is_running = True  # or this process has been ended
+
+    def __init__(self, channel: Channel, number: int, run_id: str) -> None:
+        self._channel = channel
+        self._number = number
+        self.run_id = run_id
+
+    def send(self, _context: object, event: Event, target: str | None) -> Branch:
+        ask_parent(self._channel, self._number, "send_event", event, target)
+        elsewhere: Any = _Elsewhere()
+        return Branch(elsewhere, _FarLine(), None)
+
+    def publish(self, event: Event | None) -> None:
+        if event is not None:
+            ask_parent(self._channel, self._number, "write_event_to_stream", event)
+
+    def note_progress(self) -> None:
+        if self._channel.number == self._number:
+            self._channel.send(PROGRESS, b"")
+
+    @property
+    def log(self) -> Never:
+        _refuse("ctx.stream", "`ctx.write_event_to_stream(event)`")
+
+    @property
+    def store(self) -> Never:
+        _refuse("ctx.store", "its content in a field of the event")
+
+    def collect(self, *_: object) -> Never:
+        _refuse("collect_events", "a step of the event loop that collects")
+
+    async def wait_for(self, *_: object) -> Never:  # noqa: ASYNC910 - it only refuses
+        _refuse("wait_for_event", "a step of the event loop that waits")
+
+    async def run_child(self, *_: object) -> Never:  # noqa: ASYNC910 - it only refuses
+        _refuse("run_child", "a step of the event loop that runs it")
+
+    def retry_info(self, _context: object) -> Never:
+        _refuse("retry_info", "`ctx.step.attempt`")
+
+    def deadline(self) -> Never:
+        _refuse("deadline", "a field of its event")
+
+    def snapshot(self) -> Never:
+        _refuse("to_dict", "`handler.snapshot()` in the process of the run")
+
+
+class _Elsewhere:
+    """Refuses the operations of a branch that was sent from a worker process."""
+
+    def cancel_branch(self, _group: object, _reason: str) -> Never:
+        _refuse("Branch.cancel", "a step of the event loop that sends the event")
+
+    async def wait_for_branch(self, _group: object, _step: object) -> Never:  # noqa: ASYNC910 - it only refuses
+        _refuse("Branch.wait", "a step of the event loop that sends the event")
+
+
+class _FarLine:
+    """The lineage of a branch that was sent from a worker process, of which nothing is known."""
+
+    is_held = True
+
+    @property
+    def is_over(self) -> bool:
+        _refuse("Branch.is_done", "a step of the event loop that sends the event")
+
+    @property
+    def is_cancelled(self) -> bool:
+        _refuse("Branch.is_cancelled", "a step of the event loop that sends the event")
+
+
+def _refuse(what: str, instead: str) -> Never:
+    msg = (
+        f"{what} is not there in a step that runs in a process: its context has send_event, "
+        f"write_event_to_stream and report_progress; expected {instead}"
+    )
+    raise WorkflowRuntimeError(msg)

@@ -1,0 +1,482 @@
+"""Keeping: what a run or a workflow asks for is made once, and closed when its scope ends.
+
+Each resource that has to be closed gets a task of its own, its keeper, shielded from whatever is
+cancelled around it: a native ``Task.cancel()`` of the task that owns the scope hits one that only
+waits. The keepers close one after the other, each telling the next.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, NoReturn, Self, final
+
+from sluicegate._engine.entered import (
+    Hold,
+    call,
+    ended_early,
+    has_to_be_entered,
+    tell_failure,
+)
+from sluicegate._errors import WorkflowRuntimeError
+from sluicegate._exceptions import (
+    add_note,
+    cancelled_for_nothing,
+    is_a,
+    is_cancellation,
+    note_once,
+    raise_first,
+    short,
+    single,
+    without_cancelled,
+)
+from sluicegate._loop import current_backend, enable_ki_protection
+from sluicegate._loop.cleanup import current_cleanup
+from sluicegate._loop.run_in_context import let_interrupts_in, run_in_context
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+    from contextlib import AbstractAsyncContextManager
+    from contextvars import Context as ContextVars
+
+    from sluicegate._definition.resources import ResourcePlan
+    from sluicegate._loop import Backend, Nursery, Waiter
+
+
+class _Entry:
+    """A resource in its scope, from the moment it is first asked for."""
+
+    __slots__ = (
+        "error",
+        "has_value",
+        "hold",
+        "is_over",
+        "is_to_close",
+        "keeper",
+        "of_block",
+        "opening",
+        "plan",
+        "value",
+        "waiters",
+    )
+
+    def __init__(self, backend: Backend, plan: ResourcePlan, *, of_block: bool) -> None:
+        self.plan = plan
+        self.hold = Hold(backend, plan)
+        #: Whether the scope was entered when it was asked for, so that it goes with the block.
+        self.of_block = of_block
+        #: The keeper's shield; cancelled, if the scope ends while the resource is being opened.
+        self.opening: Any = backend.cancel_scope(shield=True)
+        self.keeper: Waiter = backend.waiter()
+        self.is_to_close = False
+        #: Whether it is made, or will not be; in the end there is a value, an error, or neither.
+        self.is_over = False
+        self.has_value = False
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.waiters: list[Waiter] = []
+
+    async def wait(self, backend: Backend) -> None:
+        """Wait until it is over. A checkpoint; cancelled, it leaves nothing behind."""
+        waiter = backend.waiter()
+        self.waiters.append(waiter)
+        try:
+            while not self.is_over:
+                await waiter.wait()
+        finally:
+            self.waiters.remove(waiter)
+
+    def succeed(self, value: Any) -> None:
+        self.value = value
+        self.has_value = True
+        self.end()
+
+    def fail(self, error: BaseException) -> None:
+        self.error = error
+        self.end()
+
+    def end(self) -> None:
+        self.is_over = True
+        for waiter in self.waiters:
+            waiter.wake()
+
+    def close(self) -> None:
+        self.is_to_close = True
+        self.keeper.wake()
+
+
+@final
+class ResourceScope:
+    """The resources of a run or of a workflow; an async context manager around what uses them.
+
+    Entering it is no checkpoint. Leaving it is one if there is anything to close: it cancels
+    what is still being opened and waits for its clean-up, then closes what is open, in the reverse
+    order of its opening, one after the other, shielded from any cancellation, each within its
+    grace. Managers get the exception that the block is left by, or :attr:`ended_by`; they cannot
+    swallow it. Cancelled meanwhile, also natively, it still waits for all of this.
+
+    Not entered, or left, the scope of a workflow still makes and keeps what needs no closing.
+    It may be entered again; and it may be used from any number of tasks of one event loop.
+
+    Args:
+        scope: ``"run"`` or ``"workflow"``.
+        outer: For a run, the scope of its workflow.
+        context: For a run, what a factory gets that asks for the context.
+        variables: The context variables that factories see; by default those at entering.
+        on_failure: Called at once, in the event loop, with each failure that no :meth:`get`
+            can raise: a resource that ends by itself, or that fails to close. Without it the first
+            such failure cancels the block, and is raised when it is left.
+
+    Raises:
+        BaseException: On leaving: the exception of the block; or else a cancellation from
+            outside that came meanwhile. Without ``on_failure``: the first failure, in place of a
+            cancellation, or as a note on another exception of the block, as all others are.
+
+    Attributes:
+        ended_by: The failure that ended what the scope is for, where it does not leave the
+            block as an exception; set by the owner before leaving.
+    """
+
+    __slots__ = (
+        "_backend",
+        "_building",
+        "_context",
+        "_ended_by",
+        "_entries",
+        "_failures",
+        "_is_closing",
+        "_is_over",
+        "_leaver",
+        "_loop",
+        "_manager",
+        "_nursery",
+        "_on_failure",
+        "_opened",
+        "_own_variables",
+        "_task",
+        "_variables",
+        "ended_by",
+        "outer",
+        "scope",
+    )
+
+    def __init__(
+        self,
+        scope: str,
+        *,
+        outer: ResourceScope | None = None,
+        context: object = None,
+        variables: ContextVars | None = None,
+        on_failure: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self.scope = scope
+        self.outer = outer
+        self.ended_by: BaseException | None = None
+        self._context = context
+        self._own_variables = variables
+        self._variables: ContextVars | None = None
+        self._on_failure = on_failure
+        self._backend: Backend | None = None
+        self._manager: AbstractAsyncContextManager[Nursery] | None = None
+        self._nursery: Nursery | None = None
+        self._entries: dict[Hashable, _Entry] = {}
+        self._building: set[_Entry] = set()
+        #: What has to be closed, in the order in which it was opened.
+        self._opened: list[_Entry] = []
+        self._failures: list[BaseException] = []
+        self._ended_by: BaseException | None = None
+        self._is_closing = False
+        self._is_over = False
+        #: The task that has entered the block, its event loop, and what waits in another task.
+        self._task: Any = None
+        self._loop: Any = None
+        self._leaver: Waiter | None = None
+
+    # -- asking ------------------------------------------------------------------------------
+
+    @enable_ki_protection
+    async def get(self, plan: ResourcePlan) -> Any:
+        """Return a resource, made by the first who asks for it.
+
+        A checkpoint if it has to be made or is being made. Cancelled, it leaves the making
+        alone; where the scope is not entered, the next one who waits makes it then.
+
+        Raises:
+            BaseException: What the factory or the context manager raises, the same object to all
+                who wait. The next to ask has it tried again.
+            WorkflowRuntimeError: The scope has ended; or it is not entered, and the resource has
+                to be closed.
+        """
+        if plan.scope != self.scope:
+            assert self.outer is not None, f"no scope for {plan.name}"
+            return await self.outer.get(plan)
+        while True:  # noqa: ASYNC913 - it waits, or makes it, or is done
+            entry = self._entries.get(plan.key)
+            if entry is None:
+                # Each of these is safe in itself, so whoever asks may wait for them.
+                arguments = {name: await self.get(needed) for name, needed in plan.needs}
+                if plan.key in self._entries:
+                    continue
+                entry = await self._make(plan, arguments)
+            if not entry.is_over:
+                await entry.wait(self._backend or current_backend())
+            if entry.has_value:
+                return entry.value
+            if entry.error is not None:
+                self._forget(entry)
+                try:
+                    raise entry.error
+                finally:
+                    del entry, plan  # or this frame and its exception form a circle
+
+    async def _make(self, plan: ResourcePlan, arguments: dict[str, Any]) -> _Entry:
+        """Make a resource that needs no time here and now; have others made by a keeper."""
+        self._check_open(plan)
+        backend = self._backend or current_backend()
+        if plan.context_as is not None:
+            arguments[plan.context_as] = self._context
+        variables = self._fresh_variables()
+        try:
+            made = variables.run(call, plan.make, arguments)
+        except Exception as error:
+            add_note(error, f"while the resource {plan.name} was made")
+            raise
+        nursery = self._nursery
+        entry = _Entry(backend, plan, of_block=nursery is not None)
+        self._entries[plan.key] = entry
+        if not (inspect.iscoroutine(made) or has_to_be_entered(plan, made)):
+            entry.succeed(made)
+        elif nursery is not None:
+            self._building.add(entry)
+            variables.run(self._start_keeper, nursery, backend, entry, made)
+        else:
+            await self._make_without_keeper(entry, made, variables)
+        return entry
+
+    def _start_keeper(self, nursery: Nursery, backend: Backend, entry: _Entry, made: Any) -> None:
+        nursery.start_soon(self._keep, backend, entry, made, name=f"resource {entry.plan.name}")
+
+    async def _make_without_keeper(self, entry: _Entry, made: Any, variables: ContextVars) -> None:
+        plan = entry.plan
+        try:
+            if inspect.iscoroutine(made):
+                try:
+                    let_interrupts_in(made.cr_code)
+                    made = await run_in_context(made, variables)
+                except Exception as error:
+                    add_note(error, f"while the resource {plan.name} was made")
+                    raise
+            if has_to_be_entered(plan, made):
+                raise WorkflowRuntimeError(self._not_entered(plan))  # noqa: TRY301 - as the rest
+            entry.succeed(made)
+        except Exception as error:
+            entry.error = error
+            raise
+        finally:
+            if (
+                not entry.has_value
+            ):  # who waits gets the error, or, after a cancellation, tries again
+                self._forget(entry)
+                entry.end()
+
+    def _check_open(self, plan: ResourcePlan) -> None:
+        if self._is_closing or self._is_over:
+            raise WorkflowRuntimeError(self._has_ended(plan))
+
+    def _has_ended(self, plan: ResourcePlan) -> str:
+        return (
+            f"the {self.scope}'s scope has ended, and {plan.name} belongs to it; expected it to be "
+            "asked for earlier, by a step that the scope waits for"
+        )
+
+    def _not_entered(self, plan: ResourcePlan) -> str:
+        block = "`async with workflow:`" if self.scope == "workflow" else "`async with` the scope"
+        return (
+            f"the resource {plan.name} is of the {self.scope}'s scope and has to be closed; "
+            f"expected {block} around its runs"
+        )
+
+    def _fresh_variables(self) -> ContextVars:
+        variables = (self._variables or copy_context()).copy()
+        # What the resource opens is not the step's that happened to ask first.
+        variables.run(current_cleanup.set, None)
+        return variables
+
+    def _forget(self, entry: _Entry) -> None:
+        if self._entries.get(entry.plan.key) is entry:
+            del self._entries[entry.plan.key]
+
+    # -- keeping -----------------------------------------------------------------------------
+
+    @enable_ki_protection
+    async def _keep(self, backend: Backend, entry: _Entry, made: Any) -> None:
+        """Open a resource, hold it and close it: the life of a keeper. Raises nothing."""
+        task = backend.current_task()
+        with entry.opening:
+            try:
+                value = await entry.hold.open(made)
+            except BaseException as error:  # noqa: ASYNC103 - for whoever waits
+                if is_a(error, GeneratorExit) and not backend.is_in_task(task):
+                    raise  # the coroutine is being closed
+                self._fail_to_open(backend, entry, error)
+            else:
+                del made
+                if self._is_closing:  # too late, for all that it took no notice of it
+                    self._refuse(entry)
+                else:
+                    self._building.discard(entry)
+                    if entry.hold.has_to_be_closed:
+                        self._opened.append(entry)
+                    entry.succeed(value)
+                del value
+                if entry.hold.has_to_be_closed:
+                    await self._hold(backend, entry)
+        self._building.discard(entry)
+        self._close_next()
+        if self._leaver is not None:
+            self._leaver.wake()
+
+    def _fail_to_open(self, backend: Backend, entry: _Entry, error: BaseException) -> None:
+        plan = entry.plan
+        if not is_cancellation(error, backend.Cancelled):
+            error = without_cancelled(error, backend.Cancelled)
+            add_note(error, f"while the resource {plan.name} was made")
+        elif self._is_closing:
+            self._refuse(entry)
+            return
+        else:
+            error = _cancelled(plan, error)
+        entry.fail(error)  # and is kept until somebody has seen it
+
+    def _refuse(self, entry: _Entry) -> None:
+        self._forget(entry)
+        entry.is_to_close = True
+        entry.fail(WorkflowRuntimeError(self._has_ended(entry.plan)))
+
+    async def _hold(self, backend: Backend, entry: _Entry) -> None:
+        """Wait for the end of the scope, or of the resource itself; then close it."""
+        plan = entry.plan
+        interruption: BaseException | None = None
+        try:
+            while not entry.is_to_close:
+                await entry.keeper.wait()
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - for the manager, which is left
+            interruption = error
+        was_asked = entry.is_to_close
+        failure = await entry.hold.close(
+            self._ended_by if interruption is None else interruption,
+            is_own=interruption is not None,
+        )
+        if failure is not None and is_cancellation(failure, backend.Cancelled):
+            failure = _cancelled(plan, failure)
+        elif failure is not None:
+            failure = without_cancelled(failure, backend.Cancelled)
+        elif not was_asked and interruption is not None:
+            failure = ended_early(plan, interruption)
+        self._forget(entry)
+        if entry in self._opened:
+            self._opened.remove(entry)
+        if failure is not None:
+            self._take_failure(backend, failure)
+
+    def _take_failure(self, backend: Backend, failure: BaseException) -> None:
+        """Tell of a failure that nobody waits for."""
+        ended_by = self._ended_by
+        if self._is_closing and (ended_by is None or is_cancellation(ended_by, backend.Cancelled)):
+            self._ended_by = failure  # for those around it, as in nested blocks
+        if self._on_failure is not None:
+            self._on_failure(failure)
+            return
+        self._failures.append(failure)
+        if self._nursery is not None and not self._is_closing:
+            backend.cancel(self._nursery.cancel_scope, "a resource has failed")
+
+    # -- the block ---------------------------------------------------------------------------
+
+    @enable_ki_protection
+    async def __aenter__(self) -> Self:
+        if self._manager is not None or self._is_over:
+            been = "has ended" if self._is_over else "is entered already"
+            msg = f"the {self.scope}'s scope {been}; expected one `async with` at a time around it"
+            raise WorkflowRuntimeError(msg)
+        self._backend = current_backend()
+        self._variables = self._own_variables or copy_context()
+        self._manager = self._backend.open_nursery()
+        self._nursery = await self._manager.__aenter__()
+        self._task = self._backend.current_task()
+        self._loop = self._backend.current_loop()
+        return self
+
+    @enable_ki_protection
+    async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        assert self._backend is not None
+        assert self._manager is not None
+        backend, manager = self._backend, self._manager
+        if backend is not current_backend() or backend.current_loop() is not self._loop:
+            raise WorkflowRuntimeError(self._left_elsewhere("event loop"))
+        is_elsewhere = self._task is not backend.current_task()
+        self._is_closing = True
+        self._ended_by = error if self.ended_by is None else self.ended_by
+        waits = bool(self._building or self._opened)
+        for entry in self._building:
+            backend.cancel(entry.opening, f"the {self.scope}'s scope has ended")
+        self._close_next()
+        if is_elsewhere:
+            await self._leave_elsewhere(backend)  # noqa: ASYNC102 - it shields itself
+        raised: BaseException | None = None
+        try:
+            # It gets no exception, so that it has none to wrap.
+            await manager.__aexit__(None, None, None)  # noqa: ASYNC102 - as a nursery's own
+        except BaseException as left:  # noqa: ASYNC103, BLE001 - raised below, if it comes first
+            raised = single(left, backend.Cancelled)
+        failures = self._end(backend)
+        if waits and error is None and raised is None and not failures:
+            # Trio's nursery keeps to itself what came while it waited.
+            await backend.checkpoint_if_cancelled()  # noqa: ASYNC102 - all is closed
+        raise_first(failures, error, raised, backend.Cancelled, tell_failure)
+
+    async def _leave_elsewhere(self, backend: Backend) -> NoReturn:
+        """Wait until all is closed, and raise: the nursery can be left in its own task only."""
+        self._leaver = backend.waiter()
+        while self._building or self._opened:
+            try:
+                with backend.cancel_scope(shield=True):
+                    await self._leaver.wait()
+            except backend.Cancelled:  # noqa: ASYNC103 - natively; an error is raised below
+                continue  # noqa: ASYNC104
+        self._leaver = None
+        failures = self._end(backend)
+        error = WorkflowRuntimeError(self._left_elsewhere("task"))
+        for failure in failures:
+            note_once(error, f"and a resource failed: {short(failure)}")
+        raise error from (failures[0] if failures else None)
+
+    def _left_elsewhere(self, what: str) -> str:
+        return (
+            f"the {self.scope}'s scope was entered in one {what} and left in another; expected both "
+            f"in one: `async with {self.scope}:` around its runs"
+        )
+
+    def _close_next(self) -> None:
+        """Once all that was being opened has ended: have what was opened last closed."""
+        if self._is_closing and not self._building and self._opened:
+            self._opened[-1].close()
+
+    def _end(self, backend: Backend) -> list[BaseException]:
+        for entry in [entry for entry in self._entries.values() if entry.of_block]:
+            self._forget(entry)
+            if entry.error is not None and not entry.waiters:
+                self._take_failure(backend, entry.error)  # nobody has seen it
+        self._is_closing = False
+        self._is_over = self.scope == "run"
+        self._manager = self._nursery = self._variables = self._ended_by = self.ended_by = None
+        self._backend = self._task = self._loop = None
+        failures, self._failures = self._failures, []
+        return failures
+
+
+def _cancelled(plan: ResourcePlan, cause: BaseException) -> WorkflowRuntimeError:
+    return cancelled_for_nothing(f"the resource {plan.name}", "nothing around it was", cause)

@@ -1,0 +1,354 @@
+"""Snapshots: the books of a run as plain JSON data."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from math import inf
+from typing import TYPE_CHECKING, Any, cast
+
+from sluicegate._data.builtins import SnapshotError
+from sluicegate._engine.journal import Again, Interrupted, copy_lists, interrupted
+from sluicegate._engine.lineage import meeting_point
+from sluicegate._state.drafts import DictState
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from sluicegate._data.codec import Codec
+    from sluicegate._definition.graph import Graph
+    from sluicegate._definition.steps import Step
+    from sluicegate._engine.grouping import Station
+    from sluicegate._engine.joins import Slots
+    from sluicegate._engine.journal import KeyOf
+    from sluicegate._engine.lineage import Group
+    from sluicegate._engine.machine import Machine
+    from sluicegate._engine.runner import Runner
+    from sluicegate._engine.waits import Wait
+    from sluicegate._events import Event
+    from sluicegate._state.store import StateStore
+
+
+#: The version of the format; older ones are read, newer ones are refused.
+FORMAT = 2
+
+
+def take_snapshot(run: Runner) -> dict[str, Any]:
+    """Read a run off its books; see :meth:`sluicegate.WorkflowHandler.snapshot`.
+
+    Raises:
+        SnapshotError: Something cannot be kept; the message names its path.
+    """
+    codec = run.graph.codec(run.options.classes)
+    data: dict[str, Any] = {
+        **head(run.graph),
+        "run_id": run.run_id,
+        "status": run.outcome.status or ("idle" if run.is_idle else "running"),
+        "elapsed": run.time_taken(),
+        "sequence": run.log.next - 1,
+        "state": None,
+    }
+    if run._store is not None:
+        data["state"] = _encode_state(codec, run._store)
+    if run.outcome.status == "completed":
+        return data
+    if run._early:
+        data["arrived"] = [
+            [codec.encode(event, "an event that came early"), target, question]
+            for event, target, question in run._early
+        ]
+    if run.keys:
+        data["ids"] = {key: list(known) for key, known in run.keys.items()}
+    if run._start_event is not None:
+        data["start"] = codec.encode(run._start_event, "the start event")
+    elif run.resumed is not None:
+        data["run"] = run.resumed.data
+    else:
+        _, machine = run.live()
+        working = [interrupted(worker) for worker in run._workers if worker.step is not None]
+        working = [*(run.interrupted or ()), *working]
+        writer = _Writer(codec, machine, run, has_unwound=bool(run.outcome.status))
+        writer.note_working(working)
+        books = writer.write()
+        data["run"] = {"retried": run._retried, **books}
+    return data
+
+
+def state_alone(graph: Graph, classes: tuple[type, ...], store: StateStore[Any]) -> dict[str, Any]:
+    """Return a snapshot of a state that no run has used yet."""
+    state = _encode_state(graph.codec(classes), store)
+    return {**head(graph), "status": "unstarted", "state": state}
+
+
+def _encode_state(codec: Codec, store: StateStore[Any]) -> Any:
+    state = store.snapshot_state()
+    return codec.encode(state.to_dict() if isinstance(state, DictState) else state, "the state")
+
+
+def head(graph: Graph) -> dict[str, Any]:
+    """Return what says of which workflow a snapshot is."""
+    return {"sluicegate": FORMAT, "workflow": graph.name, "shape": shape_of(graph)}
+
+
+def shape_of(graph: Graph) -> dict[str, Any]:
+    """Return the steps of a workflow, as far as a snapshot depends on them."""
+    return {step.name: _shape_of_step(step) for step in graph.steps}
+
+
+def _shape_of_step(step: Step) -> dict[str, Any]:
+    return {
+        "takes": [kind.__name__ for kind in step.accepts],
+        "as": step.takes,
+        "first": step.take,
+        "makes": sorted(kind.__name__ for kind in step.returns),
+        "fans out": sorted(kind.__name__ for kind in step.fans_out),
+    }
+
+
+class _Writer:
+    """Turns the books of one run into plain data."""
+
+    def __init__(self, codec: Codec, machine: Machine, run: Runner, *, has_unwound: bool) -> None:
+        self._codec = codec
+        self._machine = machine
+        self._run = run
+        self._now = run.now()
+        self._has_unwound = has_unwound
+        #: What the steps are at, by step. Those of cancelled branches do not begin again.
+        self._working: dict[int, list[tuple[Interrupted, Again]]] = {}
+        #: The deliveries that wait, by step.
+        self._waiting: dict[int, list[tuple[Any, Group | None]]] = {}
+        #: The branches that a step gets back when it begins again.
+        self._held: set[Group] = set()
+        #: The groups of cancelled deliveries, which are counted until they have unwound.
+        self._unwinding: list[Group] = []
+        #: The groups met so far, each with its number.
+        self._numbers: dict[Group, int] = {}
+        self._groups: list[dict[str, Any]] = []
+
+    def note_working(self, working: Iterable[Interrupted]) -> None:
+        """Take note of the invocations that are under way, and are to begin again."""
+        #: Answers that have come and were not taken yet, by the record of who waits.
+        answers: dict[int, list[Wait]] = {}
+        for wait, context in self._machine.answered.items():
+            assert wait.event is not None
+            answers.setdefault(id(cast("Any", context)._record), []).append(wait)
+        timed: dict[int, list[Wait]] = {}
+        for wait, context in self._machine.waits.items():
+            if wait.due != inf:
+                timed.setdefault(id(cast("Any", context)._record), []).append(wait)
+        key_of = self._codec.content_key
+        for item in working:
+            if item.group is None or not item.group.is_cancelled:
+                again = _again_of(item, key_of, has_unwound=self._has_unwound)
+                for wait in answers.get(id(item.record), ()):
+                    assert wait.event is not None
+                    again.received.setdefault(wait.content_key(key_of), []).append(wait.event)
+                for wait in timed.get(id(item.record), ()):
+                    left = max(wait.due - self._now, 0.0)
+                    again.left.setdefault(wait.content_key(key_of), []).append(left)
+                self._hold(again)
+                self._working.setdefault(item.step.index, []).append((item, again))
+            else:
+                self._unwinding.append(item.group)
+
+    def _hold(self, again: Again) -> None:
+        branches = (branch for same in again.sent.values() for branch in same)
+        self._held.update(branch for branch in branches if branch and not branch.is_over)
+
+    def write(self) -> dict[str, Any]:
+        machine = self._machine
+        for kind in {wait.kind for wait in machine.waits}:
+            self._codec.require(kind)  # or only the snapshot after the answer would tell
+        for station in machine.stations:  # before any group is written
+            waiting = self._waiting[station.index] = list(_waiting(station))
+            for event, group in (*waiting, *(station.delayed or {}).items()):
+                if type(event) is Again:
+                    self._hold(event)
+                if group is not None and group.is_cancelled:
+                    self._unwinding.append(group)
+        steps = {s.step.name: self._station(s) for s in machine.stations}
+        for cancelled in self._unwinding:
+            # The fan-out around it may have nothing else left, and is not to be forgotten.
+            around: Group | None = cancelled
+            while around is not None and around.is_cancelled:
+                around = around.parent
+            self._group(around)
+        return {
+            "questions": [self._question(*found) for found in self._open_questions()],
+            "has_asked": machine.has_asked,
+            "early": self._events(machine.early, "an early answer"),
+            "steps": {name: data for name, data in steps.items() if data},
+            "groups": self._groups,
+        }
+
+    def _open_questions(self) -> list[tuple[int, Event | None, float, type[Event] | None, int]]:
+        """Return the open questions: number, event, when, and what the wait is for, if one is."""
+        machine = self._machine
+        found = [
+            (asked.number, asked.event, asked.since, asked.kind, asked.key)
+            for asked in machine.open_questions
+            if asked.answer is None
+        ]
+        found += [
+            (wait.number, wait.shown, wait.since, wait.kind, self._run.content_of(wait))
+            for wait in (*machine.waits, *machine.unended)
+            if wait.is_outside or wait.asks
+        ]
+        return sorted(found, key=lambda question: question[0])
+
+    def _question(
+        self, number: int, event: Event | None, since: float, kind: type[Event] | None, key: int
+    ) -> dict[str, Any]:
+        data: dict[str, Any] = {"number": number, "age": max(self._now - since, 0.0)}
+        if event is not None:
+            with suppress(SnapshotError):  # the step that asks it again has it
+                data["event"] = self._codec.encode(event, "a question")
+        if kind is not None:
+            data |= {"kind": kind.__name__, "key": f"{key:016x}"}
+        return data
+
+    def _events(self, events: Iterable[Event], path: str) -> list[Any]:
+        encode = self._codec.encode
+        return [encode(event, path) for event in events]
+
+    def _group(self, group: Group | None) -> int:
+        """Return the number of a group, 0 for none; it is written when it is first met."""
+        while group is not None and not (
+            group.joins or group.recoveries is not None or group in self._held
+        ):
+            group = group.parent
+        if group is None:
+            return 0
+        number = self._numbers.get(group)
+        if number is None:
+            parent = self._group(group.parent)
+            steps = self._machine.graph.steps
+            data: dict[str, Any] = {"parent": parent}
+            if group.joins:
+                data["joins"] = {
+                    steps[join].name: None if events is None else self._events(events, "a join")
+                    for join, events in group.collected.items()
+                }
+            if group in self._held:
+                data["held"] = True
+            if group.recoveries is not None:
+                data["recoveries"] = {steps[h].name: n for h, n in group.recoveries.items()}
+            self._groups.append(data)
+            number = self._numbers[group] = len(self._groups)
+            slots = {steps[i].name: self._slots(s) for i, s in (group.slots or {}).items()}
+            if any(slots.values()):
+                data["slots"] = slots
+        return number
+
+    def _slots(self, slots: Slots) -> list[list[Any]]:
+        return [
+            [
+                [
+                    self._codec.encode(event, "an event in a join"),
+                    self._group(meeting_point([group])),
+                ]
+                for event, group in queue
+            ]
+            for queue in slots.queues
+        ]
+
+    def _station(self, station: Station) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        deliveries = [
+            self._again(again, item.group) for item, again in self._working.get(station.index, ())
+        ]
+        deliveries += [
+            self._delivery(event, group)
+            for event, group in self._waiting[station.index]
+            if group is None or not group.is_cancelled
+        ]
+        for again, group in (station.delayed or {}).items():
+            if group is None or not group.is_cancelled:
+                deliveries.append(self._again(again, group, due=max(again.due - self._now, 0.0)))
+        if deliveries:
+            data["deliveries"] = deliveries
+        for name, slots in (("slots", station.slots), ("unmatched", station.unmatched)):
+            if slots is not None and any(slots.queues):
+                data[name] = self._slots(slots)
+        for key, found in (station.collections or {}).items():
+            events = self._events(found.events(), "a collected event")
+            if events:
+                names = [kind.__name__ for kind in found.expected]
+                kept = data.setdefault("collections", {})
+                kept[key] = {"expected": names, "events": events}
+        return data
+
+    def _payload(self, event: Any) -> Any:
+        if isinstance(event, list | tuple):
+            return self._events(cast("Iterable[Event]", event), "an event in a join")
+        return self._codec.encode(event, "an event")
+
+    def _delivery(self, event: Any, group: Group | None) -> Any:
+        if type(event) is Again:
+            return self._again(event, group)
+        return [self._payload(event), 0 if group is None else self._group(group)]
+
+    def _again(self, again: Again, group: Group | None, due: float | None = None) -> dict[str, Any]:
+        data: dict[str, Any] = {"event": self._payload(again.event), "group": self._group(group)}
+        if due is not None:
+            data["due"] = due
+        if again.seed:
+            data["seed"] = again.seed
+        if again.attempts is not None:
+            data["attempts"] = again.attempts.encode(self._now)
+        if again.received:
+            data["received"] = {
+                f"{key:016x}": self._events(events, "an answer that a step has received")
+                for key, events in again.received.items()
+            }
+        if again.left:
+            data["left"] = {f"{key:016x}": seconds for key, seconds in again.left.items()}
+        if again.sent:
+            data["sent"] = {
+                f"{key:016x}": [self._branch(branch) for branch in branches]
+                for key, branches in again.sent.items()
+            }
+        if again.collected:
+            data["collected"] = [
+                [key, None if events is None else self._events(events, "a collected event")]
+                for key, events in again.collected
+            ]
+        return data
+
+    def _branch(self, branch: Group | None) -> int | str | None:
+        """Return its number, why it was cancelled, or None where nothing of it is left."""
+        if branch is None:
+            return None
+        if branch.track is not None and branch.track.reason is not None:
+            return branch.track.reason
+        return None if branch.is_over else self._group(branch)
+
+
+def _again_of(item: Interrupted, key_of: KeyOf, *, has_unwound: bool) -> Again:
+    """Return the delivery that an invocation which is under way begins again with."""
+    known = item.event if type(item.event) is Again else None
+    again = Again(item.event if known is None else known.event)
+    if known is not None:
+        again.attempts, again.seed = known.attempts, known.seed
+        again.received = copy_lists(known.received)
+        again.left = copy_lists(known.left)
+        again.collected = known.collected
+        again.sent = known.sent
+    if item.record is not None:
+        # What is sent only if the attempt succeeds is not out.
+        with_sends = not item.step.holds_sends
+        item.record.copy_to(again, key_of, with_sends=with_sends, has_unwound=has_unwound)
+    return again
+
+
+def _waiting(station: Station) -> Iterator[tuple[Any, Group | None]]:
+    """Yield what waits at a step, and leave it there."""
+    ready = station.ready or ()
+    yield from ready
+    if station.inbox is not None:
+        inbox = station.inbox
+        waiting = [inbox.take() for _ in range(station.in_inbox)]
+        for delivery in waiting:
+            inbox.put(delivery)
+        yield from waiting

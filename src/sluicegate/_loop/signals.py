@@ -1,0 +1,242 @@
+"""Signals that end a program: the first unwinds it, the second tells what is left, the third ends it.
+
+What is installed here is installed only where the disposition was the default one, in the main
+thread, and for the time of one event loop. So a program under ``nohup`` goes on ignoring SIGHUP,
+and one that handles a signal itself goes on handling it.
+
+Trio's own handler raises KeyboardInterrupt in whatever the main task awaits, through its shields;
+asyncio's cancels the main task, and at the second Ctrl-C leaves the clean-up where it is. Here a
+signal cancels a scope around everything, which knows of shields on either backend.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar, final
+
+from sluicegate._exceptions import URGENT
+from sluicegate._loop import (
+    backend_named,
+    current_backend,
+    currently_ki_protected,
+    disable_ki_protection,
+)
+
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from types import FrameType
+
+    from sluicegate._loop import Backend
+
+
+T = TypeVar("T")
+
+#: How often a signal of one kind is taken before the process ends.
+_LAST = 3
+
+
+@final
+class Signals:
+    """Runs one event loop, with SIGINT, SIGTERM and SIGHUP as a cancellation of all that it runs.
+
+    Attributes:
+        received: The first signal that came, or None.
+    """
+
+    __slots__ = (
+        "_backend",
+        "_call_soon",
+        "_counts",
+        "_has_turned",
+        "_loop",
+        "_main",
+        "_previous",
+        "_scope",
+        "received",
+    )
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._counts: dict[int, int] = {}
+        self._previous: dict[int, Any] = {}
+        self._backend: Backend | None = None
+        self._call_soon: Callable[[Callable[[], object]], object] | None = None
+        self._has_turned = False
+        self._loop: Any = None
+        self._main: Any = None
+        self._scope: Any = None
+
+    def run(
+        self,
+        function: Callable[[], Awaitable[T]],
+        backend: str,
+        options: dict[str, Any],
+        *,
+        name: str | None = None,
+    ) -> T:
+        """Run an async function in a new event loop.
+
+        Args:
+            function: The async function; it is called without arguments.
+            backend: ``"trio"`` or ``"asyncio"``.
+            options: Keyword arguments for ``trio.run``, or the ``backend_options`` of ``anyio.run``.
+            name: The name of its task.
+
+        Returns:
+            What the function returns.
+
+        Raises:
+            KeyboardInterrupt: SIGINT came, and everything has unwound.
+            SystemExit: SIGTERM or SIGHUP came, and everything has unwound: ``128 + n``.
+            BaseException: What the function raises.
+        """
+
+        @disable_ki_protection  # what it awaits is the user's code
+        async def main() -> list[T]:
+            this = self._backend = current_backend()
+            self._loop = this.current_loop()
+            self._main = this.current_task()
+            if name is not None:
+                this.rename_task(self._main, name)
+            with this.cancel_scope() as self._scope:
+                self._call_soon = this.caller_into(self._loop)
+                if self.received is not None:
+                    self._cancel()
+                return [await function()]  # noqa: ASYNC910 - nothing, if it was cancelled
+            return []
+
+        with self:
+            try:
+                result: list[T] = backend_named(backend).run_in_new_loop(main, options)
+            except BaseException as error:
+                if self.received is None or issubclass(type(error), URGENT):
+                    raise
+                if self.received != signal.SIGINT:  # SystemExit shows nothing of it
+                    sys.excepthook(type(error), error, error.__traceback__)
+                raise self._exception(self.received) from error  # noqa: ASYNC104 - its cause
+            finally:
+                self._call_soon = self._scope = self._loop = self._main = None
+        if self.received is not None:
+            raise self._exception(self.received)
+        return result[0]
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        for name, default in (
+            ("SIGINT", signal.default_int_handler),
+            ("SIGTERM", signal.SIG_DFL),
+            ("SIGHUP", signal.SIG_DFL),
+        ):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is default:
+                with suppress(ValueError):  # a subinterpreter may install none
+                    self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, previous in self._previous.items():
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, previous)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        count = self._counts[number] = self._counts.get(number, 0) + 1
+        if count >= _LAST:
+            _end_process(number)
+        is_stuck = self._call_soon is not None and not self._has_turned
+        if self.received is None:
+            self.received = number
+            if self._call_soon is not None:
+                with suppress(RuntimeError):  # the event loop is over
+                    self._call_soon(self._cancel)
+        elif count > 1 and is_stuck and not currently_ki_protected():
+            raise self._exception(number)  # in the step that holds the event loop
+        elif count > 1:
+            _write(self._report(number, frame))
+
+    def _cancel(self) -> None:
+        """Cancel everything; called in the event loop."""
+        self._has_turned = True
+        if self._scope is not None and self._backend is not None and self.received is not None:
+            self._backend.cancel(self._scope, f"{_name(self.received)} was received")
+
+    @staticmethod
+    def _exception(number: int) -> BaseException:
+        return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+
+    def _report(self, number: int, frame: FrameType | None) -> str:
+        tasks: list[tuple[str, Any]] = []
+        if self._backend is not None and self._main is not None:
+            tasks = self._backend.living_tasks(self._loop, self._main)
+        lines = [f"sluicegate: {_name(number)} again; still cleaning up:"]
+        lines += [f"    {name}{_place(coroutine, frame)}" for name, coroutine in tasks]
+        lines.append(f"a third {_name(number)} ends the process without it")
+        return "".join(f"{line}\n" for line in lines)
+
+
+def _name(number: int) -> str:
+    return signal.Signals(number).name
+
+
+def _end_process(number: int) -> None:
+    """End the process as the signal would have it."""
+    if os.getpid() != 1:  # the kernel keeps such signals from the first process of a namespace
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+    os._exit(128 + number)
+
+
+def _write(text: str) -> None:
+    """Write to standard error, past its buffer, which the signal may have interrupted."""
+    data = text.encode(errors="replace")
+    try:
+        descriptor = sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):
+        return
+    with suppress(OSError):
+        os.write(descriptor, data)
+
+
+_OTHERS = ("sluicegate", "trio", "anyio", "asyncio", "outcome")
+
+
+def _place(coroutine: Any, interrupted: FrameType | None) -> str:
+    """Say which line of the user's code a coroutine is at; the one that runs was interrupted."""
+    folders = tuple(
+        str(Path(module.__file__).parent)
+        for module in map(sys.modules.get, _OTHERS)
+        if module is not None and module.__file__ is not None
+    )
+    frames: list[FrameType] = []
+    if getattr(coroutine, "cr_running", False):
+        while interrupted is not None:
+            frames.insert(0, interrupted)
+            interrupted = interrupted.f_back
+    else:
+        frames += _frames(coroutine)
+    for frame in reversed(frames):
+        file = frame.f_code.co_filename
+        if not file.startswith(folders):
+            return f", at {Path(file).name}:{frame.f_lineno} in {frame.f_code.co_name}"
+    return ""
+
+
+def _frames(coroutine: Any) -> Iterator[FrameType]:
+    """Yield the frames of a coroutine that is suspended, the outermost first."""
+    while coroutine is not None:
+        frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
+        if frame is None:
+            return
+        yield frame
+        inner = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
+        if type(inner).__name__ == "coroutine_wrapper":  # what coroutine.__await__() gives
+            inner = next(iter(gc.get_referents(inner)), None)
+        # run_in_context() drives a step itself, and so awaits nothing.
+        coroutine = inner if inner is not None else frame.f_locals.get("coroutine")

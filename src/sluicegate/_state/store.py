@@ -1,0 +1,352 @@
+"""The state of a run: one committed state, read by anybody, changed by one writer at a time.
+
+A write puts the next state in the old one's place: an error undoes it by doing nothing, and who
+holds an older state keeps it as it was.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections import deque
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from sluicegate._errors import WorkflowRuntimeError, brief
+from sluicegate._loop import Backend, Waiter, current_backend, enable_ki_protection
+from sluicegate._state.drafts import (
+    _MISSING,
+    DictState,
+    _detached,
+    _frozen,
+    _listed,
+    _look,
+    _lost,
+    _make,
+    _put_memo,
+    _replaced,
+    _shape_of,
+    split_path,
+)
+
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    StateT = TypeVarWithDefault("StateT", default=Any)
+else:
+    StateT = TypeVar("StateT")
+
+
+#: Seconds for which a loop of store calls may keep the event loop to itself (P3 allows 1 ms).
+TURN = 0.0005
+
+
+class StateStore(Generic[StateT]):
+    """The state of a run, ``ctx.store``: anybody reads what is committed, one task writes at a time.
+
+    Writers take turns in the order in which they came; readers never wait, and never see half a
+    write. A committed state is not changed any more, so what was read stays as it was. What is
+    read with :meth:`get` is the committed value itself: read only, like what is in the state.
+
+    Every awaited method looks for a cancellation first, and gives others a turn at the latest
+    every 0.5 ms; cancelled, it has changed nothing. Any task of the event loop's thread may call.
+    A task that an open :meth:`edit_state` block waits for must not write, or both wait for ever.
+
+    Args:
+        state_type: An attrs class, a dataclass or a pydantic model, to be made without arguments;
+            None for a :class:`DictState`.
+        state: The state to begin with, as :meth:`snapshot_state` gave it; None for a new one.
+        is_restored: Whether it is of a snapshot, whose values were checked when it was read.
+
+    Raises:
+        TypeError: The class is none of these, or lacks defaults (the message names the fields);
+            its annotations cannot be resolved; or ``state`` is of another class, or a field of it
+            does not fit its annotation.
+    """
+
+    __slots__ = ("_committed", "_pace", "_queue", "_shape", "_type", "_writer")
+
+    def __init__(
+        self,
+        state_type: type | None = None,
+        state: object | None = None,
+        *,
+        is_restored: bool = False,
+    ) -> None:
+        kind: Any = typing.get_origin(state_type) or state_type or DictState
+        self._type: type = kind
+        self._shape = _shape_of(kind) if isinstance(kind, type) else None
+        if self._shape is None and kind is not DictState:
+            msg = f"{kind!r} cannot be a state; expected an attrs class, a dataclass, a pydantic model"
+            raise TypeError(msg)
+        if self._shape is not None:
+            self._shape.hints  # noqa: B018 - raises here if it must
+        self._committed: Any = None
+        if state is None:
+            self._committed = self._new()
+        else:
+            self._committed = self._of_type(state) if is_restored else self._accepted(state)
+        self._shape = self._shape and _shape_of(type(self._committed))
+        self._pace = 0.0
+        #: The task that writes now, and those that wait for it, oldest first.
+        self._writer: object = None
+        self._queue: deque[tuple[object, Waiter]] = deque()
+
+    def _new(self) -> Any:
+        required = [
+            name
+            for name, p in inspect.signature(self._type).parameters.items()
+            if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        ]
+        if self._shape is not None and required:
+            msg = (
+                f"{self._type.__name__} cannot be made without {_listed(required)}; expected a "
+                f"default for each, such as `{required[0]}: int = 0`"
+            )
+            raise TypeError(msg)
+        return self._type()
+
+    def _of_type(self, state: Any) -> Any:
+        kind: type = state.__class__
+        if kind is not self._type and (self._shape is None or not issubclass(kind, self._type)):
+            call = f"set_state({self._type.__name__}(...))"
+            msg = f"{brief(state)} is no {self._type.__name__}; expected {call}"
+            raise TypeError(msg)
+        return _detached(state)
+
+    def _accepted(self, state: Any) -> Any:
+        kind: type = state.__class__
+        if self._shape is None:
+            return self._of_type(state)
+        if kind is not self._type and issubclass(self._type, kind):
+            parent = _shape_of(kind)
+            if parent is not None:
+                return self._merged(_detached(state), parent)
+        made = self._of_type(state)
+        shape = _shape_of(kind) or self._shape
+        old = self._committed if isinstance(self._committed, kind) else None
+        shape.check(made, shape.fields, old, is_whole=True)
+        self._shape = shape
+        return made
+
+    def _merged(self, state: Any, parent: Any) -> Any:
+        """Return the state with the fields of an object of a parent of its class."""
+        before = self._new() if self._committed is None else self._committed
+        cls = cast("Any", type(before))
+        shape = self._shape
+        assert shape is not None
+        made = shape.fill(cls.__new__(cls), before)
+        for name in parent.fields:
+            value = parent.load(state, name)
+            if value is not _MISSING:
+                shape.store(made, name, value)
+                if shape.is_pydantic:
+                    made.__pydantic_fields_set__.add(name)
+        shape.check(made, parent.fields, before, is_whole=True)
+        return made
+
+    async def get(self, path: str, default: Any = _MISSING) -> Any:
+        """Return what a path leads to: the committed value itself, not a copy; read only.
+
+        Args:
+            path: Names of items or attributes, and indexes, with dots between: ``user.tags.0``.
+            default: What to return where the path leads nowhere.
+
+        Raises:
+            StatePathError: It leads nowhere and there is no default; or it is no path: empty, with
+                an empty or negative part, or one that begins with ``__``.
+        """
+        await self._breathe(current_backend())
+        holder, parts = self._committed, split_path(path)
+        for depth, part in enumerate(parts):
+            found = _look(holder, part)
+            if found is _MISSING:
+                if default is not _MISSING:
+                    return default
+                raise _lost(parts, depth, holder, f"expected get({brief(path)}, default=...)")
+            holder = found
+        return holder
+
+    async def set(self, path: str, value: object) -> None:
+        """Set what a path leads to. Copied are the containers on the path, each without its content.
+
+        Missing dictionaries on the way are made, inside dictionaries and ``DictState``.
+
+        Args:
+            path: As for :meth:`get`; an index, and a field of a class, must be there already.
+            value: The new value. It belongs to the state from now on.
+
+        Raises:
+            StatePathError: The path leads nowhere, is none, or ends in an object that is no data.
+            TypeError: The value does not fit the annotation of a field; or an object is frozen.
+            Exception: Whatever a validator of an attrs class raises.
+            WorkflowRuntimeError: This task is inside its own :meth:`edit_state` block.
+        """
+        parts = split_path(path)
+        await self._acquire()
+        try:
+            self._committed = _replaced(self._committed, parts, 0, _detached(value))
+        finally:
+            self._release()
+
+    async def clear(self) -> None:
+        """Begin anew: an empty ``DictState``, or a new object of the state's class.
+
+        Raises:
+            WorkflowRuntimeError: This task is inside its own :meth:`edit_state` block.
+        """
+        await self._acquire()
+        try:
+            self._committed = self._new()
+            self._shape = self._shape and _shape_of(self._type)
+        finally:
+            self._release()
+
+    async def get_state(self) -> StateT:
+        """Return the state as it is now, to be kept and changed: the store does not notice.
+
+        A field is copied when it is first looked at (see :meth:`edit_state`). A frozen state is
+        returned itself.
+        """
+        await self._breathe(current_backend())
+        if self._shape is not None and self._shape.is_frozen:
+            return cast("StateT", self._committed)
+        return cast("StateT", self._draft())
+
+    async def set_state(self, state: StateT) -> None:
+        """Put another state in the place of this one. What is in it belongs to the store then.
+
+        An object of a derived class is taken as it is. One of a class that the state's class is
+        derived from gives its fields to the state, and the others stay.
+
+        Raises:
+            TypeError: It is of an unrelated class, or a field does not fit its annotation.
+            WorkflowRuntimeError: This task is inside its own :meth:`edit_state` block.
+        """
+        await self._acquire()
+        try:
+            self._committed = self._accepted(state)
+        finally:
+            self._release()
+
+    def edit_state(self) -> AbstractAsyncContextManager[StateT]:
+        """Return a block in which the state is changed, all of it or, after an error, nothing.
+
+        The block gets a draft of the state. A field of it is copied when it is first looked at,
+        with the lists, dicts, sets, deques, tuples and objects with fields (attrs, dataclass,
+        pydantic) in it; what is not looked at costs nothing. Handed out as they are, and so not
+        undone, are all other objects (locks, clients), frozen ones, and those that compare by
+        identity (``eq=False``). Meanwhile others read the state as it was, and writers wait.
+
+        Entering waits for its turn; cancelled there, it leaves nothing behind. Leaving is no
+        checkpoint. An error or a cancellation in the block undoes it and goes on outward.
+
+        Raises:
+            TypeError: The state's class is frozen; or, on leaving, a changed field does not fit
+                its annotation, and the state is as before.
+            WorkflowRuntimeError: This task is inside such a block already.
+        """
+        if self._shape is not None and self._shape.is_frozen:
+            raise TypeError(_frozen(self._type))
+        return _Edit(self)
+
+    def snapshot_state(self) -> object:
+        """Return the committed state itself, read only. Not a checkpoint; needs no event loop."""
+        return self._committed
+
+    def __repr__(self) -> str:
+        state = "being written" if self._writer is not None else "at rest"
+        return f"<StateStore of {self._type.__name__}, {state}, {len(self._queue)} waiting>"
+
+    # -- the turns of the writers
+
+    def is_written_by(self, task: object) -> bool:
+        """Whether a task is inside its own :meth:`edit_state` block; for the engine."""
+        return self._writer is not None and self._writer is task
+
+    async def _breathe(self, backend: Backend) -> None:
+        if perf_counter() - self._pace > TURN:
+            await backend.checkpoint()
+            self._pace = perf_counter()
+        else:
+            await backend.checkpoint_if_cancelled()
+
+    @enable_ki_protection
+    async def _acquire(self) -> None:
+        backend = current_backend()
+        task = backend.current_task()
+        if self._writer is task:
+            msg = (
+                "this task is inside its own `async with ctx.store.edit_state() as state:`, and "
+                "would wait for itself; expected a change of the draft: `state.name = value`"
+            )
+            raise WorkflowRuntimeError(msg)
+        await self._breathe(backend)
+        if self._writer is None:
+            self._writer = task
+            return
+        turn = task, backend.waiter()
+        self._queue.append(turn)
+        try:
+            while self._writer is not task:
+                await turn[1].wait()
+        except BaseException:  # gives the turn to the next one, if it has come already
+            if self._writer is task:
+                self._release()
+            else:
+                self._queue.remove(turn)
+            raise
+
+    @enable_ki_protection
+    def _release(self) -> None:
+        self._writer = None
+        if self._queue:
+            self._writer, waiter = self._queue.popleft()
+            waiter.wake()
+
+    # -- drafts
+
+    def _draft(self) -> Any:
+        old = self._committed
+        if self._shape is not None:
+            return self._shape.draft(old)
+        made = _make(old._data.copy(), old._data)
+        _put_memo(made, {})
+        return made
+
+    def _commit(self, draft: Any) -> None:
+        made = _detached(draft)
+        if self._shape is not None:
+            self._shape.check(made, self._shape.fields, self._committed, is_whole=False)
+        self._committed = made
+
+
+class _Edit:
+    """The block of ``edit_state``."""
+
+    __slots__ = ("_draft", "_store")
+
+    def __init__(self, store: StateStore[Any]) -> None:
+        self._store = store
+
+    @enable_ki_protection
+    async def __aenter__(self) -> Any:
+        await self._store._acquire()
+        try:
+            self._draft = self._store._draft()
+        except BaseException:  # nobody else would give the turn back
+            self._store._release()
+            raise
+        return self._draft
+
+    @enable_ki_protection
+    async def __aexit__(self, kind: object, _error: object, _trace: object) -> None:
+        try:
+            if kind is None:
+                self._store._commit(self._draft)
+        finally:
+            del self._draft
+            self._store._release()
