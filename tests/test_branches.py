@@ -14,17 +14,6 @@ from typing import Annotated, Any
 import anyio
 import pytest
 
-from helpers import (
-    Catch,
-    Mine,
-    cancelled_class,
-    is_trio,
-    live_tasks,
-    nothing_left,
-    on_each_backend,
-    run_virtually,
-    wait_until_idle,
-)
 from sluicegate import (
     Context,
     Event,
@@ -44,6 +33,17 @@ from sluicegate import (
 )
 from sluicegate._branch import Branch
 from sluicegate._engine.lineage import Group, Track
+from tests.helpers import (
+    Catch,
+    Mine,
+    cancelled_class,
+    is_trio,
+    live_tasks,
+    nothing_left,
+    on_each_backend,
+    run_virtually,
+    wait_until_idle,
+)
 
 
 anywhere = pytest.mark.anyio

@@ -9,16 +9,6 @@ import anyio
 import pytest
 import trio
 
-from helpers import (
-    Done,
-    Item,
-    Mine,
-    Note,
-    nothing_left,
-    on_each_backend,
-    run_virtually,
-    task_names,
-)
 from sluicegate import (
     ChildEvent,
     Context,
@@ -38,6 +28,16 @@ from sluicegate import (
     WorkflowTimeoutError,
     catch_error,
     step,
+)
+from tests.helpers import (
+    Done,
+    Item,
+    Mine,
+    Note,
+    nothing_left,
+    on_each_backend,
+    run_virtually,
+    task_names,
 )
 
 

@@ -23,7 +23,6 @@ import pytest
 import trio
 
 import sluicegate
-from helpers import cancelled_class, is_trio, wait_until_idle
 from sluicegate import (
     Context,
     DictState,
@@ -57,6 +56,7 @@ from sluicegate import (
     step,
 )
 from sluicegate.testing import WorkflowTestRunner, run_step, run_workflow, step_through
+from tests.helpers import cancelled_class, is_trio, wait_until_idle
 
 
 PAGE = Path(__file__).parent.parent / "docs" / "coming-from-llamaindex.md"

@@ -24,7 +24,6 @@ import pytest
 
 from benchmarks import _counts
 from benchmarks._counts import COUNTS, LIBRARIES, WORKS
-from helpers import calls_of
 from sluicegate import (
     Context,
     Event,
@@ -44,6 +43,7 @@ from sluicegate._streams import EventLog
 from sluicegate.drawing._model import flow_of
 from sluicegate.llms import _sse
 from sluicegate.llms._sse import EventDecoder
+from tests.helpers import calls_of
 
 
 pytestmark = pytest.mark.skipif(

@@ -9,17 +9,6 @@ import anyio
 import pytest
 import tenacity
 
-from helpers import (
-    Catch,
-    Done,
-    Item,
-    Mine,
-    MineBase,
-    Note,
-    nothing_left,
-    on_each_backend,
-    run_virtually,
-)
 from sluicegate import (
     Context,
     Event,
@@ -40,6 +29,17 @@ from sluicegate import (
 )
 from sluicegate._engine.lineage import Group
 from sluicegate.testing import jump_clock
+from tests.helpers import (
+    Catch,
+    Done,
+    Item,
+    Mine,
+    MineBase,
+    Note,
+    nothing_left,
+    on_each_backend,
+    run_virtually,
+)
 
 
 class Question(InputRequiredEvent):

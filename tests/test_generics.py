@@ -12,7 +12,6 @@ from typing import Any, Generic, TypeVar
 import attrs
 import pytest
 
-from helpers import wait_until_idle
 from sluicegate import (
     Context,
     Event,
@@ -27,6 +26,7 @@ from sluicegate import (
     step,
 )
 from sluicegate._definition.graph import graph_of
+from tests.helpers import wait_until_idle
 
 
 T = TypeVar("T")

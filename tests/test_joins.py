@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from helpers import wait_until_idle
 from sluicegate import (
     Context,
     Event,
@@ -18,6 +17,7 @@ from sluicegate import (
     WorkflowStalledError,
     step,
 )
+from tests.helpers import wait_until_idle
 
 
 class Part(Event):

@@ -19,7 +19,6 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from helpers import calls_of
 from sluicegate import (
     Event,
     HumanResponseEvent,
@@ -40,6 +39,7 @@ from sluicegate._engine.lineage import Group
 from sluicegate._engine.machine import Delivery, Machine
 from sluicegate._engine.stalls import expects_input, missing
 from sluicegate._engine.waits import Wait
+from tests.helpers import calls_of
 
 
 def begin(machine, event):

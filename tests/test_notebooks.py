@@ -12,9 +12,9 @@ import pytest
 import trio
 
 import sluicegate
-from helpers import Mine, Single, live_tasks, wait_until_idle
 from sluicegate import WorkflowRuntimeError
 from sluicegate.drawing import page_of_all_possible_flows, show_all_possible_flows
+from tests.helpers import Mine, Single, live_tasks, wait_until_idle
 
 
 OF_ASYNCIO = pytest.mark.parametrize("kernel", [False], indirect=True)

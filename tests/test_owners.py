@@ -16,15 +16,6 @@ import anyio.lowlevel
 import pytest
 import trio
 
-from helpers import (
-    Catch,
-    Mine,
-    Single,
-    is_trio,
-    nothing_left,
-    run_virtually,
-    wait_until_idle,
-)
 from sluicegate import (
     Resource,
     StartEvent,
@@ -33,6 +24,15 @@ from sluicegate import (
     WorkflowRuntimeError,
     step,
     workflow_scope,
+)
+from tests.helpers import (
+    Catch,
+    Mine,
+    Single,
+    is_trio,
+    nothing_left,
+    run_virtually,
+    wait_until_idle,
 )
 
 

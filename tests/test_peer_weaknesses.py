@@ -22,20 +22,6 @@ import attrs
 import pytest
 
 import sluicegate
-from helpers import (
-    Catch,
-    Done,
-    Fan,
-    Item,
-    Mine,
-    Note,
-    Single,
-    is_trio,
-    nothing_left,
-    on_each_backend,
-    run_virtually,
-    wait_until_idle,
-)
 from sluicegate import (
     ChildEvent,
     Context,
@@ -55,6 +41,20 @@ from sluicegate import (
     WorkflowRuntimeError,
     WorkflowTimeoutError,
     step,
+)
+from tests.helpers import (
+    Catch,
+    Done,
+    Fan,
+    Item,
+    Mine,
+    Note,
+    Single,
+    is_trio,
+    nothing_left,
+    on_each_backend,
+    run_virtually,
+    wait_until_idle,
 )
 
 

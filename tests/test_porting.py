@@ -13,7 +13,6 @@ import attrs
 import pytest
 
 import sluicegate
-from helpers import wait_until_idle
 from sluicegate import (
     Context,
     Event,
@@ -32,6 +31,7 @@ from sluicegate import (
     step,
     workflow_scope,
 )
+from tests.helpers import wait_until_idle
 
 
 class A(Event):

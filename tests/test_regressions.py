@@ -20,7 +20,6 @@ import pytest
 import trio
 
 import sluicegate
-from helpers import Item, Single, on_each_backend, run_virtually
 from sluicegate import (
     Context,
     Event,
@@ -41,6 +40,7 @@ from sluicegate import (
 )
 from sluicegate._loop.cleanup import current_cleanup
 from sluicegate.testing import jump_clock
+from tests.helpers import Item, Single, on_each_backend, run_virtually
 
 
 class Number(Event):

@@ -12,7 +12,8 @@ import pytest
 import trio
 
 import sluicegate
-from helpers import (
+from sluicegate import WorkflowHandler, WorkflowRuntimeError, workflow_scope
+from tests.helpers import (
     Catch,
     Mine,
     Single,
@@ -22,7 +23,6 @@ from helpers import (
     on_each_backend,
     wait_until_idle,
 )
-from sluicegate import WorkflowHandler, WorkflowRuntimeError, workflow_scope
 
 
 pytestmark = pytest.mark.filterwarnings("error")

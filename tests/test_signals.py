@@ -21,7 +21,6 @@ import pytest
 import trio
 
 import sluicegate
-from helpers import Catch, Fan, Item, Single, nothing_left
 from sluicegate import (
     Context,
     Event,
@@ -38,6 +37,7 @@ from sluicegate import (
 )
 from sluicegate._engine import invocation
 from sluicegate._loop import run_in_context
+from tests.helpers import Catch, Fan, Item, Single, nothing_left
 
 
 pytestmark = pytest.mark.skipif(

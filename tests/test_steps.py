@@ -11,7 +11,6 @@ import anyio
 import attrs
 import pytest
 
-from helpers import Catch, Done, Item, Mine, Note, nothing_left
 from sluicegate import (
     Context,
     Event,
@@ -28,6 +27,7 @@ from sluicegate import (
     WorkflowValidationError,
     step,
 )
+from tests.helpers import Catch, Done, Item, Mine, Note, nothing_left
 
 
 pytestmark = pytest.mark.anyio

@@ -11,18 +11,6 @@ import pytest
 import trio
 import trio.testing
 
-from helpers import (
-    Done,
-    Item,
-    Mine,
-    Note,
-    Single,
-    nothing_left,
-    on_each_backend,
-    run_virtually,
-    timers_left,
-    wait_until_idle,
-)
 from sluicegate import (
     Context,
     HumanResponseEvent,
@@ -39,6 +27,18 @@ from sluicegate import (
     step,
 )
 from sluicegate.testing import jump_clock
+from tests.helpers import (
+    Done,
+    Item,
+    Mine,
+    Note,
+    Single,
+    nothing_left,
+    on_each_backend,
+    run_virtually,
+    timers_left,
+    wait_until_idle,
+)
 
 
 class Question(InputRequiredEvent):

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import anyio
 import trio
 
-from helpers import cancelled_class
 from sluicegate import (
     Context,
     Event,
@@ -38,6 +37,7 @@ from sluicegate import (
     workflow_scope,
 )
 from sluicegate._loop.cleanup import current_cleanup
+from tests.helpers import cancelled_class
 
 
 #: Which terminal event belongs to which status; a completed run ends with its own stop event.

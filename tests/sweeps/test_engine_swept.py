@@ -34,7 +34,6 @@ from flows_for_sweeps_a import (
     TwoFlow,
 )
 
-from helpers import on_each_backend
 from sluicegate import (
     WorkflowCancelledError,
     WorkflowRuntimeError,
@@ -43,6 +42,7 @@ from sluicegate import (
 )
 from sluicegate.testing import run_virtually, sweep
 from sluicegate.testing._sweeps.trial import KINDS
+from tests.helpers import on_each_backend
 
 
 ALONE = {TrioNurseries: ("trio",), TaskGroups: ("asyncio",)}
