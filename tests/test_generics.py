@@ -25,6 +25,7 @@ from sluicegate import (
     decode_event,
     step,
 )
+from sluicegate._definition.checks import find_faults
 from sluicegate._definition.graph import graph_of
 from tests.helpers import wait_until_idle
 
@@ -396,8 +397,10 @@ def test_a_step_in_a_process_takes_arguments_that_have_names():
         def work(ev: Chunk[Local]) -> Result[int]: ...
 
     # The function of a test is never importable; the classes of its events are what matters.
-    assert not any("event class" in fault.text for fault in graph_of(Works).faults)
-    assert any("event class Local is defined inside" in f.text for f in graph_of(WorksNot).faults)
+    assert not any("event class" in fault.text for fault in find_faults(graph_of(Works)))
+    assert any(
+        "event class Local is defined inside" in f.text for f in find_faults(graph_of(WorksNot))
+    )
 
 
 def test_generic_may_come_first():

@@ -32,6 +32,7 @@ from sluicegate import (
     catch_error,
     step,
 )
+from sluicegate._definition.checks import find_faults
 from sluicegate._definition.graph import Graph, graph_of
 from sluicegate._engine.grouping import Station
 from sluicegate._engine.joins import Collection, Slots
@@ -481,7 +482,7 @@ class Driver:
         self.chooser = chooser
         self.model = Model(plan)
         self.graph = Graph(plan.workflow)
-        assert self.graph.faults == ()
+        assert find_faults(self.graph) == ()
         self.published: list[Event] = []
         self.inboxes: list[Inbox] = []
         self.machine = Machine(

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from itertools import count
 from typing import TYPE_CHECKING, Any, Generic, Never, Self, TypeVar, cast, get_origin
 
+from sluicegate._definition.checks import DISABLED, SKIPPABLE, check_graph
 from sluicegate._definition.decorators import add_step
-from sluicegate._definition.graph import DISABLED, SKIPPABLE, Graph, forget_graph, graph_of
+from sluicegate._definition.graph import Graph, forget_graph, graph_of
 from sluicegate._engine.runner import Runner, RunOptions
 from sluicegate._errors import (
     WorkflowRuntimeError,
@@ -136,7 +137,7 @@ class Workflow(Generic[R]):
             msg = f"{name}(max_threads={max_threads!r}); expected an int of at least 1"
             raise WorkflowValidationError(msg)
         graph = graph_of(type(self), is_strict=strict_none, is_lenient=disable_validation)
-        graph.check(skip)
+        check_graph(graph, skip)
         self.__skip = skip
         watching = (*((Verbose(),) if verbose else ()), *_checked(type(self).__name__, observers))
         classes = _checked_classes(type(self).__name__, serializable, graph)
@@ -199,7 +200,7 @@ class Workflow(Generic[R]):
             WorkflowValidationError: As the constructor.
         """
         graph = self._built()
-        graph.check(self.__skip)
+        check_graph(graph, self.__skip)
         return any(
             issubclass(kind, InputRequiredEvent | HumanResponseEvent)
             for step in graph.steps

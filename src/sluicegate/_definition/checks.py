@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from sluicegate._definition.steps import Fault
+from sluicegate._errors import WorkflowValidationError
 from sluicegate._events import (
     HumanResponseEvent,
     InputRequiredEvent,
@@ -16,28 +18,49 @@ from sluicegate._events import (
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from sluicegate._definition.graph import Graph
     from sluicegate._events import Event
 
 
-@attrs.frozen(eq=False)
-class Fault:
-    """One thing wrong with a graph; ``check`` names the check that may be switched off."""
+#: The checks that ``skip_graph_checks`` may name.
+SKIPPABLE = ("reachability", "terminal_event", "dead_end")
 
-    text: str
-    check: str | None = None
+#: The checks that ``disable_validation`` skips: these, and that each event a step takes is made.
+DISABLED = (*SKIPPABLE, "declaration")
 
 
-def find_faults(graph: Graph, starts: list[type[StartEvent]]) -> Iterator[Fault]:
-    """Yield everything that is wrong with a graph; ``starts`` are the start events of its steps."""
+def check_graph(graph: Graph, skip: Iterable[str] = ()) -> None:
+    """Raise one error that lists every fault of a graph.
+
+    Raises:
+        WorkflowValidationError: There are faults that ``skip`` does not name.
+    """
+    skipped: frozenset[str | None] = frozenset(skip)
+    problems = tuple(fault.text for fault in find_faults(graph) if fault.check not in skipped)
+    if problems:
+        listed = "\n".join(f"  {n}. {text}" for n, text in enumerate(problems, 1))
+        count = "1 fault" if len(problems) == 1 else f"{len(problems)} faults"
+        msg = f"the workflow {graph.name} has {count}:\n{listed}"
+        raise WorkflowValidationError(msg, problems)
+
+
+def find_faults(graph: Graph) -> tuple[Fault, ...]:
+    """Return every fault of a graph; they are found once and kept with it."""
+    if graph.faults is None:
+        graph.faults = tuple(_find_faults(graph))
+    return graph.faults
+
+
+def _find_faults(graph: Graph) -> Iterator[Fault]:
     if not graph.steps:
         yield Fault(
             "it has no steps; expected methods like "
             "`@step async def begin(self, ev: StartEvent) -> StopEvent`"
         )
         return
+    starts = [kind for kind in graph.acceptors if issubclass(kind, StartEvent)]
     yield from _find_faults_at_the_ends(graph, starts)
     yield from _find_loose_events(graph)
     yield from _find_unclear_joins(graph)

@@ -6,10 +6,9 @@ import copy
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_origin
 
-from sluicegate._definition.checks import Fault, find_faults
 from sluicegate._definition.nesting import Nesting
-from sluicegate._definition.steps import Step, find_steps
-from sluicegate._errors import WorkflowRuntimeError, WorkflowValidationError, brief
+from sluicegate._definition.steps import Fault, Step, find_steps
+from sluicegate._errors import WorkflowRuntimeError, brief
 from sluicegate._events import (
     Event,
     HumanResponseEvent,
@@ -25,13 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sluicegate._data.codec import Codec
-
-
-#: The checks that ``skip_graph_checks`` may name.
-SKIPPABLE = ("reachability", "terminal_event", "dead_end")
-
-#: What ``disable_validation`` leaves out: these, and that events are declared where they are made.
-DISABLED = (*SKIPPABLE, "declaration")
 
 
 class Route:
@@ -59,7 +51,8 @@ class Graph:
         start_event: The class of the event that a run begins with.
         outputs: For each step, the ways of what it returned before, by class.
         listed: The same of what it returned in lists.
-        faults: Everything that is wrong; a workflow is not built while there are any.
+        faults: The faults of its steps and of the graph, or None until
+            :func:`~sluicegate._definition.checks.find_faults` has looked for them.
         joins: For each step that fans out, the joins that its fan-outs can feed.
         races: The steps that fan out into a join that takes the first few.
         handlers: For each step, the one that handles its failures, where there is one.
@@ -122,9 +115,8 @@ class Graph:
         self.races: frozenset[int] = frozenset(
             i for i, fed in enumerate(self.joins) if any(steps[j].take for j in fed)
         )
-        # A step that cannot be read is missing from the graph, which must not be blamed for it.
-        found = map(Fault, problems) if problems else find_faults(self, starts)
-        self.faults: tuple[Fault, ...] = tuple(found)
+        # A step that cannot be read is missing from the graph, which is not checked then.
+        self.faults: tuple[Fault, ...] | None = tuple(map(Fault, problems)) or None
         self.is_strict: bool = False
         self.is_lenient: bool = False
         #: The same graph with other rules, as objects of the class were built with them.
@@ -483,22 +475,6 @@ class Graph:
             return f"{handler.name} and {other} both catch the failures of {name}; expected its name in one `for_steps=[...]` only"
         self.handlers[covered] = handler.index
         return ""
-
-    # -- what is wrong ---------------------------------------------------------------------
-
-    def check(self, skip: Iterable[str] = ()) -> None:
-        """Raise one error that tells every fault of the graph.
-
-        Raises:
-            WorkflowValidationError: There are faults that ``skip`` does not name.
-        """
-        skipped: frozenset[str | None] = frozenset(skip)
-        problems = tuple(fault.text for fault in self.faults if fault.check not in skipped)
-        if problems:
-            listed = "\n".join(f"  {n}. {text}" for n, text in enumerate(problems, 1))
-            count = "1 fault" if len(problems) == 1 else f"{len(problems)} faults"
-            msg = f"the workflow {self.name} has {count}:\n{listed}"
-            raise WorkflowValidationError(msg, problems)
 
 
 def _shown(step: Step, *, bare: bool = False) -> str:

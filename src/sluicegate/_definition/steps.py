@@ -79,6 +79,14 @@ class StepOptions:
 
 
 @attrs.frozen(eq=False)
+class Fault:
+    """One fault of a workflow class; ``check`` names the check that can be switched off."""
+
+    text: str
+    check: str | None = None
+
+
+@attrs.frozen(eq=False)
 class Step:
     """One step of a workflow, read from its signature once."""
 

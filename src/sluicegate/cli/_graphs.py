@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from sluicegate._definition.checks import find_faults
 from sluicegate._definition.endings import silent_end
 from sluicegate._definition.graph import Graph, graph_of
 from sluicegate._events import StopEvent
@@ -15,7 +16,7 @@ from sluicegate.drawing import draw_all_possible_flows, page_of_all_possible_flo
 if TYPE_CHECKING:
     import argparse
 
-    from sluicegate._definition.checks import Fault
+    from sluicegate._definition.steps import Fault
 
 
 def draw(arguments: argparse.Namespace) -> int:
@@ -32,7 +33,7 @@ def draw(arguments: argparse.Namespace) -> int:
         except OSError as error:
             msg = f"cannot write {path}: {error.strerror or error}"
             raise UsageError(msg) from error
-    faults = len(graph_of(cls).faults)
+    faults = len(find_faults(graph_of(cls)))
     if faults:
         told = "1 fault" if faults == 1 else f"{faults} faults"
         note = f"sluicegate: {cls.__name__} has {told}; see `sluicegate check {arguments.target}`"
@@ -46,7 +47,8 @@ def check(arguments: argparse.Namespace) -> int:
     graph = graph_of(cls)
     skipped = set(arguments.skip)
     # An object was checked when it was built; what its constructor switched off stays so.
-    faults = [f for f in graph.faults if f.check not in skipped and not (is_built and f.check)]
+    found = find_faults(graph)
+    faults = [f for f in found if f.check not in skipped and not (is_built and f.check)]
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         print(f"{graph.name} has {count}:")  # noqa: T201
@@ -54,7 +56,7 @@ def check(arguments: argparse.Namespace) -> int:
             print(f"  {number}. {fault.text}")  # noqa: T201
     else:
         print(f"ok: {_summary(graph)}")  # noqa: T201
-        for fault in graph.faults:
+        for fault in found:
             print(f"  switched off: {_described(fault)}")  # noqa: T201
     silent = [text for text in map(silent_end, graph.steps) if text]
     for text in silent:

@@ -7,7 +7,7 @@ from importlib import metadata
 from math import inf
 from typing import NoReturn
 
-from sluicegate._definition.graph import SKIPPABLE
+from sluicegate._definition.checks import SKIPPABLE
 from sluicegate.cli._targets import UsageError
 
 

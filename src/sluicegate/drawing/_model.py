@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from sluicegate._definition.checks import find_faults
 from sluicegate._definition.graph import Graph, graph_of
 from sluicegate._events import (
     Event,
@@ -213,7 +214,7 @@ class _Sketch:
             nodes=tuple(self._nodes),
             edges=edges,
             events=tuple(label_of(kind) for kind in self._events),
-            faults=tuple(fault.text for fault in graph.faults),
+            faults=tuple(fault.text for fault in find_faults(graph)),
         )
 
     def _read(self, step: Step) -> Reading:
