@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sluicegate._errors import WorkflowRuntimeError, WorkflowValidationError
-from sluicegate._loop.limits import Gate, RateLimiter
+from sluicegate._loop.limits import ConcurrencyLimit, RateLimiter
 from sluicegate.testing import jump_clock
 from tests.helpers import (
     cancelled_class,
@@ -94,19 +94,19 @@ def how(request):
 
 
 class House:
-    """A gate with guests, and the rules that hold at any time."""
+    """A limit with guests, and the rules that hold at any time."""
 
     def __init__(self, limit, group):
         self.limit = limit
-        self.gate = Gate(limit)
+        self.concurrency = ConcurrencyLimit(limit)
         self.group = group
         self.guests = []
         self.entered = []
         self.arrivals = itertools.count()
-        self.door = None
+        self.slots = None
 
     def start(self):
-        guest = Guest(self.enter, lambda door: door.leave())
+        guest = Guest(self.enter, lambda slots: slots.release())
         self.guests.append(guest)
         self.group.start_soon(guest.visit)
         return guest
@@ -120,11 +120,11 @@ class House:
 
     async def enter(self, guest):
         arrival = next(self.arrivals)
-        self.door = await self.gate.enter()
+        self.slots = await self.concurrency.acquire()
         assert len(self.inside()) < self.limit, "one too many"
         assert not self.entered or self.entered[-1] < arrival, "overtaken"
         self.entered.append(arrival)
-        return self.door
+        return self.slots
 
     def inside(self):
         return [guest for guest in self.guests if guest.state == "inside"]
@@ -133,20 +133,20 @@ class House:
         return [guest.state for guest in self.guests]
 
 
-# -- the gate -------------------------------------------------------------------------------------
+# -- the limit ------------------------------------------------------------------------------------
 
 
 @pytest.mark.anyio
 async def test_a_free_gate_is_no_checkpoint():
     """Where there is room, entering does not wait: not for a turn, not for a cancellation."""
-    gate = Gate(2)
+    concurrency = ConcurrencyLimit(2)
     for _ in range(2):
         with pytest.raises(StopIteration) as caught:
-            gate.enter().send(None)
-    door = caught.value.value
+            concurrency.acquire().send(None)
+    slots = caught.value.value
 
-    assert repr(gate) == "Gate(2)"
-    assert repr(door) == "<Door: 2 of 2 inside, 0 waiting>"
+    assert repr(concurrency) == "ConcurrencyLimit(2)"
+    assert repr(slots) == "<LoopSlots: 2 of 2 inside, 0 waiting>"
 
 
 @pytest.mark.anyio
@@ -157,7 +157,7 @@ async def test_at_most_so_many_first_come_first_served():
             house = House(2, group)
             guests = await house.start_and_settle(5)
             assert house.states() == ["inside", "inside", "waiting", "waiting", "waiting"]
-            assert repr(house.door) == "<Door: 2 of 2 inside, 3 waiting>"
+            assert repr(house.slots) == "<LoopSlots: 2 of 2 inside, 3 waiting>"
 
             guests[1].go.set()
             await wait_until_idle()
@@ -171,7 +171,7 @@ async def test_at_most_so_many_first_come_first_served():
             guests[4].go.set()
 
     assert house.entered == [0, 1, 2, 3, 4]
-    assert (house.door.inside, house.door.waiting) == (0, 0)
+    assert (house.slots.inside, house.slots.waiting) == (0, 0)
 
 
 @pytest.mark.anyio
@@ -184,14 +184,14 @@ async def test_who_is_cancelled_in_the_line_gives_up_its_place(how):
         guests[2].cancel(how)
         await wait_until_idle()
         assert house.states() == ["inside", "cancelled", "cancelled", "waiting"]
-        assert house.door.waiting == 1
+        assert house.slots.waiting == 1
 
         guests[0].go.set()
         await wait_until_idle()
         assert house.states() == ["left", "cancelled", "cancelled", "inside"]
         guests[3].go.set()
 
-    assert house.door.inside == 0
+    assert house.slots.inside == 0
 
 
 @pytest.mark.anyio
@@ -200,25 +200,25 @@ async def test_cancelled_in_the_moment_it_is_let_in(how, first):
     """Room is made for a run that is cancelled in the same moment: no slot is lost or doubled."""
     async with anyio.create_task_group() as group:
         house = House(1, group)
-        door = await house.gate.enter()
+        slots = await house.concurrency.acquire()
         guests = await house.start_and_settle(3)
         assert house.states() == ["waiting"] * 3
         if first == "leave":
-            door.leave()
+            slots.release()
             guests[0].cancel(how)
         else:
             guests[0].cancel(how)
-            door.leave()
+            slots.release()
         await wait_until_idle()
 
         # AnyIO's scope does not cancel a task that is woken; it then is in, and out again.
         assert guests[0].state in ("cancelled", "left")
         assert house.states()[1:] == ["inside", "waiting"]
-        assert door.inside == 1
+        assert slots.inside == 1
         guests[1].go.set()
         guests[2].go.set()
 
-    assert door.inside == 0
+    assert slots.inside == 0
 
 
 @settings(max_examples=150, deadline=None)
@@ -255,8 +255,8 @@ def test_any_interleaving(backend, limit, actions):
             for guest in house.guests:
                 guest.go.set()
         assert set(house.states()) <= {"left", "cancelled"}
-        if house.door is not None:
-            assert (house.door.inside, house.door.waiting) == (0, 0)
+        if house.slots is not None:
+            assert (house.slots.inside, house.slots.waiting) == (0, 0)
 
     def check(house):
         states = house.states()
@@ -264,40 +264,42 @@ def test_any_interleaving(backend, limit, actions):
         assert states.count("inside") <= limit
         if "waiting" in states:
             assert states.count("inside") == limit, "room, and somebody waits"
-        if house.door is not None:
-            assert house.door.inside == states.count("inside")
-            assert house.door.waiting == states.count("waiting")
+        if house.slots is not None:
+            assert house.slots.inside == states.count("inside")
+            assert house.slots.waiting == states.count("waiting")
 
     run_on(backend, main)
 
 
 def test_one_loop_after_another():
-    """A gate serves one event loop after another, of any kind, each with all of its room."""
-    gate = Gate(1)
+    """A limit serves one event loop after another, of any kind, each with all of its room."""
+    concurrency = ConcurrencyLimit(1)
 
     async def main():
-        door = await gate.enter()  # and never leaves
-        assert door.inside == 1
-        return door
+        slots = await concurrency.acquire()  # and never leaves
+        assert slots.inside == 1
+        return slots
 
-    doors = [run_on(backend, main) for backend in ["trio", "trio", "asyncio", "uvloop", "asyncio"]]
+    all_slots = [
+        run_on(backend, main) for backend in ["trio", "trio", "asyncio", "uvloop", "asyncio"]
+    ]
 
-    assert len(set(map(id, doors))) == 5
+    assert len(set(map(id, all_slots))) == 5
 
 
 def test_an_abandoned_loop_keeps_nothing_from_the_next():
     """What is left of a loop that nobody unwound counts neither as inside nor as having left."""
-    gates = [Gate(1)]
+    limits = [ConcurrencyLimit(1)]
     old = []
     wrong = []
 
     async def visit():
-        door = await gates[0].enter()
-        old.append(door)
+        slots = await limits[0].acquire()
+        old.append(slots)
         try:
             await asyncio.Event().wait()
         finally:
-            door.leave()
+            slots.release()
 
     def abandon():
         loop = asyncio.new_event_loop()
@@ -308,16 +310,16 @@ def test_an_abandoned_loop_keeps_nothing_from_the_next():
         assert len(tasks) == 3
 
     async def main():
-        door = await gates[0].enter()
+        slots = await limits[0].acquire()
         gc.collect()  # closes the coroutine that was inside, in this loop
         assert old[0].inside == 0
-        assert door.inside == 1
-        door.leave()
+        assert slots.inside == 1
+        slots.release()
 
     abandon()
     asyncio.run(main())
     trio.run(main)
-    gates.clear()
+    limits.clear()
     old.clear()
     gc.collect()  # closes those that waited, which must wake nobody
 
@@ -327,14 +329,14 @@ def test_an_abandoned_loop_keeps_nothing_from_the_next():
 
 def test_a_gate_counts_for_each_loop():
     """Two event loops in two threads at once have all of the room each."""
-    gate = Gate(1)
+    concurrency = ConcurrencyLimit(1)
     both_inside = threading.Barrier(2, timeout=10)
 
     async def main():
-        door = await gate.enter()
+        slots = await concurrency.acquire()
         both_inside.wait()
-        door.leave()
-        return door
+        slots.release()
+        return slots
 
     with ThreadPoolExecutor() as pool:
         first = pool.submit(trio.run, main)
@@ -345,41 +347,41 @@ def test_a_gate_counts_for_each_loop():
 
 @pytest.mark.trio
 async def test_ctrl_c_in_the_line():
-    """P17: Ctrl-C while a run waits leaves the gate as a cancellation does."""
-    gate = Gate(1)
-    door = await gate.enter()
+    """P17: Ctrl-C while a run waits leaves the limit as a cancellation does."""
+    concurrency = ConcurrencyLimit(1)
+    slots = await concurrency.acquire()
 
     async def main():
         signal.raise_signal(signal.SIGINT)
-        await gate.enter()
+        await concurrency.acquire()
 
     with pytest.raises(KeyboardInterrupt):
         await main()
 
-    assert (door.inside, door.waiting) == (1, 0)
+    assert (slots.inside, slots.waiting) == (1, 0)
 
 
 @pytest.mark.anyio
 async def test_leaving_twice():
-    """Who leaves a gate that nobody is in is told so; the count stays right."""
-    door = await Gate(1).enter()
-    door.leave()
+    """Releasing a slot that no run holds is refused; the count stays right."""
+    slots = await ConcurrencyLimit(1).acquire()
+    slots.release()
 
-    with pytest.raises(WorkflowRuntimeError, match=r"expected one `door.leave\(\)` for each"):
-        door.leave()
-    assert door.inside == 0
+    with pytest.raises(WorkflowRuntimeError, match=r"expected one `slots.release\(\)` for each"):
+        slots.release()
+    assert slots.inside == 0
 
 
 @pytest.mark.parametrize("limit", [0, -1, True, 1.0, "2", None])
 def test_bad_limits(limit):
     """P13: a limit that is not an int of at least 1 is refused, with the line that works."""
     with pytest.raises(WorkflowValidationError, match=r"`MyWorkflow\(num_concurrent_runs=4\)`"):
-        Gate(limit)
+        ConcurrencyLimit(limit)
 
 
 def test_outside_of_a_loop():
     """Both are made anywhere, and used in an event loop only."""
-    for enter in (Gate(1).enter, RateLimiter(1).acquire):
+    for enter in (ConcurrencyLimit(1).acquire, RateLimiter(1).acquire):
         with pytest.raises(RuntimeError, match="there is none here"):
             enter().send(None)
 

@@ -716,13 +716,13 @@ def test_child_that_queues_behind_idle_ones_waits_for_people_too(backend):
             assert await handler == [*range(MEMBERS)]
             told = [type(event) async for event in events]
         assert told.count(WorkflowIdleEvent) >= MEMBERS / 2
-        door = asking._Workflow__options.gate.door()
-        assert (door.inside, door.waiting, door.idle, door.queued) == (0, 0, set(), {})
+        slots = asking._Workflow__options.run_limit.here()
+        assert (slots.inside, slots.waiting, slots.idle, slots.queued) == (0, 0, set(), {})
         # Cancelled while it queues, it leaves nothing behind.
         async with workflow.run() as handler:
             await until_asked(handler, 2)
             handler.cancel()
-        assert (door.inside, door.waiting, door.idle, door.queued) == (0, 0, set(), {})
+        assert (slots.inside, slots.waiting, slots.idle, slots.queued) == (0, 0, set(), {})
 
     run_virtually(backend, main)
 

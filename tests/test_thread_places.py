@@ -26,7 +26,7 @@ from sluicegate import (
 )
 from sluicegate._loop import current_backend
 from sluicegate._loop import thread_places as places
-from sluicegate._loop.limits import OfOneLoop
+from sluicegate._loop.limits import SingleLoopLimiter
 from sluicegate._loop.thread_places import ThreadPlace, thread_places
 from sluicegate._loop.threads import FromThread, in_thread
 from tests.helpers import Catch, Done, Item, on_each_backend, wait_until_idle
@@ -480,7 +480,7 @@ async def test_a_limiter_that_refuses_is_given_back():
             raise AssertionError
 
     refusing = Refusing()
-    place = OfOneLoop(refusing, refusing, "step")
+    place = SingleLoopLimiter(refusing, refusing, "step")
     for _ in range(2):
         with pytest.raises(ValueError, match="full"):
             await place.__aenter__()

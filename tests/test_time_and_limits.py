@@ -568,9 +568,9 @@ async def test_graceful_stop_of_a_run_that_waits_for_its_turn():
 
 
 def is_empty(workflow):
-    """Whether nobody is inside of a workflow's gate, or waits for it."""
-    gate = workflow._Workflow__options.gate
-    return all(not door.inside and not door.waiting for door in gate._doors._things.values())
+    """Whether no run holds a workflow's slots, or waits for one."""
+    limit = workflow._Workflow__options.run_limit
+    return all(not slots.inside and not slots.waiting for slots in limit._slots._things.values())
 
 
 def test_native_cancellation_of_a_run_that_waits_for_its_turn():

@@ -21,7 +21,7 @@ from sluicegate._errors import (
 from sluicegate._events import HumanResponseEvent, InputRequiredEvent
 from sluicegate._events.generics import fitting, give_arguments
 from sluicegate._handler import WorkflowHandler
-from sluicegate._loop.limits import MAX_THREADS, Gate
+from sluicegate._loop.limits import MAX_THREADS, ConcurrencyLimit
 from sluicegate._observers import Observer, Several, Verbose
 from sluicegate._streams import EventLog
 from sluicegate._validation import is_count, is_seconds
@@ -147,7 +147,9 @@ class Workflow(Generic[R]):
         self.__options = RunOptions(
             timeout=timeout,
             excludes_waiting=timeout_excludes_waiting and timeout is not None,
-            gate=None if num_concurrent_runs is None else Gate(num_concurrent_runs),
+            run_limit=None
+            if num_concurrent_runs is None
+            else ConcurrencyLimit(num_concurrent_runs),
             max_threads=max_threads,
             resources=_open_scope() if graph.needs_scope else None,
             observer=(

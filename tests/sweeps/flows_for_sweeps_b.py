@@ -37,7 +37,7 @@ from sluicegate import (
     catch_error,
     step,
 )
-from sluicegate._loop.limits import Gate
+from sluicegate._loop.limits import ConcurrencyLimit
 from sluicegate.llms import MockLLM
 from sluicegate.testing import run_step, run_workflow, step_through, workflow_scenario
 
@@ -560,8 +560,8 @@ async def limiters_of_a_step(trial):
 async def lines_move_on(outcome):
     seen = outcome.state.seen
     assert not seen.inside
-    assert seen.door.inside == 0
-    assert seen.door.waiting == 0
+    assert seen.slots.inside == 0
+    assert seen.slots.waiting == 0
     assert all(later - first >= 0.99 for first, later in pairwise(seen.entries))
     if not outcome.struck:
         assert seen.entries == [0.0, 1.0, 2.0]
@@ -572,24 +572,24 @@ async def lines_move_on(outcome):
 
 @checked_by(lines_move_on)
 async def entries_of_limits(trial):
-    """Three tasks in line for a rate and then for a gate, without any run."""
+    """Three tasks in line for a rate and then for a slot, without any run."""
     seen = trial.state.seen = SimpleNamespace(inside=[], entries=[], ended=None)
     began = anyio.current_time()
-    rate, gate = RateLimiter(1), Gate(1)
-    seen.door = await gate.enter()
-    seen.door.leave()
+    rate, concurrency = RateLimiter(1), ConcurrencyLimit(1)
+    seen.slots = await concurrency.acquire()
+    seen.slots.release()
 
     async def enter(number: int) -> None:
         with trial.target("entry"):
             await rate.acquire()
             seen.entries.append(round(anyio.current_time() - began, 3))
-            door = await gate.enter()
+            slots = await concurrency.acquire()
             seen.inside.append(number)
             try:
                 await anyio.sleep(0.1)
             finally:
                 seen.inside.remove(number)
-                door.leave()
+                slots.release()
 
     with one_failure():
         async with anyio.create_task_group() as tasks:

@@ -32,7 +32,7 @@ from sluicegate._engine import (
     runner,
     step_operations,
 )
-from sluicegate._loop.limits import Door
+from sluicegate._loop.limits import LoopSlots
 from sluicegate._streams import EventLog, EventStream
 from sluicegate.testing import (
     Reading,
@@ -588,7 +588,7 @@ def keeps_a_slot(patch):
 
 def keeps_the_gate(patch):
     """A run does not leave the gate of its workflow."""
-    patch.setattr(Door, "leave", lambda self: None)
+    patch.setattr(LoopSlots, "release", lambda self: None)
 
 
 def miscounts(patch):
@@ -686,7 +686,7 @@ PLANTED = {
     keeps_the_gate: (
         Fan(num_concurrent_runs=1),
         {},
-        "the gate of num_concurrent_runs is not empty",
+        "num_concurrent_runs still counts runs",
     ),
     miscounts: (Fan, {}, "the machine counts"),
     keeps_a_wait: (Asks, {}, "the machine has (waits|answered)"),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sluicegate._engine.snapshot_read import Resumed
     from sluicegate._events import Event
     from sluicegate._loop import Backend, Nursery, Waiter
-    from sluicegate._loop.limits import Door
+    from sluicegate._loop.limits import LoopSlots
     from sluicegate._questions import Asked
 
 
@@ -44,10 +44,10 @@ class Steering(Operations):
     """The part of a run that its handler and its children call."""
 
     __slots__ = (
-        "_door",
         "_early",
         "_is_idle",
-        "_line",
+        "_queued_at",
+        "_slots",
         "_told_idle",
         "draining",
         "keys",
@@ -65,8 +65,8 @@ class Steering(Operations):
         warns_of_idle: bool
         options: RunOptions
         _backend: Backend | None
-        _door: Door | None
-        _line: Door | None
+        _slots: LoopSlots | None
+        _queued_at: LoopSlots | None
         _early: list[Early] | tuple[Early, ...]
         _is_idle: bool
         _told_idle: bool
@@ -394,8 +394,8 @@ class Steering(Operations):
                 self.log.append(WorkflowIdleEvent())
         if self.warns_of_idle and self.is_idle:
             self._warn_of_idle()
-        if self._door is not None:
-            self._door.note(self, is_idle=self.is_idle)
+        if self._slots is not None:
+            self._slots.note(self, is_idle=self.is_idle)
         if self.options.excludes_waiting and self._backend is not None:
             self.clock.stand(self._backend, still=self.is_idle)
         if self._parent is not None:
@@ -423,7 +423,7 @@ class Steering(Operations):
     def child_idle_changed(self, child: Runner) -> None:
         """Take note of whether a child of a step waits for an event from outside."""
         # One that waits for its turn behind runs that wait for people waits for these, too.
-        is_idle = child.is_idle or (child._line is not None and child._line.is_idle)
+        is_idle = child.is_idle or (child._queued_at is not None and child._queued_at.is_idle)
         if is_idle is not child.rests_in_parent:
             child.rests_in_parent = is_idle
             machine, context = self._machine, self._children[child]

@@ -13,7 +13,7 @@ from sluicegate._errors import StepTimeoutError
 from sluicegate._events import StepStateChanged
 from sluicegate._exceptions import behind_scope, holds_cancelled, note_once, short
 from sluicegate._loop.cleanup import Closable, current_cleanup
-from sluicegate._loop.limits import OfOneLoop, serves_one_loop
+from sluicegate._loop.limits import SingleLoopLimiter, serves_one_loop
 from sluicegate._loop.run_in_context import run_in_context
 from sluicegate._loop.threads import in_loop
 
@@ -241,7 +241,9 @@ class Worker:
             return await self._equip(backend, step, event, context)
         place = place_in(limiter, step)
         self.turn = place if isinstance(place, Place) else None
-        entered = OfOneLoop(limiter, place, step.label) if serves_one_loop(limiter) else place
+        entered = (
+            SingleLoopLimiter(limiter, place, step.label) if serves_one_loop(limiter) else place
+        )
         equip = partial(self._equip, backend, step, event, context)
         try:
             return await self._in_turn(backend, entered, lambda _: equip())

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from sluicegate._engine.snapshot_read import Resumed
     from sluicegate._events import Event, StopEvent
     from sluicegate._loop import Backend, Nursery, Waiter
-    from sluicegate._loop.limits import Door, Gate
+    from sluicegate._loop.limits import ConcurrencyLimit, LoopSlots
     from sluicegate._observers import Observer
     from sluicegate._state.store import StateStore
     from sluicegate._streams import EventLog
@@ -70,7 +70,7 @@ class RunOptions:
     timeout: float | None = None
     excludes_waiting: bool = False
     max_threads: int = MAX_THREADS
-    gate: Gate | None = None
+    run_limit: ConcurrencyLimit | None = None
     resources: ResourceScope | None = None
     observer: Observer | None = None
     classes: tuple[type, ...] = ()
@@ -161,9 +161,9 @@ class Runner(Steering):
         self.busy_children = 0
         self.rests_in_parent = False
         self.lender = self.absence = None
-        #: The door of its workflow that it waits at, as a child; and the one that it is inside of.
-        self._line: Door | None = None
-        self._door: Door | None = None
+        #: The slots of its workflow that it waits for, as a child; and those of which it holds one.
+        self._queued_at: LoopSlots | None = None
+        self._slots: LoopSlots | None = None
         #: How many deliveries wait for the time of their next attempt.
         self.timers = 0
         self._due = 0.0
@@ -191,10 +191,10 @@ class Runner(Steering):
         self._host = backend.current_task()
         was_cancelled = backend.is_natively_cancelled()
         interruption: BaseException | None = None
-        door: Door | None = None
+        slots: LoopSlots | None = None
         try:
-            gate = self.options.gate
-            door = None if gate is None else await self._queue_up(gate)
+            limit = self.options.run_limit
+            slots = None if limit is None else await self._queue_up(limit)
             if self.graph.needs_scope:
                 await self._run_with_resources(backend)
             elif not self.outcome.status:
@@ -209,11 +209,11 @@ class Runner(Steering):
             interruption = single(error, backend.Cancelled)
         if interruption is None and backend.is_natively_cancelled() and not was_cancelled:
             interruption = backend.Cancelled()  # AnyIO before 4.16 forgets it beside one of its own
-        if door is not None:
-            self._door = None
-            door.idle.discard(self)
-            door.leave()
-            door.note(self, is_idle=False)
+        if slots is not None:
+            self._slots = None
+            slots.idle.discard(self)
+            slots.release()
+            slots.note(self, is_idle=False)
         self._conclude(backend, interruption)
         if issubclass(type(self.outcome.error), URGENT):
             interruption = self.outcome.error
@@ -223,26 +223,26 @@ class Runner(Steering):
             finally:
                 del interruption  # or this frame and its exception keep each other alive
 
-    async def _queue_up(self, gate: Gate) -> Door | None:
+    async def _queue_up(self, limit: ConcurrencyLimit) -> LoopSlots | None:
         """Wait until the workflow may have one more run; None where the run was cancelled."""
         backend = current_backend()
         with backend.cancel_scope() as self._queue:
             if self.outcome.status:
                 return None
             if self._parent is not None:
-                self._line = gate.door()
-                self._line.queued[self] = self._note_turn
+                self._queued_at = limit.here()
+                self._queued_at.queued[self] = self._note_turn
                 self._note_turn()
             try:
-                door = await gate.enter()
+                slots = await limit.acquire()
             finally:
-                if self._line is not None:
-                    del self._line.queued[self]
-                    self._line = None
+                if self._queued_at is not None:
+                    del self._queued_at.queued[self]
+                    self._queued_at = None
                     self._note_turn()
-            self._door = door
-            door.note(self, is_idle=False)
-            return door
+            self._slots = slots
+            slots.note(self, is_idle=False)
+            return slots
         return None
 
     def _note_turn(self) -> None:
@@ -373,7 +373,7 @@ class Runner(Steering):
         log = self.log
         options = self.options
         tells_idle = (
-            options.excludes_waiting or self._parent is not None or options.gate is not None
+            options.excludes_waiting or self._parent is not None or options.run_limit is not None
         )
         self._due = perf_counter() + TURN  # a worker that begins has just been given its turn
         try:

@@ -32,7 +32,7 @@ class PerLoop(Generic[T]):
 
     __slots__ = ("_make", "_things")
 
-    def __init__(self, make: Callable[[Line], T]) -> None:
+    def __init__(self, make: Callable[[WaitQueue], T]) -> None:
         self._make = make
         self._things: WeakKeyDictionary[Any, T] = WeakKeyDictionary()
 
@@ -41,11 +41,11 @@ class PerLoop(Generic[T]):
         loop = backend.current_loop()
         thing = self._things.get(loop)
         if thing is None:
-            thing = self._things[loop] = self._make(Line(ref(loop)))
+            thing = self._things[loop] = self._make(WaitQueue(ref(loop)))
         return thing
 
 
-class Line:
+class WaitQueue:
     """Tasks that wait their turn, first come, first served; only the first of them may go.
 
     Nobody is ever let in by another: who is woken looks whether it is first and whether there is
@@ -178,8 +178,8 @@ class RateLimiter:
     async def __aexit__(self, *_: object) -> None:
         """Do nothing: a token that was taken is spent. No checkpoint."""
 
-    def _fill_bucket(self, line: Line) -> _Bucket:
-        return _Bucket(line, self._per / self._rate, self._burst)
+    def _fill_bucket(self, queue: WaitQueue) -> _Bucket:
+        return _Bucket(queue, self._per / self._rate, self._burst)
 
 
 class _Bucket:
@@ -189,10 +189,10 @@ class _Bucket:
     were taken since; times are multiples of the interval from there, so rounding does not add up.
     """
 
-    __slots__ = ("_burst", "_full_at", "_interval", "_line", "_taken")
+    __slots__ = ("_burst", "_full_at", "_interval", "_queue", "_taken")
 
-    def __init__(self, line: Line, interval: float, burst: int) -> None:
-        self._line = line
+    def __init__(self, queue: WaitQueue, interval: float, burst: int) -> None:
+        self._queue = queue
         self._interval = interval
         self._burst = burst
         self._full_at = -math.inf
@@ -201,7 +201,7 @@ class _Bucket:
     @enable_ki_protection
     async def take(self, backend: Backend) -> None:
         place = backend.waiter()
-        self._line.join(place)
+        self._queue.join(place)
         try:
             # In the line already, so that those who come meanwhile stay behind. There is no
             # await after the token is taken: it cannot be lost.
@@ -210,11 +210,11 @@ class _Bucket:
                 await _sleep(backend, place, wait_until)
             self._taken += 1
         finally:
-            self._line.quit(place, is_room=True)  # or it waits for the next token itself
+            self._queue.quit(place, is_room=True)  # or it waits for the next token itself
 
     def _next_at(self, place: Waiter, now: float) -> float | None:
         """Return when to look again, or None if ``place`` may take a token now."""
-        if not self._line.is_first(place):
+        if not self._queue.is_first(place):
             return math.inf
         if now >= self._full_at + self._taken * self._interval:
             self._full_at, self._taken = now, 0
@@ -236,7 +236,7 @@ async def _sleep(backend: Backend, place: Waiter, until: float) -> None:
 
 
 @final
-class Gate:
+class ConcurrencyLimit:
     """Lets at most ``limit`` runs of a workflow in at a time, in the order in which they came.
 
     Made outside any event loop and used in any. Each event loop counts for itself: two loops in
@@ -250,7 +250,7 @@ class Gate:
         WorkflowValidationError: The limit is not an int of at least 1.
     """
 
-    __slots__ = ("_doors", "_limit")
+    __slots__ = ("_limit", "_slots")
 
     def __init__(self, limit: int) -> None:
         if not is_count(limit):
@@ -260,42 +260,42 @@ class Gate:
             )
             raise WorkflowValidationError(msg)
         self._limit = limit
-        self._doors = PerLoop(self._hang_door)
+        self._slots = PerLoop(self._make_slots)
 
     def __repr__(self) -> str:
-        return f"Gate({self._limit})"
+        return f"ConcurrencyLimit({self._limit})"
 
     @enable_ki_protection
-    async def enter(self) -> Door:
+    async def acquire(self) -> LoopSlots:
         """Go in, as soon as there is room and all who came before are in or gone.
 
         A checkpoint only if it has to wait. Cancelled, it is not inside and has given up its
         place in the line. There is no checkpoint after it is let in.
 
         Returns:
-            The door of this event loop. Whoever came in calls its ``leave()`` once.
+            The slots of this event loop; the caller calls their ``release()`` once.
 
         Raises:
             RuntimeError: There is no event loop.
         """
         backend = current_backend()
-        door = self._doors.here(backend)
-        await door.enter(backend)
-        return door
+        slots = self._slots.here(backend)
+        await slots.acquire(backend)
+        return slots
 
-    def door(self) -> Door:
-        """Return the door of the running event loop."""
-        return self._doors.here(current_backend())
+    def here(self) -> LoopSlots:
+        """Return the slots of the running event loop."""
+        return self._slots.here(current_backend())
 
-    def _hang_door(self, line: Line) -> Door:
-        return Door(line, self._limit)
+    def _make_slots(self, queue: WaitQueue) -> LoopSlots:
+        return LoopSlots(queue, self._limit)
 
 
 @final
-class Door:
-    """A gate in one event loop: who is inside, and who waits.
+class LoopSlots:
+    """The slots of a limit in one event loop: which runs hold one, and which wait.
 
-    Leaving goes by the door, not by the gate: the coroutine of a loop that was abandoned is closed
+    A slot is released here, not at the limit: the coroutine of a loop that was abandoned is closed
     whenever it is collected, and must not count as having left in the loop that runs then.
 
     Attributes:
@@ -304,10 +304,10 @@ class Door:
         queued: What to call for each run outside that is to hear when all inside are idle, or not.
     """
 
-    __slots__ = ("_limit", "_line", "_was_idle", "idle", "inside", "queued")
+    __slots__ = ("_limit", "_queue", "_was_idle", "idle", "inside", "queued")
 
-    def __init__(self, line: Line, limit: int) -> None:
-        self._line = line
+    def __init__(self, queue: WaitQueue, limit: int) -> None:
+        self._queue = queue
         self._limit = limit
         self.inside = 0
         self.idle: set[object] = set()
@@ -331,31 +331,31 @@ class Door:
                 tell()
 
     def __repr__(self) -> str:
-        return f"<Door: {self.inside} of {self._limit} inside, {self.waiting} waiting>"
+        return f"<LoopSlots: {self.inside} of {self._limit} inside, {self.waiting} waiting>"
 
     @property
     def waiting(self) -> int:
         """How many wait outside."""
-        return len(self._line)
+        return len(self._queue)
 
     @enable_ki_protection
-    async def enter(self, backend: Backend) -> None:  # noqa: ASYNC910 - no checkpoint where there is room
-        """See :meth:`Gate.enter`."""
-        line = self._line
-        if self.inside < self._limit and not line:
+    async def acquire(self, backend: Backend) -> None:  # noqa: ASYNC910 - no checkpoint where there is room
+        """See :meth:`ConcurrencyLimit.enter`."""
+        queue = self._queue
+        if self.inside < self._limit and not queue:
             self.inside += 1
             return  # noqa: ASYNC910
         place = backend.waiter()
-        line.join(place)
+        queue.join(place)
         try:
-            while self.inside >= self._limit or not line.is_first(place):
+            while self.inside >= self._limit or not queue.is_first(place):
                 await place.wait()
             self.inside += 1
         finally:
-            line.quit(place, is_room=self.inside < self._limit)
+            queue.quit(place, is_room=self.inside < self._limit)
 
     @enable_ki_protection
-    def leave(self) -> None:
+    def release(self) -> None:
         """Make room for the next. Never waits; may be called while its event loop unwinds.
 
         Raises:
@@ -363,12 +363,12 @@ class Door:
         """
         if not self.inside:
             msg = (
-                "a run left a gate that nobody had entered; expected one `door.leave()` for each "
-                "`door = await gate.enter()`"
+                "a slot was released that no run holds; expected one `slots.release()` for each "
+                "`slots = await limit.acquire()`"
             )
             raise WorkflowRuntimeError(msg)
         self.inside -= 1
-        self._line.wake_first()
+        self._queue.wake_first()
 
 
 class _Use:
@@ -387,7 +387,7 @@ _counting = threading.Lock()
 
 
 @final
-class OfOneLoop:
+class SingleLoopLimiter:
     """Enters a limiter of Trio, AnyIO or asyncio, unless an event loop in another thread is using it.
 
     Such a limiter is not thread-safe: it would wake its waiters in the wrong loop, and they would

@@ -24,7 +24,7 @@ from weakref import finalize
 
 from sluicegate._loop import current_backend, enable_ki_protection
 from sluicegate._loop import process_worker as protocol
-from sluicegate._loop.limits import Door, Line, PerLoop
+from sluicegate._loop.limits import LoopSlots, PerLoop, WaitQueue
 from sluicegate._loop.process_start import (
     check_startable,
     current_surroundings,
@@ -259,13 +259,13 @@ class ProcessPool:
     """The worker processes of one event loop.
 
     Attributes:
-        door: Bounds how many are at work at a time, to one for each processor.
+        slots: Bounds how many are at work at a time, to one for each processor.
     """
 
-    __slots__ = ("__weakref__", "_closing", "_idle", "_owner", "_used", "_watched", "door")
+    __slots__ = ("__weakref__", "_closing", "_idle", "_owner", "_used", "_watched", "slots")
 
-    def __init__(self, line: Line) -> None:
-        self.door = Door(line, processors())
+    def __init__(self, queue: WaitQueue) -> None:
+        self.slots = LoopSlots(queue, processors())
         self._idle: list[WorkerProcess] = []
         self._used: set[WorkerProcess] = set()
         #: Their sockets are closed, so that they end.
@@ -344,10 +344,10 @@ def _has_ended(worker: WorkerProcess) -> bool:
     return worker._process is None or worker._process.poll() is not None
 
 
-def _open_pool(line: Line) -> ProcessPool:
-    pool = ProcessPool(line)
+def _open_pool(queue: WaitQueue) -> ProcessPool:
+    pool = ProcessPool(queue)
     # A loop that is closed by hand, or never, does not call its callbacks.
-    finalize(line.loop(), pool.close)
+    finalize(queue.loop(), pool.close)
     return pool
 
 
@@ -373,11 +373,11 @@ class ProcessPlace:
     async def __aenter__(self) -> ProcessPlace:
         backend, pool = self._backend, self._pool
         await backend.checkpoint_if_cancelled()
-        await pool.door.enter(backend)
+        await pool.slots.acquire(backend)
         try:
             self.worker = await pool.lend(backend)
         except BaseException:
-            pool.door.leave()
+            pool.slots.release()
             raise
         return self
 
@@ -398,7 +398,7 @@ class ProcessPlace:
             elif worker is not None:
                 await self._pool.drop(self._backend, worker)  # noqa: ASYNC102 - it shields itself
         finally:
-            self._pool.door.leave()
+            self._pool.slots.release()
 
     async def die(self) -> str:
         """End the process and return how it ended."""

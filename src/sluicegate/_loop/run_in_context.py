@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
 
-class Watch(Protocol):
+class DeliveryListener(Protocol):
     """What is told of the exceptions that are delivered into a coroutine."""
 
     _run: Any
@@ -45,7 +45,7 @@ def let_interrupts_in(code: types.CodeType | None) -> None:
 def run_in_context(
     coroutine: Coroutine[Any, Any, Any],
     context: Context,
-    worker: Watch | None = None,
+    worker: DeliveryListener | None = None,
 ) -> Generator[Any, Any, Any]:
     """Await ``coroutine`` in ``context``; a context variable that it sets stays in there.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, final
 
 from sluicegate._errors import WorkflowRuntimeError
 from sluicegate._loop import current_backend, enable_ki_protection
-from sluicegate._loop.limits import MAX_THREADS, Line, PerLoop
+from sluicegate._loop.limits import MAX_THREADS, PerLoop, WaitQueue
 
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ class ThreadPlaces:
 
     __slots__ = ("_beginning", "_returning", "running", "taken")
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, queue: WaitQueue) -> None:
         self.running = 0
         self.taken: dict[ThreadPlace, str] = {}
-        self._beginning = line
-        self._returning = Line(line.loop)
+        self._beginning = queue
+        self._returning = WaitQueue(queue.loop)
 
     async def begin(self, backend: Backend, place: ThreadPlace) -> None:  # noqa: ASYNC910 - not where there is room
         """Wait for room for one thread more, and take it."""

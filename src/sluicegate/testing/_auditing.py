@@ -322,10 +322,10 @@ def audit(handler: Any) -> list[str]:
             found.append(
                 f"held in the {scope.scope}'s scope: {', '.join(e.plan.name for e in left)}"
             )
-    gate = runner.options.gate
-    door = None if gate is None else gate._doors._things.get(runner.loop)
-    if door is not None and (door.inside or door.waiting):
-        found.append(f"the gate of num_concurrent_runs is not empty: {door!r}")
+    limit = runner.options.run_limit
+    slots = None if limit is None else limit._slots._things.get(runner.loop)
+    if slots is not None and (slots.inside or slots.waiting):
+        found.append(f"num_concurrent_runs still counts runs: {slots!r}")
     for step in runner.graph.steps:
         found += [f"the limiter of {step.label} has {text}" for text in _held(step.options.limiter)]
     return found
@@ -336,9 +336,9 @@ def _held(limiter: Any) -> Iterator[str]:
     for name in ("borrowers", "owner", "tasks_waiting"):
         if tell is not None and (left := getattr(tell(), name, None)):
             yield f"{name} {left!r}"
-    for line in getattr(getattr(limiter, "_buckets", None), "_things", {}).values():
-        if len(line._line):
-            yield f"{len(line._line)} in its line"
+    for bucket in getattr(getattr(limiter, "_buckets", None), "_things", {}).values():
+        if len(bucket._queue):
+            yield f"{len(bucket._queue)} in its queue"
 
 
 def _audit_machine(
