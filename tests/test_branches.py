@@ -32,7 +32,7 @@ from sluicegate import (
     step,
 )
 from sluicegate._branch import Branch
-from sluicegate._engine.lineage import Group, Track
+from sluicegate._engine.lineage import BranchNode, CancelRecord
 from tests.helpers import (
     Catch,
     Mine,
@@ -1181,9 +1181,9 @@ async def test_several_tasks_may_wait_for_one_branch(fails):
 
     async def lead(flow, ctx):
         branch = ctx.send_event(Task())
-        async with anyio.create_task_group() as group:
+        async with anyio.create_task_group() as node:
             for _ in range(3):
-                group.start_soon(wait, branch)
+                node.start_soon(wait, branch)
 
     await result_of(Lead(lead, work))
 
@@ -1212,8 +1212,8 @@ async def test_one_waiter_that_was_told_is_enough():
     async def lead(flow, ctx):
         branch = ctx.send_event(Task())
         flow.task = None if is_trio() else asyncio.current_task()
-        async with anyio.create_task_group() as group:
-            group.start_soon(wait, flow, branch)
+        async with anyio.create_task_group() as node:
+            node.start_soon(wait, flow, branch)
             await anyio.lowlevel.checkpoint()
             with anyio.CancelScope() as flow.scope, Catch():
                 await branch.wait()
@@ -1432,8 +1432,8 @@ class KeptBack(Workflow):
     @step
     async def looks_on(self, ctx: Context, ev: Other) -> Answer:
         await until(lambda: self.branches)
-        async with anyio.create_task_group() as group:
-            group.start_soon(self.branches[0].wait)
+        async with anyio.create_task_group() as node:
+            node.start_soon(self.branches[0].wait)
             await wait_until_idle()
             assert self.branches[0].is_done is False
             self.waits.set()
@@ -1632,7 +1632,7 @@ class Hopping(Workflow):
         n = self.begun = ev.get("n", 0)
         if n in (0, self.hops // 10, self.hops - 1):
             gc.collect()
-            kinds = (Group, Track, Branch, Context, Hop)
+            kinds = (BranchNode, CancelRecord, Branch, Context, Hop)
             self.counts.append(sum(type(o) in kinds for o in gc.get_objects()))
         if n == self.hops:
             return StopEvent()

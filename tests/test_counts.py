@@ -391,10 +391,10 @@ async def read_all(readers, workflow, stuck, lossy):
             pass
 
     waiting = readers
-    async with anyio.create_task_group() as group, workflow.run() as handler:
+    async with anyio.create_task_group() as node, workflow.run() as handler:
         kept = [handler.stream_events(lossy=True) for _ in range(stuck)]
         for _ in range(readers):
-            group.start_soon(read)
+            node.start_soon(read)
         while waiting:
             await anyio.lowlevel.checkpoint()
         workflow.may_begin.set()
@@ -424,11 +424,11 @@ def test_a_reader_comes_and_goes_at_the_same_cost_however_many_there_are(library
 
     async def come_and_go(count):
         run = Ticker(60, stream_history=10).run()
-        async with run as handler, anyio.create_task_group() as group:
+        async with run as handler, anyio.create_task_group() as node:
             slow = handler.stream_events() if beside == "a slow one" else None
             if beside == "as many that wait":
                 for _ in range(count):
-                    group.start_soon(handler.stream_events().receive)
+                    node.start_soon(handler.stream_events().receive)
             readers = [handler.stream_events() for _ in range(count)]
             for reader in readers[::2] + readers[::-2]:
                 reader.close()
@@ -439,7 +439,7 @@ def test_a_reader_comes_and_goes_at_the_same_cost_however_many_there_are(library
             if slow is not None:
                 assert len(kept.keeping) <= 24
             handler.cancel()
-            group.cancel_scope.cancel()
+            node.cancel_scope.cancel()
 
     few, many = (lines_of(library, come_and_go, n) / n for n in (20, 160))
 
@@ -493,9 +493,9 @@ class Many(Workflow[int]):
                 Asked, requirements={**needs, "tags": []} if self.tags else needs
             )
 
-        async with anyio.create_task_group() as group:
+        async with anyio.create_task_group() as node:
             for number in range(self.k):
-                group.start_soon(ask, number)
+                node.start_soon(ask, number)
         return StopEvent(result=self.k)
 
 
@@ -631,16 +631,16 @@ def test_a_hop_beside_waits_of_another_class_costs_the_same_however_many_there_a
 
 def test_deliveries_for_many_workers_are_taken_from_the_front_at_no_cost():
     """P16: with more workers than events, taking one of the deliveries does not move the others."""
-    station = Machine(graph_of(Beside), object, object).stations[1]
-    assert station.limit == 10**6
+    queue = Machine(graph_of(Beside), object, object).queues[1]
+    assert queue.limit == 10**6
     machine = Machine(graph_of(Beside), object, object)
     machine.receive(StartEvent())
-    station, _, group = machine.next_start()
+    queue, _, node = machine.next_start()
 
-    machine.finish(station, group, [Asked(id=n) for n in range(1000)])
+    machine.finish(queue, node, [Asked(id=n) for n in range(1000)])
 
-    assert isinstance(machine.stations[1].ready, deque)
-    taken = [machine.take(machine.stations[1])[1].id for _ in range(999)]
+    assert isinstance(machine.queues[1].ready, deque)
+    taken = [machine.take(machine.queues[1])[1].id for _ in range(999)]
     assert taken == list(range(1, 1000))
 
 

@@ -27,7 +27,7 @@ from sluicegate import (
     catch_error,
     step,
 )
-from sluicegate._engine.lineage import Group
+from sluicegate._engine.lineage import BranchNode
 from sluicegate.testing import jump_clock
 from tests.helpers import (
     Catch,
@@ -628,9 +628,9 @@ async def test_two_answers_at_once_are_kept_for_the_next_attempt():
         async def ask():
             numbers.append((await ctx.wait_for_event(Answer, Question())).number)
 
-        async with anyio.create_task_group() as group:
-            group.start_soon(ask)
-            group.start_soon(ask)
+        async with anyio.create_task_group() as node:
+            node.start_soon(ask)
+            node.start_soon(ask)
         if ctx.step.attempt == 1:
             raise Mine
         return sorted(numbers)
@@ -1134,7 +1134,7 @@ def test_loop_of_recoveries_keeps_nothing(backend, held_for):
             number = ev.get("number", 0)
             if number % 1000 == 0:
                 gc.collect()
-                counts.append(sum(isinstance(found, Group) for found in gc.get_objects()))
+                counts.append(sum(isinstance(found, BranchNode) for found in gc.get_objects()))
             if number == 3000:
                 return StopEvent(result=number)
             if number % 2:

@@ -34,9 +34,9 @@ from sluicegate import (
 )
 from sluicegate._definition.checks import find_faults
 from sluicegate._definition.graph import Graph, graph_of
-from sluicegate._engine.grouping import Station
-from sluicegate._engine.joins import Collection, Slots
-from sluicegate._engine.lineage import Group
+from sluicegate._engine.grouping import StepQueue
+from sluicegate._engine.joins import EventBuffer, PairJoin
+from sluicegate._engine.lineage import BranchNode
 from sluicegate._engine.machine import Delivery, Machine
 from sluicegate._engine.stalls import expects_input, missing
 from sluicegate._engine.waits import Wait
@@ -292,7 +292,7 @@ class Token:
         #: Whether it has given up its place, and has none again.
         self.is_away = False
         #: What it has sent that is kept back.
-        self.kept: list[tuple[Event, Group, Frame]] = []
+        self.kept: list[tuple[Event, BranchNode, Frame]] = []
 
     @property
     def is_cancelled(self) -> bool:
@@ -468,8 +468,8 @@ class Woken:
 class Handle:
     """What a step holds of a branch that it has sent."""
 
-    def __init__(self, group: Group, frame: Frame) -> None:
-        self.group = group
+    def __init__(self, node: BranchNode, frame: Frame) -> None:
+        self.node = node
         self.frame = frame
         self.waiters: list[Woken] = []
 
@@ -489,9 +489,9 @@ class Driver:
             self.graph, self.open_inbox, self.published.append, self.cancel_scope
         )
         #: Workers that are about to start, and those that run a step.
-        self.starting: list[Station] = []
+        self.starting: list[StepQueue] = []
         self.running: list[tuple[Delivery, Token]] = []
-        self.delayed: list[tuple[Station, Token]] = []
+        self.delayed: list[tuple[StepQueue, Token]] = []
         self.handles: list[Handle] = []
         #: Which waits each running step has begun and not ended.
         self.waits: dict[Wait, Token] = {}
@@ -549,25 +549,25 @@ class Driver:
         """Take note of what a worker was given, and of what is to be started beside it."""
         self.model.settle_places()
         if delivery is not None:
-            station, carried, group = delivery
-            token = self.model.start(station.step.name, carried)
-            if group is not None and group.track is not None:
-                group.track.running[token] = None
+            queue, carried, node = delivery
+            token = self.model.start(queue.step.name, carried)
+            if node is not None and node.cancel_record is not None:
+                node.cancel_record.running[token] = None
             self.running.append((delivery, token))
         self.starting += self.machine.startable
         self.machine.startable.clear()
 
-    def ends(self, index: int) -> tuple[Station, Any, Group | None, Token]:
+    def ends(self, index: int) -> tuple[StepQueue, Any, BranchNode | None, Token]:
         for wait, waiting in [*self.waits.items()]:
             if waiting is self.running[index][1]:
                 self.end_wait(wait, may_be_late=False)
         for wait, waiting in [*self.model.away.items()]:
             if waiting is self.running[index][1]:
                 self.force(wait)
-        (station, carried, group), token = self.running.pop(index)
-        if group is not None and group.track is not None:
-            del group.track.running[token]
-        return station, carried, group, token
+        (queue, carried, node), token = self.running.pop(index)
+        if node is not None and node.cancel_record is not None:
+            del node.cancel_record.running[token]
+        return queue, carried, node, token
 
     def begin_wait(self) -> None:
         """Have a running step wait for an event of any class, in its own task or in another."""
@@ -582,7 +582,7 @@ class Driver:
         wait.is_outside = self.graph.is_answerable(kind)
         gives_place = not token.is_away and bool(self.chooser.number(0, 2))
         if gives_place:
-            wait.station = self.machine.stations[self.graph.index[token.at]]
+            wait.queue = self.machine.queues[self.graph.index[token.at]]
         self.waits[wait] = token
         found = next((early for early in self.model.early if wait.fits(early)), None)
         if found is None:
@@ -641,14 +641,14 @@ class Driver:
 
     def send(self) -> None:
         """Have a running step send what it might have returned, now or when it has succeeded."""
-        (station, _, group), token = self.chooser.one_of(self.running)
+        (queue, _, node), token = self.chooser.one_of(self.running)
         kinds = [k for k in self.plan.outputs[token.at] if isinstance(k, type)]
         kinds = [k for k in kinds if k is not StopEvent]
         if not kinds or token.at in self.plan.loops:
             return
         sent = self.event(self.chooser.one_of(kinds))
         keeps = not self.chooser.number(0, 3)
-        branch = self.machine.open_branch(group, is_kept_back=keeps)
+        branch = self.machine.open_branch(node, is_kept_back=keeps)
         frame = self.model.open(token.frame)
         if self.chooser.number(0, 2):
             self.handles.append(Handle(branch, frame))
@@ -658,10 +658,10 @@ class Driver:
             frame.is_kept = True
             token.kept.append((sent, branch, frame))
         else:
-            self.let_out(station, sent, branch, frame)
+            self.let_out(queue, sent, branch, frame)
 
-    def let_out(self, station: Station, sent: Event, branch: Group, frame: Frame) -> None:
-        route = self.machine.check_sendable(station.index, sent, None)
+    def let_out(self, queue: StepQueue, sent: Event, branch: BranchNode, frame: Frame) -> None:
+        route = self.machine.check_sendable(queue.index, sent, None)
         frame.is_kept = False
         self.model.deliver(sent, frame)
         self.model.close_frames()
@@ -674,22 +674,22 @@ class Driver:
         what = self.chooser.number(0, 3)
         if what == 0:
             self.handles.remove(handle)
-            handle.group.is_held = False
+            handle.node.is_held = False
         elif what == 1:
-            if not handle.group.is_over:
+            if not handle.node.is_over:
                 handle.waiters.append(Woken())
-                track = handle.group.begin_tracking(handle.group.live)
-                track.waiters.append(handle.waiters[-1])
+                cancel_record = handle.node.begin_tracking(handle.node.live)
+                cancel_record.waiters.append(handle.waiters[-1])
         else:
             self.cancel(handle)
 
     def cancel(self, handle: Handle) -> None:
         inside = [t for t in self.model.tokens if t.is_in(handle.frame)]
         self.told.clear()
-        is_new = not (handle.group.is_over or handle.group.is_cancelled)
+        is_new = not (handle.node.is_over or handle.node.is_cancelled)
         self.model.cancel(handle.frame)
         self.model.close_frames()
-        self.machine.cancel(handle.group, "the test wants it")
+        self.machine.cancel(handle.node, "the test wants it")
         event("cancelled a branch" if inside else "cancelled nothing")
         assert self.told == {t for t in inside if is_new and t.state in ("runs", "delayed")}
         if is_new and any(t.state == "waits" for t in inside):
@@ -699,13 +699,13 @@ class Driver:
     def fail(self) -> None:
         """Have a running step fail: it is tried again later, or handed to its handler."""
         index = self.chooser.number(0, len(self.running) - 1)
-        (_, _, group), token = self.running[index]
+        (_, _, node), token = self.running[index]
         name = token.at
         if token.is_cancelled or token.carried in ((), []):
             return
         machine, model = self.machine, self.model
         handler = self.plan.handlers.get(name)
-        station, carried, group, token = self.ends(index)
+        queue, carried, node, token = self.ends(index)
         for _, branch, frame in token.kept:
             frame.is_kept = False
             machine.drop_branch(branch)
@@ -719,51 +719,51 @@ class Driver:
                 attempts=1,
                 elapsed_seconds=0.0,
             )
-            if machine.recoveries(self.graph.index[handler], group) >= 3:
+            if machine.recoveries(self.graph.index[handler], node) >= 3:
                 model.finish(token, None)
-                self.goes_on(machine.drop(station, group))
+                self.goes_on(machine.drop(queue, node))
                 return
             model.add(handler, failed, model.open(token.frame, handler=handler))
             model.tokens.remove(token)
             model.close_frames()
-            machine.recover(self.graph.index[handler], failed, group)
-            self.goes_on(machine.drop(station, group))
+            machine.recover(self.graph.index[handler], failed, node)
+            self.goes_on(machine.drop(queue, node))
             event("recovered")
         else:
             token.state = "delayed"
             model.close_frames()
             again = StartEvent(again=carried)
             token.carried = again
-            if group is not None and group.track is not None:
-                group.track.running[token] = None
-            self.delayed.append((station, token))
-            token.group = group  # type: ignore[attr-defined]
-            self.goes_on(machine.delay(station, again, group))
+            if node is not None and node.cancel_record is not None:
+                node.cancel_record.running[token] = None
+            self.delayed.append((queue, token))
+            token.node = node  # type: ignore[attr-defined]
+            self.goes_on(machine.delay(queue, again, node))
 
     def retry(self) -> None:
         index = self.chooser.number(0, len(self.delayed) - 1)
-        station, token = self.delayed.pop(index)
-        group = token.group  # type: ignore[attr-defined]
-        if group is not None and group.track is not None:
-            del group.track.running[token]
+        queue, token = self.delayed.pop(index)
+        node = token.node  # type: ignore[attr-defined]
+        if node is not None and node.cancel_record is not None:
+            del node.cancel_record.running[token]
         self.model.tokens.remove(token)
         if not token.is_cancelled:
             token.state = "waits"
             self.model.tokens.append(token)
         self.model.close_frames()
-        self.machine.retry(station, token.carried)
+        self.machine.retry(queue, token.carried)
         self.goes_on(None)
         event("tried again")
 
     def finish(self, *, hurry: bool) -> None:
         index = self.chooser.number(0, len(self.running) - 1)
-        station, _, group, token = self.ends(index)
+        queue, _, node, token = self.ends(index)
         for sent, branch, frame in token.kept:
-            self.let_out(station, sent, branch, frame)
+            self.let_out(queue, sent, branch, frame)
         result = self.result(token.at, hurry=hurry)
         if not isinstance(result, StopEvent) or token.is_cancelled:
             self.model.finish(token, result)
-        delivery = self.machine.finish(station, group, result)
+        delivery = self.machine.finish(queue, node, result)
         if isinstance(result, StopEvent) and not token.is_cancelled:
             assert self.machine.stop is result
             assert delivery is None
@@ -793,38 +793,38 @@ class Driver:
         model, machine = self.model, self.machine
         model.settle_places()
         assert machine.alive == len(model.tokens)
-        for station in machine.stations:
-            name = station.step.name
+        for queue in machine.queues:
+            name = queue.step.name
             waiting = [token.carried for token in model.waiting(name)]
-            about_to_start = self.starting.count(station)
-            lined_up = [*(station.ready or ()), *(station.inbox.items if station.inbox else ())]
+            about_to_start = self.starting.count(queue)
+            lined_up = [*(queue.ready or ()), *(queue.inbox.items if queue.inbox else ())]
             queued = [wait for wait in model.returning if model.away[wait].at == name]
-            assert [*(station.returning or ())] == queued
-            assert station.away == sum(token.at == name for token in model.away.values())
-            too_many = max(station.running - station.limit, 0)
-            assert station.pending == len(lined_up) + len(queued) + too_many
-            assert station.in_inbox == (len(station.inbox.items) if station.inbox else 0)
+            assert [*(queue.returning or ())] == queued
+            assert queue.away == sum(token.at == name for token in model.away.values())
+            too_many = max(queue.running - queue.limit, 0)
+            assert queue.pending == len(lined_up) + len(queued) + too_many
+            assert queue.in_inbox == (len(queue.inbox.items) if queue.inbox else 0)
             assert len(waiting) == sum(g is None or not g.is_cancelled for _, g in lined_up)
-            assert station.running == model.at_work(name) + about_to_start
+            assert queue.running == model.at_work(name) + about_to_start
             # Only what is cancelled goes on without a place, and what ends then makes no room.
-            most = max(station.limit, self.before[name] + self.forced[name])
-            assert station.running <= most
-            assert station.limit == self.plan.limits[name]
-            self.before[name] = station.running
+            most = max(queue.limit, self.before[name] + self.forced[name])
+            assert queue.running <= most
+            assert queue.limit == self.plan.limits[name]
+            self.before[name] = queue.running
             # Nothing waits in vain: it has a worker on its way, or all are busy.
-            assert about_to_start >= len(waiting) or station.running >= station.limit
-            assert not queued or station.running >= station.limit
+            assert about_to_start >= len(waiting) or queue.running >= queue.limit
+            assert not queued or queue.running >= queue.limit
         self.forced.clear()
         assert machine.held_up == sum(wait.event is not None for wait in model.returning)
-        for (_, _, group), token in self.running:
-            around = list(group.upward()) if group is not None else []
+        for (_, _, node), token in self.running:
+            around = list(node.upward()) if node is not None else []
             frames = list(token.frame.chain()) if token.frame is not None else []
             joins = [[self.graph.steps[i].name for i in g.joins] for g in around if g.joins]
             assert joins == [[f.join] for f in frames if f.join]
-            assert token.is_cancelled == (group is not None and group.is_cancelled)
+            assert token.is_cancelled == (node is not None and node.is_cancelled)
             assert not any(g.is_over for g in around)
             for handler in () if self.plan.slots else set(self.plan.handlers.values()):
-                known = self.machine.recoveries(self.graph.index[handler], group)
+                known = self.machine.recoveries(self.graph.index[handler], node)
                 assert known == sum(f.handler == handler for f in frames)
             # What nobody holds is no branch any more, and goes with the next event.
             assert len(around) <= len(frames)
@@ -835,9 +835,9 @@ class Driver:
         assert machine.outside_waits == sum(wait.is_outside for wait in model.waits)
         assert (machine.strict, machine.strict_waits, machine.branch_waits) == (0, 0, 0)
         for handle in self.handles:
-            assert handle.group.is_over == (handle.frame not in model.frames)
-            assert handle.group.is_cancelled == handle.frame.is_cancelled
-            expected = 1 if handle.group.is_over else 0
+            assert handle.node.is_over == (handle.frame not in model.frames)
+            assert handle.node.is_cancelled == handle.frame.is_cancelled
+            expected = 1 if handle.node.is_over else 0
             assert all(waiter.count == expected for waiter in handle.waiters)
 
     def check_the_end(self) -> None:
@@ -845,14 +845,16 @@ class Driver:
         assert self.model.tokens == []
         assert self.model.frames == []
         assert self.machine.alive == 0
-        for station in self.machine.stations:
-            assert (station.running, station.pending) == (0, 0)
-            assert not station.delayed
+        for queue in self.machine.queues:
+            assert (queue.running, queue.pending) == (0, 0)
+            assert not queue.delayed
         assert all(not inbox.items for inbox in self.inboxes)
         for handle in self.handles:
-            assert (handle.group.live, handle.group.is_over) == (0, True)
-            track = handle.group.track
-            assert track is None or not (track.children or track.running or track.queued)
+            assert (handle.node.live, handle.node.is_over) == (0, True)
+            cancel_record = handle.node.cancel_record
+            assert cancel_record is None or not (
+                cancel_record.children or cancel_record.running or cancel_record.queued
+            )
         # Also what a fan-out left unpaired when it ended is told, for it leads nowhere.
         lacking = {
             name
@@ -948,12 +950,12 @@ class Wide(Workflow):
 def test_workers_are_started_up_to_the_limit_and_the_rest_waits_in_order():
     """P14: of five events two are taken, by two workers; the others keep their order."""
     machine = machine_of(Wide)
-    station, _, group = begin(machine, StartEvent())
+    queue, _, node = begin(machine, StartEvent())
     events = [A(n=n) for n in range(5)]
 
-    first = machine.finish(station, group, events)
+    first = machine.finish(queue, node, events)
 
-    work = machine.stations[1]
+    work = machine.queues[1]
     assert first[:2] == (work, events[0])
     assert machine.startable == [work]
     machine.startable.clear()
@@ -974,8 +976,8 @@ def test_workers_are_started_up_to_the_limit_and_the_rest_waits_in_order():
 def test_worker_that_is_quicker_takes_the_oldest_and_a_late_one_is_sent_home():
     """P14: what waits for a worker to start is taken by whoever comes first, the oldest first."""
     machine = machine_of(Wide)
-    station, _, group = begin(machine, StartEvent())
-    delivery = machine.finish(station, group, [A(n=n) for n in range(4)])
+    queue, _, node = begin(machine, StartEvent())
+    delivery = machine.finish(queue, node, [A(n=n) for n in range(4)])
     late = machine.startable.pop()
 
     taken = []
@@ -991,26 +993,26 @@ def test_worker_that_is_quicker_takes_the_oldest_and_a_late_one_is_sent_home():
 def test_join_fires_once_with_everything_when_the_last_branch_has_ended():
     """A branch that ends with None counts as ended, and the join waits for each."""
     machine = machine_of(Wide)
-    station, _, group = begin(machine, StartEvent())
-    first = machine.finish(station, group, [A(n=n) for n in range(3)])
+    queue, _, node = begin(machine, StartEvent())
+    first = machine.finish(queue, node, [A(n=n) for n in range(3)])
     second = machine.take(machine.startable.pop())
     results = [B(n=0), B(n=2)]
 
     third = machine.finish(*first[::2], results[0])
-    assert third[0] is machine.stations[1]
+    assert third[0] is machine.queues[1]
     assert machine.finish(*second[::2], None) is None
     joined = machine.finish(*third[::2], results[1])
 
-    assert joined == (machine.stations[2], results, None)
+    assert joined == (machine.queues[2], results, None)
     assert machine.alive == 1
 
 
 def test_empty_list_fires_the_join_with_nothing():
     """A fan-out of nothing has ended when it begins."""
     machine = machine_of(Wide)
-    station, _, group = begin(machine, StartEvent())
+    queue, _, node = begin(machine, StartEvent())
 
-    assert machine.finish(station, group, []) == (machine.stations[2], [], None)
+    assert machine.finish(queue, node, []) == (machine.queues[2], [], None)
 
 
 def test_single_successor_is_handed_over_without_an_inbox():
@@ -1040,7 +1042,7 @@ def test_single_successor_is_handed_over_without_an_inbox():
         return opened[-1]
 
     opened: list[Inbox] = []
-    started: list[Station] = []
+    started: list[StepQueue] = []
     through(3)  # the ways are looked up when they are first gone
     opened.clear()
     started.clear()
@@ -1063,7 +1065,7 @@ class Loop(Workflow):
 
 def groups_left() -> int:
     gc.collect()
-    return sum(type(found) is Group for found in gc.get_objects())
+    return sum(type(found) is BranchNode for found in gc.get_objects())
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 5])
@@ -1071,25 +1073,25 @@ def test_chain_of_sends_leaves_no_chain_of_groups(kept):
     """P16: each step is held up until ``kept`` further ones have begun, with its handle."""
     machine = machine_of(Loop)
     before = groups_left()
-    machine.stations[0].limit = 10
-    running: deque[tuple[Delivery, Group]] = deque()
+    machine.queues[0].limit = 10
+    running: deque[tuple[Delivery, BranchNode]] = deque()
     delivery = begin(machine, StartEvent())
     depth = 0
     for n in range(1000):
-        station, _, group = delivery
-        branch = machine.open_branch(group)
+        queue, _, node = delivery
+        branch = machine.open_branch(node)
         event = A(n=n)
         machine.send(machine.check_sendable(0, event, None), event, branch, None)
         running.append((delivery, branch))
-        del branch, group
+        del branch, node
         if len(running) > kept:
-            (station, _, group), handle = running.popleft()
+            (queue, _, node), handle = running.popleft()
             handle.is_held = False
             del handle
             machine.startable.clear()
-            if (delivery := machine.drop(station, group)) is None:
-                delivery = machine.take(station)
-            del group
+            if (delivery := machine.drop(queue, node)) is None:
+                delivery = machine.take(queue)
+            del node
         else:
             delivery = machine.next_start()
         assert delivery[1].n == n
@@ -1103,22 +1105,22 @@ def test_chain_of_sends_leaves_no_chain_of_groups(kept):
 def test_handle_that_is_kept_over_a_long_chain_still_cancels_it():
     """P16: what is in between goes, and the branch at the bottom keeps what came of it."""
     machine = machine_of(Loop)
-    station, _, group = begin(machine, StartEvent())
+    queue, _, node = begin(machine, StartEvent())
     first = None
     for n in range(100):
-        branch = machine.open_branch(group)
+        branch = machine.open_branch(node)
         event = A(n=n)
         machine.send(machine.check_sendable(0, event, None), event, branch, None)
         first = first or branch
         branch.is_held = branch is first
         machine.startable.clear()
-        station, _, group = machine.drop(station, group)
-        assert list(group.upward()) == [first]
+        queue, _, node = machine.drop(queue, node)
+        assert list(node.upward()) == [first]
 
     machine.cancel(first, "enough")
 
-    assert group.is_cancelled
-    assert machine.drop(station, group) is None
+    assert node.is_cancelled
+    assert machine.drop(queue, node) is None
     assert first.is_over
     assert machine.alive == 0
 
@@ -1128,75 +1130,75 @@ def test_cancelling_counts_off_what_waits_and_tells_what_runs():
     told: list[tuple[Any, str]] = []
     graph = graph_of(Loop)
     machine = Machine(graph, Inbox, [].append, lambda scope, reason: told.append((scope, reason)))
-    station, _, group = begin(machine, StartEvent())
-    branch = machine.open_branch(group)
+    queue, _, node = begin(machine, StartEvent())
+    branch = machine.open_branch(node)
     event = A()
     route = machine.check_sendable(0, event, None)
     machine.send(route, event, branch, None)
-    assert machine.drop(station, group) == (station, event, branch)
+    assert machine.drop(queue, node) == (queue, event, branch)
     for _ in range(5):
         inner = machine.open_branch(branch)
         inner.is_held = False
         machine.send(route, A(), inner, None)
-    branch.track.running["scope"] = None
+    branch.cancel_record.running["scope"] = None
     assert machine.alive == 6
 
     machine.cancel(branch, "enough")
 
     assert told == [("scope", "enough")]
     assert (machine.alive, branch.live, branch.is_over) == (1, 1, False)
-    assert not branch.track.children
+    assert not branch.cancel_record.children
     machine.cancel(branch, "again")
     assert len(told) == 1
     machine.startable.clear()
-    assert machine.drop(station, branch) is None
+    assert machine.drop(queue, branch) is None
     assert branch.is_over
-    assert (machine.alive, station.pending) == (0, 0)
+    assert (machine.alive, queue.pending) == (0, 0)
 
 
 @pytest.mark.parametrize("order", [(A, B), (B, A)])
 def test_one_of_each_comes_in_the_order_of_the_parameters(order):
     """Whatever comes first, the parameters get their own."""
-    slots = Slots((A, B))
+    pair_join = PairJoin((A, B))
     first, second = (kind() for kind in order)
 
-    assert slots.add(first, None) is None
-    complete, group = slots.add(second, None)
+    assert pair_join.add(first, None) is None
+    complete, node = pair_join.add(second, None)
 
     assert [type(part) for part in complete] == [A, B]
-    assert group is None
-    assert slots.missing() == []
+    assert node is None
+    assert pair_join.missing() == []
 
 
 def test_further_parts_wait_for_the_next_round_in_order():
     """Three of one and two of the other make two rounds, and one lacks its partner."""
-    slots = Slots((A, B))
+    pair_join = PairJoin((A, B))
     parts = [A(n=0), A(n=1), A(n=2)]
     for part in parts:
-        assert slots.add(part, None) is None
+        assert pair_join.add(part, None) is None
 
-    rounds = [slots.add(B(n=n), None)[0] for n in range(2)]
+    rounds = [pair_join.add(B(n=n), None)[0] for n in range(2)]
 
     assert [(a.n, b.n) for a, b in rounds] == [(0, 0), (1, 1)]
-    assert slots.missing() == ["B"]
+    assert pair_join.missing() == ["B"]
 
 
 def test_two_parameters_of_one_class_take_two_events():
     """`one: A, other: A` fires with every second A."""
-    slots = Slots((A, A))
+    pair_join = PairJoin((A, A))
 
-    assert slots.add(A(n=1), None) is None
-    assert [part.n for part in slots.add(A(n=2), None)[0]] == [1, 2]
+    assert pair_join.add(A(n=1), None) is None
+    assert [part.n for part in pair_join.add(A(n=2), None)[0]] == [1, 2]
 
 
 @pytest.mark.parametrize("kinds", [(A, SubA), (SubA, A)])
 @pytest.mark.parametrize("order", [(A, SubA), (SubA, A)])
 def test_parameters_whose_classes_overlap_are_filled_whatever_comes_first(kinds, order):
     """One of each is there, so the join fires: a SubA may not take the only place of an A."""
-    slots = Slots(kinds)
+    pair_join = PairJoin(kinds)
 
-    assert slots.add(order[0](), None) is None
-    added = slots.add(order[1](), None)
+    assert pair_join.add(order[0](), None) is None
+    added = pair_join.add(order[1](), None)
 
     assert added is not None
     complete, _ = added
@@ -1210,13 +1212,13 @@ def test_parameters_whose_classes_overlap_are_filled_whatever_comes_first(kinds,
 )
 def test_a_join_runs_as_soon_as_its_places_can_be_taken(places, kinds):
     """However classes repeat and overlap: with each event that completes it, and never before."""
-    slots = Slots(tuple(places))
+    pair_join = PairJoin(tuple(places))
     kept: list[Event] = []
     for n, kind in enumerate(kinds):
         if not issubclass(kind, tuple(places)):
             continue
         kept.append(kind(n=n))
-        got = slots.add(kept[-1], None)
+        got = pair_join.add(kept[-1], None)
         fits = any(
             all(isinstance(part, place) for part, place in zip(chosen, places, strict=True))
             for chosen in permutations(kept, len(places))
@@ -1235,33 +1237,33 @@ def test_a_join_runs_as_soon_as_its_places_can_be_taken(places, kinds):
             for part, place in zip(got[0], places, strict=True):
                 numbers.setdefault((type(part), place), []).append(part.n)
             assert all(found == sorted(found) for found in numbers.values())
-        assert sorted(e.n for queue in slots.queues for e, _ in queue) == [e.n for e in kept]
-        assert bool(slots.missing()) == bool(kept)
-        again = Slots(tuple(places))
-        again.fill(slots.queues)
-        assert again.queues == slots.queues
+        assert sorted(e.n for queue in pair_join.queues for e, _ in queue) == [e.n for e in kept]
+        assert bool(pair_join.missing()) == bool(kept)
+        again = PairJoin(tuple(places))
+        again.fill(pair_join.queues)
+        assert again.queues == pair_join.queues
         assert not again.is_complete
 
 
 def test_a_waiting_part_costs_the_same_however_many_wait():
     """P16: adding to a join of three looks at classes, not at what waits."""
-    slots = Slots((A, A, B))
+    pair_join = PairJoin((A, A, B))
     for n in range(50):
-        slots.add(A(n=n), None)
+        pair_join.add(A(n=n), None)
 
     def cost(count):
-        return calls_of(lambda: [slots.add(A(n=n), None) for n in range(count)]) / count
+        return calls_of(lambda: [pair_join.add(A(n=n), None) for n in range(count)]) / count
 
     before = cost(100)
     for n in range(2_000):
-        slots.add(A(n=n), None)
+        pair_join.add(A(n=n), None)
 
     assert cost(100) <= 1.1 * before
 
 
-def add(collection: Collection, event: Event, expected: list[type[Event]]) -> list[Any] | None:
+def add(buffer: EventBuffer, event: Event, expected: list[type[Event]]) -> list[Any] | None:
     """Give an event to a buffer; return the events that are complete then."""
-    _, found = collection.add(event, expected)
+    _, found = buffer.add(event, expected)
     return None if found is None else [entry.event for entry in found]
 
 
@@ -1270,18 +1272,18 @@ def add(collection: Collection, event: Event, expected: list[type[Event]]) -> li
     expected=st.lists(st.sampled_from([A, B, C]), max_size=5),
     kinds=st.lists(st.sampled_from([A, B, C]), max_size=30),
 )
-def test_collection_agrees_with_lists(expected, kinds):
+def test_buffer_agrees_with_lists(expected, kinds):
     """collect_events: all expected ones at once, in their order, each event used once."""
-    collection = Collection()
+    buffer = EventBuffer()
     kept: list[Event] = []
     has_left = False
     for n, kind in enumerate(kinds):
         given_event = kind(n=n)
         if expected and kind not in expected:
-            assert add(collection, given_event, expected) is None  # it is left alone
+            assert add(buffer, given_event, expected) is None  # it is left alone
             has_left = True
             continue
-        got = add(collection, given_event, expected)
+        got = add(buffer, given_event, expected)
         if not expected:
             assert got == []
             continue
@@ -1297,17 +1299,17 @@ def test_collection_agrees_with_lists(expected, kinds):
         else:
             assert got is None
     lacking = Counter(expected) - Counter(type(e) for e in kept)
-    assert dict(collection.missing()) == (dict(lacking) if kept or has_left else {})
-    assert sorted(e.n for e in collection.events()) == [e.n for e in kept]
+    assert dict(buffer.missing()) == (dict(lacking) if kept or has_left else {})
+    assert sorted(e.n for e in buffer.events()) == [e.n for e in kept]
 
 
-def test_collection_counts_subclasses_for_the_class_that_is_expected():
+def test_buffer_counts_subclasses_for_the_class_that_is_expected():
     """A SubA is an A, unless SubA itself is expected."""
-    plain = Collection()
+    plain = EventBuffer()
     assert add(plain, SubA(n=1), [A, A]) is None
     assert [e.n for e in add(plain, A(n=2), [A, A])] == [1, 2]
 
-    exact = Collection()
+    exact = EventBuffer()
     assert add(exact, SubA(n=1), [A, SubA]) is None
     assert [e.n for e in add(exact, A(n=2), [A, SubA])] == [2, 1]
 
@@ -1332,24 +1334,24 @@ def test_question_that_is_open_keeps_the_run_waiting():
     published: list[Event] = []
     machine = machine_of(Asking, published)
     question = InputRequiredEvent(prefix="well?")
-    station, _, group = begin(machine, StartEvent())
+    queue, _, node = begin(machine, StartEvent())
 
-    assert machine.finish(station, group, question) is None
+    assert machine.finish(queue, node, question) is None
     assert published == [question]
     assert machine.alive == 0
     assert expects_input(machine)
 
     machine.receive(HumanResponseEvent(response="yes"))
     delivery = machine.next_start()
-    assert delivery[0] is machine.stations[1]
+    assert delivery[0] is machine.queues[1]
     assert not expects_input(machine)
 
 
 def test_nothing_is_expected_where_nobody_was_asked():
     """P12: a run without people can expect nothing."""
     machine = machine_of(Wide)
-    station, _, group = begin(machine, StartEvent())
-    delivery = machine.finish(station, group, [A()])
+    queue, _, node = begin(machine, StartEvent())
+    delivery = machine.finish(queue, node, [A()])
 
     joined = machine.finish(*delivery[::2], None)
 
@@ -1379,14 +1381,14 @@ def test_event_for_one_step_must_fit_it(target, message):
 def test_refused_fan_out_changes_nothing():
     """P13: where one event of a list is not allowed, none of them is delivered."""
     machine = machine_of(Wide)
-    station, _, group = begin(machine, StartEvent())
+    queue, _, node = begin(machine, StartEvent())
 
     with pytest.raises(WorkflowRuntimeError, match="list of C, which it does not declare"):
-        machine.finish(station, group, [A(), C(), A()])
+        machine.finish(queue, node, [A(), C(), A()])
 
     assert machine.alive == 1
     assert machine.startable == []
-    assert machine.stations[1].pending == 0
+    assert machine.queues[1].pending == 0
 
 
 # -- waits and early answers ---------------------------------------------------------------------------------

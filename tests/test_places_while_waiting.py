@@ -120,8 +120,8 @@ async def until_asked(handler, count=MEMBERS):
 def check_places(handler, *, running=0, away=0):
     """Look into the books of the step that asks."""
     machine = handler._runner._machine
-    station = next(s for s in machine.stations if s.step.name == "work")
-    assert (station.running, station.away) == (running, away)
+    queue = next(s for s in machine.queues if s.step.name == "work")
+    assert (queue.running, queue.away) == (running, away)
     assert machine.held_up == sum(w.is_queued for w in machine.answered)
 
 
@@ -235,8 +235,8 @@ def test_only_waits_for_events_from_outside_give_the_place(backend):
         await ctx.wait_for_event(Word, timeout=1)
 
     async def ask_in_a_task(ctx, n):
-        async with anyio.create_task_group() as group:
-            group.start_soon(Meeting.wait, None, ctx, n)
+        async with anyio.create_task_group() as node:
+            node.start_soon(Meeting.wait, None, ctx, n)
             await anyio.sleep(0.1)
 
     async def main():
@@ -454,9 +454,9 @@ def test_cancelled_wait_leaves_the_books_balanced(backend, moment, how):
         if how == "scope":
             return
         assert handler.status == "cancelled" or how == "native"
-        for station in handler._runner._machine.stations:
-            assert station.away == 0
-            assert station.returning is None
+        for queue in handler._runner._machine.queues:
+            assert queue.away == 0
+            assert queue.returning is None
         assert handler._runner._machine.held_up == 0
 
     if how == "native":

@@ -10,9 +10,9 @@ from sluicegate._loop import current_backend
 class BranchOperations(Protocol):
     """What the runner does for a branch."""
 
-    def cancel_branch(self, group: Any, reason: str) -> None: ...
+    def cancel_branch(self, node: Any, reason: str) -> None: ...
 
-    async def wait_for_branch(self, group: Any, step: object) -> None: ...
+    async def wait_for_branch(self, node: Any, step: object) -> None: ...
 
 
 class Line(Protocol):
@@ -35,11 +35,11 @@ class Branch:
     of ``ctx.collect_events``, has left it. Whoever does not need it drops it.
     """
 
-    __slots__ = ("_group", "_run", "_step")
+    __slots__ = ("_node", "_run", "_step")
 
-    def __init__(self, run: BranchOperations | None, group: Line, step: object) -> None:
+    def __init__(self, run: BranchOperations | None, node: Line, step: object) -> None:
         self._run = run
-        self._group = group
+        self._node = node
         self._step = step
 
     def cancel(self, reason: str = "branch.cancel() was called") -> None:
@@ -56,7 +56,7 @@ class Branch:
             WorkflowRuntimeError: The call comes from another thread.
         """
         if self._run is not None:
-            self._run.cancel_branch(self._group, reason)
+            self._run.cancel_branch(self._node, reason)
 
     async def wait(self) -> None:
         """Wait until nothing of the branch is left.
@@ -75,21 +75,21 @@ class Branch:
         if self._run is None:
             await current_backend().checkpoint()
         else:
-            await self._run.wait_for_branch(self._group, self._step)
+            await self._run.wait_for_branch(self._node, self._step)
 
     @property
     def is_done(self) -> bool:
         """Whether nothing of the branch is left."""
-        return self._group.is_over
+        return self._node.is_over
 
     @property
     def is_cancelled(self) -> bool:
         """Whether the branch, or one around it, was cancelled."""
-        return self._group.is_cancelled
+        return self._node.is_cancelled
 
     def __repr__(self) -> str:
         state = "cancelled" if self.is_cancelled else "done" if self.is_done else "alive"
         return f"<Branch, {state}>"
 
     def __del__(self) -> None:
-        self._group.is_held = False
+        self._node.is_held = False

@@ -119,8 +119,8 @@ class Context(Generic[StateT]):
     __slots__ = (
         "_again",
         "_began_at",
-        "_group",
         "_is_over",
+        "_node",
         "_progress",
         "_record",
         "_run",
@@ -132,7 +132,7 @@ class Context(Generic[StateT]):
         _check_workflow(workflow, "Context(...)", "Context(MyWorkflow())")
         self._run: Any = workflow._open_seed(None)
         self._step: Step | None = None
-        self._group: Any = None
+        self._node: Any = None
         self._again: Any = None
         self._record: Any = None
         self._began_at: float | None = None
@@ -464,12 +464,12 @@ _ANY: Mapping[str, Any] = MappingProxyType[str, Any]({})
 _new = object.__new__
 
 
-def step_context(run: RunOperations, step: Step | None, group: Any, again: Any) -> Context[Any]:
+def step_context(run: RunOperations, step: Step | None, node: Any, again: Any) -> Context[Any]:
     """Return the context of one invocation; for the engine."""
     context: Context[Any] = _new(Context)
     context._run = run
     context._step = step
-    context._group = group
+    context._node = node
     context._again = again
     context._is_over = False
     context._stream = context._record = context._progress = context._began_at = None

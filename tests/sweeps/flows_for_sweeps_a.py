@@ -228,7 +228,7 @@ def check_books(handler: Any) -> None:
     assert not machine.waits
     assert not machine.answered
     assert not machine.still
-    assert all(station.inbox is None for station in machine.stations)
+    assert all(queue.inbox is None for queue in machine.queues)
 
 
 async def check_stream(handler: Any, readings: list[Reading]) -> None:
@@ -528,9 +528,9 @@ class Limited(Feature):
             results.append(await scene.run(workflow))
 
         scene.flow = LimitedFlow(scene)
-        async with anyio.create_task_group() as group:
-            group.start_soon(one, scene.flow)
-            group.start_soon(one, scene.flow)
+        async with anyio.create_task_group() as node:
+            node.start_soon(one, scene.flow)
+            node.start_soon(one, scene.flow)
         return results
 
     def judge(self, scene: Scene, outcome: Any) -> None:
@@ -609,11 +609,11 @@ class RaceFlow(Flow):
             won.append(number)
             for other in branches:
                 other.cancel()
-            group.cancel_scope.cancel()
+            node.cancel_scope.cancel()
 
-        async with anyio.create_task_group() as group:
-            group.start_soon(wait, 0)
-            group.start_soon(wait, 1)
+        async with anyio.create_task_group() as node:
+            node.start_soon(wait, 0)
+            node.start_soon(wait, 1)
         for branch in branches:
             await branch.wait()
         self.scene.note("race over", +self.scene.running)
@@ -1009,11 +1009,11 @@ class Streams(Feature):
             lengths["going on"] = len(reading.events)
 
         run = scene.run(StreamFlow(scene, stream_buffer=1))
-        async with run as handler, anyio.create_task_group() as group:
-            group.start_soon(plain, "one", 0)
-            group.start_soon(plain, "other", 0)
-            group.start_soon(plain, "late", 0.5)
-            group.start_soon(broken)
+        async with run as handler, anyio.create_task_group() as node:
+            node.start_soon(plain, "one", 0)
+            node.start_soon(plain, "other", 0)
+            node.start_soon(plain, "late", 0.5)
+            node.start_soon(broken)
             result = await handler
         return (result, *(lengths.get(n) for n in ("one", "other", "late", "broken", "going on")))
 
@@ -1066,9 +1066,9 @@ class BackPressure(Feature):
     targets = ("reader",)
 
     async def host(self, scene: Scene) -> Any:
-        async with anyio.create_task_group() as group:
+        async with anyio.create_task_group() as node:
             handler = scene.run(CloseFlow(scene, stream_buffer=1))
-            handler.start_soon(group)
+            handler.start_soon(node)
             with scene.trial.target("reader"), handler.stream_events() as stream:
                 scene.readings.append((handler, reading := Reading(stream)))
                 for _ in range(2):
@@ -1158,9 +1158,9 @@ class Nurseries(Feature):
             with scene.alone(f"waiter {number}"):
                 results.append(await handler)
 
-        async with self.open_group() as group:
-            first = scene.run(TwoFlow(scene), seconds=1).start_soon(group)
-            second = scene.run(TwoFlow(scene), seconds=2).start_soon(group)
+        async with self.open_group() as node:
+            first = scene.run(TwoFlow(scene), seconds=1).start_soon(node)
+            second = scene.run(TwoFlow(scene), seconds=2).start_soon(node)
             async with anyio.create_task_group() as inner:
                 inner.start_soon(wait, first, 1)
                 inner.start_soon(wait, first, 2)
@@ -1442,14 +1442,14 @@ class PatientFlow(Flow):
             got.append((await ctx.wait_for_event(Answer, timeout=1)).text)
         except WorkflowTimeoutError:
             got.append("-")
-        async with anyio.create_task_group() as group:
+        async with anyio.create_task_group() as node:
 
             async def one(number: int) -> None:
                 with self.scene.alone(f"asker {number}"):
                     got.append((await ctx.wait_for_event(Answer)).text)
 
-            group.start_soon(one, 1)
-            group.start_soon(one, 2)
+            node.start_soon(one, 1)
+            node.start_soon(one, 2)
         with anyio.move_on_after(1):
             got.append((await ctx.wait_for_event(Answer)).text)
         return StopEvent(result=sorted(got))
@@ -1512,8 +1512,8 @@ class Crossing(Feature):
             answer(handler, HumanResponseEvent(response="yes"))
 
         handler = scene.run(SendFlow(scene))
-        async with anyio.create_task_group() as group:
-            group.start_soon(send)
+        async with anyio.create_task_group() as node:
+            node.start_soon(send)
             return await handler
 
 
@@ -1534,9 +1534,9 @@ class Gated(Feature):
             with scene.alone(f"one {number}"):
                 results.append(await scene.run(flow, seconds=number, name=number))
 
-        async with anyio.create_task_group() as group:
+        async with anyio.create_task_group() as node:
             for number in range(3):
-                group.start_soon(one, number)
+                node.start_soon(one, number)
         return sorted(results)
 
     def judge(self, scene: Scene, outcome: Any) -> None:

@@ -595,9 +595,9 @@ def miscounts(patch):
     """The machine counts a delivery twice that ends the run."""
     finish = machine.Machine.finish
 
-    def faulty(self, station, group, result):
+    def faulty(self, queue, node, result):
         self.alive += isinstance(result, StopEvent)
-        return finish(self, station, group, result)
+        return finish(self, queue, node, result)
 
     patch.setattr(machine.Machine, "finish", faulty)
 
@@ -615,13 +615,13 @@ def keeps_a_wait(patch):
 
 def has_too_many_workers(patch):
     """A step gets one worker more than it may have."""
-    init = machine.Station.__init__
+    init = machine.StepQueue.__init__
 
     def faulty(self, of):
         init(self, of)
         self.limit += 1
 
-    patch.setattr(machine.Station, "__init__", faulty)
+    patch.setattr(machine.StepQueue, "__init__", faulty)
 
 
 def loses_a_failure(patch):

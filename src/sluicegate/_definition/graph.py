@@ -234,7 +234,7 @@ class Graph:
             self._inputs[kind] = route
         return route
 
-    def station(self, event: Event, target: str) -> int:
+    def target_index(self, event: Event, target: str) -> int:
         """Return the number of the step called ``target``, which is to get ``event``.
 
         Raises:

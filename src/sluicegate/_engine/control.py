@@ -227,7 +227,7 @@ class Steering(Operations):
             self.graph.adopt_from_outside(event)
             self.graph.input(type(event))
         else:
-            self.graph.station(event, target)
+            self.graph.target_index(event, target)
         early = self._early if isinstance(self._early, list) else [*self._early]
         early.append((event, target, question))
         self._early = early

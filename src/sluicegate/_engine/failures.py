@@ -14,15 +14,15 @@ from sluicegate._loop import enable_ki_protection
 if TYPE_CHECKING:
     from sluicegate._definition.retries import Attempts
     from sluicegate._definition.steps import Step
-    from sluicegate._engine.grouping import Station
+    from sluicegate._engine.grouping import StepQueue
     from sluicegate._engine.invocation import Worker
-    from sluicegate._engine.lineage import Group
+    from sluicegate._engine.lineage import BranchNode
     from sluicegate._engine.machine import Delivery
     from sluicegate._engine.runner import Runner
 
 
 def recover(
-    run: Runner, worker: Worker, station: Station, group: Group | None, error: BaseException
+    run: Runner, worker: Worker, queue: StepQueue, node: BranchNode | None, error: BaseException
 ) -> Delivery | None:
     """Decide what becomes of a failed invocation; return what its worker goes on with.
 
@@ -36,36 +36,36 @@ def recover(
     backend, machine = run.live()
     from sluicegate._loop.mixing import note_mixing  # noqa: PLC0415 - only a failure needs it
 
-    in_thread = station.step.runs_in != "loop"
-    note_mixing(error, station.step.label, backend.name, in_thread=in_thread)
+    in_thread = queue.step.runs_in != "loop"
+    note_mixing(error, queue.step.label, backend.name, in_thread=in_thread)
     drop_own_frames(error)
     if run.outcome.status or run.is_cancelled():
         raise error
     now = backend.current_time()  # one reading for all that is decided about this failure
-    step = station.step
+    step = queue.step
     known = worker.event if type(worker.event) is Again else None
     given = worker.event if known is None else known.event
     record = worker.context._record if worker.context is not None else None
     if record is not None:
-        record.undo(machine, station.index)
+        record.undo(machine, queue.index)
     attempts = (known.attempts if known is not None else None) or Attempts(worker.began_at)
     attempts.failed(error, now)
-    if group is None or not group.is_cancelled:
+    if node is None or not node.is_cancelled:
         if step.options.retry is not None:
             again = _next_attempt(run, step, given, known, attempts)
             if again is not None:
                 if record is not None:
                     record.carry_over(again, run.content_key)
-                return _try_later(run, station, again, group, now)
+                return _try_later(run, queue, again, node, now)
             note_attempts(error, attempts, step.label)
-        if _hand_to_handler(run, station, group, given, attempts):
-            return machine.drop(station, group)
-    for around in group.upward() if group is not None else ():
-        if around.track is not None and around.track.waiters:
+        if _hand_to_handler(run, queue, node, given, attempts):
+            return machine.drop(queue, node)
+    for around in node.upward() if node is not None else ():
+        if around.cancel_record is not None and around.cancel_record.waiters:
             run.outcome.note(error, step, given)
-            around.track.errors.append(error)
+            around.cancel_record.errors.append(error)
             machine.cancel(around, f"the step {step.label} failed")
-            return machine.drop(station, group)
+            return machine.drop(queue, node)
     raise error
 
 
@@ -95,74 +95,76 @@ def _next_attempt(
 
 
 def _hand_to_handler(
-    run: Runner, station: Station, group: Group | None, given: Any, attempts: Attempts
+    run: Runner, queue: StepQueue, node: BranchNode | None, given: Any, attempts: Attempts
 ) -> bool:
     """Give a failure to the step's handler; return whether there is one that may recover it."""
     _, machine = run.live()
-    handler = machine.graph.handlers.get(station.index)
+    handler = machine.graph.handlers.get(queue.index)
     if handler is None:
         return False
     catches = machine.graph.steps[handler].options.catches
     assert catches is not None
-    if machine.recoveries(handler, group) >= catches.max_recoveries:
+    if machine.recoveries(handler, node) >= catches.max_recoveries:
         return False
     failed = StepFailedEvent(
-        step_name=station.step.name,
+        step_name=queue.step.name,
         input_event=given,
         exception=attempts.failures[-1].exception,
         exceptions=attempts.exceptions,
         attempts=attempts.count,
         elapsed_seconds=attempts.failures[-1].at,
     )
-    machine.recover(handler, failed, group)
+    machine.recover(handler, failed, node)
     return True
 
 
 def _try_later(
-    run: Runner, station: Station, again: Again, group: Group | None, now: float
+    run: Runner, queue: StepQueue, again: Again, node: BranchNode | None, now: float
 ) -> Delivery | None:
     """Have a delivery tried again when its delay is over; return the worker's next delivery."""
     _, machine = run.live()
     again.due = now + again.delay
-    following = machine.delay(station, again, group)
+    following = machine.delay(queue, again, node)
     if again.delay:
-        begin_delay(run, station, again, group)
+        begin_delay(run, queue, again, node)
         return following
-    machine.retry(station, again)
+    machine.retry(queue, again)
     return following or machine.next_start()
 
 
-def begin_delay(run: Runner, station: Station, again: Again, group: Group | None) -> None:
+def begin_delay(run: Runner, queue: StepQueue, again: Again, node: BranchNode | None) -> None:
     """Start the timer of a delivery that was laid aside."""
-    name = f"{station.step.label}: waiting for attempt {again.number}"
+    name = f"{queue.step.label}: waiting for attempt {again.number}"
     run.timers += 1
-    run.nursery.start_soon(_wait_and_retry, run, station, again, group, name=name)
+    run.nursery.start_soon(_wait_and_retry, run, queue, again, node, name=name)
 
 
 @enable_ki_protection
-async def _wait_and_retry(run: Runner, station: Station, again: Again, group: Group | None) -> None:
+async def _wait_and_retry(
+    run: Runner, queue: StepQueue, again: Again, node: BranchNode | None
+) -> None:
     backend, machine = run.live()
-    track = group.track if group is not None else None
+    cancel_record = node.cancel_record if node is not None else None
     try:
         with backend.cancel_scope(deadline=again.due) as scope:
-            if track is not None:
-                track.running[scope] = None
-                if track.reason is not None:  # since it was laid aside
+            if cancel_record is not None:
+                cancel_record.running[scope] = None
+                if cancel_record.reason is not None:  # since it was laid aside
                     scope.cancel()
             try:
                 await backend.waiter().wait()
             finally:
-                if track is not None:
-                    track.running.pop(scope, None)
+                if cancel_record is not None:
+                    cancel_record.running.pop(scope, None)
     except backend.Cancelled as error:  # noqa: ASYNC103 - the task that runs the run raises it
         # Raised here, it would cancel the nursery, and look as the run's own timeout does.
         if not (run.outcome.status or backend.is_cancelled()):
-            run.fail(_cut_short(again, station.step, error))
+            run.fail(_cut_short(again, queue.step, error))
         return  # noqa: ASYNC910 - the wait was a checkpoint
     finally:
         run.timers -= 1
     if not run.outcome.status:
-        machine.retry(station, again)
+        machine.retry(queue, again)
         run.start_workers()
         run.check_stuck()
         if not machine.alive:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sluicegate._engine.lineage import SLACK, Group
+from sluicegate._engine.lineage import SLACK, BranchNode
 
 
 if TYPE_CHECKING:
@@ -12,27 +12,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sluicegate._definition.steps import Step
-    from sluicegate._engine.joins import Collection, Slots
+    from sluicegate._engine.joins import EventBuffer, PairJoin
     from sluicegate._engine.waits import Absence
     from sluicegate._events import Event
     from sluicegate._loop import Inbox
 
 
-class Station:
+class StepQueue:
     """A step within one run: its inbox and how many work at it."""
 
     __slots__ = (
         "away",
-        "collections",
+        "buffers",
         "delayed",
         "inbox",
         "index",
         "limit",
+        "pair_join",
         "pending",
         "ready",
         "returning",
         "running",
-        "slots",
         "step",
         "unmatched",
     )
@@ -52,14 +52,16 @@ class Station:
         #: opened only then. Then those that return; and the workers that are too many.
         self.pending = 0
         #: Made when it is needed: of many runs at once, each object counts.
-        self.ready: list[tuple[Any, Group | None]] | deque[tuple[Any, Group | None]] | None = None
+        self.ready: (
+            list[tuple[Any, BranchNode | None]] | deque[tuple[Any, BranchNode | None]] | None
+        ) = None
         self.inbox: Inbox | None = None
-        self.collections: dict[str, Collection] | None = None
-        self.slots: Slots | None = None
+        self.buffers: dict[str, EventBuffer] | None = None
+        self.pair_join: PairJoin | None = None
         #: What a join of one each was left with when the fan-out that it was in ended.
-        self.unmatched: Slots | None = None
+        self.unmatched: PairJoin | None = None
         #: Deliveries that wait for the time of their next attempt, each with its group.
-        self.delayed: dict[Any, Group | None] | None = None
+        self.delayed: dict[Any, BranchNode | None] | None = None
 
     @property
     def in_inbox(self) -> int:
@@ -81,110 +83,110 @@ class Groups:
     if TYPE_CHECKING:
         alive: int
         branch_waits: int
-        stations: list[Station]
+        queues: list[StepQueue]
         _cancel_scope: Callable[[Any, str], None]
 
-        def _enqueue(self, station: Station, event: Any, group: Group | None) -> None: ...
+        def _enqueue(self, queue: StepQueue, event: Any, node: BranchNode | None) -> None: ...
         def end_rest(self, step: object, *, is_strict: bool) -> None: ...
 
-    def recoveries(self, handler: int, group: Group | None) -> int:
+    def recoveries(self, handler: int, node: BranchNode | None) -> int:
         """Return how often what came to this was already recovered by the step ``handler``."""
-        for around in group.upward() if group is not None else ():
+        for around in node.upward() if node is not None else ():
             if around.recoveries is not None:
                 return around.recoveries.get(handler, 0)
         return 0
 
-    def recover(self, handler: int, event: Event, group: Group | None) -> None:
+    def recover(self, handler: int, event: Event, node: BranchNode | None) -> None:
         """Give the step ``handler`` a failure; what it returns takes the place of what failed."""
         known: dict[int, int] = {}
-        for around in group.upward() if group is not None else ():
+        for around in node.upward() if node is not None else ():
             if around.recoveries is not None:
                 known = around.recoveries
                 break
         # It takes the place of what nobody can address any more, a recovery before it or a branch
         # that nobody holds: or a long loop of them would grow.
-        parent = group
+        parent = node
         while parent is not None and not (parent.joins or parent.is_held):
-            if parent.track is not None and parent.track.waiters:
+            if parent.cancel_record is not None and parent.cancel_record.waiters:
                 break
             parent = parent.parent
-        node = Group(parent, ())
+        node = BranchNode(parent, ())
         node.recoveries = {**known, handler: known.get(handler, 0) + 1}
         if parent is not None:
             parent.live += 1
-            if parent.track is not None:
+            if parent.cancel_record is not None:
                 node.begin_tracking()
-        self._enqueue(self.stations[handler], event, node)
+        self._enqueue(self.queues[handler], event, node)
 
-    def _count_off(self, group: Group | None) -> None:
+    def _count_off(self, node: BranchNode | None) -> None:
         self.alive -= 1
-        if group is not None:
-            self._leave(group)
+        if node is not None:
+            self._leave(node)
 
-    def _leave(self, group: Group) -> None:
-        group.live -= 1
-        if not group.live:
-            self._close(group)
+    def _leave(self, node: BranchNode) -> None:
+        node.live -= 1
+        if not node.live:
+            self._close(node)
 
-    def _close(self, group: Group) -> None:
+    def _close(self, node: BranchNode) -> None:
         """End a group of which nothing is left: its joins run, in the group around it."""
         while True:
-            group.is_over = True
-            parent = group.parent
-            track = group.track
-            if track is None or track.reason is None:
-                self._run_joins(group, parent)
-            if track is not None:
-                if parent is not None and parent.track is not None:
-                    parent.track.children.pop(group, None)
-                for waiter in track.waiters:
+            node.is_over = True
+            parent = node.parent
+            cancel_record = node.cancel_record
+            if cancel_record is None or cancel_record.reason is None:
+                self._run_joins(node, parent)
+            if cancel_record is not None:
+                if parent is not None and parent.cancel_record is not None:
+                    parent.cancel_record.children.pop(node, None)
+                for waiter in cancel_record.waiters:
                     waiter.wake()
-                for step in track.resting:
+                for step in cancel_record.resting:
                     self.branch_waits -= 1
                     self.end_rest(step, is_strict=True)
-                track.resting = ()
+                cancel_record.resting = ()
             if parent is None:
                 return
             parent.live -= 1
             if parent.live:
                 return
-            group = parent
+            node = parent
 
-    def _run_joins(self, group: Group, parent: Group | None) -> None:
-        for index, slots in (group.slots or {}).items():
-            if slots.missing():
-                self.stations[index].unmatched = slots
-        for join, events in group.collected.items():
+    def _run_joins(self, node: BranchNode, parent: BranchNode | None) -> None:
+        for index, pair_join in (node.pair_joins or {}).items():
+            if pair_join.missing():
+                self.queues[index].unmatched = pair_join
+        for join, events in node.collected.items():
             if events is not None:
-                self._enqueue(self.stations[join], events, parent)
+                self._enqueue(self.queues[join], events, parent)
 
-    def _admit(self, group: Group) -> Group | None:
+    def _admit(self, node: BranchNode) -> BranchNode | None:
         """Take a delivery out of its inbox; return the group in which it counts from now on.
 
         A branch that nobody holds is none any more, and what came of it belongs to the group
         around it: so a loop of steps that send leaves no chain of branches behind.
         """
-        if group.track is not None:
-            group.track.queued -= 1
-        while not group.is_needed:
-            track = group.track
-            if group.is_held or (track is not None and track.waiters):
-                if track is None:
+        if node.cancel_record is not None:
+            node.cancel_record.queued -= 1
+        while not node.is_needed:
+            cancel_record = node.cancel_record
+            if node.is_held or (cancel_record is not None and cancel_record.waiters):
+                if cancel_record is None:
                     # Nothing of it has run yet: all that is alive of it waits.
-                    group.begin_tracking(group.live - 1)
-                if group.slack < 0:
-                    self._shorten(group)
+                    node.begin_tracking(node.live - 1)
+                if node.slack < 0:
+                    self._shorten(node)
                 break
-            parent = group.parent
+            parent = node.parent
             if parent is not None:
                 parent.live += 1
-            self._leave(group)
+            self._leave(node)
             if parent is None:
                 return None
-            group = parent
-        return group
+            node = parent
+        return node
 
-    def _shorten(self, group: Group) -> None:
+    def _shorten(self, node: BranchNode) -> None:
         """Take the branches out from above ``group`` that nobody holds any more.
 
         The walk goes all the way up, past those that somebody still holds: in a loop of steps
@@ -192,46 +194,49 @@ class Groups:
         grown by as much as it goes up now, so it costs a constant time per branch.
         """
         depth = 0
-        inner = group
+        inner = node
         while inner.parent is not None:
             around = inner.parent
-            track = around.track
+            cancel_record = around.cancel_record
             if (
                 around.is_needed
                 or around.is_held
-                or (track is not None and (track.waiters or track.reason is not None))
+                or (
+                    cancel_record is not None
+                    and (cancel_record.waiters or cancel_record.reason is not None)
+                )
             ):
                 inner = around
                 depth += 1
                 continue
-            if track is not None:
-                track.children.pop(inner, None)
+            if cancel_record is not None:
+                cancel_record.children.pop(inner, None)
             parent = inner.parent = around.parent
             if parent is not None:
                 parent.live += 1
-                if parent.track is not None:
-                    parent.track.children[inner] = None
+                if parent.cancel_record is not None:
+                    parent.cancel_record.children[inner] = None
             self._leave(around)
-        group.slack = depth + SLACK
+        node.slack = depth + SLACK
 
-    def cancel(self, group: Group, reason: str) -> None:
+    def cancel(self, node: BranchNode, reason: str) -> None:
         """Cancel a group and all that came of it: what waits is dropped, what runs is told."""
-        if group.is_over or group.is_cancelled:
+        if node.is_over or node.is_cancelled:
             return
-        if group.track is None:
-            group.begin_tracking(group.live)  # nothing of it has run yet
-        groups = [found for found in group.downward() if not found.is_over]
-        for found in groups:
-            assert found.track is not None
-            found.track.reason = reason
-        for found in reversed(groups):
-            track = found.track
-            assert track is not None
-            for scope in tuple(track.running):
+        if node.cancel_record is None:
+            node.begin_tracking(node.live)  # nothing of it has run yet
+        nodes = [found for found in node.downward() if not found.is_over]
+        for found in nodes:
+            assert found.cancel_record is not None
+            found.cancel_record.reason = reason
+        for found in reversed(nodes):
+            cancel_record = found.cancel_record
+            assert cancel_record is not None
+            for scope in tuple(cancel_record.running):
                 self._cancel_scope(scope, reason)
-            if track.queued:
-                self.alive -= track.queued
-                found.live -= track.queued
-                track.queued = 0
+            if cancel_record.queued:
+                self.alive -= cancel_record.queued
+                found.live -= cancel_record.queued
+                cancel_record.queued = 0
                 if not found.live and not found.is_over:
                     self._close(found)

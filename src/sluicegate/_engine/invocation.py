@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sluicegate._definition.steps import Step
     from sluicegate._engine.entered import StepResources
-    from sluicegate._engine.lineage import Group
+    from sluicegate._engine.lineage import BranchNode
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.waits import Absence
     from sluicegate._loop import Backend
@@ -65,8 +65,8 @@ class Worker:
         "began_at",
         "context",
         "event",
-        "group",
         "is_waiting",
+        "node",
         "opened",
         "progress",
         "step",
@@ -83,7 +83,7 @@ class Worker:
         #: group of that, and its context, if it takes one.
         self.step: Step | None = None
         self.event: Any = None
-        self.group: Group | None = None
+        self.node: BranchNode | None = None
         self.context: Context[Any] | None = None
         #: The task itself.
         self.task: Any = None
@@ -105,7 +105,7 @@ class Worker:
     def end(self) -> None:
         """Let go of the run: the worker and its context variables hold each other."""
         del self._variables, self._run
-        self.step = self.event = self.group = self.context = self.task = None
+        self.step = self.event = self.node = self.context = self.task = None
         self.absence = self.turn = None
 
     def add(self, resource: Closable) -> None:
@@ -163,7 +163,7 @@ class Worker:
             self.is_back(machine, absence)
 
     def invoke(
-        self, backend: Backend, step: Step, event: Any, group: Group | None
+        self, backend: Backend, step: Step, event: Any, node: BranchNode | None
     ) -> Awaitable[Any]:
         """Return what runs ``step`` once, in a context of its own.
 
@@ -176,13 +176,13 @@ class Worker:
         if (
             not step.is_plain
             or type(event) is Again
-            or (group is not None and group.track is not None)
+            or (node is not None and node.cancel_record is not None)
         ):
-            return self._invoke_with_care(backend, step, event, group)
+            return self._invoke_with_care(backend, step, event, node)
         run = self._run
         arguments = [event] if step.takes == "one" else _several(step, event)
         if step.context_at is not None:
-            self.context = context = step_context(run, step, group, None)
+            self.context = context = step_context(run, step, node, None)
             arguments.insert(step.context_at, context)
         coroutine = step.function(run.workflow, *arguments)
         if run.observer is not None or run.log.internal_readers:
@@ -192,7 +192,7 @@ class Worker:
         return self._drive(backend, step, coroutine)
 
     async def _invoke_with_care(
-        self, backend: Backend, step: Step, event: Any, group: Group | None
+        self, backend: Backend, step: Step, event: Any, node: BranchNode | None
     ) -> Any:
         """Run a step that may be cancelled by itself, tried again, or needs something first."""
         self.began_at = backend.current_time()
@@ -200,17 +200,17 @@ class Worker:
         run: Any = self._run if step.runs_in == "loop" else ThreadOperations(self._run)
         if again is not None:
             event = again.event
-        self.context = context = step_context(run, step, group, again)
+        self.context = context = step_context(run, step, node, again)
         context._began_at = self.began_at
-        if group is None or group.track is None:
+        if node is None or node.cancel_record is None:
             return await self._prepare(backend, step, event, context)
-        track = group.track
+        cancel_record = node.cancel_record
         failure: BaseException | None = None
         try:
             with backend.cancel_scope() as scope:
-                if track.reason is not None:
+                if cancel_record.reason is not None:
                     return None  # noqa: ASYNC910 - cancelled since it was taken from the inbox
-                track.running[scope] = None
+                cancel_record.running[scope] = None
                 try:
                     return await self._prepare(backend, step, event, context)
                 except BaseException as error:  # noqa: ASYNC103 - raised behind the scope
@@ -218,10 +218,10 @@ class Worker:
                     if failure is None or holds_cancelled(error, backend.Cancelled):
                         raise
                 finally:
-                    track.running.pop(scope, None)
+                    cancel_record.running.pop(scope, None)
                     # With its run cancelled as well, AnyIO would have the run's scope take over
                     # what this one did to the task, and then undo a native cancellation of another.
-                    scope.shield = track.reason is not None
+                    scope.shield = cancel_record.reason is not None
         except BaseException:  # noqa: ASYNC103 - the scope has made another group of it
             if failure is None:
                 raise

@@ -12,7 +12,7 @@ from sluicegate._errors import brief
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from sluicegate._engine.lineage import Group
+    from sluicegate._engine.lineage import BranchNode
     from sluicegate._events import Event
 
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Places: TypeAlias = tuple[int, ...]
 
 
-class Slots:
+class PairJoin:
     """A join of one event for each parameter, ``a: A, b: B``; further ones wait in order.
 
     Events that may take the same places wait in one pool, in the order in which they came. Which
@@ -32,18 +32,18 @@ class Slots:
 
     def __init__(self, kinds: tuple[type[Event], ...]) -> None:
         self._kinds = kinds
-        self._pools: dict[Places, deque[tuple[Event, Group | None]]] = {}
+        self._pools: dict[Places, deque[tuple[Event, BranchNode | None]]] = {}
         self._count = 0
 
     def add(
-        self, event: Event, group: Group | None
-    ) -> tuple[tuple[Event, ...], Group | None] | None:
+        self, event: Event, node: BranchNode | None
+    ) -> tuple[tuple[Event, ...], BranchNode | None] | None:
         """Add an event; where all places can be taken, return what takes them, and its group.
 
         Of the events that may take several places, the oldest takes that of its nearest class, or
         the first one where several parameters have the same class.
         """
-        pool = self._keep(event, group)
+        pool = self._keep(event, node)
         if self._count < len(self._kinds) or len(pool) > len(self._kinds):
             return None  # fewer cannot be enough, and the pool had enough before
         taken = self._match()
@@ -57,14 +57,16 @@ class Slots:
             if not self._pools[places]:
                 del self._pools[places]
         self._count -= len(complete)
-        return tuple(event for event, _ in complete), meeting_point(group for _, group in complete)
+        return tuple(event for event, _ in complete), meeting_point(node for _, node in complete)
 
-    def _keep(self, event: Event, group: Group | None) -> deque[tuple[Event, Group | None]]:
+    def _keep(
+        self, event: Event, node: BranchNode | None
+    ) -> deque[tuple[Event, BranchNode | None]]:
         mro = type(event).__mro__
         fitting = [place for place, kind in enumerate(self._kinds) if kind in mro]
         fitting.sort(key=lambda place: mro.index(self._kinds[place]))
         pool = self._pools.setdefault(tuple(fitting), deque())
-        pool.append((event, group))
+        pool.append((event, node))
         self._count += 1
         return pool
 
@@ -94,20 +96,20 @@ class Slots:
         return taken
 
     @property
-    def queues(self) -> tuple[list[tuple[Event, Group | None]], ...]:
+    def queues(self) -> tuple[list[tuple[Event, BranchNode | None]], ...]:
         """The waiting events, by the place of the nearest class."""
-        queues: tuple[list[tuple[Event, Group | None]], ...] = tuple([] for _ in self._kinds)
+        queues: tuple[list[tuple[Event, BranchNode | None]], ...] = tuple([] for _ in self._kinds)
         for places, pool in self._pools.items():
             queues[places[0]].extend(pool)
         return queues
 
-    def fill(self, queues: Iterable[Iterable[tuple[Event, Group | None]]]) -> None:
+    def fill(self, queues: Iterable[Iterable[tuple[Event, BranchNode | None]]]) -> None:
         """Put in what a snapshot has kept, in the place of what there is."""
         self._pools.clear()
         self._count = 0
         for queue in queues:
-            for event, group in queue:
-                self._keep(event, group)
+            for event, node in queue:
+                self._keep(event, node)
 
     @property
     def is_complete(self) -> bool:
@@ -134,7 +136,7 @@ class Entry:
         self.event = event
 
 
-class Collection:
+class EventBuffer:
     """One buffer of ``ctx.collect_events``."""
 
     __slots__ = ("_count", "_has_left", "_kept", "expected")

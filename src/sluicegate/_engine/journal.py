@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from sluicegate._engine.lineage import Group
+from sluicegate._engine.lineage import BranchNode
 
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Again:
         self.left: dict[int, list[float]] = {}
         #: What it sent, which is out: by content, the branch of each such event in the order of the
         #: sends, or None where nothing of the branch is left.
-        self.sent: dict[int, list[Group | None]] = {}
+        self.sent: dict[int, list[BranchNode | None]] = {}
         #: The buffers that have had its event, each with what it completed.
         self.collected: list[tuple[str, list[Event] | None]] = []
 
@@ -104,8 +104,8 @@ class Record:
         self.received: list[Wait] = []
         #: The latest events that it sent, each with its branch. Of older ones the content is kept:
         #: with the branch as long as that matters, then alone, in 8 bytes.
-        self.sent: list[tuple[Event, Group]] = []
-        self._branches: list[tuple[int, Group]] | None = None
+        self.sent: list[tuple[Event, BranchNode]] = []
+        self._branches: list[tuple[int, BranchNode]] | None = None
         self._gone: array[int] | None = None
         self._limit = 16
         #: What buffers told it that were told its event before.
@@ -113,9 +113,9 @@ class Record:
         #: Each event given to a buffer (None where it was out before), and what came of it.
         self.collected: list[tuple[str, Entry | None, list[Entry] | None]] = []
         #: What is sent only if the attempt succeeds.
-        self.held: list[tuple[Route, Event, Group, str | None]] = []
+        self.held: list[tuple[Route, Event, BranchNode, str | None]] = []
 
-    def find_sent(self, key: int) -> Group | None:
+    def find_sent(self, key: int) -> BranchNode | None:
         """Return the branch of an event of this content that is out already, if one is.
 
         Content decides, and among equals the order: two tasks of a step may send in another order
@@ -127,7 +127,7 @@ class Record:
         branch = branches.pop(0)
         return _OVER if branch is None else branch
 
-    def note_sent(self, event: Event, branch: Group, key_of: KeyOf) -> None:
+    def note_sent(self, event: Event, branch: BranchNode, key_of: KeyOf) -> None:
         """Keep the content of what was sent, as long as the invocation is under way."""
         self.sent.append((event, branch))
         if len(self.sent) <= KEPT_EVENTS:
@@ -137,7 +137,7 @@ class Record:
             self._branches, self._gone = [], array("Q")
         self._branches.append((key_of(event), branch))
         if len(self._branches) >= self._limit:
-            kept: list[tuple[int, Group]] = []
+            kept: list[tuple[int, BranchNode]] = []
             for key, branch in self._branches:
                 if _matters(branch, is_held=branch.is_held):
                     kept.append((key, branch))
@@ -181,7 +181,7 @@ class Record:
             again.sent.setdefault(key, []).append(None)
         latest = [(key_of(event), branch) for event, branch in self.sent]
         for key, branch in [*(self._branches or ()), *latest]:
-            if branch.track is not None and branch.track.errors:
+            if branch.cancel_record is not None and branch.cancel_record.errors:
                 continue  # its branch failed, and the event is to be sent again
             matters = _matters(branch, is_held=branch.is_held or has_unwound)
             kept = branch if matters and branch is not _OVER else None
@@ -190,7 +190,7 @@ class Record:
     def undo(self, machine: Machine, index: int) -> None:
         """Take back what the failed invocation gave to buffers, where it is still there."""
         for key, entry, completed in reversed(self.collected):
-            if not machine.collection(index, key).undo(entry, completed):
+            if not machine.buffer(index, key).undo(entry, completed):
                 self.told.append((key, None))
         self.collected.clear()
         for _, _, branch, _ in self.held:
@@ -202,7 +202,7 @@ class Record:
 _NOTHING = Again(None)
 
 #: The branch of an event of which nothing is left.
-_OVER = Group(None, ())
+_OVER = BranchNode(None, ())
 _OVER.is_over = True
 
 
@@ -215,9 +215,9 @@ def _events_of(entries: list[Entry] | None) -> list[Event] | None:
     return None if entries is None else [entry.event for entry in entries]
 
 
-def _matters(branch: Group, *, is_held: bool) -> bool:
+def _matters(branch: BranchNode, *, is_held: bool) -> bool:
     """Whether a step that sent an event, and begins again, could tell what became of it."""
-    if branch.track is not None and branch.track.errors:
+    if branch.cancel_record is not None and branch.cancel_record.errors:
         return True
     return is_held and (branch.is_cancelled or not branch.is_over)
 
@@ -225,12 +225,14 @@ def _matters(branch: Group, *, is_held: bool) -> bool:
 class Interrupted:
     """An invocation that was under way when its run ended or a snapshot was taken."""
 
-    __slots__ = ("event", "group", "record", "step")
+    __slots__ = ("event", "node", "record", "step")
 
-    def __init__(self, step: Step, event: Any, group: Group | None, record: Record | None) -> None:
+    def __init__(
+        self, step: Step, event: Any, node: BranchNode | None, record: Record | None
+    ) -> None:
         self.step = step
         self.event = event
-        self.group = group
+        self.node = node
         self.record = record
 
 
@@ -238,4 +240,4 @@ def interrupted(worker: Worker) -> Interrupted:
     """Return what a worker is at."""
     assert worker.step is not None
     record = worker.context._record if worker.context is not None else None
-    return Interrupted(worker.step, worker.event, worker.group, record)
+    return Interrupted(worker.step, worker.event, worker.node, record)

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
-from sluicegate._engine.grouping import Station
-from sluicegate._engine.joins import Collection, Slots
-from sluicegate._engine.lineage import Group
+from sluicegate._engine.grouping import StepQueue
+from sluicegate._engine.joins import EventBuffer, PairJoin
+from sluicegate._engine.lineage import BranchNode
 from sluicegate._engine.suspended import EMPTY, Suspended
 from sluicegate._errors import WorkflowRuntimeError
 from sluicegate._events import Event
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 #: An event (a list for a join, a tuple for one of each) on its way to a step, with its group.
-Delivery = tuple[Station, Any, "Group | None"]
+Delivery = tuple[StepQueue, Any, "BranchNode | None"]
 
 
 #: From so many on, the deliveries for workers about to start are kept in a deque; it takes memory.
@@ -45,7 +45,7 @@ def _cancel_nothing(_scope: object, _reason: str) -> None:
     """Stand in where nothing runs."""
 
 
-def _tell_nobody(_step: object) -> None:
+def _report_nothing(_step: object) -> None:
     """Stand in where there is no log."""
 
 
@@ -63,12 +63,12 @@ class Machine(Suspended):
         "_cancel_scope",
         "_open_inbox",
         "_publish",
-        "_tell_ended",
+        "_report_ended",
         "graph",
         "is_draining",
+        "queues",
         "silent",
         "startable",
-        "stations",
         "stop",
     )
 
@@ -78,15 +78,15 @@ class Machine(Suspended):
         open_inbox: Callable[[], Inbox],
         publish: Callable[[Event], float | None],
         cancel_scope: Callable[[Any, str], None] = _cancel_nothing,
-        tell_ended: Callable[[Step], None] = _tell_nobody,
+        report_ended: Callable[[Step], None] = _report_nothing,
     ) -> None:
         self.graph = graph
         self._open_inbox = open_inbox
         self._publish = publish
         self._cancel_scope = cancel_scope
-        self._tell_ended = tell_ended
-        self.stations = [Station(step) for step in graph.steps]
-        self.startable: list[Station] = []
+        self._report_ended = report_ended
+        self.queues = [StepQueue(step) for step in graph.steps]
+        self.startable: list[StepQueue] = []
         self.stop: StopEvent | None = None
         self.alive = 0
         self.is_draining = False
@@ -123,10 +123,10 @@ class Machine(Suspended):
 
     def receive_at(self, event: Event, target: str) -> None:
         """Take an event from outside for the one step called ``target``."""
-        station = self.stations[self.graph.station(event, target)]
+        queue = self.queues[self.graph.target_index(event, target)]
         if self.questions is not None:
             self._note_answer(event)
-        self._deliver_to(station, event, None)
+        self._deliver_to(queue, event, None)
 
     def check_sendable(self, index: int, event: Event, target: str | None) -> Route:
         """Return the way of an event that the running step number ``index`` sends.
@@ -146,25 +146,25 @@ class Machine(Suspended):
             )
             raise WorkflowRuntimeError(msg)
         if target is not None:
-            self.graph.station(event, target)
+            self.graph.target_index(event, target)
         return route
 
     @staticmethod
-    def open_branch(group: Group | None, *, is_kept_back: bool = False) -> Group:
+    def open_branch(node: BranchNode | None, *, is_kept_back: bool = False) -> BranchNode:
         """Return a branch for an event from ``group``: to be sent at once, or else tracked."""
-        branch = Group(group, (), is_held=True)
+        branch = BranchNode(node, (), is_held=True)
         branch.live = 1  # until the event is out
-        track = None
-        if group is not None:
-            group.live += 1
-            track = group.track
-        if track is not None:
-            branch.begin_tracking().reason = track.reason
+        cancel_record = None
+        if node is not None:
+            node.live += 1
+            cancel_record = node.cancel_record
+        if cancel_record is not None:
+            branch.begin_tracking().reason = cancel_record.reason
         elif is_kept_back:
             branch.begin_tracking()  # so that nothing of it is taken for waiting
         return branch
 
-    def send(self, route: Route, event: Event, branch: Group, target: str | None) -> None:
+    def send(self, route: Route, event: Event, branch: BranchNode, target: str | None) -> None:
         """Let an event out that :meth:`check_sendable` has seen, as a branch of its own."""
         if branch.is_cancelled:
             self._leave(branch)
@@ -172,10 +172,10 @@ class Machine(Suspended):
         if target is None:
             self._deliver(route, event, branch)
         else:
-            self._deliver_to(self.stations[self.graph.station(event, target)], event, branch)
+            self._deliver_to(self.queues[self.graph.target_index(event, target)], event, branch)
         self._leave(branch)
 
-    def drop_branch(self, branch: Group) -> None:
+    def drop_branch(self, branch: BranchNode) -> None:
         """End a branch whose event was kept back, and is not to be sent."""
         self._leave(branch)
 
@@ -187,7 +187,7 @@ class Machine(Suspended):
         is_awaited = bool(self.waits) and self.first_wait(event) is not None
         return self.graph.output(index, kind, in_list=in_list, is_awaited=is_awaited)
 
-    def _deliver(self, route: Route, event: Event, group: Group | None) -> None:
+    def _deliver(self, route: Route, event: Event, node: BranchNode | None) -> None:
         is_taken = bool(self.waits) and self._give_to_all(event)
         if route.is_question:
             # A reader that hears of it may answer it, or take a snapshot, only when this is done.
@@ -195,107 +195,107 @@ class Machine(Suspended):
         elif not (is_taken or route.targets):
             self._note_unheard(event)
         for index in route.targets:
-            self._deliver_to(self.stations[index], event, group)
+            self._deliver_to(self.queues[index], event, node)
 
-    def _deliver_to(self, station: Station, event: Event, group: Group | None) -> None:
-        takes = station.step.takes
+    def _deliver_to(self, queue: StepQueue, event: Event, node: BranchNode | None) -> None:
+        takes = queue.step.takes
         if takes == "one":
-            self._enqueue(station, event, group)
+            self._enqueue(queue, event, node)
         elif takes == "list":
-            self._collect_for_join(station, event, group)
+            self._collect_for_join(queue, event, node)
         else:
-            complete = self.slots_of(station, group).add(event, group)
+            complete = self.pair_join_of(queue, node).add(event, node)
             if complete is not None:
-                self._enqueue(station, *complete)
+                self._enqueue(queue, *complete)
 
-    def _collect_for_join(self, station: Station, event: Event, group: Group | None) -> None:
-        ending = group.ending_in(station.index) if group is not None else None
+    def _collect_for_join(self, queue: StepQueue, event: Event, node: BranchNode | None) -> None:
+        ending = node.ending_in(queue.index) if node is not None else None
         if ending is None:
             # What a step with `-> list[A] | A` returned alone goes to those that take it alone.
-            if any(self.stations[i].step.takes != "list" for i in self.graph.targets(type(event))):
+            if any(self.queues[i].step.takes != "list" for i in self.graph.targets(type(event))):
                 return
-            name = station.step.name
+            name = queue.step.name
             msg = (
                 f"{type(event).__name__} came to the join {name} from no fan-out; expected it "
                 "to come of a list that a step returned"
             )
             raise WorkflowRuntimeError(msg)
-        collected = ending.collected[station.index]
+        collected = ending.collected[queue.index]
         if collected is None:
             return  # it has the first n, and has run
         collected.append(event)
-        if len(collected) == station.step.take:
-            ending.collected[station.index] = None
-            self._enqueue(station, collected, ending.parent)
+        if len(collected) == queue.step.take:
+            ending.collected[queue.index] = None
+            self._enqueue(queue, collected, ending.parent)
             if all(events is None for events in ending.collected.values()):
-                self.cancel(ending, f"{station.step.label} has its first {len(collected)}")
+                self.cancel(ending, f"{queue.step.label} has its first {len(collected)}")
 
-    def slots_of(self, station: Station, group: Group | None) -> Slots:
-        kinds = station.step.accepts
-        fan_out = group.fan_out() if group is not None else None
+    def pair_join_of(self, queue: StepQueue, node: BranchNode | None) -> PairJoin:
+        kinds = queue.step.accepts
+        fan_out = node.fan_out() if node is not None else None
         if fan_out is None:
-            if station.slots is None:
-                station.slots = Slots(kinds)
-            return station.slots
-        if fan_out.slots is None:
-            fan_out.slots = {}
-        return fan_out.slots.setdefault(station.index, Slots(kinds))
+            if queue.pair_join is None:
+                queue.pair_join = PairJoin(kinds)
+            return queue.pair_join
+        if fan_out.pair_joins is None:
+            fan_out.pair_joins = {}
+        return fan_out.pair_joins.setdefault(queue.index, PairJoin(kinds))
 
-    def _enqueue(self, station: Station, event: Any, group: Group | None) -> None:
-        if group is not None:
-            if group.track is not None:
-                if group.track.reason is not None:
+    def _enqueue(self, queue: StepQueue, event: Any, node: BranchNode | None) -> None:
+        if node is not None:
+            if node.cancel_record is not None:
+                if node.cancel_record.reason is not None:
                     return
-                group.track.queued += 1
-            group.live += 1
+                node.cancel_record.queued += 1
+            node.live += 1
         self.alive += 1
-        self._line_up(station, event, group)
+        self._line_up(queue, event, node)
 
-    def _line_up(self, station: Station, event: Any, group: Group | None) -> None:
-        station.pending += 1
-        if station.running < station.limit:
-            station.running += 1
-            if station.ready is None:
-                station.ready = []
-            station.ready.append((event, group))
-            if len(station.ready) == MANY:
-                station.ready = deque(station.ready)  # a list would move all others for each taken
-            self.startable.append(station)
+    def _line_up(self, queue: StepQueue, event: Any, node: BranchNode | None) -> None:
+        queue.pending += 1
+        if queue.running < queue.limit:
+            queue.running += 1
+            if queue.ready is None:
+                queue.ready = []
+            queue.ready.append((event, node))
+            if len(queue.ready) == MANY:
+                queue.ready = deque(queue.ready)  # a list would move all others for each taken
+            self.startable.append(queue)
         else:
-            inbox = station.inbox
+            inbox = queue.inbox
             if inbox is None:
-                inbox = station.inbox = self._open_inbox()
-            inbox.put((event, group))
+                inbox = queue.inbox = self._open_inbox()
+            inbox.put((event, node))
 
     # -- workers come and go -----------------------------------------------------------------
 
-    def take(self, station: Station) -> Delivery | None:
+    def take(self, queue: StepQueue) -> Delivery | None:
         """Give a worker of ``station`` its next delivery, the oldest, or send it home.
 
         An invocation that wants its place again comes first, and goes on in its own task.
         """
-        while station.pending:
-            if station.running > station.limit:
-                station.pending -= 1
+        while queue.pending:
+            if queue.running > queue.limit:
+                queue.pending -= 1
                 break
-            if station.returning:
-                self.let_return(station)
+            if queue.returning:
+                self.let_return(queue)
                 return None
             if self.is_draining:
                 break
-            station.pending -= 1
-            if station.ready:
-                ready = station.ready
-                event, group = ready.pop(0) if isinstance(ready, list) else ready.popleft()
+            queue.pending -= 1
+            if queue.ready:
+                ready = queue.ready
+                event, node = ready.pop(0) if isinstance(ready, list) else ready.popleft()
                 if not ready:
-                    station.ready = None  # of many runs at once, each list counts
+                    queue.ready = None  # of many runs at once, each list counts
             else:
-                event, group = station.inbox.take()  # type: ignore[union-attr]
-            if group is None:
-                return station, event, None
-            if not group.is_cancelled:  # if it is, the delivery has been counted off
-                return station, event, self._admit(group)
-        station.running -= 1
+                event, node = queue.inbox.take()  # type: ignore[union-attr]
+            if node is None:
+                return queue, event, None
+            if not node.is_cancelled:  # if it is, the delivery has been counted off
+                return queue, event, self._admit(node)
+        queue.running -= 1
         return None
 
     def next_start(self) -> Delivery | None:
@@ -306,7 +306,7 @@ class Machine(Suspended):
                 return delivery
         return None
 
-    def finish(self, station: Station, group: Group | None, result: Any) -> Delivery | None:
+    def finish(self, queue: StepQueue, node: BranchNode | None, result: Any) -> Delivery | None:
         """Take what an invocation returned; return what its worker goes on with, if anything.
 
         Hand-off: where the one event returned may start at once, the worker goes on with it.
@@ -316,58 +316,62 @@ class Machine(Suspended):
         Raises:
             WorkflowRuntimeError: The step did not declare what it returned.
         """
-        if group is not None and group.track is not None and group.track.reason is not None:
-            return self.drop(station, group)
+        if (
+            node is not None
+            and node.cancel_record is not None
+            and node.cancel_record.reason is not None
+        ):
+            return self.drop(queue, node)
         kind = cast("type[Any]", type(result))
-        route = self.graph.outputs[station.index].get(kind)
+        route = self.graph.outputs[queue.index].get(kind)
         if route is None and isinstance(result, Event):
-            self.graph.adopt(result, station.index)
-            route = self._output(station.index, result)
+            self.graph.adopt(result, queue.index)
+            route = self._output(queue.index, result)
         if route is not None and route.next >= 0 and not self.is_draining:
-            following = self.stations[route.next]
+            following = self.queues[route.next]
             if self.waits:
                 self._give_to_all(result)  # a step that it answers has its place back first
-            if not station.pending:
-                if following is station:
-                    return station, result, group
+            if not queue.pending:
+                if following is queue:
+                    return queue, result, node
                 if not following.pending and following.running < following.limit:
-                    station.running -= 1
+                    queue.running -= 1
                     following.running += 1
-                    return following, result, group
-        self._take_result(station, group, result, route)
+                    return following, result, node
+        self._take_result(queue, node, result, route)
         if self.stop is not None:
             return None
-        return self.drop(station, group)
+        return self.drop(queue, node)
 
-    def drop(self, station: Station, group: Group | None) -> Delivery | None:
+    def drop(self, queue: StepQueue, node: BranchNode | None) -> Delivery | None:
         """Take note that an invocation is over; return what its worker goes on with, if anything."""
-        self._count_off(group)
-        return self.take(station) or self.next_start()
+        self._count_off(node)
+        return self.take(queue) or self.next_start()
 
     def _take_result(
-        self, station: Station, group: Group | None, result: Any, route: Route | None
+        self, queue: StepQueue, node: BranchNode | None, result: Any, route: Route | None
     ) -> None:
         if route is not None:
             if route.is_stop:
                 self.stop = result
             else:
-                self._deliver(route, result, group)
+                self._deliver(route, result, node)
         elif isinstance(result, list):
-            self._fan_out(station.index, group, cast("list[Any]", result))
+            self._fan_out(queue.index, node, cast("list[Any]", result))
         elif result is None:
-            if not station.step.may_end:
-                self._end_silently(station.step)
+            if not queue.step.may_end:
+                self._end_silently(queue.step)
         else:
             kind = cast("type[Any]", type(result))
-            self.graph.output(station.index, kind)  # raises, and says what was expected
+            self.graph.output(queue.index, kind)  # raises, and says what was expected
 
-    def check_result(self, station: Station, result: Any) -> None:
+    def check_result(self, queue: StepQueue, result: Any) -> None:
         """Refuse a result that the step does not declare. Nothing has changed then.
 
         Raises:
             WorkflowRuntimeError: The step does not declare it.
         """
-        step, graph = station.step, self.graph
+        step, graph = queue.step, self.graph
         if result is None:
             if not step.may_end:
                 graph.check_none(step)
@@ -385,9 +389,9 @@ class Machine(Suspended):
         self.silent = self.silent or {}
         count = self.silent[step.name] = self.silent.get(step.name, 0) + 1
         if count == 1:
-            self._tell_ended(step)
+            self._report_ended(step)
 
-    def _fan_out(self, index: int, group: Group | None, events: list[Any]) -> None:
+    def _fan_out(self, index: int, node: BranchNode | None, events: list[Any]) -> None:
         graph = self.graph
         if not (graph.steps[index].fans_out or graph.is_lenient):
             graph.output(index, list)  # raises, and says what was expected
@@ -404,77 +408,77 @@ class Machine(Suspended):
             for kind, event in zip(kinds, events, strict=True)
         ]
         joins = graph.joins[index]
-        inner = group
+        inner = node
         if joins:
-            inner = Group(group, joins)
-            if index in graph.races or (group is not None and group.track is not None):
+            inner = BranchNode(node, joins)
+            if index in graph.races or (node is not None and node.cancel_record is not None):
                 inner.begin_tracking()
             inner.live = 1  # the fan-out itself, until all its events are out
-            if group is not None:
-                group.live += 1
+            if node is not None:
+                node.live += 1
         for route, event in zip(routes, events, strict=True):
             self._deliver(route, event, inner)
-        if inner is not None and inner is not group:
+        if inner is not None and inner is not node:
             self._leave(inner)
 
     # -- retries and recoveries ----------------------------------------------------------------
 
-    def delay(self, station: Station, event: Any, group: Group | None) -> Delivery | None:
+    def delay(self, queue: StepQueue, event: Any, node: BranchNode | None) -> Delivery | None:
         """Lay a delivery aside for a later attempt; return what its worker goes on with."""
-        if station.delayed is None:
-            station.delayed = {}
-        station.delayed[event] = group
-        return self.take(station) or self.next_start()
+        if queue.delayed is None:
+            queue.delayed = {}
+        queue.delayed[event] = node
+        return self.take(queue) or self.next_start()
 
-    def retry(self, station: Station, event: Any) -> None:
+    def retry(self, queue: StepQueue, event: Any) -> None:
         """Line a delivery up again that was laid aside, unless its branch was cancelled since."""
-        assert station.delayed is not None
-        group = station.delayed.pop(event)
-        if group is not None and group.track is not None:
-            if group.track.reason is not None:
-                self._count_off(group)
+        assert queue.delayed is not None
+        node = queue.delayed.pop(event)
+        if node is not None and node.cancel_record is not None:
+            if node.cancel_record.reason is not None:
+                self._count_off(node)
                 return
-            group.track.queued += 1
-        self._line_up(station, event, group)
+            node.cancel_record.queued += 1
+        self._line_up(queue, event, node)
 
     # -- what the run waits for ----------------------------------------------------------------
 
-    def collection(self, index: int, key: str) -> Collection:
+    def buffer(self, index: int, key: str) -> EventBuffer:
         """Return a buffer of ``ctx.collect_events``."""
-        station = self.stations[index]
-        if station.collections is None:
-            station.collections = {}
-        return station.collections.setdefault(key, Collection())
+        queue = self.queues[index]
+        if queue.buffers is None:
+            queue.buffers = {}
+        return queue.buffers.setdefault(key, EventBuffer())
 
     # -- as a snapshot has it --------------------------------------------------------------------
 
-    def put_in(self, station: Station, event: Any, group: Group | None) -> None:
+    def put_in(self, queue: StepQueue, event: Any, node: BranchNode | None) -> None:
         """Line up a delivery that a snapshot has kept."""
-        self._enqueue(station, event, group)
+        self._enqueue(queue, event, node)
 
-    def put_aside(self, station: Station, event: Any, group: Group | None) -> None:
+    def put_aside(self, queue: StepQueue, event: Any, node: BranchNode | None) -> None:
         """Lay a delivery aside that a snapshot has kept, until :meth:`retry`."""
         self.alive += 1
-        if group is not None:
-            group.live += 1
-        if station.delayed is None:
-            station.delayed = {}
-        station.delayed[event] = group
+        if node is not None:
+            node.live += 1
+        if queue.delayed is None:
+            queue.delayed = {}
+        queue.delayed[event] = node
 
-    def close_empty(self, group: Group) -> None:
+    def close_empty(self, node: BranchNode) -> None:
         """End a group that a snapshot has kept, and of which nothing is left."""
-        self._close(group)
+        self._close(node)
 
     def close(self) -> None:
         """Close the inboxes; what still waits in them is kept to be looked at."""
-        for station in self.stations:
-            if station.inbox is not None:
-                ready = list(station.ready or ())
-                waiting = station.in_inbox
-                station.ready = ready + [station.inbox.take() for _ in range(waiting)]
-                station.inbox.close()
-                station.inbox = None
+        for queue in self.queues:
+            if queue.inbox is not None:
+                ready = list(queue.ready or ())
+                waiting = queue.in_inbox
+                queue.ready = ready + [queue.inbox.take() for _ in range(waiting)]
+                queue.inbox.close()
+                queue.inbox = None
 
     def retire(self) -> None:
         """Let go of the run, and keep the books for a snapshot."""
-        self._publish = self._cancel_scope = self._open_inbox = self._tell_ended = _retired
+        self._publish = self._cancel_scope = self._open_inbox = self._report_ended = _retired

@@ -86,10 +86,10 @@ class _ProcessOperations:
 class _Elsewhere:
     """Refuses the operations of a branch that was sent from a worker process."""
 
-    def cancel_branch(self, _group: object, _reason: str) -> Never:
+    def cancel_branch(self, _node: object, _reason: str) -> Never:
         _refuse("Branch.cancel", "a step of the event loop that sends the event")
 
-    async def wait_for_branch(self, _group: object, _step: object) -> Never:  # noqa: ASYNC910 - it only refuses
+    async def wait_for_branch(self, _node: object, _step: object) -> Never:  # noqa: ASYNC910 - it only refuses
         _refuse("Branch.wait", "a step of the event loop that sends the event")
 
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from sluicegate._context import Context
     from sluicegate._definition.graph import Graph
     from sluicegate._definition.steps import Step
-    from sluicegate._engine.grouping import Station
+    from sluicegate._engine.grouping import StepQueue
     from sluicegate._engine.machine import Delivery
     from sluicegate._engine.resource_scopes import ResourceScope
     from sluicegate._engine.snapshot_read import Resumed
@@ -306,7 +306,7 @@ class Runner(Steering):
     async def _begin(self, backend: Backend, nursery: Nursery) -> Machine:
         self.clock.begin(backend, nursery.cancel_scope, has_branches=self.graph.has_branches)
         self._machine = Machine(
-            self.graph, backend.open_inbox, self._publish, backend.cancel, self._tell_ended
+            self.graph, backend.open_inbox, self._publish, backend.cancel, self._report_ended
         )
         self._due = perf_counter() + TURN
         if self.observer is not None:
@@ -348,17 +348,17 @@ class Runner(Steering):
         """Start a worker for each delivery that waits for one."""
         _, machine = self.live()
         nursery = self.nursery
-        for station in machine.startable:
-            nursery.start_soon(self._run_worker, station, name=station.step.label)
+        for queue in machine.startable:
+            nursery.start_soon(self._run_worker, queue, name=queue.step.label)
         machine.startable.clear()
 
     @enable_ki_protection
     async def _run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that happens at a hop
-        self, station: Station, delivery: Delivery | None = None
+        self, queue: StepQueue, delivery: Delivery | None = None
     ) -> None:
         """Run steps one after the other for as long as there is a next one for this task."""
         if delivery is None and self._machine is not None and not self.outcome.status:
-            delivery = self._machine.take(station)
+            delivery = self._machine.take(queue)
             if delivery is None and self._machine.still:
                 self.note_rest()  # what it was to begin, another has taken
         if delivery is None:
@@ -378,10 +378,10 @@ class Runner(Steering):
         self._due = perf_counter() + TURN  # a worker that begins has just been given its turn
         try:
             while True:
-                station, event, group = delivery
-                worker.step = step = station.step
+                queue, event, node = delivery
+                worker.step = step = queue.step
                 worker.event = event
-                worker.group = group
+                worker.node = node
                 worker.context = None
                 worker.was_interrupted = False
                 # Cancellation is looked for at every hop, and others get a turn in time (P3).
@@ -395,7 +395,7 @@ class Runner(Steering):
                 backend.rename_task(task, step.label)
                 try:
                     try:
-                        result = await worker.invoke(backend, step, event, group)
+                        result = await worker.invoke(backend, step, event, node)
                     finally:
                         context = worker.context
                         if context is not None:
@@ -407,15 +407,15 @@ class Runner(Steering):
                 except BaseException as error:  # noqa: ASYNC103 - raised unless something is done
                     if not matches(error, Exception, backend.Cancelled):
                         raise
-                    delivery = recover(self, worker, station, group, error)
+                    delivery = recover(self, worker, queue, node, error)
                 else:
                     if self.outcome.status:
                         break  # the run is over; what came of this step has nowhere to go
                     if context is not None and (record := context._record) and record.held:
                         # Checked before the sends are out: else a resumed run would have them twice.
-                        machine.check_result(station, result)
+                        machine.check_result(queue, result)
                         self.release_held(record)
-                    delivery = machine.finish(station, group, result)
+                    delivery = machine.finish(queue, node, result)
                 if machine.stop is not None:
                     if step.runs_in != "loop":
                         self._note_swallowed()
@@ -483,7 +483,7 @@ class Runner(Steering):
             self.outcome.stall((*missing(machine), *silent_ends(machine)))
             self._halt("the run is stalled")
 
-    def _tell_ended(self, step: Step) -> None:
+    def _report_ended(self, step: Step) -> None:
         """Log that ``step`` has returned None without declaring it; once in a run."""
         LOGGER.warning(
             "the step %s of the run %s returned None, which its signature does not declare: its "

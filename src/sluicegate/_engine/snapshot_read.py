@@ -10,9 +10,9 @@ import attrs
 from sluicegate._data.builtins import SnapshotError
 from sluicegate._definition.retries import Attempts
 from sluicegate._engine.failures import begin_delay
-from sluicegate._engine.joins import Slots
+from sluicegate._engine.joins import PairJoin
 from sluicegate._engine.journal import Again
-from sluicegate._engine.lineage import Group
+from sluicegate._engine.lineage import BranchNode
 from sluicegate._engine.snapshot_write import FORMAT, shape_of
 from sluicegate._errors import WorkflowRuntimeError, brief, brief_text
 from sluicegate._events import Event, HumanResponseEvent
@@ -54,7 +54,7 @@ class Resumed:
     questions: list[Asked]
     has_asked: bool
     early: list[Event]
-    groups: list[Group]
+    nodes: list[BranchNode]
     #: Step number, event, group number, seconds until it is due (or None).
     deliveries: list[tuple[int, Any, int, float | None]]
     slots: list[tuple[int, int, Queues]]
@@ -70,43 +70,43 @@ class Resumed:
         machine.has_asked = self.has_asked
         for event in self.early:
             machine.keep_early(event)
-        self._open_groups(machine)
+        self._open_nodes(machine)
         for index, key, expected, events in self.collections:
-            machine.collection(index, key).fill(events, expected)
+            machine.buffer(index, key).fill(events, expected)
         for index, number, queues in self.slots:
-            slots = machine.slots_of(machine.stations[index], self._at(number))
+            slots = machine.pair_join_of(machine.queues[index], self._at(number))
             slots.fill([[(event, self._at(n)) for event, n in queue] for queue in queues])
         for index, queues in self.unmatched:
-            left = machine.stations[index].unmatched = Slots(machine.stations[index].step.accepts)
+            left = machine.queues[index].unmatched = PairJoin(machine.queues[index].step.accepts)
             left.fill([[(event, None) for event, _ in queue] for queue in queues])
         self._deliver(run, machine, run.now())
-        for group in reversed(self.groups):
-            if not group.live and not group.is_over:
-                machine.close_empty(group)
+        for node in reversed(self.nodes):
+            if not node.live and not node.is_over:
+                machine.close_empty(node)
 
-    def _open_groups(self, machine: Machine) -> None:
+    def _open_nodes(self, machine: Machine) -> None:
         steps = machine.graph.steps
-        for group in self.groups:
-            if group.parent is not None:
-                group.parent.live += 1
-            is_inside = group.parent is not None and group.parent.track is not None
-            if is_inside or group.is_held or any(steps[join].take for join in group.joins):
-                group.begin_tracking()
+        for node in self.nodes:
+            if node.parent is not None:
+                node.parent.live += 1
+            is_inside = node.parent is not None and node.parent.cancel_record is not None
+            if is_inside or node.is_held or any(steps[join].take for join in node.joins):
+                node.begin_tracking()
 
     def _deliver(self, run: Runner, machine: Machine, now: float) -> None:
         for index, event, number, due in self.deliveries:
-            station, group = machine.stations[index], self._at(number)
+            queue, node = machine.queues[index], self._at(number)
             if type(event) is Again and event.attempts is not None:
                 event.attempts.started_at += now
             if due is None:
-                machine.put_in(station, event, group)
+                machine.put_in(queue, event, node)
             else:
                 event.due = now + due
-                machine.put_aside(station, event, group)
-                begin_delay(run, station, event, group)
+                machine.put_aside(queue, event, node)
+                begin_delay(run, queue, event, node)
 
-    def _at(self, number: int) -> Group | None:
-        return self.groups[number - 1] if number else None
+    def _at(self, number: int) -> BranchNode | None:
+        return self.nodes[number - 1] if number else None
 
 
 @attrs.define(eq=False)
@@ -130,15 +130,15 @@ class _Reader:
     def __init__(self, graph: Graph, codec: Codec) -> None:
         self._graph = graph
         self._codec = codec
-        self._groups: list[Group] = []
+        self._nodes: list[BranchNode] = []
 
     def read(self, data: Any, elapsed: float, sequence: int) -> Resumed:
         parts = _parts(data, "run", "retried questions has_asked early steps groups")
         slots: list[tuple[int, int, Queues]] = []
-        groups = _as(list, parts["groups"], "run.groups")
-        for number, part in enumerate(groups, 1):
-            self._groups.append(self._group(part, number))
-        for number, part in enumerate(groups, 1):
+        nodes = _as(list, parts["groups"], "run.groups")
+        for number, part in enumerate(nodes, 1):
+            self._nodes.append(self._node(part, number))
+        for number, part in enumerate(nodes, 1):
             path = f"run.groups[{number}].slots"
             for name, queues in _as(dict, part.get("slots", {}), path).items():
                 step = self._step(name, path, "slot")
@@ -151,7 +151,7 @@ class _Reader:
             questions=self._questions(parts["questions"]),
             has_asked=_as(bool, parts["has_asked"], "run.has_asked"),
             early=self._events(parts["early"], "run.early"),
-            groups=self._groups,
+            nodes=self._nodes,
             deliveries=[],
             slots=slots,
             unmatched=[],
@@ -237,7 +237,7 @@ class _Reader:
             if target is None:
                 self._graph.input(type(event))
             else:
-                self._graph.station(event, _as(str, target, path))
+                self._graph.target_index(event, _as(str, target, path))
         except WorkflowRuntimeError as error:
             _refuse(path, f"an event that the workflow takes ({error})")
 
@@ -284,14 +284,14 @@ class _Reader:
                     return known
         return _refuse(path, f"event classes that the step takes, not {brief(name)}")
 
-    def _group(self, data: Any, number: int) -> Group:
+    def _node(self, data: Any, number: int) -> BranchNode:
         path = f"run.groups[{number}]"
         parts = _parts(data, path, "parent", "joins slots held recoveries")
         parent = self._number(parts["parent"], f"{path}.parent")
         joins = _as(dict, parts.get("joins", {}), f"{path}.joins")
         steps = [self._step(name, f"{path}.joins", "list") for name in joins]
-        group = Group(
-            self._groups[parent - 1] if parent else None,
+        node = BranchNode(
+            self._nodes[parent - 1] if parent else None,
             tuple(step.index for step in steps),
             is_held=_as(bool, parts.get("held", False), f"{path}.held"),
         )
@@ -303,17 +303,17 @@ class _Reader:
                     _refuse(place, f"fewer than {step.take} events")
             elif step.take is None:
                 _refuse(f"{path}.joins.{step.name}", "a list of events")
-            group.collected[step.index] = events
+            node.collected[step.index] = events
         if "recoveries" in parts:
             counts = _as(dict, parts["recoveries"], f"{path}.recoveries")
-            group.recoveries = {
+            node.recoveries = {
                 self._step(name, f"{path}.recoveries").index: _count(n, f"{path}.recoveries.{name}")
                 for name, n in counts.items()
             }
-        return group
+        return node
 
     def _number(self, number: Any, path: str) -> int:
-        if type(number) is not int or not 0 <= number <= len(self._groups):
+        if type(number) is not int or not 0 <= number <= len(self._nodes):
             _refuse(path, f"the number of a group that is there, not {brief(number)}")
         return number
 
@@ -328,7 +328,7 @@ class _Reader:
             ]
             for place, (queue, kind) in enumerate(zip(queues, step.accepts, strict=True))
         ]
-        slots = Slots(step.accepts)
+        slots = PairJoin(step.accepts)
         slots.fill([[(event, None) for event, _ in queue] for queue in kept])
         if slots.is_complete:
             _refuse(path, "one list for each event that a join takes, an event lacking in them")
@@ -383,18 +383,18 @@ class _Reader:
         due = parts.get("due")
         return step.index, again, number, None if due is None else _seconds(due, f"{path}.due")
 
-    def _branch(self, branch: Any, path: str) -> Group | None:
+    def _branch(self, branch: Any, path: str) -> BranchNode | None:
         if branch is None:
             return None
         if isinstance(branch, str):
-            cancelled = Group(None, (), is_held=True)
+            cancelled = BranchNode(None, (), is_held=True)
             cancelled.begin_tracking().reason = branch
             cancelled.is_over = True
             return cancelled
         number = self._number(branch, path)
-        if not number or not self._groups[number - 1].is_held:
+        if not number or not self._nodes[number - 1].is_held:
             _refuse(path, "the number of a group that is held")
-        return self._groups[number - 1]
+        return self._nodes[number - 1]
 
 
 def read_snapshot(

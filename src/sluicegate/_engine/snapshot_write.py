@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from sluicegate._data.codec import Codec
     from sluicegate._definition.graph import Graph
     from sluicegate._definition.steps import Step
-    from sluicegate._engine.grouping import Station
-    from sluicegate._engine.joins import Slots
+    from sluicegate._engine.grouping import StepQueue
+    from sluicegate._engine.joins import PairJoin
     from sluicegate._engine.journal import KeyOf
-    from sluicegate._engine.lineage import Group
+    from sluicegate._engine.lineage import BranchNode
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.runner import Runner
     from sluicegate._engine.waits import Wait
@@ -117,14 +117,14 @@ class _Writer:
         #: What the steps are at, by step. Those of cancelled branches do not begin again.
         self._working: dict[int, list[tuple[Interrupted, Again]]] = {}
         #: The deliveries that wait, by step.
-        self._waiting: dict[int, list[tuple[Any, Group | None]]] = {}
+        self._waiting: dict[int, list[tuple[Any, BranchNode | None]]] = {}
         #: The branches that a step gets back when it begins again.
-        self._held: set[Group] = set()
+        self._held: set[BranchNode] = set()
         #: The groups of cancelled deliveries, which are counted until they have unwound.
-        self._unwinding: list[Group] = []
+        self._unwinding: list[BranchNode] = []
         #: The groups met so far, each with its number.
-        self._numbers: dict[Group, int] = {}
-        self._groups: list[dict[str, Any]] = []
+        self._numbers: dict[BranchNode, int] = {}
+        self._nodes: list[dict[str, Any]] = []
 
     def note_working(self, working: Iterable[Interrupted]) -> None:
         """Take note of the invocations that are under way, and are to begin again."""
@@ -139,7 +139,7 @@ class _Writer:
                 timed.setdefault(id(cast("Any", context)._record), []).append(wait)
         key_of = self._codec.content_key
         for item in working:
-            if item.group is None or not item.group.is_cancelled:
+            if item.node is None or not item.node.is_cancelled:
                 again = _again_of(item, key_of, has_unwound=self._has_unwound)
                 for wait in answers.get(id(item.record), ()):
                     assert wait.event is not None
@@ -150,7 +150,7 @@ class _Writer:
                 self._hold(again)
                 self._working.setdefault(item.step.index, []).append((item, again))
             else:
-                self._unwinding.append(item.group)
+                self._unwinding.append(item.node)
 
     def _hold(self, again: Again) -> None:
         branches = (branch for same in again.sent.values() for branch in same)
@@ -160,26 +160,26 @@ class _Writer:
         machine = self._machine
         for kind in {wait.kind for wait in machine.waits}:
             self._codec.require(kind)  # or only the snapshot after the answer would tell
-        for station in machine.stations:  # before any group is written
-            waiting = self._waiting[station.index] = list(_waiting(station))
-            for event, group in (*waiting, *(station.delayed or {}).items()):
+        for queue in machine.queues:  # before any group is written
+            waiting = self._waiting[queue.index] = list(_waiting(queue))
+            for event, node in (*waiting, *(queue.delayed or {}).items()):
                 if type(event) is Again:
                     self._hold(event)
-                if group is not None and group.is_cancelled:
-                    self._unwinding.append(group)
-        steps = {s.step.name: self._station(s) for s in machine.stations}
+                if node is not None and node.is_cancelled:
+                    self._unwinding.append(node)
+        steps = {s.step.name: self._queue(s) for s in machine.queues}
         for cancelled in self._unwinding:
             # The fan-out around it may have nothing else left, and is not to be forgotten.
-            around: Group | None = cancelled
+            around: BranchNode | None = cancelled
             while around is not None and around.is_cancelled:
                 around = around.parent
-            self._group(around)
+            self._node(around)
         return {
             "questions": [self._question(*found) for found in self._open_questions()],
             "has_asked": machine.has_asked,
             "early": self._events(machine.early, "an early answer"),
             "steps": {name: data for name, data in steps.items() if data},
-            "groups": self._groups,
+            "groups": self._nodes,
         }
 
     def _open_questions(self) -> list[tuple[int, Event | None, float, type[Event] | None, int]]:
@@ -212,66 +212,66 @@ class _Writer:
         encode = self._codec.encode
         return [encode(event, path) for event in events]
 
-    def _group(self, group: Group | None) -> int:
+    def _node(self, node: BranchNode | None) -> int:
         """Return the number of a group, 0 for none; it is written when it is first met."""
-        while group is not None and not (
-            group.joins or group.recoveries is not None or group in self._held
+        while node is not None and not (
+            node.joins or node.recoveries is not None or node in self._held
         ):
-            group = group.parent
-        if group is None:
+            node = node.parent
+        if node is None:
             return 0
-        number = self._numbers.get(group)
+        number = self._numbers.get(node)
         if number is None:
-            parent = self._group(group.parent)
+            parent = self._node(node.parent)
             steps = self._machine.graph.steps
             data: dict[str, Any] = {"parent": parent}
-            if group.joins:
+            if node.joins:
                 data["joins"] = {
                     steps[join].name: None if events is None else self._events(events, "a join")
-                    for join, events in group.collected.items()
+                    for join, events in node.collected.items()
                 }
-            if group in self._held:
+            if node in self._held:
                 data["held"] = True
-            if group.recoveries is not None:
-                data["recoveries"] = {steps[h].name: n for h, n in group.recoveries.items()}
-            self._groups.append(data)
-            number = self._numbers[group] = len(self._groups)
-            slots = {steps[i].name: self._slots(s) for i, s in (group.slots or {}).items()}
+            if node.recoveries is not None:
+                data["recoveries"] = {steps[h].name: n for h, n in node.recoveries.items()}
+            self._nodes.append(data)
+            number = self._numbers[node] = len(self._nodes)
+            slots = {steps[i].name: self._slots(s) for i, s in (node.pair_joins or {}).items()}
             if any(slots.values()):
                 data["slots"] = slots
         return number
 
-    def _slots(self, slots: Slots) -> list[list[Any]]:
+    def _slots(self, slots: PairJoin) -> list[list[Any]]:
         return [
             [
                 [
                     self._codec.encode(event, "an event in a join"),
-                    self._group(meeting_point([group])),
+                    self._node(meeting_point([node])),
                 ]
-                for event, group in queue
+                for event, node in queue
             ]
             for queue in slots.queues
         ]
 
-    def _station(self, station: Station) -> dict[str, Any]:
+    def _queue(self, queue: StepQueue) -> dict[str, Any]:
         data: dict[str, Any] = {}
         deliveries = [
-            self._again(again, item.group) for item, again in self._working.get(station.index, ())
+            self._again(again, item.node) for item, again in self._working.get(queue.index, ())
         ]
         deliveries += [
-            self._delivery(event, group)
-            for event, group in self._waiting[station.index]
-            if group is None or not group.is_cancelled
+            self._delivery(event, node)
+            for event, node in self._waiting[queue.index]
+            if node is None or not node.is_cancelled
         ]
-        for again, group in (station.delayed or {}).items():
-            if group is None or not group.is_cancelled:
-                deliveries.append(self._again(again, group, due=max(again.due - self._now, 0.0)))
+        for again, node in (queue.delayed or {}).items():
+            if node is None or not node.is_cancelled:
+                deliveries.append(self._again(again, node, due=max(again.due - self._now, 0.0)))
         if deliveries:
             data["deliveries"] = deliveries
-        for name, slots in (("slots", station.slots), ("unmatched", station.unmatched)):
+        for name, slots in (("slots", queue.pair_join), ("unmatched", queue.unmatched)):
             if slots is not None and any(slots.queues):
                 data[name] = self._slots(slots)
-        for key, found in (station.collections or {}).items():
+        for key, found in (queue.buffers or {}).items():
             events = self._events(found.events(), "a collected event")
             if events:
                 names = [kind.__name__ for kind in found.expected]
@@ -284,13 +284,15 @@ class _Writer:
             return self._events(cast("Iterable[Event]", event), "an event in a join")
         return self._codec.encode(event, "an event")
 
-    def _delivery(self, event: Any, group: Group | None) -> Any:
+    def _delivery(self, event: Any, node: BranchNode | None) -> Any:
         if type(event) is Again:
-            return self._again(event, group)
-        return [self._payload(event), 0 if group is None else self._group(group)]
+            return self._again(event, node)
+        return [self._payload(event), 0 if node is None else self._node(node)]
 
-    def _again(self, again: Again, group: Group | None, due: float | None = None) -> dict[str, Any]:
-        data: dict[str, Any] = {"event": self._payload(again.event), "group": self._group(group)}
+    def _again(
+        self, again: Again, node: BranchNode | None, due: float | None = None
+    ) -> dict[str, Any]:
+        data: dict[str, Any] = {"event": self._payload(again.event), "group": self._node(node)}
         if due is not None:
             data["due"] = due
         if again.seed:
@@ -316,13 +318,13 @@ class _Writer:
             ]
         return data
 
-    def _branch(self, branch: Group | None) -> int | str | None:
+    def _branch(self, branch: BranchNode | None) -> int | str | None:
         """Return its number, why it was cancelled, or None where nothing of it is left."""
         if branch is None:
             return None
-        if branch.track is not None and branch.track.reason is not None:
-            return branch.track.reason
-        return None if branch.is_over else self._group(branch)
+        if branch.cancel_record is not None and branch.cancel_record.reason is not None:
+            return branch.cancel_record.reason
+        return None if branch.is_over else self._node(branch)
 
 
 def _again_of(item: Interrupted, key_of: KeyOf, *, has_unwound: bool) -> Again:
@@ -342,13 +344,13 @@ def _again_of(item: Interrupted, key_of: KeyOf, *, has_unwound: bool) -> Again:
     return again
 
 
-def _waiting(station: Station) -> Iterator[tuple[Any, Group | None]]:
+def _waiting(queue: StepQueue) -> Iterator[tuple[Any, BranchNode | None]]:
     """Yield what waits at a step, and leave it there."""
-    ready = station.ready or ()
+    ready = queue.ready or ()
     yield from ready
-    if station.inbox is not None:
-        inbox = station.inbox
-        waiting = [inbox.take() for _ in range(station.in_inbox)]
+    if queue.inbox is not None:
+        inbox = queue.inbox
+        waiting = [inbox.take() for _ in range(queue.in_inbox)]
         for delivery in waiting:
             inbox.put(delivery)
         yield from waiting

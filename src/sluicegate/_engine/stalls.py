@@ -55,30 +55,30 @@ def expects_input(machine: Machine) -> bool:
 
 
 def _missing_kinds(machine: Machine) -> Iterator[type[Event]]:
-    for station in machine.stations:
-        if station.slots is not None:
-            yield from station.slots.missing_kinds()
-        for collection in (station.collections or {}).values():
-            if collection.is_waiting:
-                yield from (kind for kind, _ in collection.missing())
+    for queue in machine.queues:
+        if queue.pair_join is not None:
+            yield from queue.pair_join.missing_kinds()
+        for buffer in (queue.buffers or {}).values():
+            if buffer.is_waiting:
+                yield from (kind for kind, _ in buffer.missing())
 
 
 def missing(machine: Machine) -> tuple[str, ...]:
     """Tell what each join, collection and wait still lacks, and which attempts are to come."""
     told: list[str] = []
-    for station in machine.stations:
+    for queue in machine.queues:
         lacking = [
             name
-            for slots in (station.slots, station.unmatched)
-            if slots is not None
-            for name in slots.missing()
+            for pair_join in (queue.pair_join, queue.unmatched)
+            if pair_join is not None
+            for name in pair_join.missing()
         ]
-        for collection in (station.collections or {}).values():
-            lacking += [f"{n} x {kind.__name__}" for kind, n in collection.missing()]
+        for buffer in (queue.buffers or {}).values():
+            lacking += [f"{n} x {kind.__name__}" for kind, n in buffer.missing()]
         if lacking:
-            told.append(f"{station.step.label} lacks {', '.join(lacking)}")
-        if station.delayed:
-            told.append(f"{station.step.label}: {len(station.delayed)} waiting for another attempt")
+            told.append(f"{queue.step.label} lacks {', '.join(lacking)}")
+        if queue.delayed:
+            told.append(f"{queue.step.label}: {len(queue.delayed)} waiting for another attempt")
     waits = [repr(wait) for wait in machine.waits]
     if waits:
         told.append(f"{len(waits)} waiting for {', '.join(dict.fromkeys(waits))}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from sluicegate._branch import Branch
 from sluicegate._engine.invocation import Worker, is_step_of
 from sluicegate._engine.journal import Record
-from sluicegate._engine.lineage import Group
+from sluicegate._engine.lineage import BranchNode
 from sluicegate._engine.stalls import is_stuck
 from sluicegate._engine.waiting import wait_for
 from sluicegate._engine.waits import Absence, Wait
@@ -150,14 +150,14 @@ class Operations:
             if known is not None:  # it is out, from before the snapshot
                 record.note_sent(event, known, self.content_key)
                 return Branch(self, known, context)
-        group = self._machine.open_branch(context._group, is_kept_back=step.holds_sends)
+        node = self._machine.open_branch(context._node, is_kept_back=step.holds_sends)
         if step.holds_sends:
-            record.held.append((route, event, group, target))
+            record.held.append((route, event, node, target))
         else:
-            record.note_sent(event, group, self.content_key)
-            self._machine.send(route, event, group, target)
+            record.note_sent(event, node, self.content_key)
+            self._machine.send(route, event, node, target)
             self.start_soon()
-        return Branch(self, group, context)
+        return Branch(self, node, context)
 
     def content_key(self, value: Any) -> int:
         """Return what values of equal content share, also in another process."""
@@ -167,8 +167,8 @@ class Operations:
     def release_held(self, record: Record) -> None:
         """Let out what an attempt sent that has succeeded."""
         assert self._machine is not None
-        for route, event, group, target in record.held:
-            self._machine.send(route, event, group, target)
+        for route, event, node, target in record.held:
+            self._machine.send(route, event, node, target)
         record.held.clear()
 
     @enable_ki_protection
@@ -215,13 +215,13 @@ class Operations:
         told = record.find_told(key)
         if told is not None and told[1] is not None:
             return [*told[1]]
-        collection = self._machine.collection(context._step.index, key)
-        if expected and collection.class_for(event, expected) is None:
+        buffer = self._machine.buffer(context._step.index, key)
+        if expected and buffer.class_for(event, expected) is None:
             return None  # it does not wait for such an event
         if told is None:
-            entry, complete = collection.add(event, expected)
+            entry, complete = buffer.add(event, expected)
         else:  # its event is out, but what another attempt gave back may be enough by now
-            complete = collection.take(expected)
+            complete = buffer.take(expected)
             if complete is None:
                 return None
             record.told.remove(told)
@@ -278,7 +278,7 @@ class Operations:
             if worker.absence is None and (
                 step.options.release_while_waiting if is_free else self._may_leave(worker)
             ):
-                wait.station = machine.stations[step.index]
+                wait.queue = machine.queues[step.index]
             else:
                 worker = None
         try:
@@ -380,28 +380,28 @@ class Operations:
         return not backend.have_own_tasks(owners, current_cleanup, self._nursery, engine)
 
     @enable_ki_protection
-    def cancel_branch(self, group: Group, reason: str) -> None:
+    def cancel_branch(self, node: BranchNode, reason: str) -> None:
         """See :meth:`sluicegate.Branch.cancel`."""
         self.check_thread("Branch.cancel")
         machine = self._machine
         if machine is not None and not self.outcome.status:
-            machine.cancel(group, reason)
+            machine.cancel(node, reason)
             self.start_soon()  # the join of a fan-out that it was the last of
             if not machine.alive:
                 self.rest()
 
     @enable_ki_protection
-    async def wait_for_branch(self, group: Group, step: Any) -> None:
+    async def wait_for_branch(self, node: BranchNode, step: Any) -> None:
         """See :meth:`sluicegate.Branch.wait`."""
         self.check_thread("Branch.wait")
         backend = current_backend()
-        if group.is_over:
+        if node.is_over:
             await backend.checkpoint()
         else:
-            await self._wait_in_step(backend, group, step)
-        if group.track is not None and group.track.errors:
-            group.track.is_told = True
-            first, *others = group.track.errors
+            await self._wait_in_step(backend, node, step)
+        if node.cancel_record is not None and node.cancel_record.errors:
+            node.cancel_record.is_reported = True
+            first, *others = node.cancel_record.errors
             for other in others:
                 note_once(first, f"and another failure in the same branch: {short(other)}")
             try:
@@ -410,7 +410,7 @@ class Operations:
                 del first, others  # or this frame and its exceptions form a circle
 
     async def _wait_in_step(  # noqa: ASYNC910 - it is not over yet, so there is one
-        self, backend: Backend, group: Group, sender: Any
+        self, backend: Backend, node: BranchNode, sender: Any
     ) -> None:
         worker = current_cleanup.get()
         if self._machine is None or not (isinstance(worker, Worker) and is_step_of(self)):
@@ -419,42 +419,42 @@ class Operations:
                 "`await branch.wait()` in a step of the run, or in a task that one started"
             )
             raise WorkflowRuntimeError(msg)
-        self._check_awaitable(group, worker, sender)
-        track = group.begin_tracking(group.live)
+        self._check_awaitable(node, worker, sender)
+        cancel_record = node.begin_tracking(node.live)
         waiter = backend.waiter()
-        track.waiters.append(waiter)
+        cancel_record.waiters.append(waiter)
         # A timer of the step's own, or another task of it, may yet free its worker.
         has_timer = self.clock.is_nearer(backend.current_effective_deadline())
         rests = not has_timer and backend.current_task() is worker.task
         step = worker.context or worker
         machine = self._machine
         if rests:
-            machine.rest_in(step, group)
-        is_told = False
+            machine.rest_in(step, node)
+        is_reported = False
         try:
             self.check_stuck()
             self.idle_changed()
             self.check_drained()
-            while not group.is_over:
+            while not node.is_over:
                 await waiter.wait()
-            is_told = True
+            is_reported = True
         finally:
-            track.waiters.remove(waiter)
+            cancel_record.waiters.remove(waiter)
             if rests:
-                machine.leave_rest(step, group)
-            if not (is_told or track.is_told or track.waiters):
-                for error in track.errors:
+                machine.leave_rest(step, node)
+            if not (is_reported or cancel_record.is_reported or cancel_record.waiters):
+                for error in cancel_record.errors:
                     self.fail(error)  # nobody is left to catch it
 
-    def _check_awaitable(self, group: Group, worker: Worker, sender: Context[Any]) -> None:
-        if worker.group is not None and group in worker.group.upward():
+    def _check_awaitable(self, node: BranchNode, worker: Worker, sender: Context[Any]) -> None:
+        if worker.node is not None and node in worker.node.upward():
             msg = (
                 "a step waits for the branch that it is itself a part of, which cannot end before "
                 "the step does; expected the step that sent the event to wait"
             )
             raise WorkflowRuntimeError(msg)
         record = sender._record if sender is worker.context else None
-        if record is not None and any(held[2] is group for held in record.held):
+        if record is not None and any(held[2] is node for held in record.held):
             assert worker.step is not None
             msg = (
                 f"the step {worker.step.name} waits for an event that is kept back until the step "
@@ -525,7 +525,7 @@ class Operations:
             return  # a task of the child is the one to notice that it is idle
         if self._may_leave(worker):
             index = cast("Step", worker.step).index
-            child.absence = Absence(machine.stations[index], backend.waiter())
+            child.absence = Absence(machine.queues[index], backend.waiter())
             child.lender = worker
 
     def _may_leave(self, worker: Worker) -> bool:
@@ -636,7 +636,7 @@ def _record_of(context: Context[Any]) -> Record:
 
 def spent_branch(reason: str | None = None) -> Branch:
     """Return a branch of which nothing is left."""
-    group = Group(None, ())
-    group.is_over = True
-    group.begin_tracking().reason = reason
-    return Branch(None, group, None)
+    node = BranchNode(None, ())
+    node.is_over = True
+    node.begin_tracking().reason = reason
+    return Branch(None, node, None)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sluicegate._definition.graph import Graph, Route
-    from sluicegate._engine.grouping import Station
-    from sluicegate._engine.lineage import Group
+    from sluicegate._engine.grouping import StepQueue
+    from sluicegate._engine.lineage import BranchNode
     from sluicegate._engine.waits import Absence, Wait
     from sluicegate._events import Event
 
@@ -48,7 +48,7 @@ class Suspended(Groups):
 
     if TYPE_CHECKING:
         graph: Graph
-        startable: list[Station]
+        startable: list[StepQueue]
         #: The steps that wait in their middle, each with for how many events and branches.
         still: dict[object, int]
         #: How many of these are waits that no timer of the step's own can end, for a branch or for
@@ -77,8 +77,8 @@ class Suspended(Groups):
         #: How often an event was sent that only waits take, when none was open, by class.
         unheard: dict[type[Event], int]
 
-        def _deliver(self, route: Route, event: Event, group: Group | None) -> None: ...
-        def _deliver_to(self, station: Station, event: Event, group: Group | None) -> None: ...
+        def _deliver(self, route: Route, event: Event, node: BranchNode | None) -> None: ...
+        def _deliver_to(self, queue: StepQueue, event: Event, node: BranchNode | None) -> None: ...
 
     # -- resting ------------------------------------------------------------------------------
 
@@ -87,7 +87,7 @@ class Suspended(Groups):
         """Whether every invocation that has begun waits in its middle, and no other may begin."""
         if not self.still or self.startable or len(self.answered) > self.held_up:
             return False
-        return sum(s.begun + len(s.delayed or ()) for s in self.stations) == len(self.still)
+        return sum(s.begun + len(s.delayed or ()) for s in self.queues) == len(self.still)
 
     def begin_rest(self, step: object, *, is_strict: bool) -> None:
         """Take note that ``step`` waits in its middle."""
@@ -104,20 +104,20 @@ class Suspended(Groups):
         else:
             del self.still[step]
 
-    def rest_in(self, step: object, group: Group) -> None:
+    def rest_in(self, step: object, node: BranchNode) -> None:
         """Take note that ``step`` waits for the end of ``group``, in its own task."""
-        track = group.begin_tracking(group.live)
-        track.resting = [*track.resting, step]
+        cancel_record = node.begin_tracking(node.live)
+        cancel_record.resting = [*cancel_record.resting, step]
         self.branch_waits += 1
         self.begin_rest(step, is_strict=True)
 
-    def leave_rest(self, step: object, group: Group) -> None:
+    def leave_rest(self, step: object, node: BranchNode) -> None:
         """Take note that ``step`` waits for ``group`` no longer, which may not be over."""
-        assert group.track is not None
-        if not group.is_over:
-            resting = [*group.track.resting]
+        assert node.cancel_record is not None
+        if not node.is_over:
+            resting = [*node.cancel_record.resting]
             resting.remove(step)
-            group.track.resting = resting
+            node.cancel_record.resting = resting
             self.branch_waits -= 1
             self.end_rest(step, is_strict=True)
 
@@ -125,47 +125,47 @@ class Suspended(Groups):
 
     def leave_place(self, absence: Absence) -> None:
         """Give the place of an invocation that begins to wait to the next that needs one."""
-        station = absence.station
-        assert station is not None
-        station.running -= 1
-        station.away += 1
+        queue = absence.queue
+        assert queue is not None
+        queue.running -= 1
+        queue.away += 1
         absence.is_away = True
-        if not station.pending:
+        if not queue.pending:
             return
-        if station.running >= station.limit:
-            station.pending -= 1  # it was one too many
-        elif station.returning:
-            station.running += 1
-            self.let_return(station)
+        if queue.running >= queue.limit:
+            queue.pending -= 1  # it was one too many
+        elif queue.returning:
+            queue.running += 1
+            self.let_return(queue)
         elif not self.is_draining:
-            station.running += 1
-            self.startable.append(station)
+            queue.running += 1
+            self.startable.append(queue)
 
-    def let_return(self, station: Station) -> None:
+    def let_return(self, queue: StepQueue) -> None:
         """Give a place, which counts already, to the invocation that has waited longest for it."""
-        assert station.returning is not None
-        absence, _ = station.returning.popitem(last=False)
-        if not station.returning:
-            station.returning = None
-        station.pending -= 1
-        station.away -= 1
+        assert queue.returning is not None
+        absence, _ = queue.returning.popitem(last=False)
+        if not queue.returning:
+            queue.returning = None
+        queue.pending -= 1
+        queue.away -= 1
         absence.is_away = False
         self.held_up -= absence.event is not None
         absence.waiter.wake()
 
     def reclaim_place(self, absence: Absence) -> None:
         """Have an invocation get a place again, at once or as soon as there is one."""
-        station = absence.station
-        assert station is not None
-        if station.running < station.limit:
-            station.running += 1
-            station.away -= 1
+        queue = absence.queue
+        assert queue is not None
+        if queue.running < queue.limit:
+            queue.running += 1
+            queue.away -= 1
             absence.is_away = False
             return
-        if station.returning is None:
-            station.returning = OrderedDict()
-        station.returning[absence] = None
-        station.pending += 1
+        if queue.returning is None:
+            queue.returning = OrderedDict()
+        queue.returning[absence] = None
+        queue.pending += 1
         self.held_up += absence.event is not None
 
     def force_place(self, absence: Absence) -> None:
@@ -173,19 +173,19 @@ class Suspended(Groups):
 
         That may be one more than the limit; then the next worker that is done goes home.
         """
-        station = absence.station
-        assert station is not None
+        queue = absence.queue
+        assert queue is not None
         if absence.is_queued:
-            assert station.returning is not None
-            del station.returning[absence]
-            if not station.returning:
-                station.returning = None
-            station.pending -= 1
+            assert queue.returning is not None
+            del queue.returning[absence]
+            if not queue.returning:
+                queue.returning = None
+            queue.pending -= 1
             self.held_up -= absence.event is not None
-        station.running += 1
-        station.away -= 1
+        queue.running += 1
+        queue.away -= 1
         absence.is_away = False
-        station.pending += station.running > station.limit
+        queue.pending += queue.running > queue.limit
 
     # -- waiting for events --------------------------------------------------------------------
 
@@ -206,7 +206,7 @@ class Suspended(Groups):
         self.strict_waits += wait.is_strict
         self.outside_waits += wait.is_outside
         self.begin_rest(step, is_strict=wait.is_strict)
-        if wait.station is not None:
+        if wait.queue is not None:
             self.leave_place(wait)
         if self._index is not None:
             self._index.add(wait)
@@ -396,7 +396,7 @@ class Suspended(Groups):
             return
         self.close_question(asked)
         for index in self.graph.input(type(event)).targets:
-            self._deliver_to(self.stations[index], event, None)
+            self._deliver_to(self.queues[index], event, None)
 
     def _note_answer(self, event: Event) -> None:
         # An answer too many, to no question, does not answer the next one.

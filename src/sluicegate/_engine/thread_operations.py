@@ -120,8 +120,8 @@ class _BranchOperations:
     def __init__(self, run: BranchOperations) -> None:
         self._run = run
 
-    def cancel_branch(self, group: Any, reason: str) -> None:
-        in_loop(self._run.cancel_branch, group, reason)
+    def cancel_branch(self, node: Any, reason: str) -> None:
+        in_loop(self._run.cancel_branch, node, reason)
 
-    async def wait_for_branch(self, group: Any, step: object) -> None:
-        await self._run.wait_for_branch(group, step)
+    async def wait_for_branch(self, node: Any, step: object) -> None:
+        await self._run.wait_for_branch(node, step)

@@ -19,7 +19,7 @@ from sluicegate._errors import brief
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from sluicegate._engine.grouping import Station
+    from sluicegate._engine.grouping import StepQueue
     from sluicegate._events import Event
     from sluicegate._loop import Waiter
 
@@ -55,10 +55,10 @@ class Absence:
         waiter: What wakes it.
     """
 
-    __slots__ = ("event", "is_away", "station", "waiter")
+    __slots__ = ("event", "is_away", "queue", "waiter")
 
-    def __init__(self, station: Station | None, waiter: Waiter) -> None:
-        self.station = station
+    def __init__(self, queue: StepQueue | None, waiter: Waiter) -> None:
+        self.queue = queue
         self.waiter = waiter
         #: Whether it has given up its place and has none again.
         self.is_away = False
@@ -68,7 +68,7 @@ class Absence:
     @property
     def is_queued(self) -> bool:
         """Whether it could continue, and waits for a place."""
-        returning = None if self.station is None else self.station.returning
+        returning = None if self.queue is None else self.queue.returning
         return returning is not None and self in returning
 
 
@@ -96,7 +96,7 @@ class Wait(Absence):
     )
 
     def __init__(self, kind: type[Event], requirements: Mapping[str, Any], waiter: Waiter) -> None:
-        self.station = None
+        self.queue = None
         self.waiter = waiter
         self.is_away = False
         self.kind = kind

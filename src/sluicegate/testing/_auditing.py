@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sluicegate._definition.resources import ResourcePlan
     from sluicegate._definition.steps import Step
     from sluicegate._engine.journal import Interrupted
-    from sluicegate._engine.lineage import Group
+    from sluicegate._engine.lineage import BranchNode
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.resource_scopes import ResourceScope
     from sluicegate._handler import WorkflowHandler
@@ -150,7 +150,7 @@ class Watch:
     def _away(self, step: Step) -> int:
         """Return how many invocations of a step have given up their place for as long as they wait."""
         machine = self.runner._machine
-        return 0 if machine is None else machine.stations[step.index].away
+        return 0 if machine is None else machine.queues[step.index].away
 
     def is_of_target(self, error: BaseException | None) -> bool:
         """Whether a failure came of a step that was cancelled by itself."""
@@ -348,26 +348,28 @@ def _audit_machine(
         if left := getattr(machine, what):
             yield f"the machine has {what}: {short(left)}"
     waiting = laid_aside = 0
-    groups: list[Group | None] = [invocation.group for invocation in halted]
-    for station in machine.stations:
-        ready, delayed = station.ready or [], station.delayed or {}
-        if station.inbox is not None or station.in_inbox:
-            yield f"{station.step.label} has {station.pending} pending, and {len(ready)} are there"
+    nodes: list[BranchNode | None] = [invocation.node for invocation in halted]
+    for queue in machine.queues:
+        ready, delayed = queue.ready or [], queue.delayed or {}
+        if queue.inbox is not None or queue.in_inbox:
+            yield f"{queue.step.label} has {queue.pending} pending, and {len(ready)} are there"
         # Cancelled in its wait, an invocation continues beside those that have got its place.
-        forced = sum(invocation.step is station.step for invocation in halted) + has_stopped
-        if not 0 <= station.running <= station.limit + forced:
-            yield f"{station.step.label} has {station.running} of {station.limit} workers"
-        if station.away or station.returning:
-            yield f"{station.step.label} has {station.away} away"
-        waiting += sum(group is None or not group.is_cancelled for _, group in ready)
+        forced = sum(invocation.step is queue.step for invocation in halted) + has_stopped
+        if not 0 <= queue.running <= queue.limit + forced:
+            yield f"{queue.step.label} has {queue.running} of {queue.limit} workers"
+        if queue.away or queue.returning:
+            yield f"{queue.step.label} has {queue.away} away"
+        waiting += sum(node is None or not node.is_cancelled for _, node in ready)
         laid_aside += len(delayed)
-        groups += [*(group for _, group in ready), *delayed.values()]
+        nodes += [*(node for _, node in ready), *delayed.values()]
     under_way = len(halted) + has_stopped
     if machine.alive != waiting + laid_aside + under_way:
         yield (
             f"the machine counts {machine.alive} deliveries; {waiting} wait, {laid_aside} are laid "
             f"aside, {under_way} were under way"
         )
-    for group in {around for inner in groups if inner for around in inner.upward()}:
-        if group.track is not None and (group.track.running or group.track.waiters):
+    for node in {around for inner in nodes if inner for around in inner.upward()}:
+        if node.cancel_record is not None and (
+            node.cancel_record.running or node.cancel_record.waiters
+        ):
             yield "a branch has steps that run, or tasks that wait for it"

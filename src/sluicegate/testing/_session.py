@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from sluicegate._definition.graph import Graph
     from sluicegate._definition.steps import Step
-    from sluicegate._engine.grouping import Station
+    from sluicegate._engine.grouping import StepQueue
     from sluicegate._engine.invocation import Worker
     from sluicegate._engine.machine import Delivery
     from sluicegate._handler import WorkflowHandler
@@ -62,9 +62,9 @@ class WatchedRunner(Runner):
         self._look()
 
     @enable_ki_protection
-    async def _run_worker(self, station: Station, delivery: Delivery | None = None) -> None:
+    async def _run_worker(self, queue: StepQueue, delivery: Delivery | None = None) -> None:
         try:
-            await super()._run_worker(station, delivery)
+            await super()._run_worker(queue, delivery)
         finally:
             self._look()
 

@@ -103,7 +103,7 @@ class _Gates:
         if any(map(_is_cancelled, held)):
             return False  # it is about to leave
         resting = self._runner.at_rest()
-        return sum(station.begun for station in machine.stations) == len(held) + len(resting)
+        return sum(queue.begun for queue in machine.queues) == len(held) + len(resting)
 
     def first(self) -> _Held:
         """Return who is to be let through next."""
@@ -121,8 +121,8 @@ class _Gates:
 
 
 def _is_cancelled(held: _Held) -> bool:
-    group = held.worker.group
-    return group is not None and group.is_cancelled
+    node = held.worker.node
+    return node is not None and node.is_cancelled
 
 
 class _Gate:
