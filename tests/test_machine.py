@@ -1205,7 +1205,7 @@ def test_parameters_whose_classes_overlap_are_filled_whatever_comes_first(kinds,
     assert tuple(type(part) for part in complete) == kinds
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(
     places=st.lists(st.sampled_from([A, SubA, SubSubA, B, Mixed]), min_size=1, max_size=3),
     kinds=st.lists(st.sampled_from([A, SubA, SubSubA, B, Mixed]), max_size=10),
@@ -1267,7 +1267,7 @@ def add(buffer: EventBuffer, event: Event, expected: list[type[Event]]) -> list[
     return None if found is None else [entry.event for entry in found]
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(
     expected=st.lists(st.sampled_from([A, B, C]), max_size=5),
     kinds=st.lists(st.sampled_from([A, B, C]), max_size=30),
@@ -1414,7 +1414,7 @@ class Lists:
 VALUES = [0, 1, 2, 1.0, True, "1", (1, 2), [1], float("nan"), None]
 
 
-@settings(max_examples=100, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(random=st.randoms(use_true_random=False))
 def test_waits_and_early_answers_agree_with_lists_however_many_there_are(random):
     """A8: the first wait that fits takes an answer, and the first answer that fits a wait, by any value."""
