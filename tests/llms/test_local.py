@@ -17,7 +17,7 @@ import trio
 
 from sluicegate.llms import ChatMessage, _loop
 from sluicegate.llms._local_request import is_own_host
-from sluicegate.llms._markov import Writer, paragraphs_asked_for
+from sluicegate.llms._markov import MarkovWriter, paragraphs_asked_for
 from sluicegate.llms.local import Behaviour, LocalServer, main, stand_in_model
 from sluicegate.llms.openai import OpenAI
 
@@ -25,7 +25,7 @@ from .conftest import GUARD_SECONDS, guard
 
 
 def text(seed, prompt):
-    return "".join(Writer(seed, prompt).tokens())
+    return "".join(MarkovWriter(seed, prompt).tokens())
 
 
 def server_threads():
@@ -43,7 +43,7 @@ def test_same_seed_same_words():
 
 def test_same_words_in_another_process():
     """The text does not depend on the process: no hash seed goes into it."""
-    program = "from sluicegate.llms._markov import Writer; print(''.join(Writer(1, 'Hi').tokens()))"
+    program = "from sluicegate.llms._markov import MarkovWriter; print(''.join(MarkovWriter(1, 'Hi').tokens()))"
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
@@ -91,7 +91,7 @@ def test_values_for_tools():
             "d": {"type": "boolean"},
         },
     }
-    value = Writer(0, "").value(schema)
+    value = MarkovWriter(0, "").value(schema)
 
     assert isinstance(value["a"], str)
     assert isinstance(value["b"][0], int)

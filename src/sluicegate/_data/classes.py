@@ -20,7 +20,7 @@ from sluicegate._data.form import Field, Form, defaults_of, hints_of, kinds_of_f
 from sluicegate._data.pydantic_classes import field_of_pydantic, model_form, secret_form
 from sluicegate._data.pydantic_values import is_secret, url_row
 from sluicegate._errors import brief
-from sluicegate._events import Event
+from sluicegate._events import Event, is_open
 
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def _object_form(cls: Any, fields: dict[str, Field]) -> Form:
         [hints.get(name, Any) for name in fields],
         _reader(cls, kept if slots else []),
         build,
-        more=cls._open
+        more=is_open(cls)
         if issubclass(cls, Event)
         else cls.__dictoffset__ != 0 or len(kept) > len(fields),
         ignored=frozenset({"__orig_class__", _HASH, *cached} - fields.keys()),

@@ -25,7 +25,7 @@ import msgspec
 from sluicegate._annotations import behind, is_typeddict, named
 from sluicegate._data.fields import knows_all, parameters_of, takes_fields
 from sluicegate._data.pydantic_inputs import (
-    MismatchError,
+    DecodingError,
     decode_by_pydantic,
     is_for_pydantic,
     is_pydantic,
@@ -74,7 +74,7 @@ def decode_event(cls: type[E], data: Mapping[str, Any]) -> E:
         raise TypeError(msg)
     try:
         return cast("E", _decode_event(plain_class(cls), data))
-    except MismatchError as error:
+    except DecodingError as error:
         raise TypeError(str(error)) from error.__cause__
 
 
@@ -82,20 +82,20 @@ def decode_value(hint: Any, value: Any) -> Any:
     """Make a value of any annotation from plain data that came from outside.
 
     Raises:
-        MismatchError: The data does not fit.
+        DecodingError: The data does not fit.
     """
     try:
         return _decode(hint, value)
     except RecursionError:
         msg = "is nested too deeply"
-        raise MismatchError(msg) from None
+        raise DecodingError(msg) from None
 
 
 def fits(hint: Any, value: Any) -> bool:
     """Whether ``value``, from outside, would be taken for a field with the annotation ``hint``."""
     try:
         decode_value(hint, value)
-    except MismatchError:
+    except DecodingError:
         return False
     return True
 
@@ -104,14 +104,14 @@ def _refuse(value: Any, expected: object) -> NoReturn:
     kinds: dict[Any, str] = {dict: "object", list: "array", type(None): "null"}
     kind = cast("Any", type(value))
     msg = f"Expected `{expected}`, got `{kinds.get(kind, kind.__name__)}`"
-    raise MismatchError(msg)
+    raise DecodingError(msg)
 
 
 def _part(hint: Any, value: Any, step: str) -> Any:
     """Decode a part of a value, and put the way to it before what goes wrong there."""
     try:
         return _decode(hint, value)
-    except MismatchError as error:
+    except DecodingError as error:
         error.within(step)
         raise
 
@@ -126,24 +126,24 @@ def _decode_event(cls: type[Event], data: Mapping[Any, Any]) -> Event:
     for name, value in data.items():
         if not isinstance(name, str):
             msg = f"{cls.__name__} has the key {brief(name)}; expected names of fields"
-            raise MismatchError(msg)
+            raise DecodingError(msg)
         if name not in fields:
             values[name] = value  # an open field, or one that the constructor refuses
             continue
         hint = _input_of(fields[name].converter, hints[name])
         try:
             values[name] = decode_value(hint, value)
-        except MismatchError as error:
+        except DecodingError as error:
             said = brief_text(str(error), 1000)
             msg = f"{cls.__name__}.{name} is {brief(value)}, which is not {shown(hint)}: {said}"
-            raise MismatchError(msg) from error.__cause__
+            raise DecodingError(msg) from error.__cause__
     try:
         return cls(**values)
     except TypeError as error:
-        raise MismatchError(str(error)) from error
+        raise DecodingError(str(error)) from error
     except Exception as error:
         msg = f"{cls.__name__} refuses its fields: {error}"
-        raise MismatchError(msg) from error
+        raise DecodingError(msg) from error
 
 
 def _decode_one_of(kinds: list[type[Event]], value: Any) -> Event:
@@ -264,7 +264,7 @@ def _hints_of(cls: Any, arguments: tuple[Any, ...] = ()) -> dict[str, Any]:
         hints = typing.get_type_hints(cls, include_extras=True)
     except (NameError, AttributeError, TypeError, SyntaxError) as error:
         msg = f"the annotations of {named(cls)} cannot be resolved: {error}"
-        raise MismatchError(msg) from None
+        raise DecodingError(msg) from None
     meaning = dict(zip(getattr(cls, "__parameters__", ()), arguments, strict=False))
     return {name: substituted(hint, meaning) for name, hint in hints.items()}
 
@@ -274,12 +274,12 @@ def _decode_plain(hint: Any, value: Any) -> Any:
         return msgspec.convert(value, hint, dec_hook=_decode_other, str_keys=True)
     except msgspec.ValidationError as error:
         text, _, place = str(error).partition(" - at `$")
-        raise MismatchError(text, place.removesuffix("`")) from None
+        raise DecodingError(text, place.removesuffix("`")) from None
     except RecursionError:
         raise
     except Exception as error:  # noqa: BLE001 - of a type that msgspec does not know
         msg = f"{shown(hint)} cannot come from outside ({error})"
-        raise MismatchError(msg) from None
+        raise DecodingError(msg) from None
 
 
 def _decode_other(kind: Any, data: Any) -> Any:
@@ -340,7 +340,7 @@ def _decode_union(kinds: list[Any], value: Any) -> Any:
             )
         except msgspec.ValidationError as error:
             text, _, place = str(error).partition(" - at `$")
-            raise MismatchError(text, place.removesuffix("`")) from None
+            raise DecodingError(text, place.removesuffix("`")) from None
         except TypeError:  # a union that msgspec cannot tell apart: one by one, then
             pass
     if others and all(map(is_pydantic, others)) and not events:
@@ -351,11 +351,11 @@ def _decode_union(kinds: list[Any], value: Any) -> Any:
 def _decode_first(kinds: list[Any], value: Any) -> Any:
     """Return a value of the first kind that fits, of a mapping the first that knows all keys."""
     taken: list[Any] = []
-    errors: list[tuple[Any, MismatchError]] = []
+    errors: list[tuple[Any, DecodingError]] = []
     for kind in kinds:
         try:
             made = _decode(kind, value)
-        except MismatchError as error:
+        except DecodingError as error:
             errors.append((kind, error))
             continue
         if not isinstance(value, Mapping) or knows_all(kind, cast("Mapping[Any, Any]", value)):
@@ -369,7 +369,7 @@ def _decode_first(kinds: list[Any], value: Any) -> Any:
         raise near[0][1]
     lines = "; ".join(f"{shown(kind)}: {error}" for kind, error in near or errors)
     msg = f"fits none of {' | '.join(map(shown, kinds))} ({lines})"
-    raise MismatchError(msg)
+    raise DecodingError(msg)
 
 
 def _is_event(kind: Any) -> bool:
@@ -388,7 +388,7 @@ def _decode_mapping(arguments: tuple[Any, ...], value: Any) -> dict[Any, Any]:
         step = f"[{brief(key, 40)}]"
         try:
             (read,) = _decode_plain(types.GenericAlias(dict, (arguments[0], None)), {key: None})
-        except MismatchError as error:
+        except DecodingError as error:
             error.within(step)
             raise
         made[read] = _part(arguments[1], item, step)
@@ -403,9 +403,8 @@ def _decode_tuple(cls: Any, arguments: tuple[Any, ...], value: Any) -> Any:
     items = cast("list[Any]", value)
     if hasattr(cls, "_fields"):
         hints = _hints_of(cls, arguments)
-        named_tuple: Any = cls
-        kinds = [hints[name] for name in named_tuple._fields]
-        least = len(kinds) - len(named_tuple._field_defaults)
+        kinds = [hints[name] for name in cls._fields]
+        least = len(kinds) - len(cls._field_defaults)
     elif arguments[1:] == (...,):
         kinds = [arguments[0]] * len(items)
         least = len(items)
@@ -414,7 +413,7 @@ def _decode_tuple(cls: Any, arguments: tuple[Any, ...], value: Any) -> Any:
         least = len(kinds)
     if not least <= len(items) <= len(kinds):
         msg = f"Expected `array` of length {len(kinds)}, got {len(items)}"
-        raise MismatchError(msg)
+        raise DecodingError(msg)
     pairs = enumerate(zip(kinds, items, strict=False))
     made = [_part(kind, item, f"[{number}]") for number, (kind, item) in pairs]
     is_named = cls is not tuple
@@ -438,7 +437,7 @@ def _decode_object(cls: Any, arguments: tuple[Any, ...], value: Any) -> Any:
             values[keyword] = _part(_input_of(converter, hint), data[key], f".{key}")
         elif needed:
             msg = f"Object missing required field `{key}`"
-            raise MismatchError(msg)
+            raise DecodingError(msg)
     return _made(cls, values)
 
 
@@ -456,7 +455,7 @@ def _decode_typed_dict(cls: Any, arguments: tuple[Any, ...], value: Any) -> dict
             made[name] = _part(hint, data[name], f".{name}")
         elif is_needed:
             msg = f"Object missing required field `{name}`"
-            raise MismatchError(msg)
+            raise DecodingError(msg)
     return made
 
 
@@ -472,13 +471,13 @@ def _decode_struct(cls: Any, arguments: tuple[Any, ...], value: Any) -> Any:
     data = dict(cast("Mapping[Any, Any]", value))
     if config.tag_field is not None and data.pop(config.tag_field, config.tag) != config.tag:
         msg = f"Expected `{config.tag}`"
-        raise MismatchError(msg, f".{config.tag_field}")
+        raise DecodingError(msg, f".{config.tag_field}")
     hints = _hints_of(cls, arguments)
     names = dict(zip(cls.__struct_encode_fields__, cls.__struct_fields__, strict=True))
     unknown = data.keys() - names.keys()
     if unknown and config.forbid_unknown_fields:
         msg = f"Object contains unknown field `{min(map(str, unknown))}`"
-        raise MismatchError(msg)
+        raise DecodingError(msg)
     values = {
         name: _part(hints.get(name, Any), data[key], f".{key}")
         for key, name in names.items()
@@ -494,4 +493,4 @@ def _made(cls: Any, values: dict[str, Any]) -> Any:
         raise
     except Exception as error:  # of a converter, a validator, the constructor
         msg = f"{named(cls)} refuses it: {error}"
-        raise MismatchError(msg) from error
+        raise DecodingError(msg) from error

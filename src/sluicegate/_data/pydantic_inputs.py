@@ -16,7 +16,7 @@ _IMPORTING = ("pydantic", "ImportString")
 _LISTED = 3
 
 
-class MismatchError(Exception):
+class DecodingError(Exception):
     """Raised when data does not fit; its text says how and where."""
 
     def __init__(self, text: str, path: str = "") -> None:
@@ -24,7 +24,7 @@ class MismatchError(Exception):
         #: Each fault, and the way to its place from the value decoded: ``.items[0].price``.
         self.parts = [(text, path)]
 
-    def within(self, step: str) -> MismatchError:
+    def within(self, step: str) -> DecodingError:
         """Return the error as one of the whole of which the value is the part at ``step``."""
         self.parts = [(text, f"{step}{path}") for text, path in self.parts]
         return self
@@ -70,14 +70,14 @@ def decode_by_pydantic(hint: Any, value: Any) -> Any:
     """Have pydantic make a value of an annotation.
 
     Raises:
-        MismatchError: The value does not fit.
+        DecodingError: The value does not fit.
     """
     cls: Any = typing.get_origin(hint) or hint
     if hint is cls and isinstance(cls, type) and isinstance(value, cls):
         return value
     if _imports_by_name(hint):
         msg = "pydantic's ImportString imports the module that the data names; expected a str"
-        raise MismatchError(msg)
+        raise DecodingError(msg)
     return validated(hint, value, is_json=True)
 
 
@@ -102,15 +102,15 @@ def validated(hint: Any, value: Any, *, is_json: bool) -> Any:
         raise
     except Exception as error:  # of a validator, or a schema that cannot be made
         msg = f"{named(hint)} refuses it: {error}"
-        raise MismatchError(msg) from error
+        raise DecodingError(msg) from error
 
 
-def _told(error: Any) -> MismatchError:
+def _told(error: Any) -> DecodingError:
     """Return the errors of pydantic as one error that points at the fields."""
     found: list[dict[str, Any]] = error.errors(
         include_url=False, include_context=False, include_input=False
     )
-    told = MismatchError("")
+    told = DecodingError("")
     told.parts = [(one["msg"], _path(one["loc"])) for one in found]
     return told
 

@@ -59,7 +59,7 @@ def read_part(name: str, selector: str | None, kind: Any, document: Any) -> Any:
     """
     # Not at start-up: only workflows with a configuration need it.
     from sluicegate._data.from_outside import decode_value  # noqa: PLC0415
-    from sluicegate._data.pydantic_inputs import MismatchError  # noqa: PLC0415
+    from sluicegate._data.pydantic_inputs import DecodingError  # noqa: PLC0415
 
     value = document
     walked: list[str] = []
@@ -73,7 +73,7 @@ def read_part(name: str, selector: str | None, kind: Any, document: Any) -> Any:
         walked.append(part)
     try:
         return decode_value(kind, value)
-    except MismatchError as error:
+    except DecodingError as error:
         msg = f"{name} does not fit {shown(kind)}: {_described(error, walked)}"
         raise ValueError(msg) from error
 

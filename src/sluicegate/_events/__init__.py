@@ -299,6 +299,11 @@ def fields_of(event: Event) -> dict[str, Any]:
     return {k: v for k, v in held.items() if k not in hidden and not k.startswith("__")}
 
 
+def is_open(cls: type[Event]) -> bool:
+    """Whether an event class takes any keyword, beside the fields that it declares."""
+    return cls._open
+
+
 def _refuse_change(event: Event, name: str, what: str) -> NoReturn:
     cls = type(event)
     aliases = {f.name: f.alias for f in attrs.fields(cls) if f.init}

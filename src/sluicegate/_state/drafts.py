@@ -153,7 +153,7 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:  # noqa: C901 - one for each
         made = _tuple_like(value, [_copy(part, memo) for part in cast("tuple[Any, ...]", value)])
     elif kind is DictState:
         made = memo[id(value)] = _make(_copy(value._data, memo))
-    elif (shape := _shape_of(kind)) is not None and shape.is_value:
+    elif (shape := _class_fields(kind)) is not None and shape.is_value:
         made = memo[id(value)] = shape.fill(kind.__new__(kind), value)
         for name in shape.parts():
             part = shape.load(made, name)
@@ -198,11 +198,11 @@ class _Draft:
         old, memo = _get(self, "_sluicegate_draft")
         if value is getattr(old, name, _MISSING):
             value = _copy(value, memo)
-            cast("_Shape", _shape_of(type(old))).store(self, name, value)
+            cast("_ClassFields", _class_fields(type(old))).store(self, name, value)
         return value
 
 
-class _Shape:
+class _ClassFields:
     """What the store knows of a class with declared fields; kept at the class itself."""
 
     def __init__(self, cls: Any) -> None:
@@ -345,11 +345,11 @@ class _Shape:
         return self._known
 
 
-def _shape_of(cls: Any) -> _Shape | None:
-    shape: _Shape | None = cls.__dict__.get("_sluicegate_shape")
+def _class_fields(cls: Any) -> _ClassFields | None:
+    shape: _ClassFields | None = cls.__dict__.get("_sluicegate_shape")
     marks = ("__attrs_attrs__", "__dataclass_fields__", "__pydantic_validator__")
     if shape is None and any(hasattr(cls, mark) for mark in marks) and not issubclass(cls, _Draft):
-        shape = _Shape(cls)
+        shape = _ClassFields(cls)
         type.__setattr__(cls, "_sluicegate_shape", shape)
     return shape
 
@@ -360,7 +360,7 @@ def _detached(value: Any) -> Any:
         return _make(value._data.copy())
     if isinstance(value, _Draft):
         kind: Any = value.__class__
-        return cast("_Shape", _shape_of(kind)).fill(kind.__new__(kind), value)
+        return cast("_ClassFields", _class_fields(kind)).fill(kind.__new__(kind), value)
     return value
 
 
@@ -395,7 +395,7 @@ def _look(holder: Any, part: str) -> Any:
 
 def _lost(path: list[str], depth: int, holder: Any, expected: str) -> StatePathError:
     where = brief(".".join(path[:depth])) if depth else "the state"
-    shape, kind = _shape_of(type(holder)), type(holder).__name__
+    shape, kind = _class_fields(type(holder)), type(holder).__name__
     what = "" if shape is None else f" with {_listed(shape.fields)}"
     if isinstance(holder, DictState | abc.Mapping):
         what = f" with {_listed(list(cast('Iterable[Any]', holder)))}"
@@ -414,7 +414,7 @@ def _replaced(holder: Any, path: list[str], depth: int, value: Any) -> Any:
     """Return a copy of ``holder`` in which ``path[depth:]`` leads to ``value``; the rest is shared."""
     kind = cast("Any", type(holder))
     part, old = path[depth], _look(holder, path[depth])
-    shape = _shape_of(kind)
+    shape = _class_fields(kind)
     has_names = kind is DictState or kind in _DICTS
     if shape is not None and shape.is_frozen:
         raise TypeError(_frozen(kind))

@@ -17,6 +17,7 @@ from sluicegate._loop import Backend, Waiter, current_backend, enable_ki_protect
 from sluicegate._state.drafts import (
     _MISSING,
     DictState,
+    _class_fields,
     _detached,
     _frozen,
     _listed,
@@ -25,7 +26,6 @@ from sluicegate._state.drafts import (
     _make,
     _put_memo,
     _replaced,
-    _shape_of,
     split_path,
 )
 
@@ -78,7 +78,7 @@ class StateStore(Generic[StateT]):
     ) -> None:
         kind: Any = typing.get_origin(state_type) or state_type or DictState
         self._type: type = kind
-        self._shape = _shape_of(kind) if isinstance(kind, type) else None
+        self._shape = _class_fields(kind) if isinstance(kind, type) else None
         if self._shape is None and kind is not DictState:
             msg = f"{kind!r} cannot be a state; expected an attrs class, a dataclass, a pydantic model"
             raise TypeError(msg)
@@ -89,7 +89,7 @@ class StateStore(Generic[StateT]):
             self._committed = self._new()
         else:
             self._committed = self._of_type(state) if is_restored else self._accepted(state)
-        self._shape = self._shape and _shape_of(type(self._committed))
+        self._shape = self._shape and _class_fields(type(self._committed))
         self._pace = 0.0
         #: The task that writes now, and those that wait for it, oldest first.
         self._writer: object = None
@@ -122,11 +122,11 @@ class StateStore(Generic[StateT]):
         if self._shape is None:
             return self._of_type(state)
         if kind is not self._type and issubclass(self._type, kind):
-            parent = _shape_of(kind)
+            parent = _class_fields(kind)
             if parent is not None:
                 return self._merged(_detached(state), parent)
         made = self._of_type(state)
-        shape = _shape_of(kind) or self._shape
+        shape = _class_fields(kind) or self._shape
         old = self._committed if isinstance(self._committed, kind) else None
         shape.check(made, shape.fields, old, is_whole=True)
         self._shape = shape
@@ -201,7 +201,7 @@ class StateStore(Generic[StateT]):
         await self._acquire()
         try:
             self._committed = self._new()
-            self._shape = self._shape and _shape_of(self._type)
+            self._shape = self._shape and _class_fields(self._type)
         finally:
             self._release()
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from sluicegate._data.from_outside import decode_event
 from sluicegate._definition.graph import graph_of
 from sluicegate._errors import WorkflowRuntimeError
-from sluicegate._events import HumanResponseEvent, InputRequiredEvent, fields_of
+from sluicegate._events import HumanResponseEvent, InputRequiredEvent, fields_of, is_open
 from sluicegate._loop import current_backend
 from sluicegate.cli._input import field_types, json_object
 from sluicegate.cli._output import printable
@@ -170,7 +170,7 @@ def read_answer(kinds: tuple[type[HumanResponseEvent], ...], line: str) -> Human
         raise UsageError(msg)
     kind = next(iter(kinds))
     fields = field_types(kind)
-    if kind._open or "response" in fields:
+    if is_open(kind) or "response" in fields:
         data: dict[str, Any] = {"response": line}
     elif len(fields) == 1:
         data = {next(iter(fields)): line}

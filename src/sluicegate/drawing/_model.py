@@ -19,7 +19,7 @@ from sluicegate._events import (
 )
 from sluicegate._workflow import Workflow
 from sluicegate.drawing._marks import Mark, marks_of
-from sluicegate.drawing._source import ChildCall, Reading, read_source
+from sluicegate.drawing._source import ChildCall, StepSource, read_source
 from sluicegate.drawing._words import Label, describe, first_line, label_of, short_name
 
 
@@ -217,7 +217,7 @@ class _Sketch:
             faults=tuple(fault.text for fault in find_faults(graph)),
         )
 
-    def _read(self, step: Step) -> Reading:
+    def _read(self, step: Step) -> StepSource:
         # A function outside of the class has no `self`, and nor has a static method.
         found = inspect.getattr_static(self._cls, step.name)
         owner = None if isinstance(found, staticmethod) else self._owner
@@ -225,7 +225,7 @@ class _Sketch:
 
     # -- nodes -----------------------------------------------------------------------------
 
-    def _step_node(self, step: Step, reading: Reading) -> Node:
+    def _step_node(self, step: Step, reading: StepSource) -> Node:
         told = [kind for kind in reading.written if not issubclass(kind, InputRequiredEvent)]
         return Node(
             "step",
@@ -238,7 +238,7 @@ class _Sketch:
             children=tuple(self._children(step, reading)),
         )
 
-    def _children(self, step: Step, reading: Reading) -> Iterator[Child]:
+    def _children(self, step: Step, reading: StepSource) -> Iterator[Child]:
         numbers: set[int] = set()
         for call in reading.children:
             child = self._child(step, call)
@@ -301,7 +301,7 @@ class _Sketch:
                 gap = self._add_node(Node("gap", title=f"No step makes {kind.__name__}"))
                 self._connect(gap, at, "gap", kind)
 
-    def _add_outputs(self, step: Step, reading: Reading) -> None:
+    def _add_outputs(self, step: Step, reading: StepSource) -> None:
         at = self._first_step + step.index
         for kind in step.returns:
             self._add_output(at, kind, many=False)

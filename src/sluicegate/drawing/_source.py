@@ -33,7 +33,7 @@ class ChildCall:
 
 
 @attrs.frozen(eq=False)
-class Reading:
+class StepSource:
     """What one look at the source of a step gives, in the order of its lines."""
 
     written: tuple[type[Event], ...] = ()
@@ -42,7 +42,7 @@ class Reading:
 
 def read_source(
     function: Callable[..., Any], owner: object = None, more: Mapping[str, Any] | None = None
-) -> Reading:
+) -> StepSource:
     """Read which events ``function`` writes to the stream, and which children it runs.
 
     Only what stands in the function itself is found, and nothing is run for it. An event is
@@ -63,7 +63,7 @@ def read_source(
     function = inspect.unwrap(function)
     tree = parse(function)
     if tree is None:
-        return Reading()
+        return StepSource()
     names = Names(function, tree, owner, more or {})
     written: dict[type[Event], None] = {}
     children: dict[tuple[object, ...], ChildCall] = {}
@@ -76,7 +76,7 @@ def read_source(
             for child in _children(argument, names):
                 told = (child.text,) if child.kind is None else (child.kind, id(child.thing))
                 children.setdefault(told, child)
-    return Reading(tuple(written), tuple(children.values()))
+    return StepSource(tuple(written), tuple(children.values()))
 
 
 def _children(argument: ast.expr, names: Names) -> Iterator[ChildCall]:

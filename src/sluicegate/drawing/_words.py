@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from sluicegate._events import is_open
+
 
 if TYPE_CHECKING:
     from sluicegate._definition.steps import Step
@@ -35,7 +37,7 @@ def _fields(kind: type[Event]) -> list[str]:
         kind_of_value = "" if field.type is None else f": {type_name(field.type)}"
         default = "" if field.default is attrs.NOTHING else " = ..."
         lines.append(f"  {field.alias}{kind_of_value}{default}")
-    if kind._open:
+    if is_open(kind):
         lines.append("  any field")
     return lines
 

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from . import _loop
 from ._local_request import check, is_own_host
-from ._markov import Writer
+from ._markov import MarkovWriter
 
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ class LocalApp:
         try:
             body = check(await request.json())
             behaviour, prompt = self._read(request, body)
-            reply = Reply(body, behaviour, Writer(self.seed, prompt), prompt)
-            reply.check(Writer(self.seed, prompt))
+            reply = Reply(body, behaviour, MarkovWriter(self.seed, prompt), prompt)
+            reply.check(MarkovWriter(self.seed, prompt))
         except ClientDisconnect:
             exchange.end("disconnected")
             return JSONResponse({})  # for nobody
@@ -157,7 +157,7 @@ class Reply:
     """What the server says to one request, in OpenAI's words."""
 
     def __init__(
-        self, body: Mapping[str, Any], behaviour: Behaviour, writer: Writer, prompt: str
+        self, body: Mapping[str, Any], behaviour: Behaviour, writer: MarkovWriter, prompt: str
     ) -> None:
         self.streamed = bool(body.get("stream"))
         self.behaviour = behaviour
@@ -180,7 +180,7 @@ class Reply:
         self._calls: list[dict[str, Any]] = []
         self._finish_reason = "stop"
 
-    def check(self, writer: Writer) -> None:
+    def check(self, writer: MarkovWriter) -> None:
         """
         Make up the arguments of the tool once, with another writer, to see that its schema is one.
 

@@ -22,7 +22,7 @@ _MOST_WORDS = 60  # in a sentence; a chain may go in circles
 _SENTENCE_END = (".", "?", "!")
 
 
-class Writer:
+class MarkovWriter:
     """
     Writes by rolling dice: which word comes next is decided by the two before it and by chance.
 
