@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sluicegate._loop import TooSlowError
+import trio
 
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class EventConflictError(WorkflowRuntimeError):
         self.id = id
 
 
-class WorkflowTimeoutError(WorkflowRuntimeError, TimeoutError, TooSlowError):
+class WorkflowTimeoutError(WorkflowRuntimeError, TimeoutError, trio.TooSlowError):
     """Raised when a run has not ended by its timeout.
 
     It is both the built-in ``TimeoutError`` and ``trio.TooSlowError``.

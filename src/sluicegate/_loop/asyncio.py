@@ -25,7 +25,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import trio
 
-from sluicegate._loop import capture, capture_async, release
+from sluicegate._loop.seam import capture, capture_async, release
 
 
 if TYPE_CHECKING:
@@ -343,7 +343,7 @@ def _context_of(task: asyncio.Task[Any]) -> contextvars.Context:
 
 
 class AsyncioBackend:
-    """See :class:`sluicegate._loop.Backend`."""
+    """See :class:`sluicegate._loop.seam.Backend`."""
 
     name = "asyncio"
     runs_steps_in_host = False

@@ -5,7 +5,15 @@ from __future__ import annotations
 import types
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sluicegate._loop import Error, disable_ki_protection, has_ki_protection_set
+from sluicegate._loop import Error, disable_ki_protection
+
+
+try:  # Trio's decorators set it, and there is no public way to ask for it
+    from trio._core import _ki
+
+    _ki_protection: Any = _ki._CODE_KI_PROTECTION_STATUS_WMAP
+except (ImportError, AttributeError):
+    _ki_protection = {}
 
 
 if TYPE_CHECKING:
@@ -29,6 +37,14 @@ class _HasCode:
         self.__code__ = code
 
 
+def _has_protection_set(code: types.CodeType) -> bool:
+    """Whether Trio's protection from Ctrl-C was enabled or disabled for this code before."""
+    try:
+        return _ki_protection[code] is not None
+    except KeyError:
+        return False
+
+
 def let_interrupts_in(code: types.CodeType | None) -> None:
     """Have Ctrl-C reach the frames of this code, and what they call, under the protected engine.
 
@@ -37,7 +53,7 @@ def let_interrupts_in(code: types.CodeType | None) -> None:
     and not behind an answer of the event loop, which would then be lost. Code that the user has
     protected stays protected.
     """
-    if code is not None and not has_ki_protection_set(code):
+    if code is not None and not _has_protection_set(code):
         disable_ki_protection(_HasCode(code))
 
 

@@ -18,7 +18,7 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
-from sluicegate._loop import capture, capture_async, release
+from sluicegate._loop.seam import capture, capture_async, release
 
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class _AtEnd(trio.abc.Instrument):
 
 
 class TrioBackend:
-    """See :class:`sluicegate._loop.Backend`."""
+    """See :class:`sluicegate._loop.seam.Backend`."""
 
     name = "trio"
     runs_steps_in_host = True
