@@ -12,8 +12,19 @@ from typing import Any, Self
 import anyio
 import pytest
 import trio
+import trio.testing
 
-from sluicegate import Context, Event, StartEvent, StopEvent, Workflow, step, testing
+from sluicegate import (
+    Context,
+    Event,
+    HumanResponseEvent,
+    InputRequiredEvent,
+    StartEvent,
+    StopEvent,
+    Workflow,
+    step,
+    testing,
+)
 
 
 # -- names --------------------------------------------------------------------------------------
@@ -29,6 +40,14 @@ def steady_id(value: object) -> str:
 
 BACKENDS = ("trio", "asyncio")
 on_each_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+on_asyncio = pytest.mark.parametrize(
+    "anyio_backend",
+    [
+        pytest.param(("asyncio", {}), id="asyncio"),
+        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+    ],
+)
 
 
 def run_virtually(backend: str, main: Any, *args: Any) -> Any:
@@ -111,6 +130,25 @@ async def wait_until_idle(turns: int = 20) -> None:
         await anyio.lowlevel.checkpoint()
 
 
+async def all_blocked() -> None:
+    """Let all other tasks run until they wait; AnyIO's own would sleep for 0.1 s under asyncio."""
+    if is_trio():
+        await trio.testing.wait_all_tasks_blocked()
+    else:
+        for _ in range(50):
+            await asyncio.sleep(0)
+
+
+def limit() -> anyio.CancelScope:
+    """Fail, rather than hang, where a test waits for what never comes; no test measures it."""
+    return anyio.fail_after(2)
+
+
+def numbers(events: Any) -> list[Any]:
+    """Return the numbers of the items, with a None for each other event."""
+    return [event.get("number") for event in events]
+
+
 def leaves_of(error: BaseException) -> list[BaseException]:
     """Return what is in a group, however deep; or the exception itself."""
     if isinstance(error, BaseExceptionGroup):
@@ -160,6 +198,137 @@ class Done(Event):
 
 class Note(Event):
     number: int
+
+
+class Line(Event):
+    text: str
+
+
+class Asked(InputRequiredEvent):
+    name: str
+
+
+class Said(HumanResponseEvent):
+    name: str
+    text: str
+
+
+class One(Workflow[int]):
+    """One step, which returns 1."""
+
+    @step
+    async def only(self, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=1)
+
+
+class Quick(Workflow[str]):
+    """One step, which publishes three items."""
+
+    @step
+    async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        for n in range(3):
+            ctx.write_event_to_stream(Item(number=n))
+        return StopEvent(result="quick")
+
+
+class Sender(Workflow):
+    """Sends ``count`` items, each only when there is room."""
+
+    def __init__(self, count: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.count = count
+        self.sent = 0
+
+    @step
+    async def send_all(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        for n in range(self.count):
+            await ctx.stream.send(Item(number=n))
+            self.sent = n + 1
+        return StopEvent(result=self.sent)
+
+
+class Driven(Workflow):
+    """Publishes what a test puts into it; ends when told to."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.ctx: Context | None = None
+        self.ready = anyio.Event()
+        self.end = anyio.Event()
+
+    @step
+    async def wait(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        self.ctx = ctx
+        self.ready.set()
+        await self.end.wait()
+        return StopEvent(result="ended")
+
+    def write(self, n: int) -> None:
+        self.ctx.write_event_to_stream(Item(number=n))
+
+
+class Stuck(Workflow[str]):
+    """A chain of two steps, of which the second waits for ever and cleans up with an await."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.in_step = anyio.Event()
+        self.seen: list[str] = []
+
+    @step
+    async def begin(self, ctx: Context, ev: StartEvent) -> Item:
+        ctx.write_event_to_stream(Line(text="begun"))
+        return Item(number=1)
+
+    @step
+    async def wait(self, ctx: Context, ev: Item) -> StopEvent:
+        ctx.write_event_to_stream(Line(text="waiting"))
+        self.in_step.set()
+        try:
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class():
+            self.seen.append("cancelled")
+            raise
+        finally:
+            with anyio.CancelScope(shield=True):
+                await wait_until_idle(5)
+                self.seen.append("cleaned up")
+        return StopEvent()
+
+
+def stepping(function: Any, **of_step: Any) -> type[Workflow]:
+    """Return the class of a workflow of one step, which runs ``await function(ctx)``."""
+
+    class Stepping(Workflow):
+        @step(**of_step)
+        async def only(self, ctx: Context, ev: StartEvent) -> StopEvent | Item:
+            return StopEvent(result=await function(ctx))
+
+        @step
+        async def take(self, ev: Item) -> None:
+            pass
+
+    return Stepping
+
+
+def fanning(function: Any, count: int = 3, **of_step: Any) -> Workflow:
+    """Return a workflow that runs ``await function(ctx, n)`` for each number, and joins them."""
+
+    class Fanning(Workflow):
+        @step
+        async def begin(self, ev: StartEvent) -> list[Item]:
+            return [Item(number=n) for n in range(count)]
+
+        @step(**of_step)
+        async def work(self, ctx: Context, ev: Item) -> Done:
+            await function(ctx, ev.number)
+            return Done(number=ev.number)
+
+        @step
+        async def end(self, evs: list[Done]) -> StopEvent:
+            return StopEvent(result=sorted(ev.number for ev in evs))
+
+    return Fanning()
 
 
 class Single(Workflow):
@@ -212,3 +381,14 @@ class Mine(Exception):
 
 class MineBase(BaseException):
     """An exception of the tests that is no Exception."""
+
+
+def counting(count: int, **options: Any) -> Single:
+    """Return a workflow that sends ``count`` notes, with a turn for others after each."""
+
+    async def work(ctx: Context) -> None:
+        for n in range(count):
+            await ctx.stream.send(Note(number=n))
+            await anyio.lowlevel.checkpoint()
+
+    return Single(work, **options)

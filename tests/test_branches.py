@@ -35,7 +35,10 @@ from sluicegate._branch import Branch
 from sluicegate._engine.lineage import BranchNode, CancelRecord
 from tests.helpers import (
     Catch,
+    Done,
+    Item,
     Mine,
+    Note,
     cancelled_class,
     is_trio,
     live_tasks,
@@ -1924,3 +1927,117 @@ async def test_a_step_with_a_timer_of_its_own_is_not_stuck():
             return StopEvent(result=scope.cancelled_caught)
 
     assert await Timed().run() is True
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("note 1.2")
+async def test_losers_of_a_race_are_cancelled_and_cleaned_up():
+    """When the first have come, what is left of the fan-out ends before the run goes on."""
+    cleaned: list[int] = []
+
+    class Race(Workflow[list[int]]):
+        @step
+        async def begin(self, ev: StartEvent) -> list[Item]:
+            return [Item(number=n) for n in range(4)]
+
+        @step(num_workers=4)
+        async def work(self, ev: Item) -> Done:
+            if ev.number != 2:
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    cleaned.append(ev.number)
+            await wait_until_idle()  # the others have begun
+            return Done(number=ev.number)
+
+        @step
+        async def end(self, evs: Annotated[list[Done], Take(1)]) -> StopEvent:
+            await wait_until_idle()
+            return StopEvent(result=([ev.number for ev in evs], sorted(cleaned)))
+
+    with nothing_left():
+        assert await Race().run() == ([2], [0, 1, 3])
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("note 1.2")
+async def test_what_a_branch_sends_belongs_to_its_fan_out():
+    """An event sent in a fan-out is one of its members, and the join waits for it."""
+
+    class Wide(Workflow[list[int]]):
+        @step
+        async def begin(self, ev: StartEvent) -> list[Item]:
+            return [Item(number=1), Item(number=2)]
+
+        @step
+        async def work(self, ctx: Context, ev: Item) -> Done | Note:
+            ctx.send_event(Note(number=ev.number * 10))
+            return Done(number=ev.number)
+
+        @step
+        async def late(self, ev: Note) -> Done:
+            await wait_until_idle()
+            return Done(number=ev.number)
+
+        @step
+        async def end(self, evs: list[Done]) -> StopEvent:
+            return StopEvent(result=sorted(ev.number for ev in evs))
+
+    assert await Wide().run() == [1, 2, 10, 20]
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("users 19")
+async def test_step_cancels_another_branch():
+    """The branch that an event began is cancelled by who sent it, alone."""
+    ended: list[int] = []
+
+    class Two(Workflow[str]):
+        @step
+        async def begin(self, ctx: Context, ev: StartEvent) -> StopEvent | Item:
+            one, two = (ctx.send_event(Item(number=n)) for n in (1, 2))
+            await wait_until_idle()
+            one.cancel("not needed")
+            await one.wait()
+            assert (one.is_cancelled, two.is_done) == (True, False)
+            two.cancel()
+            await two.wait()
+            return StopEvent(result="went on")
+
+        @step
+        async def work(self, ev: Item) -> None:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                ended.append(ev.number)
+
+    assert await Two().run() == "went on"
+    assert ended == [1, 2]
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("note 2")
+async def test_events_beyond_the_expected_ones_make_the_next_batch():
+    """The code after ``collect_events`` runs once for each batch, and each batch is whole."""
+    batches: list[list[int]] = []
+
+    class Batches(Workflow):
+        @step
+        async def begin(self, ctx: Context, ev: StartEvent) -> Item:
+            for number in range(5):
+                ctx.send_event(Item(number=number))
+            return Item(number=5)
+
+        @step
+        async def gather(self, ctx: Context, ev: Item) -> StopEvent | None:
+            some = ctx.collect_events(ev, [Item] * 2)
+            if some is None:
+                return None
+            batches.append([each.number for each in some])
+            await wait_until_idle()
+            return StopEvent() if len(batches) == 3 else None
+
+    await Batches().run()
+
+    assert all(len(batch) == 2 for batch in batches)
+    assert sorted(number for batch in batches for number in batch) == [0, 1, 2, 3, 4, 5]

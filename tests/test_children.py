@@ -30,14 +30,19 @@ from sluicegate import (
     step,
 )
 from tests.helpers import (
+    Asked,
+    Catch,
     Done,
     Item,
     Mine,
     Note,
+    Said,
+    Single,
     nothing_left,
     on_each_backend,
     run_virtually,
     task_names,
+    wait_until_idle,
 )
 
 
@@ -881,3 +886,95 @@ async def test_task_tree_shows_the_child_while_it_runs():
     assert "Child.inner" in names[0]
     assert "Child.inner" not in names[1]
     assert "Parent.outer" in names[1]
+
+
+class Lasting(Workflow[str]):
+    """A child that waits for ever, and takes two turns to clean up."""
+
+    def __init__(self, told: list[str]) -> None:
+        super().__init__()
+        self.told = told
+
+    @step
+    async def begin(self, ev: StartEvent) -> Item:
+        return Item(number=1)
+
+    @step
+    async def wait(self, ev: Item) -> StopEvent:
+        self.told.append("child runs")
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await wait_until_idle(2)
+            self.told.append("child ended")
+        return StopEvent()
+
+
+@pytest.mark.parametrize("how", ["timeout", "cancel"])
+@on_each_backend
+@pytest.mark.peer("row 12", "row 13")
+def test_child_ends_with_its_parent(backend, how):
+    """P1: whatever ends the parent ends its child first, clean-up included."""
+    told: list[str] = []
+
+    async def call(ctx):
+        try:
+            return await ctx.run_child(Lasting(told))
+        finally:
+            told.append("parent ended")
+
+    async def main():
+        with nothing_left(), Catch() as caught:
+            async with Single(call, timeout=1 if how == "timeout" else None).run() as handler:
+                if how == "cancel":
+                    await wait_until_idle()
+                    await handler.cancel("enough")
+                await handler
+
+        assert told == ["child runs", "child ended", "parent ended"]
+        kind = WorkflowTimeoutError if how == "timeout" else WorkflowCancelledError
+        assert type(caught.error) is kind
+
+    run_virtually(backend, main)
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("note 3.5")
+async def test_child_is_heard_and_answered_through_its_parent():
+    """What a child publishes and asks comes to its parent's readers, with its name."""
+
+    class Asks(Workflow[str]):
+        @step
+        async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            answer = await ctx.wait_for_event(Said, Asked(name=ev.name))
+            return StopEvent(result=answer.text)
+
+    async def call(ctx):
+        return await ctx.run_child(Asks(), stream="tag", name="ann")
+
+    async with Single(call).run() as handler:
+        async for event in handler.stream_events():
+            if isinstance(event, ChildEvent) and isinstance(event.event, Asked):
+                assert event.path == ("Asks",)
+                handler.send_event(Said(name=event.event.name, text="aye"))
+
+        assert await handler == "aye"
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("note 3.5")
+async def test_failure_of_a_child_is_the_parent_s_own():
+    """P8: it arrives as the object that the child's step raised, through both runs."""
+    mine = Mine("deep down")
+
+    async def fail(ctx):
+        raise mine
+
+    async def call(ctx):
+        return await ctx.run_child(Single(fail))
+
+    with pytest.raises(Mine) as caught:
+        await Single(call).run()
+
+    assert caught.value is mine

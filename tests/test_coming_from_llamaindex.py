@@ -7,6 +7,7 @@ is added, or changed, without a program is found, and so is a program whose row 
 from __future__ import annotations
 
 import asyncio
+import builtins
 import importlib
 import json
 import re
@@ -46,6 +47,7 @@ from sluicegate import (
     WorkflowCancelledError,
     WorkflowCancelledEvent,
     WorkflowFailedEvent,
+    WorkflowHandler,
     WorkflowIdleEvent,
     WorkflowRuntimeError,
     WorkflowTimedOutEvent,
@@ -1255,3 +1257,22 @@ async def test_the_program_of_a_row_runs(program, tmp_path, monkeypatch):
     """On Trio and on asyncio, as the second cell of the row has it."""
     monkeypatch.chdir(tmp_path)
     await program()
+
+
+def test_every_name_that_newcomers_are_told_exists():
+    """What the page for those who come from there gives as a name of sluicegate is one."""
+    page = Path(__file__).parent.parent / "docs" / "coming-from-llamaindex.md"
+    told: set[str] = set()
+    for line in page.read_text().partition("## What has no counterpart")[0].splitlines():
+        if line.startswith("| ") and line.count(" | ") == 1:
+            new = " ".join(re.findall(r"`([^`]*)`", line.rpartition(" | ")[2]))
+            told |= {*re.findall(r"\b[A-Z]\w+(?:Event|Error|Changed|State|Config)\b", new)}
+            for name in re.findall(r"(?:ctx|handler)\.(\w+)", new):
+                assert hasattr(Context, name) or hasattr(WorkflowHandler, name), name
+
+    told -= {"RetryCallState", "TooSlowError"}  # of tenacity and of Trio
+
+    assert len(told) > 12
+    assert [
+        name for name in told if not hasattr(sluicegate, name) and not hasattr(builtins, name)
+    ] == []

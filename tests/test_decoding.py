@@ -6,6 +6,9 @@ import dataclasses
 import datetime as dt
 import ipaddress
 import re
+import sys
+from datetime import date
+from enum import Enum
 from typing import (
     Annotated,
     Generic,
@@ -33,7 +36,7 @@ from pydantic import (
     RootModel,
 )
 
-from sluicegate import Event
+from sluicegate import Event, StopEvent
 from sluicegate._data.from_outside import decode_event
 from sluicegate._definition.configuration import read_file, read_part
 
@@ -367,3 +370,109 @@ def test_file_with_a_byte_order_mark_is_read(tmp_path):
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
 
     assert read_file(path) == {"a": 1}
+
+
+class Color(Enum):
+    RED = "red"
+
+
+@attrs.frozen
+class Place:
+    city: str
+
+
+class Purchase(Event):
+    count: int
+    tags: list[str] = []
+    due: date | None = None
+    color: Color | None = None
+    place: Place | None = None
+
+
+class Cash(Event):
+    amount: int
+
+
+class Card(Event):
+    number: str
+
+
+class Payment(Event):
+    by: Cash | Card
+
+
+def test_data_becomes_the_class_that_the_caller_names():
+    """P19: values are converted to what the annotations say, and to nothing else."""
+    order = decode_event(
+        Purchase,
+        {"count": 2, "due": "2026-02-03", "color": "red", "place": {"city": "Basel"}},
+    )
+
+    assert type(order) is Purchase
+    assert order.due == date(2026, 2, 3)
+    assert order.color is Color.RED
+    assert order.place == Place("Basel")
+
+
+@pytest.mark.parametrize(
+    "tag",
+    ["__class__", "__type__", "type", "qualified_name", "__sluicegate__", "py/object", "$type"],
+)
+def test_data_cannot_name_a_class(tag):
+    """P19: a name in the data is a field like any other, and an unknown one is refused."""
+    name = "tests.promises.no_such_module.Evil"
+    with pytest.raises(TypeError, match="Purchase"):
+        decode_event(Purchase, {"count": 1, tag: name})
+
+    # An open event keeps it as the plain text that it is.
+    event = decode_event(StopEvent, {tag: name})
+    assert type(event) is StopEvent
+    assert event[tag] == name
+    assert "tests.promises.no_such_module" not in sys.modules
+
+
+def test_data_chooses_among_declared_classes_only():
+    """P19: where several classes may stand, the data may name one of them, and no other."""
+    payment = decode_event(Payment, {"by": {"event": "Card", "number": "4"}})
+    assert type(payment.by) is Card
+    for name in ("Purchase", "StopEvent", "tests.promises.no_such_module.Card", "subprocess.Popen"):
+        with pytest.raises(TypeError, match=r"Payment\.by"):
+            decode_event(Payment, {"by": {"event": name, "number": "4"}})
+
+    assert "tests.promises.no_such_module" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("data", "field"),
+    [
+        ({"count": "two"}, "count"),
+        ({"count": 1.5}, "count"),
+        ({"count": None}, "count"),
+        ({"count": 1, "tags": ["a", 2]}, "tags"),
+        ({"count": 1, "tags": "a"}, "tags"),
+        ({"count": 1, "due": "yesterday"}, "due"),
+        ({"count": 1, "color": "blue"}, "color"),
+        ({"count": 1, "place": {"town": "Basel"}}, "place"),
+        ({"count": 1, "place": {"city": 4}}, "place"),
+        ({}, "count"),
+        ({"count": 1, "cuont": 2}, "cuont"),
+    ],
+)
+def test_bad_input_points_at_the_field(data, field):
+    """P19: the error names the class and the field."""
+    with pytest.raises(TypeError) as caught:
+        decode_event(Purchase, data)
+
+    assert "Purchase" in str(caught.value)
+    assert field in str(caught.value)
+
+
+def test_private_field_is_not_set_from_outside():
+    """P19: what an open event takes from outside does not replace what it keeps to itself."""
+
+    class Keeps(Event, open=True):
+        _secret: int = 0
+
+    assert Keeps(other=1).other == 1
+    with pytest.raises(TypeError, match=r"Keeps\._secret is private"):
+        Keeps(_secret=1)

@@ -1044,3 +1044,33 @@ def test_unknown_field_of_an_event_inside_an_event_from_outside_is_refused(data)
     """P19: what is unknown is refused at every depth."""
     with pytest.raises(TypeError, match="zebra"):
         decode_event(Outer, data)
+
+
+@pytest.mark.peer("note 1.6")
+def test_stop_event_of_ones_own_can_be_read():
+    """The text of a stop event shows its fields, whatever they are called."""
+
+    class Answered(StopEvent):
+        text: str
+
+    assert str(Answered(text="yes")) == "Answered(text='yes')"
+    assert str(StopEvent(other=1)) == "StopEvent(other=1)"
+
+
+def test_event_with_an_init_is_refused():
+    """A constructor that would be replaced without a word is an error."""
+    with pytest.raises(TypeError, match="expected fields as annotations"):
+
+        class Odd(Event):
+            def __init__(self, a): ...
+
+
+def test_validation_knows_aliases():
+    """``validate=True`` checks a field whatever its keyword is."""
+
+    class Aliased(Event, validate=True):
+        x: int = attrs.field(alias="y")
+
+    assert Aliased(y=1).x == 1
+    with pytest.raises(TypeError, match=r"Aliased\.x is 'no'"):
+        Aliased(y="no")

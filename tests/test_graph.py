@@ -14,11 +14,13 @@ from typing import Annotated, Any, Generic, Optional, TypeVar, Union
 
 import pytest
 
+import sluicegate
 from sluicegate import (
     Context,
     Event,
     HumanResponseEvent,
     InputRequiredEvent,
+    Observer,
     StartEvent,
     StopEvent,
     Workflow,
@@ -27,6 +29,7 @@ from sluicegate import (
     step,
 )
 from sluicegate._definition.graph import graph_of
+from tests.helpers import Asked, Item, One, Said, Single
 
 
 T = TypeVar("T")
@@ -1367,3 +1370,191 @@ def test_step_that_is_no_method_is_a_fault(kind):
 
     with pytest.raises(WorkflowValidationError, match=f"Odd.extra is a {kind.__name__}; expected"):
         Odd()
+
+
+class Unheard(Event):
+    pass
+
+
+def build_unreached():
+    class Wrong(Workflow):
+        @step
+        async def begin(self, ev: StartEvent) -> StopEvent:
+            return StopEvent()
+
+        @step
+        async def lonely(self, ev: Unheard) -> StopEvent:
+            return StopEvent()
+
+    return Wrong
+
+
+def build_unheard():
+    class Wrong(Workflow):
+        @step
+        async def begin(self, ev: StartEvent) -> Unheard | StopEvent:
+            return StopEvent()
+
+    return Wrong
+
+
+def build_unstoppable():
+    class Wrong(Workflow):
+        @step
+        async def begin(self, ev: StartEvent) -> Item:
+            return Item(number=1)
+
+        @step
+        async def begin_again(self, ev: Item) -> Item:
+            return ev
+
+    return Wrong
+
+
+def build_unstartable():
+    class Wrong(Workflow):
+        @step
+        async def begin(self, ev: Unheard) -> StopEvent | Unheard:
+            return StopEvent()
+
+    return Wrong
+
+
+@pytest.mark.parametrize(
+    ("build", "named"),
+    [
+        (build_unreached, ["lonely", "Unheard"]),
+        (build_unheard, ["begin", "Unheard"]),
+        (build_unstoppable, ["begin", "StopEvent"]),
+        (build_unstartable, ["StartEvent"]),
+    ],
+)
+def test_wrong_graph_is_refused_when_the_workflow_is_built(build, named):
+    """P13: before anything runs, with the class, the step and what was expected."""
+    kind = build()
+    with pytest.raises(WorkflowValidationError) as caught:
+        kind()
+
+    text = str(caught.value)
+    assert "Wrong" in text
+    assert "expected" in text
+    assert all(name in text for name in named)
+    assert all("expected" in problem for problem in caught.value.problems)
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("note 1.4")
+async def test_graph_can_be_validated_in_an_event_loop():
+    """``validate()`` opens no event loop of its own, and tells whether people are asked."""
+
+    class Asks(Workflow):
+        @step
+        async def ask(self, ev: StartEvent) -> Asked:
+            return Asked(name="ann")
+
+        @step
+        async def end(self, ev: Said) -> StopEvent:
+            return StopEvent()
+
+    async def nothing(ctx): ...
+
+    assert Asks().validate() is True
+    assert Single(nothing).validate() is False
+
+
+def test_parameter_that_would_shift_the_others_is_a_fault():
+    """P13: steps are called by position, so a default may not stand before what is passed."""
+
+    class Shifted(Workflow[None]):
+        @step
+        async def only(self, ev: StartEvent, limit: int = 3, ctx: Context = None) -> StopEvent: ...
+
+    with pytest.raises(WorkflowValidationError, match="'ctx' after 'limit'"):
+        Shifted()
+
+
+def test_names_that_run_needs_are_faults():
+    """P13: a step called run, and fields that run() takes for itself."""
+
+    class Named(StartEvent):
+        run_id: str
+
+    class Takes(Workflow[None]):
+        @step
+        async def only(self, ev: Named) -> StopEvent: ...
+
+    with pytest.raises(WorkflowValidationError, match="has a field 'run_id'"):
+        Takes()
+
+    class Runs(Workflow[None]):
+        @step
+        async def run(self, ev: StartEvent) -> StopEvent: ...
+
+    with pytest.raises(WorkflowValidationError, match="expected another name"):
+        Runs()
+
+
+def test_observers_are_checked_when_the_workflow_is_built():
+    """P13: not when the run is over."""
+    for wrong in (object(), [object()], Observer()):
+        with pytest.raises(WorkflowValidationError, match=r"derived from sluicegate\.Observer"):
+            One(observers=wrong)
+
+
+def test_coroutine_instead_of_a_function():
+    """The likeliest slip of all says the right line, and leaves no warning."""
+
+    async def main(): ...
+
+    with pytest.raises(TypeError, match=r"run\(main\), not run\(main\(\)\)"):
+        sluicegate.run(main())
+
+
+def test_quoted_and_nested_names_are_resolved():
+    """Annotations may be quoted, and may name a class of the workflow's own body."""
+
+    class Local(Event):
+        pass
+
+    class Nests(Workflow[None]):
+        class Inner(Event):
+            pass
+
+        @step
+        async def begin(self, ev: StartEvent) -> Local:
+            return Local()
+
+        @step
+        async def go(self, ev: Local) -> Inner:
+            return self.Inner()
+
+        @step
+        async def end(self, ev: Inner) -> StopEvent:
+            return StopEvent()
+
+    Nests()
+
+
+@pytest.mark.parametrize("note", ["Start Event", "list", "StartEvent | 'Nope'"])
+def test_annotation_that_means_nothing_is_a_fault(note):
+    """P13: whatever stands there, the answer is a WorkflowValidationError that names the step."""
+
+    async def only(self, ev):
+        return StopEvent()
+
+    only.__annotations__ = {"ev": note, "return": "StopEvent"}
+    only.__globals__.setdefault("StopEvent", StopEvent)
+    kind = type("Odd", (Workflow,), {"only": step(only)})
+
+    with pytest.raises(WorkflowValidationError, match=r"Odd\.only"):
+        kind()
+
+
+def test_validate_leaves_out_what_the_workflow_left_out():
+    """A workflow that could be built can be validated."""
+
+    class Loose(Workflow):
+        @step
+        async def begin(self, ev: StartEvent) -> StopEvent | Item: ...
+
+    assert Loose(skip_graph_checks=["terminal_event"]).validate() is False

@@ -1,4 +1,4 @@
-"""Limits that runs share: how many entries per second, and how many at a time."""
+"""Limits: how many runs and steps at a time, and how many per second."""
 
 from __future__ import annotations
 
@@ -17,15 +17,31 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sluicegate import (
+    Context,
+    Retry,
+    StartEvent,
+    StopEvent,
+    Workflow,
+    WorkflowCancelledError,
+    WorkflowStalledError,
+    step,
+)
 from sluicegate._errors import WorkflowRuntimeError, WorkflowValidationError
 from sluicegate._loop.limits import ConcurrencyLimit, RateLimiter
 from sluicegate.testing import jump_clock
 from tests.helpers import (
+    Done,
+    Item,
+    Mine,
+    Single,
     cancelled_class,
+    fanning,
     is_trio,
     nothing_left,
     on_each_backend,
     run_virtually,
+    stepping,
     timers_left,
     wait_until_idle,
 )
@@ -728,3 +744,350 @@ def test_bad_rates(arguments, message):
     """What is no rate is refused when the limiter is made, with a call that works."""
     with pytest.raises(ValueError, match=re.escape(message)):
         RateLimiter(**arguments)
+
+
+@on_each_backend
+def test_runs_of_a_workflow_go_on_so_many_at_a_time(backend):
+    """Further ones wait in the order in which they came; their timeouts begin when they do."""
+    log = []
+
+    class Slow(Workflow):
+        @step
+        async def only(self, ev: StartEvent) -> StopEvent:
+            log.append((ev.n, anyio.current_time() - began[0]))
+            await anyio.sleep(10)
+            return StopEvent(result=ev.n)
+
+    began = []
+
+    async def main():
+        began[:] = [anyio.current_time()]
+        workflow = Slow(num_concurrent_runs=2, timeout=15)
+        handlers = []
+        with nothing_left():
+            async with anyio.create_task_group() as group:
+                for n in range(5):
+                    handlers.append(workflow.run(n=n).start_soon(group))
+                    await wait_until_idle()
+            assert [handler.result() for handler in handlers] == list(range(5))
+        assert not timers_left()
+
+    run_virtually(backend, main)
+    assert log == [(0, 0), (1, 0), (2, 10), (3, 10), (4, 20)]
+
+
+@on_each_backend
+def test_run_is_cancelled_while_it_waits_for_its_turn(backend):
+    """It never begins, its stream ends, and those behind it move up."""
+    log = []
+
+    async def function(ctx):
+        log.append(anyio.current_time() - began[0])
+        await anyio.sleep(10)
+
+    began = []
+
+    async def main():
+        began[:] = [anyio.current_time()]
+        workflow = stepping(function)(num_concurrent_runs=1)
+        with nothing_left():
+            async with anyio.create_task_group() as group:
+                first, second, third = (workflow.run() for _ in range(3))
+                for handler in (first, second, third):
+                    handler.start_soon(group)
+                    await wait_until_idle()
+                stream = second.stream_events()
+                await anyio.sleep(1)
+                assert second.status == "running"
+                await second.cancel("not needed")
+                assert second.status == "cancelled"
+                assert [type(ev).__name__ async for ev in stream] == ["WorkflowCancelledEvent"]
+            assert first.status == third.status == "completed"
+
+    run_virtually(backend, main)
+    assert log == [0, 10]
+
+
+def test_native_cancellation_of_a_run_that_waits_for_its_turn():
+    """``Task.cancel()`` of the one that waits takes no turn from those behind it."""
+
+    async def function(ctx):
+        await anyio.sleep(10)
+        return "done"
+
+    async def main():
+        workflow = stepping(function)(num_concurrent_runs=1)
+        with nothing_left():
+            tasks = [asyncio.create_task(workflow.run()._await()) for _ in range(3)]
+            await asyncio.sleep(1)
+            tasks[1].cancel()
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+        assert ended[0] == ended[2] == "done"
+        assert isinstance(ended[1], asyncio.CancelledError)
+        assert asyncio.get_running_loop().time() == 20
+
+    run_virtually("asyncio", main)
+
+
+@pytest.mark.anyio
+async def test_capacity_is_shared_by_workflows():
+    """Two workflows whose steps name one limiter have so many invocations at a time, together."""
+    limiter = anyio.CapacityLimiter(2)
+    inside = []
+    most = []
+
+    async def function(ctx, number):
+        inside.append(number)
+        most.append(len(inside))
+        for _ in range(3):
+            await anyio.lowlevel.checkpoint()
+        inside.remove(number)
+
+    one, two = (fanning(function, 10, limiter=limiter, num_workers=10) for _ in range(2))
+    async with one.run() as first, two.run() as second:
+        assert await first == await second == list(range(10))
+
+    assert max(most) == 2
+    assert limiter.borrowed_tokens == 0
+
+
+def test_capacity_limiter_of_trio():
+    """Trio's own limiter serves as well; a cancelled step gives its place back."""
+    limiter = trio.CapacityLimiter(1)
+
+    async def function(ctx, number):
+        await trio.sleep(10)
+
+    async def main():
+        workflow = fanning(function, 3, limiter=limiter)
+        assert await workflow.run() == [0, 1, 2]
+        assert trio.current_time() - began == 30
+        with trio.move_on_after(5):
+            await workflow.run()
+        assert limiter.borrowed_tokens == 0
+
+    async def start():
+        nonlocal began
+        began = trio.current_time()
+        await main()
+
+    began = 0.0
+    run_virtually("trio", start)
+
+
+@on_each_backend
+def test_rate_is_shared_by_workflows(backend):
+    """Invocations of both begin at the rate of the limiter."""
+    limiter = RateLimiter(1, per=10)
+    begun = []
+
+    async def function(ctx, number):
+        begun.append(anyio.current_time() - began[0])
+
+    began = []
+
+    async def main():
+        began[:] = [anyio.current_time()]
+        one, two = (fanning(function, 2, limiter=limiter) for _ in range(2))
+        async with one.run() as first, two.run() as second:
+            await first
+            await second
+
+    run_virtually(backend, main)
+    assert begun == pytest.approx([0, 10, 20, 30])
+
+
+@on_each_backend
+def test_waiting_for_a_limiter_is_no_time_of_the_step(backend):
+    """The timeouts of a step begin when it does."""
+    limiter = anyio.CapacityLimiter(1)
+
+    async def function(ctx, number):
+        await anyio.sleep(4)
+
+    async def main():
+        workflow = fanning(function, 3, limiter=limiter, timeout=5, idle_timeout=5)
+        assert await workflow.run() == [0, 1, 2]
+
+    run_virtually(backend, main)
+
+
+@on_each_backend
+def test_delayed_attempt_holds_no_limiter(backend):
+    """Between two attempts others may enter."""
+    limiter = anyio.CapacityLimiter(1)
+    log = []
+
+    async def function(ctx, number):
+        log.append(number)
+        if number == 0 and ctx.step.attempt == 1:
+            raise Mine
+
+    async def main():
+        workflow = fanning(function, 2, limiter=limiter, retry=Retry(wait=100), num_workers=1)
+        assert await workflow.run() == [0, 1]
+
+    run_virtually(backend, main)
+    assert log == [0, 1, 0]
+
+
+@pytest.mark.anyio
+async def test_limiter_is_entered_around_a_synchronous_step():
+    """A plain ``def`` is limited in the same way."""
+    limiter = anyio.CapacityLimiter(1)
+    borrowed = []
+
+    class Threaded(Workflow):
+        @step(limiter=limiter)
+        def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            borrowed.append(ctx.from_thread.run_sync(lambda: limiter.borrowed_tokens))
+            return StopEvent()
+
+    await Threaded().run()
+
+    assert borrowed == [1]
+    assert limiter.borrowed_tokens == 0
+
+
+@pytest.mark.anyio
+async def test_step_and_step_of_its_child_may_share_a_limiter():
+    """Each invocation counts for one, whatever task runs it."""
+    limiter = anyio.CapacityLimiter(2)
+
+    class Inner(Workflow):
+        @step(limiter=limiter)
+        async def only(self, ev: StartEvent) -> StopEvent:
+            return StopEvent(result=limiter.borrowed_tokens)
+
+    class Outer(Workflow):
+        @step(limiter=limiter)
+        async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            return StopEvent(result=await ctx.run_child(Inner()))
+
+    assert await Outer().run() == 2
+    assert limiter.borrowed_tokens == 0
+
+
+@pytest.mark.anyio
+async def test_limiter_that_fails_fails_the_step():
+    """An error of the limiter is the step's: it is tried again."""
+
+    class Moody:
+        entered = 0
+
+        async def __aenter__(self):
+            self.entered += 1
+            if self.entered < 3:
+                raise Mine
+
+        async def __aexit__(self, *_):
+            pass
+
+    async def function(ctx):
+        return ctx.step.attempt
+
+    assert await stepping(function, limiter=Moody(), retry=Retry(stop=3))().run() == 3
+
+
+@pytest.mark.parametrize("limiter", [RateLimiter, anyio.CapacityLimiter, object()])
+def test_limiter_is_an_object_that_can_be_entered(limiter):
+    """A class, or what is no async context manager, is refused where it is written."""
+    with pytest.raises(WorkflowValidationError, match="expected an async context manager like"):
+        step(limiter=limiter)(run_virtually)
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("row 19")
+async def test_run_that_waits_for_its_turn_is_cancelled_at_once():
+    """A run in the line of ``num_concurrent_runs`` ends like any other, and never begins."""
+    begun: list[int] = []
+
+    async def stay(ctx):
+        begun.append(1)
+        await anyio.sleep_forever()
+
+    workflow = Single(stay, num_concurrent_runs=1)
+    with nothing_left():
+        async with anyio.create_task_group() as group:
+            first = workflow.run().start_soon(group, keep_failure=True)
+            await wait_until_idle()
+            second = workflow.run().start_soon(group, keep_failure=True)
+            await wait_until_idle()
+            await second.cancel("no longer needed")
+
+            assert second.status == "cancelled"
+            assert begun == [1]
+            with pytest.raises(WorkflowCancelledError, match="no longer needed"):
+                await second
+            assert first.status == "running"
+            await first.cancel()
+
+
+@on_each_backend
+@pytest.mark.peer("note 3.3")
+def test_time_in_the_line_is_not_the_run_s(backend):
+    """A timeout counts from the moment at which the run's turn has come."""
+
+    async def work(ctx):
+        await anyio.sleep(3)
+
+    async def main():
+        workflow = Single(work, timeout=4, num_concurrent_runs=1)
+        async with anyio.create_task_group() as group:
+            handlers = [workflow.run().start_soon(group) for _ in range(4)]
+        assert [handler.status for handler in handlers] == ["completed"] * 4
+
+    run_virtually(backend, main)
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("note 1.2")
+async def test_workers_can_be_counted_across_runs():
+    """``limiter`` bounds a step over all runs that share it."""
+    inside = most = 0
+    limiter = anyio.CapacityLimiter(2)
+
+    class Bounded(Workflow):
+        @step
+        async def begin(self, ev: StartEvent) -> list[Item]:
+            return [Item(number=n) for n in range(3)]
+
+        @step(limiter=limiter)
+        async def work(self, ev: Item) -> Done:
+            nonlocal inside, most
+            inside += 1
+            most = max(most, inside)
+            await wait_until_idle(3)
+            inside -= 1
+            return Done(number=ev.number)
+
+        @step
+        async def end(self, evs: list[Done]) -> StopEvent:
+            return StopEvent(result=len(evs))
+
+    workflow = Bounded()
+    async with anyio.create_task_group() as group:
+        handlers = [workflow.run().start_soon(group) for _ in range(3)]
+
+    assert [handler.result() for handler in handlers] == [3, 3, 3]
+    assert most == 2
+
+
+@pytest.mark.anyio
+async def test_a_limiter_that_swallows_exceptions_ends_the_step_without_an_event():
+    """It is the limiter's own doing; nothing hangs."""
+
+    class Swallowing:
+        async def __aenter__(self):
+            pass
+
+        async def __aexit__(self, *_):
+            return True
+
+    class Limited(Workflow):
+        @step(limiter=Swallowing())
+        async def only(self, ev: StartEvent) -> StopEvent | None:
+            raise ValueError
+
+    with anyio.fail_after(5), pytest.raises(WorkflowStalledError):
+        await Limited().run()

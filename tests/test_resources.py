@@ -25,15 +25,25 @@ import pydantic
 import pytest
 import trio
 
-from sluicegate import Context, WorkflowRuntimeError, WorkflowValidationError
+from sluicegate import (
+    Context,
+    StartEvent,
+    StopEvent,
+    Workflow,
+    WorkflowRuntimeError,
+    WorkflowValidationError,
+    step,
+)
 from sluicegate._definition.resources import Resource, ResourceConfig, is_resource, plan_resource
 from sluicegate._engine.entered import StepResources
 from sluicegate._engine.resource_scopes import ResourceScope
 from sluicegate._loop.cleanup import current_cleanup
 from tests.helpers import (
     Catch,
+    Item,
     Mine,
     MineBase,
+    Note,
     cancelled_class,
     is_trio,
     leaves_of,
@@ -1946,3 +1956,120 @@ async def test_resource_of_a_workflow_may_be_configured(files):
 
     async with ResourceScope("run", outer=ResourceScope("workflow")) as scope:
         assert await scope.get(plan(make, scope="workflow")) == 5
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("note 3.1")
+async def test_resource_that_several_steps_and_runs_ask_for_at_once():
+    """Each run makes its own, once, and closes it; no run takes another's for a circle."""
+    opened: list[object] = []
+    closed: list[object] = []
+
+    @asynccontextmanager
+    async def connect(ctx: Context):
+        await wait_until_idle(3)
+        opened.append(ctx.run_id)
+        try:
+            yield ctx.run_id
+        finally:
+            await anyio.lowlevel.checkpoint()
+            closed.append(ctx.run_id)
+
+    class Uses(Workflow[set[Any]]):
+        @step
+        async def begin(self, ev: StartEvent) -> list[Item]:
+            return [Item(number=n) for n in range(3)]
+
+        @step(num_workers=3)
+        async def work(self, ev: Item, db: Annotated[str, Resource(connect)]) -> Note:
+            return Note(number=ev.number if db else -1)
+
+        @step
+        async def end(
+            self, evs: list[Note], ctx: Context, db: Annotated[str, Resource(connect)]
+        ) -> StopEvent:
+            return StopEvent(result=db == ctx.run_id)
+
+    workflow = Uses()
+    async with anyio.create_task_group() as group:
+        handlers = [workflow.run(run_id=f"run {n}").start_soon(group) for n in range(2)]
+
+    assert [handler.result() for handler in handlers] == [True, True]
+    assert sorted(opened) == sorted(closed) == ["run 0", "run 1"]
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("note 3.1")
+async def test_factories_of_one_name_are_two():
+    """A resource is known by its factory itself, not by what the factory is called."""
+
+    def make(value):
+        def factory():
+            return value
+
+        return factory
+
+    x, y = make("X"), make("Y")
+
+    class Uses(Workflow[tuple[str, str]]):
+        @step
+        async def only(
+            self,
+            ev: StartEvent,
+            one: Annotated[str, Resource(x)],
+            two: Annotated[str, Resource(y)],
+        ) -> StopEvent:
+            return StopEvent(result=(one, two))
+
+    assert await Uses().run() == ("X", "Y")
+
+
+@pytest.mark.anyio
+async def test_one_resource_that_fails_to_close_does_not_keep_the_others():
+    """P1: everything that a step left open is closed, whatever closing one of them does."""
+    closed = []
+
+    class Resource:
+        def __init__(self, name):
+            self.name = name
+
+        async def aclose(self):
+            closed.append(self.name)
+            if self.name == "b":
+                raise OSError("b does not close")
+
+    class Opens(Workflow[None]):
+        @step
+        async def only(self, ev: StartEvent) -> StopEvent:
+            for name in "abc":
+                current_cleanup.get().add(Resource(name))
+            return StopEvent()
+
+    with pytest.raises(OSError, match="b does not close"):
+        await Opens().run()
+
+    assert closed == ["c", "b", "a"]
+
+
+@on_each_backend
+def test_a_cancelled_run_lets_go_of_its_resources(backend):
+    """P1: what opened the resources of a run is not kept by the run, however that ended."""
+
+    async def open_one():
+        yield 1
+
+    class Holder(Workflow):
+        @step
+        async def hold(self, ev: StartEvent, one: Annotated[int, Resource(open_one)]) -> StopEvent:
+            await anyio.sleep(100)
+            return StopEvent()
+
+    async def main():
+        with anyio.move_on_after(1):
+            async with Holder().run() as handler:
+                await anyio.sleep(100)
+
+        assert handler.status == "cancelled"
+        assert handler._runner._resources is None
+
+    run_virtually(backend, main)

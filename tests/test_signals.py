@@ -5,6 +5,8 @@ The signals are real ones. What ends the process is tried in a process of its ow
 
 from __future__ import annotations
 
+import asyncio
+import dis
 import functools
 import os
 import shutil
@@ -31,13 +33,14 @@ from sluicegate import (
     StepFailedEvent,
     StopEvent,
     Workflow,
+    WorkflowError,
     catch_error,
     step,
     workflow_scope,
 )
 from sluicegate._engine import invocation
 from sluicegate._loop import run_in_context
-from tests.helpers import Catch, Fan, Item, Single, nothing_left
+from tests.helpers import Catch, Done, Fan, Item, Note, Single, nothing_left, wait_until_idle
 
 
 pytestmark = pytest.mark.skipif(
@@ -91,7 +94,7 @@ def assert_ended_by(error, number):
         assert error.code == 128 + number
 
 
-async def own(form, handler):
+async def own_run(form, handler):
     if form == "in place":
         await handler
     elif form == "block":
@@ -135,7 +138,7 @@ def test_first_signal_unwinds_like_a_cancellation(loop, form, number):
     async def main():
         with nothing_left():
             try:
-                await own(form, handler)
+                await own_run(form, handler)
             finally:
                 with anyio.CancelScope(shield=True):
                     await anyio.lowlevel.checkpoint()
@@ -700,3 +703,293 @@ def test_an_interrupt_before_a_coroutine_has_begun_leaves_none_behind():
         is_over = True
 
     assert at > 20
+
+
+class Interrupted(Workflow):
+    """Every kind of work that the engine does, with a count of steps begun and ended."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.begun = 0
+        self.ended = 0
+
+    @step
+    async def begin(self, ctx: Context, ev: StartEvent) -> list[Item] | Note:
+        self.begun += 1
+        try:
+            ctx.send_event(Note(number=1))
+            ctx.write_event_to_stream(Note(number=2))
+            await anyio.lowlevel.checkpoint()
+            return [Item(number=n) for n in range(3)]
+        finally:
+            self.ended += 1
+
+    @step(num_workers=2, timeout=100)
+    async def work(self, ctx: Context, ev: Item) -> Done:
+        self.begun += 1
+        try:
+            await ctx.stream.send(Note(number=3))
+            await anyio.lowlevel.checkpoint()
+            return Done(number=ev.number)
+        finally:
+            self.ended += 1
+
+    @step
+    async def side(self, ev: Note) -> None:
+        self.begun += 1
+        self.ended += 1
+
+    @step
+    async def end(self, evs: list[Done]) -> StopEvent:
+        self.begun += 1
+        self.ended += 1
+        return StopEvent(result=len(evs))
+
+
+class Interrupter:
+    """Sends SIGINT at the n-th call of a Python function, where Python looks for signals.
+
+    It does so when a function begins, and not when a coroutine goes on after an ``await``.
+    """
+
+    RESUME = dis.opmap["RESUME"]
+
+    def __init__(self, at):
+        self.at = at
+        self.count = 0
+
+    def __call__(self, frame, kind, _what):
+        if kind == "call" and self.looks_for_signals(frame):
+            self.count += 1
+            if self.count == self.at:
+                sys.setprofile(None)
+                signal.raise_signal(signal.SIGINT)
+
+    def looks_for_signals(self, frame):
+        code = frame.f_code.co_code
+        at = frame.f_lasti
+        return code[at] == self.RESUME and code[at + 1] & 3 < 2
+
+
+def interrupt_at(at, form):
+    """Run with SIGINT at the n-th call; return how many there were, or None if it came."""
+    interrupter = Interrupter(at)
+    workflow = Interrupted()
+    handlers = []
+
+    async def main():
+        handler = workflow.run()
+        handlers.append(handler)
+        sys.setprofile(interrupter)
+        try:
+            if form == "in place":
+                await handler
+            elif form == "block":
+                async with handler:
+                    async for _ in handler.stream_events():
+                        pass
+                    await handler
+            elif form == "scope":
+                async with workflow_scope():
+                    async for _ in handler.stream_events():
+                        pass
+                    await handler
+            else:
+                async with trio.open_nursery() as nursery:
+                    handler.start_soon(nursery)
+                    await handler
+        finally:
+            sys.setprofile(None)
+
+    with Catch() as left:
+        trio.run(main)
+    if interrupter.count < at:
+        assert left.error is None
+        return interrupter.count
+    (handler,) = handlers
+    if handler.status == "unstarted":
+        handler.cancel()
+    error = left.error if form != "nursery" else left.one
+    assert type(error) is KeyboardInterrupt, (at, left.error)
+    assert workflow.begun == workflow.ended, at
+    assert handler.is_done(), at
+    # And the run can be looked at: it has ended in one way, and its stream with it.
+    trio.run(check_ended, handler)
+    return None
+
+
+async def check_ended(handler):
+    events = [event async for event in handler.stream_events()]
+    assert [isinstance(e, StopEvent) for e in events] == [False] * (len(events) - 1) + [True]
+    assert handler.status in ("completed", "cancelled", "failed")
+    if handler.status == "completed":
+        assert handler.result() == 3
+    else:
+        with pytest.raises((KeyboardInterrupt, WorkflowError)):
+            handler.result()
+
+
+@pytest.mark.parametrize("form", ["in place", "block", "scope", "nursery"])
+def test_interrupt_at_any_call_unwinds_the_run(form):
+    """P17: SIGINT at some two hundred places of a run; the books are right at each of them."""
+    interrupt_at(10**9, form)  # what is done once only is left to the first run
+    total = interrupt_at(10**9, form)
+    assert total > 100
+    stride = max(1, total // 200)
+    came = 0
+    for at in range(1, total, stride):
+        came += interrupt_at(at, form) is None
+    assert came > 90
+
+
+@pytest.mark.parametrize("form", ["in place", "block", "scope"])
+@pytest.mark.parametrize("which", [0, 2], ids=["host", "spawned"])
+def test_interrupt_in_a_step_unwinds_the_run_like_a_cancellation_on_trio(form, which):
+    """P17: KeyboardInterrupt leaves bare, and all clean-up has run."""
+    cleaned = []
+
+    async def work(ctx, number):
+        try:
+            await wait_until_idle(3)
+            if number == which:
+                signal.raise_signal(signal.SIGINT)
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await wait_until_idle(3)
+            cleaned.append(number)
+
+    handler = Fan(work).run()
+
+    async def main():
+        with nothing_left():
+            await own(form, handler)
+
+    with Catch() as left:
+        trio.run(main)
+
+    assert type(left.error) is KeyboardInterrupt
+    assert sorted(cleaned) == [0, 1, 2]
+    assert handler.is_done()
+
+
+@pytest.mark.parametrize("form", ["in place", "block", "scope"])
+@pytest.mark.parametrize("which", [0, 2], ids=["host", "spawned"])
+def test_interrupt_in_a_step_unwinds_the_run_like_a_cancellation_on_asyncio(form, which):
+    """P17: ``asyncio.run`` cancels its main task; the run unwinds, KeyboardInterrupt leaves."""
+    cleaned = []
+
+    async def work(ctx, number):
+        try:
+            await wait_until_idle(3)
+            if number == which:
+                signal.raise_signal(signal.SIGINT)
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await wait_until_idle(3)
+            cleaned.append(number)
+
+    handler = Fan(work).run()
+
+    async def main():
+        with nothing_left():
+            await own(form, handler)
+
+    with Catch() as left:
+        asyncio.run(main())
+
+    assert type(left.error) is KeyboardInterrupt
+    assert sorted(cleaned) == [0, 1, 2]
+    assert handler.status == "cancelled"
+
+
+async def own(form, handler):
+    if form == "in place":
+        await handler
+    elif form == "block":
+        async with handler:
+            await handler
+    else:
+        async with workflow_scope():
+            async for _ in handler.stream_events():
+                pass
+            await handler
+
+
+class Signals(Observer):
+    """An observer that sends SIGINT at its n-th call: in the middle of the engine's books."""
+
+    def __init__(self, at):
+        self.at = at
+        self.count = 0
+
+    def _called(self):
+        self.count += 1
+        if self.count == self.at:
+            signal.raise_signal(signal.SIGINT)
+
+    def run_started(self, run_id, workflow, event):
+        self._called()
+
+    def step_started(self, run_id, step, invocation, event):
+        self._called()
+
+    def step_ended(self, run_id, step, invocation, result, error):
+        self._called()
+
+    def event_published(self, run_id, event):
+        self._called()
+
+    def run_ended(self, run_id, status, error):
+        self._called()
+
+
+def test_the_engines_own_code_is_not_interrupted():
+    """P17: a signal that comes while the engine keeps its books waits for the next checkpoint."""
+    calls = Signals(0)
+    trio.run(own, "in place", Interrupted(observers=[calls]).run())
+    assert calls.count > 15
+    for at in range(1, calls.count + 1):
+        workflow = Interrupted(observers=[Signals(at)])
+        handler = workflow.run()
+        with Catch() as left:
+            trio.run(own, "in place", handler)
+
+        assert type(left.error) is KeyboardInterrupt, at
+        assert workflow.begun == workflow.ended
+        assert handler.is_done()
+        trio.run(check_ended, handler)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signals to threads here")
+@pytest.mark.parametrize("options", [{}, {"use_uvloop": True}], ids=["asyncio", "uvloop"])
+def test_interrupt_that_another_thread_gets_wakes_the_event_loop(options):
+    """Ctrl-C is noticed at once where nothing else would wake the loop for a long time."""
+    if options:
+        pytest.importorskip("uvloop")
+
+    async def main():
+        thread = threading.Thread(target=interrupt, daemon=True)
+        thread.start()
+        # From here on the kernel has another thread handle it, and does not disturb this one.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        asyncio.get_running_loop().call_later(10, late.append, "woken by a timer")
+        sleeps.set()
+        await anyio.sleep_forever()
+
+    def interrupt():
+        sleeps.wait()
+        time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    late = []
+    sleeps = threading.Event()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sluicegate.run(main, backend="asyncio", backend_options=options)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    assert late == []
+    assert signal.set_wakeup_fd(-1) == -1

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,7 +42,11 @@ from sluicegate import (
 from sluicegate.testing import VirtualLoop, jump_clock
 from tests.helpers import (
     BACKENDS,
+    Asked,
     Mine,
+    One,
+    Said,
+    Single,
     nothing_left,
     on_each_backend,
     run_virtually,
@@ -1195,3 +1200,146 @@ def test_a_class_that_is_not_the_workflows_is_not_made():
         held_at(bad, place)["$"] = name
         with pytest.raises(SnapshotError, match=rf"deliveries\[0\].event names '{name}'"):
             Base().resume(bad)
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("note 2")
+async def test_values_of_open_events_keep_their_types():
+    """Dates and tuples in events without declared fields come back as what they were."""
+
+    async def ask(ctx):
+        return await ctx.wait_for_event(HumanResponseEvent, requirements={"go": True})
+
+    workflow = Single(ask)
+    async with workflow.run(day=date(2026, 1, 2), pair=(1, 2)) as handler:
+        await wait_until_idle()
+        handler.send_event(HumanResponseEvent(day=date(2026, 1, 2), pair=(1, 2)))
+        await wait_until_idle()
+        saved = json.loads(json.dumps(handler.snapshot()))
+        await handler.cancel()
+
+    async def take(ctx):
+        event = await ctx.wait_for_event(HumanResponseEvent)
+        return event.to_dict()
+
+    workflow.function = take
+    assert await workflow.resume(saved) == {"day": date(2026, 1, 2), "pair": (1, 2)}
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("note 2")
+async def test_events_of_a_function_body_can_be_restored():
+    """A class is found by the workflow that declares it, not by importing its name."""
+
+    class Local(Event):
+        number: int
+
+    class Flow(Workflow[int]):
+        @step
+        async def begin(self, ev: StartEvent) -> Local:
+            return Local(number=7)
+
+        @step(waits_for=[Said])
+        async def end(self, ctx: Context, ev: Local) -> StopEvent:
+            await ctx.wait_for_event(Said, Asked(name="ann"))
+            return StopEvent(result=ev.number)
+
+    workflow = Flow()
+    async with workflow.run() as handler:
+        await wait_until_idle()
+        saved = json.loads(json.dumps(handler.snapshot()))
+        await handler.cancel()
+
+    async with workflow.resume(saved) as handler:
+        handler.send_event(Said(name="ann", text=""))
+        assert await handler == 7
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("note 2")
+async def test_snapshot_of_another_shape_is_refused():
+    """A step that was renamed since is told, and nothing is lost without a word."""
+
+    def make(name):
+        async def method(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            await ctx.wait_for_event(Said)
+            return StopEvent()
+
+        method.__name__ = name
+        return type("Flow", (Workflow,), {name: step(waits_for=[Said])(method)})
+
+    async with make("before")().run() as handler:
+        await wait_until_idle()
+        saved = handler.snapshot()
+        await handler.cancel()
+
+    with pytest.raises(SnapshotError, match=r"before.*after|after.*before"):
+        make("after")().resume(saved)
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("note 8.11")
+async def test_snapshot_does_not_grow_with_what_has_passed():
+    """It is read off the books, which hold what is pending and nothing else."""
+
+    class Chain(Workflow):
+        @step
+        async def begin(self, ev: StartEvent) -> Item:
+            return Item(key="k", number=ev.count)
+
+        @step
+        async def walk(self, ctx: Context, ev: Item) -> Item | StopEvent:
+            if ev.number:
+                return Item(key="k", number=ev.number - 1)
+            return StopEvent(result=ctx.to_dict())
+
+    short, long = [json.dumps(await Chain().run(run_id="r", count=n)) for n in (10, 1000)]
+
+    # Only the numbers in it have more digits, and only the field of the start event need have.
+    assert abs(len(long) - len(short)) < 50
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("note 2")
+async def test_context_of_a_run_that_goes_on_starts_no_other_run():
+    """Two runs in one context would share its state; it is refused with the right way."""
+
+    async def stay(ctx):
+        await anyio.sleep_forever()
+
+    workflow = Single(stay)
+    async with workflow.run() as handler:
+        await wait_until_idle()
+        with pytest.raises(WorkflowRuntimeError, match="not over; expected `await handler` before"):
+            workflow.run(ctx=handler.ctx)
+        await handler.cancel()
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("note 1.1")
+async def test_fields_for_a_run_that_goes_on_are_refused():
+    """What would be left unused is an error: a run that goes on has begun already."""
+
+    async def ask(ctx):
+        await ctx.wait_for_event(Said)
+
+    workflow = Single(ask, serializable=[Said])
+    async with workflow.run() as handler:
+        await wait_until_idle()
+        saved = handler.ctx.to_dict()
+        await handler.cancel()
+
+    with pytest.raises(TypeError, match="goes on"):
+        workflow.run(ctx=Context.from_dict(workflow, saved), topic="unused")
+
+
+@pytest.mark.anyio
+async def test_what_is_written_to_a_restored_context_is_in_its_next_snapshot():
+    """``Context.from_dict`` gives a state that lives."""
+    workflow = One()
+    ctx = Context(workflow)
+    await ctx.store.set("n", 1)
+    again = Context.from_dict(workflow, ctx.to_dict())
+    await again.store.set("n", 2)
+
+    assert await Context.from_dict(workflow, again.to_dict()).store.get("n") == 2

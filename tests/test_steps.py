@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Annotated
 
 import anyio
 import attrs
 import pytest
+import trio
 
 from sluicegate import (
     Context,
@@ -26,8 +29,22 @@ from sluicegate import (
     WorkflowRuntimeError,
     WorkflowValidationError,
     step,
+    workflow_scope,
 )
-from tests.helpers import Catch, Done, Item, Mine, Note, nothing_left
+from tests.helpers import (
+    Catch,
+    Done,
+    Fan,
+    Item,
+    Line,
+    Mine,
+    Note,
+    Single,
+    is_trio,
+    nothing_left,
+    task_names,
+    wait_until_idle,
+)
 
 
 pytestmark = pytest.mark.anyio
@@ -476,3 +493,255 @@ async def test_the_context_is_refused_where_it_cannot_work():
         handler.ctx.send_event(Number(n=1))
     with pytest.raises(WorkflowRuntimeError, match="outside of a step; expected the `ctx`"):
         await Context(workflow).run_child(workflow)
+
+
+variable: ContextVar[str] = ContextVar("variable", default="unset")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("form", ["in place", "block", "nursery", "scope"])
+async def test_each_invocation_has_its_own_copy_of_the_runs_context(form):
+    """P15: a step sees what was set before the run, and nothing that another step set."""
+    seen = []
+
+    class Leaky(Workflow):
+        @step
+        async def begin(self, ev: StartEvent) -> Item:
+            self.look("begin")
+            await anyio.lowlevel.checkpoint()
+            self.look_again("begin")
+            return Item(number=1)
+
+        @step
+        async def next(self, ev: Item) -> list[Note]:
+            self.look("next")
+            return [Note(number=1), Note(number=2)]
+
+        @step
+        async def side(self, ev: Note) -> Done:
+            self.look(f"side {ev.number}")
+            await wait_until_idle(3)
+            self.look_again(f"side {ev.number}")
+            return Done(number=1)
+
+        @step
+        async def end(self, evs: list[Done]) -> StopEvent:
+            self.look("end")
+            return StopEvent()
+
+        def look(self, name):
+            seen.append(variable.get())
+            variable.set(name)
+
+        def look_again(self, name):
+            assert variable.get() == name
+
+    token = variable.set("outside")
+    handler = Leaky().run()
+    if form == "in place":
+        await handler
+    elif form == "block":
+        async with handler:
+            await handler
+    elif form == "scope":
+        async with workflow_scope():
+            await handler
+    else:
+        async with anyio.create_task_group() as group:
+            handler.start_soon(group)
+    assert variable.get() == "outside"
+    variable.reset(token)
+
+    assert seen == ["outside"] * 5
+
+
+@pytest.mark.anyio
+async def test_tasks_and_threads_of_a_step_have_its_context():
+    """P15: what a step sets is seen by what it starts, and by nothing else."""
+    seen = []
+
+    async def child():
+        seen.append(variable.get())
+        variable.set("of the child")
+
+    async def work(ctx, number):
+        variable.set(str(number))
+        async with anyio.create_task_group() as group:
+            group.start_soon(child)
+        seen.append(await anyio.to_thread.run_sync(variable.get))
+        assert variable.get() == str(number)
+
+    await Fan(work).run()
+
+    assert sorted(seen) == ["0", "0", "1", "1", "2", "2"]
+    assert variable.get() == "unset"
+
+
+class Named(Workflow):
+    def __init__(self, look):
+        super().__init__()
+        self.look = look
+
+    @step
+    async def begin(self, ev: StartEvent) -> Note:
+        await self.look("begin")
+        return Note(number=1)
+
+    @step
+    async def second(self, ev: Note) -> list[Item]:
+        await self.look("second")
+        return [Item(number=n) for n in range(3)]
+
+    @step
+    async def work(self, ev: Item) -> Done:
+        await self.look("work")
+        return Done(number=ev.number)
+
+    @step
+    async def end(self, evs: list[Done]) -> StopEvent:
+        await self.look("end")
+        return StopEvent()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("form", ["in place", "block", "nursery", "scope"])
+async def test_step_shows_under_its_own_name_in_the_task_tree(form):
+    """P15: while it runs, one task has the name of each invocation; afterwards none has."""
+    working = 0
+    all_here = anyio.Event()
+
+    async def look(name):
+        nonlocal working
+        if name == "work":
+            working += 1
+            if working == 3:
+                all_here.set()
+            await all_here.wait()
+        await anyio.lowlevel.checkpoint()
+        mine = trio.lowlevel.current_task().name if is_trio() else asyncio.current_task().get_name()
+        assert mine == f"Named.{name}"
+        if name != "work":
+            assert task_names().count(f"Named.{name}") == 1
+        elif working == 3:
+            working = 0
+            assert task_names().count("Named.work") >= 1
+
+    before = task_names()
+    handler = Named(look).run()
+    if form == "in place":
+        await handler
+    elif form == "block":
+        async with handler:
+            await handler
+    elif form == "scope":
+        async with workflow_scope():
+            await handler
+    else:
+        async with anyio.create_task_group() as group:
+            handler.start_soon(group)
+
+    assert task_names() == before
+
+
+@pytest.mark.anyio
+async def test_three_invocations_show_under_three_names():
+    """P15: the tree tells of each invocation in flight, in the task of whoever awaits as well."""
+    workflow = Fan(lambda ctx, n: anyio.sleep_forever())
+    async with anyio.create_task_group() as group:
+        group.start_soon(await_it, workflow.run())
+        while len(workflow.running) < 3:
+            await anyio.lowlevel.checkpoint()
+        assert task_names().count("Fan.work") == 3
+        group.cancel_scope.cancel()
+
+    assert task_names().count("Fan.work") == 0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("ending", ["failed", "cancelled"])
+async def test_task_has_its_name_back_however_the_run_ends(ending):
+    """P15: the task that ran the run in place is called as before."""
+
+    async def work(ctx):
+        if ending == "failed":
+            raise Mine
+        await anyio.sleep_forever()
+
+    before = task_names()
+    with Catch(), anyio.move_on_after(0.002):
+        await Single(work).run()
+
+    assert task_names() == before
+
+
+async def await_it(handler):
+    await handler
+
+
+@pytest.mark.peer("edge 33")
+async def test_task_that_outlives_its_step_cannot_write_unseen():
+    """What a leaked task sends or writes too late raises in that task; nothing is lost."""
+    kept = []
+
+    class Leaky(Workflow):
+        @step
+        async def leak(self, ctx: Context, ev: StartEvent) -> Item | StopEvent:
+            kept.append(ctx)
+            return Item(number=1)
+
+        @step
+        async def end(self, ev: Item) -> StopEvent:
+            # The step before has ended, the run has not.
+            with pytest.raises(WorkflowRuntimeError, match="leak has ended"):
+                kept[0].send_event(Item(number=2))
+            return StopEvent(result="ended")
+
+    assert await Leaky().run() == "ended"
+
+    for write in (kept[0].write_event_to_stream, kept[0].stream.send_nowait):
+        with pytest.raises(WorkflowRuntimeError, match="the run is over"):
+            write(Line(text="lost"))
+    with pytest.raises(WorkflowRuntimeError, match="the run is over"):
+        await kept[0].stream.send(Line(text="lost"))
+    with pytest.raises(WorkflowRuntimeError, match="leak has ended"):
+        kept[0].send_event(Item(number=2))
+    assert not kept[0].is_running
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("note 1.5")
+async def test_function_that_is_a_step_is_inherited():
+    """A subclass has the steps of its parents, written in the class or outside of it."""
+
+    class Parent(Workflow[int]):
+        @step
+        async def begin(self, ev: StartEvent) -> Item:
+            return Item(number=1)
+
+    @step(workflow=Parent)
+    async def end(ev: Item) -> StopEvent:
+        return StopEvent(result=ev.number)
+
+    class Child(Parent):
+        @step
+        async def begin(self, ev: StartEvent) -> Item:
+            return Item(number=(await super().begin(ev)).number + 1)
+
+    assert [await Parent().run(), await Child().run()] == [1, 2]
+
+
+@pytest.mark.anyio
+async def test_context_collects_nothing_after_its_step():
+    """What a step left behind is told so, by every method alike."""
+    kept = []
+
+    class Keeps(Workflow[None]):
+        @step
+        async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            kept.append(ctx)
+            return StopEvent()
+
+    await Keeps().run()
+
+    with pytest.raises(WorkflowRuntimeError, match="the step only has ended, so it cannot collect"):
+        kept[0].collect_events(Item(number=1), [Item])

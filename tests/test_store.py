@@ -6,6 +6,8 @@ import asyncio
 import collections
 import copy
 import dataclasses
+import json
+import threading
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
@@ -15,10 +17,10 @@ import pydantic
 import pytest
 import trio
 
-from sluicegate import WorkflowRuntimeError
+from sluicegate import Context, StartEvent, StopEvent, Workflow, WorkflowRuntimeError, step
 from sluicegate._state.drafts import DictState, StatePathError
 from sluicegate._state.store import StateStore
-from tests.helpers import Mine, cancelled_class, nothing_left, wait_until_idle
+from tests.helpers import Item, Mine, Single, cancelled_class, nothing_left, wait_until_idle
 
 
 @attrs.define
@@ -869,3 +871,70 @@ async def test_clear_begins_anew(kind):
     await store.clear()
 
     assert store.snapshot_state() == (DictState() if kind is None else kind())
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("note 1.5")
+async def test_most_derived_state_wins_for_all_steps():
+    """Steps that name a state and one derived from it share one object of the latter."""
+
+    @attrs.define
+    class Base:
+        count: int = 0
+
+    @attrs.define
+    class Derived(Base):
+        name: str = "x"
+
+    class Both(Workflow[str]):
+        @step
+        async def begin(self, ctx: Context[Base], ev: StartEvent) -> Item:
+            await ctx.store.set("count", 2)
+            return Item(number=1)
+
+        @step
+        async def end(self, ctx: Context[Derived], ev: Item) -> StopEvent:
+            state = await ctx.store.get_state()
+            return StopEvent(result=state)
+
+    state = await Both().run()
+    assert isinstance(state, Derived)
+    assert (state.count, state.name) == (2, "x")
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("users 52")
+async def test_runs_of_one_object_share_no_state():
+    """State belongs to a run; concurrent requests do not see each other's."""
+    both = anyio.Event()
+    written = 0
+
+    async def work(ctx):
+        nonlocal written
+        await ctx.store.set("mine", ctx.run_id)
+        written += 1
+        if written == 2:
+            both.set()
+        await both.wait()
+        return await ctx.store.get("mine")
+
+    workflow = Single(work)
+    async with anyio.create_task_group() as group:
+        one, two = (workflow.run(run_id=name).start_soon(group) for name in ("one", "two"))
+
+    assert (one.result(), two.result()) == ("one", "two")
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("users 31")
+async def test_state_may_hold_what_cannot_be_copied():
+    """A lock or a module in the state is neither copied nor in the way of events."""
+    lock = threading.Lock()
+
+    async def work(ctx):
+        await ctx.store.set("lock", lock)
+        async with ctx.store.edit_state() as state:
+            state.module = json
+        return await ctx.store.get("lock"), await ctx.store.get("module")
+
+    assert await Single(work).run() == (lock, json)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import threading
+import inspect
 import weakref
 
 import anyio
@@ -41,46 +40,27 @@ from sluicegate import (
     step,
     workflow_scope,
 )
-from sluicegate._loop import current_backend
 from sluicegate._streams import EventLog
-
-
-on_all = pytest.mark.anyio
-
-on_asyncio = pytest.mark.parametrize(
-    "anyio_backend",
-    [
-        pytest.param(("asyncio", {}), id="asyncio"),
-        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
-    ],
+from tests.helpers import (
+    Catch,
+    Done,
+    Driven,
+    Item,
+    Line,
+    Mine,
+    Note,
+    Quick,
+    Sender,
+    Single,
+    Stuck,
+    all_blocked,
+    counting,
+    limit,
+    live_tasks,
+    numbers,
+    on_asyncio,
+    wait_until_idle,
 )
-
-
-class Item(Event):
-    n: int
-
-
-class Done(Event):
-    pass
-
-
-async def all_blocked() -> None:
-    """Let all other tasks run until they wait; AnyIO's own would sleep for 0.1 s under asyncio."""
-    if trio.lowlevel.in_trio_run():
-        await trio.testing.wait_all_tasks_blocked()
-    else:
-        for _ in range(50):
-            await asyncio.sleep(0)
-
-
-def limit() -> anyio.CancelScope:
-    """Fail, rather than hang, where a test waits for what never comes; no test measures it."""
-    return anyio.fail_after(2)
-
-
-def numbers(events) -> list:
-    """Return the numbers of the items, with a None for each other event."""
-    return [event.get("n") for event in events]
 
 
 class Counter(Workflow):
@@ -93,50 +73,14 @@ class Counter(Workflow):
     @step
     async def count_up(self, ctx: Context, ev: StartEvent) -> StopEvent:
         for n in range(self.count):
-            ctx.write_event_to_stream(Item(n=n))
+            ctx.write_event_to_stream(Item(number=n))
         return StopEvent(result=self.count)
-
-
-class Sender(Workflow):
-    """Sends ``count`` items, each only when there is room."""
-
-    def __init__(self, count: int, **options):
-        super().__init__(**options)
-        self.count = count
-        self.sent = 0
-
-    @step
-    async def send_all(self, ctx: Context, ev: StartEvent) -> StopEvent:
-        for n in range(self.count):
-            await ctx.stream.send(Item(n=n))
-            self.sent = n + 1
-        return StopEvent(result=self.sent)
-
-
-class Driven(Workflow):
-    """Publishes what a test puts into it; ends when told to."""
-
-    def __init__(self, **options):
-        super().__init__(**options)
-        self.ctx: Context | None = None
-        self.ready = anyio.Event()
-        self.end = anyio.Event()
-
-    @step
-    async def wait(self, ctx: Context, ev: StartEvent) -> StopEvent:
-        self.ctx = ctx
-        self.ready.set()
-        await self.end.wait()
-        return StopEvent(result="ended")
-
-    def write(self, n: int) -> None:
-        self.ctx.write_event_to_stream(Item(n=n))
 
 
 # -- many readers -----------------------------------------------------------------------------------
 
 
-@on_all
+@pytest.mark.anyio
 async def test_reader_that_comes_late_starts_at_the_beginning():
     """P6: a reader that comes in the middle gets what was published before it."""
     workflow = Driven()
@@ -146,13 +90,13 @@ async def test_reader_that_comes_late_starts_at_the_beginning():
         workflow.write(1)
         stream = handler.stream_events()
         assert stream.missed == 0
-        assert (await stream.receive()).n == 0
+        assert (await stream.receive()).number == 0
         workflow.write(2)
         workflow.end.set()
         assert numbers([event async for event in stream]) == [1, 2, None]
 
 
-@on_all
+@pytest.mark.anyio
 async def test_readers_at_different_speeds_do_not_disturb_each_other():
     """P6: each reader has its own position, in whatever order they read."""
     workflow = Driven()
@@ -161,15 +105,15 @@ async def test_readers_at_different_speeds_do_not_disturb_each_other():
         fast, slow = handler.stream_events(), handler.stream_events()
         for n in range(3):
             workflow.write(n)
-            assert (await fast.receive()).n == n
-        assert (await slow.receive()).n == 0
+            assert (await fast.receive()).number == n
+        assert (await slow.receive()).number == 0
         assert (fast.sequence, slow.sequence) == (3, 1)
         workflow.end.set()
         assert numbers([event async for event in fast]) == [None]
         assert numbers([event async for event in slow]) == [1, 2, None]
 
 
-@on_all
+@pytest.mark.anyio
 async def test_every_reader_gets_the_same_objects():
     """P6: broadcasting copies nothing."""
     handler = Counter(3).run()
@@ -181,7 +125,7 @@ async def test_every_reader_gets_the_same_objects():
     assert all(one is other for one, other in zip(first, second, strict=True))
 
 
-@on_all
+@pytest.mark.anyio
 async def test_after_starts_behind_the_event_of_that_number():
     """P6: with the number of the last event taken a new reader goes on where another was."""
     handler = Counter(5).run()
@@ -198,7 +142,7 @@ async def test_after_starts_behind_the_event_of_that_number():
     assert second.sequence == 6
 
 
-@on_all
+@pytest.mark.anyio
 async def test_after_the_last_event_is_the_end():
     """P4: a reader that has seen everything before it came ends at once."""
     handler = Counter(2).run()
@@ -207,7 +151,7 @@ async def test_after_the_last_event_is_the_end():
     assert [event async for event in handler.stream_events(after=3)] == []
 
 
-@on_all
+@pytest.mark.anyio
 async def test_after_that_is_negative_is_refused():
     """A message says what after is."""
     handler = Counter(2).run()
@@ -217,7 +161,7 @@ async def test_after_that_is_negative_is_refused():
         handler.stream_events(after=-1)
 
 
-@on_all
+@pytest.mark.anyio
 async def test_after_in_the_future_skips_what_comes_before_it():
     """P6: a reader may start behind an event that has not been published yet."""
     workflow = Driven()
@@ -230,7 +174,7 @@ async def test_after_in_the_future_skips_what_comes_before_it():
         assert numbers([event async for event in stream]) == [2, 3, None]
 
 
-@on_all
+@pytest.mark.anyio
 async def test_reader_that_comes_after_the_history_was_cut_is_told_what_it_missed():
     """P6: the oldest event kept is the first one seen; missed counts the others."""
     handler = Counter(20, stream_history=5).run()
@@ -248,7 +192,7 @@ async def test_reader_that_comes_after_the_history_was_cut_is_told_what_it_misse
     assert near.missed == 0
 
 
-@on_all
+@pytest.mark.anyio
 async def test_slow_reader_keeps_what_it_has_not_taken_beyond_the_history():
     """P6: the history is for those who come late; one that is attached loses nothing."""
     workflow = Driven(stream_history=3)
@@ -268,7 +212,7 @@ async def test_slow_reader_keeps_what_it_has_not_taken_beyond_the_history():
         assert numbers([event async for event in after]) == [48, 49, None]
 
 
-@on_all
+@pytest.mark.anyio
 async def test_history_and_slow_readers_bound_what_is_kept():
     """P7: an event that every reader has taken and that is too old is dropped at once."""
     alive: weakref.WeakSet[Event] = weakref.WeakSet()
@@ -282,7 +226,7 @@ async def test_history_and_slow_readers_bound_what_is_kept():
             return StopEvent()
 
         def write(self, n: int) -> None:
-            item = Item(n=n)
+            item = Item(number=n)
             alive.add(item)
             self.ctx.write_event_to_stream(item)
 
@@ -291,23 +235,23 @@ async def test_history_and_slow_readers_bound_what_is_kept():
         await workflow.ready.wait()
         for n in range(10):
             workflow.write(n)
-        assert {item.n for item in alive} == {7, 8, 9}
+        assert {item.number for item in alive} == {7, 8, 9}
         stream = handler.stream_events()
         for n in range(10, 20):
             workflow.write(n)
-        assert {item.n for item in alive} == set(range(7, 20))
+        assert {item.number for item in alive} == set(range(7, 20))
         for _ in range(4):
             await stream.receive()
-        assert {item.n for item in alive} == set(range(11, 20))
+        assert {item.number for item in alive} == set(range(11, 20))
         stream.close()
-        assert {item.n for item in alive} == {17, 18, 19}
+        assert {item.number for item in alive} == {17, 18, 19}
         workflow.end.set()
 
 
 # -- waiting, and being cancelled while waiting --------------------------------------------------------
 
 
-@on_all
+@pytest.mark.anyio
 async def test_reader_waits_for_what_is_published_later():
     """P6: receive waits, and wakes with the event."""
     workflow = Driven()
@@ -328,7 +272,7 @@ async def test_reader_waits_for_what_is_published_later():
     assert numbers(got) == [0, 1, 2, None]
 
 
-@on_all
+@pytest.mark.anyio
 async def test_reader_cancelled_while_it_waits_can_go_on():
     """P6: a cancelled receive has taken nothing."""
     workflow = Driven()
@@ -343,7 +287,7 @@ async def test_reader_cancelled_while_it_waits_can_go_on():
         assert numbers([event async for event in stream]) == [0, None]
 
 
-@on_all
+@pytest.mark.anyio
 async def test_receive_in_a_cancelled_scope_takes_nothing():
     """P6: receive is a checkpoint also where an event is ready, and then leaves it there."""
     handler = Counter(2).run()
@@ -359,7 +303,7 @@ async def test_receive_in_a_cancelled_scope_takes_nothing():
     assert numbers([event async for event in stream]) == [0, 1, None]
 
 
-@on_all
+@pytest.mark.anyio
 @pytest.mark.parametrize("publish_first", [True, False])
 async def test_reader_cancelled_by_a_scope_in_the_moment_of_the_wake_loses_nothing(publish_first):
     """P6: an event published in the same turn as the cancellation is taken, or still there."""
@@ -496,7 +440,7 @@ async def test_sweep_of_native_cancellation_over_a_reader_loses_nothing(anyio_ba
 # -- closing -----------------------------------------------------------------------------------------
 
 
-@on_all
+@pytest.mark.anyio
 async def test_reader_is_closed_in_another_task():
     """P5: a reader that waits in one task and is closed in another is told so."""
     workflow = Driven()
@@ -521,7 +465,7 @@ async def test_reader_is_closed_in_another_task():
     assert "handler.stream_events() gives a new one" in str(caught[0])
 
 
-@on_all
+@pytest.mark.anyio
 async def test_reader_moves_between_tasks():
     """P5: it is iterated in one task, then in another, then closed in a third."""
     handler = Counter(4).run()
@@ -530,7 +474,7 @@ async def test_reader_moves_between_tasks():
     got = []
 
     async def read_two() -> None:
-        got.extend([(await stream.receive()).n for _ in range(2)])
+        got.extend([(await stream.receive()).number for _ in range(2)])
 
     for function in (read_two, read_two, stream.aclose):
         async with anyio.create_task_group() as nursery:
@@ -541,7 +485,7 @@ async def test_reader_moves_between_tasks():
         await stream.receive()
 
 
-@on_all
+@pytest.mark.anyio
 async def test_closing_twice_and_closing_after_the_end_are_nothing_special():
     """P5: close and aclose may be called by anybody, at any time, again."""
     handler = Counter(1).run()
@@ -556,7 +500,7 @@ async def test_closing_twice_and_closing_after_the_end_are_nothing_special():
         await anext(stream)
 
 
-@on_all
+@pytest.mark.anyio
 @pytest.mark.parametrize("form", ["with", "async with"])
 async def test_reader_is_a_context_manager_of_both_kinds(form):
     """P5: leaving the block closes it, and what was taken stays taken."""
@@ -565,16 +509,16 @@ async def test_reader_is_a_context_manager_of_both_kinds(form):
 
     if form == "with":
         with handler.stream_events() as stream:
-            assert (await stream.receive()).n == 0
+            assert (await stream.receive()).number == 0
     else:
         async with handler.stream_events() as stream:
-            assert (await stream.receive()).n == 0
+            assert (await stream.receive()).number == 0
 
     with pytest.raises(trio.ClosedResourceError):
         await stream.receive()
 
 
-@on_all
+@pytest.mark.anyio
 async def test_aclose_is_a_checkpoint_that_closes_first():
     """P5: cancelled, aclose has closed all the same."""
     handler = Counter(1).run()
@@ -590,7 +534,7 @@ async def test_aclose_is_a_checkpoint_that_closes_first():
         await stream.receive()
 
 
-@on_all
+@pytest.mark.anyio
 async def test_closing_one_reader_leaves_the_others_alone():
     """P6: readers are independent, at their end too."""
     workflow = Driven()
@@ -603,13 +547,13 @@ async def test_closing_one_reader_leaves_the_others_alone():
         assert numbers([event async for event in other]) == [0, None]
 
 
-@on_all
+@pytest.mark.anyio
 async def test_leaving_the_block_makes_the_readers_lossy():
     """P7: a reader that outlives its block holds up no sender, and reads on."""
     workflow = Sender(10, stream_buffer=2)
     async with workflow.run() as handler:
         stream = handler.stream_events()
-        assert (await stream.receive()).n == 0
+        assert (await stream.receive()).number == 0
 
     assert workflow.sent == 10
     assert await handler == 10
@@ -617,7 +561,7 @@ async def test_leaving_the_block_makes_the_readers_lossy():
     assert stream.missed == 0
 
 
-@on_all
+@pytest.mark.anyio
 async def test_lossy_reader_does_not_make_the_others_lossy():
     """P6: each reader has its own contract with the log."""
     workflow = Driven(stream_history=1)
@@ -627,9 +571,9 @@ async def test_lossy_reader_does_not_make_the_others_lossy():
         for n in range(5):
             workflow.write(n)
         # What another reader keeps is there for the lossy one as well.
-        assert (await lossy.receive()).n == 0
+        assert (await lossy.receive()).number == 0
         assert numbers([await whole.receive() for _ in range(5)]) == [0, 1, 2, 3, 4]
-        assert (await lossy.receive()).n == 4
+        assert (await lossy.receive()).number == 4
         assert lossy.missed == 3
         assert lossy.sequence == 5
         assert repr(lossy) == "<EventStream open, 5 taken, 5 published, 3 missed>"
@@ -638,7 +582,7 @@ async def test_lossy_reader_does_not_make_the_others_lossy():
     assert numbers([event async for event in lossy]) == [None]
 
 
-@on_all
+@pytest.mark.anyio
 async def test_lossy_reader_starts_behind_the_event_it_names():
     """P6: ``after`` and ``lossy`` together; what came before it was not missed."""
     workflow = Driven(stream_history=2)
@@ -651,7 +595,7 @@ async def test_lossy_reader_starts_behind_the_event_it_names():
         for n in range(3, 9):
             workflow.write(n)
         assert lossy.missed == 4
-        assert (await lossy.receive()).n == 7
+        assert (await lossy.receive()).number == 7
         workflow.write(9)
         workflow.write(10)
         workflow.write(11)
@@ -665,7 +609,7 @@ async def test_lossy_reader_starts_behind_the_event_it_names():
 # -- breaking off, and going on ------------------------------------------------------------------------
 
 
-@on_all
+@pytest.mark.anyio
 async def test_breaks_and_further_loops_see_every_event_once():
     """P5: any number of loops over one reader are one iteration."""
     handler = Counter(6).run()
@@ -682,7 +626,7 @@ async def test_breaks_and_further_loops_see_every_event_once():
     assert numbers(got) == [0, 1, 2, 3, 4, 5, None]
 
 
-@on_all
+@pytest.mark.anyio
 async def test_reader_at_its_end_stays_there():
     """P4: after the terminal event every further receive says that it is over."""
     handler = Counter(1).run()
@@ -696,336 +640,10 @@ async def test_reader_at_its_end_stays_there():
         assert [event async for event in stream] == []
 
 
-# -- abandoned readers -----------------------------------------------------------------------------------
-
-
-@on_all
-async def test_reader_whose_reference_was_dropped_holds_up_nobody():
-    """P7: a reader that nobody can read any more is no reader."""
-    workflow = Sender(20, stream_buffer=2)
-    async with workflow.run() as handler:
-        stream = handler.stream_events()
-        await stream.receive()
-        await all_blocked()
-        assert workflow.sent < 20
-        del stream
-        gc.collect()
-        with limit():
-            assert await handler == 20
-
-
-@on_all
-async def test_loop_that_breaks_and_drops_its_reader_holds_up_nobody():
-    """P7: ``async for ... break`` over a fresh reader leaves nothing that senders wait for."""
-    workflow = Sender(20, stream_buffer=2)
-    async with workflow.run() as handler:
-        async for event in handler.stream_events():
-            assert event.n == 0
-            break
-        gc.collect()
-        with limit():
-            assert await handler == 20
-
-
-@on_all
-@pytest.mark.parametrize("parked", [False, True])
-async def test_reader_dropped_in_another_thread_holds_up_nobody(parked):
-    """P7: the last reference may be dropped anywhere, also while a sender already waits for it."""
-    workflow = Sender(20, stream_buffer=2)
-    async with workflow_scope():
-        readers = [workflow.run().stream_events()]
-        await readers[0].receive()
-        if parked:
-            await all_blocked()
-            assert workflow.sent < 20
-        thread = threading.Thread(target=readers.clear)
-        thread.start()
-        thread.join()
-        gc.collect()
-        with limit():
-            while workflow.sent < 20:
-                await anyio.sleep(0.001)
-
-
-@on_all
-async def test_reader_collected_just_before_its_sender_sleeps_holds_up_nobody(monkeypatch):
-    """P7: a collection may come at any line, also between the look for room and the wait."""
-    waiter = type(current_backend().waiter())
-    readers = []
-
-    def wait(self, *task, own=waiter.wait):
-        if handler._runner.log._senders:
-            readers.clear()
-        return own(self, *task)
-
-    async with workflow_scope():
-        handler = Sender(20, stream_buffer=2).run()
-        readers.append(handler.stream_events())
-        monkeypatch.setattr(waiter, "wait", wait)
-        with limit():
-            while not handler.is_done():
-                await anyio.sleep(0.001)
-    assert readers == []
-
-
-def test_collection_in_the_midst_of_a_look_through_the_readers_skips_none():
-    """P6: what another reader has not taken stays, when one goes while the log looks at each."""
-
-    class Collecting(int):
-        """A position at which a collection comes when it is compared."""
-
-        def __lt__(self, other):
-            log.detach(first)
-            return int(self) < other
-
-        __le__ = __lt__
-
-    for look, expected in ((EventLog.oldest, 1), (EventLog.is_full, True)):
-        log = EventLog(window=4, history=2)
-        first, _, last = [log.attach(0, internal=False) for _ in range(3)]
-        for n in range(4):
-            log.append(Item(n=n))
-        first.at, last.at = Collecting(4), 5  # the second has taken none
-        assert look(log) == expected
-        assert log._readers.attached == 2
-
-
-@on_all
-async def test_reader_kept_but_left_for_the_result_holds_up_nobody():
-    """P7: who reads some events and then awaits the handler from the same task gets the result."""
-    workflow = Sender(20, stream_buffer=2)
-    async with workflow.run() as handler:
-        stream = handler.stream_events()
-        assert (await stream.receive()).n == 0
-        with limit():
-            assert await handler == 20
-        # And the reader is as good as before.
-        assert numbers([event async for event in stream]) == [*range(1, 20), None]
-
-
-@on_all
-async def test_reader_kept_but_never_read_holds_up_nobody():
-    """P7: nor does a reader that was made and never asked for an event, once its maker waits."""
-    workflow = Sender(20, stream_buffer=2)
-    async with workflow.run() as handler:
-        stream = handler.stream_events()
-        with limit():
-            assert await handler == 20
-        assert numbers([event async for event in stream]) == [*range(20), None]
-
-
-@on_all
-async def test_reader_of_another_task_still_counts_while_the_maker_waits():
-    """P7: waiting for the result in one task does not make the readers of others lossy or free."""
-    workflow = Sender(20, stream_buffer=2)
-    got = []
-    most = 0
-    async with workflow.run() as handler, anyio.create_task_group() as nursery:
-
-        async def read() -> None:
-            nonlocal most
-            async for event in stream:
-                got.append(event)
-                most = max(most, workflow.sent - len(got))
-                await all_blocked()
-
-        stream = handler.stream_events()
-        nursery.start_soon(read)
-        await all_blocked()
-        with limit():
-            assert await handler == 20
-
-    assert numbers(got) == [*range(20), None]
-    assert most <= 2
-
-
-# -- back-pressure ---------------------------------------------------------------------------------------
-
-
-@on_all
-async def test_send_waits_while_the_slowest_reader_is_a_buffer_behind():
-    """P7: the sender goes on one by one, as the slowest of the readers does."""
-    workflow = Sender(10, stream_buffer=3)
-    async with workflow.run() as handler:
-        slow, fast = handler.stream_events(), handler.stream_events()
-        await all_blocked()
-        assert workflow.sent == 3
-        for n in range(3):
-            assert (await fast.receive()).n == n
-        await all_blocked()
-        assert workflow.sent == 3
-        sent = []
-        for n in range(5):
-            assert (await slow.receive()).n == n
-            await all_blocked()
-            sent.append(workflow.sent)
-        # From the third on it is the other one that is a buffer behind.
-        assert sent == [4, 5, 6, 6, 6]
-
-
-@on_all
-async def test_closing_the_slowest_reader_lets_the_senders_go_on():
-    """P7: a sender that waits for a reader goes on when that one leaves."""
-    workflow = Sender(10, stream_buffer=3)
-    async with workflow.run() as handler:
-        stream = handler.stream_events()
-        await all_blocked()
-        assert workflow.sent == 3
-        stream.close()
-        assert await handler == 10
-
-
-@pytest.mark.schedule_fuzz(seeds=20)
-async def test_readers_go_on_before_a_sender_that_gives_way():
-    """P3: a sender that has had its time lets readers have the event before it does more (on Trio)."""
-    order = []
-
-    class Sends(Workflow):
-        @step
-        async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
-            await trio.sleep(0.01)
-            await ctx.stream.send(Item(n=1))
-            order.append("sender")
-            return StopEvent()
-
-    async with Sends().run() as handler:
-        async for event in handler.stream_events():
-            if isinstance(event, Item):
-                order.append("reader")
-
-    assert order == ["reader", "sender"]
-
-
-@on_all
-async def test_send_that_is_cancelled_while_it_waits_has_published_nothing():
-    """P7: a cancelled send did nothing, a send that returned did all."""
-    outcome = []
-
-    class Impatient(Workflow):
-        @step
-        async def send(self, ctx: Context, ev: StartEvent) -> StopEvent:
-            await ctx.stream.send(Item(n=0))
-            with anyio.move_on_after(0.02) as scope:
-                await ctx.stream.send(Item(n=1))
-            outcome.append(scope.cancelled_caught)
-            ctx.write_event_to_stream(Item(n=2))
-            return StopEvent()
-
-    async with Impatient(stream_buffer=1).run() as handler:
-        stream = handler.stream_events()
-        await all_blocked()
-        while not outcome:
-            await anyio.sleep(0.001)
-        assert numbers([event async for event in stream]) == [0, 2, None]
-
-    assert outcome == [True]
-
-
-@on_all
-async def test_send_in_a_cancelled_scope_publishes_nothing():
-    """P7: send is a checkpoint also where there is room."""
-    outcome = []
-
-    class Cancelled(Workflow):
-        @step
-        async def send(self, ctx: Context, ev: StartEvent) -> StopEvent:
-            with anyio.CancelScope() as scope:
-                scope.cancel()
-                await ctx.stream.send(Item(n=0))
-            outcome.append(scope.cancelled_caught)
-            return StopEvent()
-
-    async with Cancelled().run() as handler:
-        assert numbers([event async for event in handler.stream_events()]) == [None]
-
-    assert outcome == [True]
-
-
-@on_all
-async def test_several_senders_wait_and_all_go_on():
-    """P7: no sender is forgotten, and nothing of what they send is lost or doubled."""
-
-    class Many(Workflow):
-        @step
-        async def split(self, ev: StartEvent) -> list[Item]:
-            return [Item(n=n) for n in range(4)]
-
-        @step(num_workers=4)
-        async def talk(self, ctx: Context, ev: Item) -> Done:
-            for k in range(5):
-                await ctx.stream.send(Item(n=10 * ev.n + k))
-            return Done()
-
-        @step
-        async def join(self, evs: list[Done]) -> StopEvent:
-            return StopEvent()
-
-    async with Many(stream_buffer=1).run() as handler:
-        got = numbers([event async for event in handler.stream_events()])
-
-    assert got[-1] is None
-    assert sorted(got[:-1]) == sorted(10 * n + k for n in range(4) for k in range(5))
-    for n in range(4):
-        assert [m for m in got[:-1] if m // 10 == n] == [10 * n + k for k in range(5)]
-
-
-@on_all
-async def test_write_event_never_waits_for_any_reader():
-    """P7: the synchronous form publishes whatever the readers do."""
-    workflow = Driven(stream_buffer=1)
-    async with workflow.run() as handler:
-        await workflow.ready.wait()
-        stream = handler.stream_events()
-        for n in range(100):
-            workflow.write(n)
-        workflow.end.set()
-        assert await handler == "ended"
-        assert numbers([event async for event in stream]) == [*range(100), None]
-
-
-@on_all
-async def test_send_nowait_raises_where_send_would_wait():
-    """P7: it publishes or raises WouldBlock, at once; with no reader it always publishes."""
-    workflow = Driven(stream_buffer=2)
-    async with workflow.run() as handler:
-        await workflow.ready.wait()
-        sender = workflow.ctx.stream
-        for n in range(5):
-            sender.send_nowait(Item(n=n))
-        stream = handler.stream_events(after=5)
-        sender.send_nowait(Item(n=5))
-        sender.send_nowait(Item(n=6))
-        with pytest.raises(trio.WouldBlock):
-            sender.send_nowait(Item(n=7))
-        assert (await stream.receive()).n == 5
-        sender.send_nowait(Item(n=8))
-        workflow.end.set()
-        assert numbers([event async for event in stream]) == [6, 8, None]
-
-
-@on_all
-async def test_late_reader_of_a_long_history_holds_the_senders_back_until_it_is_near():
-    """P7: a reader that starts far behind counts like any other."""
-    workflow = Sender(10, stream_buffer=4)
-    driven = Driven(stream_buffer=4)
-    async with driven.run() as handler:
-        await driven.ready.wait()
-        for n in range(10):
-            driven.write(n)
-        stream = handler.stream_events()
-        with pytest.raises(trio.WouldBlock):
-            driven.ctx.stream.send_nowait(Item(n=10))
-        for _ in range(7):
-            await stream.receive()
-        driven.ctx.stream.send_nowait(Item(n=10))
-        driven.end.set()
-    assert await workflow.run() == 10
-
-
 # -- the end -----------------------------------------------------------------------------------------------
 
 
-@on_all
+@pytest.mark.anyio
 @pytest.mark.parametrize("how", ["completed", "failed", "timed_out", "cancelled"])
 async def test_terminal_event_comes_last_and_once_and_nothing_runs_then(how):
     """P4: on every way out, everything before, one terminal event, then the end."""
@@ -1041,22 +659,22 @@ async def test_terminal_event_comes_last_and_once_and_nothing_runs_then(how):
     class Ending(Workflow):
         @step
         async def split(self, ev: StartEvent) -> list[Item]:
-            return [Item(n=0), Item(n=1)]
+            return [Item(number=0), Item(number=1)]
 
         @step
         async def work(self, ctx: Context, ev: Item) -> StopEvent:
-            if ev.n == 1:
+            if ev.number == 1:
                 state.append("in")
                 try:
                     await anyio.sleep_forever()
                 finally:
                     with anyio.CancelScope(shield=True):
                         await anyio.lowlevel.checkpoint()
-                    ctx.write_event_to_stream(Item(n=99))
+                    ctx.write_event_to_stream(Item(number=99))
                     state.append("out")
             while not state:
                 await anyio.lowlevel.checkpoint()
-            ctx.write_event_to_stream(Item(n=10))
+            ctx.write_event_to_stream(Item(number=10))
             published.set()
             if how == "completed":
                 return StopEvent(result="done")
@@ -1097,20 +715,7 @@ async def test_terminal_event_comes_last_and_once_and_nothing_runs_then(how):
     assert numbers(again) == [10, 99, None]
 
 
-@on_all
-async def test_waiting_senders_unwind_when_the_run_ends():
-    """P2, P7: a sender that waits for a reader that never comes does not outlive the run."""
-    workflow = Sender(10, stream_buffer=1)
-    async with workflow.run() as handler:
-        stream = handler.stream_events()
-        await all_blocked()
-        assert workflow.sent == 1
-        await handler.cancel()
-        assert handler.is_done()
-        assert [type(event) async for event in stream] == [Item, WorkflowCancelledEvent]
-
-
-@on_all
+@pytest.mark.anyio
 async def test_sender_outside_of_the_steps_is_told_that_the_run_is_over():
     """P2: who sends from a task of its own is not left waiting for readers of a run that ended."""
     workflow = Driven(stream_buffer=1)
@@ -1122,7 +727,7 @@ async def test_sender_outside_of_the_steps_is_told_that_the_run_is_over():
 
         async def send() -> None:
             with pytest.raises(WorkflowRuntimeError, match="the run is over") as error:
-                await workflow.ctx.stream.send(Item(n=1))
+                await workflow.ctx.stream.send(Item(number=1))
             caught.append(error.value)
 
         nursery.start_soon(send)
@@ -1136,7 +741,7 @@ async def test_sender_outside_of_the_steps_is_told_that_the_run_is_over():
         assert numbers([event async for event in stream]) == [0, None]
 
 
-@on_all
+@pytest.mark.anyio
 async def test_publishing_after_the_end_is_an_error():
     """A writer that is too late is told so, in each of the three forms."""
     workflow = Driven()
@@ -1145,7 +750,7 @@ async def test_publishing_after_the_end_is_an_error():
         workflow.end.set()
         await handler
 
-    late = Item(n=0)
+    late = Item(number=0)
     with pytest.raises(WorkflowRuntimeError, match="the run is over, so Item cannot be published"):
         workflow.ctx.write_event_to_stream(late)
     with pytest.raises(WorkflowRuntimeError, match="the run is over, so Item cannot be published"):
@@ -1154,7 +759,7 @@ async def test_publishing_after_the_end_is_an_error():
         await workflow.ctx.stream.send(late)
 
 
-@on_all
+@pytest.mark.anyio
 async def test_closing_the_sending_end_does_not_end_the_stream():
     """P4: the stream ends when its run does, and ``async with ctx.stream`` is harmless."""
 
@@ -1162,15 +767,15 @@ async def test_closing_the_sending_end_does_not_end_the_stream():
         @step
         async def close(self, ctx: Context, ev: StartEvent) -> StopEvent:
             async with ctx.stream as sender:
-                await sender.send(Item(n=0))
-            await sender.send(Item(n=1))
+                await sender.send(Item(number=0))
+            await sender.send(Item(number=1))
             return StopEvent()
 
     async with Closing().run() as handler:
         assert numbers([event async for event in handler.stream_events()]) == [0, 1, None]
 
 
-@on_all
+@pytest.mark.anyio
 @pytest.mark.parametrize("wrong", ["text", 3, Item])
 async def test_publishing_what_is_no_event_is_an_error(wrong):
     """P13: the message shows what it was."""
@@ -1184,7 +789,7 @@ async def test_publishing_what_is_no_event_is_an_error(wrong):
         assert numbers([event async for event in handler.stream_events()]) == [None]
 
 
-@on_all
+@pytest.mark.anyio
 async def test_writing_none_is_nothing():
     """write_event_to_stream ignores None, as in LlamaIndex Workflows."""
     workflow = Driven()
@@ -1208,7 +813,7 @@ async def test_errors_under_asyncio_carry_the_names_of_both_libraries(anyio_back
         stream = handler.stream_events()
         workflow.write(0)
         with pytest.raises(trio.WouldBlock) as full:
-            workflow.ctx.stream.send_nowait(Item(n=1))
+            workflow.ctx.stream.send_nowait(Item(number=1))
         await stream.receive()
         async with anyio.create_task_group() as nursery:
             nursery.start_soon(stream.__anext__)
@@ -1241,7 +846,7 @@ async def test_errors_under_trio_are_trio_s_own():
         stream = handler.stream_events()
         workflow.write(0)
         with pytest.raises(trio.WouldBlock) as full:
-            workflow.ctx.stream.send_nowait(Item(n=1))
+            workflow.ctx.stream.send_nowait(Item(number=1))
         await stream.receive()
         workflow.end.set()
         await stream.receive()
@@ -1256,7 +861,7 @@ async def test_errors_under_trio_are_trio_s_own():
     assert type(closed.value) is trio.ClosedResourceError
 
 
-@on_all
+@pytest.mark.anyio
 async def test_second_task_at_one_reader_is_refused_and_the_first_is_not_disturbed():
     """P6: two tasks at one reader would split the events; each needs its own."""
     workflow = Driven()
@@ -1304,7 +909,7 @@ async def test_reading_what_is_there_gives_other_tasks_a_turn():
     assert turns > 3
 
 
-@on_all
+@pytest.mark.anyio
 async def test_endless_loop_over_ready_events_can_be_cancelled():
     """P3: a cancellation is seen at the next receive, also where it would not have waited."""
     handler = Counter(10).run()
@@ -1323,7 +928,7 @@ async def test_endless_loop_over_ready_events_can_be_cancelled():
     assert stream.sequence == 4
 
 
-@on_all
+@pytest.mark.anyio
 async def test_endless_sender_can_be_cancelled():
     """P3: a step that only sends, with nobody reading, is stopped by its run's timeout."""
 
@@ -1331,7 +936,7 @@ async def test_endless_sender_can_be_cancelled():
         @step
         async def talk(self, ctx: Context, ev: StartEvent) -> StopEvent:
             while True:
-                await ctx.stream.send(Item(n=0))
+                await ctx.stream.send(Item(number=0))
 
     with pytest.raises(TimeoutError):
         await Endless(timeout=0.05, stream_history=10).run()
@@ -1343,7 +948,7 @@ async def test_endless_sender_can_be_cancelled():
 class Chain(Workflow):
     @step
     async def begin(self, ev: StartEvent) -> Item:
-        return Item(n=1)
+        return Item(number=1)
 
     @step
     async def end(self, ctx: Context, ev: Item) -> StopEvent:
@@ -1351,7 +956,7 @@ class Chain(Workflow):
         return StopEvent()
 
 
-@on_all
+@pytest.mark.anyio
 async def test_internal_events_are_for_readers_that_ask_for_them():
     """Engine events tell what each step does; the others do not see them."""
     async with Chain().run() as handler:
@@ -1375,7 +980,7 @@ async def test_internal_events_are_for_readers_that_ask_for_them():
     assert [event for event in told if not isinstance(event, InternalEvent)] == seen
 
 
-@on_all
+@pytest.mark.anyio
 async def test_internal_events_are_not_made_while_nobody_asks():
     """P16: nothing is built for readers that are not there."""
     async with Chain().run() as handler:
@@ -1386,7 +991,7 @@ async def test_internal_events_are_not_made_while_nobody_asks():
     assert handler.stream_events(after=0).missed == 0
 
 
-@on_all
+@pytest.mark.anyio
 async def test_idle_run_tells_readers_of_internal_events():
     """A run that waits for an answer says so."""
 
@@ -1410,7 +1015,7 @@ async def test_idle_run_tells_readers_of_internal_events():
 # -- the objects -----------------------------------------------------------------------------------------------
 
 
-@on_all
+@pytest.mark.anyio
 async def test_ends_of_the_stream_are_channels():
     """The two ends are a send and a receive channel, and the reader no async generator."""
     workflow = Driven()
@@ -1425,7 +1030,7 @@ async def test_ends_of_the_stream_are_channels():
         workflow.end.set()
 
 
-@on_all
+@pytest.mark.anyio
 async def test_repr_of_a_reader_tells_where_it_is():
     """State in one line, with counts."""
     workflow = Driven()
@@ -1443,7 +1048,7 @@ async def test_repr_of_a_reader_tells_where_it_is():
         assert repr(stream) == "<EventStream closed, 1 taken, 3 published>"
 
 
-@on_all
+@pytest.mark.anyio
 async def test_reading_an_unstarted_run_shows_how_to_start_it():
     """P13: without an owner there is nothing to read, and the message has the spellings."""
     handler = Counter(1).run()
@@ -1455,7 +1060,7 @@ async def test_reading_an_unstarted_run_shows_how_to_start_it():
     assert await handler == 1
 
 
-@on_all
+@pytest.mark.anyio
 async def test_reading_in_a_scope_starts_the_run():
     """A scope owns what is used inside it, and reading is a use."""
     async with workflow_scope():
@@ -1670,3 +1275,827 @@ async def _read_what_is_there(stream: EventStream) -> tuple[list[Event], str]:
 
 
 TestLogAgainstList = pytest.mark.slow(LogAgainstList.TestCase)
+
+
+ENDINGS = {
+    "completed": StopEvent,
+    "failed": WorkflowFailedEvent,
+    "timed_out": WorkflowTimedOutEvent,
+    "cancelled": WorkflowCancelledEvent,
+}
+
+
+on_each_ending = pytest.mark.parametrize("ending", ENDINGS)
+
+
+class Story(Workflow):
+    """Publishes notes, also while it unwinds, and ends as it is told."""
+
+    def __init__(self, ending, **options):
+        super().__init__(timeout=0.05 if ending == "timed_out" else None, **options)
+        self.ending = ending
+        self.error = Mine()
+        self.stop = StopEvent(result="result")
+        self.busy = 0
+        #: What each branch has published, in its order.
+        self.written = {n: [] for n in (0, 1, 2, 9)}
+        self.told = []
+
+    def note(self, branch):
+        return Note(number=100 * branch + len(self.written[branch]))
+
+    def write(self, ctx, branch):
+        note = self.note(branch)
+        ctx.write_event_to_stream(note)
+        self.written[branch].append(note)
+
+    @step
+    async def begin(self, ctx: Context, ev: StartEvent) -> list[Item]:
+        self.write(ctx, 9)
+        return [Item(number=n) for n in range(3)]
+
+    @step
+    async def work(self, ctx: Context, ev: Item) -> StopEvent:
+        self.busy += 1
+        try:
+            self.write(ctx, ev.number)
+            await wait_until_idle(5)
+            self.write(ctx, ev.number)
+            note = self.note(ev.number)
+            await ctx.stream.send(note)
+            self.written[ev.number].append(note)
+            if ev.number == 2:
+                if self.ending == "completed":
+                    return self.stop
+                if self.ending == "failed":
+                    raise self.error
+                self.told.append("may be cancelled")
+            await anyio.sleep_forever()
+        finally:
+            self.write(ctx, ev.number)
+            with anyio.CancelScope(shield=True):
+                await wait_until_idle(5)
+            self.write(ctx, ev.number)
+            self.busy -= 1
+        raise AssertionError
+
+
+def check_story(workflow, events):
+    *notes, last = events
+    for branch, written in workflow.written.items():
+        assert [e for e in notes if e.number // 100 == branch] == written
+    assert len(notes) == sum(map(len, workflow.written.values()))
+    assert type(last) is ENDINGS[workflow.ending]
+
+
+@pytest.mark.anyio
+@on_each_ending
+@pytest.mark.parametrize("form", ["block", "nursery", "scope"])
+async def test_stream_ends_on_every_path(ending, form):
+    """P4: everything published, in order, then one terminal event, then a clean stop."""
+    workflow = Story(ending)
+    handler = workflow.run()
+    events = []
+    busy_at_the_end = []
+
+    async def read():
+        reader = handler.stream_events()
+        async for event in reader:
+            events.append(event)
+            if isinstance(event, StopEvent):
+                busy_at_the_end.append(workflow.busy)
+                assert handler.is_done()
+        _ = handler.exceptions
+        for _ in range(2):  # the end is lasting
+            with pytest.raises(trio.EndOfChannel):
+                await reader.receive()
+
+    async def steer():
+        while ending == "cancelled" and not workflow.told:
+            await anyio.lowlevel.checkpoint()
+        if ending == "cancelled":
+            handler.cancel("enough")
+
+    async with anyio.create_task_group() as group:
+        if form == "block":
+            async with handler:
+                group.start_soon(steer)
+                await read()
+        elif form == "nursery":
+            handler.start_soon(group)
+            group.start_soon(steer)
+            await read()
+        else:
+            async with workflow_scope():
+                handler.stream_events().close()
+                group.start_soon(steer)
+                await read()
+
+    check_story(workflow, events)
+    assert busy_at_the_end == [0]
+    last = events[-1]
+    if ending == "completed":
+        assert last is workflow.stop
+    elif ending == "failed":
+        assert last.exception is workflow.error
+        assert last.step_name == "work"
+    elif ending == "timed_out":
+        assert last.timeout == 0.05
+        assert last.active_steps == ("work", "work", "work")
+    else:
+        assert last.reason == "enough"
+
+
+@pytest.mark.anyio
+@on_each_ending
+async def test_late_reader_gets_the_same_story(ending):
+    """P4, P6: a reader that comes after the end gets all of it, as often as one likes."""
+    workflow = Story(ending)
+    handler = workflow.run()
+    with Catch():
+        async with handler:
+            while ending == "cancelled" and not workflow.told:
+                await anyio.lowlevel.checkpoint()
+            if ending == "cancelled":
+                await handler.cancel()
+
+    for _ in range(2):
+        reader = handler.stream_events()
+        check_story(workflow, [event async for event in reader])
+        assert reader.missed == 0
+
+
+@pytest.mark.anyio
+async def test_stream_ends_when_the_run_is_cancelled_from_outside():
+    """P4: a reader outside of what was cancelled sees the terminal event too."""
+    workflow = Story("cancelled")
+    async with anyio.create_task_group() as group:
+        scope = anyio.CancelScope()
+        handler = workflow.run()
+
+        async def own():
+            with scope:
+                async with handler:
+                    await anyio.sleep_forever()
+
+        group.start_soon(own)
+        while not workflow.told:
+            await anyio.lowlevel.checkpoint()
+        reader = handler.stream_events()
+        scope.cancel()
+        events = [event async for event in reader]
+
+    check_story(workflow, events)
+    assert reader.missed == 0
+
+
+@pytest.mark.anyio
+async def test_terminal_event_is_published_once_and_only_by_the_run():
+    """P4: a step cannot publish a stop event itself."""
+
+    async def work(ctx):
+        for event in (StopEvent(), WorkflowCancelledEvent()):
+            with pytest.raises(WorkflowRuntimeError, match="return"):
+                ctx.write_event_to_stream(event)
+            with pytest.raises(WorkflowRuntimeError, match="return"):
+                await ctx.stream.send(event)
+            with pytest.raises(WorkflowRuntimeError, match="return"):
+                ctx.stream.send_nowait(event)
+
+    async with Single(work).run() as handler:
+        events = [event async for event in handler.stream_events()]
+
+    assert [type(e) for e in events] == [StopEvent]
+
+
+@pytest.mark.anyio
+async def test_nothing_is_published_after_the_end():
+    """P4: a context that was kept beyond the run publishes nothing more."""
+    kept = []
+
+    async def work(ctx):
+        kept.append(ctx)
+
+    handler = Single(work).run()
+    await handler
+    with pytest.raises(WorkflowRuntimeError, match="over"):
+        kept[0].write_event_to_stream(Note(number=1))
+    with pytest.raises(WorkflowRuntimeError, match="over"):
+        await kept[0].stream.send(Note(number=1))
+
+    assert [type(e) async for e in handler.stream_events()] == [StopEvent]
+
+
+@pytest.mark.anyio
+async def test_stream_is_a_plain_object_over_a_channel():
+    """P5: never an async generator; a receive channel that can be closed synchronously."""
+    async with counting(1).run() as handler:
+        with handler.stream_events() as reader:
+            assert isinstance(reader, trio.abc.ReceiveChannel)
+            assert not inspect.isasyncgen(reader)
+            assert not hasattr(reader, "asend")
+            assert reader.__aiter__() is reader
+            assert not inspect.isasyncgen(reader.__aiter__())
+        async with handler.stream_events() as other:
+            assert (await other.receive()).number == 0
+
+
+@pytest.mark.anyio
+async def test_stream_is_iterated_in_one_task_and_closed_in_another():
+    """P5: the task that waits at a reader closed elsewhere learns of it; nothing hangs."""
+    outcomes = []
+
+    async def work(ctx):
+        ctx.write_event_to_stream(Note(number=0))
+        await anyio.sleep_forever()
+
+    async with Single(work).run() as handler, anyio.create_task_group() as group:
+        reader = handler.stream_events()
+
+        async def read():
+            with Catch() as left:
+                async for event in reader:
+                    outcomes.append(event.number)
+            outcomes.append(type(left.error))
+
+        group.start_soon(read)
+        while not outcomes:
+            await anyio.lowlevel.checkpoint()
+        await wait_until_idle(3)
+        reader.close()
+        reader.close()  # again, and from here
+        await reader.aclose()
+        await wait_until_idle(3)
+        handler.cancel()
+
+    assert outcomes[0] == 0
+    assert issubclass(outcomes[1], trio.ClosedResourceError)
+    assert len(outcomes) == 2
+
+
+@pytest.mark.anyio
+async def test_stream_moves_from_task_to_task():
+    """P5: each event is taken in another task, which then ends."""
+    taken = []
+    async with counting(5).run() as handler:
+        reader = handler.stream_events()
+
+        async def take():
+            taken.append(await reader.receive())
+
+        for _ in range(6):
+            async with anyio.create_task_group() as group:
+                group.start_soon(take)
+
+    assert [e.get("number") for e in taken] == [0, 1, 2, 3, 4, None]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("at", [0, 1, 3])
+async def test_second_loop_goes_on_where_the_first_stopped(at):
+    """P5: after a ``break`` nothing is lost and nothing comes twice."""
+    async with counting(5).run() as handler:
+        reader = handler.stream_events()
+        first = []
+        async for event in reader:
+            first.append(event.number)
+            if event.number == at:
+                break
+        second = [event.get("number") async for event in reader]
+
+    assert first == list(range(at + 1))
+    assert second == [*range(at + 1, 5), None]
+
+
+@pytest.mark.anyio
+async def test_only_closing_a_reader_closes_it():
+    """P4, P5: a reader outlives the block of its run; its own ``close`` ends it, nothing else."""
+    async with counting(3).run() as handler:
+        reader = handler.stream_events()
+        await reader.receive()
+
+    assert [e.get("number") async for e in reader] == [1, 2, None]
+    reader.close()
+    with pytest.raises(trio.ClosedResourceError):
+        await reader.receive()
+
+
+@pytest.mark.anyio
+@on_each_ending
+@pytest.mark.parametrize("turns", [0, 1, 20])
+async def test_reader_beside_the_block_gets_the_whole_story(ending, turns):
+    """P4: a run that is over lets no reader go, so one in a nursery around the block ends cleanly."""
+    for _ in range(10):  # Trio shuffles
+        workflow = Story(ending)
+        handler = workflow.run()
+        events = []
+
+        async def read(events=events, handler=handler):
+            async for event in handler.stream_events():
+                events.append(event)
+                await wait_until_idle(turns)
+
+        async with anyio.create_task_group() as group:
+            with Catch():
+                async with handler:
+                    group.start_soon(read)
+                    while ending == "cancelled" and not workflow.told:
+                        await anyio.lowlevel.checkpoint()
+                    if ending == "cancelled":
+                        handler.cancel("enough")
+                    await handler
+
+        check_story(workflow, events)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("form", ["block", "scope"])
+async def test_reader_of_a_run_that_goes_on_is_lossy_once_its_owner_waits(form):
+    """P4, P6, P7: it holds up nobody, is told what it missed, gets the terminal event, and stops."""
+    handler = counting(50, stream_buffer=2, stream_history=10).run()
+    async with handler if form == "block" else workflow_scope():
+        reader = handler.stream_events()
+        assert (await reader.receive()).number == 0
+
+    assert handler.is_done()
+    assert [e.get("number") async for e in reader] == [*range(41, 50), None]
+    assert reader.missed == 40
+
+
+@pytest.mark.anyio
+async def test_reader_that_waits_when_its_owner_leaves_goes_on_receiving():
+    """P4: becoming lossy wakes no reader and costs it no event that the history has."""
+    got = []
+
+    async def work(ctx):
+        for n in range(10):
+            await wait_until_idle(4)
+            ctx.write_event_to_stream(Note(number=n))
+
+    async def read(reader):
+        got.extend([event async for event in reader])
+
+    async with anyio.create_task_group() as group, Single(work, stream_history=2).run() as handler:
+        group.start_soon(read, handler.stream_events())
+        await wait_until_idle(3)
+
+    assert [e.get("number") for e in got] == [*range(10), None]
+
+
+@pytest.mark.anyio
+async def test_two_tasks_at_one_reader_are_told_so():
+    """P5, P6: a second task does not split the events of a reader; it gets an error."""
+
+    async def work(ctx):
+        await anyio.sleep_forever()
+
+    async with Single(work).run() as handler, anyio.create_task_group() as group:
+        reader = handler.stream_events()
+        with Catch() as left:
+            group.start_soon(wait_for_cancellation, reader)
+            await wait_until_idle(3)
+            await reader.receive()
+        group.cancel_scope.cancel()
+        handler.cancel()
+
+    assert isinstance(left.error, trio.BusyResourceError)
+    assert "stream_events()" in str(left.error)
+
+
+async def wait_for_cancellation(reader):
+    await reader.receive()
+
+
+@pytest.mark.anyio
+async def test_every_reader_gets_every_event_once():
+    """P6: readers of different speed, early and late, each get the same objects in order."""
+    got = []
+
+    async def read(reader, turns):
+        events = []
+        async for event in reader:
+            events.append(event)
+            await wait_until_idle(turns)
+        got.append(events)
+
+    handler = counting(30, stream_buffer=4).run()
+    async with handler, anyio.create_task_group() as group:
+        for turns in (0, 1, 7):
+            group.start_soon(read, handler.stream_events(), turns)
+        await wait_until_idle(10)
+        group.start_soon(read, handler.stream_events(), 0)
+
+    assert len(got) == 4
+    assert [e.get("number") for e in got[0]] == [*range(30), None]
+    for events in got[1:]:
+        assert all(a is b for a, b in zip(events, got[0], strict=True))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("publish_first", [True, False])
+async def test_reader_that_is_cancelled_while_waiting_loses_nothing(publish_first):
+    """P6: in the tick in which an event comes, before it and after it."""
+    send = []
+
+    async def work(ctx):
+        send.append(ctx.write_event_to_stream)
+        await anyio.sleep_forever()
+
+    got = []
+    async with Single(work).run() as handler:
+        reader = handler.stream_events()
+        while not send:
+            await anyio.lowlevel.checkpoint()
+        for number in range(20):
+            async with anyio.create_task_group() as group:
+
+                async def read():
+                    got.append((await reader.receive()).number)
+
+                group.start_soon(read)
+                await wait_until_idle(number % 4)
+                if publish_first:
+                    send[0](Note(number=number))
+                    group.cancel_scope.cancel()
+                else:
+                    group.cancel_scope.cancel()
+                    send[0](Note(number=number))
+            if len(got) == number:  # or the next one would not have to wait
+                got.append((await reader.receive()).number)
+        handler.cancel()
+        assert [type(e) async for e in reader] == [WorkflowCancelledEvent]
+
+    assert got == list(range(20))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("publish_first", [True, False])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_reader_that_is_cancelled_natively_loses_nothing(publish_first, anyio_backend):
+    """P6: ``task.cancel()`` and ``asyncio.timeout`` in the tick in which an event comes."""
+    send = []
+
+    async def work(ctx):
+        send.append(ctx.write_event_to_stream)
+        await anyio.sleep_forever()
+
+    got = []
+    cancelled = 0
+    async with Single(work).run() as handler:
+        reader = handler.stream_events()
+        while not send:
+            await asyncio.sleep(0)
+        for number in range(20):
+
+            async def read():
+                got.append((await reader.receive()).number)
+
+            async def read_with_timeout(limit):
+                async with limit:
+                    got.append((await reader.receive()).number)
+
+            limit = asyncio.timeout(None)
+            reads = read() if number % 2 else read_with_timeout(limit)
+            task = asyncio.create_task(reads)
+            await wait_until_idle(number % 5 + 1)
+            acts = [lambda n=number: send[0](Note(number=n)), task.cancel]
+            if not number % 2:
+                acts[1] = lambda moment=limit: moment.reschedule(asyncio.get_running_loop().time())
+            for act in acts if publish_first else reversed(acts):
+                act()
+            with Catch():
+                await task
+            cancelled += len(got) == number
+            if len(got) == number:  # or the next one would not have to wait
+                got.append((await reader.receive()).number)
+        handler.cancel()
+        assert [type(e) async for e in reader] == [WorkflowCancelledEvent]
+
+    assert got == list(range(20))
+    assert cancelled >= 5
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("history", "missed"), [(1, 12), (5, 8), (13, 0), (10_000, 0)])
+async def test_late_reader_starts_at_the_oldest_event_kept(history, missed):
+    """P6: and is told how many it missed; the terminal event counts as one."""
+    handler = counting(12, stream_history=history).run()
+    await handler
+
+    reader = handler.stream_events()
+    events = [event.get("number") async for event in reader]
+
+    assert reader.missed == missed
+    assert events == [*range(12), None][missed:]
+
+
+@pytest.mark.anyio
+async def test_history_is_ten_thousand_by_default():
+    """P6: 10,000 events are kept, the terminal one included."""
+
+    async def work(ctx):
+        for n in range(10_010):
+            ctx.write_event_to_stream(Note(number=n))
+
+    handler = Single(work).run()
+    await handler
+
+    reader = handler.stream_events()
+    first = await reader.receive()
+    assert reader.missed == 11
+    assert first.number == 11
+    assert [e async for e in reader][-2].number == 10_009
+
+
+@pytest.mark.anyio
+async def test_reader_that_is_attached_loses_nothing_to_the_history():
+    """P6: what an attached reader has not taken is kept, however much is published."""
+
+    async def work(ctx):
+        for n in range(200):
+            ctx.write_event_to_stream(Note(number=n))
+
+    async with Single(work, stream_history=3, stream_buffer=2).run() as handler:
+        reader = handler.stream_events()
+        while not handler.is_done():
+            await anyio.lowlevel.checkpoint()
+        late = handler.stream_events()
+        events = [event.get("number") async for event in reader]
+
+    assert events == [*range(200), None]
+    assert late.missed in (0, 198)
+
+
+@pytest.mark.anyio
+async def test_reader_resumes_behind_an_event_that_was_seen():
+    """P6: ``after`` takes the sequence number of another reader."""
+    handler = counting(10).run()
+    await handler
+    first = handler.stream_events()
+    for _ in range(4):
+        await first.receive()
+
+    second = handler.stream_events(after=first.sequence)
+
+    assert [e.get("number") async for e in second] == [4, 5, 6, 7, 8, 9, None]
+    assert second.missed == 0
+
+
+@pytest.mark.anyio
+@on_each_ending
+async def test_lossy_reader_is_told_what_it_missed_on_every_path(ending):
+    """P6: however far behind it is, it gets what is kept, the terminal event and a clean stop."""
+    workflow = Story(ending, stream_history=3)
+    async with anyio.create_task_group() as group:
+        handler = workflow.run().start_soon(group, keep_failure=True)
+        reader = handler.stream_events(lossy=True)
+        whole = handler.stream_events()
+        while ending == "cancelled" and not workflow.told:
+            await anyio.lowlevel.checkpoint()
+        if ending == "cancelled":
+            handler.cancel("enough")
+        everything = [event async for event in whole]
+    whole.close()
+    _ = handler.exceptions
+
+    assert reader.missed == len(everything) - 3
+    assert [event async for event in reader] == everything[-3:]
+    assert reader.missed == len(everything) - 3
+
+
+@pytest.mark.anyio
+async def test_lossy_reader_that_keeps_up_misses_nothing():
+    """P6: being lossy costs a reader nothing while it is no more than the history behind."""
+    async with counting(100, stream_history=3).run() as handler:
+        reader = handler.stream_events(lossy=True)
+        events = [event.get("number") async for event in reader]
+
+    assert events == [*range(100), None]
+    assert reader.missed == 0
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 15")
+async def test_reader_in_another_task_sees_the_end_when_the_owner_is_cancelled():
+    """P4: whoever reads gets all that was published and a terminal event, then the end."""
+    workflow = Stuck()
+    handler = workflow.run()
+    events = []
+
+    async def own() -> None:
+        with scope:
+            await handler
+
+    async def read() -> None:
+        events.extend([event async for event in handler.stream_events()])
+        # Nothing of the run is left when its end is seen.
+        assert workflow.seen == ["cancelled", "cleaned up"]
+        assert handler.is_done()
+
+    scope = anyio.CancelScope()
+    async with anyio.create_task_group() as nursery:
+        nursery.start_soon(own)
+        await workflow.in_step.wait()
+        nursery.start_soon(read)
+        await all_blocked()
+        scope.cancel()
+
+    assert [type(event) for event in events] == [Line, Line, WorkflowCancelledEvent]
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 18c")
+async def test_scope_around_the_stream_loop_alone_leaves_the_run_and_loses_nothing():
+    """P6: a reader that gives up leaves an owned run, and can go on reading."""
+    gate = anyio.Event()
+
+    class Gated(Workflow):
+        @step
+        async def talk(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            ctx.write_event_to_stream(Item(number=0))
+            await gate.wait()
+            ctx.write_event_to_stream(Item(number=1))
+            return StopEvent(result="owned")
+
+    async with Gated().run() as handler:
+        stream = handler.stream_events()
+        events = []
+        with anyio.move_on_after(0.03) as scope:
+            async for event in stream:
+                events.append(event)
+        assert scope.cancelled_caught
+        assert handler.status == "running"
+        gate.set()
+        events += [event async for event in stream]
+        assert await handler == "owned"
+
+    assert [event.get("number") for event in events] == [0, 1, None]
+
+
+@pytest.mark.anyio
+@on_asyncio
+@pytest.mark.peer("edge 18c")
+async def test_asyncio_timeout_around_the_stream_loop_alone_loses_nothing(anyio_backend):
+    """P6: the same with asyncio's own timeout."""
+    gate = asyncio.Event()
+
+    class Gated(Workflow):
+        @step
+        async def talk(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            ctx.write_event_to_stream(Item(number=0))
+            await gate.wait()
+            ctx.write_event_to_stream(Item(number=1))
+            return StopEvent(result="owned")
+
+    async with Gated().run() as handler:
+        stream = handler.stream_events()
+        events = []
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.03):
+                async for event in stream:
+                    events.append(event)
+        gate.set()
+        events += [event async for event in stream]
+        assert await handler == "owned"
+
+    assert [event.get("number") for event in events] == [0, 1, None]
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 21")
+async def test_stop_event_written_to_the_stream_is_refused():
+    """P4: nobody can end a stream early; the terminal event comes once, at the end."""
+
+    class Impatient(Workflow):
+        @step
+        async def write(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            with pytest.raises(WorkflowRuntimeError, match="expected the step to return it"):
+                ctx.write_event_to_stream(StopEvent(result="early"))
+            with pytest.raises(WorkflowRuntimeError, match="expected the step to return it"):
+                await ctx.stream.send(StopEvent(result="early"))
+            ctx.write_event_to_stream(Line(text="goes on"))
+            return StopEvent(result="in time")
+
+    async with Impatient().run() as handler:
+        events = [event async for event in handler.stream_events()]
+        assert await handler == "in time"
+
+    assert [type(event) for event in events] == [Line, StopEvent]
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 28", "edge 29")
+async def test_stream_can_be_read_after_the_end_and_any_number_of_times():
+    """P6: late readers, one after the other, get everything from the start."""
+    handler = Quick().run()
+    assert await handler == "quick"
+
+    for _ in range(3):
+        events = [event async for event in handler.stream_events()]
+        assert [event.get("number") for event in events] == [0, 1, 2, None]
+        assert events[-1] is handler.stop_event
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 30")
+async def test_concurrent_readers_each_get_everything():
+    """P6: readers at the same time share nothing and lose nothing."""
+    got: dict[int, list] = {}
+    async with Quick().run() as handler, anyio.create_task_group() as nursery:
+
+        async def read(reader: int) -> None:
+            got[reader] = [event async for event in handler.stream_events()]
+
+        for reader in range(3):
+            nursery.start_soon(read, reader)
+        await handler
+
+    assert len(got) == 3
+    assert all([event.get("number") for event in events] == [0, 1, 2, None] for events in got.values())
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 31")
+async def test_second_loop_goes_on_where_the_first_one_broke_off():
+    """P5: a break leaves the reader where it is."""
+    async with Quick().run() as handler:
+        stream = handler.stream_events()
+        async for event in stream:
+            assert event.number == 0
+            break
+        rest = [event async for event in stream]
+
+    assert [event.get("number") for event in rest] == [1, 2, None]
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 32")
+async def test_reader_that_raises_ends_the_run_with_the_block():
+    """An exception of the loop's body cancels the run, and leaves the block itself."""
+    workflow = Stuck()
+    error = LookupError("in the body")
+    before = len(live_tasks())
+    with pytest.raises(LookupError) as caught:
+        async with workflow.run() as handler:
+            async for event in handler.stream_events():
+                if event.text == "waiting":
+                    raise error
+
+    assert caught.value is error
+    assert workflow.seen == ["cancelled", "cleaned up"]
+    assert handler.status == "cancelled"
+    assert len(live_tasks()) == before
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 37")
+async def test_stream_is_in_the_order_in_which_it_was_written():
+    """P4: one order for all readers, the order of publishing."""
+    written = []
+
+    class Parallel(Workflow):
+        @step
+        async def split(self, ev: StartEvent) -> list[Item]:
+            return [Item(number=n) for n in range(3)]
+
+        @step(num_workers=3)
+        async def talk(self, ctx: Context, ev: Item) -> Done:
+            for k in range(5):
+                note = Line(text=f"{ev.number}.{k}")
+                ctx.write_event_to_stream(note)
+                written.append(note)
+                await anyio.lowlevel.checkpoint()
+            return Done(number=ev.number)
+
+        @step
+        async def join(self, evs: list[Done]) -> StopEvent:
+            return StopEvent()
+
+    async with Parallel().run() as handler:
+        first = [event async for event in handler.stream_events()]
+        second = [event async for event in handler.stream_events()]
+
+    assert len(written) == 15
+    assert all(one is other for one, other in zip(first[:-1], written, strict=True))
+    assert first == second
+    for n in range(3):
+        assert [e.text for e in written if e.text.startswith(f"{n}.")] == [
+            f"{n}.{k}" for k in range(5)
+        ]
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("note 1.6")
+async def test_internal_events_name_the_input_in_one_way():
+    """The class of the input has the same name when a step begins and when it ends."""
+
+    async def nothing(ctx): ...
+
+    async with Single(nothing).run() as handler:
+        changes = [
+            (event.state, event.input_event_name, event.output_event_name)
+            async for event in handler.stream_events(expose_internal=True)
+            if isinstance(event, StepStateChanged)
+        ]
+
+    assert changes == [("running", "StartEvent", None), ("done", "StartEvent", "StopEvent")]

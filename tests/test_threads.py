@@ -14,8 +14,18 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
+import trio
 
-from sluicegate import Event, WorkflowRuntimeError
+from sluicegate import (
+    Context,
+    Event,
+    StartEvent,
+    StopEvent,
+    Workflow,
+    WorkflowRuntimeError,
+    WorkflowTimeoutError,
+    step,
+)
 from sluicegate._branch import Branch
 from sluicegate._context import step_context
 from sluicegate._engine.thread_operations import ThreadOperations
@@ -25,7 +35,16 @@ from sluicegate._loop.from_thread import HandlerFromThread, call_and_wait
 from sluicegate._loop.run_in_context import run_in_context
 from sluicegate._loop.thread_places import ThreadPlace
 from sluicegate._loop.threads import FromThread, in_loop, in_thread
-from tests.helpers import Catch, Mine, cancelled_class, nothing_left, wait_until_idle
+from tests.helpers import (
+    Catch,
+    Done,
+    Item,
+    Mine,
+    Note,
+    cancelled_class,
+    nothing_left,
+    wait_until_idle,
+)
 
 
 from_thread = FromThread()
@@ -876,3 +895,86 @@ print(sorted({"anyio", "asyncio"} & set(sys.modules)))
     ).stdout
 
     assert printed == "[]\n"
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("row 8")
+async def test_thread_of_a_step_does_not_work_on_unseen_after_the_timeout():
+    """P1: the timeout is raised when the thread has ended, and not before."""
+    told: list[str] = []
+    let_go = threading.Event()
+
+    class Slow(Workflow):
+        @step
+        def work(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            try:
+                while not let_go.wait(0.001):
+                    ctx.from_thread.check_cancelled()
+            finally:
+                told.append("thread ended")
+            return StopEvent()
+
+    with nothing_left():
+        with pytest.raises(WorkflowTimeoutError) as caught:
+            await Slow(timeout=0.05).run()
+
+        assert told == ["thread ended"]
+        assert caught.value.active_steps == ("work",)
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("row 9")
+async def test_synchronous_step_publishes_and_sends():
+    """The context of a step in a thread does what that of any other does."""
+
+    class Both(Workflow[list[int]]):
+        @step
+        def begin(self, ctx: Context, ev: StartEvent) -> Item | Done:
+            ctx.write_event_to_stream(Note(number=1))
+            ctx.send_event(Item(number=2))
+            return Done(number=3)
+
+        @step
+        def work(self, ev: Item) -> Done:
+            return Done(number=ev.number)
+
+        @step
+        def end(self, ctx: Context, ev: Done) -> StopEvent | None:
+            both = ctx.collect_events(ev, [Done, Done])
+            return both and StopEvent(result=sorted(each.number for each in both))
+
+    async with Both().run() as handler:
+        seen = [type(event) async for event in handler.stream_events()]
+
+        assert await handler == [2, 3]
+        assert seen == [Note, StopEvent]
+
+
+@pytest.mark.trio
+async def test_stream_of_the_context_works_from_a_thread():
+    """The sending end may be looked up in a worker thread, and sends through the event loop."""
+
+    class Threads(Workflow[None]):
+        @step
+        async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            await trio.to_thread.run_sync(
+                lambda: trio.from_thread.run(ctx.stream.send, Item(number=1))
+            )
+            return StopEvent()
+
+    async with Threads().run() as handler:
+        assert [type(e) async for e in handler.stream_events()] == [Item, StopEvent]
+
+
+@pytest.mark.anyio
+async def test_reporting_progress_in_a_thread_learns_of_a_cancellation():
+    """P2: each call of the context does, in a plain step."""
+
+    class Endless(Workflow):
+        @step
+        def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            while True:
+                ctx.report_progress()
+
+    with pytest.raises(WorkflowTimeoutError):
+        await Endless(timeout=0.05).run()

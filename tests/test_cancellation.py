@@ -1,9 +1,9 @@
-"""P1, P2, P3: a run ends, all of it, and in time."""
+"""How a run is ended, and that nothing is left of it then (P1, P2)."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from time import perf_counter
 
 import anyio
 import anyio.to_thread
@@ -12,11 +12,11 @@ import trio
 
 from sluicegate import (
     Context,
-    Event,
     StartEvent,
     StopEvent,
     Workflow,
     WorkflowCancelledError,
+    WorkflowCancelledEvent,
     WorkflowTimeoutError,
     step,
     workflow_scope,
@@ -27,10 +27,17 @@ from tests.helpers import (
     Done,
     Fan,
     Item,
+    Line,
     Mine,
+    Note,
+    One,
     Single,
+    Stuck,
+    all_blocked,
     cancelled_class,
+    live_tasks,
     nothing_left,
+    on_asyncio,
     on_each_backend,
     run_virtually,
     timers_left,
@@ -513,173 +520,386 @@ async def test_steps_that_never_await_are_cancelled_between_them():
 # -- P3 -------------------------------------------------------------------------------------------
 
 
-#: Seconds that a step of these tests keeps the event loop to itself, at least.
-BUSY = 0.00025
-
-
-def be_busy():
-    end = perf_counter() + BUSY
-    while perf_counter() < end:
-        pass
-
-
-class Hop(Event):
-    number: int
-
-
-class Endless(Workflow):
-    """A chain of steps that never await. They may take longer than said, which only helps."""
-
-    def __init__(self, hops=None, **options):
-        super().__init__(skip_graph_checks=["dead_end"], **options)
-        self.hops = hops
-        self.times: list[float] = []
-        self.on_hop = lambda: None
-
-    @step
-    async def begin(self, ev: StartEvent) -> Item:
-        return Item(number=0)
-
-    @step
-    async def here(self, ev: Item) -> Hop | StopEvent:
-        return self._go(ev, Hop)
-
-    @step
-    async def there(self, ev: Hop) -> Item | StopEvent:
-        return self._go(ev, Item)
-
-    def _go(self, ev, following):
-        self.times.append(anyio.current_time())
-        be_busy()
-        self.on_hop()
-        if ev.number == self.hops:
-            return StopEvent(result="done")
-        return following(number=ev.number + 1)
-
-
-async def await_it(handler):
-    await handler
-
-
-class EndlessDrain(Endless):
-    """The same from one inbox: a step with one worker and a long queue."""
-
-    @step
-    async def begin(self, ev: StartEvent) -> list[Item]:
-        return [Item(number=n) for n in range(self.hops + 1 if self.hops else 100)]
-
-    @step(num_workers=1)
-    async def here(self, ev: Item) -> Hop | StopEvent:
-        return self._go(ev, Hop)
-
-    @step(num_workers=1)
-    async def there(self, ev: Hop) -> Item | StopEvent | None:
-        return None
-
-
 @pytest.mark.anyio
-@pytest.mark.parametrize("kind", [Endless, EndlessDrain])
-async def test_other_tasks_get_a_turn_at_least_every_millisecond(kind):
-    """P3: of steps that take a quarter of a millisecond, no more than four run between turns."""
-    workflow = kind(60)
-    turns = 0
-    most = 0
-    since = 0
+async def test_step_cancels_itself_without_touching_another():
+    """P15: a scope or a timeout within one invocation is its own affair."""
+    ends = []
 
-    def count():
-        nonlocal since, most
-        since += 1
-        most = max(most, since)
-
-    workflow.on_hop = count
-    async with anyio.create_task_group() as group:
-
-        async def other():
-            nonlocal turns, since
-            while True:
+    async def work(ctx, number):
+        with anyio.move_on_after(0.02 if number == 1 else 10) as scope:
+            if number == 1:
+                await anyio.sleep_forever()
+            while not ends:
                 await anyio.lowlevel.checkpoint()
-                turns += 1
-                since = 0
+        ends.append((number, scope.cancelled_caught))
 
-        group.start_soon(other)
-        await wait_until_idle(3)
-        assert await workflow.run() == "done"
-        group.cancel_scope.cancel()
-
-    assert len(workflow.times) == 61
-    assert most <= 4
-    assert turns >= 15
+    assert await Fan(work).run() == [0, 1, 2]
+    assert sorted(ends) == [(0, False), (1, True), (2, False)]
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("kind", [Endless, EndlessDrain])
-@pytest.mark.parametrize("whose", ["the run's", "the caller's"])
-async def test_endless_chain_stops_after_its_deadline(kind, whose):
-    """P3: within 5 ms of its deadline, that is after at most twenty more steps of 1/4 ms."""
-    reached = 0
-    while reached < 3:  # a machine that is busy elsewhere may get to no step in time
-        workflow = kind(timeout=0.005 if whose == "the run's" else None)
-        deadline = anyio.current_time() + 0.005
-        if whose == "the run's":
-            with pytest.raises(WorkflowTimeoutError):
+@pytest.mark.peer("edge 10")
+async def test_scope_cancelled_around_a_run_in_place_orphans_nothing():
+    """P1, P2: the running step of a chain sees the cancellation and is waited for."""
+    workflow = Stuck()
+    before = len(live_tasks())
+    async with anyio.create_task_group() as nursery:
+
+        async def cancel() -> None:
+            await workflow.in_step.wait()
+            scope.cancel()
+
+        with anyio.CancelScope() as scope:
+            nursery.start_soon(cancel)
+            await workflow.run()
+        assert workflow.seen == ["cancelled", "cleaned up"]
+
+    assert scope.cancelled_caught
+    assert len(live_tasks()) == before
+
+
+@pytest.mark.anyio
+@on_asyncio
+@pytest.mark.parametrize("how", ["cancel", "timeout", "wait_for"])
+@pytest.mark.peer("edge 10")
+async def test_native_cancellation_of_a_run_in_place_orphans_nothing(anyio_backend, how):
+    """P1, P2: asyncio's own ways to cancel end the run like a scope does."""
+    workflow = Stuck()
+    before = len(live_tasks())
+
+    limits = []
+
+    async def own() -> None:
+        if how == "timeout":
+            async with asyncio.timeout(None) as limit:
+                limits.append(limit)
                 await workflow.run()
+        elif how == "wait_for":
+            await asyncio.wait_for(workflow.run(), 0.01)
         else:
-            with anyio.CancelScope(deadline=deadline) as scope:
-                await workflow.run()
-            assert scope.cancelled_caught
-        reached += bool(workflow.times)
-        # The run's own deadline is set when it starts, a moment after the other.
-        late = [t for t in workflow.times if t > deadline + 0.0005]
-        assert len(late) <= 20
+            await workflow.run()
+
+    task = asyncio.create_task(own())
+    if how == "wait_for":
+        with pytest.raises(TimeoutError):
+            await task
+    elif how == "timeout":
+        await workflow.in_step.wait()
+        limits[0].reschedule(asyncio.get_running_loop().time())
+        with pytest.raises(TimeoutError) as caught:
+            await task
+        assert not isinstance(caught.value, WorkflowTimeoutError)
+    else:
+        await workflow.in_step.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    assert workflow.seen == ["cancelled", "cleaned up"]
+    assert len(live_tasks()) == before
 
 
 @pytest.mark.anyio
-async def test_many_chains_at_once_share_the_budget():
-    """P3: ten chains in ten tasks leave others their turn as one does."""
-    workflow = Endless(12)
-    since = 0
-    most = 0
+@pytest.mark.peer("edge 11")
+async def test_cancellation_reaches_old_and_new_steps_alike():
+    """P2: steps are cancelled whether or not another one has finished since they began."""
+    seen = []
+    running = anyio.Event()
 
-    def count():
-        nonlocal since, most
-        since += 1
-        most = max(most, since)
+    class Mixed(Workflow):
+        @step
+        async def split(self, ev: StartEvent) -> list[Item]:
+            return [Item(number=n) for n in range(4)]
 
-    workflow.on_hop = count
-    async with anyio.create_task_group() as group:
+        @step(num_workers=2)
+        async def work(self, ev: Item) -> Done:
+            if ev.number in {1, 2}:
+                return Done(number=ev.number)
+            seen.append(ev.number)
+            if len(seen) == 2:
+                running.set()
+            try:
+                await anyio.sleep_forever()
+            finally:
+                seen.append(-ev.number)
+            return Done(number=ev.number)
 
-        async def other():
-            nonlocal since
-            while True:
-                await anyio.lowlevel.checkpoint()
-                since = 0
+        @step
+        async def join(self, evs: list[Done]) -> StopEvent:
+            return StopEvent()
 
-        group.start_soon(other)
-        await wait_until_idle(3)
-        async with anyio.create_task_group() as runs:
-            for _ in range(10):
-                runs.start_soon(await_it, workflow.run())
-        group.cancel_scope.cancel()
+    before = len(live_tasks())
+    async with anyio.create_task_group() as nursery:
+        nursery.start_soon(_in_place, Mixed())
+        await running.wait()
+        nursery.cancel_scope.cancel()
 
-    # Each of the ten has its own budget of four steps in one pass of the event loop.
-    assert most <= 40
+    assert sorted(seen) == [-3, 0, 0, 3]
+    assert len(live_tasks()) == before
+
+
+async def _in_place(workflow: Workflow) -> None:
+    await workflow.run()
+
+
+class Parent(Workflow):
+    def __init__(self, child, **options):
+        super().__init__(**options)
+        self.child = child
+
+    @step
+    async def call(self, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=await self.child.run())
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 12")
+async def test_run_in_place_within_a_step_ends_with_its_parent_s_timeout():
+    """P1: a run awaited by a step is cancelled when the parent times out."""
+    child = Stuck()
+    with pytest.raises(WorkflowTimeoutError) as caught:
+        await Parent(child, timeout=0.05).run()
+
+    assert caught.value.active_steps == ("call",)
+    assert child.seen == ["cancelled", "cleaned up"]
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 12")
+async def test_run_in_place_within_a_step_ends_with_its_parent_s_cancellation():
+    """P1: a run awaited by a step is cancelled when the parent is."""
+    child = Stuck()
+    before = len(live_tasks())
+    async with Parent(child).run() as handler:
+        await child.in_step.wait()
+        await handler.cancel("enough")
+        assert child.seen == ["cancelled", "cleaned up"]
+
+    assert len(live_tasks()) == before
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 13")
+async def test_run_that_a_step_does_not_await_never_starts_and_warns():
+    """P1: a run without an owner cannot outlive anything, for it does not start."""
+    child = Stuck()
+
+    class Careless(Workflow):
+        @step
+        async def call(self, ev: StartEvent) -> StopEvent:
+            child.run()
+            return StopEvent(result="done")
+
+    with pytest.warns(RuntimeWarning, match="a run of Stuck was never started"):
+        assert await Careless().run() == "done"
+    await wait_until_idle(5)
+
+    assert not child.in_step.is_set()
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 14")
+async def test_cancelling_one_of_two_waiters_leaves_the_run_to_the_other():
+    """A cancelled waiter is only a cancelled waiter."""
+    gate = anyio.Event()
+
+    class Gated(Workflow):
+        @step
+        async def wait(self, ev: StartEvent) -> StopEvent:
+            await gate.wait()
+            return StopEvent(result="kept")
+
+    results = []
+    async with anyio.create_task_group() as nursery:
+        handler = Gated().run().start_soon(nursery)
+        first = anyio.CancelScope()
+
+        async def wait(scope: anyio.CancelScope) -> None:
+            with scope:
+                results.append(await handler)
+
+        nursery.start_soon(wait, first)
+        nursery.start_soon(wait, anyio.CancelScope())
+        await all_blocked()
+        first.cancel()
+        await all_blocked()
+        assert first.cancelled_caught
+        assert handler.status == "running"
+        gate.set()
+
+    assert results == ["kept"]
+
+
+@pytest.mark.anyio
+@on_asyncio
+@pytest.mark.peer("edge 14")
+async def test_natively_cancelled_waiter_leaves_the_run_to_the_other(anyio_backend):
+    """The same with asyncio's own cancellation."""
+    gate = asyncio.Event()
+
+    class Gated(Workflow):
+        @step
+        async def wait(self, ev: StartEvent) -> StopEvent:
+            await gate.wait()
+            return StopEvent(result="kept")
+
+    async def wait() -> str:
+        return await handler
+
+    async with Gated().run() as handler:
+        first, second = asyncio.create_task(wait()), asyncio.create_task(wait())
+        await all_blocked()
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        gate.set()
+        assert await second == "kept"
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 18")
+async def test_cancel_run_has_one_clear_outcome():
+    """The stream, the await and the status agree, as soon as the cancel is awaited."""
+    workflow = Stuck()
+    async with workflow.run() as handler:
+        stream = handler.stream_events()
+        await workflow.in_step.wait()
+        await handler.cancel_run("asked to")
+        assert handler.is_done()
+        assert handler.status == "cancelled"
+        assert handler.stop_event is None
+        for _ in range(2):
+            with pytest.raises(WorkflowCancelledError, match="asked to") as caught:
+                await handler
+            assert caught.value.reason == "asked to"
+        events = [event async for event in stream]
+
+    assert [type(event) for event in events] == [Line, Line, WorkflowCancelledEvent]
+    assert events[-1].reason == "asked to"
+    assert workflow.seen == ["cancelled", "cleaned up"]
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 18")
+async def test_failure_during_cancel_run_is_kept():
+    """P9: what fails while a cancelled run unwinds is not swallowed."""
+    error = OSError("cannot roll back")
+    waiting = anyio.Event()
+
+    class Breaking(Workflow):
+        @step
+        async def wait(self, ev: StartEvent) -> StopEvent:
+            try:
+                waiting.set()
+                await anyio.sleep_forever()
+            finally:
+                raise error
+            return StopEvent()
+
+    with pytest.raises(OSError, match="roll back") as caught:
+        async with Breaking().run() as handler:
+            await waiting.wait()
+            await handler.cancel()
+
+    assert caught.value is error
+    assert handler.exceptions == (error,)
+    assert handler.status == "cancelled"
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 18b")
+async def test_run_is_not_over_while_a_step_ignores_the_cancellation():
+    """P1: a stubborn step is waited for; the handler never says done before it is."""
+    waiting = anyio.Event()
+    released = anyio.Event()
+    seen = []
+
+    class Stubborn(Workflow):
+        @step
+        async def ignore(self, ev: StartEvent) -> StopEvent:
+            waiting.set()
+            with anyio.CancelScope(shield=True):
+                await released.wait()
+                seen.append("finished")
+            return StopEvent(result="ignored")
+
+    async with Stubborn().run() as handler:
+        await waiting.wait()
+        cancellation = handler.cancel()
+        await wait_until_idle(5)
+        assert not handler.is_done()
+        assert handler.status == "running"
+        released.set()
+        await cancellation
+        assert seen == ["finished"]
+        assert handler.is_done()
+        with pytest.raises(WorkflowCancelledError):
+            await handler
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("users 23")
+async def test_reader_of_events_stops_the_run():
+    """Whoever reads the stream may cancel the run right there, and reads its end."""
+
+    async def chatter(ctx):
+        for number in range(1000):
+            await ctx.stream.send(Note(number=number))
+
+    seen = []
+    with nothing_left():
+        async with Single(chatter, stream_buffer=1).run() as handler:
+            async for event in handler.stream_events():
+                seen.append(type(event).__name__)
+                if len(seen) == 3:
+                    await handler.cancel("seen enough")
+
+    assert seen[:3] == ["Note"] * 3
+    assert seen[-1] == "WorkflowCancelledEvent"
 
 
 @pytest.mark.trio
-async def test_chain_without_awaits_is_rescheduled_by_trio():
-    """P3: counted by an instrument, the run's task is stepped again and again."""
+async def test_nursery_that_takes_no_task_leaves_the_run_unstarted():
+    """A start that was refused is no start: the handler can be started elsewhere."""
+    async with trio.open_nursery() as closed:
+        pass
+    handler = One().run()
+    with pytest.raises(RuntimeError, match="closed"):
+        handler.start_soon(closed)
+    with pytest.raises(TypeError, match="was given None; expected a Trio nursery"):
+        handler.start_soon(None)
 
-    class Steps(trio.abc.Instrument):
-        def __init__(self):
-            self.count = 0
+    assert handler.status == "unstarted"
+    assert await handler == 1
 
-        def before_task_step(self, task):
-            self.count += task is root
 
-    root = trio.lowlevel.current_task()
-    steps = Steps()
-    trio.lowlevel.add_instrument(steps)
-    await Endless(60).run()
-    trio.lowlevel.remove_instrument(steps)
+@pytest.mark.anyio
+async def test_a_run_is_cancelled_from_threads_and_from_callbacks_of_the_loop():
+    """What comes from outside of any task, a signal's handler too, reaches the run."""
+    ended = []
 
-    assert steps.count >= 15
+    class Endless(Workflow):
+        @step
+        async def only(self, ev: StartEvent) -> StopEvent:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                ended.append(1)
+
+    async with Endless().run() as handler:
+        await anyio.sleep(0.005)
+        from_thread = handler.from_thread
+        await anyio.to_thread.run_sync(from_thread.cancel, "from a thread")
+        with pytest.raises(WorkflowCancelledError, match="from a thread"):
+            await handler
+    if trio.lowlevel.in_trio_task():
+        call_soon = trio.lowlevel.current_trio_token().run_sync_soon
+    else:
+        call_soon = asyncio.get_running_loop().call_soon
+    async with Endless(timeout=50, timeout_excludes_waiting=True).run() as handler:
+        await anyio.sleep(0.005)
+        call_soon(handler.cancel, "from a callback")
+        with pytest.raises(WorkflowCancelledError, match="from a callback"):
+            await handler
+
+    assert ended == [1, 1]

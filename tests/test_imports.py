@@ -1,4 +1,4 @@
-"""P19 and P20: what comes in from outside, and what an import or a run brings in."""
+"""What an import of the package brings in, and what the package never does (P19, P20)."""
 
 from __future__ import annotations
 
@@ -6,121 +6,26 @@ import ast
 import subprocess
 import sys
 import textwrap
-from datetime import date
-from enum import Enum
 from pathlib import Path
 
-import attrs
 import pytest
 
 import sluicegate
-from sluicegate import Event, StopEvent
-from sluicegate._data.from_outside import decode_event
-
-
-# -- P19 ------------------------------------------------------------------------------------------
-
-
-class Color(Enum):
-    RED = "red"
-
-
-@attrs.frozen
-class Place:
-    city: str
-
-
-class Order(Event):
-    count: int
-    tags: list[str] = []
-    due: date | None = None
-    color: Color | None = None
-    place: Place | None = None
-
-
-class Cash(Event):
-    amount: int
-
-
-class Card(Event):
-    number: str
-
-
-class Payment(Event):
-    by: Cash | Card
-
-
-def test_data_becomes_the_class_that_the_caller_names():
-    """P19: values are converted to what the annotations say, and to nothing else."""
-    order = decode_event(
-        Order,
-        {"count": 2, "due": "2026-02-03", "color": "red", "place": {"city": "Basel"}},
-    )
-
-    assert type(order) is Order
-    assert order.due == date(2026, 2, 3)
-    assert order.color is Color.RED
-    assert order.place == Place("Basel")
-
-
-@pytest.mark.parametrize(
-    "tag",
-    ["__class__", "__type__", "type", "qualified_name", "__sluicegate__", "py/object", "$type"],
-)
-def test_data_cannot_name_a_class(tag):
-    """P19: a name in the data is a field like any other, and an unknown one is refused."""
-    name = "tests.promises.no_such_module.Evil"
-    with pytest.raises(TypeError, match="Order"):
-        decode_event(Order, {"count": 1, tag: name})
-
-    # An open event keeps it as the plain text that it is.
-    event = decode_event(StopEvent, {tag: name})
-    assert type(event) is StopEvent
-    assert event[tag] == name
-    assert "tests.promises.no_such_module" not in sys.modules
-
-
-def test_data_chooses_among_declared_classes_only():
-    """P19: where several classes may stand, the data may name one of them, and no other."""
-    payment = decode_event(Payment, {"by": {"event": "Card", "number": "4"}})
-    assert type(payment.by) is Card
-    for name in ("Order", "StopEvent", "tests.promises.no_such_module.Card", "subprocess.Popen"):
-        with pytest.raises(TypeError, match=r"Payment\.by"):
-            decode_event(Payment, {"by": {"event": name, "number": "4"}})
-
-    assert "tests.promises.no_such_module" not in sys.modules
-
-
-@pytest.mark.parametrize(
-    ("data", "field"),
-    [
-        ({"count": "two"}, "count"),
-        ({"count": 1.5}, "count"),
-        ({"count": None}, "count"),
-        ({"count": 1, "tags": ["a", 2]}, "tags"),
-        ({"count": 1, "tags": "a"}, "tags"),
-        ({"count": 1, "due": "yesterday"}, "due"),
-        ({"count": 1, "color": "blue"}, "color"),
-        ({"count": 1, "place": {"town": "Basel"}}, "place"),
-        ({"count": 1, "place": {"city": 4}}, "place"),
-        ({}, "count"),
-        ({"count": 1, "cuont": 2}, "cuont"),
-    ],
-)
-def test_bad_input_points_at_the_field(data, field):
-    """P19: the error names the class and the field."""
-    with pytest.raises(TypeError) as caught:
-        decode_event(Order, data)
-
-    assert "Order" in str(caught.value)
-    assert field in str(caught.value)
 
 
 PACKAGE = Path(sluicegate.__file__).parent
+
+
 #: The command line imports the workflow that whoever types it names; that is not data.
 BY_HAND = {PACKAGE / "cli" / "_targets.py"}
+
+
 SOURCE = sorted(set(PACKAGE.rglob("*.py")) - BY_HAND)
+
+
 FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle"}
+
+
 FORBIDDEN_CALLS = {"eval", "exec", "__import__", "import_module", "import_string", "locate"}
 
 
@@ -147,9 +52,6 @@ def test_nothing_is_imported_by_name_and_nothing_unpickled(path):
     ):  # the constructor of a class, of its own names, as attrs does
         found.remove("exec")
     assert found == []
-
-
-# -- P20 ------------------------------------------------------------------------------------------
 
 
 PROGRAM = """
@@ -232,6 +134,7 @@ def loaded(*names):
 {after}
 print("fine")
 """
+
 
 BLOCK = """
 class Block:

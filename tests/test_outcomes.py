@@ -19,6 +19,7 @@ import trio
 
 from sluicegate import (
     Context,
+    Observer,
     StartEvent,
     StopEvent,
     Workflow,
@@ -35,16 +36,20 @@ from sluicegate.testing import jump_clock
 from tests.helpers import (
     BACKENDS,
     Catch,
+    Done,
     Fan,
     Item,
+    Line,
     Mine,
     MineBase,
     Note,
+    One,
     Single,
     cancelled_class,
     leaves_of,
     live_tasks,
     nothing_left,
+    on_asyncio,
     on_each_backend,
     run_virtually,
     timers_left,
@@ -1342,3 +1347,687 @@ def test_failure_that_arrives_after_the_deadline_is_kept_beside_the_timeout(back
         assert handler.exceptions == (left.error, error)
 
     run_virtually(backend, main)
+
+
+@pytest.mark.anyio
+async def test_failure_arrives_as_itself_at_everybody_who_awaits():
+    """P8: every waiter gets the step's own exception object, which carries one note."""
+    error = Mine("from the step")
+    context = error.__context__ = KeyError("its context")
+    cause = error.__cause__ = LookupError("its cause")
+    arrived = []
+
+    async def work(ctx):
+        await wait_until_idle()
+        raise error
+
+    async def wait(handler):
+        with Catch() as left:
+            await handler
+        arrived.append(left.error)
+
+    async with Single(work).run(run_id="r-1") as handler, anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(wait, handler)
+    await wait(handler)
+    with Catch() as left:
+        handler.result()
+
+    assert [e is error for e in [*arrived, left.error]] == [True] * 5
+    assert error.__cause__ is cause
+    assert error.__context__ is context
+    (note,) = error.__notes__
+    for part in ("r-1", "Single.only", "StartEvent"):
+        assert part in note
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("count", [1, 2, 5])
+async def test_failures_in_one_tick_give_one_exception(count):
+    """P8: the first is raised, never a group; all are kept, and the others are counted."""
+    raised = []
+
+    async def work(ctx, number):
+        await go.wait()
+        raised.append(Mine(number))
+        raise raised[-1]
+
+    go = anyio.Event()
+    workflow = Fan(work, count)
+    with nothing_left(), Catch() as left:
+        async with workflow.run() as handler:
+            while len(workflow.running) < count:
+                await anyio.lowlevel.checkpoint()
+            go.set()
+            await handler
+
+    # Those that had not raised yet were cancelled instead: how many did is the scheduler's affair.
+    assert left.error is raised[0]
+    assert handler.exceptions == tuple(raised)
+    assert len(raised[0].__notes__) == (1 if len(raised) == 1 else 2)
+    if len(raised) > 1:
+        assert f"{len(raised) - 1} more" in raised[0].__notes__[1]
+    for error in raised[1:]:
+        assert len(error.__notes__) == 1
+
+
+@pytest.mark.anyio
+async def test_failures_in_a_deep_chain_of_clean_ups_are_all_kept():
+    """P8: each clean-up failure of each sibling is in ``handler.exceptions``, in order."""
+    order = []
+
+    async def work(ctx, number):
+        try:
+            if number == 0:
+                await wait_until_idle()
+                order.append(Mine("first"))
+                raise order[0]
+            await anyio.sleep_forever()
+        finally:
+            if number:
+                with anyio.CancelScope(shield=True):
+                    await wait_until_idle(3 * number)
+                order.append(Mine(number))
+                raise order[-1]
+
+    handler = Fan(work, 4).run()
+    with Catch() as left:
+        await handler
+
+    assert left.error is order[0]
+    assert handler.exceptions == tuple(order)
+    assert len(order) == 4
+    assert "3 more" in order[0].__notes__[-1]
+
+
+@pytest.mark.anyio
+async def test_one_exception_object_raised_by_several_steps_counts_once():
+    """P8: the same object from two steps is one failure with one note."""
+    error = Mine()
+
+    async def work(ctx, number):
+        try:
+            if number == 0:
+                await wait_until_idle()
+                raise error
+            await anyio.sleep_forever()
+        finally:
+            if number:
+                raise error
+
+    handler = Fan(work, 3).run()
+    with Catch() as left:
+        await handler
+
+    assert left.error is error
+    assert handler.exceptions == (error,)
+    assert len(error.__notes__) == 1
+
+
+@pytest.mark.anyio
+async def test_groups_of_the_users_own_arrive_as_themselves():
+    """P8: no engine call makes a group, and none takes one apart."""
+    for group in (
+        ExceptionGroup("mine", [Mine(1), Mine(2)]),
+        BaseExceptionGroup("mine", [MineBase(1)]),
+        ExceptionGroup("mine", [ExceptionGroup("inner", [Mine(3)])]),
+    ):
+
+        async def work(ctx, number, group=group):
+            if number == 1:
+                await wait_until_idle()
+                raise group
+            await anyio.sleep_forever()
+
+        for count in (2, 3):
+            handler = Fan(work, count).run()
+            with nothing_left(), Catch() as left:
+                await handler
+
+            assert left.error is group
+            assert handler.exceptions == (group,)
+
+
+@pytest.mark.anyio
+async def test_failure_in_the_engine_s_rules_names_the_step():
+    """P8: an engine error of a step is one exception with the same note as any other."""
+
+    class Wrong(Workflow):
+        @step
+        async def only(self, ev: StartEvent) -> StopEvent:
+            return None
+
+    with pytest.raises(WorkflowRuntimeError) as caught:
+        await Wrong(strict_none=True).run(run_id="r-2")
+
+    assert "Wrong.only" in str(caught.value)
+    assert "r-2" in caught.value.__notes__[0]
+    assert len(caught.value.__notes__) == 1
+
+
+async def _fails(ctx):
+    raise Mine
+
+
+@pytest.mark.anyio
+async def test_looking_at_the_status_is_not_seeing_the_failure():
+    """P9: ``status`` and ``is_done`` tell that something failed, not what; leaving raises."""
+    for form in ("block", "scope"):
+        with pytest.raises(Mine):
+            if form == "block":
+                async with Single(_fails).run() as handler:
+                    await until_done(handler)
+            else:
+                async with workflow_scope():
+                    handler = Single(_fails).run()
+                    handler.stream_events().close()
+                    await until_done(handler)
+
+        assert handler.status == "failed"
+
+
+async def until_done(handler):
+    while not handler.is_done():
+        await anyio.lowlevel.checkpoint()
+
+
+@pytest.mark.anyio
+async def test_waiter_that_was_cancelled_has_not_seen_the_failure():
+    """P9: who waited and was cancelled before the end has learnt nothing; leaving raises."""
+    go = anyio.Event()
+
+    async def work(ctx):
+        await go.wait()
+        raise Mine
+
+    for form in ("block", "scope", "nursery"):
+        go = anyio.Event()
+        handler = Single(work).run()
+        with nothing_left(), Catch() as left:
+            if form == "block":
+                async with handler:
+                    await wait_in_vain(handler)
+                    go.set()
+            elif form == "scope":
+                async with workflow_scope():
+                    handler.stream_events().close()  # awaiting would run it in place
+                    await wait_in_vain(handler)
+                    go.set()
+            else:
+                async with anyio.create_task_group() as group:
+                    handler.start_soon(group)
+                    await wait_in_vain(handler)
+                    go.set()
+
+        assert type(left.one) is Mine
+
+
+async def wait_in_vain(handler):
+    async with anyio.create_task_group() as group:
+        group.start_soon(await_it, handler)
+        await wait_until_idle(3)
+        group.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_waiter_that_is_cancelled_in_the_tick_of_the_failure():
+    """P9: either the waiter got the failure or the owner raises it; it is never lost."""
+    for form in ("block", "scope", "nursery"):
+        for turns in [*range(10)] * 4:
+            go = anyio.Event()
+            seen = []
+
+            async def work(ctx, go=go):
+                await go.wait()
+                raise Mine
+
+            async def wait(handler, seen=seen):
+                with Catch() as left:
+                    await handler
+                if left.error is not None and type(left.error) is not Mine:
+                    raise left.error
+                seen.append(left.error)
+
+            async def watch(handler, go=go, turns=turns, wait=wait):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(wait, handler)
+                    await wait_until_idle(3)
+                    go.set()
+                    await wait_until_idle(turns)
+                    group.cancel_scope.cancel()
+
+            handler = Single(work).run()
+            with nothing_left(), Catch() as left:
+                if form == "block":
+                    async with handler:
+                        await watch(handler)
+                elif form == "scope":
+                    async with workflow_scope():
+                        handler.stream_events().close()  # awaiting would run it in place
+                        await watch(handler)
+                else:
+                    async with anyio.create_task_group() as group:
+                        handler.start_soon(group)
+                        await watch(handler)
+
+            raised = [] if left.error is None else [left.one]
+            assert [type(e) for e in seen + raised] == [Mine], (form, turns)
+
+
+@pytest.mark.anyio
+async def test_reader_that_leaves_early_keeps_no_failure_from_a_nursery():
+    """P9: a reader that was closed before the end does not count as somebody who looks."""
+    go = anyio.Event()
+
+    async def work(ctx):
+        ctx.write_event_to_stream(Item(number=1))
+        await go.wait()
+        raise Mine
+
+    with Catch() as left:
+        async with anyio.create_task_group() as group:
+            handler = Single(work).run().start_soon(group)
+            with handler.stream_events() as reader:
+                await reader.receive()
+            go.set()
+
+    assert type(left.one) is Mine
+
+
+@pytest.mark.anyio
+async def test_failure_that_an_idle_reader_kept_from_a_nursery_is_warned_about():
+    """P9: where a reader is attached that nobody reads, the failure is still not silent."""
+    async with anyio.create_task_group() as group:
+        handler = Single(_fails).run().start_soon(group)
+        reader = handler.stream_events()
+
+    assert handler.status == "failed"
+    kept = [handler, reader]
+    del handler, group, reader
+    with pytest.warns(RuntimeWarning, match=r"nobody looked at it: Mine\(\)"):
+        drop(kept)
+
+
+def drop(kept):
+    kept.clear()
+    gc.collect()
+
+
+@pytest.mark.anyio
+async def test_every_failed_run_of_a_scope_is_told_of():
+    """P9: a scope raises the first failure, which names the others in notes."""
+    errors = [Mine(n) for n in range(3)]
+
+    def failing(error):
+        async def work(ctx):
+            raise error
+
+        return Single(work)
+
+    with Catch() as left:
+        async with workflow_scope():
+            for error in errors:
+                handler = failing(error).run()
+                handler.stream_events().close()
+                await until_done(handler)
+
+    assert left.error in errors
+    others = [e for e in errors if e is not left.error]
+    text = "\n".join(left.error.__notes__)
+    assert all(repr(other) in text for other in others)
+
+
+@pytest.mark.anyio
+async def test_failure_may_be_kept_out_of_a_nursery_on_request():
+    """P9: ``keep_failure=True`` leaves it with the handler, where looking finds it."""
+    async with anyio.create_task_group() as group:
+        handler = Single(_fails).run().start_soon(group, keep_failure=True)
+
+    (error,) = handler.exceptions
+    assert type(error) is Mine
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 1")
+async def test_step_that_raises_ends_the_stream_and_arrives_as_itself():
+    """P4, P8: the stream ends with one failure event; the very exception is raised."""
+    error = ValueError("boom")
+
+    class Failing(Workflow):
+        @step
+        async def fail(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            ctx.write_event_to_stream(Line(text="before"))
+            raise error
+
+    async with Failing().run(run_id="r1") as handler:
+        events = [event async for event in handler.stream_events()]
+        with pytest.raises(ValueError, match="boom") as caught:
+            await handler
+
+    assert caught.value is error
+    assert [type(event) for event in events] == [Line, WorkflowFailedEvent]
+    assert events[-1].exception is error
+    assert events[-1].step_name == "fail"
+    [note] = error.__notes__
+    assert "Failing.fail" in note
+    assert "StartEvent()" in note
+    assert "r1" in note
+    assert handler.exceptions == (error,)
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 2")
+async def test_two_steps_that_fail_at_once_lose_neither_failure():
+    """P8: the first failure is raised, the second is kept and counted in a note."""
+    gate = anyio.Event()
+    both = anyio.Event()
+    arrived: list[int] = []
+
+    class Parallel(Workflow):
+        @step
+        async def split(self, ev: StartEvent) -> list[Item]:
+            return [Item(number=1), Item(number=2)]
+
+        @step(num_workers=2)
+        async def fail(self, ev: Item) -> Done:
+            arrived.append(ev.number)
+            if len(arrived) == 2:
+                both.set()
+            await gate.wait()
+            raise ValueError(ev.number)
+
+        @step
+        async def join(self, evs: list[Done]) -> StopEvent:
+            return StopEvent()
+
+    async with Parallel().run() as handler:
+        await both.wait()
+        gate.set()
+        with pytest.raises(ValueError) as caught:
+            await handler
+
+    assert len(handler.exceptions) == 2
+    assert caught.value is handler.exceptions[0]
+    assert {error.args for error in handler.exceptions} == {(1,), (2,)}
+    assert any("1 more failure" in note for note in caught.value.__notes__)
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 3")
+async def test_failure_in_the_clean_up_of_a_sibling_of_the_stop_is_raised():
+    """P8: a run whose clean-up failed did not complete, whatever the stop event said."""
+    error = OSError("the disk is full")
+    waiting = anyio.Event()
+
+    class Racing(Workflow):
+        @step
+        async def split(self, ev: StartEvent) -> list[Item | Done]:
+            return [Item(number=1), Done(number=2)]
+
+        @step
+        async def slow(self, ev: Item) -> StopEvent:
+            try:
+                waiting.set()
+                await anyio.sleep_forever()
+            finally:
+                raise error
+            return StopEvent(result="slow")
+
+        @step
+        async def fast(self, ev: Done) -> StopEvent:
+            await waiting.wait()
+            return StopEvent(result="fast")
+
+    async with Racing().run() as handler:
+        events = [event async for event in handler.stream_events()]
+        with pytest.raises(OSError, match="full") as caught:
+            await handler
+
+    assert caught.value is error
+    assert handler.status == "failed"
+    assert handler.stop_event is not None
+    assert handler.stop_event.result == "fast"
+    assert [type(event) for event in events] == [WorkflowFailedEvent]
+
+
+class Failing(Workflow):
+    def __init__(self):
+        super().__init__()
+        self.error = ValueError("nobody looked")
+
+    @step
+    async def fail(self, ev: StartEvent) -> StopEvent:
+        raise self.error
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 4")
+async def test_failure_that_nobody_awaits_is_raised_when_the_block_is_left():
+    """P9: the owner of the run raises the failure that nobody observed."""
+    workflow = Failing()
+    with pytest.raises(ValueError, match="nobody looked") as caught:
+        async with workflow.run():
+            pass
+
+    assert caught.value is workflow.error
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 4")
+async def test_failure_that_nobody_awaits_is_raised_by_the_scope():
+    """P9: a scope raises the failure of a run that was only started."""
+    workflow = Failing()
+    with pytest.raises(ValueError, match="nobody looked") as caught:
+        async with workflow_scope():
+            workflow.run().stream_events().close()
+
+    assert caught.value is workflow.error
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 4")
+async def test_failure_that_nobody_awaits_is_raised_into_the_nursery():
+    """P9: a nursery gets the failure, in the group that every nursery makes."""
+    workflow = Failing()
+    with pytest.raises(ExceptionGroup) as caught:
+        async with anyio.create_task_group() as nursery:
+            workflow.run().start_soon(nursery)
+
+    assert caught.value.exceptions == (workflow.error,)
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 4")
+async def test_failure_kept_from_the_nursery_and_never_looked_at_warns():
+    """P9: a failure kept in the handler and dropped with it is at least a warning."""
+    workflow = Failing()
+    async with anyio.create_task_group() as nursery:
+        handler = workflow.run().start_soon(nursery, keep_failure=True)
+
+    assert handler.status == "failed"
+    kept = [handler]
+    del handler, workflow  # which keeps the error, and so its traceback
+    with pytest.warns(RuntimeWarning, match="nobody looked at it: ValueError"):
+        drop(kept)
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 16")
+async def test_step_that_raises_a_cancellation_of_its_own_fails_the_run():
+    """P12: a stray cancellation is a failure that names the step, never a hang."""
+
+    class Stray(Workflow):
+        @step
+        async def leak(self, ev: StartEvent) -> StopEvent:
+            kept = None
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                try:
+                    await anyio.lowlevel.checkpoint()
+                except anyio.get_cancelled_exc_class() as error:
+                    kept = error
+                    raise
+            raise kept
+
+    with pytest.raises(WorkflowRuntimeError, match=r"the step Stray\.leak raised Cancelled"):
+        await Stray().run()
+
+
+@pytest.mark.anyio
+@on_asyncio
+@pytest.mark.parametrize("spread", [False, True])
+@pytest.mark.peer("edge 16")
+async def test_step_that_awaits_a_cancelled_future_fails_the_run(anyio_backend, spread):
+    """P12: so does awaiting a future that somebody cancelled, in any worker."""
+
+    class Stray(Workflow):
+        @step
+        async def split(self, ev: StartEvent) -> list[Item]:
+            return [Item(number=n) for n in range(2 if spread else 1)]
+
+        @step
+        async def leak(self, ev: Item) -> Done:
+            if ev.number == 1:
+                await anyio.sleep_forever()
+            future = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_soon(future.cancel)
+            await future
+            return Done(number=0)
+
+        @step
+        async def join(self, evs: list[Done]) -> StopEvent:
+            return StopEvent()
+
+    with pytest.raises(WorkflowRuntimeError, match="CancelledError") as caught:
+        await Stray().run()
+
+    assert isinstance(caught.value.__cause__, asyncio.CancelledError)
+    assert asyncio.current_task().cancelling() == 0
+
+
+class Weird(BaseException):
+    pass
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", [Weird, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("spread", [False, True])
+@pytest.mark.peer("edge 17")
+async def test_any_base_exception_of_a_step_comes_out_bare(kind, spread):
+    """P8, P17: whatever a step raises is raised by the await, itself and alone."""
+    error = kind("odd")
+    seen = []
+    waiting = anyio.Event()
+
+    class Odd(Workflow):
+        @step
+        async def split(self, ev: StartEvent) -> list[Item]:
+            return [Item(number=n) for n in range(2 if spread else 1)]
+
+        @step
+        async def fail(self, ev: Item) -> Done:
+            if ev.number == 0:
+                if spread:
+                    await waiting.wait()
+                raise error
+            try:
+                waiting.set()
+                await anyio.sleep_forever()
+            finally:
+                seen.append("cleaned up")
+            return Done(number=1)
+
+        @step
+        async def join(self, evs: list[Done]) -> StopEvent:
+            return StopEvent()
+
+    handler = Odd().run()
+    with pytest.raises(kind) as caught:
+        await handler
+
+    assert caught.value is error
+    assert seen == (["cleaned up"] if spread else [])
+    assert handler.exceptions == (error,)
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 20")
+async def test_first_stop_event_wins_and_the_others_are_cancelled():
+    """The first stop event is the result; what still runs is cancelled and waited for."""
+    seen = []
+    running = anyio.Event()
+
+    class Racing(Workflow):
+        @step
+        async def split(self, ev: StartEvent) -> list[Item]:
+            return [Item(number=n) for n in range(3)]
+
+        @step(num_workers=3)
+        async def race(self, ev: Item) -> StopEvent:
+            seen.append(ev.number)
+            if len(seen) == 3:
+                running.set()
+            try:
+                await running.wait()
+                if ev.number != 1:
+                    await anyio.sleep_forever()
+            finally:
+                seen.append(f"{ev.number} over")
+            return StopEvent(result=ev.number)
+
+    async with Racing().run() as handler:
+        events = [event async for event in handler.stream_events()]
+        assert await handler == 1
+
+    assert sorted(map(str, seen[3:])) == ["0 over", "1 over", "2 over"]
+    assert [event.result for event in events] == [1]
+
+
+@pytest.mark.anyio
+async def test_repr_that_raises_hides_no_failure():
+    """P8: the step's own exception arrives, whatever its event does when it is shown."""
+    error = ValueError("the real one")
+
+    class Shy(StartEvent):
+        def __repr__(self):
+            raise RuntimeError("no repr")
+
+    class Shows(Workflow[None]):
+        @step
+        async def only(self, ev: Shy) -> StopEvent:
+            raise error
+
+    with pytest.raises(ValueError, match="the real one") as caught:
+        await Shows().run()
+
+    assert caught.value is error
+
+
+@pytest.mark.anyio
+async def test_observer_that_raises_at_the_end_hangs_nobody():
+    """Who waits for the run is told before the observers are."""
+
+    class Bad(Observer):
+        def run_ended(self, run_id, status, error):
+            raise OSError("nobody reads this")
+
+    handler = One(observers=[Bad()]).run()
+    with anyio.fail_after(2), pytest.raises(OSError, match="nobody reads"):
+        async with handler:
+            assert await handler == 1
+
+
+def test_a_failure_that_nobody_saw_is_raised_where_a_nursery_hands_on_the_cancellation():
+    """P9: a group of nothing but Cancelled is a cancellation, and gives way to the run's failure."""
+
+    async def sleep(ctx):
+        await trio.sleep(100)
+
+    async def main():
+        with pytest.raises(WorkflowTimeoutError), trio.CancelScope(deadline=10):
+            async with Single(sleep, timeout=5).run(), trio.open_nursery():
+                await trio.sleep(1)
+                jump_clock(20)  # both deadlines pass in one turn
+                await trio.sleep_forever()
+
+    run_virtually("trio", main)

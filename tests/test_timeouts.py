@@ -1,4 +1,4 @@
-"""Time and limits: timeouts of steps, the clock of a run, shared limits, and the graceful stop."""
+"""Time: timeouts of steps and runs, the clock of a run, and the graceful stop (P10, P11)."""
 
 from __future__ import annotations
 
@@ -15,27 +15,35 @@ from sluicegate import (
     Context,
     HumanResponseEvent,
     InputRequiredEvent,
-    RateLimiter,
     Retry,
     StartEvent,
     StepTimeoutError,
     StopEvent,
     Workflow,
     WorkflowCancelledError,
+    WorkflowTimedOutEvent,
     WorkflowTimeoutError,
-    WorkflowValidationError,
     step,
+    workflow_scope,
 )
 from sluicegate.testing import jump_clock
 from tests.helpers import (
+    Asked,
+    Catch,
     Done,
     Item,
+    Line,
     Mine,
     Note,
+    Quick,
+    Said,
     Single,
+    Stuck,
+    fanning,
     nothing_left,
     on_each_backend,
     run_virtually,
+    stepping,
     timers_left,
     wait_until_idle,
 )
@@ -47,41 +55,6 @@ class Question(InputRequiredEvent):
 
 class Answer(HumanResponseEvent):
     number: int = 0
-
-
-def stepping(function, **of_step):
-    """Return the class of a workflow of one step, which runs ``await function(ctx)``."""
-
-    class Stepping(Workflow):
-        @step(**of_step)
-        async def only(self, ctx: Context, ev: StartEvent) -> StopEvent | Item:
-            return StopEvent(result=await function(ctx))
-
-        @step
-        async def take(self, ev: Item) -> None:
-            pass
-
-    return Stepping
-
-
-def fanning(function, count=3, **of_step):
-    """Return a workflow that runs ``await function(ctx, n)`` for each number, and joins them."""
-
-    class Fanning(Workflow):
-        @step
-        async def begin(self, ev: StartEvent) -> list[Item]:
-            return [Item(number=n) for n in range(count)]
-
-        @step(**of_step)
-        async def work(self, ctx: Context, ev: Item) -> Done:
-            await function(ctx, ev.number)
-            return Done(number=ev.number)
-
-        @step
-        async def end(self, evs: list[Done]) -> StopEvent:
-            return StopEvent(result=sorted(ev.number for ev in evs))
-
-    return Fanning()
 
 
 # -- timeouts of steps -----------------------------------------------------------------------------
@@ -486,68 +459,6 @@ def test_clock_goes_on_when_a_child_that_waits_is_given_up(backend):
 # -- how many runs at a time ------------------------------------------------------------------------
 
 
-@on_each_backend
-def test_runs_of_a_workflow_go_on_so_many_at_a_time(backend):
-    """Further ones wait in the order in which they came; their timeouts begin when they do."""
-    log = []
-
-    class Slow(Workflow):
-        @step
-        async def only(self, ev: StartEvent) -> StopEvent:
-            log.append((ev.n, anyio.current_time() - began[0]))
-            await anyio.sleep(10)
-            return StopEvent(result=ev.n)
-
-    began = []
-
-    async def main():
-        began[:] = [anyio.current_time()]
-        workflow = Slow(num_concurrent_runs=2, timeout=15)
-        handlers = []
-        with nothing_left():
-            async with anyio.create_task_group() as group:
-                for n in range(5):
-                    handlers.append(workflow.run(n=n).start_soon(group))
-                    await wait_until_idle()
-            assert [handler.result() for handler in handlers] == list(range(5))
-        assert not timers_left()
-
-    run_virtually(backend, main)
-    assert log == [(0, 0), (1, 0), (2, 10), (3, 10), (4, 20)]
-
-
-@on_each_backend
-def test_run_is_cancelled_while_it_waits_for_its_turn(backend):
-    """It never begins, its stream ends, and those behind it move up."""
-    log = []
-
-    async def function(ctx):
-        log.append(anyio.current_time() - began[0])
-        await anyio.sleep(10)
-
-    began = []
-
-    async def main():
-        began[:] = [anyio.current_time()]
-        workflow = stepping(function)(num_concurrent_runs=1)
-        with nothing_left():
-            async with anyio.create_task_group() as group:
-                first, second, third = (workflow.run() for _ in range(3))
-                for handler in (first, second, third):
-                    handler.start_soon(group)
-                    await wait_until_idle()
-                stream = second.stream_events()
-                await anyio.sleep(1)
-                assert second.status == "running"
-                await second.cancel("not needed")
-                assert second.status == "cancelled"
-                assert [type(ev).__name__ async for ev in stream] == ["WorkflowCancelledEvent"]
-            assert first.status == third.status == "completed"
-
-    run_virtually(backend, main)
-    assert log == [0, 10]
-
-
 @pytest.mark.anyio
 async def test_graceful_stop_of_a_run_that_waits_for_its_turn():
     """Nothing of it runs, so it ends at once."""
@@ -571,197 +482,6 @@ def is_empty(workflow):
     """Whether no run holds a workflow's slots, or waits for one."""
     limit = workflow._Workflow__options.run_limit
     return all(not slots.inside and not slots.waiting for slots in limit._slots._things.values())
-
-
-def test_native_cancellation_of_a_run_that_waits_for_its_turn():
-    """``Task.cancel()`` of the one that waits takes no turn from those behind it."""
-
-    async def function(ctx):
-        await anyio.sleep(10)
-        return "done"
-
-    async def main():
-        workflow = stepping(function)(num_concurrent_runs=1)
-        with nothing_left():
-            tasks = [asyncio.create_task(workflow.run()._await()) for _ in range(3)]
-            await asyncio.sleep(1)
-            tasks[1].cancel()
-            ended = await asyncio.gather(*tasks, return_exceptions=True)
-        assert ended[0] == ended[2] == "done"
-        assert isinstance(ended[1], asyncio.CancelledError)
-        assert asyncio.get_running_loop().time() == 20
-
-    run_virtually("asyncio", main)
-
-
-# -- limits that steps share -------------------------------------------------------------------------
-
-
-@pytest.mark.anyio
-async def test_capacity_is_shared_by_workflows():
-    """Two workflows whose steps name one limiter have so many invocations at a time, together."""
-    limiter = anyio.CapacityLimiter(2)
-    inside = []
-    most = []
-
-    async def function(ctx, number):
-        inside.append(number)
-        most.append(len(inside))
-        for _ in range(3):
-            await anyio.lowlevel.checkpoint()
-        inside.remove(number)
-
-    one, two = (fanning(function, 10, limiter=limiter, num_workers=10) for _ in range(2))
-    async with one.run() as first, two.run() as second:
-        assert await first == await second == list(range(10))
-
-    assert max(most) == 2
-    assert limiter.borrowed_tokens == 0
-
-
-def test_capacity_limiter_of_trio():
-    """Trio's own limiter serves as well; a cancelled step gives its place back."""
-    limiter = trio.CapacityLimiter(1)
-
-    async def function(ctx, number):
-        await trio.sleep(10)
-
-    async def main():
-        workflow = fanning(function, 3, limiter=limiter)
-        assert await workflow.run() == [0, 1, 2]
-        assert trio.current_time() - began == 30
-        with trio.move_on_after(5):
-            await workflow.run()
-        assert limiter.borrowed_tokens == 0
-
-    async def start():
-        nonlocal began
-        began = trio.current_time()
-        await main()
-
-    began = 0.0
-    run_virtually("trio", start)
-
-
-@on_each_backend
-def test_rate_is_shared_by_workflows(backend):
-    """Invocations of both begin at the rate of the limiter."""
-    limiter = RateLimiter(1, per=10)
-    begun = []
-
-    async def function(ctx, number):
-        begun.append(anyio.current_time() - began[0])
-
-    began = []
-
-    async def main():
-        began[:] = [anyio.current_time()]
-        one, two = (fanning(function, 2, limiter=limiter) for _ in range(2))
-        async with one.run() as first, two.run() as second:
-            await first
-            await second
-
-    run_virtually(backend, main)
-    assert begun == pytest.approx([0, 10, 20, 30])
-
-
-@on_each_backend
-def test_waiting_for_a_limiter_is_no_time_of_the_step(backend):
-    """The timeouts of a step begin when it does."""
-    limiter = anyio.CapacityLimiter(1)
-
-    async def function(ctx, number):
-        await anyio.sleep(4)
-
-    async def main():
-        workflow = fanning(function, 3, limiter=limiter, timeout=5, idle_timeout=5)
-        assert await workflow.run() == [0, 1, 2]
-
-    run_virtually(backend, main)
-
-
-@on_each_backend
-def test_delayed_attempt_holds_no_limiter(backend):
-    """Between two attempts others may enter."""
-    limiter = anyio.CapacityLimiter(1)
-    log = []
-
-    async def function(ctx, number):
-        log.append(number)
-        if number == 0 and ctx.step.attempt == 1:
-            raise Mine
-
-    async def main():
-        workflow = fanning(function, 2, limiter=limiter, retry=Retry(wait=100), num_workers=1)
-        assert await workflow.run() == [0, 1]
-
-    run_virtually(backend, main)
-    assert log == [0, 1, 0]
-
-
-@pytest.mark.anyio
-async def test_limiter_is_entered_around_a_synchronous_step():
-    """A plain ``def`` is limited in the same way."""
-    limiter = anyio.CapacityLimiter(1)
-    borrowed = []
-
-    class Threaded(Workflow):
-        @step(limiter=limiter)
-        def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
-            borrowed.append(ctx.from_thread.run_sync(lambda: limiter.borrowed_tokens))
-            return StopEvent()
-
-    await Threaded().run()
-
-    assert borrowed == [1]
-    assert limiter.borrowed_tokens == 0
-
-
-@pytest.mark.anyio
-async def test_step_and_step_of_its_child_may_share_a_limiter():
-    """Each invocation counts for one, whatever task runs it."""
-    limiter = anyio.CapacityLimiter(2)
-
-    class Inner(Workflow):
-        @step(limiter=limiter)
-        async def only(self, ev: StartEvent) -> StopEvent:
-            return StopEvent(result=limiter.borrowed_tokens)
-
-    class Outer(Workflow):
-        @step(limiter=limiter)
-        async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
-            return StopEvent(result=await ctx.run_child(Inner()))
-
-    assert await Outer().run() == 2
-    assert limiter.borrowed_tokens == 0
-
-
-@pytest.mark.anyio
-async def test_limiter_that_fails_fails_the_step():
-    """An error of the limiter is the step's: it is tried again."""
-
-    class Moody:
-        entered = 0
-
-        async def __aenter__(self):
-            self.entered += 1
-            if self.entered < 3:
-                raise Mine
-
-        async def __aexit__(self, *_):
-            pass
-
-    async def function(ctx):
-        return ctx.step.attempt
-
-    assert await stepping(function, limiter=Moody(), retry=Retry(stop=3))().run() == 3
-
-
-@pytest.mark.parametrize("limiter", [RateLimiter, anyio.CapacityLimiter, object()])
-def test_limiter_is_an_object_that_can_be_entered(limiter):
-    """A class, or what is no async context manager, is refused where it is written."""
-    with pytest.raises(WorkflowValidationError, match="expected an async context manager like"):
-        step(limiter=limiter)(test_step_that_waits_is_cancelled_by_a_graceful_stop)
 
 
 # -- the graceful stop ---------------------------------------------------------------------------------
@@ -1078,3 +798,483 @@ async def test_step_may_ask_for_the_graceful_stop_of_its_own_run():
     handlers.clear()
 
     assert log == ["ended"]
+
+
+class Late(Workflow):
+    """Takes ``seconds``, and never minds a cancellation."""
+
+    def __init__(self, take, **options):
+        super().__init__(**options)
+        self.take = take
+
+    @step
+    async def only(self, ev: StartEvent) -> StopEvent:
+        await self.take()
+        return StopEvent(result="result")
+
+
+async def sleep_shielded(seconds):
+    with anyio.CancelScope(shield=True):
+        await anyio.sleep(seconds)
+
+
+@on_each_backend
+@pytest.mark.parametrize("how", ["shielded", "blocking"])
+@pytest.mark.parametrize(("seconds", "status"), [(9, "completed"), (11, "timed_out")])
+def test_step_that_is_late_cannot_turn_a_timeout_into_a_result(backend, how, seconds, status):
+    """P10: neither by shielding itself nor by blocking, with no checkpoint after the deadline."""
+
+    async def main():
+        async def take():
+            if how == "shielded":
+                await sleep_shielded(seconds)
+            else:
+                jump_clock(seconds)
+
+        with nothing_left(), Catch() as left:
+            handler = Late(take, timeout=10).run()
+            await handler
+
+        assert handler.status == status
+        assert (type(left.error) is WorkflowTimeoutError) == (status == "timed_out")
+
+    run_virtually(backend, main)
+
+
+@on_each_backend
+@pytest.mark.parametrize(("seconds", "fails"), [(9, False), (11, True)])
+@pytest.mark.parametrize("how", ["shielded", "blocking"])
+def test_step_that_is_late_for_its_own_timeout_has_failed(backend, how, seconds, fails):
+    """P10: the same for ``@step(timeout=...)``."""
+
+    class Timed(Workflow):
+        @step(timeout=10)
+        async def only(self, ev: StartEvent) -> StopEvent:
+            if how == "shielded":
+                await sleep_shielded(seconds)
+            else:
+                jump_clock(seconds)
+            return StopEvent(result="result")
+
+    async def main():
+        with nothing_left(), Catch() as left:
+            assert await Timed().run() == "result"
+
+        assert (type(left.error) is StepTimeoutError) == fails
+
+    run_virtually(backend, main)
+
+
+@on_each_backend
+@pytest.mark.parametrize("how", ["sleeping", "shielded", "blocking"])
+@pytest.mark.parametrize("hops", [0, 1, 5])
+@pytest.mark.parametrize("whose", ["run", "step"])
+def test_stop_event_in_the_tick_of_the_deadline_wins_always(backend, how, hops, whose):
+    """P10: at the very moment of the deadline the result wins, each of fifty times."""
+
+    class Exact(Workflow):
+        @step(timeout=10 if whose == "step" else None)
+        async def begin(self, ev: StartEvent) -> Item | StopEvent:
+            if how == "sleeping":
+                await anyio.sleep(10)
+            elif how == "shielded":
+                await sleep_shielded(10)
+            else:
+                jump_clock(10)
+            return Item(number=hops) if hops else StopEvent(result="result")
+
+        @step
+        async def hop(self, ev: Item) -> Item | StopEvent:
+            if ev.number == 1:
+                return StopEvent(result="result")
+            return Item(number=ev.number - 1)
+
+    async def main():
+        workflow = Exact(timeout=10 if whose == "run" else None)
+        for _ in range(50):
+            assert await workflow.run() == "result"
+
+    run_virtually(backend, main)
+
+
+@on_each_backend
+def test_every_timer_is_the_backends(backend, monkeypatch):
+    """P10: hours pass in no time; a wall clock that jumps back and forth is not looked at."""
+    monkeypatch.setattr(time, "time", iter([1e9, -1e9, 3e9] * 10_000).__next__)
+
+    class Timed(Workflow):
+        @step(timeout=3_600)
+        async def begin(self, ev: StartEvent) -> Item:
+            await anyio.sleep(3_599)
+            return Item(number=1)
+
+        @step(timeout=1)
+        async def end(self, ev: Item) -> StopEvent:
+            await anyio.sleep(2)
+            return StopEvent()
+
+    async def main():
+        with pytest.raises(StepTimeoutError) as caught:
+            await Timed(timeout=7_200).run()
+
+        assert caught.value.active_steps == ("end",)
+        assert anyio.current_time() == pytest.approx(3_600)
+        began = anyio.current_time()
+        with pytest.raises(WorkflowTimeoutError) as caught:
+            await Timed(timeout=50).run()
+
+        assert type(caught.value) is WorkflowTimeoutError
+        assert anyio.current_time() - began == pytest.approx(50)
+
+    run_virtually(backend, main)
+
+
+@pytest.mark.trio
+async def test_mock_clock_drives_the_timeout(autojump_clock):
+    """P10: under ``autojump_clock`` the deadline is hit exactly."""
+
+    async def work(ctx):
+        await trio.sleep_forever()
+
+    began = trio.current_time()
+    with pytest.raises(trio.TooSlowError):
+        await Single(work, timeout=1e6).run()
+
+    assert trio.current_time() - began == pytest.approx(1e6)
+
+
+@on_each_backend
+def test_the_timeout_of_a_run_counts_from_its_start(backend):
+    """P10: not from when it was made."""
+
+    async def main():
+        async def work(ctx):
+            await anyio.sleep(5)
+            return "result"
+
+        handler = Single(work, timeout=10).run()
+        await anyio.sleep(100)
+        assert await handler == "result"
+
+    run_virtually(backend, main)
+
+
+@on_each_backend
+def test_deadline_around_a_foreign_nursery_does_not_bind_its_runs(backend):
+    """P10: a run started in a nursery has the deadlines of that nursery, and its own."""
+
+    async def main():
+        async def work(ctx):
+            await anyio.sleep(50)
+            return "result"
+
+        async with anyio.create_task_group() as group:
+            with anyio.move_on_after(5):
+                slow = Single(work).run().start_soon(group)
+                fast = Single(work, timeout=10).run().start_soon(group)
+                await anyio.sleep_forever()
+            with pytest.raises(WorkflowTimeoutError):
+                await fast
+            assert anyio.current_time() == pytest.approx(10)
+            assert await slow == "result"
+
+    run_virtually(backend, main)
+
+
+@on_each_backend
+@pytest.mark.parametrize("catch", [TimeoutError, trio.TooSlowError, WorkflowTimeoutError])
+@pytest.mark.parametrize("form", ["in place", "block", "nursery", "scope"])
+def test_timeout_is_caught_where_one_is(backend, catch, form):
+    """P11: right around the await, by the name that is common there."""
+
+    async def main():
+        class Two(Workflow):
+            @step
+            async def begin(self, ev: StartEvent) -> list[Item | Done]:
+                return [Item(number=1), Item(number=2), Done(number=3)]
+
+            @step
+            async def slow(self, ev: Item) -> StopEvent:
+                await anyio.sleep_forever()
+                raise AssertionError
+
+            @step
+            async def quick(self, ev: Done) -> None:
+                return None
+
+        async def check(handler):
+            with pytest.raises(catch) as caught:
+                await handler
+
+            error = caught.value
+            assert type(error) is WorkflowTimeoutError
+            assert error.timeout == 7
+            assert error.active_steps == ("slow", "slow")
+            assert all(part in str(error) for part in ("slow", "7 s", "r-3"))
+            assert "quick" not in str(error)
+
+        handler = Two(timeout=7).run(run_id="r-3")
+        with nothing_left():
+            if form == "in place":
+                await check(handler)
+            elif form == "block":
+                async with handler:
+                    await check(handler)
+            elif form == "scope":
+                async with workflow_scope():
+                    await check(handler)
+            else:
+                async with anyio.create_task_group() as group:
+                    handler.start_soon(group)
+                    await check(handler)
+
+    run_virtually(backend, main)
+
+
+@on_each_backend
+def test_timeout_of_a_step_is_one_too_and_names_it(backend):
+    """P11: ``StepTimeoutError`` is a ``WorkflowTimeoutError`` that names the step."""
+
+    class Timed(Workflow):
+        @step(timeout=3)
+        async def only(self, ev: StartEvent) -> StopEvent:
+            await anyio.sleep_forever()
+            raise AssertionError
+
+    async def main():
+        with pytest.raises(TimeoutError) as caught:
+            await Timed().run()
+
+        assert isinstance(caught.value, StepTimeoutError | trio.TooSlowError)
+        assert caught.value.active_steps == ("only",)
+        assert "Timed.only" in str(caught.value)
+
+    run_virtually(backend, main)
+
+
+@on_each_backend
+def test_timeout_of_a_step_is_for_one_invocation_of_it(backend):
+    """P15: each invocation has its own time; of several only the late one is timed out."""
+
+    class Timed(Workflow):
+        @step
+        async def begin(self, ev: StartEvent) -> list[Item]:
+            return [Item(number=n) for n in (4, 1, 3, 2)]
+
+        @step(timeout=5, num_workers=2)
+        async def work(self, ev: Item) -> Done:
+            await anyio.sleep(ev.number)
+            return Done(number=ev.number)
+
+        @step
+        async def end(self, evs: list[Done]) -> StopEvent:
+            return StopEvent(result=[ev.number for ev in evs])
+
+    async def main():
+        # Two at a time, ten seconds of work in all: no less than five, and none is late.
+        assert sorted(await Timed().run()) == [1, 2, 3, 4]
+        assert anyio.current_time() >= 5
+
+    run_virtually(backend, main)
+
+
+@on_each_backend
+def test_step_that_times_out_is_cancelled_alone_and_fails_its_run(backend):
+    """P15: the others see the failure of the run, not the timeout of their sibling."""
+    seen = []
+
+    class Timed(Workflow):
+        @step
+        async def begin(self, ev: StartEvent) -> list[Item | Note]:
+            return [Item(number=1), Note(number=2)]
+
+        @step(timeout=5)
+        async def late(self, ev: Item) -> StopEvent:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(2)
+                seen.append(("late", anyio.current_time()))
+            raise AssertionError
+
+        @step
+        async def other(self, ev: Note) -> StopEvent:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                seen.append(("other", anyio.current_time()))
+            raise AssertionError
+
+    async def main():
+        with nothing_left(), pytest.raises(StepTimeoutError):
+            await Timed().run()
+
+        assert [name for name, _ in seen] == ["late", "other"]
+        assert [when for _, when in seen] == pytest.approx([7, 7])
+
+    run_virtually(backend, main)
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 5")
+async def test_timeout_reaches_the_step_the_stream_and_the_caller():
+    """P4, P11: the step is cancelled, the stream says so, and both names catch it."""
+    workflow = Stuck(timeout=0.05)
+    async with workflow.run() as handler:
+        events = [event async for event in handler.stream_events()]
+        with pytest.raises(WorkflowTimeoutError) as caught:
+            await handler
+
+    assert isinstance(caught.value, TimeoutError)
+    assert isinstance(caught.value, trio.TooSlowError)
+    assert caught.value.active_steps == ("wait",)
+    assert workflow.seen == ["cancelled", "cleaned up"]
+    assert [type(event) for event in events] == [Line, Line, WorkflowTimedOutEvent]
+    assert events[-1].active_steps == ("wait",)
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 6")
+async def test_timeout_does_not_cut_the_clean_up_short():
+    """P2: a shielded clean-up runs to its end, however long after the timeout it takes."""
+    release = anyio.Event()
+    cleaning = anyio.Event()
+    seen = []
+
+    class Careful(Workflow):
+        @step
+        async def wait(self, ev: StartEvent) -> StopEvent:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    cleaning.set()
+                    await release.wait()
+                    await wait_until_idle(5)
+                    seen.append("cleaned up")
+            return StopEvent()
+
+    async with Careful(timeout=0.05).run() as handler:
+        with anyio.fail_after(2):  # rather than hang, should the step not even have begun
+            await cleaning.wait()
+        await anyio.sleep(0.01)
+        assert not handler.is_done()
+        release.set()
+        with pytest.raises(WorkflowTimeoutError):
+            await handler
+
+        assert seen == ["cleaned up"]
+
+
+@pytest.mark.anyio
+@pytest.mark.peer("edge 7")
+async def test_step_that_blocks_the_loop_cannot_bring_a_late_result():
+    """P10: a result that comes after the deadline is a timeout."""
+
+    class Blocking(Workflow):
+        @step
+        async def block(self, ev: StartEvent) -> StopEvent:
+            time.sleep(0.008)
+            return StopEvent(result="too late")
+
+    with pytest.raises(WorkflowTimeoutError):
+        await Blocking(timeout=0.002).run()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("jump", [3600.0, -3600.0])
+@pytest.mark.peer("edge 35")
+async def test_wall_clock_that_jumps_changes_no_timeout(monkeypatch, jump):
+    """P10: time is the event loop's clock, which no one can set."""
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + jump)
+
+    assert await Quick(timeout=30).run() == "quick"
+    with pytest.raises(WorkflowTimeoutError):
+        await Stuck(timeout=0.05).run()
+
+
+@on_each_backend
+@pytest.mark.peer("note 3.3")
+def test_time_that_a_person_takes_is_left_out_of_the_timeout(backend):
+    """With ``timeout_excludes_waiting`` the clock stands still while a run is idle."""
+
+    async def ask(ctx):
+        await anyio.sleep(3)
+        await ctx.wait_for_event(Said, Asked(name="ann"))
+        await anyio.sleep(3)
+        return "done"
+
+    async def take_a_day(seconds):
+        workflow = Single(ask, timeout=seconds, timeout_excludes_waiting=True)
+        async with workflow.run() as handler:
+            async for event in handler.stream_events():
+                if isinstance(event, Asked):
+                    await anyio.sleep(86_400)
+                    handler.send_event(Said(name="ann", text="aye"))
+            return await handler
+
+    async def main():
+        assert await take_a_day(7) == "done"
+        with pytest.raises(WorkflowTimeoutError):
+            await take_a_day(5)
+
+    run_virtually(backend, main)
+
+
+@on_each_backend
+def test_the_clock_goes_on_while_one_of_two_children_works(backend):
+    """A run is idle only when all of it waits for a person."""
+
+    class Asking(Workflow):
+        @step
+        async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            await ctx.wait_for_event(HumanResponseEvent, InputRequiredEvent(prefix="?"))
+            return StopEvent()
+
+    class Busy(Workflow):
+        @step
+        async def only(self, ev: StartEvent) -> StopEvent:
+            await anyio.sleep(100)
+            return StopEvent()
+
+    class Both(Workflow):
+        @step
+        async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            async with anyio.create_task_group() as group:
+                group.start_soon(ctx.run_child, Asking())
+                group.start_soon(ctx.run_child, Busy())
+            return StopEvent()
+
+    async def main():
+        with pytest.raises(WorkflowTimeoutError):
+            await Both(timeout=5, timeout_excludes_waiting=True).run()
+        assert anyio.current_time() < 50
+
+    run_virtually(backend, main)
+
+
+@on_each_backend
+def test_a_timeout_that_passes_while_a_step_blocks_is_the_timeout(backend):
+    """P11: also where the step had slept before, and its sleep was ended by a cancellation."""
+
+    class Slow(Workflow):
+        @step
+        async def slow(self, ev: StartEvent) -> Item:
+            await anyio.sleep(1)
+            until = time.perf_counter() + 0.002  # so that the next hop is a whole checkpoint
+            while time.perf_counter() < until:
+                pass
+            jump_clock(20)
+            return Item(number=1)
+
+        @step
+        async def last(self, ev: Item) -> StopEvent:
+            return StopEvent()
+
+    async def main():
+        with pytest.raises(WorkflowTimeoutError):
+            await Slow(timeout=5).run()
+
+    run_virtually(backend, main)
