@@ -229,7 +229,7 @@ async def test_answer_too_many_answers_no_later_question():
         async for event in handler.stream_events():
             if not isinstance(event, InputRequiredEvent):
                 continue
-            if event.number == 1:
+            if event.n == 1:
                 handler.send_event(Answer(text="noise"))
                 handler.send_event(Answer(text="first"))
             else:

@@ -2011,7 +2011,9 @@ async def test_concurrent_readers_each_get_everything():
         await handler
 
     assert len(got) == 3
-    assert all([event.get("number") for event in events] == [0, 1, 2, None] for events in got.values())
+    assert all(
+        [event.get("number") for event in events] == [0, 1, 2, None] for events in got.values()
+    )
 
 
 @pytest.mark.anyio
