@@ -74,10 +74,10 @@ def pytest_configure(config: pytest.Config) -> None:
         read_limit(config)
     # Of hooks that all want to be first, the one that was registered last is. Every plugin with an
     # entry point is registered by now.
-    config.pluginmanager.register(Collection(), "sluicegate-collection")
+    config.pluginmanager.register(ItemMaker(), "sluicegate-collection")
 
 
-class Collection:
+class ItemMaker:
     """Makes the items of marked tests, before another plugin can."""
 
     @pytest.hookimpl(tryfirst=True)
@@ -88,18 +88,17 @@ class Collection:
         if not collector.istestfunction(obj, name):
             return None
         function = getattr(obj, "__func__", obj)
-        if not is_marked(collector, function):
+        own = own_marks(function)
+        if not any(mark.name in MARKS for mark in own) and not is_marked(collector):
             return None
         from pytest_sluicegate._items import make_items  # noqa: PLC0415
 
-        return make_items(collector, name, function)
+        return make_items(collector, name, function, own)
 
 
-def is_marked(collector: pytest.Module | pytest.Class, function: Any) -> bool:
-    """Whether a function, or what it is in, has one of our marks."""
-    return any(mark.name in MARKS for mark in own_marks(function)) or any(
-        collector.get_closest_marker(mark) is not None for mark in MARKS
-    )
+def is_marked(node: pytest.Item | pytest.Collector) -> bool:
+    """Whether a test, a class or a module has one of our marks."""
+    return any(node.get_closest_marker(mark) is not None for mark in MARKS)
 
 
 def own_marks(function: Any) -> list[pytest.Mark]:
@@ -112,7 +111,7 @@ def own_marks(function: Any) -> list[pytest.Mark]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Refuse what is marked and cannot be swept."""
-    if any(item.get_closest_marker(mark) is not None for mark in MARKS):
+    if is_marked(item):
         from pytest_sluicegate._items import check_item  # noqa: PLC0415
 
         check_item(item)

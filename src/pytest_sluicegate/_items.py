@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import pytest
 
-from pytest_sluicegate import MARKS, own_marks
 from pytest_sluicegate._options import options_for, refuse
 from pytest_sluicegate._reports import Witness, represent, tell_report
 
@@ -19,12 +18,18 @@ if TYPE_CHECKING:
     from _pytest._code.code import ExceptionInfo, TerminalRepr
 
 
+#: For each mark, the function of sluicegate.testing that runs the test.
+_CALLS: Final = {"cancel_sweep": "sweep", "schedule_fuzz": "fuzz"}
+
 #: The marks by which other plugins know the coroutines that are theirs.
 _THEIRS: Final = ("anyio", "asyncio", "trio")
 
 
 def make_items(
-    collector: pytest.Module | pytest.Class, name: str, function: Callable[..., Any]
+    collector: pytest.Module | pytest.Class,
+    name: str,
+    function: Callable[..., Any],
+    own_marks: list[pytest.Mark],
 ) -> list[pytest.Item] | None:
     """Make the items of a marked test function, one for each set of its parameters.
 
@@ -33,9 +38,10 @@ def make_items(
     """
     if not inspect.iscoroutinefunction(function) or not getattr(function, "__test__", True):
         return None
+    marks = [*own_marks, *collector.iter_markers()]
+    definition = _definition(collector, function, marks)
     return [
-        _swept(collector, item)
-        for item in cast("Any", collector)._genfunctions(name, _definition(collector, function))
+        _swept(collector, item) for item in cast("Any", collector)._genfunctions(name, definition)
     ]
 
 
@@ -53,7 +59,7 @@ def _swept(collector: pytest.Module | pytest.Class, item: Any) -> SweptFunction:
 
 
 def _definition(
-    collector: pytest.Module | pytest.Class, function: Callable[..., Any]
+    collector: pytest.Module | pytest.Class, function: Callable[..., Any], marks: list[pytest.Mark]
 ) -> Callable[..., Any]:
     """Make what pytest is to read fixtures and parameters from: it is not async, without ``trial``."""
 
@@ -64,23 +70,20 @@ def _definition(
     signature = inspect.signature(function)
     kept = [it for name, it in signature.parameters.items() if name != "trial"]
     vars(definition)["__signature__"] = signature.replace(parameters=kept)
-    if _wants_each_backend(collector, function):
+    if _wants_each_backend(collector, marks):
         pytest.mark.usefixtures("anyio_backend")(definition)
     return definition
 
 
-def _wants_each_backend(
-    collector: pytest.Module | pytest.Class, function: Callable[..., Any]
-) -> bool:
+def _wants_each_backend(collector: pytest.Module | pytest.Class, marks: list[pytest.Mark]) -> bool:
     """Whether the AnyIO plugin's mark is to choose the backends, as it does for other tests."""
-    marks = [*own_marks(function), *collector.iter_markers()]
     return (
         bool(collector.session._fixturemanager.getfixturedefs("anyio_backend", collector))
         and any(mark.name == "anyio" for mark in marks)
         and any(
             ours in {mark.name for mark in marks}
             and not any(mark.name == ours and "backends" in mark.kwargs for mark in marks)
-            for ours in MARKS
+            for ours in _CALLS
         )
     )
 
@@ -109,11 +112,8 @@ class SweptFunction(pytest.Function):
         __tracebackhide__ = True
         from sluicegate import testing  # noqa: PLC0415 - whoever marks no test does not pay for it
 
-        calls: dict[str, Callable[..., Any]] = {
-            "cancel_sweep": testing.sweep,
-            "schedule_fuzz": testing.fuzz,
-        }
-        marks = [mark for mark in MARKS if self.get_closest_marker(mark) is not None]
+        calls = {mark: getattr(testing, call) for mark, call in _CALLS.items()}
+        marks = [mark for mark in _CALLS if self.get_closest_marker(mark) is not None]
         refusals: list[str] = []
         for mark in marks:
             options = options_for(self, mark, calls[mark])
@@ -195,7 +195,7 @@ def check_item(item: pytest.Item) -> None:
         _check_fixtures(item)
         return
     function: Any = getattr(item, "function", None)
-    mark = next(name for name in MARKS if item.get_closest_marker(name) is not None)
+    mark = next(name for name in _CALLS if item.get_closest_marker(name) is not None)
     is_own = any(own.name == mark for own in item.own_markers)
     given = getattr(function, "hypothesis", None)
     if given is not None and inspect.iscoroutinefunction(given.inner_test):
@@ -213,9 +213,6 @@ def check_item(item: pytest.Item) -> None:
     else:
         return  # It is in a marked class or module, and there is nothing in it to cancel.
     refuse(f"{item.nodeid} has the mark {mark}, and {problem}; expected {expected}")
-
-
-_CALLS: Final = {"cancel_sweep": "sweep", "schedule_fuzz": "fuzz"}
 
 
 def _check_fixtures(item: SweptFunction) -> None:

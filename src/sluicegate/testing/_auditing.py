@@ -62,7 +62,7 @@ class StepStruckError(Exception):
 class _Manager:
     """Stands in for a context manager that is a resource, and tells when it opens and closes."""
 
-    def __init__(self, watch: Watch, plan: ResourcePlan, manager: Any) -> None:
+    def __init__(self, watch: ScenarioWatch, plan: ResourcePlan, manager: Any) -> None:
         self.plan = plan
         self.closings = 0
         self.is_closed = False
@@ -88,12 +88,12 @@ class _Manager:
             self.is_closed = True
 
 
-class Watch:
+class ScenarioWatch:
     """What one run of a scenario was seen to do, and what was wrong with it at once."""
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
-        self.runner: WatchedRunner
+        self.runner: AuditedRunner
         self.problems: list[str] = []
         #: What is wrong unless an error was put in place of an await of the engine's.
         self.disorder: list[str] = []
@@ -207,7 +207,7 @@ class Watch:
                 yield f"the resource {resource.plan.name} was not closed"
 
 
-class WatchedRunner(Runner):
+class AuditedRunner(Runner):
     """A run whose books are kept to be looked at, and that tells what it publishes."""
 
     __slots__ = ("books", "children", "first", "halted", "kept", "seen")
@@ -218,7 +218,7 @@ class WatchedRunner(Runner):
     #: The scope of its resources, and the runs that were children of it.
     kept: ResourceScope | None
     children: list[Runner]
-    seen: Watch
+    seen: ScenarioWatch
     first: int
 
     @enable_ki_protection
@@ -249,10 +249,10 @@ class WatchedRunner(Runner):
         super()._conclude(backend, interruption)
 
 
-def watched(handler: WorkflowHandler[Any], trial: Trial) -> Watch:
+def watched(handler: WorkflowHandler[Any], trial: Trial) -> ScenarioWatch:
     """Have a handler that is not yet started run what is watched; the workflow stays as it is."""
-    watch, own = Watch(trial), handler._runner
-    handler._runner = watch.runner = runner = WatchedRunner(
+    watch, own = ScenarioWatch(trial), handler._runner
+    handler._runner = watch.runner = runner = AuditedRunner(
         own.workflow,
         with_steps(own.graph, map(watch.alter, own.graph.steps)),
         run_id=own.run_id,
@@ -310,7 +310,7 @@ def audit(handler: Any) -> list[str]:
     if machine is not None and machine._publish is not _retired:
         found.append("the machine still holds the run")
     kept = [] if runner.options.resources is None else [runner.options.resources]
-    if isinstance(runner, WatchedRunner):
+    if isinstance(runner, AuditedRunner):
         machine, halted = runner.books, runner.halted
         kept += [] if runner.kept is None else [runner.kept]
         found += [f"in a child: {text}" for child in runner.children for text in audit(child)]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-class _Held:
+class _HeldInvocation:
     """An invocation that stands at its gate."""
 
     __slots__ = ("is_open", "step", "waiter", "worker")
@@ -51,7 +51,7 @@ class _Held:
         self.waiter.wake()
 
 
-class _Gates:
+class _StepGates:
     """The gates of all steps of a run, and who stands at them.
 
     One is let through at a time, and only when all else stands at a gate, waits for an event or
@@ -63,8 +63,8 @@ class _Gates:
     def __init__(self, runner: Runner, tell: Callable[[], None]) -> None:
         self._runner = runner
         self._tell = tell
-        self._arrived: list[_Held] = []
-        self._queue: list[_Held] = []
+        self._arrived: list[_HeldInvocation] = []
+        self._queue: list[_HeldInvocation] = []
         #: The context of the last invocation of each worker that came to its gate.
         self._met: dict[Worker, Context[Any] | None] = {}
 
@@ -81,7 +81,7 @@ class _Gates:
             and self._met.get(worker) is not worker.context
         )
         self._met[worker] = worker.context
-        held = _Held(worker, step, current_backend().waiter())
+        held = _HeldInvocation(worker, step, current_backend().waiter())
         self._arrived.append(held)
         self._tell()
         try:
@@ -105,7 +105,7 @@ class _Gates:
         resting = self._runner.at_rest()
         return sum(queue.begun for queue in machine.queues) == len(held) + len(resting)
 
-    def first(self) -> _Held:
+    def first(self) -> _HeldInvocation:
         """Return who is to be let through next."""
         places = {worker: place for place, worker in enumerate(self._runner._workers)}
         self._arrived.sort(key=lambda held: (held.step.index, places[held.worker]))
@@ -113,22 +113,22 @@ class _Gates:
         self._arrived.clear()
         return self._queue[0]
 
-    def let_through(self, held: _Held) -> None:
+    def let_through(self, held: _HeldInvocation) -> None:
         """Open the gate for one invocation."""
         if held in self._queue:
             self._queue.remove(held)
         held.open()
 
 
-def _is_cancelled(held: _Held) -> bool:
+def _is_cancelled(held: _HeldInvocation) -> bool:
     node = held.worker.node
     return node is not None and node.is_cancelled
 
 
-class _Gate:
+class _GatedLimiter:
     """The limiter of a step in a run that stands still: its gate, then the limiter it has."""
 
-    def __init__(self, gates: _Gates, step: Step) -> None:
+    def __init__(self, gates: _StepGates, step: Step) -> None:
         self._gates = gates
         self.step = step
         self._limiter: Any = step.options.limiter
@@ -161,15 +161,15 @@ class SteppedRun(Generic[R]):
 
     def __init__(self, workflow: Workflow[R], expected: Expectations, **given: Any) -> None:
         self._handler, self._session = open_session(workflow, expected, **given)
-        self._gates = _Gates(self._session.runner, self._session.wake)
+        self._gates = _StepGates(self._session.runner, self._session.wake)
         steps: list[Step] = []
         for step in self._session.runner.graph.steps:
-            gate = _Gate(self._gates, step)
+            gate = _GatedLimiter(self._gates, step)
             # It is a step of this run alone, so its options may name the gate.
             gate.step = attrs.evolve(step, options=attrs.evolve(step.options, limiter=gate))
             steps.append(gate.step)
         self._session.alter(steps)
-        self._current: _Held | None = None
+        self._current: _HeldInvocation | None = None
         self._is_entered = False
         self._result: WorkflowTestResult[R] | None = None
 

@@ -96,7 +96,7 @@ class _TaskBlock(Block):
             self.strand.task.cancel(REASON)
 
 
-class _ScopeBlock(Block):
+class _AnyioScopeBlock(Block):
     """A part of a scenario within AnyIO's cancel scope."""
 
     stage: AsyncioStage
@@ -310,7 +310,7 @@ class AsyncioStage(Stage[Task]):
         """See the parent."""
         kind = self.at.kind
         if kind in {"scope", "deadline"}:
-            return _ScopeBlock(self, strand)
+            return _AnyioScopeBlock(self, strand)
         return _TimeoutBlock(self, strand) if kind == "timeout" else _TaskBlock(self, strand)
 
     def can_strike(self, strand: Strand[Task], mode: Mode) -> bool:

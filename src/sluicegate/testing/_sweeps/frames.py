@@ -39,10 +39,10 @@ def _directories() -> Iterator[str]:
 _LIBRARIES: Final = tuple(_directories())
 
 #: A place in a program: its code, and the line.
-Place = tuple["CodeType", int]
+CodePlace = tuple["CodeType", int]
 
 
-def await_places(coro: object) -> Iterator[Place]:
+def await_places(coro: object) -> Iterator[CodePlace]:
     """Yield the places at which a suspended coroutine waits, the outermost first."""
     while coro is not None:
         inner: Any = coro
@@ -99,12 +99,12 @@ def is_library(code: CodeType) -> bool:
     return code.co_filename.startswith((*_LIBRARIES, "<"))
 
 
-def tell_place(place: Place) -> str:
+def tell_place(place: CodePlace) -> str:
     """Describe a place by its file, line and function."""
     return f"{tell_file(place)} in {place[0].co_name}"
 
 
-def tell_file(place: Place) -> str:
+def tell_file(place: CodePlace) -> str:
     """Describe a place by its file and line: by a short path where it is the user's."""
     code, line = place
     path = Path(code.co_filename)
@@ -118,7 +118,7 @@ def _near(path: Path) -> str:
         return str(path)
 
 
-def tell_await(places: list[Place]) -> str:
+def tell_await(places: list[CodePlace]) -> str:
     """Describe where a task waits: in whose code, at which line, and in what below it."""
     if not places:
         return "before its first step"

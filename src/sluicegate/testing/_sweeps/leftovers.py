@@ -62,7 +62,7 @@ def for_others(
     return None
 
 
-class Watch:
+class LeftoverWatch:
     """Collects what goes wrong beside a run: warnings, exceptions nobody gets, threads, channels."""
 
     def __init__(self) -> None:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import attrs
 
-from sluicegate.testing._sweeps.frames import Place, tell_await
+from sluicegate.testing._sweeps.frames import CodePlace, tell_await
 from sluicegate.testing._sweeps.leftovers import (
     Generators,
-    Watch,
+    LeftoverWatch,
     for_others,
     hold_for_good,
     leaves,
@@ -50,7 +50,7 @@ class Undisturbed:
 
 
 @attrs.define
-class Run:
+class TrialRun:
     """One run of a scenario, over and judged."""
 
     at: At
@@ -61,7 +61,7 @@ class Run:
     problem: str = ""
     alive: list[str] = attrs.Factory(list[str])
     #: Where the other tasks were when it was struck.
-    beside: list[tuple[str, list[Place]]] = attrs.Factory(list[tuple[str, list[Place]]])
+    beside: list[tuple[str, list[CodePlace]]] = attrs.Factory(list[tuple[str, list[CodePlace]]])
     #: What became of the scenario, in words, once its outcome is no more.
     then: str = ""
     outcome: Outcome | None = None
@@ -90,7 +90,7 @@ def new_stage(staging: Staging, at: At) -> Stage[Any]:
     return AsyncioStage(staging, at)
 
 
-def run_once(staging: Staging, at: At, undisturbed: Undisturbed | None) -> Run:
+def run_once(staging: Staging, at: At, undisturbed: Undisturbed | None) -> TrialRun:
     """Run a scenario once, struck at one moment, and judge what came of it.
 
     Args:
@@ -98,9 +98,9 @@ def run_once(staging: Staging, at: At, undisturbed: Undisturbed | None) -> Run:
         at: Where it is struck.
         undisturbed: What it does by itself; None for that very run.
     """
-    run = Run(at)
+    run = TrialRun(at)
     allow = staging.allow
-    with getattr(staging.scenario, "around", nullcontext)(), Watch() as watch:
+    with getattr(staging.scenario, "around", nullcontext)(), LeftoverWatch() as watch:
         stage = new_stage(staging, at)
         try:
             cast("Any", stage).run(_main(stage, run))
@@ -141,7 +141,7 @@ def run_once(staging: Staging, at: At, undisturbed: Undisturbed | None) -> Run:
     return run
 
 
-def _main(stage: Stage[Any], run: Run) -> Callable[[], Awaitable[None]]:
+def _main(stage: Stage[Any], run: TrialRun) -> Callable[[], Awaitable[None]]:
     async def main() -> None:
         with Generators() as generators:
             outcome = await stage.attempt(strikes=True)
@@ -160,7 +160,9 @@ def _main(stage: Stage[Any], run: Run) -> Callable[[], Awaitable[None]]:
     return main
 
 
-async def _judge(stage: Stage[Any], run: Run, outcome: Outcome, generators: Generators) -> None:
+async def _judge(
+    stage: Stage[Any], run: TrialRun, outcome: Outcome, generators: Generators
+) -> None:
     __tracebackhide__ = True
     staging, allow = stage.staging, stage.staging.allow
     left = list(leaves(outcome.error))
@@ -197,7 +199,7 @@ async def _judge(stage: Stage[Any], run: Run, outcome: Outcome, generators: Gene
                 run.blame("the check failed: it returned False")
 
 
-def _judge_swallowed(stage: Stage[Any], run: Run) -> None:
+def _judge_swallowed(stage: Stage[Any], run: TrialRun) -> None:
     if stage.swallowed:
         run.blame(f"the cancellation was swallowed: block {stage.swallowed!r} went on to its end")
     elif stage.staging.target is None:
@@ -222,7 +224,7 @@ def _may_leave(stage: Stage[Any], outcome: Outcome, error: BaseException) -> boo
     return error is injected
 
 
-def _blame_left(run: Run, allow: Iterable[str], kind: str, *left: str) -> None:
+def _blame_left(run: TrialRun, allow: Iterable[str], kind: str, *left: str) -> None:
     if left and kind not in allow:
         what = {"task": "still running", "generator": "async generators left open"}.get(kind)
         separator = "\n    " if kind == "task" and len(left) > 1 else ", "  # a line for each task
@@ -230,7 +232,7 @@ def _blame_left(run: Run, allow: Iterable[str], kind: str, *left: str) -> None:
         run.blame(f"{what or 'left open'}:{beginning}{separator.join(left)}")
 
 
-def _judge_warnings(run: Run, undisturbed: Undisturbed | None) -> None:
+def _judge_warnings(run: TrialRun, undisturbed: Undisturbed | None) -> None:
     for kind, text in run.warned:
         is_usual = undisturbed is not None and undisturbed.warned[kind, text] > 0
         if issubclass(kind, _LEFT_BEHIND) or (undisturbed is not None and not is_usual):
@@ -266,7 +268,9 @@ def _then(outcome: Outcome) -> str:
     return f"it returned {_short.repr(outcome.value)}"
 
 
-def failure_of(run: Run, name: str, call: str, positions: int, options: str) -> ScenarioFailure:
+def failure_of(
+    run: TrialRun, name: str, call: str, positions: int, options: str
+) -> ScenarioFailure:
     """Return the failure that tells of a run.
 
     Args:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import attrs
 
-from sluicegate.testing._sweeps.frames import Place, await_places, tell_await
+from sluicegate.testing._sweeps.frames import CodePlace, await_places, tell_await
 from sluicegate.testing._sweeps.leftovers import for_others
 from sluicegate.testing._sweeps.trial import At, InjectedError, Mode, Outcome, Scenario, Trial
 
@@ -55,7 +55,7 @@ class Strand(Coroutine[Any, Any, Any], Generic[TaskT]):
         self.block: Block | None = None
         self.has_begun = False
         #: Where the cancellation has reached it, if it has.
-        self.seen: list[Place] | None = None
+        self.seen: list[CodePlace] | None = None
 
     def __getattr__(self, name: str) -> Any:
         # Event loops and inspect look at the frame of a task's coroutine.
@@ -188,7 +188,7 @@ class Stage(ABC, Generic[TaskT]):
         #: The tasks in which what was struck is.
         self.hit: set[Strand[TaskT]] = set()
         #: Where the other tasks were then; told if the check fails.
-        self.beside: list[tuple[str, list[Place]]] = []
+        self.beside: list[tuple[str, list[CodePlace]]] = []
         #: Where the scenario was when it was struck, in words; empty if it was not.
         self.where = ""
         #: When it was struck, or began.
@@ -207,7 +207,7 @@ class Stage(ABC, Generic[TaskT]):
         #: The names of the tasks and blocks that could be targets.
         self.names: set[str] = set()
         #: Which tasks ended as if nothing were, though the cancellation had reached them there.
-        self.kept: list[tuple[str, list[Place]]] = []
+        self.kept: list[tuple[str, list[CodePlace]]] = []
         #: What was raised in place of an await.
         self.injected: BaseException | None = None
         #: Whether the second cancellation was reached.

@@ -18,7 +18,7 @@ from sluicegate.testing._sweeps.arguments import (
     positive,
 )
 from sluicegate.testing._sweeps.leftovers import freeze_what_stays, small_heap
-from sluicegate.testing._sweeps.running import Run, Undisturbed, failure_of, run_once
+from sluicegate.testing._sweeps.running import TrialRun, Undisturbed, failure_of, run_once
 from sluicegate.testing._sweeps.trial import (
     KINDS,
     MODES,
@@ -113,7 +113,7 @@ def sweep(
         error: What kind ``"error"`` raises: an exception, or the class of one.
         seeds: The schedules: a number of them, or the seeds. Seed 0 is asyncio's own order, and
             on Trio that in which tasks were spawned.
-        at: Run only this: what a failure printed, or a position.
+        at: TrialRun only this: what a failure printed, or a position.
         limit: How many positions are run at most for an event loop, kind and seed. Of more, the
             first half of that number is run, and a sample of the others; the report says so. With
             ``twice`` about as many further runs are made.
@@ -197,7 +197,7 @@ def fuzz(
         cancel: Whether each run is also cancelled, at a moment that its seed decides: True, or in
             which ways (the kinds of :func:`sweep`).
         target: What is cancelled.
-        at: Run only this: what a failure printed, or a seed.
+        at: TrialRun only this: what a failure printed, or a seed.
         within: Within how many virtual seconds a cancelled scenario has to end.
         raises: What may leave the scenario.
         check: What is called with the outcome of every run.
@@ -278,13 +278,13 @@ class _Sweeping:
         self._failed: dict[str, list[str]] = {}
         self.report = SweepReport()
 
-    def _run(self, at: At) -> Run:
+    def _run(self, at: At) -> TrialRun:
         self.report.runs += 1
         run = run_once(self._staging, at, self._undisturbed)
         self.report.positions += run.struck
         return run
 
-    def _check(self, run: Run) -> Run:
+    def _check(self, run: TrialRun) -> TrialRun:
         if run.problem:
             if self._first is not None:
                 self._count(run)
@@ -300,7 +300,7 @@ class _Sweeping:
             self._count(run)
         return run
 
-    def _count(self, run: Run) -> None:
+    def _count(self, run: TrialRun) -> None:
         what = run.problem.partition("\n")[0]
         self._failed.setdefault(what, []).append(str(run.at))
         run.outcome = run.error = None
@@ -465,7 +465,7 @@ class _Sweeping:
             self._check(self._run(attrs.evolve(at, again=number)))
         return len(chosen) < len(later)
 
-    def _earliest(self, run: Run) -> Run:
+    def _earliest(self, run: TrialRun) -> TrialRun:
         """Look for an earlier position that fails as well."""
         known = self._limit // 2 if self._call == "sweep" else 0  # these have been run
         for number in range(known + 1, min(run.at.position, known + SHRINK_RUNS)):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Task = trio.lowlevel.Task
 
 
-class _ScopeBlock(Block):
+class _TrioScopeBlock(Block):
     """A part of a scenario within a cancel scope; whatever strikes it does so here."""
 
     stage: TrioStage
@@ -179,7 +179,7 @@ class TrioStage(Stage[Task], trio.abc.Instrument):
 
     def new_block(self, strand: Strand[Task]) -> Block:
         """See the parent."""
-        return _ScopeBlock(self, strand)
+        return _TrioScopeBlock(self, strand)
 
     def can_strike(self, strand: Strand[Task], mode: Mode) -> bool:
         """See the parent. An error takes the place of a wait that can be given up."""
