@@ -40,7 +40,7 @@ from sluicegate._engine.machine import Machine
 from sluicegate._engine.snapshot_write import shape_of
 from sluicegate._loop import backend_named
 from sluicegate._streams import EventLog
-from sluicegate.drawing._model import flow_of
+from sluicegate.drawing._flow import flow_of
 from sluicegate.llms import _sse
 from sluicegate.llms._sse import EventDecoder
 from tests.helpers import calls_of

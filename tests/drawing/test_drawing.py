@@ -22,11 +22,11 @@ from sluicegate import (
     Workflow,
     step,
 )
+from sluicegate._definition.source import read_source
 from sluicegate.drawing import draw_all_possible_flows, page_of_all_possible_flows
-from sluicegate.drawing._model import flow_of
-from sluicegate.drawing._source import read_source
-from sluicegate.drawing._svg import picture_of
-from sluicegate.drawing._text import shortened, text_width
+from sluicegate.drawing._flow import flow_of
+from sluicegate.drawing._picture import picture_of
+from sluicegate.drawing._svg import shortened, text_width
 
 
 class Draft(Event):
@@ -270,7 +270,7 @@ class Writes(Workflow):
 )
 def test_events_written_to_the_stream(function, expected):
     """Events made in the call, assigned to its argument or declared for it are found; no guesses."""
-    assert expected == read_source(function).written
+    assert expected == read_source(function).streamed
 
 
 def test_events_of_an_enclosing_function():
@@ -282,7 +282,7 @@ def test_events_of_an_enclosing_function():
     async def write(ctx):
         ctx.write_event_to_stream(Local(n=1))
 
-    assert (Local,) == read_source(write).written
+    assert (Local,) == read_source(write).streamed
 
 
 def test_a_step_without_source():

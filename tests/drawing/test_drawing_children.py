@@ -9,11 +9,10 @@ from typing import Annotated
 import pytest
 
 from sluicegate import Context, Event, Resource, StartEvent, StopEvent, Workflow, step
-from sluicegate._definition.names import parse
+from sluicegate._definition.source import parse, read_source
 from sluicegate.drawing import page_of_all_possible_flows
-from sluicegate.drawing._model import flow_of
-from sluicegate.drawing._source import read_source
-from sluicegate.drawing._svg import picture_of
+from sluicegate.drawing._flow import flow_of
+from sluicegate.drawing._picture import picture_of
 
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -693,7 +692,7 @@ def test_the_source_of_a_step_is_parsed_once(monkeypatch):
     """One look at each step: reading children and events takes no second parse."""
     parsed = []
     monkeypatch.setattr(
-        "sluicegate.drawing._source.parse",
+        "sluicegate._definition.source.parse",
         lambda function: parsed.append(function.__qualname__) or parse(function),
     )
     flow_of(Top)

@@ -26,10 +26,10 @@ from sluicegate import (
     step,
 )
 from sluicegate.drawing import page_of_all_possible_flows
-from sluicegate.drawing._marks import Mark
-from sluicegate.drawing._model import flow_of
-from sluicegate.drawing._signs import MEANINGS, ROW_WIDTH, SIGNS, row_width, rows_of
-from sluicegate.drawing._svg import picture_of
+from sluicegate.drawing._flow import flow_of
+from sluicegate.drawing._labels import Mark
+from sluicegate.drawing._picture import picture_of
+from sluicegate.drawing._svg import MEANINGS, ROW_WIDTH, SIGNS, row_width, rows_of
 
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import ast
 import inspect
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, cast
+
+from sluicegate._definition.source import parse
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
+    from sluicegate._definition.source import Function
     from sluicegate._definition.steps import Step
-
-    Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 #: Functions that never return, and context managers that may leave their block early.
@@ -31,12 +32,11 @@ def silent_end(step: Step) -> str | None:
     """
     if step.may_end:
         return None
-    found = _function_of(step.source)
-    if found is None:
+    function = parse(inspect.unwrap(step.source))
+    if function is None:
         return None
-    function, before = found
     lines = [node.lineno for node in _returns(function) if _may_be_none(node.value)]
-    where = [f"in line {before + line}" for line in sorted(lines)]
+    where = [f"in line {line}" for line in sorted(lines)]
     if _falls(function.body):
         where.append("at its end")
     if not where:
@@ -47,24 +47,6 @@ def silent_end(step: Step) -> str | None:
         f"the step {step.name} may return None ({', '.join(where)}), which its signature does not "
         f"declare; expected `-> {shown} | None`, or an event there"
     )
-
-
-def _function_of(source: Callable[..., Any]) -> tuple[Function, int] | None:
-    """Return the syntax tree of a function, and what its lines lack to those of the file."""
-    function: Any = inspect.unwrap(source)
-    try:
-        lines, first = inspect.getsourcelines(function)
-        # A block around it, and not a dedent, which texts over several lines would not survive.
-        tree = ast.parse("".join(["if True:\n", *lines] if lines[0][:1].isspace() else lines))
-    except (OSError, TypeError, SyntaxError, ValueError):
-        return None
-    found = tree.body[0] if tree.body else None
-    before = first - 1
-    if isinstance(found, ast.If):
-        found, before = found.body[0], before - 1
-    if not isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef):
-        return None
-    return found, before
 
 
 def _shown(annotation: ast.expr) -> str:

@@ -302,18 +302,12 @@ class Graph:
     def awaited(self) -> tuple[tuple[type[Event], ...], ...]:
         """For each step the classes that it waits for: declared, or shown by its source."""
         if self._awaited is None:
-            from sluicegate._definition.names import classes_waited_for  # noqa: PLC0415 - few graphs need it
+            from sluicegate._definition.source import read_source  # noqa: PLC0415 - few graphs need it
 
             self._awaited = tuple(
-                (
-                    *step.options.waits_for,
-                    *(
-                        kind
-                        for kind in classes_waited_for(step.source, step.options.names)
-                        if issubclass(kind, Event)
-                    ),
-                )
+                (*options.waits_for, *read_source(step.source, more=options.names).waits_for)
                 for step in self.steps
+                for options in (step.options,)
             )
         return self._awaited
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from sluicegate.drawing._model import flow_of
+from sluicegate.drawing._flow import flow_of
 from sluicegate.drawing._page import page_of
-from sluicegate.drawing._text import xml_text
+from sluicegate.drawing._svg import xml_text
 
 
 if TYPE_CHECKING:

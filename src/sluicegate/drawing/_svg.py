@@ -1,314 +1,224 @@
-"""The picture: a flow as static SVG, its sizes taken from the text that has to fit."""
+"""SVG elements: text and how wide it is, marks and their signs, arrows and their labels."""
 
 from __future__ import annotations
 
+import unicodedata
+from html import escape
 from typing import TYPE_CHECKING
 
-import attrs
-
-from sluicegate.drawing._arrows import MARKERS, arrow, labels_of, link_of, look_of
-from sluicegate.drawing._layout import Shape, lay_out
-from sluicegate.drawing._signs import ROW_HEIGHT, drawn_row, row_width, rows_of
-from sluicegate.drawing._text import (
-    EVENT_SIZE,
-    MARK_SIZE,
-    NAME_SIZE,
-    line_of,
-    shortened,
-    text_width,
-    xml_text,
-)
+from sluicegate.drawing._layout import LOOP_REACH, Link
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from sluicegate.drawing._layout import Point
-    from sluicegate.drawing._marks import Mark
-    from sluicegate.drawing._model import Child, Flow, Node
+    from sluicegate.drawing._flow import Edge
+    from sluicegate.drawing._labels import Label, Mark
+    from sluicegate.drawing._layout import Point, Way
+
+
+#: Names are code, and stand in a typeface in which all letters are equally wide: so their width
+#: is known without having the font. The widest of those in use takes 0.602 of its size.
+ADVANCE = 0.61
+NAME_SIZE = 14.0
+EVENT_SIZE = 12.0
+MARK_SIZE = 11.5
+LONGEST = 44
+
+
+def text_width(text: str, size: float) -> float:
+    """Return how wide a line of text is at most, in a typeface of one width."""
+    cells = 0
+    for letter in text:
+        if unicodedata.combining(letter):
+            continue
+        cells += 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+    return cells * size * ADVANCE
+
+
+def shortened(text: str) -> str:
+    """Return a name that is not too long for a box; the whole one is in its title."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def xml_text(text: str) -> str:
+    """Return ``text`` for XML: escaped, without the characters that XML has no way to write."""
+    kept = "".join(c for c in text if c in "\n\t" or not unicodedata.category(c).startswith("C"))
+    return escape(kept)
+
+
+def line_of(label: Label, classes: str, x: float, baseline: float) -> str:
+    """Return a label as one line of text with its title."""
+    return (
+        f'<text class="{classes}" x="{x:g}" y="{baseline:g}">{xml_text(shortened(label.text))}'
+        f"<title>{xml_text(label.title)}</title></text>"
+    )
+
+
+# -- marks ----------------------------------------------------------------------------------------
+
+
+ROW_WIDTH = 190.0
+ROW_HEIGHT = 16.0
+MARK_GAP = 14.0
+SIGN_WIDTH = 11.0
+
+_RING = '<circle class="sign" cx="5" cy="5" r="4.6"/>'
+
+#: Signs of ten by ten; a kind of mark that is not here is a word, and has none.
+SIGNS = {
+    "timeout": f'{_RING}<path class="sign" d="M5 2v3l2 1.6"/>',
+    "idle": f'{_RING}<path class="sign" d="M3.7 3.4v3.2M6.3 3.4v3.2"/>',
+    "retry": '<path class="sign" d="M8.9 3.2A4.4 4.4 0 1 0 9.4 5.6M9.2 0.6V3.4H6.4"/>',
+    "resources": '<path class="sign" d="M5 0.4L9.6 5L5 9.6L0.4 5Z"/>',
+    "state": '<path class="sign" d="M0.9 2.1a4.1 1.7 0 0 1 8.2 0v5.8a4.1 1.7 0 0 1 -8.2 0z'
+    'M0.9 2.1a4.1 1.7 0 0 0 8.2 0"/>',
+}
+
+#: What the signs mean, in the order of the legend.
+MEANINGS = {
+    "timeout": "timeout of the step",
+    "idle": "timeout without progress",
+    "retry": "tried again after a failure",
+    "resources": "resources",
+    "state": "uses the state of the workflow",
+}
+
+
+def rows_of(marks: Sequence[Mark], width: float) -> list[list[Mark]]:
+    """Break marks into rows that are no wider than ``width`` or the usual row."""
+    rows: list[list[Mark]] = []
+    most = max(width, ROW_WIDTH)
+    for mark in marks:
+        if rows and row_width([*rows[-1], mark]) <= most:
+            rows[-1].append(mark)
+        else:
+            rows.append([mark])
+    return rows
+
+
+def row_width(row: Sequence[Mark]) -> float:
+    """Return how wide a row of marks is."""
+    return sum(map(_mark_width, row)) + MARK_GAP * max(len(row) - 1, 0)
+
+
+def _mark_width(mark: Mark) -> float:
+    return _sign_width(mark) + text_width(shortened(mark.text), MARK_SIZE)
+
+
+def _sign_width(mark: Mark) -> float:
+    if mark.kind not in SIGNS:
+        return 0.0
+    return SIGN_WIDTH + (4.0 if mark.text else 0.0)
+
+
+def drawn_row(row: Sequence[Mark], middle: float, baseline: float) -> Iterator[str]:
+    """Yield the marks of a row around ``middle``."""
+    at = round(middle - row_width(row) / 2, 1)
+    for mark in row:
+        inner = ""
+        if mark.kind in SIGNS:
+            inner = f'<g transform="translate({at:g} {baseline - 9:g})">{SIGNS[mark.kind]}</g>'
+        if mark.text:
+            x = round(at + _sign_width(mark), 1)
+            text = xml_text(shortened(mark.text))
+            inner += f'<text x="{x:g}" y="{baseline:g}">{text}</text>'
+        yield f'<g class="mark {mark.kind}">{inner}<title>{xml_text(mark.title)}</title></g>'
+        at = round(at + _mark_width(mark) + MARK_GAP, 1)
+
+
+# -- arrows ---------------------------------------------------------------------------------------
 
 
 LINE = 17.0
-MARGIN = 24.0
-NOTE_DISTANCE = 34.0
-CORNER = 9.0
-#: From the frame of a child to what is in it, and to the edge of the step around it.
-PADDING = 14.0
-FRAME_HEAD = 30.0
+FORK = 13.0
 
 
-@attrs.frozen
-class Picture:
-    """A flow as an ``<svg>`` element, and whether any of its arrows goes back."""
-
-    svg: str
-    goes_back: bool
+def link_of(edge: Edge) -> Link:
+    """Return an arrow as the layout needs it, with the size of its labels."""
+    width = max(text_width(shortened(label.text), EVENT_SIZE) for label in edge.labels)
+    return Link(edge.source, edge.target, round(width + 16.0), LINE * len(edge.labels) + 5.0)
 
 
-def picture_of(flow: Flow) -> Picture:
-    """Draw a flow, and those of its children within the steps that run them."""
-    drawing = _draw(flow)
-    width = round(drawing.width + 2 * MARGIN)
-    height = round(drawing.height + 2 * MARGIN)
-    opening = (
-        f'<svg class="flow" xmlns="http://www.w3.org/2000/svg" id="flow-0" role="group" '
-        f'aria-label="{xml_text(f"All flows of {flow.name}")}" '
-        f'width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
-    )
-    parts = [
-        opening,
-        MARKERS,
-        f'<g transform="translate({MARGIN:g} {MARGIN:g})">',
-        drawing.body,
-        "</g>",
-        "</svg>",
-    ]
-    return Picture("\n".join(parts), drawing.goes_back)
-
-
-@attrs.frozen
-class _Drawing:
-    """A flow as SVG that begins at the origin."""
-
-    width: float
-    height: float
-    body: str
-    goes_back: bool
-
-
-def _draw(flow: Flow) -> _Drawing:
-    boxes = [_box(node) for node in flow.nodes]
-    layout = lay_out([box.shape for box in boxes], [link_of(edge) for edge in flow.edges])
-    drawn = list(zip(flow.edges, layout.ways, strict=True))
-    parts = [arrow(edge, way) for edge, way in drawn]
-    for box, centre in zip(boxes, layout.centres, strict=True):
-        parts += _DRAWN[box.node.kind](box, centre)
-    for edge, way in drawn:  # last, for each label stands on a piece of background
-        parts += labels_of(edge, way)
-    goes_back = any(look_of(*both) == "back" for both in drawn)
-    goes_back |= any(frame.goes_back for box in boxes for frame in box.frames)
-    return _Drawing(layout.width, layout.height, "\n".join(parts), goes_back)
-
-
-# -- sizes -----------------------------------------------------------------------------------
-
-
-@attrs.frozen
-class _Frame:
-    """A child in the box of a step: what it is, and its size; the drawing begins in its corner."""
-
-    child: Child
-    width: float
-    height: float
-    inner: float = 0.0
-    body: str = ""
-    goes_back: bool = False
-
-
-@attrs.frozen
-class _Box:
-    """A node with its size, and what has to find room in it."""
-
-    node: Node
-    shape: Shape
-    rows: list[list[Mark]] = attrs.field(factory=list["list[Mark]"])
-    frames: list[_Frame] = attrs.field(factory=list[_Frame])
-
-    @property
-    def head(self) -> float:
-        """How high the name of a step and its marks are."""
-        return 36.0 + ROW_HEIGHT * len(self.rows)
-
-
-#: The sizes of what has no text in it.
-_PLAIN = {"start": 18.0, "stop": 28.0, "gap": 26.0, "failures": 22.0}
-
-
-def _box(node: Node) -> _Box:
-    if node.kind in _PLAIN:
-        return _Box(node, Shape(_PLAIN[node.kind], _PLAIN[node.kind]))
-    name = text_width(shortened(node.name), NAME_SIZE)
-    if node.kind == "person":
-        return _Box(node, Shape(round(name + 66.0), 42.0))
-    rows = rows_of(node.marks, name)
-    frames = [_frame(child) for child in node.children]
-    across = sum(frame.width + PADDING for frame in frames) + PADDING
-    width = round(max(132.0, name + 36.0, across, *(row_width(row) + 36.0 for row in rows)))
-    height = 36.0 + ROW_HEIGHT * len(rows)
-    if frames:
-        height += max(frame.height for frame in frames) + PADDING
-    shape = Shape(width, height)
-    if node.notes:
-        shape = Shape(width, height, NOTE_DISTANCE + _note_width(node), _note_height(node))
-    return _Box(node, shape, rows, frames)
-
-
-def _frame(child: Child) -> _Frame:
-    name = text_width(shortened(child.name), NAME_SIZE)
-    if child.flow is None:
-        hint = text_width(shortened(child.hint), MARK_SIZE)
-        return _Frame(child, round(max(name, hint) + 32.0), 46.0 if child.hint else 32.0)
-    drawing = _draw(child.flow)
-    state = text_width(shortened(_state_of(child.flow)), MARK_SIZE)
-    return _Frame(
-        child,
-        round(max(drawing.width, name + state + 16.0) + 2 * PADDING),
-        round(FRAME_HEAD + drawing.height + PADDING),
-        drawing.width,
-        drawing.body,
-        drawing.goes_back,
+def _marker(name: str) -> str:
+    return (
+        f'<marker id="{name}" class="{name}" viewBox="0 0 10 10" refX="9.2" refY="5" '
+        'markerWidth="10" markerHeight="10" markerUnits="userSpaceOnUse" orient="auto">'
+        '<path d="M0.6 0.8 L9.6 5 L0.6 9.2 Q2.6 5 0.6 0.8 Z"/></marker>'
     )
 
 
-def _state_of(flow: Flow) -> str:
-    return f"state {flow.state}" if flow.state else ""
+_LOOKS = ("event", "back", "human", "fails", "gap")
+MARKERS = f"<defs>{''.join(_marker(f'tip-{look}') for look in _LOOKS)}</defs>"
 
 
-def _note_width(node: Node) -> float:
-    return round(max(text_width(shortened(n.text), EVENT_SIZE) for n in node.notes) + 28.0)
+def _at(point: Point) -> str:
+    return f"{point[0]:g} {point[1]:g}"
 
 
-def _note_height(node: Node) -> float:
-    return LINE * len(node.notes) + 13.0
-
-
-# -- nodes -------------------------------------------------------------------------------------
-
-
-def _start(box: _Box, centre: Point) -> Iterator[str]:
-    x, y = centre
-    yield (
-        f'<circle class="start" cx="{x:g}" cy="{y:g}" r="{box.shape.width / 2:g}">'
-        "<title>The run begins</title></circle>"
-    )
-
-
-def _stop(box: _Box, centre: Point) -> Iterator[str]:
-    x, y = centre
-    yield (
-        f'<g class="stop"><circle cx="{x:g}" cy="{y:g}" r="13"/>'
-        f'<circle cx="{x:g}" cy="{y:g}" r="8.5"/><title>{xml_text(box.node.title)}</title></g>'
-    )
-
-
-def _gap(box: _Box, centre: Point) -> Iterator[str]:
-    x, y = centre
-    yield (
-        f'<g class="gap"><circle cx="{x:g}" cy="{y:g}" r="{box.shape.width / 2 - 1:g}"/>'
-        f'<text x="{x:g}" y="{y + 5:g}">?</text><title>{xml_text(box.node.title)}</title></g>'
-    )
-
-
-def _failures(box: _Box, centre: Point) -> Iterator[str]:
-    x, y = centre
-    yield (
-        f'<g class="failures"><circle cx="{x:g}" cy="{y:g}" r="{box.shape.width / 2 - 1:g}"/>'
-        f'<path d="M{x - 3.5:g} {y - 3.5:g}l7 7m0 -7l-7 7"/>'
-        f"<title>{xml_text(box.node.title)}</title></g>"
-    )
-
-
-def _person(box: _Box, centre: Point) -> Iterator[str]:
-    (x, y), shape, node = centre, box.shape, box.node
-    left = x - shape.width / 2
-    head = left + 23.0
-    yield (
-        f'<g class="person"><rect x="{left:g}" y="{y - shape.height / 2:g}" '
-        f'width="{shape.width:g}" height="{shape.height:g}" rx="{shape.height / 2:g}"/>'
-        f'<circle class="figure" cx="{head:g}" cy="{y - 6:g}" r="5"/>'
-        f'<path class="figure" d="M{head - 9:g} {y + 11:g}a9 9.5 0 0 1 18 0z"/>'
-        f'<text class="name" x="{x + 14:g}" y="{y + 5:g}">{xml_text(node.name)}</text>'
-        f"<title>{xml_text(node.title)}</title></g>"
-    )
-
-
-def _step(box: _Box, centre: Point) -> Iterator[str]:
-    (x, y), shape, node = centre, box.shape, box.node
-    left, top = x - shape.width / 2, y - shape.height / 2
-    yield '<g class="step handler">' if node.handles_failures else '<g class="step">'
-    yield (
-        f'<rect x="{left:g}" y="{top:g}" width="{shape.width:g}" height="{shape.height:g}" rx="8"/>'
-    )
-    if node.join:
-        bar = shape.width - 24.0
-        yield (
-            f'<rect class="bar" x="{x - bar / 2:g}" y="{top - 2:g}" width="{bar:g}" height="5" '
-            'rx="2.5"/>'
-        )
-    yield f'<text class="name" x="{x:g}" y="{top + 22:g}">{xml_text(shortened(node.name))}</text>'
-    yield f"<title>{xml_text(node.title)}</title>"
-    for place, row in enumerate(box.rows):
-        yield from drawn_row(row, x, top + 41.0 + ROW_HEIGHT * place)
-    yield "</g>"
-    across = sum(frame.width for frame in box.frames) + PADDING * (len(box.frames) - 1)
-    at = round(x - across / 2, 1)
-    for frame in box.frames:
-        yield from _child(frame, at, round(top + box.head, 1))
-        at += frame.width + PADDING
-    if node.notes:
-        yield _note(node, x + shape.width / 2, y)
-
-
-def _child(frame: _Frame, left: float, top: float) -> Iterator[str]:
-    """Yield the frame of a child, with its flow or in place of it."""
-    child = frame.child
-    x = round(left + frame.width / 2, 1)
-    classes = f"frame {child.kind}"
-    rect = (
-        f'<rect x="{left:g}" y="{top:g}" width="{frame.width:g}" height="{frame.height:g}" rx="6"/>'
-    )
-    title = f"<title>{xml_text(child.title)}</title>"
-    name = xml_text(shortened(child.name))
-    if child.flow is None:
-        text = f'<text class="name" x="{x:g}" y="{top + 21:g}">{name}</text>'
-        if not child.hint:
-            yield f'<g class="{classes}">{rect}{text}{title}</g>'
-            return
-        text += f'<text class="hint" x="{x:g}" y="{top + 36:g}">{xml_text(shortened(child.hint))}</text>'
-        yield f'<a href="#flow-{child.number}"><g class="{classes}">{rect}{text}{title}</g></a>'
-        return
-    yield f'<g class="{classes}" id="flow-{child.number}">{rect}'
-    yield f'<text class="name" x="{left + PADDING:g}" y="{top + 20:g}">{name}</text>'
-    if child.flow.state:
-        right = left + frame.width - PADDING
-        state = xml_text(shortened(_state_of(child.flow)))
-        yield f'<text class="hint" x="{right:g}" y="{top + 20:g}">{state}</text>'
-    yield f"{title}</g>"
-    yield f'<g transform="translate({x - frame.inner / 2:g} {top + FRAME_HEAD:g})">'
-    yield frame.body
-    yield "</g>"
-
-
-def _note(node: Node, side: float, y: float) -> str:
-    """Return the note beside a step: what it writes to the stream."""
-    left = side + NOTE_DISTANCE
-    width, height = _note_width(node), _note_height(node)
-    top = y - height / 2
-    fold = f"M{left + width - CORNER:g} {top:g}v{CORNER:g}h{CORNER:g}"
-    sheet = (
-        f"M{left:g} {top:g}h{width - CORNER:g}l{CORNER:g} {CORNER:g}"
-        f"v{height - CORNER:g}h{-width:g}z"
-    )
-    tip = f"M{left - 7:g} {y - 3.5:g}L{left - 1:g} {y:g}L{left - 7:g} {y + 3.5:g}"
-    lines = [
-        '<g class="note">',
-        f'<path class="arrow stream" d="M{side:g} {y:g}H{left - 1:g}"/>',
-        f'<path class="tip" d="{tip}"/>',
-        f'<path class="sheet" d="{sheet}"/>',
-        f'<path class="fold" d="{fold}"/>',
-    ]
-    for place, label in enumerate(node.notes):
-        baseline = y + (place - (len(node.notes) - 1) / 2) * LINE + 4.2
-        lines.append(line_of(label, "event stream", left + (width - 4.0) / 2, baseline))
-    lines.append("</g>")
+def arrow(edge: Edge, way: Way) -> str:
+    """Return the line of an arrow, without its labels."""
+    look = look_of(edge, way)
+    classes = f"arrow {look}"
+    path = _loop_path(way) if way.is_loop else _path(way.points, FORK if edge.fans_out else 0.0)
+    lines = [f'<path class="{classes}" d="{path}" marker-end="url(#tip-{look})"/>']
+    if edge.fans_out:
+        lines.append(_fork(way, classes))
     return "\n".join(lines)
 
 
-_DRAWN = {
-    "start": _start,
-    "stop": _stop,
-    "gap": _gap,
-    "failures": _failures,
-    "person": _person,
-    "step": _step,
-}
+def _path(points: tuple[Point, ...], stem: float = 0.0) -> str:
+    """Return straight lines and curves in turn; the curves leave and arrive upright.
+
+    The first line is at least ``stem`` long; the gap behind it is longer than that.
+    """
+    (x, y), at = points[0], points[1]
+    stem = stem if at[1] > y or (at[1] == y and points[2][1] > y) else -stem
+    if abs(at[1] - y) < abs(stem):
+        points = (points[0], (x, y + stem), *points[2:])
+    parts = [f"M{_at(points[0])}"]
+    at = points[0]
+    for place, point in enumerate(points[1:], 1):
+        if place % 2 or at[0] == point[0]:
+            if point != at:
+                parts.append(f"L{_at(point)}")
+        else:
+            middle = round((at[1] + point[1]) / 2, 1)
+            parts.append(f"C{at[0]:g} {middle:g} {point[0]:g} {middle:g} {_at(point)}")
+        at = point
+    return "".join(parts)
+
+
+def _loop_path(way: Way) -> str:
+    begin, end = way.points
+    out = round(begin[0] - LOOP_REACH - 4.0, 1)
+    return f"M{_at(begin)}C{out:g} {begin[1]:g} {out:g} {end[1]:g} {_at(end)}"
+
+
+def _fork(way: Way, classes: str) -> str:
+    """Return the mark of a fan-out: two more lines that leave the step together with the arrow."""
+    x, y = way.points[0]
+    if way.is_loop:
+        return f'<path class="{classes}" d="M{x:g} {y - 5:g}l-8 3M{x:g} {y + 5:g}l-8 -3"/>'
+    sign = -1 if way.goes_back else 1
+    return (
+        f'<path class="{classes}" d="M{x - 6:g} {y:g}L{x:g} {y + sign * FORK:g}L{x + 6:g} {y:g}"/>'
+    )
+
+
+def look_of(edge: Edge, way: Way) -> str:
+    """Return how an arrow looks: as its kind says, or as one that goes back."""
+    return "back" if edge.kind == "event" and way.goes_back else edge.kind
+
+
+def labels_of(edge: Edge, way: Way) -> Iterable[str]:
+    """Yield the labels of an arrow, on a piece of background."""
+    link = link_of(edge)
+    x, y = way.label
+    yield (
+        f'<rect class="ground" x="{x - link.width / 2:g}" y="{y - link.height / 2:g}" '
+        f'width="{link.width:g}" height="{link.height:g}" rx="5"/>'
+    )
+    for place, label in enumerate(edge.labels):
+        baseline = y + (place - (len(edge.labels) - 1) / 2) * LINE + 4.2
+        yield line_of(label, f"event {look_of(edge, way)}", x, baseline)

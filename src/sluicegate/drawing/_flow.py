@@ -1,4 +1,4 @@
-"""The model of a picture: what is to be drawn of a workflow, before any place or size."""
+"""The flow of a workflow: the nodes and arrows to draw, before they have a place or a size."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import attrs
 
 from sluicegate._definition.checks import find_faults
 from sluicegate._definition.graph import Graph, graph_of
+from sluicegate._definition.source import ChildCall, StepSource, read_source
 from sluicegate._events import (
     Event,
     HumanResponseEvent,
@@ -18,9 +19,15 @@ from sluicegate._events import (
     StopEvent,
 )
 from sluicegate._workflow import Workflow
-from sluicegate.drawing._marks import Mark, marks_of
-from sluicegate.drawing._source import ChildCall, StepSource, read_source
-from sluicegate.drawing._words import Label, describe, first_line, label_of, short_name
+from sluicegate.drawing._labels import (
+    Label,
+    Mark,
+    describe,
+    first_line,
+    label_of,
+    marks_of,
+    short_name,
+)
 
 
 if TYPE_CHECKING:
@@ -177,12 +184,12 @@ class _Sketch:
         self._edges: dict[tuple[int, int, str], list[tuple[Label, bool]]] = {}
         self._events: dict[type[Event], None] = {}
         self._first_step = len(self._nodes)
-        self._readings = [self._read(step) for step in graph.steps]
+        self._sources = [self._read(step) for step in graph.steps]
         number = drawn.find(cls, thing)
         assert number is not None
         drawn.open.append(number)
-        for step, reading in zip(graph.steps, self._readings, strict=True):
-            self._nodes.append(self._step_node(step, reading))
+        for step, source in zip(graph.steps, self._sources, strict=True):
+            self._nodes.append(self._step_node(step, source))
         drawn.open.pop()
         self._person: int | None = None
         self._stop: int | None = None
@@ -192,9 +199,9 @@ class _Sketch:
         graph = self._graph
         for step in graph.steps:
             self._add_inputs(step)
-        for step, reading in zip(graph.steps, self._readings, strict=True):
-            self._add_outputs(step, reading)
-            for kind in reading.written:
+        for step, source in zip(graph.steps, self._sources, strict=True):
+            self._add_outputs(step, source)
+            for kind in source.streamed:
                 self._events.setdefault(kind)
         self._add_failures()
         edges = tuple(
@@ -225,8 +232,8 @@ class _Sketch:
 
     # -- nodes -----------------------------------------------------------------------------
 
-    def _step_node(self, step: Step, reading: StepSource) -> Node:
-        told = [kind for kind in reading.written if not issubclass(kind, InputRequiredEvent)]
+    def _step_node(self, step: Step, source: StepSource) -> Node:
+        told = [kind for kind in source.streamed if not issubclass(kind, InputRequiredEvent)]
         return Node(
             "step",
             name=step.name,
@@ -235,12 +242,12 @@ class _Sketch:
             handles_failures=step.options.catches is not None,
             marks=marks_of(step, self._graph.state_type),
             notes=tuple(label_of(kind) for kind in told),
-            children=tuple(self._children(step, reading)),
+            children=tuple(self._children(step, source)),
         )
 
-    def _children(self, step: Step, reading: StepSource) -> Iterator[Child]:
+    def _children(self, step: Step, source: StepSource) -> Iterator[Child]:
         numbers: set[int] = set()
-        for call in reading.children:
+        for call in source.children:
             child = self._child(step, call)
             # `Child()` and an object of the same class look alike, and are drawn as one.
             if child.number < 0 or child.number not in numbers:
@@ -301,13 +308,13 @@ class _Sketch:
                 gap = self._add_node(Node("gap", title=f"No step makes {kind.__name__}"))
                 self._connect(gap, at, "gap", kind)
 
-    def _add_outputs(self, step: Step, reading: StepSource) -> None:
+    def _add_outputs(self, step: Step, source: StepSource) -> None:
         at = self._first_step + step.index
         for kind in step.returns:
             self._add_output(at, kind, many=False)
         for kind in step.fans_out:
             self._add_output(at, kind, many=True)
-        for kind in reading.written:
+        for kind in source.streamed:
             if issubclass(kind, InputRequiredEvent):
                 self._connect(at, self._person_node(), "human", kind)
 

@@ -1,29 +1,155 @@
-"""What names in the source of a function mean, as far as looking tells: nothing is run for it."""
+"""The source of a step: what it waits for, writes to the stream and runs as children.
+
+The source is only looked at: nothing in it is run. Without a source nothing is found.
+"""
 
 from __future__ import annotations
 
 import ast
 import inspect
-import textwrap
-from typing import TYPE_CHECKING, Any, TypeGuard, get_origin
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, get_origin
 
 import attrs
+
+from sluicegate._events import Event
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 
-#: How often a name is followed to what was assigned to it.
+#: How often a name is followed to the expression assigned to it.
 HOPS = 4
 
 
-def parse(function: Callable[..., Any]) -> ast.AST | None:
-    """Return the syntax tree of a function, or None where there is no source."""
+def parse(function: Callable[..., Any]) -> Function | None:
+    """Return the syntax tree of a function, with the line numbers of its file, or None."""
     try:
-        return ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError, ValueError):
+        lines, first = inspect.getsourcelines(function)
+        # An indented method gets a block around it: `dedent` would break texts over several lines.
+        is_indented = lines[0][:1].isspace()
+        found = ast.parse("".join(["if True:\n", *lines] if is_indented else lines)).body[0]
+    except (OSError, TypeError, SyntaxError, ValueError, IndexError):
         return None
+    if isinstance(found, ast.If):
+        found, first = found.body[0], first - 1
+    if not isinstance(found, Function):
+        return None
+    ast.increment_lineno(found, first - 1)
+    return found
+
+
+@attrs.frozen(eq=False)
+class ChildCall:
+    """A workflow that a step runs as a child.
+
+    Attributes:
+        text: The argument as it is written.
+        kind: Its class, or None where the source does not show it.
+        thing: The object itself, where it exists already.
+    """
+
+    text: str
+    kind: type | None = None
+    thing: object = None
+
+
+@attrs.frozen(eq=False)
+class StepSource:
+    """What the source of a step shows beyond its signature, each in the order of its lines.
+
+    Attributes:
+        waits_for: The classes of events that it waits for with ``ctx.wait_for_event``.
+        streamed: The classes of events that it writes to the stream.
+        children: The workflows that it runs with ``ctx.run_child``.
+    """
+
+    waits_for: tuple[type[Event], ...] = ()
+    streamed: tuple[type[Event], ...] = ()
+    children: tuple[ChildCall, ...] = ()
+
+
+def read_source(
+    function: Callable[..., Any], owner: object = None, more: Mapping[str, Any] | None = None
+) -> StepSource:
+    """Read the source of a step.
+
+    Only calls in the function itself are found. An event is found where its class can be seen:
+    ``ctx.write_event_to_stream(X(...))``, or a name that ``X(...)`` was assigned to. A child is
+    the argument of ``run_child``: ``Child(...)``, such a name, an annotated parameter, or an
+    attribute that the class body or ``__init__`` assigns in the same way. A method is also found
+    as an argument of another call: ``nursery.start_soon(ctx.run_child, Child())``.
+
+    Args:
+        function: The step as it was written.
+        owner: The workflow class, or an object of it, in which ``self`` is looked up.
+        more: What further names mean, such as those that only annotations use.
+    """
+    function = inspect.unwrap(function)
+    tree = parse(function)
+    if tree is None:
+        return StepSource()
+    names = Names(function, tree, owner, more or {})
+    waits_for: dict[type[Event], None] = {}
+    streamed: dict[type[Event], None] = {}
+    children: dict[tuple[object, ...], ChildCall] = {}
+    for call in _calls(tree):
+        for argument in _arguments_of("wait_for_event", "event_type", call):
+            waits_for |= {k: None for k in names.classes_of(argument) if issubclass(k, Event)}
+        if call.args and _writes_to_stream(call.func):
+            for made in names.made_by(call.args[0]):
+                if made is not None and issubclass(made.kind, Event):
+                    streamed[made.kind] = None
+        for argument in _arguments_of("run_child", "workflow", call):
+            for child in _children(argument, names):
+                shown = (child.text,) if child.kind is None else (child.kind, id(child.thing))
+                children.setdefault(shown, child)
+    return StepSource(tuple(waits_for), tuple(streamed), tuple(children.values()))
+
+
+def _calls(tree: ast.AST) -> list[ast.Call]:
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return sorted(calls, key=lambda call: (call.lineno, call.col_offset))
+
+
+def _arguments_of(method: str, keyword: str, call: ast.Call) -> Iterator[ast.expr]:
+    """Yield the first arguments that a call gives to a method of the context.
+
+    In ``nursery.start_soon(ctx.run_child, Child())`` the next argument is the method's first.
+    """
+    if _is_method(method, call.func):
+        yield from call.args[:1]
+        yield from (word.value for word in call.keywords if word.arg == keyword)
+    for place, argument in enumerate(call.args[:-1]):
+        if _is_method(method, argument):
+            yield call.args[place + 1]
+
+
+def _is_method(method: str, called: ast.expr) -> bool:
+    return isinstance(called, ast.Attribute) and called.attr == method
+
+
+def _writes_to_stream(called: ast.expr) -> bool:
+    if not isinstance(called, ast.Attribute):
+        return False
+    is_send = called.attr in ("send", "send_nowait") and _is_method("stream", called.value)
+    return is_send or called.attr == "write_event_to_stream"
+
+
+def _children(argument: ast.expr, names: Names) -> Iterator[ChildCall]:
+    text = " ".join(ast.unparse(argument).split())
+    for made in tuple(names.made_by(argument)) or (None,):
+        is_known = made is not None and _is_workflow(made.kind)
+        yield ChildCall(text, made.kind, made.thing) if made and is_known else ChildCall(text)
+
+
+def _is_workflow(kind: type) -> bool:
+    # The class of all workflows is in a higher layer; its module identifies it.
+    return any(base.__module__ == "sluicegate._workflow" for base in kind.__mro__[1:])
+
+
+# -- names -----------------------------------------------------------------------------------------
 
 
 @attrs.frozen(eq=False)
@@ -248,44 +374,3 @@ def _visible_names(function: Callable[..., Any]) -> dict[str, Any]:
         except ValueError:  # a name that was not bound yet when the function was made
             continue
     return names
-
-
-def classes_waited_for(
-    function: Callable[..., Any], more: Mapping[str, Any] | None = None
-) -> tuple[type, ...]:
-    """Return the classes that a step waits for, as far as its source shows them.
-
-    Found is the first argument of each ``ctx.wait_for_event(...)``, also where the method is an
-    argument of another call, as in ``nursery.start_soon(ctx.wait_for_event, Answer)``. Only what
-    stands in the function itself is found, and nothing is run for it. Without a source nothing is
-    found.
-
-    Args:
-        function: The step as it was written.
-        more: What further names mean, such as those that only annotations use.
-    """
-    function = inspect.unwrap(function)
-    tree = parse(function)
-    if tree is None:
-        return ()
-    names = Names(function, tree, None, more or {})
-    arguments = [
-        argument
-        for call in ast.walk(tree)
-        if isinstance(call, ast.Call)
-        for argument in _waited_for(call)
-    ]
-    return tuple(dict.fromkeys(kind for found in arguments for kind in names.classes_of(found)))
-
-
-def _waited_for(call: ast.Call) -> Iterator[ast.expr]:
-    if _is_wait(call.func):
-        yield from call.args[:1]
-        yield from (word.value for word in call.keywords if word.arg == "event_type")
-    for place, argument in enumerate(call.args[:-1]):
-        if _is_wait(argument):
-            yield call.args[place + 1]
-
-
-def _is_wait(called: ast.expr) -> bool:
-    return isinstance(called, ast.Attribute) and called.attr == "wait_for_event"

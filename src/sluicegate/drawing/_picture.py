@@ -1,0 +1,321 @@
+"""The picture: a flow as static SVG, its sizes taken from the text that has to fit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from sluicegate.drawing._layout import Shape, lay_out
+from sluicegate.drawing._svg import (
+    EVENT_SIZE,
+    LINE,
+    MARK_SIZE,
+    MARKERS,
+    NAME_SIZE,
+    ROW_HEIGHT,
+    arrow,
+    drawn_row,
+    labels_of,
+    line_of,
+    link_of,
+    look_of,
+    row_width,
+    rows_of,
+    shortened,
+    text_width,
+    xml_text,
+)
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sluicegate.drawing._flow import Child, Flow, Node
+    from sluicegate.drawing._labels import Mark
+    from sluicegate.drawing._layout import Point
+
+
+MARGIN = 24.0
+NOTE_DISTANCE = 34.0
+CORNER = 9.0
+#: From the frame of a child to what is in it, and to the edge of the step around it.
+PADDING = 14.0
+FRAME_HEAD = 30.0
+
+
+@attrs.frozen
+class FlowSvg:
+    """A flow as an ``<svg>`` element, and whether any of its arrows goes back."""
+
+    svg: str
+    goes_back: bool
+
+
+def picture_of(flow: Flow) -> FlowSvg:
+    """Draw a flow, and those of its children within the steps that run them."""
+    drawing = _draw(flow)
+    width = round(drawing.width + 2 * MARGIN)
+    height = round(drawing.height + 2 * MARGIN)
+    opening = (
+        f'<svg class="flow" xmlns="http://www.w3.org/2000/svg" id="flow-0" role="group" '
+        f'aria-label="{xml_text(f"All flows of {flow.name}")}" '
+        f'width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
+    )
+    parts = [
+        opening,
+        MARKERS,
+        f'<g transform="translate({MARGIN:g} {MARGIN:g})">',
+        drawing.body,
+        "</g>",
+        "</svg>",
+    ]
+    return FlowSvg("\n".join(parts), drawing.goes_back)
+
+
+@attrs.frozen
+class _Drawing:
+    """A flow as SVG that begins at the origin."""
+
+    width: float
+    height: float
+    body: str
+    goes_back: bool
+
+
+def _draw(flow: Flow) -> _Drawing:
+    boxes = [_box(node) for node in flow.nodes]
+    layout = lay_out([box.shape for box in boxes], [link_of(edge) for edge in flow.edges])
+    drawn = list(zip(flow.edges, layout.ways, strict=True))
+    parts = [arrow(edge, way) for edge, way in drawn]
+    for box, centre in zip(boxes, layout.centres, strict=True):
+        parts += _DRAWN[box.node.kind](box, centre)
+    for edge, way in drawn:  # last, for each label stands on a piece of background
+        parts += labels_of(edge, way)
+    goes_back = any(look_of(*both) == "back" for both in drawn)
+    goes_back |= any(frame.goes_back for box in boxes for frame in box.frames)
+    return _Drawing(layout.width, layout.height, "\n".join(parts), goes_back)
+
+
+# -- sizes -----------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class _Frame:
+    """A child in the box of a step: what it is, and its size; the drawing begins in its corner."""
+
+    child: Child
+    width: float
+    height: float
+    inner: float = 0.0
+    body: str = ""
+    goes_back: bool = False
+
+
+@attrs.frozen
+class _Box:
+    """A node with its size, and what has to find room in it."""
+
+    node: Node
+    shape: Shape
+    rows: list[list[Mark]] = attrs.field(factory=list["list[Mark]"])
+    frames: list[_Frame] = attrs.field(factory=list[_Frame])
+
+    @property
+    def head(self) -> float:
+        """How high the name of a step and its marks are."""
+        return 36.0 + ROW_HEIGHT * len(self.rows)
+
+
+#: The sizes of what has no text in it.
+_PLAIN = {"start": 18.0, "stop": 28.0, "gap": 26.0, "failures": 22.0}
+
+
+def _box(node: Node) -> _Box:
+    if node.kind in _PLAIN:
+        return _Box(node, Shape(_PLAIN[node.kind], _PLAIN[node.kind]))
+    name = text_width(shortened(node.name), NAME_SIZE)
+    if node.kind == "person":
+        return _Box(node, Shape(round(name + 66.0), 42.0))
+    rows = rows_of(node.marks, name)
+    frames = [_frame(child) for child in node.children]
+    across = sum(frame.width + PADDING for frame in frames) + PADDING
+    width = round(max(132.0, name + 36.0, across, *(row_width(row) + 36.0 for row in rows)))
+    height = 36.0 + ROW_HEIGHT * len(rows)
+    if frames:
+        height += max(frame.height for frame in frames) + PADDING
+    shape = Shape(width, height)
+    if node.notes:
+        shape = Shape(width, height, NOTE_DISTANCE + _note_width(node), _note_height(node))
+    return _Box(node, shape, rows, frames)
+
+
+def _frame(child: Child) -> _Frame:
+    name = text_width(shortened(child.name), NAME_SIZE)
+    if child.flow is None:
+        hint = text_width(shortened(child.hint), MARK_SIZE)
+        return _Frame(child, round(max(name, hint) + 32.0), 46.0 if child.hint else 32.0)
+    drawing = _draw(child.flow)
+    state = text_width(shortened(_state_of(child.flow)), MARK_SIZE)
+    return _Frame(
+        child,
+        round(max(drawing.width, name + state + 16.0) + 2 * PADDING),
+        round(FRAME_HEAD + drawing.height + PADDING),
+        drawing.width,
+        drawing.body,
+        drawing.goes_back,
+    )
+
+
+def _state_of(flow: Flow) -> str:
+    return f"state {flow.state}" if flow.state else ""
+
+
+def _note_width(node: Node) -> float:
+    return round(max(text_width(shortened(n.text), EVENT_SIZE) for n in node.notes) + 28.0)
+
+
+def _note_height(node: Node) -> float:
+    return LINE * len(node.notes) + 13.0
+
+
+# -- nodes -------------------------------------------------------------------------------------
+
+
+def _start(box: _Box, centre: Point) -> Iterator[str]:
+    x, y = centre
+    yield (
+        f'<circle class="start" cx="{x:g}" cy="{y:g}" r="{box.shape.width / 2:g}">'
+        "<title>The run begins</title></circle>"
+    )
+
+
+def _stop(box: _Box, centre: Point) -> Iterator[str]:
+    x, y = centre
+    yield (
+        f'<g class="stop"><circle cx="{x:g}" cy="{y:g}" r="13"/>'
+        f'<circle cx="{x:g}" cy="{y:g}" r="8.5"/><title>{xml_text(box.node.title)}</title></g>'
+    )
+
+
+def _gap(box: _Box, centre: Point) -> Iterator[str]:
+    x, y = centre
+    yield (
+        f'<g class="gap"><circle cx="{x:g}" cy="{y:g}" r="{box.shape.width / 2 - 1:g}"/>'
+        f'<text x="{x:g}" y="{y + 5:g}">?</text><title>{xml_text(box.node.title)}</title></g>'
+    )
+
+
+def _failures(box: _Box, centre: Point) -> Iterator[str]:
+    x, y = centre
+    yield (
+        f'<g class="failures"><circle cx="{x:g}" cy="{y:g}" r="{box.shape.width / 2 - 1:g}"/>'
+        f'<path d="M{x - 3.5:g} {y - 3.5:g}l7 7m0 -7l-7 7"/>'
+        f"<title>{xml_text(box.node.title)}</title></g>"
+    )
+
+
+def _person(box: _Box, centre: Point) -> Iterator[str]:
+    (x, y), shape, node = centre, box.shape, box.node
+    left = x - shape.width / 2
+    head = left + 23.0
+    yield (
+        f'<g class="person"><rect x="{left:g}" y="{y - shape.height / 2:g}" '
+        f'width="{shape.width:g}" height="{shape.height:g}" rx="{shape.height / 2:g}"/>'
+        f'<circle class="figure" cx="{head:g}" cy="{y - 6:g}" r="5"/>'
+        f'<path class="figure" d="M{head - 9:g} {y + 11:g}a9 9.5 0 0 1 18 0z"/>'
+        f'<text class="name" x="{x + 14:g}" y="{y + 5:g}">{xml_text(node.name)}</text>'
+        f"<title>{xml_text(node.title)}</title></g>"
+    )
+
+
+def _step(box: _Box, centre: Point) -> Iterator[str]:
+    (x, y), shape, node = centre, box.shape, box.node
+    left, top = x - shape.width / 2, y - shape.height / 2
+    yield '<g class="step handler">' if node.handles_failures else '<g class="step">'
+    yield (
+        f'<rect x="{left:g}" y="{top:g}" width="{shape.width:g}" height="{shape.height:g}" rx="8"/>'
+    )
+    if node.join:
+        bar = shape.width - 24.0
+        yield (
+            f'<rect class="bar" x="{x - bar / 2:g}" y="{top - 2:g}" width="{bar:g}" height="5" '
+            'rx="2.5"/>'
+        )
+    yield f'<text class="name" x="{x:g}" y="{top + 22:g}">{xml_text(shortened(node.name))}</text>'
+    yield f"<title>{xml_text(node.title)}</title>"
+    for place, row in enumerate(box.rows):
+        yield from drawn_row(row, x, top + 41.0 + ROW_HEIGHT * place)
+    yield "</g>"
+    across = sum(frame.width for frame in box.frames) + PADDING * (len(box.frames) - 1)
+    at = round(x - across / 2, 1)
+    for frame in box.frames:
+        yield from _child(frame, at, round(top + box.head, 1))
+        at += frame.width + PADDING
+    if node.notes:
+        yield _note(node, x + shape.width / 2, y)
+
+
+def _child(frame: _Frame, left: float, top: float) -> Iterator[str]:
+    """Yield the frame of a child, with its flow or in place of it."""
+    child = frame.child
+    x = round(left + frame.width / 2, 1)
+    classes = f"frame {child.kind}"
+    rect = (
+        f'<rect x="{left:g}" y="{top:g}" width="{frame.width:g}" height="{frame.height:g}" rx="6"/>'
+    )
+    title = f"<title>{xml_text(child.title)}</title>"
+    name = xml_text(shortened(child.name))
+    if child.flow is None:
+        text = f'<text class="name" x="{x:g}" y="{top + 21:g}">{name}</text>'
+        if not child.hint:
+            yield f'<g class="{classes}">{rect}{text}{title}</g>'
+            return
+        text += f'<text class="hint" x="{x:g}" y="{top + 36:g}">{xml_text(shortened(child.hint))}</text>'
+        yield f'<a href="#flow-{child.number}"><g class="{classes}">{rect}{text}{title}</g></a>'
+        return
+    yield f'<g class="{classes}" id="flow-{child.number}">{rect}'
+    yield f'<text class="name" x="{left + PADDING:g}" y="{top + 20:g}">{name}</text>'
+    if child.flow.state:
+        right = left + frame.width - PADDING
+        state = xml_text(shortened(_state_of(child.flow)))
+        yield f'<text class="hint" x="{right:g}" y="{top + 20:g}">{state}</text>'
+    yield f"{title}</g>"
+    yield f'<g transform="translate({x - frame.inner / 2:g} {top + FRAME_HEAD:g})">'
+    yield frame.body
+    yield "</g>"
+
+
+def _note(node: Node, side: float, y: float) -> str:
+    """Return the note beside a step: what it writes to the stream."""
+    left = side + NOTE_DISTANCE
+    width, height = _note_width(node), _note_height(node)
+    top = y - height / 2
+    fold = f"M{left + width - CORNER:g} {top:g}v{CORNER:g}h{CORNER:g}"
+    sheet = (
+        f"M{left:g} {top:g}h{width - CORNER:g}l{CORNER:g} {CORNER:g}"
+        f"v{height - CORNER:g}h{-width:g}z"
+    )
+    tip = f"M{left - 7:g} {y - 3.5:g}L{left - 1:g} {y:g}L{left - 7:g} {y + 3.5:g}"
+    lines = [
+        '<g class="note">',
+        f'<path class="arrow stream" d="M{side:g} {y:g}H{left - 1:g}"/>',
+        f'<path class="tip" d="{tip}"/>',
+        f'<path class="sheet" d="{sheet}"/>',
+        f'<path class="fold" d="{fold}"/>',
+    ]
+    for place, label in enumerate(node.notes):
+        baseline = y + (place - (len(node.notes) - 1) / 2) * LINE + 4.2
+        lines.append(line_of(label, "event stream", left + (width - 4.0) / 2, baseline))
+    lines.append("</g>")
+    return "\n".join(lines)
+
+
+_DRAWN = {
+    "start": _start,
+    "stop": _stop,
+    "gap": _gap,
+    "failures": _failures,
+    "person": _person,
+    "step": _step,
+}
