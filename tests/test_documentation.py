@@ -7,6 +7,7 @@ import asyncio
 import builtins
 import inspect
 import re
+import runpy
 import sys
 import types
 from contextvars import copy_context
@@ -79,3 +80,10 @@ def test_every_page_is_listed_and_every_link_leads_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_picture_shows_the_program_of_the_readme():
+    """``docs/_static/writer.svg`` is what ``python docs/draw.py`` writes now."""
+    draw = runpy.run_path(str(ROOT / "docs/draw.py"))
+
+    assert draw["TARGET"].read_text() == draw["picture"](), "run `python docs/draw.py`"
