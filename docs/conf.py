@@ -22,6 +22,7 @@ myst_enable_extensions = ["colon_fence"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"
+python_maximum_signature_line_length = 88
 autodoc_default_options = {"undoc-members": False}
 napoleon_google_docstring = True
 napoleon_use_ivar = True
