@@ -117,12 +117,12 @@ class Context(Generic[StateT]):
     _is_sluicegate_context: ClassVar[bool] = True
 
     __slots__ = (
-        "_again",
         "_began_at",
         "_is_over",
+        "_journal",
         "_node",
         "_progress",
-        "_record",
+        "_redelivery",
         "_run",
         "_step",
         "_stream",
@@ -133,8 +133,8 @@ class Context(Generic[StateT]):
         self._run: Any = workflow._open_seed(None)
         self._step: Step | None = None
         self._node: Any = None
-        self._again: Any = None
-        self._record: Any = None
+        self._redelivery: Any = None
+        self._journal: Any = None
         self._began_at: float | None = None
         self._progress: Callable[[], object] | None = None
         self._is_over = False
@@ -191,7 +191,7 @@ class Context(Generic[StateT]):
     def end(self) -> None:
         """Take note that the step has ended; for the engine."""
         self._is_over = True
-        self._again = self._progress = self._stream = None  # or they and this form circles
+        self._redelivery = self._progress = self._stream = None  # or they and this form circles
 
     @property
     def run_id(self) -> str:
@@ -217,7 +217,7 @@ class Context(Generic[StateT]):
             workflow=step.label.rpartition(".")[0],
             num_workers=step.num_workers,
             timeout=step.timeout,
-            attempt=1 if self._again is None else self._again.number,
+            attempt=1 if self._redelivery is None else self._redelivery.number,
         )
 
     @property
@@ -470,9 +470,9 @@ def step_context(run: RunOperations, step: Step | None, node: Any, again: Any) -
     context._run = run
     context._step = step
     context._node = node
-    context._again = again
+    context._redelivery = again
     context._is_over = False
-    context._stream = context._record = context._progress = context._began_at = None
+    context._stream = context._journal = context._progress = context._began_at = None
     return context
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from sluicegate._context import Context
     from sluicegate._engine.resource_scopes import ResourceScope
-    from sluicegate._engine.seed import Seed
+    from sluicegate._engine.seed import SavedRun
     from sluicegate._events import StartEvent
 
     # A plain ``Workflow`` is a ``Workflow[Any]``, to the strictest checker too.
@@ -312,7 +312,7 @@ class Workflow(Generic[R]):
             raise WorkflowRuntimeError(msg)
         return self._resume(seed, run_id)
 
-    def _resume(self, seed: Seed, run_id: str | None) -> WorkflowHandler[R]:
+    def _resume(self, seed: SavedRun, run_id: str | None) -> WorkflowHandler[R]:
         found = seed.take()
         log = EventLog(window=self.__buffer, history=self.__history)
         if found.resumed is not None:
@@ -332,10 +332,10 @@ class Workflow(Generic[R]):
             )
         )
 
-    def _open_seed(self, data: dict[str, Any] | None, *, drops_removed: bool = False) -> Seed:
-        from sluicegate._engine.seed import Seed  # noqa: PLC0415 - not everybody needs it
+    def _open_seed(self, data: dict[str, Any] | None, *, drops_removed: bool = False) -> SavedRun:
+        from sluicegate._engine.seed import SavedRun  # noqa: PLC0415 - not everybody needs it
 
-        return Seed(self._built(), self.__options.classes, data, drops_removed=drops_removed)
+        return SavedRun(self._built(), self.__options.classes, data, drops_removed=drops_removed)
 
     def _seed_of(self, ctx: Any) -> Any:
         if getattr(ctx, "_is_sluicegate_context", False) is not True:

@@ -65,7 +65,7 @@ def has_to_be_entered(plan: ResourcePlan, value: object) -> bool:
     return is_manager or _is_async_manager(value)
 
 
-class Hold:
+class EnteredManager:
     """One resource in the task that keeps it: opened, and closed under a grace of its own."""
 
     __slots__ = ("_backend", "_manager", "_plan", "_scope")
@@ -212,7 +212,7 @@ class StepResources:
         self._context = context
         self._backend = current_backend()
         self._values: dict[Hashable, Any] = {}
-        self._held: list[Hold] = []
+        self._held: list[EnteredManager] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -234,7 +234,7 @@ class StepResources:
             arguments = {name: await self.get(needed) for name, needed in plan.needs}
             if plan.context_as is not None:
                 arguments[plan.context_as] = self._context
-            hold = Hold(self._backend, plan)
+            hold = EnteredManager(self._backend, plan)
             try:
                 self._values[plan.key] = await hold.open(call(plan.make, arguments))
             except Exception as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sluicegate._engine.journal import Again
+from sluicegate._engine.journal import Redelivery
 from sluicegate._engine.outcome import drop_own_frames
 from sluicegate._errors import WorkflowRuntimeError
 from sluicegate._events import StepFailedEvent
@@ -43,20 +43,20 @@ def recover(
         raise error
     now = backend.current_time()  # one reading for all that is decided about this failure
     step = queue.step
-    known = worker.event if type(worker.event) is Again else None
+    known = worker.event if type(worker.event) is Redelivery else None
     given = worker.event if known is None else known.event
-    record = worker.context._record if worker.context is not None else None
-    if record is not None:
-        record.undo(machine, queue.index)
+    journal = worker.context._journal if worker.context is not None else None
+    if journal is not None:
+        journal.undo(machine, queue.index)
     attempts = (known.attempts if known is not None else None) or Attempts(worker.began_at)
     attempts.failed(error, now)
     if node is None or not node.is_cancelled:
         if step.options.retry is not None:
-            again = _next_attempt(run, step, given, known, attempts)
-            if again is not None:
-                if record is not None:
-                    record.carry_over(again, run.content_key)
-                return _try_later(run, queue, again, node, now)
+            redelivery = _next_attempt(run, step, given, known, attempts)
+            if redelivery is not None:
+                if journal is not None:
+                    journal.carry_over(redelivery, run.content_key)
+                return _try_later(run, queue, redelivery, node, now)
             note_attempts(error, attempts, step.label)
         if _hand_to_handler(run, queue, node, given, attempts):
             return machine.drop(queue, node)
@@ -70,8 +70,8 @@ def recover(
 
 
 def _next_attempt(
-    run: Runner, step: Step, given: Any, known: Again | None, attempts: Attempts
-) -> Again | None:
+    run: Runner, step: Step, given: Any, known: Redelivery | None, attempts: Attempts
+) -> Redelivery | None:
     """Return the delivery to be tried next, or None to give up.
 
     Raises:
@@ -85,13 +85,13 @@ def _next_attempt(
     if delay is None:
         return None
     attempts.pause(delay)
-    again = Again(given, attempts)
-    again.seed = seed
-    again.delay = delay
+    redelivery = Redelivery(given, attempts)
+    redelivery.seed = seed
+    redelivery.delay = delay
     if known is not None:
-        again.received, again.left = known.received, known.left
-        again.collected = known.collected
-    return again
+        redelivery.received, redelivery.left = known.received, known.left
+        redelivery.collected = known.collected
+    return redelivery
 
 
 def _hand_to_handler(
@@ -119,34 +119,36 @@ def _hand_to_handler(
 
 
 def _try_later(
-    run: Runner, queue: StepQueue, again: Again, node: BranchNode | None, now: float
+    run: Runner, queue: StepQueue, redelivery: Redelivery, node: BranchNode | None, now: float
 ) -> Delivery | None:
     """Have a delivery tried again when its delay is over; return the worker's next delivery."""
     _, machine = run.live()
-    again.due = now + again.delay
-    following = machine.delay(queue, again, node)
-    if again.delay:
-        begin_delay(run, queue, again, node)
+    redelivery.due = now + redelivery.delay
+    following = machine.delay(queue, redelivery, node)
+    if redelivery.delay:
+        begin_delay(run, queue, redelivery, node)
         return following
-    machine.retry(queue, again)
+    machine.retry(queue, redelivery)
     return following or machine.next_start()
 
 
-def begin_delay(run: Runner, queue: StepQueue, again: Again, node: BranchNode | None) -> None:
+def begin_delay(
+    run: Runner, queue: StepQueue, redelivery: Redelivery, node: BranchNode | None
+) -> None:
     """Start the timer of a delivery that was laid aside."""
-    name = f"{queue.step.label}: waiting for attempt {again.number}"
+    name = f"{queue.step.label}: waiting for attempt {redelivery.number}"
     run.timers += 1
-    run.nursery.start_soon(_wait_and_retry, run, queue, again, node, name=name)
+    run.nursery.start_soon(_wait_and_retry, run, queue, redelivery, node, name=name)
 
 
 @enable_ki_protection
 async def _wait_and_retry(
-    run: Runner, queue: StepQueue, again: Again, node: BranchNode | None
+    run: Runner, queue: StepQueue, redelivery: Redelivery, node: BranchNode | None
 ) -> None:
     backend, machine = run.live()
     cancel_record = node.cancel_record if node is not None else None
     try:
-        with backend.cancel_scope(deadline=again.due) as scope:
+        with backend.cancel_scope(deadline=redelivery.due) as scope:
             if cancel_record is not None:
                 cancel_record.running[scope] = None
                 if cancel_record.reason is not None:  # since it was laid aside
@@ -159,12 +161,12 @@ async def _wait_and_retry(
     except backend.Cancelled as error:  # noqa: ASYNC103 - the task that runs the run raises it
         # Raised here, it would cancel the nursery, and look as the run's own timeout does.
         if not (run.outcome.status or backend.is_cancelled()):
-            run.fail(_cut_short(again, queue.step, error))
+            run.fail(_cut_short(redelivery, queue.step, error))
         return  # noqa: ASYNC910 - the wait was a checkpoint
     finally:
         run.timers -= 1
     if not run.outcome.status:
-        machine.retry(queue, again)
+        machine.retry(queue, redelivery)
         run.start_workers()
         run.check_stuck()
         if not machine.alive:
@@ -173,10 +175,10 @@ async def _wait_and_retry(
             run.idle_changed()
 
 
-def _cut_short(again: Again, step: Step, cause: BaseException) -> WorkflowRuntimeError:
+def _cut_short(redelivery: Redelivery, step: Step, cause: BaseException) -> WorkflowRuntimeError:
     """Return what stands for the cancellation of a delay alone: a failure, with its cause."""
     msg = (
-        f"the delay before attempt {again.number} of the step {step.label} was cancelled; expected "
+        f"the delay before attempt {redelivery.number} of the step {step.label} was cancelled; expected "
         "its run, or its branch, to be cancelled"
     )
     failure = WorkflowRuntimeError(msg)

@@ -7,7 +7,7 @@ from math import inf, nextafter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sluicegate._context import Context, RunOperations, step_context
-from sluicegate._engine.journal import Again
+from sluicegate._engine.journal import Redelivery
 from sluicegate._engine.thread_operations import ThreadOperations
 from sluicegate._errors import StepTimeoutError
 from sluicegate._events import StepStateChanged
@@ -175,7 +175,7 @@ class Worker:
         """
         if (
             not step.is_plain
-            or type(event) is Again
+            or type(event) is Redelivery
             or (node is not None and node.cancel_record is not None)
         ):
             return self._invoke_with_care(backend, step, event, node)
@@ -196,11 +196,11 @@ class Worker:
     ) -> Any:
         """Run a step that may be cancelled by itself, tried again, or needs something first."""
         self.began_at = backend.current_time()
-        again = event if type(event) is Again else None
+        redelivery = event if type(event) is Redelivery else None
         run: Any = self._run if step.runs_in == "loop" else ThreadOperations(self._run)
-        if again is not None:
-            event = again.event
-        self.context = context = step_context(run, step, node, again)
+        if redelivery is not None:
+            event = redelivery.event
+        self.context = context = step_context(run, step, node, redelivery)
         context._began_at = self.began_at
         if node is None or node.cancel_record is None:
             return await self._prepare(backend, step, event, context)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Again:
+class Redelivery:
     """A delivery that was tried before: after a failure, or in a run that a snapshot was taken of.
 
     It stands in the place of its event.
@@ -73,31 +73,31 @@ class Again:
 KEPT_EVENTS = 3
 
 
-class Record:
+class StepJournal:
     """What one invocation does beside returning an event."""
 
     __slots__ = (
         "_branches",
         "_gone",
         "_limit",
-        "again",
         "asked",
         "collected",
         "held",
         "received",
+        "replayed",
+        "reported",
         "sent",
-        "told",
     )
 
-    def __init__(self, again: Again | None) -> None:
-        #: What is still to be taken from the record of the attempt before.
-        self.again = _NOTHING
-        if again is not None:
-            self.again = Again(None)
-            self.again.received = copy_lists(again.received)
-            self.again.left = copy_lists(again.left)
-            self.again.sent = copy_lists(again.sent)
-            self.again.collected = list(again.collected)
+    def __init__(self, redelivery: Redelivery | None) -> None:
+        #: What is still to be taken from the journal of the attempt before.
+        self.replayed = _NOTHING
+        if redelivery is not None:
+            self.replayed = Redelivery(None)
+            self.replayed.received = copy_lists(redelivery.received)
+            self.replayed.left = copy_lists(redelivery.left)
+            self.replayed.sent = copy_lists(redelivery.sent)
+            self.replayed.collected = list(redelivery.collected)
         #: The question that it has put on the stream itself, until it waits for the answer.
         self.asked: Asked | None = None
         #: The waits that have had their event.
@@ -109,7 +109,7 @@ class Record:
         self._gone: array[int] | None = None
         self._limit = 16
         #: What buffers told it that were told its event before.
-        self.told: list[tuple[str, list[Event] | None]] = []
+        self.reported: list[tuple[str, list[Event] | None]] = []
         #: Each event given to a buffer (None where it was out before), and what came of it.
         self.collected: list[tuple[str, Entry | None, list[Entry] | None]] = []
         #: What is sent only if the attempt succeeds.
@@ -121,7 +121,7 @@ class Record:
         Content decides, and among equals the order: two tasks of a step may send in another order
         than before.
         """
-        branches = self.again.sent.get(key)
+        branches = self.replayed.sent.get(key)
         if not branches:
             return None
         branch = branches.pop(0)
@@ -146,52 +146,54 @@ class Record:
             self._branches = kept
             self._limit = 2 * len(kept) + 16
 
-    def find_told(self, key: str) -> tuple[str, list[Event] | None] | None:
+    def find_reported(self, key: str) -> tuple[str, list[Event] | None] | None:
         """Return what the buffer ``key`` has told before, where it has had the event already."""
-        for found in self.again.collected:
+        for found in self.replayed.collected:
             if found[0] == key:
-                self.again.collected.remove(found)
-                self.told.append(found)
+                self.replayed.collected.remove(found)
+                self.reported.append(found)
                 return found
         return None
 
-    def carry_over(self, again: Again, key_of: KeyOf) -> None:
-        """Write into ``again`` what the next attempt must not do anew."""
-        again.received = {}
+    def carry_over(self, redelivery: Redelivery, key_of: KeyOf) -> None:
+        """Write into ``redelivery`` what the next attempt must not do anew."""
+        redelivery.received = {}
         for wait in self.received:
             assert wait.event is not None
-            again.received.setdefault(wait.content_key(key_of), []).append(wait.event)
-        for key, events in self.again.received.items():
-            again.received.setdefault(key, []).extend(events)
-        again.left = copy_lists(self.again.left)
-        again.collected = [*self.told, *self.again.collected]
+            redelivery.received.setdefault(wait.content_key(key_of), []).append(wait.event)
+        for key, events in self.replayed.received.items():
+            redelivery.received.setdefault(key, []).extend(events)
+        redelivery.left = copy_lists(self.replayed.left)
+        redelivery.collected = [*self.reported, *self.replayed.collected]
 
-    def copy_to(self, again: Again, key_of: KeyOf, *, with_sends: bool, has_unwound: bool) -> None:
-        """Write into ``again`` what a run that continues from a snapshot must not do anew.
+    def copy_to(
+        self, redelivery: Redelivery, key_of: KeyOf, *, with_sends: bool, has_unwound: bool
+    ) -> None:
+        """Write into ``redelivery`` what a run that continues from a snapshot must not do anew.
 
         A step that has unwound has let go of the branches that it held.
         """
-        self.carry_over(again, key_of)
+        self.carry_over(redelivery, key_of)
         new = [(key, _events_of(found)) for key, _, found in self.collected]
-        again.collected = [*self.told, *new, *self.again.collected]
+        redelivery.collected = [*self.reported, *new, *self.replayed.collected]
         if not with_sends:
             return
-        again.sent = copy_lists(self.again.sent)
+        redelivery.sent = copy_lists(self.replayed.sent)
         for key in self._gone or ():
-            again.sent.setdefault(key, []).append(None)
+            redelivery.sent.setdefault(key, []).append(None)
         latest = [(key_of(event), branch) for event, branch in self.sent]
         for key, branch in [*(self._branches or ()), *latest]:
             if branch.cancel_record is not None and branch.cancel_record.errors:
                 continue  # its branch failed, and the event is to be sent again
             matters = _matters(branch, is_held=branch.is_held or has_unwound)
             kept = branch if matters and branch is not _OVER else None
-            again.sent.setdefault(key, []).append(kept)
+            redelivery.sent.setdefault(key, []).append(kept)
 
     def undo(self, machine: Machine, index: int) -> None:
         """Take back what the failed invocation gave to buffers, where it is still there."""
         for key, entry, completed in reversed(self.collected):
             if not machine.buffer(index, key).undo(entry, completed):
-                self.told.append((key, None))
+                self.reported.append((key, None))
         self.collected.clear()
         for _, _, branch, _ in self.held:
             machine.drop_branch(branch)
@@ -199,7 +201,7 @@ class Record:
 
 
 #: What there is of an attempt before the first; never changed.
-_NOTHING = Again(None)
+_NOTHING = Redelivery(None)
 
 #: The branch of an event of which nothing is left.
 _OVER = BranchNode(None, ())
@@ -222,22 +224,22 @@ def _matters(branch: BranchNode, *, is_held: bool) -> bool:
     return is_held and (branch.is_cancelled or not branch.is_over)
 
 
-class Interrupted:
+class InFlight:
     """An invocation that was under way when its run ended or a snapshot was taken."""
 
-    __slots__ = ("event", "node", "record", "step")
+    __slots__ = ("event", "journal", "node", "step")
 
     def __init__(
-        self, step: Step, event: Any, node: BranchNode | None, record: Record | None
+        self, step: Step, event: Any, node: BranchNode | None, journal: StepJournal | None
     ) -> None:
         self.step = step
         self.event = event
         self.node = node
-        self.record = record
+        self.journal = journal
 
-
-def interrupted(worker: Worker) -> Interrupted:
-    """Return what a worker is at."""
-    assert worker.step is not None
-    record = worker.context._record if worker.context is not None else None
-    return Interrupted(worker.step, worker.event, worker.node, record)
+    @classmethod
+    def of(cls, worker: Worker) -> InFlight:
+        """Return what a worker is at."""
+        assert worker.step is not None
+        journal = worker.context._journal if worker.context is not None else None
+        return cls(worker.step, worker.event, worker.node, journal)

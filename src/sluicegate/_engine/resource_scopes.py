@@ -12,7 +12,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, NoReturn, Self, final
 
 from sluicegate._engine.entered import (
-    Hold,
+    EnteredManager,
     call,
     ended_early,
     has_to_be_entered,
@@ -63,7 +63,7 @@ class _Entry:
 
     def __init__(self, backend: Backend, plan: ResourcePlan, *, of_block: bool) -> None:
         self.plan = plan
-        self.hold = Hold(backend, plan)
+        self.hold = EnteredManager(backend, plan)
         #: Whether the scope was entered when it was asked for, so that it goes with the block.
         self.of_block = of_block
         #: The keeper's shield; cancelled, if the scope ends while the resource is being opened.

@@ -21,7 +21,7 @@ from sluicegate._engine.clock import Clock
 from sluicegate._engine.control import LOGGER, Early, Key, Steering
 from sluicegate._engine.failures import recover
 from sluicegate._engine.invocation import Worker
-from sluicegate._engine.journal import Again, Interrupted, interrupted
+from sluicegate._engine.journal import InFlight, Redelivery
 from sluicegate._engine.machine import Machine
 from sluicegate._engine.outcome import Outcome
 from sluicegate._engine.stalls import expects_input, missing, silent_ends
@@ -95,7 +95,7 @@ class Runner(Steering):
         "_workers",
         "clock",
         "graph",
-        "interrupted",
+        "in_flight",
         "is_owner_cancelled",
         "log",
         "loop",
@@ -137,7 +137,7 @@ class Runner(Steering):
         #: Why nothing more is to be started, once that is so.
         self.draining: str | None = None
         #: What the steps were at that were cancelled or failed.
-        self.interrupted: list[Interrupted] | None = None
+        self.in_flight: list[InFlight] | None = None
         #: Whether no step is in progress and the run waits for an event from outside.
         self._is_idle = self._told_idle = False
         self._backend: Backend | None = None
@@ -411,10 +411,10 @@ class Runner(Steering):
                 else:
                     if self.outcome.status:
                         break  # the run is over; what came of this step has nowhere to go
-                    if context is not None and (record := context._record) and record.held:
+                    if context is not None and (journal := context._journal) and journal.held:
                         # Checked before the sends are out: else a resumed run would have them twice.
                         machine.check_result(queue, result)
-                        self.release_held(record)
+                        self.release_held(journal)
                     delivery = machine.finish(queue, node, result)
                 if machine.stop is not None:
                     if step.runs_in != "loop":
@@ -445,9 +445,9 @@ class Runner(Steering):
         finally:
             del self._workers[worker]
             if worker.step is not None:
-                if self.interrupted is None:
-                    self.interrupted = []
-                self.interrupted.append(interrupted(worker))
+                if self.in_flight is None:
+                    self.in_flight = []
+                self.in_flight.append(InFlight.of(worker))
             worker.end()
             if machine.strict:
                 self.check_stuck()
@@ -543,7 +543,7 @@ class Runner(Steering):
                 who = "a step" if worker.step is None else f"the step {worker.step.label}"
                 around = "neither its run nor anything around it was"
                 error = cancelled_for_nothing(who, around, error)
-            event = worker.event.event if type(worker.event) is Again else worker.event
+            event = worker.event.event if type(worker.event) is Redelivery else worker.event
             self.outcome.fail(error, worker.step, event, backend.Cancelled)
             if cancelled and not self._came_of_cancellation(worker, error):
                 self.outcome.pass_over(error)
@@ -626,7 +626,7 @@ class Runner(Steering):
                 self._machine.close()
                 if outcome.status == "completed":
                     self._machine = None
-                    self.interrupted = None
+                    self.in_flight = None
                 else:
                     self._machine.retire()
         except BaseException as fault:  # noqa: ASYNC103, BLE001 - kept: the stream has to end

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sluicegate._definition.graph import Graph
 
 
-class Seed:
+class SavedRun:
     """A context's other side before there is a run; see :class:`sluicegate.Context`."""
 
     __slots__ = ("_classes", "_found", "data", "graph", "is_running", "store")

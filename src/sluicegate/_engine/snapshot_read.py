@@ -11,7 +11,7 @@ from sluicegate._data.builtins import SnapshotError
 from sluicegate._definition.retries import Attempts
 from sluicegate._engine.failures import begin_delay
 from sluicegate._engine.joins import PairJoin
-from sluicegate._engine.journal import Again
+from sluicegate._engine.journal import Redelivery
 from sluicegate._engine.lineage import BranchNode
 from sluicegate._engine.snapshot_write import FORMAT, shape_of
 from sluicegate._errors import WorkflowRuntimeError, brief, brief_text
@@ -96,7 +96,7 @@ class Resumed:
     def _deliver(self, run: Runner, machine: Machine, now: float) -> None:
         for index, event, number, due in self.deliveries:
             queue, node = machine.queues[index], self._at(number)
-            if type(event) is Again and event.attempts is not None:
+            if type(event) is Redelivery and event.attempts is not None:
                 event.attempts.started_at += now
             if due is None:
                 machine.put_in(queue, event, node)
@@ -358,20 +358,20 @@ class _Reader:
             return step.index, payload, self._number(number, f"{path}[1]"), None
         optional = "due seed attempts received left sent collected"
         parts = _parts(entry, path, "event group", optional)
-        again = Again(self._payload(step, parts["event"], f"{path}.event"))
+        redelivery = Redelivery(self._payload(step, parts["event"], f"{path}.event"))
         number = self._number(parts["group"], f"{path}.group")
         if "attempts" in parts:
-            again.attempts = _attempts(parts["attempts"], f"{path}.attempts")
-        again.seed = _as(str, parts.get("seed", ""), f"{path}.seed")
-        again.received = {
+            redelivery.attempts = _attempts(parts["attempts"], f"{path}.attempts")
+        redelivery.seed = _as(str, parts.get("seed", ""), f"{path}.seed")
+        redelivery.received = {
             key: self._events(events, place)
             for key, events, place in _by_content(parts, "received", path)
         }
-        again.left = {
+        redelivery.left = {
             key: [_seconds(left, place) for left in times]
             for key, times, place in _by_content(parts, "left", path)
         }
-        again.sent = {
+        redelivery.sent = {
             key: [self._branch(branch, place) for branch in branches]
             for key, branches, place in _by_content(parts, "sent", path)
         }
@@ -379,9 +379,9 @@ class _Reader:
             key, events = _items(found, f"{path}.collected", "a buffer and its events, or null")
             if events is not None:
                 events = self._events(events, f"{path}.collected")
-            again.collected.append((_as(str, key, f"{path}.collected"), events))
+            redelivery.collected.append((_as(str, key, f"{path}.collected"), events))
         due = parts.get("due")
-        return step.index, again, number, None if due is None else _seconds(due, f"{path}.due")
+        return step.index, redelivery, number, None if due is None else _seconds(due, f"{path}.due")
 
     def _branch(self, branch: Any, path: str) -> BranchNode | None:
         if branch is None:

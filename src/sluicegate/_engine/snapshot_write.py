@@ -7,7 +7,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, cast
 
 from sluicegate._data.builtins import SnapshotError
-from sluicegate._engine.journal import Again, Interrupted, copy_lists, interrupted
+from sluicegate._engine.journal import InFlight, Redelivery, copy_lists
 from sluicegate._engine.lineage import meeting_point
 from sluicegate._state.drafts import DictState
 
@@ -65,8 +65,8 @@ def take_snapshot(run: Runner) -> dict[str, Any]:
         data["run"] = run.resumed.data
     else:
         _, machine = run.live()
-        working = [interrupted(worker) for worker in run._workers if worker.step is not None]
-        working = [*(run.interrupted or ()), *working]
+        working = [InFlight.of(worker) for worker in run._workers if worker.step is not None]
+        working = [*(run.in_flight or ()), *working]
         writer = _Writer(codec, machine, run, has_unwound=bool(run.outcome.status))
         writer.note_working(working)
         books = writer.write()
@@ -115,7 +115,7 @@ class _Writer:
         self._now = run.now()
         self._has_unwound = has_unwound
         #: What the steps are at, by step. Those of cancelled branches do not begin again.
-        self._working: dict[int, list[tuple[Interrupted, Again]]] = {}
+        self._working: dict[int, list[tuple[InFlight, Redelivery]]] = {}
         #: The deliveries that wait, by step.
         self._waiting: dict[int, list[tuple[Any, BranchNode | None]]] = {}
         #: The branches that a step gets back when it begins again.
@@ -126,34 +126,34 @@ class _Writer:
         self._numbers: dict[BranchNode, int] = {}
         self._nodes: list[dict[str, Any]] = []
 
-    def note_working(self, working: Iterable[Interrupted]) -> None:
+    def note_working(self, working: Iterable[InFlight]) -> None:
         """Take note of the invocations that are under way, and are to begin again."""
-        #: Answers that have come and were not taken yet, by the record of who waits.
+        #: Answers that have come and were not taken yet, by the journal of who waits.
         answers: dict[int, list[Wait]] = {}
         for wait, context in self._machine.answered.items():
             assert wait.event is not None
-            answers.setdefault(id(cast("Any", context)._record), []).append(wait)
+            answers.setdefault(id(cast("Any", context)._journal), []).append(wait)
         timed: dict[int, list[Wait]] = {}
         for wait, context in self._machine.waits.items():
             if wait.due != inf:
-                timed.setdefault(id(cast("Any", context)._record), []).append(wait)
+                timed.setdefault(id(cast("Any", context)._journal), []).append(wait)
         key_of = self._codec.content_key
         for item in working:
             if item.node is None or not item.node.is_cancelled:
-                again = _again_of(item, key_of, has_unwound=self._has_unwound)
-                for wait in answers.get(id(item.record), ()):
+                redelivery = _redelivery_of(item, key_of, has_unwound=self._has_unwound)
+                for wait in answers.get(id(item.journal), ()):
                     assert wait.event is not None
-                    again.received.setdefault(wait.content_key(key_of), []).append(wait.event)
-                for wait in timed.get(id(item.record), ()):
+                    redelivery.received.setdefault(wait.content_key(key_of), []).append(wait.event)
+                for wait in timed.get(id(item.journal), ()):
                     left = max(wait.due - self._now, 0.0)
-                    again.left.setdefault(wait.content_key(key_of), []).append(left)
-                self._hold(again)
-                self._working.setdefault(item.step.index, []).append((item, again))
+                    redelivery.left.setdefault(wait.content_key(key_of), []).append(left)
+                self._hold(redelivery)
+                self._working.setdefault(item.step.index, []).append((item, redelivery))
             else:
                 self._unwinding.append(item.node)
 
-    def _hold(self, again: Again) -> None:
-        branches = (branch for same in again.sent.values() for branch in same)
+    def _hold(self, redelivery: Redelivery) -> None:
+        branches = (branch for same in redelivery.sent.values() for branch in same)
         self._held.update(branch for branch in branches if branch and not branch.is_over)
 
     def write(self) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class _Writer:
         for queue in machine.queues:  # before any group is written
             waiting = self._waiting[queue.index] = list(_waiting(queue))
             for event, node in (*waiting, *(queue.delayed or {}).items()):
-                if type(event) is Again:
+                if type(event) is Redelivery:
                     self._hold(event)
                 if node is not None and node.is_cancelled:
                     self._unwinding.append(node)
@@ -256,16 +256,19 @@ class _Writer:
     def _queue(self, queue: StepQueue) -> dict[str, Any]:
         data: dict[str, Any] = {}
         deliveries = [
-            self._again(again, item.node) for item, again in self._working.get(queue.index, ())
+            self._redelivery(redelivery, item.node)
+            for item, redelivery in self._working.get(queue.index, ())
         ]
         deliveries += [
             self._delivery(event, node)
             for event, node in self._waiting[queue.index]
             if node is None or not node.is_cancelled
         ]
-        for again, node in (queue.delayed or {}).items():
+        for redelivery, node in (queue.delayed or {}).items():
             if node is None or not node.is_cancelled:
-                deliveries.append(self._again(again, node, due=max(again.due - self._now, 0.0)))
+                deliveries.append(
+                    self._redelivery(redelivery, node, due=max(redelivery.due - self._now, 0.0))
+                )
         if deliveries:
             data["deliveries"] = deliveries
         for name, slots in (("slots", queue.pair_join), ("unmatched", queue.unmatched)):
@@ -285,36 +288,36 @@ class _Writer:
         return self._codec.encode(event, "an event")
 
     def _delivery(self, event: Any, node: BranchNode | None) -> Any:
-        if type(event) is Again:
-            return self._again(event, node)
+        if type(event) is Redelivery:
+            return self._redelivery(event, node)
         return [self._payload(event), 0 if node is None else self._node(node)]
 
-    def _again(
-        self, again: Again, node: BranchNode | None, due: float | None = None
+    def _redelivery(
+        self, redelivery: Redelivery, node: BranchNode | None, due: float | None = None
     ) -> dict[str, Any]:
-        data: dict[str, Any] = {"event": self._payload(again.event), "group": self._node(node)}
+        data: dict[str, Any] = {"event": self._payload(redelivery.event), "group": self._node(node)}
         if due is not None:
             data["due"] = due
-        if again.seed:
-            data["seed"] = again.seed
-        if again.attempts is not None:
-            data["attempts"] = again.attempts.encode(self._now)
-        if again.received:
+        if redelivery.seed:
+            data["seed"] = redelivery.seed
+        if redelivery.attempts is not None:
+            data["attempts"] = redelivery.attempts.encode(self._now)
+        if redelivery.received:
             data["received"] = {
                 f"{key:016x}": self._events(events, "an answer that a step has received")
-                for key, events in again.received.items()
+                for key, events in redelivery.received.items()
             }
-        if again.left:
-            data["left"] = {f"{key:016x}": seconds for key, seconds in again.left.items()}
-        if again.sent:
+        if redelivery.left:
+            data["left"] = {f"{key:016x}": seconds for key, seconds in redelivery.left.items()}
+        if redelivery.sent:
             data["sent"] = {
                 f"{key:016x}": [self._branch(branch) for branch in branches]
-                for key, branches in again.sent.items()
+                for key, branches in redelivery.sent.items()
             }
-        if again.collected:
+        if redelivery.collected:
             data["collected"] = [
                 [key, None if events is None else self._events(events, "a collected event")]
-                for key, events in again.collected
+                for key, events in redelivery.collected
             ]
         return data
 
@@ -327,21 +330,21 @@ class _Writer:
         return None if branch.is_over else self._node(branch)
 
 
-def _again_of(item: Interrupted, key_of: KeyOf, *, has_unwound: bool) -> Again:
+def _redelivery_of(item: InFlight, key_of: KeyOf, *, has_unwound: bool) -> Redelivery:
     """Return the delivery that an invocation which is under way begins again with."""
-    known = item.event if type(item.event) is Again else None
-    again = Again(item.event if known is None else known.event)
+    known = item.event if type(item.event) is Redelivery else None
+    redelivery = Redelivery(item.event if known is None else known.event)
     if known is not None:
-        again.attempts, again.seed = known.attempts, known.seed
-        again.received = copy_lists(known.received)
-        again.left = copy_lists(known.left)
-        again.collected = known.collected
-        again.sent = known.sent
-    if item.record is not None:
+        redelivery.attempts, redelivery.seed = known.attempts, known.seed
+        redelivery.received = copy_lists(known.received)
+        redelivery.left = copy_lists(known.left)
+        redelivery.collected = known.collected
+        redelivery.sent = known.sent
+    if item.journal is not None:
         # What is sent only if the attempt succeeds is not out.
         with_sends = not item.step.holds_sends
-        item.record.copy_to(again, key_of, with_sends=with_sends, has_unwound=has_unwound)
-    return again
+        item.journal.copy_to(redelivery, key_of, with_sends=with_sends, has_unwound=has_unwound)
+    return redelivery
 
 
 def _waiting(queue: StepQueue) -> Iterator[tuple[Any, BranchNode | None]]:

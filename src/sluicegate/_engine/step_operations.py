@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sluicegate._branch import Branch
 from sluicegate._engine.invocation import Worker, is_step_of
-from sluicegate._engine.journal import Record
+from sluicegate._engine.journal import StepJournal
 from sluicegate._engine.lineage import BranchNode
 from sluicegate._engine.stalls import is_stuck
 from sluicegate._engine.waiting import wait_for
@@ -144,17 +144,17 @@ class Operations:
             return spent_branch(reason="the run is over")
         assert self._machine is not None
         route = self._machine.check_sendable(step.index, event, target)
-        record = _record_of(context)
-        if record.again.sent:
-            known = record.find_sent(self.content_key(event))
+        journal = _journal_of(context)
+        if journal.replayed.sent:
+            known = journal.find_sent(self.content_key(event))
             if known is not None:  # it is out, from before the snapshot
-                record.note_sent(event, known, self.content_key)
+                journal.note_sent(event, known, self.content_key)
                 return Branch(self, known, context)
         node = self._machine.open_branch(context._node, is_kept_back=step.holds_sends)
         if step.holds_sends:
-            record.held.append((route, event, node, target))
+            journal.held.append((route, event, node, target))
         else:
-            record.note_sent(event, node, self.content_key)
+            journal.note_sent(event, node, self.content_key)
             self._machine.send(route, event, node, target)
             self.start_soon()
         return Branch(self, node, context)
@@ -164,12 +164,12 @@ class Operations:
         return self.graph.codec(self.options.classes).content_key(value)
 
     @enable_ki_protection
-    def release_held(self, record: Record) -> None:
+    def release_held(self, journal: StepJournal) -> None:
         """Let out what an attempt sent that has succeeded."""
         assert self._machine is not None
-        for route, event, node, target in record.held:
+        for route, event, node, target in journal.held:
             self._machine.send(route, event, node, target)
-        record.held.clear()
+        journal.held.clear()
 
     @enable_ki_protection
     def publish(self, event: Event | None) -> None:
@@ -193,7 +193,7 @@ class Operations:
         asked = machine.note_question(question, self.live()[0].current_time())
         worker = current_cleanup.get()
         if isinstance(worker, Worker) and worker.context is not None:
-            _record_of(worker.context).asked = asked  # a wait of the step may be for its answer
+            _journal_of(worker.context).asked = asked  # a wait of the step may be for its answer
 
     @enable_ki_protection
     def _publish(self, event: Event) -> float | None:
@@ -211,22 +211,22 @@ class Operations:
         self.check_thread("collect_events")
         assert self._machine is not None
         assert context._step is not None
-        record = _record_of(context)
-        told = record.find_told(key)
-        if told is not None and told[1] is not None:
-            return [*told[1]]
+        journal = _journal_of(context)
+        reported = journal.find_reported(key)
+        if reported is not None and reported[1] is not None:
+            return [*reported[1]]
         buffer = self._machine.buffer(context._step.index, key)
         if expected and buffer.class_for(event, expected) is None:
             return None  # it does not wait for such an event
-        if told is None:
+        if reported is None:
             entry, complete = buffer.add(event, expected)
         else:  # its event is out, but what another attempt gave back may be enough by now
             complete = buffer.take(expected)
             if complete is None:
                 return None
-            record.told.remove(told)
+            journal.reported.remove(reported)
             entry = None
-        record.collected.append((key, entry, complete))
+        journal.collected.append((key, entry, complete))
         return None if complete is None else [kept.event for kept in complete]
 
     # -- waiting -----------------------------------------------------------------------------
@@ -245,18 +245,18 @@ class Operations:
         backend, machine = self._backend, self._machine
         assert backend is not None
         assert machine is not None
-        record = context._record or _record_of(context)
+        journal = context._journal or _journal_of(context)
         wait = Wait(kind, requirements, backend.waiter())
         wait.asks = isinstance(waiter_event, InputRequiredEvent)
         wait.question = waiter_event
         wait.since = backend.current_time()
-        again = record.again
+        replayed = journal.replayed
         left: float | None = None
-        if again.received or again.left:
-            if await self._receive_again(backend, record, wait):
+        if replayed.received or replayed.left:
+            if await self._receive_again(backend, journal, wait):
                 assert wait.event is not None
                 return wait.event
-            if times := again.left.get(wait.content_key(self.content_key)):
+            if times := replayed.left.get(wait.content_key(self.content_key)):
                 left = times.pop(0)
         if timeout is not None:
             wait.due = backend.current_time() + (timeout if left is None else min(left, timeout))
@@ -265,7 +265,7 @@ class Operations:
         is_outside = self.graph.answerable.get(kind)
         wait.is_outside = self.graph.is_answerable(kind) if is_outside is None else is_outside
         if machine.questions is not None:
-            self._adopt_question(machine, wait, record)
+            self._adopt_question(machine, wait, journal)
         worker = _worker_of(backend, context)
         if worker is not None and not wait.is_outside:
             # Whether no timer of the step's own can let it go on.
@@ -296,29 +296,29 @@ class Operations:
             if machine.startable:
                 self.start_soon()  # what it did not take has gone to a step
             self.idle_changed()
-        record.received.append(wait)
+        journal.received.append(wait)
         return event
 
-    async def _receive_again(self, backend: Backend, record: Record, wait: Wait) -> bool:  # noqa: ASYNC910 - not where there is none
+    async def _receive_again(self, backend: Backend, journal: StepJournal, wait: Wait) -> bool:  # noqa: ASYNC910 - not where there is none
         """Give a wait what an attempt before this one has had; return whether there was anything."""
-        events = record.again.received.get(wait.content_key(self.content_key))
+        events = journal.replayed.received.get(wait.content_key(self.content_key))
         if not events:
             return False  # noqa: ASYNC910
         event = wait.event = events.pop(0)
-        record.received.append(wait)
+        journal.received.append(wait)
         try:
             await backend.checkpoint()
         except BaseException:  # cancelled, it has taken no event
-            record.received.remove(wait)
+            journal.received.remove(wait)
             events.insert(0, event)
             raise
         return True
 
-    def _adopt_question(self, machine: Machine, wait: Wait, record: Record) -> None:
+    def _adopt_question(self, machine: Machine, wait: Wait, journal: StepJournal) -> None:
         """Have a wait take over a question: of the run before, or one that its step has published."""
-        asked = record.asked
+        asked = journal.asked
         if not wait.asks and asked is not None and machine.find_question(asked.number):
-            record.asked = None
+            journal.asked = None
             machine.adopt(wait, asked)
             return
         if any(asked.kind is not None for asked in machine.open_questions):
@@ -453,8 +453,8 @@ class Operations:
                 "the step does; expected the step that sent the event to wait"
             )
             raise WorkflowRuntimeError(msg)
-        record = sender._record if sender is worker.context else None
-        if record is not None and any(held[2] is node for held in record.held):
+        journal = sender._journal if sender is worker.context else None
+        if journal is not None and any(held[2] is node for held in journal.held):
             assert worker.step is not None
             msg = (
                 f"the step {worker.step.name} waits for an event that is kept back until the step "
@@ -579,7 +579,9 @@ class Operations:
         """See :meth:`sluicegate.Context.retry_info`."""
         backend, _ = self.live()
         now = backend.current_time()
-        attempts: Attempts | None = context._again.attempts if context._again is not None else None
+        attempts: Attempts | None = (
+            context._redelivery.attempts if context._redelivery is not None else None
+        )
         if attempts is None:
             from sluicegate._definition.retries import Attempts  # noqa: PLC0415 - not everybody needs it
 
@@ -627,11 +629,11 @@ def _worker_of(backend: Backend, context: Context[Any]) -> Worker | None:
     return None
 
 
-def _record_of(context: Context[Any]) -> Record:
-    if context._record is None:
-        context._record = Record(context._again)
-    record: Record = context._record
-    return record
+def _journal_of(context: Context[Any]) -> StepJournal:
+    if context._journal is None:
+        context._journal = StepJournal(context._redelivery)
+    journal: StepJournal = context._journal
+    return journal
 
 
 def spent_branch(reason: str | None = None) -> Branch:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from sluicegate._definition.resources import ResourcePlan
     from sluicegate._definition.steps import Step
-    from sluicegate._engine.journal import Interrupted
+    from sluicegate._engine.journal import InFlight
     from sluicegate._engine.lineage import BranchNode
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.resource_scopes import ResourceScope
@@ -214,7 +214,7 @@ class AuditedRunner(Runner):
 
     #: The machine, and what workers were at when the run ended.
     books: Machine | None
-    halted: tuple[Interrupted, ...]
+    halted: tuple[InFlight, ...]
     #: The scope of its resources, and the runs that were children of it.
     kept: ResourceScope | None
     children: list[Runner]
@@ -245,7 +245,7 @@ class AuditedRunner(Runner):
     @enable_ki_protection
     def _conclude(self, backend: Backend, interruption: BaseException | None) -> None:
         self.books = self._machine
-        self.halted = tuple(self.interrupted or ())
+        self.halted = tuple(self.in_flight or ())
         super()._conclude(backend, interruption)
 
 
@@ -306,7 +306,7 @@ def audit(handler: Any) -> list[str]:
         found.append(f"the run is not over, its status is {outcome.status!r}")
     if not log.closed:
         found.append("the stream is not closed")
-    machine, halted = runner._machine, tuple(runner.interrupted or ())
+    machine, halted = runner._machine, tuple(runner.in_flight or ())
     if machine is not None and machine._publish is not _retired:
         found.append("the machine still holds the run")
     kept = [] if runner.options.resources is None else [runner.options.resources]
@@ -342,7 +342,7 @@ def _held(limiter: Any) -> Iterator[str]:
 
 
 def _audit_machine(
-    machine: Machine, halted: tuple[Interrupted, ...], *, has_stopped: bool
+    machine: Machine, halted: tuple[InFlight, ...], *, has_stopped: bool
 ) -> Iterator[str]:
     for what in ("waits", "answered", "still"):
         if left := getattr(machine, what):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 
 from sluicegate._context import outer_context
-from sluicegate._engine.journal import Again
+from sluicegate._engine.journal import Redelivery
 from sluicegate._engine.runner import Runner
 from sluicegate._engine.stalls import missing
 from sluicegate._events import ChildEvent, Event, InputRequiredEvent, InternalEvent, StopEvent
@@ -360,7 +360,7 @@ class _Unasked(Event):
 def given_to(worker: Worker) -> tuple[Any, int]:
     """Return what a worker's step was given, and the number of the attempt."""
     event = worker.event
-    return (event.event, event.number) if type(event) is Again else (event, 1)
+    return (event.event, event.number) if type(event) is Redelivery else (event, 1)
 
 
 def hand_over(handler: WorkflowHandler[Any], session: Session) -> None:
