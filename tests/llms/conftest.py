@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 
+import anyio
 import pytest
 
 from sluicegate._loop.cleanup import current_cleanup
-from sluicegate.llms import _loop
 from sluicegate.llms.local import LocalServer
 from sluicegate.llms.openai import OpenAI
 
@@ -69,7 +69,7 @@ class Step:
 
     async def close(self, *, cancelled=False):
         """End the step: shielded and with a bound, or cancelled already."""
-        with _loop.open_scope(shield=True, seconds=5) as scope:
+        with anyio.move_on_after(5, shield=True) as scope:
             if cancelled:
                 scope.cancel()
             for resource in self.resources[:: -1 if self.newest_first else 1]:
@@ -93,7 +93,7 @@ def guard():
 
 class _Guard:
     def __enter__(self):
-        self._scope = _loop.open_scope(seconds=GUARD_SECONDS)
+        self._scope = anyio.move_on_after(GUARD_SECONDS)
         self._scope.__enter__()
 
     def __exit__(self, *exc_info):

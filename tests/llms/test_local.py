@@ -12,10 +12,11 @@ import sys
 import threading
 import urllib.request
 
+import anyio
 import pytest
 import trio
 
-from sluicegate.llms import ChatMessage, _loop
+from sluicegate.llms import ChatMessage
 from sluicegate.llms._local_request import is_own_host
 from sluicegate.llms._markov import MarkovWriter, paragraphs_asked_for
 from sluicegate.llms.local import Behaviour, LocalServer, main, stand_in_model
@@ -362,10 +363,10 @@ async def test_start_and_stop_in_a_loop():
 @pytest.mark.anyio
 async def test_stop_in_a_cancelled_scope():
     """A block that is left by a cancellation has stopped its server all the same."""
-    with guard(), _loop.open_scope() as scope:
+    with guard(), anyio.CancelScope() as scope:
         async with LocalServer():
             scope.cancel()
-            await _loop.sleep(1)
+            await anyio.sleep(1)
 
     assert scope.cancelled_caught
     assert server_threads() == []

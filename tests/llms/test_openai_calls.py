@@ -6,11 +6,12 @@ import subprocess
 import sys
 
 import anyio
+import anyio.to_thread
 import openai
 import pytest
 import trio
 
-from sluicegate.llms import LLM, ChatMessage, MockLLM, StreamClosedError, _loop
+from sluicegate.llms import LLM, ChatMessage, MockLLM, StreamClosedError
 from sluicegate.llms.local import BEHAVIOUR_HEADER, LocalServer
 from sluicegate.llms.openai import OpenAI
 
@@ -138,7 +139,7 @@ async def test_deadline_bounds_the_timeout(server, llm):
     def allowed():
         return float(server.exchanges[-1].headers["x-stainless-read-timeout"])
 
-    with guard(), _loop.open_scope(seconds=5):
+    with guard(), anyio.move_on_after(5):
         await llm.acomplete("Hi")
         assert allowed() <= 5
         async with await llm.astream_complete("Hi"):
@@ -163,12 +164,12 @@ async def test_cancelled_while_the_model_thinks(server, llm):
 
     async def cancel_when_asked():
         while not server.exchanges:
-            await _loop.sleep(0.001)
+            await anyio.sleep(0.001)
         await anyio.wait_all_tasks_blocked()  # the request is out, and only the reply is awaited
         scope.cancel()
 
     with guard():
-        with _loop.open_scope() as scope:
+        with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:
                 group.start_soon(cancel_when_asked)
                 await llm.acomplete("Hi", model="any?stall=0", timeout=None)
@@ -308,7 +309,7 @@ async def test_blocking_calls_in_a_loop(server, llm, name):
 async def test_blocking_call_in_a_thread_of_a_loop(llm):
     """A worker thread may block."""
     with guard():
-        assert (await _loop.run_in_thread(lambda: llm.complete("Hi"))).text
+        assert (await anyio.to_thread.run_sync(lambda: llm.complete("Hi"))).text
 
 
 # -- importing -------------------------------------------------------------------------------------

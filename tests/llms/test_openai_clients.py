@@ -9,10 +9,11 @@ import textwrap
 import threading
 
 import anyio
+import anyio.to_thread
 import pytest
 import trio
 
-from sluicegate.llms import StreamClosedError, _loop
+from sluicegate.llms import StreamClosedError
 from sluicegate.llms.openai import OpenAI
 
 from .conftest import Step, guard
@@ -164,9 +165,9 @@ async def test_blocks_of_two_loops_that_overlap(llm):
         async with llm:
             await llm.acomplete("Hi")
             thread.start()
-            await _loop.run_in_thread(entered.wait)
+            await anyio.to_thread.run_sync(entered.wait)
         go_on.set()
-        await _loop.run_in_thread(thread.join)
+        await anyio.to_thread.run_sync(thread.join)
 
     assert is_idle(llm)
 

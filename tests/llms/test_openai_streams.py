@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from sluicegate._loop.cleanup import current_cleanup
-from sluicegate.llms import ChatMessage, CompletionStream, StreamClosedError, _loop
+from sluicegate.llms import ChatMessage, CompletionStream, StreamClosedError
 from sluicegate.llms.openai import OpenAI
 
 from .conftest import Step, guard
@@ -114,12 +114,12 @@ async def test_exception_in_the_body(server, llm):
 @pytest.mark.parametrize("where", ["body", "next"])
 async def test_cancelled(server, llm, where):
     """Cancelled in the loop's body or while waiting for text: the connection goes first."""
-    with guard(), _loop.open_scope() as scope:
+    with guard(), anyio.CancelScope() as scope:
         async with await llm.astream_complete("Hi", model=STALLED) as stream:
             await read_three(stream)
             if where == "body":
                 scope.cancel()
-                await _loop.sleep(0)
+                await anyio.sleep(0)
             else:
                 await cancel_while_waiting(scope, stream)
 
@@ -157,13 +157,13 @@ async def test_abandoned_in_a_step(server, llm, cancelled, newest_first):
 @pytest.mark.parametrize("where", ["body", "next"])
 async def test_step_cancelled(server, llm, where):
     """A step that is cancelled, in its body or while it waits for text, leaves no connection."""
-    with guard(), _loop.open_scope() as scope:
+    with guard(), anyio.CancelScope() as scope:
         async with Step().running() as step:
             stream = await llm.astream_complete("Hi", model=STALLED)
             await read_three(stream)
             if where == "body":
                 scope.cancel()
-                await _loop.sleep(0)
+                await anyio.sleep(0)
             else:
                 await cancel_while_waiting(scope, stream)
 

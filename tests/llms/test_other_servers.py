@@ -10,11 +10,14 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from threading import Thread
 
+import anyio
+import anyio.to_thread
 import openai
 import pytest
 import trio
 
-from sluicegate.llms import ChatMessage, _bounded, _loop
+from sluicegate._loop import current_backend
+from sluicegate.llms import ChatMessage, _bounded
 from sluicegate.llms._sse import EventDecoder, EventTooLargeError
 from sluicegate.llms.openai import OpenAI
 
@@ -75,9 +78,9 @@ async def ask(llm, how):
     if how == "chat":
         return (await llm.achat([ChatMessage(content="Hi")])).text
     if how == "blocking":
-        return (await _loop.run_in_thread(partial(llm.complete, "Hi"))).text
+        return (await anyio.to_thread.run_sync(partial(llm.complete, "Hi"))).text
     if how == "blocking stream":
-        return await _loop.run_in_thread(lambda: list(llm.stream_complete("Hi"))[-1].text)
+        return await anyio.to_thread.run_sync(lambda: list(llm.stream_complete("Hi"))[-1].text)
     async with await llm.astream_complete("Hi") as stream:
         async for _ in stream:
             pass
@@ -230,20 +233,24 @@ async def test_a_bomb_does_not_hold_up_the_loop(how, monkeypatch):
     """Between two pieces of it other tasks have their turn, and a cancellation is seen."""
     monkeypatch.setattr(_bounded, "MOST_BYTES", 10**12)
     monkeypatch.setattr("sluicegate.llms._openai_http.MOST_BYTES", 10**12)
-    turns = 0
+    turns, backend = 0, current_backend()
 
-    async def checkpoint(own=_loop.checkpoint):
+    async def checkpoint(own=backend.checkpoint):
         nonlocal turns
         turns += 1
         if turns == 20:
             scope.cancel()
         await own()
 
-    monkeypatch.setattr(_loop, "checkpoint", checkpoint)
+    monkeypatch.setattr(backend, "checkpoint", checkpoint)
     kind = "text/event-stream" if how == "stream" else "application/json"
     bomb = gzip.compress(bytes(30 * 2**20), compresslevel=1)
     headers = ["content-encoding: gzip"]
-    with guard(), answering((bomb, kind), headers=headers) as (llm, _), _loop.open_scope() as scope:
+    with (
+        guard(),
+        answering((bomb, kind), headers=headers) as (llm, _),
+        anyio.CancelScope() as scope,
+    ):
         await ask(llm, how)
 
     assert scope.cancelled_caught

@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 
+import anyio
 import attrs
 import pytest
 
@@ -18,7 +19,6 @@ from sluicegate.llms import (
     MockLLM,
     ToolCall,
     Usage,
-    _loop,
 )
 from sluicegate.llms._assembly import Assembly, Piece
 from sluicegate.llms._wire import from_messages, from_prompt, max_tokens_name, to_piece
@@ -318,7 +318,7 @@ async def test_a_history_is_kept_in_a_snapshot():
     agent = Agent(serializable=[Answered])
     async with agent.run() as handler:
         while handler.status != "idle":
-            await _loop.sleep(0)
+            await anyio.sleep(0)
         snapshot = json.loads(json.dumps(handler.snapshot()))
         handler.send_event(Answered())
         expected = await handler

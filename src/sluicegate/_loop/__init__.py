@@ -33,6 +33,7 @@ __all__ = [
     "currently_ki_protected",
     "disable_ki_protection",
     "enable_ki_protection",
+    "in_event_loop",
 ]
 
 
@@ -56,6 +57,15 @@ def current_backend() -> Backend:
         "expected a call from inside trio.run(main), asyncio.run(main()) or sluicegate.run(main)"
     )
     raise RuntimeError(msg)
+
+
+def in_event_loop() -> bool:
+    """Whether the caller runs in an event loop, which a blocking call would stop."""
+    try:
+        current_backend()
+    except RuntimeError:
+        return False
+    return True
 
 
 _loaded: dict[str, Backend] = {}

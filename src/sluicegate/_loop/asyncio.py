@@ -370,6 +370,8 @@ class AsyncioBackend:
     current_effective_deadline = staticmethod(anyio.current_effective_deadline)
     open_inbox = AsyncioInbox
     waiter = AsyncioWaiter
+    event = anyio.Event
+    sleep = staticmethod(anyio.sleep)
 
     open_nursery = staticmethod(anyio.create_task_group)
     open_owner = OwnTasks

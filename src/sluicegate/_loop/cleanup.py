@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Protocol
+from math import inf
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sluicegate._loop import current_backend
 
 
 if TYPE_CHECKING:
@@ -32,3 +35,9 @@ class CleanupList(Protocol):
 
 #: Set by the engine for every invocation of a step, in that invocation's own context.
 current_cleanup: ContextVar[CleanupList | None] = ContextVar("sluicegate_cleanup", default=None)
+
+
+def shielded_scope(seconds: float = inf) -> Any:
+    """Return a cancel scope for a clean-up: shielded, and over after so many seconds."""
+    backend = current_backend()
+    return backend.cancel_scope(shield=True, deadline=backend.current_time() + seconds)

@@ -132,6 +132,8 @@ class TrioBackend:
     current_task = staticmethod(current_task)
     open_inbox = TrioInbox
     waiter = TrioWaiter
+    event = trio.Event
+    sleep = staticmethod(trio.sleep)
 
     @staticmethod
     def cancel(scope: trio.CancelScope, reason: str) -> None:

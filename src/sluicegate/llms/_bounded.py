@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import openai
 
-from . import _loop
+from sluicegate._loop import current_backend
+from sluicegate._loop.cleanup import shielded_scope
 
 
 if TYPE_CHECKING:
@@ -134,10 +135,10 @@ class _Chunks:
         body = self._body
         try:
             if body.has_more:
-                await _loop.checkpoint()
+                await current_backend().checkpoint()
             while not (piece := body.next_piece()):
                 if body.has_more:
-                    await _loop.checkpoint()
+                    await current_backend().checkpoint()
                 else:
                     body.feed(await anext(self._chunks))
         except StopAsyncIteration:
@@ -149,7 +150,7 @@ class _Chunks:
 
     async def _end_chunks(self) -> None:
         # A nest of async generators; a cancellation ends all of them, see `ResponseSource`.
-        with _loop.open_scope(shield=True) as scope:
+        with shielded_scope() as scope:
             scope.cancel()
             with contextlib.suppress(Exception):
                 async for _ in self._chunks:

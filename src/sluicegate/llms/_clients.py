@@ -5,9 +5,8 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from sluicegate._loop.cleanup import current_cleanup
-
-from . import _loop
+from sluicegate._loop import current_backend
+from sluicegate._loop.cleanup import current_cleanup, shielded_scope
 
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class _Run(Generic[_C]):
     async def close(self) -> None:
         client, self._client = self._client, None
         if client is not None and self._owned:
-            with _loop.open_scope(shield=True, seconds=_CLOSE_SECONDS):
+            with shielded_scope(_CLOSE_SECONDS):
                 await client.close()
 
 
@@ -137,11 +136,11 @@ class Clients(Generic[_C]):
 
     def leave_block(self) -> Hold[_C] | None:
         """Give what `enter_block` held, to be closed; ``None`` after `aclose` has closed it."""
-        run = self._runs.get(_loop.current_run())
+        run = self._runs.get(current_backend().current_loop())
         return run.block_holds.pop() if run is not None and run.block_holds else None
 
     def _current(self) -> _Run[_C]:
-        key = _loop.current_run()
+        key = current_backend().current_loop()
         run = self._runs.get(key)
         if run is None:
             run = self._runs[key] = _Run(self._make, owned=self._owned)
@@ -154,7 +153,7 @@ class Clients(Generic[_C]):
 
     async def aclose(self) -> None:
         """Close the client of the running loop, and the open streams before it, held or not."""
-        run = self._runs.pop(_loop.current_run(), None)
+        run = self._runs.pop(current_backend().current_loop(), None)
         if run is None:
             return
         for hold in list(run.holds):

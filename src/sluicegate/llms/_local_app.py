@@ -15,7 +15,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from . import _loop
+from sluicegate._loop import current_backend
+
 from ._local_request import check, is_own_host
 from ._markov import MarkovWriter
 
@@ -75,7 +76,7 @@ class Exchange:
         # The server runs in another thread and another loop. A wait that looks again and again can be
         # cancelled in either, and a thread that waits cannot.
         while not self._over.is_set():
-            await _loop.sleep(0.001)
+            await current_backend().sleep(0.001)
         return self
 
 

@@ -6,9 +6,8 @@ import functools
 import random
 import re
 from collections import defaultdict
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
-
-from ._pages import PAGES
 
 
 if TYPE_CHECKING:
@@ -87,8 +86,9 @@ def paragraphs_asked_for(prompt: str) -> int:
 def _chain() -> tuple[list[tuple[str, str]], dict[tuple[str, str], list[str]]]:
     openings: list[tuple[str, str]] = []
     followers: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    text = files(__package__).joinpath("pages.txt").read_text("utf-8")
     # Quotation marks would end up without their partners.
-    for page in PAGES.replace('"', "").split("\n\n"):
+    for page in text.replace('"', "").split("\n\n"):
         words = page.split()
         openings.append((words[0], words[1]))
         for first, second, third in zip(words, words[1:], words[2:], strict=False):

@@ -6,7 +6,8 @@ import re
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from . import _loop
+from sluicegate._loop import current_backend
+
 from ._assembly import Assembly, Piece, ToolCallPiece
 from ._streams import ChatStream, CompletionStream
 from ._types import ChatMessage, ChatResponse, CompletionResponse, ToolCall, Usage
@@ -90,18 +91,18 @@ class MockLLM:
     async def astream_complete(self, prompt: str, **kwargs: Any) -> CompletionStream:
         """Give the next reply token by token."""
         source = self._ask_prompt(prompt, kwargs)
-        await _loop.checkpoint()
+        await current_backend().checkpoint()
         return CompletionStream(source.opened())
 
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatStream:
         """Give the next reply token by token."""
         source = self._ask(messages, kwargs)
-        await _loop.checkpoint()
+        await current_backend().checkpoint()
         return ChatStream(source.opened())
 
     async def aclose(self) -> None:
         """Do nothing: there is nothing to close but streams, which have their owners."""
-        await _loop.checkpoint()
+        await current_backend().checkpoint()
 
     async def __aenter__(self) -> Self:
         return self
@@ -149,7 +150,7 @@ class _Script:
         return self
 
     async def receive(self) -> Piece | None:
-        await _loop.sleep(self._llm.delay)
+        await current_backend().sleep(self._llm.delay)
         if self._given == self._llm.fail_after:
             raise self._llm.error
         self._given += 1

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 import openai
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from . import _loop
+from sluicegate._loop import current_backend
+from sluicegate._loop.cleanup import shielded_scope
+
 from ._assembly import Assembly
 from ._bounded import (
     ENCODINGS,
@@ -216,7 +218,7 @@ class ResponseSource:
         """Wait for the next piece; ``None`` is the end. A checkpoint in every case."""
         piece = self._reader.next_piece()
         if piece is not None or self._reader.at_end:
-            await _loop.checkpoint()
+            await current_backend().checkpoint()
             return piece
         with translated_errors(self._response):
             while piece is None and not self._reader.at_end:
@@ -243,13 +245,13 @@ class ResponseSource:
         # is raised where the innermost waits for the socket, and each of them closes what it holds
         # while it passes, from the inside out. After the last event there is only the end of the
         # response left to read, and reading it gives the connection back to the pool.
-        with _loop.open_scope(shield=True, seconds=_END_SECONDS) as scope:
+        with shielded_scope(_END_SECONDS) as scope:
             if not self._reader.at_end:
                 scope.cancel()
             with contextlib.suppress(*network_errors(self._response)):
                 async for _ in self._bytes:
                     pass
-        with _loop.open_scope(shield=True, seconds=_CLOSE_SECONDS):
+        with shielded_scope(_CLOSE_SECONDS):
             await self._response.aclose()
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import trio
 
-from sluicegate._loop.cleanup import current_cleanup
+from sluicegate._loop import current_backend
+from sluicegate._loop.cleanup import current_cleanup, shielded_scope
 
-from . import _loop
 from ._assembly import Assembly
 from ._types import ChatResponse, CompletionResponse, StreamClosedError
 
@@ -55,7 +55,7 @@ class _Stream(Generic[_R]):
         self._source = source
         self._assembly = Assembly()
         self._response: _R | None = None
-        self._reader: tuple[_loop.Scope, _loop.Flag] | None = None
+        self._reader: tuple[Any, Any] | None = None
         self._closed = False
         self._at_end = False
         # The end of a step may come in another context, so the list is kept and not looked up.
@@ -109,7 +109,8 @@ class _Stream(Generic[_R]):
         return self._response
 
     async def _receive(self) -> Piece | None:
-        scope, left = self._reader = _loop.open_scope(), _loop.open_flag()
+        backend = current_backend()
+        scope, left = self._reader = backend.cancel_scope(), backend.event()
         piece = None
         try:
             with scope:
@@ -136,7 +137,7 @@ class _Stream(Generic[_R]):
         """
         reader, self._closed = self._reader, True
         try:
-            with _loop.open_scope(shield=True):
+            with shielded_scope():
                 if reader is not None:
                     scope, left = reader
                     scope.cancel()

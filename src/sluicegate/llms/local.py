@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
-from . import _loop
+from sluicegate._loop import current_backend
+from sluicegate._loop.cleanup import shielded_scope
+
 from ._behaviour import Behaviour
 
 
@@ -41,7 +43,7 @@ except ModuleNotFoundError as _exc:
 
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -139,8 +141,9 @@ class LocalServer:
         self.close()
 
     async def __aenter__(self) -> Self:
-        with _loop.open_scope(shield=True):
-            return await _loop.run_in_thread(self.__enter__)
+        with shielded_scope():
+            await _in_thread(self.__enter__)
+        return self
 
     async def __aexit__(
         self,
@@ -162,8 +165,8 @@ class LocalServer:
 
     async def aclose(self) -> None:
         """Do as `close` does without blocking the event loop, in a cancelled scope too."""
-        with _loop.open_scope(shield=True):
-            await _loop.run_in_thread(self.close)
+        with shielded_scope():
+            await _in_thread(self.close)
 
     def _run(self, config: hypercorn.config.Config) -> None:
         try:
@@ -241,6 +244,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(exc))
     trio.run(_serve_until_told, LocalApp(behaviour, given.seed, given.host), config)
     return 0
+
+
+async def _in_thread(function: Callable[[], object]) -> None:
+    await current_backend().run_in_thread(function, abandon_on_cancel=False)
 
 
 async def _serve_until_told(app: LocalApp, config: hypercorn.config.Config) -> None:

@@ -6,7 +6,8 @@ import os
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from . import _loop
+from sluicegate._loop import current_backend, in_event_loop
+
 from ._assembly import Assembly
 from ._clients import Clients
 from ._streams import ChatStream, CompletionStream
@@ -200,7 +201,7 @@ class OpenAI:
 
     async def _ask(self, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> Assembly:
         request = self._request(messages, kwargs)
-        request["timeout"] = _within(request["timeout"], _loop.seconds_left())
+        request["timeout"] = _within(request["timeout"], _seconds_left())
         hold = self._clients.hold()
         try:
             with own_errors():
@@ -213,7 +214,7 @@ class OpenAI:
         self, messages: list[dict[str, Any]], kwargs: dict[str, Any]
     ) -> tuple[Hold[openai.AsyncOpenAI], ResponseSource]:
         request = self._stream_request(messages, kwargs)
-        request["timeout"] = _within(request["timeout"], _loop.seconds_left())
+        request["timeout"] = _within(request["timeout"], _seconds_left())
         hold = self._clients.hold()
         try:
             try:
@@ -283,7 +284,7 @@ class OpenAI:
         return stream.response
 
     def _refuse_in_loop(self, name: str) -> None:
-        if _loop.is_running():
+        if in_event_loop():
             msg = (
                 f"{name}() would block the event loop that runs in this thread; "
                 f"write: await llm.a{name}(...)"
@@ -367,6 +368,11 @@ class OpenAI:
             f'OpenAI(model={self.model!r}, base_url="http://127.0.0.1:8000/v1")'
         )
         raise openai.OpenAIError(msg)
+
+
+def _seconds_left() -> float:
+    backend = current_backend()
+    return backend.current_effective_deadline() - backend.current_time()
 
 
 def _within(timeout: Any, seconds_left: float) -> Any:
