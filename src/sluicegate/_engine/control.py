@@ -357,15 +357,6 @@ class Steering(Operations):
             is_expected = machine is not None and machine.first_wait(event) is not None
         return is_expected or self._child_for(event) is not None
 
-    def answer_classes(self) -> tuple[type[HumanResponseEvent], ...]:
-        """Return the classes of answers that this run, or a child of it, has use for now."""
-        taken = [kind for step in self.graph.steps for kind in step.accepts]
-        if self._machine is not None:
-            taken += [wait.kind for wait in self._machine.waits if not wait.is_over]
-        for child in self._children:
-            taken += child.answer_classes()
-        return tuple(dict.fromkeys(k for k in taken if issubclass(k, HumanResponseEvent)))
-
     def asks(self, event: Event) -> bool:
         """Whether this run, or a child of it, has asked for an answer that it has not got."""
         machine = self._machine

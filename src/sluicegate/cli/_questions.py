@@ -27,6 +27,9 @@ from sluicegate.cli._targets import UsageError
 
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sluicegate._events import Event
     from sluicegate._handler import WorkflowHandler
     from sluicegate.cli._targets import AnyWorkflow
 
@@ -58,7 +61,8 @@ class Questions:
     def ask(self, question: InputRequiredEvent) -> None:
         """Put a question; its answer goes to the run when it comes."""
         if not self._kinds:  # then somebody may wait for it in the middle of a step, or a child
-            self._waited_for = self._handler._runner.answer_classes() or self._waited_for
+            wanted = (kind for asked in self._handler.questions for kind in asked.answers)
+            self._waited_for = _answers_in(wanted) or self._waited_for
         if not (self._kinds or self._waited_for):
             name = type(question).__name__
             text = f"sluicegate: nobody can answer {name}: no step takes a HumanResponseEvent"
@@ -151,8 +155,11 @@ def answer_classes(workflow: AnyWorkflow) -> tuple[type[HumanResponseEvent], ...
     graph = graph_of(type(workflow))
     if graph.targets(HumanResponseEvent):
         return (HumanResponseEvent,)
-    taken = [kind for step in graph.steps for kind in step.accepts]
-    return tuple(dict.fromkeys(k for k in taken if issubclass(k, HumanResponseEvent)))
+    return _answers_in(graph.acceptors)
+
+
+def _answers_in(kinds: Iterable[type[Event]]) -> tuple[type[HumanResponseEvent], ...]:
+    return tuple(dict.fromkeys(k for k in kinds if issubclass(k, HumanResponseEvent)))
 
 
 def read_answer(kinds: tuple[type[HumanResponseEvent], ...], line: str) -> HumanResponseEvent:
