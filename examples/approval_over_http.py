@@ -1,9 +1,10 @@
-"""A person in the loop over HTTP: a server runs the workflows, somebody's browser answers.
+"""Human in the loop over HTTP: a server runs the workflows, and a browser answers.
 
     python examples/approval_over_http.py        # needs pip install "sluicegate[local]"
 
 POST /runs starts a run in the server's nursery, GET /runs/{id}/events streams its events, POST
-/runs/{id}/answer answers. A client that hangs up leaves the run alone. It plays both sides.
+/runs/{id}/answer answers. A client that disconnects does not affect the run. The program plays both
+sides.
 """
 
 import json
@@ -49,7 +50,7 @@ class Expenses(Workflow[str]):
 
 
 class ServerSentEvents(StreamingResponse):
-    """Streams what a reader gets. The reader is closed with the response; the run goes on."""
+    """Streams the events of a reader. The reader is closed with the response; the run continues."""
 
     media_type = "text/event-stream"
 
@@ -75,7 +76,7 @@ def make_app(nursery: trio.Nursery) -> Starlette:
 
     async def events(request: Request) -> ServerSentEvents:
         after = int(request.headers.get("last-event-id", 0))
-        # A tab that stays open and reads no more must not hold up the run.
+        # A tab that stays open but stops reading must not hold up the run.
         handler = runs[request.path_params["id"]]
         return ServerSentEvents(handler.stream_events(after=after, lossy=True))
 
@@ -100,7 +101,7 @@ def make_app(nursery: trio.Nursery) -> Starlette:
 
 
 def call(port: int, request: str, body: object = None, *, after: int = 0, until: str = "") -> str:
-    """Be the other side: send a request, and print what comes, up to the line ``until``."""
+    """Act as the client: send a request and print the response, up to the line ``until``."""
     print(request, body or "")
     connection, line = HTTPConnection("127.0.0.1", port, timeout=20), ""
     connection.request(*request.split(), json.dumps(body), {"last-event-id": str(after)})
@@ -108,7 +109,7 @@ def call(port: int, request: str, body: object = None, *, after: int = 0, until:
         print("   ", line.strip())
         if until and line.startswith(until):
             break
-    connection.close()  # which hangs up, if there is more to come
+    connection.close()  # disconnects if the response has not ended
     return line
 
 

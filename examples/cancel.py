@@ -1,10 +1,10 @@
-"""What a timeout leaves behind: nothing.
+"""A timeout leaves nothing behind.
 
     python examples/cancel.py
 
-Twenty steps work, each with a child task of its own and a file open, and each needs a moment to
-clean up. The run's timeout hits them in the middle. When the error arrives, every clean-up has
-been done, every file is closed, and every task is gone.
+Twenty steps run, each with a child task and an open file, and each needs a moment to
+clean up. The run's timeout cancels them. When the error arrives, every clean-up has
+completed, every file is closed, and every task has ended.
 """
 
 import tempfile
@@ -49,7 +49,7 @@ class Crowd(Workflow[int]):
                     nursery.start_soon(trio.sleep_forever)
                     await trio.sleep(3600)
             finally:
-                # Clean-up that has to talk to somebody: shielded, and waited for.
+                # Clean-up that needs the network: shielded and awaited.
                 with trio.CancelScope(shield=True):
                     await trio.sleep(0.01)
                 self.cleaned_up += 1

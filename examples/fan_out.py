@@ -2,8 +2,8 @@
 
     python examples/fan_out.py [DIRECTORY]
 
-One step lists the files and returns a list: every item goes on its own way, eight at a time. The
-join runs once, when nothing of the list is left. A file that cannot be read ends its branch without
+One step lists the files and returns a list: each item is processed independently, eight at a time. The
+join runs once, after the whole fan-out has finished. A file that cannot be read ends its branch without
 an event, and the join does not wait for it.
 """
 

@@ -1,9 +1,9 @@
-"""A person in the loop: the run asks on the terminal, and is idle, not stuck, while you think.
+"""Human in the loop: the run asks on the terminal and is idle while you think.
 
     python examples/human.py
 
-The workflow only returns questions and takes answers. Who asks the person, and how, is up to the
-program around it: here the terminal, elsewhere a web page.
+The workflow only returns questions and takes answers. The program around it decides how to ask the
+person: here on the terminal, elsewhere on a web page.
 """
 
 import sys
@@ -52,17 +52,17 @@ class Waiter(Workflow[str]):
 
 
 async def main() -> None:
-    # A run may take a second; the time that the guest takes is not counted.
+    # The timeout of one second excludes the time in which the guest thinks.
     waiter = Waiter(timeout=1, timeout_excludes_waiting=True)
     async with waiter.run(name="guest") as handler:
         async for event in handler.stream_events():
             if isinstance(event, Question):
                 print(event.prompt)
-                # In a thread, for reading a terminal blocks; given up if the run is cancelled.
+                # In a thread, because reading a terminal blocks; abandoned if the run is cancelled.
                 line = await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
                 if not line:
-                    await handler.cancel("nobody is at the terminal")
-                    print("Nobody there. Good night.")
+                    await handler.cancel("the input has ended")
+                    print("No answer. Good night.")
                     return
                 handler.send_event(Answer(text=line))
         print(await handler)

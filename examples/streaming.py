@@ -2,9 +2,9 @@
 
     python examples/streaming.py [--backend asyncio] [TOPIC]
 
-With OPENAI_API_KEY set it asks OpenAI; with OPENAI_BASE_URL set, whatever server is there (vLLM,
-Ollama, llama.cpp). With neither, a small local server that comes with sluicegate stands in for the
-model, over real HTTP: what it writes is nonsense, how it arrives is not.
+With OPENAI_API_KEY set it asks OpenAI; with OPENAI_BASE_URL set, the server at that address (vLLM,
+Ollama, llama.cpp). With neither, a small local server included in sluicegate replaces the
+model: its text is nonsense, but it streams over real HTTP.
 """
 
 import argparse
@@ -26,13 +26,13 @@ class Text(Event):
 
 
 class Stage(Event):
-    """Where the work is: for a progress line."""
+    """The current stage of the work, for a progress line."""
 
     name: str
 
 
 class Token(Event):
-    """A few letters of the answer, as they come."""
+    """A few letters of the answer."""
 
     text: str
 
@@ -49,7 +49,7 @@ class Essay(Workflow[str]):
         llm = OpenAI(model="gpt-4o-mini")
         answer = await llm.astream_complete(ev.request)
         async for piece in answer:
-            # Waits when the reader is slow: the words are fetched no faster than they are read.
+            # Waits for slow readers: the reply is fetched no faster than it is read.
             await ctx.stream.send(Token(text=piece.delta))
         return Text(topic=ev.request, text=str(answer))
 

@@ -1,8 +1,8 @@
-"""The same engine under asyncio: timeouts and cancellation of asyncio's own reach every step.
+"""The same engine under asyncio: asyncio's timeouts and cancellations reach every step.
 
     python examples/under_asyncio.py
 
-Three ways to own a run in an asyncio program, and what ``asyncio.timeout`` does to one.
+It shows three ways to own a run in an asyncio program, and the effect of ``asyncio.timeout``.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ async def main() -> None:
         async with asyncio.timeout(0.2):
             await Countdown(beat=1).run(seconds=3600)
     except TimeoutError:
-        print("asyncio.timeout: the run and its step are gone; tasks:", len(asyncio.all_tasks()))
+        print("asyncio.timeout: the run and its step have ended; tasks:", len(asyncio.all_tasks()))
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def test_human(tmp_path):
 
 def test_human_with_nobody_there(tmp_path):
     """The end of the input ends the run, and not in an error."""
-    assert run_example("human.py", cwd=tmp_path).endswith("Nobody there. Good night.\n")
+    assert run_example("human.py", cwd=tmp_path).endswith("No answer. Good night.\n")
 
 
 def test_approval_over_http(tmp_path):
