@@ -19,9 +19,9 @@ SOURCE = Path(__file__).parent.parent / "src"
 LAYERS = [
     ["_errors", "_exceptions", "_annotations", "_validation", "_foreign", "_events."],
     ["_loop.", "_data.", "_observers"],
-    ["_branch", "_context", "_streams", "_questions", "_definition.", "_state.", "llms."],
+    ["_context", "_streams", "_questions", "_definition.", "_state.", "llms."],
     ["_engine."],
-    ["_entry", "_handler", "_owners", "_scope", "_workflow"],
+    ["_handler", "_scope", "_workflow"],
     ["responses", "testing.", "drawing."],
     [""],
     ["__main__", "cli.", "pytest_sluicegate."],

@@ -31,7 +31,7 @@ from sluicegate import (
     catch_error,
     step,
 )
-from sluicegate._branch import Branch
+from sluicegate._context import Branch
 from sluicegate._engine.lineage import BranchNode, CancelRecord
 from tests.helpers import (
     Catch,

@@ -11,9 +11,9 @@ import pytest
 from tests import layers
 
 
-#: The modules that may import Trio or AnyIO: the seam, what runs a program, and what stands apart.
+#: The modules that may import Trio or AnyIO: the seam, and what stands apart.
 #: `_errors` derives `WorkflowTimeoutError` from `trio.TooSlowError`, and lies below the seam.
-KNOW_A_LOOP = ("_errors", "_loop", "_entry", "llms", "cli", "testing._sweeps")
+KNOW_A_LOOP = ("_errors", "_loop", "llms", "cli", "testing._sweeps")
 
 
 @pytest.mark.xfail(strict=False)  # until issue 12 is done

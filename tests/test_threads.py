@@ -26,8 +26,7 @@ from sluicegate import (
     WorkflowTimeoutError,
     step,
 )
-from sluicegate._branch import Branch
-from sluicegate._context import step_context
+from sluicegate._context import Branch, step_context
 from sluicegate._engine.thread_operations import ThreadOperations
 from sluicegate._loop import current_backend, thread_places, threads
 from sluicegate._loop import from_thread as answering

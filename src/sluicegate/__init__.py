@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sluicegate._branch import Branch
-from sluicegate._context import Context, StepInfo
+from sluicegate._context import Branch, Context, StepInfo
 from sluicegate._definition.decorators import catch_error, step
 from sluicegate._definition.signatures import Take
-from sluicegate._entry import run
 from sluicegate._errors import (
     EventConflictError,
     QuestionClosedError,
@@ -36,11 +34,10 @@ from sluicegate._events import (
     WorkflowIdleEvent,
     WorkflowTimedOutEvent,
 )
-from sluicegate._handler import WorkflowHandler
+from sluicegate._handler import Unwound, WorkflowHandler
 from sluicegate._observers import Observer
-from sluicegate._owners import Unwound
 from sluicegate._questions import Acknowledgement, OpenQuestion
-from sluicegate._scope import WorkflowScope, open_scope, workflow_scope
+from sluicegate._scope import WorkflowScope, open_scope, run, workflow_scope
 from sluicegate._streams import EventStream, StreamSender
 from sluicegate._workflow import Workflow
 

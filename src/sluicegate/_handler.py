@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Coroutine
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar, cast, final
 
 from sluicegate._context import Context, outer_context
 from sluicegate._engine.invocation import is_step_of
@@ -15,14 +16,13 @@ from sluicegate._events import StopEvent
 from sluicegate._exceptions import is_cancellation, set_trace, short, urgent_leaf
 from sluicegate._loop import current_backend, enable_ki_protection
 from sluicegate._loop.from_thread import HandlerFromThread
-from sluicegate._owners import SPELLINGS, Begins, NurseryLike, TaskGroupLike, Unwound
 from sluicegate._questions import APPLIED, REPEATED, Acknowledgement, OpenQuestion
 from sluicegate._scope import WorkflowScope, lasting, leave_nursery, left_elsewhere, settle
 from sluicegate._streams import EventStream
 
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator
+    from collections.abc import Awaitable, Callable, Generator
     from contextlib import AbstractAsyncContextManager
 
     from sluicegate._events import Event
@@ -47,6 +47,68 @@ _OLDER = {
     "run_step": "`sluicegate.testing.step_through(workflow, ...)`",
     "stop_event_result": "`await handler`, or `handler.stop_event`",
 }
+
+
+class NurseryLike(Protocol):
+    """A Trio nursery or an AnyIO task group."""
+
+    def start_soon(self, async_fn: Callable[..., Awaitable[Any]], /, *args: Any) -> Any: ...
+
+
+class TaskGroupLike(Protocol):
+    """An ``asyncio.TaskGroup``."""
+
+    def create_task(self, coro: Coroutine[Any, Any, Any], /) -> Any: ...
+
+
+_SPELLINGS = """expected one of
+    result = await workflow.run(...)                       # in place
+    async with workflow.run(...) as handler: ...           # owned by a block
+    handler = workflow.run(...).start_soon(nursery)        # owned by a nursery
+    async with workflow_scope(): handler = workflow.run(...); ...   # owned by a scope"""
+
+
+@final
+class Unwound:
+    """What ``handler.cancel()`` returns: awaited, it waits until nothing of the run is left."""
+
+    __slots__ = ("_wait",)
+
+    def __init__(self, wait: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._wait = wait
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        """Wait. A checkpoint; cancelled, it leaves the run to unwind by itself."""
+        return self._wait().__await__()
+
+
+@final
+class _Begins(Coroutine[Any, Any, None]):
+    """A coroutine that begins even if asyncio cancels its task before.
+
+    A task that is cancelled before its first turn has the cancellation thrown into a coroutine that
+    has not begun, of which nothing runs then: here it runs to its first await, and is cancelled there.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self._coroutine = coroutine
+        self._has_begun = False
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._coroutine.__await__()
+
+    def send(self, value: Any, /) -> Any:
+        self._has_begun = True
+        return self._coroutine.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        if not self._has_begun:
+            self._has_begun = True
+            self._coroutine.send(None)
+        return self._coroutine.throw(*error)
+
+    def close(self) -> None:
+        self._coroutine.close()
 
 
 @final
@@ -288,7 +350,7 @@ class WorkflowHandler(Generic[R]):
             return
         coroutine: Coroutine[Any, Any, None] = self._own_in_nursery()
         if self._started == _IN_NURSERY:  # it goes on elsewhere, and has to be waited for
-            coroutine = Begins(coroutine)
+            coroutine = _Begins(coroutine)
         try:
             task = nursery.create_task(coroutine)
         except BaseException:
@@ -365,7 +427,7 @@ class WorkflowHandler(Generic[R]):
         if not scope:
             msg = (
                 f"{use} needs a started run, and this one has no owner that could run it "
-                f"(a step does not inherit the scope around its run); {SPELLINGS}"
+                f"(a step does not inherit the scope around its run); {_SPELLINGS}"
             )
             raise WorkflowRuntimeError(msg)
         self._start_in_scope(scope)
@@ -682,7 +744,7 @@ class WorkflowHandler(Generic[R]):
         if runner is None:
             return
         if not self._started:
-            msg = f"a run of {runner.graph.name} was never started; {SPELLINGS}"
+            msg = f"a run of {runner.graph.name} was never started; {_SPELLINGS}"
             warnings.warn(msg, RuntimeWarning, stacklevel=2, source=self)
         elif (
             (self._started in ("in a nursery", _IN_NURSERY) or self._keeps_failure)

@@ -19,7 +19,7 @@ from sluicegate._questions import OpenQuestion, id_of, number_of
 if TYPE_CHECKING:
     from typing import Any
 
-    from sluicegate._branch import Branch
+    from sluicegate._context import Branch
     from sluicegate._engine.clock import Clock
     from sluicegate._engine.invocation import Worker
     from sluicegate._engine.machine import Machine

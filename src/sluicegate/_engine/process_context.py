@@ -5,8 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Never, final
 
-from sluicegate._branch import Branch
-from sluicegate._context import step_context
+from sluicegate._context import Branch, step_context
 from sluicegate._errors import WorkflowRuntimeError
 from sluicegate._loop.process_worker import PROGRESS, ask_parent
 

@@ -7,7 +7,7 @@ from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, cast
 
-from sluicegate._branch import Branch
+from sluicegate._context import Branch
 from sluicegate._engine.invocation import Worker, is_step_of
 from sluicegate._engine.journal import StepJournal
 from sluicegate._engine.lineage import BranchNode

@@ -10,8 +10,7 @@ from sluicegate._loop.threads import call_of_this_thread, in_loop
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from sluicegate._branch import Branch, BranchOperations
-    from sluicegate._context import ChildStream, Context, RunOperations
+    from sluicegate._context import Branch, BranchOperations, ChildStream, Context, RunOperations
     from sluicegate._definition.retries import RetryInfo
     from sluicegate._events import Event
     from sluicegate._state.store import StateStore

@@ -25,8 +25,7 @@ from sluicegate.testing._session import Expectations, Session, WatchedRunner
 
 
 if TYPE_CHECKING:
-    from sluicegate._branch import Branch
-    from sluicegate._context import Context
+    from sluicegate._context import Branch, Context
     from sluicegate._definition.graph import Graph
     from sluicegate._definition.steps import Step
     from sluicegate._workflow import Workflow
