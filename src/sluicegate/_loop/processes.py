@@ -15,6 +15,7 @@ from sluicegate._errors import WorkflowRuntimeError
 from sluicegate._events.generics import named_classes
 from sluicegate._exceptions import note_once
 from sluicegate._loop import current_backend
+from sluicegate._loop.cleanup import current_cleanup
 from sluicegate._loop.process_worker import (
     BEGAN,
     ERROR,
@@ -86,15 +87,16 @@ class ProcessStep:
     async def call(self, place: ProcessPlace, _workflow: object, /, *arguments: Any) -> Any:
         """Call the step in the process of ``place``. A checkpoint."""
         backend = current_backend()
+        invocation: Any = current_cleanup.get()  # the engine's, in the step's own context
         context: Any = None
         about: tuple[int, StepOfCall] | None = None
         rest = list(arguments)
         if self._context_at is not None:
             context = rest.pop(self._context_at)
-            about = self._context_at, _describe(context)
+            about = self._context_at, _describe(context, invocation.step)
         kinds = ", ".join(type(argument).__name__ for argument in rest)
         request = _pack((self._function, rest), self._name, kinds)
-        conversation = _Conversation(backend, context, self._name)
+        conversation = _Conversation(backend, self._name, context, invocation)
         place.is_at_work = True
         backend.hold_clock(PATIENCE)
         try:
@@ -170,7 +172,7 @@ class _StepPlace:
         assert place.worker is not None
         if function not in place.worker.loaded:
             backend = current_backend()
-            conversation = _Conversation(backend, None, self._name)
+            conversation = _Conversation(backend, self._name)
             place.is_at_work = True
             backend.hold_clock(inf)
             try:
@@ -189,11 +191,14 @@ class _StepPlace:
 class _Conversation:
     """The frames of one call, from the event loop's side."""
 
-    __slots__ = ("_backend", "_context", "_has_begun", "_name")
+    __slots__ = ("_backend", "_context", "_has_begun", "_invocation", "_name")
 
-    def __init__(self, backend: Backend, context: Any, name: str) -> None:
+    def __init__(
+        self, backend: Backend, name: str, context: Any = None, invocation: Any = None
+    ) -> None:
         self._backend = backend
         self._context = context
+        self._invocation = invocation
         self._name = name
         self._has_begun = False
 
@@ -244,8 +249,8 @@ class _Conversation:
             elif kind == BEGAN:
                 self._has_begun = True
             elif kind == PROGRESS:
-                if self._context is not None and self._context._progress is not None:
-                    self._context._progress()
+                if self._invocation is not None and self._invocation.progress is not None:
+                    self._invocation.progress.note()
             else:
                 msg = f"it sent a frame of kind {kind}"
                 raise _process_error()(msg)
@@ -275,8 +280,7 @@ class _Conversation:
             return pickle.dumps(WorkflowRuntimeError(f"{type(refusal).__name__}: {refusal}"))
 
 
-def _describe(context: Any) -> StepOfCall:
-    step = context._step
+def _describe(context: Any, step: Any) -> StepOfCall:
     return StepOfCall(
         run_id=context.run_id,
         name=step.name,
@@ -284,7 +288,7 @@ def _describe(context: Any) -> StepOfCall:
         num_workers=step.num_workers,
         timeout=step.timeout,
         attempt=context.step.attempt,
-        has_idle_timeout=context._progress is not None,
+        has_idle_timeout=step.options.idle_timeout is not None,
     )
 
 
