@@ -34,6 +34,7 @@ from sluicegate import (
     workflow_scope,
 )
 from sluicegate._engine.outcome import Outcome
+from sluicegate._errors import brief
 from sluicegate._exceptions import (
     add_note,
     is_cancellation,
@@ -43,7 +44,6 @@ from sluicegate._exceptions import (
     notes_of,
     raise_first,
     set_trace,
-    short,
     single,
     trace_of,
     urgent_leaf,
@@ -682,7 +682,7 @@ def test_group_is_read_whatever_it_says_of_itself():
     assert single(ExceptionGroup("", [leaf]), trio.Cancelled) is leaf
     assert not is_cancellation(wide(), asyncio.CancelledError)
     assert matches(wide(), Mine, asyncio.CancelledError)
-    assert "Mine('wide')" in short(wide())
+    assert "Mine('wide')" in brief(wide())
     error = NoAttributes()
     assert set_trace(error, None) is error
     assert trace_of(error) is None
@@ -723,13 +723,13 @@ def test_what_leaves_an_owner(failures, error, raised, left):
     given = [known[name] for name in failures]
 
     with Catch() as caught:
-        raise_first(given, known[error], known[raised], asyncio.CancelledError, short)
+        raise_first(given, known[error], known[raised], asyncio.CancelledError, brief)
 
     assert caught.error is known[left]
     kept = caught.error if caught.error is not None else known[error]
     for failure in given:
         if kept is not None and failure is not kept:
-            assert short(failure) in kept.__notes__
+            assert brief(failure) in kept.__notes__
 
 
 def test_observer_is_told_of_what_refuses_everything(capsys):

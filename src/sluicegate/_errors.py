@@ -1,22 +1,31 @@
-"""What can go wrong: one small tree of exceptions, each caught by the name people already use."""
+"""The exceptions of the package, and how their messages are made.
+
+Each class also derives from the built-in exception that callers already catch.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import trio
+
+from sluicegate._exceptions import URGENT, is_a, leaves_of
 
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+#: How many leaves of a group a text shows.
+_SHOWN_LEAVES = 3
+
+
 class WorkflowError(Exception):
-    """The base of everything that sluicegate itself raises about a workflow."""
+    """The base class of the exceptions that sluicegate raises about a workflow."""
 
 
 class WorkflowValidationError(WorkflowError, ValueError):
-    """Raised when a workflow's steps and events do not fit together. It is a ``ValueError`` too.
+    """Raised when a workflow's steps and events do not fit together. It is also a ``ValueError``.
 
     Attributes:
         problems: Every fault that was found, each with its fix.
@@ -30,16 +39,16 @@ class WorkflowValidationError(WorkflowError, ValueError):
 class WorkflowRuntimeError(WorkflowError, RuntimeError):
     """Raised when a run, a context or a handler is used in a way that cannot work.
 
-    It is a ``RuntimeError`` too.
+    It is also a ``RuntimeError``.
     """
 
 
 class WorkflowStalledError(WorkflowRuntimeError):
-    """Raised when a run can never go on: no step runs, nothing is pending, nobody is asked.
+    """Raised when a run can never continue: no step runs, no event is pending, no question is open.
 
     Attributes:
-        missing: What each join or collection still lacked, and which steps ended their branch by
-            a None that they do not declare.
+        missing: The events that each join or collection still lacked, and the steps that ended
+            their branch with a None that they do not declare.
     """
 
     def __init__(self, message: str, missing: tuple[str, ...] = ()) -> None:
@@ -48,7 +57,7 @@ class WorkflowStalledError(WorkflowRuntimeError):
 
 
 class QuestionClosedError(WorkflowRuntimeError):
-    """Raised when an answer names a question that is open no longer: it was answered, or given up.
+    """Raised when an answer names a question that is no longer open: answered, or withdrawn.
 
     Attributes:
         question: The id of the question.
@@ -60,10 +69,10 @@ class QuestionClosedError(WorkflowRuntimeError):
 
 
 class EventConflictError(WorkflowRuntimeError):
-    """Raised when an event has the id of another event, which the run has got, and other content.
+    """Raised when the run has already received an event with the same id and different content.
 
     Attributes:
-        id: That id.
+        id: The id.
     """
 
     def __init__(self, message: str, id: str = "") -> None:  # noqa: A002 - as send_event has it
@@ -90,10 +99,10 @@ class WorkflowTimeoutError(WorkflowRuntimeError, TimeoutError, trio.TooSlowError
 
 
 class WorkflowCancelledError(WorkflowRuntimeError):
-    """Raised to whoever awaits a run that was cancelled.
+    """Raised to callers that await a run that was cancelled.
 
     Attributes:
-        reason: The reason given to ``handler.cancel()``, or what the engine knows of it.
+        reason: The reason given to ``handler.cancel()``, or the one that the engine has recorded.
     """
 
     def __init__(self, message: str, reason: str | None = None) -> None:
@@ -109,29 +118,58 @@ class StepTimeoutError(WorkflowTimeoutError):
 
 
 def brief(value: object, limit: int = 200) -> str:
-    """Return the repr of a value for a message, cut; a repr that fails is no fault of the message."""
-    start = value[:limit] if isinstance(value, str | bytes) else value
+    """Return the repr of a value in at most ``limit`` characters, for a message.
+
+    If the repr raises, the text says so; only ``KeyboardInterrupt`` and ``SystemExit`` leave. Of a
+    group only the first leaves are shown, because groups may contain each other.
+    """
     try:
-        text = repr(start)
-    except Exception as error:  # noqa: BLE001 - what is to be told of is another thing
+        if is_a(value, BaseExceptionGroup):
+            leaves = leaves_of(cast("BaseException", value))
+            shown = ", ".join(repr(leaf) for leaf in leaves[:_SHOWN_LEAVES])
+            more = f", and {len(leaves) - _SHOWN_LEAVES} more" * (len(leaves) > _SHOWN_LEAVES)
+            text = f"{type(value).__name__} of {shown}{more}"
+        elif is_a(value, (str, bytes)):
+            text = repr(cast("str", value)[: limit + 1])
+        else:
+            text = str.__str__(repr(value))
+    except URGENT:
+        raise
+    except BaseException as error:  # noqa: ASYNC103, BLE001 - must not hide what the message reports
         text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
-    is_cut = isinstance(value, str | bytes) and len(value) > limit
-    return f"{text[: limit - 3]}..." if is_cut else brief_text(text, limit)
+    return brief_text(text, limit)
 
 
 def brief_text(text: str, limit: int = 200) -> str:
-    """Return the words of somebody else for a message, cut."""
+    """Return a text for a message, cut to ``limit`` characters."""
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def unknown_name(owner: str, name: str, older: dict[str, str]) -> str:
-    """Return what an ``AttributeError`` says; of a name that ``older`` has, with the new spelling."""
+    """Return the message of an ``AttributeError``, with the new spelling of a name in ``older``."""
     instead = older.get(name)
     told = "" if instead is None else f"; expected {instead}"
     return f"{owner!r} object has no attribute {name!r}{told}"
 
 
 def unknown_options(call: str, given: Iterable[str], older: dict[str, str]) -> str:
-    """Return what a ``TypeError`` says of options that a call does not have."""
+    """Return the message of a ``TypeError`` about options that a call does not have."""
     told = [f"{name!r}; expected {older[name]}" if name in older else repr(name) for name in given]
     return f"{call} has no option {', and none '.join(told)}"
+
+
+def unasked_cancellation(who: str, around: str, cause: BaseException) -> WorkflowRuntimeError:
+    """Return the failure for a cancellation that was raised although none was requested.
+
+    Args:
+        who: What raised it: ``"the step Flow.work"``.
+        around: What was not cancelled: ``"nothing around it was"``.
+        cause: The cancellation.
+    """
+    msg = (
+        f"{who} raised {type(cause).__name__}, though {around} cancelled; expected it to handle "
+        "the cancellation of what it awaited"
+    )
+    failure = WorkflowRuntimeError(msg)
+    failure.__cause__ = cause
+    return failure

@@ -1,46 +1,46 @@
-"""Exceptions: which one leaves, how a group is judged, and how one is annotated safely.
+"""Exceptions: which one leaves, how a group is judged, and how to annotate one safely.
 
-Everything that the engine decides about an exception by its class is decided here, and nothing
-that it does to an exception runs code of that exception: classes are read from the type, and notes,
-tracebacks and members through ``BaseException`` itself. So a frozen dataclass, or an
-``add_note``, ``__getattribute__``, ``__eq__`` or ``__bool__`` that raises, changes nothing.
+Every decision that the engine takes from the class of an exception is taken here. Nothing here runs
+code of the exception: classes are read from its type, and notes, tracebacks and members through
+``BaseException`` itself. An exception that is a frozen dataclass, or whose ``add_note``,
+``__getattribute__``, ``__eq__`` or ``__bool__`` raises, is handled like any other.
 
-A group is judged by its leaves. The leaves that are cancellations do not count, unless there are no
-others. Each leaf counts once, however often and however deep it is in there.
+A group is judged by its leaves. Leaves that are cancellations do not count unless there are no
+others. Each leaf counts once, however often and however deep the group contains it.
 
 =================  =======================================  =========================================
 question           one exception                            a group
 =================  =======================================  =========================================
 a cancellation?    the backend's cancelled class            all leaves are
-urgent?            ``KeyboardInterrupt``, ``SystemExit``    any leaf is; the first such leaf comes out
+urgent?            ``KeyboardInterrupt``, ``SystemExit``    any leaf is; the first such leaf leaves
                                                             bare, the others go to
                                                             ``handler.exceptions``
 retried? handled?  an ``Exception``                         all other leaves are
 of a class?        ``Retry(when=...)``, a timeout           all other leaves are, or the group is
-what is raised,    the object itself                        the object itself, with all its leaves
-recorded, given
+raised, recorded   the object itself                        the object itself, with all its leaves
 =================  =======================================  =========================================
 
-Of several exceptions, one leaves an owner (a run, a block, a scope, a resource scope). The first
-line of this table that fits decides; what does not leave is kept or noted, never dropped.
+When several exceptions could leave an owner (a run, a block, a scope, a resource scope), the first
+line of this table that applies decides. The exceptions that do not leave are kept or noted.
 
 ==  ================================================================================  ==============
-1.  an urgent one: of the nursery, then of the failures, in the order they came       bare
-2.  the body's own exception, if it is no cancellation                                as it is
-3.  the first failure of what the owner owns                                          as it is
-4.  a cancellation: the body's own, or else the one that came out of the nursery      bare
+1.  an urgent one: from the nursery, then from the failures, in order of arrival      bare
+2.  for an owner left in another task: the refusal, caused by the first failure       as it is
+3.  the body's own exception, if it is not a cancellation                             as it is
+4.  the first failure of what the owner owns                                          as it is
+5.  a cancellation: the body's own, else the one raised by the nursery                bare
 ==  ================================================================================  ==============
+
+An exception that arrives while another is on its way out replaces it only by line 1.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from sluicegate._errors import WorkflowRuntimeError
-
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
 
@@ -50,11 +50,7 @@ URGENT = (KeyboardInterrupt, SystemExit)
 # An exception may override each of these names; its base class answers all the same.
 _dict_of: Any = BaseException.__dict__["__dict__"]
 _trace_of: Any = BaseException.__dict__["__traceback__"]
-_context_of: Any = BaseException.__dict__["__context__"]
 _parts_of: Any = BaseExceptionGroup.__dict__["exceptions"]
-
-#: How many leaves of a group a text shows.
-_SHOWN_LEAVES = 3
 
 # -- judging -------------------------------------------------------------------------------------
 
@@ -111,22 +107,32 @@ def counted_leaves(
     return [leaf for leaf in leaves if not is_a(leaf, cancelled)] or leaves
 
 
-def came_of(error: BaseException, cancelled: type[BaseException]) -> bool:
-    """Return whether a failure was raised while a cancellation was being handled.
+def linked_leaves(error: BaseException, link: str) -> Iterator[BaseException]:
+    """Yield the leaves of an exception and of those behind it, each once.
 
-    It is told by its leaves: one of them is a cancellation, or was raised in the handling of one.
+    Args:
+        error: The exception.
+        link: How to get from a leaf to the next: ``"__context__"`` or ``"__cause__"``.
     """
+    next_of: Any = BaseException.__dict__[link]
     seen: set[int] = set()
     todo = leaves_of(error)
     while todo:
         one = todo.pop()
-        if is_a(one, cancelled):
-            return True
-        context = cast("BaseException | None", _context_of.__get__(one))
-        if context is not None and id(context) not in seen:
-            seen.add(id(context))
-            todo += leaves_of(context)
-    return False
+        if id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            behind = cast("BaseException | None", next_of.__get__(one))
+            if behind is not None:
+                todo += leaves_of(behind)
+
+
+def came_of(error: BaseException, cancelled: type[BaseException]) -> bool:
+    """Return whether a failure was raised while a cancellation was being handled.
+
+    That is so if one of its leaves is a cancellation, or was raised while one was handled.
+    """
+    return any(is_a(one, cancelled) for one in linked_leaves(error, "__context__"))
 
 
 def matches(
@@ -144,12 +150,17 @@ def matches(
 
 
 def single(error: BaseException, cancelled: type[BaseException]) -> BaseException:
-    """Return the one exception that stands for the group of a nursery of the engine's own.
+    """Return the one exception to raise for the group of a nursery that the engine opened.
 
-    An urgent one goes first, then the first that is no cancellation.
+    That is the first urgent leaf, else the first that is not a cancellation.
     """
     urgent = urgent_leaf(error)
     return counted_leaves(error, cancelled)[0] if urgent is None else urgent
+
+
+def is_first_urgent(error: BaseException, kept: BaseException | None) -> bool:
+    """Return whether an exception replaces ``kept``, which arrived before: by urgency alone."""
+    return urgent_leaf(error) is not None and urgent_leaf(kept) is None
 
 
 # -- what leaves an owner ------------------------------------------------------------------------
@@ -162,17 +173,17 @@ def raise_first(
     cancelled: type[BaseException],
     tell: Callable[[BaseException], str],
 ) -> None:
-    """Decide what leaves an owner, by the second table above: raise it, unless the body does.
+    """Decide what leaves an owner, by the second table above; raise it unless it is ``error``.
 
     Args:
-        failures: The failures of what the owner owns that nobody has seen, in their order.
-        error: The exception that leaves the body of the block, and goes on if nothing is raised.
-        raised: The exception that came out of the owner's nursery.
+        failures: The unobserved failures of what the owner owns, in their order.
+        error: The exception that leaves the body of the block; it continues if this returns.
+        raised: The exception raised by the owner's nursery.
         cancelled: The backend's cancellation.
         tell: Returns the note about a failure that does not leave, for the exception that does.
 
     Raises:
-        BaseException: The exception that leaves in place of ``error``.
+        BaseException: The exception that leaves instead of ``error``.
     """
     urgent = next((u for e in (raised, *failures) if (u := urgent_leaf(e)) is not None), None)
     first = urgent
@@ -192,6 +203,22 @@ def raise_first(
         del first, kept, urgent, error, raised, failures
 
 
+def refusal_or_urgent(
+    refusal: BaseException,
+    failures: Sequence[BaseException],
+    raised: BaseException | None,
+    tell: Callable[[BaseException], str],
+) -> BaseException:
+    """Return the exception that leaves an owner left in another task, by the table above."""
+    urgent = next((u for e in (raised, *failures) if (u := urgent_leaf(e)) is not None), None)
+    if urgent is not None:
+        return urgent
+    if failures:
+        refusal.__cause__ = failures[0]
+        note_rest(refusal, failures, tell)
+    return refusal
+
+
 def note_rest(
     kept: BaseException, failures: Iterable[BaseException], tell: Callable[[BaseException], str]
 ) -> None:
@@ -204,11 +231,12 @@ def note_rest(
 
 
 def behind_scope(error: BaseException, cancelled: type[BaseException]) -> BaseException | None:
-    """Return what is to be raised behind a cancel scope that ``error`` would leave; None if nothing.
+    """Return the exception to raise after a cancel scope that ``error`` would leave, or None.
 
-    A scope that is cancelled asks what leaves it for its ``__class__``, and makes a new group of
-    what is not its own. So a failure does not meet the scope, unless it holds a cancellation that
-    the scope has to see (:func:`holds_cancelled`); and it is raised behind it, as it was.
+    A cancelled scope reads ``__class__`` of the exception that leaves it, and puts the rest of a
+    group into a new group. So a failure does not pass through the scope, unless it contains a
+    cancellation that the scope has to see (:func:`holds_cancelled`). It is raised unchanged after
+    the scope has closed.
     """
     return None if is_cancellation(error, cancelled) else error
 
@@ -219,7 +247,7 @@ def holds_cancelled(error: BaseException, cancelled: type[BaseException]) -> boo
 
 
 def without_cancelled(error: BaseException, cancelled: type[BaseException]) -> BaseException:
-    """Return a group without its cancellations, for another task than the one that they concern."""
+    """Return a group without its cancellations, for a task that they do not concern."""
     if not is_a(error, BaseExceptionGroup) or not holds_cancelled(error, cancelled):
         return error
     try:
@@ -247,7 +275,7 @@ def note_once(error: BaseException, note: str) -> None:
 
 
 def notes_of(error: BaseException) -> list[str]:
-    """Return the notes of an exception that are plain text, whatever else it keeps there."""
+    """Return the notes of an exception that are plain strings."""
     notes = _dict_of.__get__(error).get("__notes__")
     if not is_a(notes, list):
         return []
@@ -256,52 +284,11 @@ def notes_of(error: BaseException) -> list[str]:
 
 
 def trace_of(error: BaseException) -> TracebackType | None:
-    """Return the traceback of an exception, whatever its class makes of the name."""
+    """Return the traceback of an exception, even if its class overrides the name."""
     return cast("TracebackType | None", _trace_of.__get__(error))
 
 
 def set_trace(error: BaseException, trace: TracebackType | None) -> BaseException:
-    """Set the traceback of an exception, also of one that allows no attribute to be set."""
+    """Set the traceback of an exception, even if its class forbids setting attributes."""
     _trace_of.__set__(error, trace)
     return error
-
-
-def short(value: object, limit: int = 120) -> str:
-    """Return the repr of a value in at most ``limit`` characters, or a text that says it has none.
-
-    Raises nothing that the repr raises, but for ``KeyboardInterrupt`` and ``SystemExit``.
-    """
-    try:
-        if is_a(value, BaseExceptionGroup):
-            # The repr of groups that contain each other may be longer than the memory.
-            leaves = leaves_of(cast("BaseException", value))
-            shown = ", ".join(repr(leaf) for leaf in leaves[:_SHOWN_LEAVES])
-            more = f", and {len(leaves) - _SHOWN_LEAVES} more" * (len(leaves) > _SHOWN_LEAVES)
-            text = f"{type(value).__name__} of {shown}{more}"
-        else:
-            text = str.__str__(repr(value))
-    except URGENT:
-        raise
-    except BaseException as error:  # noqa: ASYNC103, BLE001 - it must not take the place of what is told of
-        text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
-
-
-# -- cancelled for nothing -----------------------------------------------------------------------
-
-
-def cancelled_for_nothing(who: str, around: str, cause: BaseException) -> WorkflowRuntimeError:
-    """Return what stands for a cancellation that nothing has asked for: a failure, with its cause.
-
-    Args:
-        who: What raised it: ``"the step Flow.work"``.
-        around: What was not cancelled: ``"nothing around it was"``.
-        cause: The cancellation.
-    """
-    msg = (
-        f"{who} raised {type(cause).__name__}, though {around} cancelled; expected it to handle "
-        "the cancellation of what it awaited"
-    )
-    failure = WorkflowRuntimeError(msg)
-    failure.__cause__ = cause
-    return failure

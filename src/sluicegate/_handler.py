@@ -13,7 +13,7 @@ from sluicegate._engine.outcome import OUTSIDE
 from sluicegate._engine.runner import Runner, current_scope
 from sluicegate._errors import WorkflowRuntimeError, brief, unknown_name
 from sluicegate._events import StopEvent
-from sluicegate._exceptions import is_cancellation, set_trace, short, urgent_leaf
+from sluicegate._exceptions import is_cancellation, is_first_urgent, set_trace, urgent_leaf
 from sluicegate._loop import current_backend, enable_ki_protection
 from sluicegate._loop.from_thread import HandlerFromThread
 from sluicegate._questions import APPLIED, REPEATED, Acknowledgement, OpenQuestion
@@ -233,7 +233,7 @@ class WorkflowHandler(Generic[R]):
             except GeneratorExit:
                 raise
             except BaseException as error:  # noqa: ASYNC103, BLE001 - returned
-                if interruption is None or urgent_leaf(error) is not None:
+                if interruption is None or is_first_urgent(error, interruption):
                     interruption = error
                 self._cancel(f"its owner was interrupted by {type(error).__name__}")
         return interruption  # noqa: ASYNC910 - nothing to wait for
@@ -753,6 +753,6 @@ class WorkflowHandler(Generic[R]):
         ):
             msg = (
                 f"a run of {runner.graph.name} failed, and nobody looked at it: "
-                f"{short(runner.outcome.error)}"
+                f"{brief(runner.outcome.error)}"
             )
             warnings.warn(msg, RuntimeWarning, stacklevel=2, source=self)

@@ -6,7 +6,7 @@ import sys
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from sluicegate._exceptions import short
+from sluicegate._errors import brief
 
 
 if TYPE_CHECKING:
@@ -55,25 +55,25 @@ class Verbose(Observer):
 
     def run_started(self, run_id: str, workflow: str, event: Event | None) -> None:
         self._began[run_id] = perf_counter()
-        begins = "goes on" if event is None else f"begins with {short(event)}"
+        begins = "goes on" if event is None else f"begins with {brief(event)}"
         self._print(run_id, f"{workflow} {begins}")
 
     def step_started(self, run_id: str, step: str, invocation: int, event: object) -> None:
         self._running[run_id, invocation] = perf_counter()
-        self._print(run_id, f"{step} #{invocation} takes {short(event)}")
+        self._print(run_id, f"{step} #{invocation} takes {brief(event)}")
 
     def step_ended(
         self, run_id: str, step: str, invocation: int, result: object, error: BaseException | None
     ) -> None:
         took = perf_counter() - self._running.pop((run_id, invocation), perf_counter())
-        what = f"returns {short(result)}" if error is None else f"raises {short(error)}"
+        what = f"returns {brief(result)}" if error is None else f"raises {brief(error)}"
         self._print(run_id, f"{step} #{invocation} {what} after {took * 1e3:.1f} ms")
 
     def event_published(self, run_id: str, event: Event) -> None:
-        self._print(run_id, f"stream: {short(event)}")
+        self._print(run_id, f"stream: {brief(event)}")
 
     def run_ended(self, run_id: str, status: str, error: BaseException | None) -> None:
-        why = "" if error is None else f": {short(error)}"
+        why = "" if error is None else f": {brief(error)}"
         self._print(run_id, f"{status}{why}")
         self._began.pop(run_id, None)
 

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar, final
 from weakref import ref
 
 from sluicegate._engine.runner import current_scope
-from sluicegate._errors import WorkflowRuntimeError
+from sluicegate._errors import WorkflowRuntimeError, brief
 from sluicegate._exceptions import (
     is_cancellation,
     note_once,
     raise_first,
-    short,
+    refusal_or_urgent,
     single,
-    urgent_leaf,
 )
 from sluicegate._loop import current_backend, enable_ki_protection
 
@@ -64,27 +63,24 @@ def settle(
 
 
 def _tell_failure(failure: BaseException) -> str:
-    return f"and the run that it cancelled failed while unwinding: {short(failure)}"
+    return f"and the run that it cancelled failed while unwinding: {brief(failure)}"
 
 
 def left_elsewhere(
     name: str | None, failure: BaseException | None, raised: BaseException | None
 ) -> BaseException:
     """Return what leaves an owner that is left in another task, once nothing of it is left."""
-    for one in (raised, failure):
-        urgent = urgent_leaf(one)
-        if urgent is not None:
-            return urgent
     owner = "a workflow_scope" if name is None else f"the block of a run of {name}"
     msg = (
         f"{owner} was entered in one task and left in another, so it cancelled its runs; expected "
         "both in one, or runs that a nursery owns: workflow.run(...).start_soon(nursery)"
     )
-    error = WorkflowRuntimeError(msg)
-    if failure is not None:
-        error.__cause__ = failure
-        note_once(error, f"and a run in it had failed: {short(failure)}")
-    return error
+    failures = [] if failure is None else [failure]
+    return refusal_or_urgent(WorkflowRuntimeError(msg), failures, raised, _tell_earlier_failure)
+
+
+def _tell_earlier_failure(failure: BaseException) -> str:
+    return f"and a run in it had failed: {brief(failure)}"
 
 
 class OwnedRun(Protocol):
@@ -222,7 +218,7 @@ class WorkflowScope:
         owned = [run for run, is_own in self._runs.items() if is_own]
         failures = [failure for run in owned if (failure := run._unobserved()) is not None]
         for other in failures[1:]:
-            note_once(failures[0], f"and another run of the same scope failed: {short(other)}")
+            note_once(failures[0], f"and another run of the same scope failed: {brief(other)}")
         self._runs.clear()
         return failures[0] if failures else None
 

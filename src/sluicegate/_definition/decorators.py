@@ -10,9 +10,8 @@ import attrs
 
 from sluicegate._definition.local_names import names_around
 from sluicegate._definition.steps import MARK, Catching, StepOptions
-from sluicegate._errors import WorkflowValidationError, unknown_options
+from sluicegate._errors import WorkflowValidationError, brief, unknown_options
 from sluicegate._events import Event, StartEvent, StopEvent
-from sluicegate._exceptions import short
 from sluicegate._validation import is_count, is_seconds
 
 
@@ -249,7 +248,7 @@ def _event_classes(waits_for: Any) -> tuple[type[Event], ...]:
     kinds: list[Any] = [*waits_for] if listed else []
     plain: tuple[Any, ...] = tuple(get_origin(kind) or kind for kind in kinds)
     if not listed or not all(isinstance(k, type) and issubclass(k, Event) for k in plain):
-        shown = waits_for.__name__ if isinstance(waits_for, type) else short(waits_for)
+        shown = waits_for.__name__ if isinstance(waits_for, type) else brief(waits_for)
         msg = (
             f"waits_for is {shown}; expected a list of event classes: `@step(waits_for=[Approved])`"
         )

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
-from sluicegate._errors import WorkflowRuntimeError, WorkflowValidationError
-from sluicegate._exceptions import add_note, counted_leaves, matches, note_once, short
+from sluicegate._errors import WorkflowRuntimeError, WorkflowValidationError, brief
+from sluicegate._exceptions import add_note, counted_leaves, matches, note_once
 from sluicegate._validation import is_count
 
 
@@ -481,7 +481,7 @@ def _tell(failure: Failure) -> str:
 
 def _show_text(value: object) -> str:
     """Return the repr of a value on one line and cut, whatever the repr does."""
-    text = " ".join(short(value, sys.maxsize).split())
+    text = " ".join(brief(value, sys.maxsize).split())
     return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}..."
 
 

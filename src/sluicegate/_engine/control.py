@@ -9,9 +9,8 @@ import attrs
 
 from sluicegate._engine.stalls import at_rest
 from sluicegate._engine.step_operations import Operations, spent_branch
-from sluicegate._errors import EventConflictError, QuestionClosedError, WorkflowRuntimeError
+from sluicegate._errors import EventConflictError, QuestionClosedError, WorkflowRuntimeError, brief
 from sluicegate._events import HumanResponseEvent, UnhandledEvent, WorkflowIdleEvent
-from sluicegate._exceptions import short
 from sluicegate._loop import enable_ki_protection
 from sluicegate._questions import OpenQuestion, id_of, number_of
 
@@ -266,7 +265,7 @@ class Steering(Operations):
         if wait is not None:
             if not wait.fits(event):
                 msg = (
-                    f"{short(event)} does not answer the question {question} of the run "
+                    f"{brief(event)} does not answer the question {question} of the run "
                     f"{self.run_id}; expected {wait!r}"
                 )
                 raise WorkflowRuntimeError(msg)

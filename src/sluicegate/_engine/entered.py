@@ -12,8 +12,8 @@ import inspect
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Self, cast, final
 
-from sluicegate._errors import WorkflowRuntimeError
-from sluicegate._exceptions import add_note, is_a, is_cancellation, raise_first, short, trace_of
+from sluicegate._errors import WorkflowRuntimeError, brief
+from sluicegate._exceptions import add_note, is_a, is_cancellation, raise_first, trace_of
 from sluicegate._loop import current_backend, disable_ki_protection, enable_ki_protection
 from sluicegate._loop.run_in_context import let_interrupts_in
 
@@ -263,4 +263,4 @@ class StepResources:
 
 def tell_failure(failure: BaseException) -> str:
     """Return the note about a failure of a resource, on the exception that leaves."""
-    return f"and a resource failed: {short(failure)}"
+    return f"and a resource failed: {brief(failure)}"

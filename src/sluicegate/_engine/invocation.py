@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sluicegate._context import Context, RunOperations, step_context
 from sluicegate._engine.journal import Redelivery
 from sluicegate._engine.thread_operations import ThreadOperations
-from sluicegate._errors import StepTimeoutError
+from sluicegate._errors import StepTimeoutError, brief
 from sluicegate._events import StepStateChanged
-from sluicegate._exceptions import behind_scope, holds_cancelled, note_once, short
+from sluicegate._exceptions import behind_scope, holds_cancelled, note_once
 from sluicegate._loop.cleanup import Closable, current_cleanup
 from sluicegate._loop.limits import SingleLoopLimiter, serves_one_loop
 from sluicegate._loop.run_in_context import run_in_context
@@ -357,7 +357,7 @@ class Worker:
             try:
                 self._tell_ended(number, step, event, None, error)
             except Exception as fault:  # noqa: BLE001 - it must not take the place of the failure
-                note_once(error, f"and an observer failed to hear of it: {short(fault)}")
+                note_once(error, f"and an observer failed to hear of it: {brief(fault)}")
             raise
         self._tell_ended(number, step, event, result, None)
         return result

@@ -15,6 +15,7 @@ from sluicegate._errors import (
     WorkflowCancelledError,
     WorkflowStalledError,
     WorkflowTimeoutError,
+    brief,
 )
 from sluicegate._events import (
     StopEvent,
@@ -23,13 +24,12 @@ from sluicegate._events import (
     WorkflowTimedOutEvent,
 )
 from sluicegate._exceptions import (
-    URGENT,
     add_note,
     is_a,
+    is_first_urgent,
     leaves_of,
     note_once,
     set_trace,
-    short,
     trace_of,
     urgent_leaf,
 )
@@ -145,8 +145,7 @@ class Outcome:
 
     def _take(self, error: BaseException, step: Step | None) -> None:
         self._keep(error)
-        is_first_urgent = is_a(error, URGENT) and not is_a(self.error, URGENT)
-        if self.status in ("", "completed") or is_first_urgent:
+        if self.status in ("", "completed") or is_first_urgent(error, self.error):
             self.status = "failed"
             self.error = error
             self._step = step.name if step is not None else None
@@ -160,7 +159,7 @@ class Outcome:
         """Have ``error`` say where it came up, once."""
         where = f"in the run {self._run_id} of {self._name}"
         if step is not None:
-            where = f"in the step {step.label}, handling {short(event, 200)}, {where}"
+            where = f"in the step {step.label}, handling {brief(event, 200)}, {where}"
         if self.status:
             where += f", while it unwound ({self.status})"
         note_once(error, where)

@@ -18,15 +18,13 @@ from sluicegate._engine.entered import (
     has_to_be_entered,
     tell_failure,
 )
-from sluicegate._errors import WorkflowRuntimeError
+from sluicegate._errors import WorkflowRuntimeError, unasked_cancellation
 from sluicegate._exceptions import (
     add_note,
-    cancelled_for_nothing,
     is_a,
     is_cancellation,
-    note_once,
     raise_first,
-    short,
+    refusal_or_urgent,
     single,
     without_cancelled,
 )
@@ -450,9 +448,7 @@ class ResourceScope:
         self._leaver = None
         failures = self._end(backend)
         error = WorkflowRuntimeError(self._left_elsewhere("task"))
-        for failure in failures:
-            note_once(error, f"and a resource failed: {short(failure)}")
-        raise error from (failures[0] if failures else None)
+        raise refusal_or_urgent(error, failures, None, tell_failure)
 
     def _left_elsewhere(self, what: str) -> str:
         return (
@@ -479,4 +475,4 @@ class ResourceScope:
 
 
 def _cancelled(plan: ResourcePlan, cause: BaseException) -> WorkflowRuntimeError:
-    return cancelled_for_nothing(f"the resource {plan.name}", "nothing around it was", cause)
+    return unasked_cancellation(f"the resource {plan.name}", "nothing around it was", cause)

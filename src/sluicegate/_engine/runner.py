@@ -26,10 +26,10 @@ from sluicegate._engine.machine import Machine
 from sluicegate._engine.outcome import Outcome
 from sluicegate._engine.stalls import expects_input, missing, silent_ends
 from sluicegate._engine.suspended import EMPTY
+from sluicegate._errors import unasked_cancellation
 from sluicegate._exceptions import (
     URGENT,
     came_of,
-    cancelled_for_nothing,
     is_a,
     is_cancellation,
     matches,
@@ -542,7 +542,7 @@ class Runner(Steering):
                     return backend.current_task() is self._host
                 who = "a step" if worker.step is None else f"the step {worker.step.label}"
                 around = "neither its run nor anything around it was"
-                error = cancelled_for_nothing(who, around, error)
+                error = unasked_cancellation(who, around, error)
             event = worker.event.event if type(worker.event) is Redelivery else worker.event
             self.outcome.fail(error, worker.step, event, backend.Cancelled)
             if cancelled and not self._came_of_cancellation(worker, error):

@@ -14,14 +14,14 @@ from sluicegate._engine.lineage import BranchNode
 from sluicegate._engine.stalls import is_stuck
 from sluicegate._engine.waiting import wait_for
 from sluicegate._engine.waits import Absence, Wait
-from sluicegate._errors import WorkflowRuntimeError
+from sluicegate._errors import WorkflowRuntimeError, brief
 from sluicegate._events import (
     ChildEvent,
     InputRequiredEvent,
     InternalEvent,
     StopEvent,
 )
-from sluicegate._exceptions import note_once, short
+from sluicegate._exceptions import note_once
 from sluicegate._loop import current_backend, enable_ki_protection
 from sluicegate._loop.cleanup import current_cleanup
 from sluicegate._loop.limits import leaves_nothing
@@ -403,7 +403,7 @@ class Operations:
             node.cancel_record.is_reported = True
             first, *others = node.cancel_record.errors
             for other in others:
-                note_once(first, f"and another failure in the same branch: {short(other)}")
+                note_once(first, f"and another failure in the same branch: {brief(other)}")
             try:
                 raise first
             finally:

@@ -1,13 +1,13 @@
-"""Mixing: a note for errors that come of code for another event loop than the run's."""
+"""A note for errors raised by code that is written for another event loop than the run's."""
 
 from __future__ import annotations
 
 from typing import Any, cast
 
-from sluicegate._exceptions import add_note, is_a, leaves_of, notes_of
+from sluicegate._exceptions import is_a, linked_leaves, note_once
 
 
-#: What asyncio's names, and the libraries on them, say where no event loop of asyncio runs.
+#: Messages of asyncio, and of libraries on it, where no asyncio event loop runs.
 _ASYNCIO = (
     "no running event loop",
     "no current event loop",
@@ -17,7 +17,7 @@ _ASYNCIO = (
     "should be used inside a task",
     "cannot determine the parent task",
 )
-#: What Trio's names say where Trio does not run.
+#: Messages of Trio where Trio does not run.
 _TRIO = (
     "must be called from async context",
     "Task got bad yield",
@@ -25,20 +25,19 @@ _TRIO = (
     "wasn't created by Trio",
     "await wasn't used with future",
 )
-#: What AnyIO and sniffio say where they find no event loop.
+#: Messages of AnyIO and sniffio where they find no event loop.
 _NEITHER = ("unknown async library", "any asynchronous event loop", "no async library")
 
 _args_of: Any = BaseException.__dict__["args"]
-_cause_of: Any = BaseException.__dict__["__cause__"]
 
 
 def note_mixing(error: BaseException, step: str, loop: str, *, in_thread: bool) -> None:
-    """Note on a failure that it comes of code for another event loop, if its message says so.
+    """Add a note to a failure whose message shows that its code needs another event loop.
 
     Args:
-        error: What the step raised; of a group each leaf is looked at, and what caused it.
-        step: The step, as messages name it.
-        loop: ``"trio"`` or ``"asyncio"``: what the run is on.
+        error: The exception of the step; each leaf of a group is searched, and its causes.
+        step: The name of the step in messages.
+        loop: The event loop of the run: ``"trio"`` or ``"asyncio"``.
         in_thread: Whether the step runs in a thread or a process, where there is no event loop.
     """
     other = "asyncio" if loop == "trio" else "trio"
@@ -61,29 +60,16 @@ def note_mixing(error: BaseException, step: str, loop: str, *, in_thread: bool) 
             f"`{other}.sleep(1)`), or the run on {_TITLES[other]}: "
             f'`sluicegate.run(main, backend="{other}")`'
         )
-    if note not in notes_of(error):
-        add_note(error, note)
+    note_once(error, note)
 
 
 _TITLES = {"trio": "Trio", "asyncio": "asyncio"}
 
 
 def _texts(error: BaseException) -> list[str]:
+    """Return the first argument of each exception in the chain of causes that is a text."""
     found: list[str] = []
-    seen: set[int] = set()
-    todo = leaves_of(error)
-    while todo:
-        one = todo.pop()
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
+    for one in linked_leaves(error, "__cause__"):
         args = cast("tuple[object, ...]", _args_of.__get__(one))
-        found += [str.__str__(text) for text in map(_first_text, args[:1]) if text is not None]
-        cause = cast("BaseException | None", _cause_of.__get__(one))
-        if cause is not None:
-            todo += leaves_of(cause)
+        found += [str.__str__(cast("str", text)) for text in args[:1] if is_a(text, str)]
     return found
-
-
-def _first_text(value: object) -> str | None:
-    return cast("str", value) if is_a(value, str) else None

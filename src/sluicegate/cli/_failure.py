@@ -6,7 +6,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from sluicegate._exceptions import short
+from sluicegate._errors import brief
 
 
 #: Packages whose frames say nothing about the user's program.
@@ -20,7 +20,7 @@ def report(workflow: str, step: str | None, error: BaseException) -> str:
     try:
         return headline + "".join(_without_machinery(error).format())
     except Exception:  # noqa: BLE001 - an exception that refuses to be shown is still named
-        return f"{headline}{type(error).__name__}: {short(error)}\n"
+        return f"{headline}{type(error).__name__}: {brief(error)}\n"
 
 
 def _without_machinery(error: BaseException) -> traceback.TracebackException:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 
 from sluicegate._definition.resources import Resource, ResourceConfig
+from sluicegate._errors import brief
 from sluicegate._events import Event
-from sluicegate._exceptions import short
 
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ class Recording:
             not callable(results) and not isinstance(results, Iterable)
         ):
             msg = (
-                f"recorded[{step.name!r}] is {short(results)}; expected a list with a result for "
-                f"each invocation: recorded={{{step.name!r}: [{short(results, 40)}]}}, or a "
+                f"recorded[{step.name!r}] is {brief(results)}; expected a list with a result for "
+                f"each invocation: recorded={{{step.name!r}: [{brief(results, 40)}]}}, or a "
                 "function of the event"
             )
             raise TypeError(msg)
@@ -94,7 +94,7 @@ class Recording:
             error = AssertionError(
                 f"the step {self._step.label} ran once more than there are recorded results "
                 f"({self._taken}); expected one more in recorded[{self._step.name!r}], for "
-                f"{short(events[0])}"
+                f"{brief(events[0])}"
             )
             self._fail(error)
             raise error from None
@@ -150,7 +150,7 @@ class Replacing:
                 key, name = _owner(asked.key), asked.name
             else:
                 msg = (
-                    f"resources has the key {short(factory)}; expected the factory that stands in "
+                    f"resources has the key {brief(factory)}; expected the factory that stands in "
                     "`Resource(factory)`: resources={factory: value}"
                 )
                 raise TypeError(msg)

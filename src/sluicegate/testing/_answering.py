@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
+from sluicegate._errors import brief
 from sluicegate._events import Event
-from sluicegate._exceptions import short
 
 
 #: What answers the questions of a run: a mapping from the class of a question to its answer (or to
@@ -48,14 +48,14 @@ class Answerer:
         if answers is None:
             return
         if isinstance(answers, Event):
-            msg = f"answers={short(answers)} is one event; expected answers=[{type(answers).__name__}(...)]"
+            msg = f"answers={brief(answers)} is one event; expected answers=[{type(answers).__name__}(...)]"
             raise TypeError(msg)
         if isinstance(answers, Mapping):
             self._table = cast("Mapping[type[Any], Any]", answers)
             for kind in self._table:
                 if not is_class_of(kind, Event):
                     msg = (
-                        f"answers has the key {short(kind)}; expected the class of a question: "
+                        f"answers has the key {brief(kind)}; expected the class of a question: "
                         "answers={InputRequiredEvent: HumanResponseEvent(...)}"
                     )
                     raise TypeError(msg)
@@ -65,7 +65,7 @@ class Answerer:
             self._order = iter(answers)
         else:
             msg = (
-                f"answers={short(answers)}; expected a mapping from question to answer, a function "
+                f"answers={brief(answers)}; expected a mapping from question to answer, a function "
                 "of the question, or a list of answers"
             )
             raise TypeError(msg)
@@ -100,7 +100,7 @@ class Answerer:
             self.is_strict = False
         elif not isinstance(found, Event):
             msg = (
-                f"the answer to {short(question)} is {short(found)}; expected an event that the "
+                f"the answer to {brief(question)} is {brief(found)}; expected an event that the "
                 "workflow takes, or None to leave the question open"
             )
             raise TypeError(msg)
@@ -118,7 +118,7 @@ class Answerer:
             if self._is_counted and self._has_any
             else f"`answers={{{kind}: HumanResponseEvent(...)}}`"
         )
-        return f"{self._name} asked {short(question)}, and nobody answers; expected {how}"
+        return f"{self._name} asked {brief(question)}, and nobody answers; expected {how}"
 
     def leftover(self) -> int:
         """Return how many listed answers were not given; 0 where they are not counted."""

@@ -11,6 +11,7 @@ import attrs
 from sluicegate._engine.entered import _is_async_manager, has_to_be_entered
 from sluicegate._engine.machine import _retired
 from sluicegate._engine.runner import Runner
+from sluicegate._errors import brief
 from sluicegate._events import (
     ChildEvent,
     Event,
@@ -20,7 +21,6 @@ from sluicegate._events import (
     WorkflowFailedEvent,
     WorkflowTimedOutEvent,
 )
-from sluicegate._exceptions import short
 from sluicegate._loop import current_backend, enable_ki_protection
 from sluicegate.testing._altering import with_steps
 
@@ -301,7 +301,7 @@ def audit(handler: Any) -> list[str]:
         "a parent's stream": log.outer,
         "a writer of its state": runner._store and (runner._store._writer or runner._store._queue),
     }
-    found = [f"there is still {what}: {short(left)}" for what, left in books.items() if left]
+    found = [f"there is still {what}: {brief(left)}" for what, left in books.items() if left]
     if not (outcome.is_over and outcome.status in TERMINAL):
         found.append(f"the run is not over, its status is {outcome.status!r}")
     if not log.closed:
@@ -346,7 +346,7 @@ def _audit_machine(
 ) -> Iterator[str]:
     for what in ("waits", "answered", "still"):
         if left := getattr(machine, what):
-            yield f"the machine has {what}: {short(left)}"
+            yield f"the machine has {what}: {brief(left)}"
     waiting = laid_aside = 0
     nodes: list[BranchNode | None] = [invocation.node for invocation in halted]
     for queue in machine.queues:

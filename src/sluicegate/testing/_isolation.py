@@ -11,9 +11,8 @@ from sluicegate._engine.machine import Machine
 from sluicegate._engine.resource_scopes import ResourceScope
 from sluicegate._engine.runner import Runner, RunOptions
 from sluicegate._engine.step_operations import spent_branch
-from sluicegate._errors import WorkflowRuntimeError
+from sluicegate._errors import WorkflowRuntimeError, brief
 from sluicegate._events import Event, StopEvent
-from sluicegate._exceptions import short
 from sluicegate._handler import WorkflowHandler
 from sluicegate._state.drafts import DictState
 from sluicegate._state.store import StateStore
@@ -240,7 +239,7 @@ def _state_from(graph: Graph, state: Any) -> Any:
         return DictState(cast("Mapping[str, Any]", state))
     if type(state) is not kind:
         how = "a mapping: state={...}" if kind is DictState else f"state={kind.__name__}(...)"
-        msg = f"state={short(state)} is no state of {graph.name}; expected {how}"
+        msg = f"state={brief(state)} is no state of {graph.name}; expected {how}"
         raise TypeError(msg)
     return state
 
@@ -265,7 +264,7 @@ def _checked(graph: Graph, step: Step, events: tuple[Any, ...]) -> object:
         shown = f"{' or '.join(names)}(...)"
         fits = isinstance(given, step.accepts)
     if not fits:
-        got = ", ".join(short(event) for event in events) or "no event"
+        got = ", ".join(brief(event) for event in events) or "no event"
         msg = (
             f"the step {step.name} of {graph.name} was given {got}; expected "
             f"run_step(workflow, {step.name!r}, {shown})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
-from sluicegate._exceptions import short
+from sluicegate._errors import brief
 from sluicegate._workflow import Workflow
 from sluicegate.testing._answering import is_class_of
 from sluicegate.testing._session import Expectations, Session, hand_over
@@ -34,7 +34,7 @@ def check_workflow(workflow: object, call: str) -> None:
     if not isinstance(workflow, Workflow):
         is_class = is_class_of(workflow, Workflow)
         hint = f": {call}({getattr(workflow, '__name__', '')}())" if is_class else ""
-        msg = f"{call}() was given {short(workflow)}; expected a workflow object{hint}"
+        msg = f"{call}() was given {brief(workflow)}; expected a workflow object{hint}"
         raise TypeError(msg)
 
 

@@ -13,7 +13,7 @@ import attrs
 
 from sluicegate import _streams
 from sluicegate._engine import runner
-from sluicegate._errors import WorkflowRuntimeError
+from sluicegate._errors import WorkflowRuntimeError, brief
 from sluicegate._events import (
     ChildEvent,
     Event,
@@ -21,7 +21,7 @@ from sluicegate._events import (
     InternalEvent,
     StopEvent,
 )
-from sluicegate._exceptions import URGENT, is_a, short
+from sluicegate._exceptions import URGENT, is_a
 from sluicegate._loop import current_backend
 from sluicegate._state import store
 from sluicegate._streams import TURN
@@ -121,7 +121,7 @@ class WorkflowScenario:
     ) -> None:
         if isinstance(answers, Iterator):
             msg = (
-                f"answers={short(cast('Any', answers))} is used up by the first of many runs; expected "
+                f"answers={brief(cast('Any', answers))} is used up by the first of many runs; expected "
                 "a list, a mapping or a function: answers=[HumanResponseEvent(...)]"
             )
             raise TypeError(msg)
@@ -346,7 +346,7 @@ async def _check_streams(handler: WorkflowHandler[Any], state: Any) -> list[str]
         got = [*reading.events, *expected[at : at + dropped], *rest.events]
         if not _same(got, expected):
             found.append(
-                f"{reading.name} got {len(got)} events {short(got)}, not {short(expected)}"
+                f"{reading.name} got {len(got)} events {brief(got)}, not {brief(expected)}"
             )
     found += await _write_late(handler)
     if run.log.next - run.first != len(logged):

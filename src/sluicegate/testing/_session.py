@@ -12,8 +12,8 @@ from sluicegate._context import outer_context
 from sluicegate._engine.journal import Redelivery
 from sluicegate._engine.runner import Runner
 from sluicegate._engine.stalls import missing
+from sluicegate._errors import brief
 from sluicegate._events import ChildEvent, Event, InputRequiredEvent, InternalEvent, StopEvent
-from sluicegate._exceptions import short
 from sluicegate._loop import current_backend, enable_ki_protection
 from sluicegate._observers import Observer, Several
 from sluicegate.testing._altering import Recording, Replacing, step_named, with_steps
@@ -175,7 +175,7 @@ class Session(Observer):
             return
         if reached and not self.runner.outcome.status:
             self.is_ended_early = True
-            self.runner.cancel(f"until: {short(event)} was published")
+            self.runner.cancel(f"until: {brief(event)} was published")
 
     def step_started(
         self,
@@ -333,13 +333,13 @@ class Session(Observer):
         name = self._graph.name
         if expected.raises:
             msg = (
-                f"{name} completed with {short(outcome.stop_event)}; expected it to raise "
+                f"{name} completed with {brief(outcome.stop_event)}; expected it to raise "
                 f"{_names(expected.raises)}"
             )
             raise AssertionError(msg)
         if expected.until is not None:
             msg = (
-                f"{name} completed with {short(outcome.stop_event)} before it published what "
+                f"{name} completed with {brief(outcome.stop_event)} before it published what "
                 f"until={_names(expected.until)} waits for; expected such an event"
             )
             raise AssertionError(msg)
@@ -374,12 +374,12 @@ def _predicate(until: Any) -> Callable[[Any], bool] | None:
         return lambda event: isinstance(event, kinds)
     if until is None or (callable(until) and not is_class_of(until, object)):
         return cast("Callable[[Any], bool] | None", until)
-    msg = f"until={short(until)}; expected a class of events, or a function of an event"
+    msg = f"until={brief(until)}; expected a class of events, or a function of an event"
     raise TypeError(msg)
 
 
 def _names(kinds: Any) -> str:
-    return " or ".join(getattr(kind, "__name__", short(kind)) for kind in _several(kinds))
+    return " or ".join(getattr(kind, "__name__", brief(kind)) for kind in _several(kinds))
 
 
 def _several(value: Any) -> tuple[Any, ...]:
