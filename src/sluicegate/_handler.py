@@ -403,8 +403,8 @@ class WorkflowHandler(Generic[R]):
             raise WorkflowRuntimeError(msg)
         runner = self._runner
         # From here on the run belongs to this loop and thread, though its first turn is to come.
-        runner._backend = backend = current_backend()
-        runner._thread = runner.log.thread = get_ident()
+        runner.backend = backend = current_backend()
+        runner.thread = runner.log.thread = get_ident()
         runner.loop = backend.current_loop()
         self._started = how
         if self._scope is not None:

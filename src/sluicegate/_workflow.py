@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Generic, Never, Self, TypeVar, cast, get_
 from sluicegate._definition.checks import DISABLED, SKIPPABLE, check_graph
 from sluicegate._definition.decorators import add_step
 from sluicegate._definition.graph import Graph, forget_graph, graph_of
-from sluicegate._engine.runner import Runner, RunOptions
+from sluicegate._engine.run import RunOptions
+from sluicegate._engine.runner import Runner
 from sluicegate._errors import (
     WorkflowRuntimeError,
     WorkflowValidationError,
@@ -271,7 +272,7 @@ class Workflow(Generic[R]):
                 start_event=start_event,
                 log=EventLog(window=self.__buffer, history=self.__history),
                 options=self.__options,
-                store=None if seed is None else seed.store,
+                state_store=None if seed is None else seed.store,
             )
         )
 
@@ -325,9 +326,9 @@ class Workflow(Generic[R]):
                 start_event=found.start_event,
                 log=log,
                 options=self.__options,
-                store=seed.store,
+                state_store=seed.store,
                 resumed=found.resumed,
-                arrived=found.arrived,
+                early=found.arrived,
                 keys=found.keys,
             )
         )

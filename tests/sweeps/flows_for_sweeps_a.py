@@ -214,15 +214,15 @@ def check_books(handler: Any) -> None:
     for error in handler.exceptions:
         if type(error) is WorkflowTimeoutError:
             assert runner.time_taken() >= error.timeout, f"{error!r} after {runner.time_taken()} s"
-    assert not runner._workers
-    assert not runner._children
+    assert not runner.workers
+    assert not runner.children
     assert runner.timers == 0
-    assert runner._nursery is None
-    assert runner._parked is None
+    assert runner.nursery is None
+    assert runner.parked is None
     assert not outcome.waiters
     assert not runner.log._senders
     assert not runner.log.waiting
-    machine = runner._machine
+    machine = runner.machine
     if machine is None:
         return
     assert not machine.waits

@@ -16,25 +16,12 @@ from sluicegate._questions import OpenQuestion, id_of, number_of
 
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from sluicegate._context import Branch
-    from sluicegate._engine.clock import Clock
-    from sluicegate._engine.invocation import Worker
     from sluicegate._engine.machine import Machine
-    from sluicegate._engine.runner import Runner, RunOptions
-    from sluicegate._engine.snapshot_read import Resumed
+    from sluicegate._engine.runner import Runner
     from sluicegate._events import Event
-    from sluicegate._loop import Backend, Nursery, Waiter
-    from sluicegate._loop.limits import LoopSlots
     from sluicegate._questions import Asked
 
-
-#: An event that came before the run had begun, with the step and the question that it names.
-Early = tuple["Event", "str | None", "str | None"]
-
-#: The content of an event that came with an id, and the step and the question that it named.
-Key = tuple[str, "str | None", "str | None"]
 
 LOGGER = logging.getLogger("sluicegate")
 
@@ -42,37 +29,9 @@ LOGGER = logging.getLogger("sluicegate")
 class Steering(Operations):
     """The part of a run that its handler and its children call."""
 
-    __slots__ = (
-        "_early",
-        "_is_idle",
-        "_queued_at",
-        "_slots",
-        "_told_idle",
-        "draining",
-        "keys",
-        "rests_in_parent",
-        "warns_of_idle",
-    )
+    __slots__ = ()
 
     if TYPE_CHECKING:  # what the run has, and this uses
-        busy_children: int
-        clock: Clock
-        draining: str | None
-        keys: dict[str, Key]
-        rests_in_parent: bool
-        resumed: Resumed | None
-        warns_of_idle: bool
-        options: RunOptions
-        _backend: Backend | None
-        _slots: LoopSlots | None
-        _queued_at: LoopSlots | None
-        _early: list[Early] | tuple[Early, ...]
-        _is_idle: bool
-        _told_idle: bool
-        _nursery: Nursery | None
-        _parked: Waiter | None
-        _queue: Any
-        _workers: dict[Worker, None]
 
         def settle_timeout(self) -> None: ...
         def start_workers(self) -> None: ...
@@ -85,16 +44,16 @@ class Steering(Operations):
         if self.outcome.status:
             return
         if (
-            self._machine is not None
-            and self._backend is not None
-            and self._backend.current_time() > self.clock.deadline
+            self.machine is not None
+            and self.backend is not None
+            and self.backend.current_time() > self.clock.deadline
         ):
             self.settle_timeout()
         else:
             self.outcome.cancel(reason)
-        for scope in (self._queue, self._nursery and self._nursery.cancel_scope):
-            if scope is not None and self._backend is not None:
-                self._backend.cancel(scope, reason)
+        for scope in (self.queue_scope, self.nursery and self.nursery.cancel_scope):
+            if scope is not None and self.backend is not None:
+                self.backend.cancel(scope, reason)
 
     @enable_ki_protection
     def drain(self, reason: str) -> None:
@@ -102,22 +61,22 @@ class Steering(Operations):
         self.check_thread("cancel")
         if self.outcome.status or self.draining is not None:
             return
-        if self._machine is None:
+        if self.machine is None:
             self.cancel(reason)
             return
         self.draining = reason
-        self._machine.is_draining = True
+        self.machine.is_draining = True
         self.check_drained()
 
     def check_drained(self) -> None:
         """End a run that starts nothing more as soon as nothing of it gets on."""
-        machine = self._machine
+        machine = self.machine
         if self.draining is None or self.outcome.status or machine is None:
             return
         resting = self.at_rest()
         active = (
             worker
-            for worker in self._workers
+            for worker in self.workers
             if not (worker.step is None or worker.is_waiting)
             # One that queues for its place continues when one that has a place ends.
             and (worker.absence is None or not worker.absence.is_queued)
@@ -128,10 +87,10 @@ class Steering(Operations):
 
     def at_rest(self) -> set[int]:
         """Return the ids of the contexts of all steps that wait in their middle."""
-        if self._machine is None:
+        if self.machine is None:
             return set()
-        busy = {id(step) for child, step in self._children.items() if not child.rests_in_parent}
-        return at_rest(self._machine) - busy
+        busy = {id(step) for child, step in self.children.items() if not child.rests_in_parent}
+        return at_rest(self.machine) - busy
 
     def abandon(self, reason: str) -> None:
         """Conclude a run that was cancelled before it could begin."""
@@ -171,10 +130,10 @@ class Steering(Operations):
                 "`if not handler.is_done(): ...`"
             )
             raise WorkflowRuntimeError(msg)
-        if self._machine is None:
+        if self.machine is None:
             self._receive_early(event, target, question)
         else:
-            machine = self._machine
+            machine = self.machine
             self._receive(machine, event, target, question)
             self.idle_changed()
             if not machine.alive:
@@ -216,7 +175,7 @@ class Steering(Operations):
         if question is not None:
             found = () if self.resumed is None else self.resumed.questions
             asked = next((q for q in found if id_of(q.number) == question), None)
-            if asked is None or any(named == question for _, _, named in self._early):
+            if asked is None or any(named == question for _, _, named in self.early):
                 last = max((q.number for q in found), default=0)
                 raise self._not_open(question, event, was_open=number_of(question) <= last)
             self._check_answers(
@@ -227,9 +186,9 @@ class Steering(Operations):
             self.graph.input(type(event))
         else:
             self.graph.target_index(event, target)
-        early = self._early if isinstance(self._early, list) else [*self._early]
+        early = self.early if isinstance(self.early, list) else [*self.early]
         early.append((event, target, question))
-        self._early = early
+        self.early = early
 
     def _not_open(self, question: str, event: Event, *, was_open: bool) -> WorkflowRuntimeError:
         kind = type(event).__name__
@@ -256,7 +215,7 @@ class Steering(Operations):
 
     def _answer(self, machine: Machine, event: Event, question: str) -> None:
         """Give an answer to the question that it names."""
-        for child in self._children:
+        for child in self.children:
             if question.startswith(f"{child.run_id}/"):
                 child.receive(event, None, question.removeprefix(f"{child.run_id}/"))
                 return
@@ -281,10 +240,10 @@ class Steering(Operations):
         """See :attr:`sluicegate.WorkflowHandler.questions`."""
         if self.outcome.status:
             return ()
-        machine = self._machine
+        machine = self.machine
         if machine is None:
             resumed = () if self.resumed is None else self.resumed.questions
-            answered = {question for _, _, question in self._early}
+            answered = {question for _, _, question in self.early}
             shown = [self._shown(asked) for asked in resumed]
             return tuple(question for question in shown if question.id not in answered)
         found = {
@@ -298,7 +257,7 @@ class Steering(Operations):
                     id_of(wait.number), wait.shown, wait.since, (wait.kind,)
                 )
         own = [found[number] for number in sorted(found)]
-        for child in self._children:
+        for child in self.children:
             inner = child.open_questions()
             own += [attrs.evolve(q, id=f"{child.run_id}/{q.id}") for q in inner]
         return tuple(own)
@@ -309,10 +268,10 @@ class Steering(Operations):
 
     def start_soon(self) -> None:
         """Have what may start be started."""
-        if self._parked is None:
+        if self.parked is None:
             self.start_workers()
-        elif self._machine is not None and self._machine.startable:
-            self._parked.wake()  # the host does: AnyIO starts tasks from tasks only
+        elif self.machine is not None and self.machine.startable:
+            self.parked.wake()  # the host does: AnyIO starts tasks from tasks only
 
     def _receive(
         self, machine: Machine, event: Event, target: str | None, question: str | None
@@ -328,18 +287,18 @@ class Steering(Operations):
             machine.receive(event)
             if self.log.internal_readers and len(machine.early) > kept:
                 self.log.append(UnhandledEvent(event=event))
-        self._is_idle = False
+        self.awaits_outside = False
 
     def _child_for(self, event: Event) -> Steering | None:
-        if not self._children or self._expects(event):
+        if not self.children or self._expects(event):
             return None
-        takers = [child for child in self._children if child.takes(event)]
+        takers = [child for child in self.children if child.takes(event)]
         # Of several that could use it, one that has asked and got no answer yet.
         asking = (child for child in takers if child.asks(event))
         return next(asking, takers[0] if takers else None)
 
     def _expects(self, event: Event) -> bool:
-        machine = self._machine
+        machine = self.machine
         if machine is None or self.outcome.status:
             return False
         return machine.first_wait(event) is not None or bool(self.graph.targets(type(event)))
@@ -352,50 +311,50 @@ class Steering(Operations):
         if isinstance(event, HumanResponseEvent):
             is_expected = self._expects(event)
         else:
-            machine = None if self.outcome.status else self._machine
+            machine = None if self.outcome.status else self.machine
             is_expected = machine is not None and machine.first_wait(event) is not None
         return is_expected or self._child_for(event) is not None
 
     def asks(self, event: Event) -> bool:
         """Whether this run, or a child of it, has asked for an answer that it has not got."""
-        machine = self._machine
+        machine = self.machine
         if machine is None:
             return False
         if machine.questions is not None or machine.first_wait(event) is not None:
             return True
-        return any(child.asks(event) for child in self._children)
+        return any(child.asks(event) for child in self.children)
 
     # -- time ------------------------------------------------------------------------------------
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing runs and the run waits for an event from outside."""
-        if self._is_idle or self._machine is None:
-            return self._is_idle
-        machine = self._machine
-        expects = machine.outside_waits or len(self._children) > self.busy_children
+        if self.awaits_outside or self.machine is None:
+            return self.awaits_outside
+        machine = self.machine
+        expects = machine.outside_waits or len(self.children) > self.busy_children
         return bool(expects) and not self.busy_children and machine.is_at_rest
 
     def idle_changed(self) -> None:
         """Tell those who asked whether the run is idle: readers, the clock of its timeout, parents."""
-        if self.log.internal_readers and self.is_idle is not self._told_idle:
-            self._told_idle = not self._told_idle
-            if self._told_idle:
+        if self.log.internal_readers and self.is_idle is not self.reported_idle:
+            self.reported_idle = not self.reported_idle
+            if self.reported_idle:
                 self.log.append(WorkflowIdleEvent())
         if self.warns_of_idle and self.is_idle:
             self._warn_of_idle()
-        if self._slots is not None:
-            self._slots.note(self, is_idle=self.is_idle)
-        if self.options.excludes_waiting and self._backend is not None:
-            self.clock.stand(self._backend, still=self.is_idle)
-        if self._parent is not None:
-            self._parent.child_idle_changed(self)
-            self._parent.check_drained()
+        if self.slots is not None:
+            self.slots.note(self, is_idle=self.is_idle)
+        if self.options.excludes_waiting and self.backend is not None:
+            self.clock.stand(self.backend, still=self.is_idle)
+        if self.parent is not None:
+            self.parent.child_idle_changed(self)
+            self.parent.check_drained()
 
     def _warn_of_idle(self) -> None:
         """Tell of a run that is awaited in place, and waits with nothing to show its questions."""
         self.warns_of_idle = False
-        if self.log.has_readers or self._parent is not None:  # a child asks through its parent
+        if self.log.has_readers or self.parent is not None:  # a child asks through its parent
             return
         waits = [
             f"{question.id}: {' or '.join(kind.__name__ for kind in question.answers) or 'an event'}"
@@ -413,10 +372,10 @@ class Steering(Operations):
     def child_idle_changed(self, child: Runner) -> None:
         """Take note of whether a child of a step waits for an event from outside."""
         # One that waits for its turn behind runs that wait for people waits for these, too.
-        is_idle = child.is_idle or (child._queued_at is not None and child._queued_at.is_idle)
+        is_idle = child.is_idle or (child.queued_at is not None and child.queued_at.is_idle)
         if is_idle is not child.rests_in_parent:
             child.rests_in_parent = is_idle
-            machine, context = self._machine, self._children[child]
+            machine, context = self.machine, self.children[child]
             assert machine is not None
             if is_idle:
                 self.busy_children -= 1
@@ -435,10 +394,10 @@ class Steering(Operations):
 
     def now(self) -> float:
         """Return the time on the backend's clock, where the run is over that of its end."""
-        if self._backend is None or self.outcome.is_over:
+        if self.backend is None or self.outcome.is_over:
             return self.clock.ended_at
-        return self._backend.current_time()
+        return self.backend.current_time()
 
     def time_taken(self) -> float:
         """Return the seconds that the run has taken so far."""
-        return self.clock.taken(None if self.outcome.is_over else self._backend)
+        return self.clock.taken(None if self.outcome.is_over else self.backend)

@@ -526,7 +526,7 @@ def is_step_of(run: object) -> bool:
         return False
     own: Any = worker._run
     while own is not None and own is not run:
-        own = own._parent
+        own = own.parent
     return own is run
 
 

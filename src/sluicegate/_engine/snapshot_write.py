@@ -48,29 +48,29 @@ def take_snapshot(run: Runner) -> dict[str, Any]:
         "sequence": run.log.next - 1,
         "state": None,
     }
-    if run._store is not None:
-        data["state"] = _encode_state(codec, run._store)
+    if run.state_store is not None:
+        data["state"] = _encode_state(codec, run.state_store)
     if run.outcome.status == "completed":
         return data
-    if run._early:
+    if run.early:
         data["arrived"] = [
             [codec.encode(event, "an event that came early"), target, question]
-            for event, target, question in run._early
+            for event, target, question in run.early
         ]
     if run.keys:
         data["ids"] = {key: list(known) for key, known in run.keys.items()}
-    if run._start_event is not None:
-        data["start"] = codec.encode(run._start_event, "the start event")
+    if run.start_event is not None:
+        data["start"] = codec.encode(run.start_event, "the start event")
     elif run.resumed is not None:
         data["run"] = run.resumed.data
     else:
         _, machine = run.live()
-        working = [InFlight.of(worker) for worker in run._workers if worker.step is not None]
+        working = [InFlight.of(worker) for worker in run.workers if worker.step is not None]
         working = [*(run.in_flight or ()), *working]
         writer = _Writer(codec, machine, run, has_unwound=bool(run.outcome.status))
         writer.note_working(working)
         books = writer.write()
-        data["run"] = {"retried": run._retried, **books}
+        data["run"] = {"retried": run.retried, **books}
     return data
 
 

@@ -11,6 +11,7 @@ from sluicegate._context import Branch
 from sluicegate._engine.invocation import Worker, is_step_of
 from sluicegate._engine.journal import StepJournal
 from sluicegate._engine.lineage import BranchNode
+from sluicegate._engine.run import Run
 from sluicegate._engine.stalls import is_stuck
 from sluicegate._engine.waiting import wait_for
 from sluicegate._engine.waits import Absence, Wait
@@ -32,66 +33,26 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sluicegate._context import ChildStream, Context
-    from sluicegate._definition.graph import Graph
     from sluicegate._definition.retries import Attempts, RetryInfo
     from sluicegate._definition.steps import Step
-    from sluicegate._engine.clock import Clock
     from sluicegate._engine.entered import StepResources
     from sluicegate._engine.machine import Machine
-    from sluicegate._engine.outcome import Outcome
-    from sluicegate._engine.resource_scopes import ResourceScope
-    from sluicegate._engine.runner import RunOptions
     from sluicegate._events import Event
     from sluicegate._loop import Backend
-    from sluicegate._observers import Observer
     from sluicegate._state.store import StateStore
-    from sluicegate._streams import EventLog
 
 
 #: Levels of nested runs that fit into any stack.
 _SHALLOW = 20
 
 
-class Operations:
+class Operations(Run):
     """The part of a run that its steps call."""
 
-    __slots__ = (
-        "_children",
-        "_invocations",
-        "_retried",
-        "_store",
-        "absence",
-        "busy_children",
-        "lender",
-    )
+    __slots__ = ()
 
     if TYPE_CHECKING:  # what the run has, and these operations use
-        clock: Clock
-        draining: str | None
-        graph: Graph
-        log: EventLog
-        observer: Observer | None
-        outcome: Outcome
-        run_id: str
-        busy_children: int
-        #: Of a child: the worker that waits for it, and the place that this gives up meanwhile.
-        lender: Worker | None
-        absence: Absence | None
-        _backend: Backend | None
-        _children: dict[Any, Context[Any]]
-        _invocations: int
-        _host: Any
-        _machine: Machine | None
-        _nursery: Any
-        _parent: Any
-        _resources: ResourceScope | None
-        options: RunOptions
-        _retried: int
-        _store: StateStore[Any] | None
-        _thread: int
-        _workers: dict[Worker, None]
 
-        def live(self) -> tuple[Backend, Machine]: ...
         def start_soon(self) -> None: ...
         def stall(self) -> None: ...
         def rest(self) -> None: ...
@@ -103,7 +64,7 @@ class Operations:
 
     def check_thread(self, what: str) -> None:
         """Refuse a call from a foreign thread, and tell the way."""
-        if self._thread and get_ident() != self._thread:
+        if self.thread and get_ident() != self.thread:
             has_way = what in ("send_event", "cancel")
             way = f"`handler.from_thread.{what}(...)`, or " if has_way else ""
             msg = (
@@ -120,11 +81,11 @@ class Operations:
     @property
     def store(self) -> StateStore[Any]:
         """The state of the run."""
-        if self._store is None:
+        if self.state_store is None:
             from sluicegate._state.store import StateStore  # noqa: PLC0415 - not everybody needs it
 
-            self._store = StateStore(self.graph.state_type)
-        return self._store
+            self.state_store = StateStore(self.graph.state_type)
+        return self.state_store
 
     def deadline(self) -> float:
         """See :attr:`sluicegate.Context.deadline`."""
@@ -142,20 +103,20 @@ class Operations:
         if self.outcome.status:
             # The run is unwinding, and the step with it.
             return spent_branch(reason="the run is over")
-        assert self._machine is not None
-        route = self._machine.check_sendable(step.index, event, target)
+        assert self.machine is not None
+        route = self.machine.check_sendable(step.index, event, target)
         journal = _journal_of(context)
         if journal.replayed.sent:
             known = journal.find_sent(self.content_key(event))
             if known is not None:  # it is out, from before the snapshot
                 journal.note_sent(event, known, self.content_key)
                 return Branch(self, known, context)
-        node = self._machine.open_branch(context._node, is_kept_back=step.holds_sends)
+        node = self.machine.open_branch(context._node, is_kept_back=step.holds_sends)
         if step.holds_sends:
             journal.held.append((route, event, node, target))
         else:
             journal.note_sent(event, node, self.content_key)
-            self._machine.send(route, event, node, target)
+            self.machine.send(route, event, node, target)
             self.start_soon()
         return Branch(self, node, context)
 
@@ -166,15 +127,15 @@ class Operations:
     @enable_ki_protection
     def release_held(self, journal: StepJournal) -> None:
         """Let out what an attempt sent that has succeeded."""
-        assert self._machine is not None
+        assert self.machine is not None
         for route, event, node, target in journal.held:
-            self._machine.send(route, event, node, target)
+            self.machine.send(route, event, node, target)
         journal.held.clear()
 
     @enable_ki_protection
     def publish(self, event: Event | None) -> None:
         """See :meth:`sluicegate.Context.write_event_to_stream`."""
-        if get_ident() != self._thread:
+        if get_ident() != self.thread:
             self.check_thread("write_event_to_stream")
         if event is None:
             return
@@ -182,8 +143,8 @@ class Operations:
             check_publishable(event, self.log)
             if not isinstance(event, InputRequiredEvent):
                 self.graph.published.add(type(event))
-            elif self._machine is not None:
-                self._note_published(self._machine, event)
+            elif self.machine is not None:
+                self._note_published(self.machine, event)
         self.log.append(event)  # as below; it is a call less for each event of a stream
         if self.observer is not None:
             self.observer.event_published(self.run_id, event)
@@ -201,7 +162,7 @@ class Operations:
         self.log.append(event)
         if self.observer is not None:
             self.observer.event_published(self.run_id, event)
-        return None if self._backend is None else self._backend.current_time()
+        return None if self.backend is None else self.backend.current_time()
 
     @enable_ki_protection
     def collect(
@@ -209,13 +170,13 @@ class Operations:
     ) -> list[Event] | None:
         """See :meth:`sluicegate.Context.collect_events`."""
         self.check_thread("collect_events")
-        assert self._machine is not None
+        assert self.machine is not None
         assert context._step is not None
         journal = _journal_of(context)
         reported = journal.find_reported(key)
         if reported is not None and reported[1] is not None:
             return [*reported[1]]
-        buffer = self._machine.buffer(context._step.index, key)
+        buffer = self.machine.buffer(context._step.index, key)
         if expected and buffer.class_for(event, expected) is None:
             return None  # it does not wait for such an event
         if reported is None:
@@ -242,7 +203,7 @@ class Operations:
     ) -> Event:
         """See :meth:`sluicegate.Context.wait_for_event`."""
         self.check_thread("wait_for_event")
-        backend, machine = self._backend, self._machine
+        backend, machine = self.backend, self.machine
         assert backend is not None
         assert machine is not None
         journal = context._journal or _journal_of(context)
@@ -260,7 +221,7 @@ class Operations:
                 left = times.pop(0)
         if timeout is not None:
             wait.due = backend.current_time() + (timeout if left is None else min(left, timeout))
-        if self._parent is not None:
+        if self.parent is not None:
             self._claim_early(machine, wait)
         is_outside = self.graph.answerable.get(kind)
         wait.is_outside = self.graph.is_answerable(kind) if is_outside is None else is_outside
@@ -274,7 +235,7 @@ class Operations:
             worker = None
         elif worker is not None:
             step: Any = worker.step
-            is_free = step.options.limiter is None and self._store is None
+            is_free = step.options.limiter is None and self.state_store is None
             if worker.absence is None and (
                 step.options.release_while_waiting if is_free else self._may_leave(worker)
             ):
@@ -334,7 +295,7 @@ class Operations:
 
     def note_rest(self) -> None:
         """Take note that a step waits for a place to continue, or that a worker went home."""
-        if self._machine is not None and self._machine.strict:
+        if self.machine is not None and self.machine.strict:
             self.check_stuck()
         self.idle_changed()
         if self.draining is not None:
@@ -342,25 +303,25 @@ class Operations:
 
     def _claim_early(self, machine: Machine, wait: Wait) -> None:
         """Take over an answer that came to a parent before anybody in here waited for it."""
-        run = self._parent
+        run = self.parent
         while run is not None and not (machine.early and machine.early.has(wait)):
-            outer: Machine = run._machine
+            outer: Machine = run.machine
             event = outer.early.take(wait) if outer.early else None
             if event is not None:
                 machine.keep_early(event)
-            run = run._parent
+            run = run.parent
 
     def _ask(self, question: Event | None) -> None:
         if isinstance(question, InputRequiredEvent):
             check_publishable(question, self.log)
-            if self._machine is not None:
-                self._machine.has_asked = True
+            if self.machine is not None:
+                self.machine.has_asked = True
             self._publish(question)  # it is open for as long as the wait is
         else:
             self.publish(question)
-        if self._machine is not None and self._machine.startable:
+        if self.machine is not None and self.machine.startable:
             self.start_soon()  # the place that the step has given up
-        if self._machine is not None and self._machine.strict:
+        if self.machine is not None and self.machine.strict:
             self.check_stuck()
         self.idle_changed()
         if self.draining is not None:
@@ -368,22 +329,22 @@ class Operations:
 
     def check_stuck(self) -> None:
         """End a run in which nothing can let any step go on."""
-        machine = self._machine
+        machine = self.machine
         if machine is not None and machine.strict and is_stuck(machine) and self._are_alone():
             self.stall()
 
     def _are_alone(self) -> bool:
         """Whether no step has started tasks that may yet do something."""
         backend, _ = self.live()
-        owners = {worker.task: worker for worker in self._workers if worker.step is not None}
-        engine = {worker.task for worker in self._workers} | {self._host}
-        return not backend.have_own_tasks(owners, current_cleanup, self._nursery, engine)
+        owners = {worker.task: worker for worker in self.workers if worker.step is not None}
+        engine = {worker.task for worker in self.workers} | {self.host}
+        return not backend.have_own_tasks(owners, current_cleanup, self.nursery, engine)
 
     @enable_ki_protection
     def cancel_branch(self, node: BranchNode, reason: str) -> None:
         """See :meth:`sluicegate.Branch.cancel`."""
         self.check_thread("Branch.cancel")
-        machine = self._machine
+        machine = self.machine
         if machine is not None and not self.outcome.status:
             machine.cancel(node, reason)
             self.start_soon()  # the join of a fan-out that it was the last of
@@ -413,7 +374,7 @@ class Operations:
         self, backend: Backend, node: BranchNode, sender: Any
     ) -> None:
         worker = current_cleanup.get()
-        if self._machine is None or not (isinstance(worker, Worker) and is_step_of(self)):
+        if self.machine is None or not (isinstance(worker, Worker) and is_step_of(self)):
             msg = (
                 f"Branch.wait() was called outside of the steps of {self.graph.name}; expected "
                 "`await branch.wait()` in a step of the run, or in a task that one started"
@@ -427,7 +388,7 @@ class Operations:
         has_timer = self.clock.is_nearer(backend.current_effective_deadline())
         rests = not has_timer and backend.current_task() is worker.task
         step = worker.context or worker
-        machine = self._machine
+        machine = self.machine
         if rests:
             machine.rest_in(step, node)
         is_reported = False
@@ -474,9 +435,9 @@ class Operations:
         if stream != "off":
             child.log.forward = partial(self._forward, child.graph.name, stream)
             child.log.outer = self.log
-        child._parent = self
-        self._children = self._children or {}
-        self._children[child] = context
+        child.parent = self
+        self.children = self.children or {}
+        self.children[child] = context
         self.busy_children += 1
         self._offer_place(child, context)
         self.idle_changed()  # it may be idle for another child of the same step
@@ -512,8 +473,8 @@ class Operations:
             self.live()[1].end_rest(context, is_strict=False)
         else:
             self.busy_children -= 1
-        del self._children[child]
-        child.log.forward = child.log.outer = child._parent = None
+        del self.children[child]
+        child.log.forward = child.log.outer = child.parent = None
 
     def _offer_place(self, child: Any, context: Context[Any]) -> None:
         """Have a step give up its place as soon as the child that it waits for is idle."""
@@ -537,7 +498,7 @@ class Operations:
         limiter: Any = options.limiter
         return (
             options.release_while_waiting
-            and (self._store is None or not self._store.is_written_by(worker.task))
+            and (self.state_store is None or not self.state_store.is_written_by(worker.task))
             and (limiter is None or worker.turn is not None or leaves_nothing(limiter))
         )
 
@@ -546,9 +507,9 @@ class Operations:
 
         Under Trio a child runs in the task of its step, and its frames lie on top of the parent's.
         """
-        levels, run = 1, self._parent
+        levels, run = 1, self.parent
         while run is not None:
-            levels, run = levels + 1, run._parent
+            levels, run = levels + 1, run.parent
         if levels < _SHALLOW:
             return
         frames, frame = 0, sys._getframe()
@@ -592,8 +553,8 @@ class Operations:
         """Return what gives a step its resources, and closes its own when it ends."""
         from sluicegate._engine.entered import StepResources  # noqa: PLC0415 - not everybody needs it
 
-        assert self._resources is not None
-        return StepResources(self._resources, context)
+        assert self.resources is not None
+        return StepResources(self.resources, context)
 
     @enable_ki_protection  # it takes what waits out of the inboxes, and puts it back
     def snapshot(self) -> dict[str, Any]:
@@ -606,13 +567,13 @@ class Operations:
 
     def new_seed(self, step: str) -> str:
         """Return what the jitter of a delivery's retries comes of: reproducible, and its own."""
-        self._retried += 1
-        return f"{self.run_id}/{step}/{self._retried}"
+        self.retried += 1
+        return f"{self.run_id}/{step}/{self.retried}"
 
     def number_invocation(self) -> int:
         """Count an invocation that an observer is told of."""
-        self._invocations += 1
-        return self._invocations
+        self.invocations += 1
+        return self.invocations
 
 
 def _worker_of(backend: Backend, context: Context[Any]) -> Worker | None:

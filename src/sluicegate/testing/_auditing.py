@@ -149,7 +149,7 @@ class ScenarioWatch:
 
     def _away(self, step: Step) -> int:
         """Return how many invocations of a step have given up their place for as long as they wait."""
-        machine = self.runner._machine
+        machine = self.runner.machine
         return 0 if machine is None else machine.queues[step.index].away
 
     def is_of_target(self, error: BaseException | None) -> bool:
@@ -210,14 +210,14 @@ class ScenarioWatch:
 class AuditedRunner(Runner):
     """A run whose books are kept to be looked at, and that tells what it publishes."""
 
-    __slots__ = ("books", "children", "first", "halted", "kept", "seen")
+    __slots__ = ("books", "child_runs", "first", "halted", "kept", "seen")
 
     #: The machine, and what workers were at when the run ended.
     books: Machine | None
     halted: tuple[InFlight, ...]
     #: The scope of its resources, and the runs that were children of it.
     kept: ResourceScope | None
-    children: list[Runner]
+    child_runs: list[Runner]
     seen: ScenarioWatch
     first: int
 
@@ -234,17 +234,17 @@ class AuditedRunner(Runner):
         super()._publish(event)
 
     async def _host_run(self, backend: Backend, nursery: Any) -> None:
-        self.kept = self._resources
+        self.kept = self.resources
         await super()._host_run(backend, nursery)
 
     async def run_child(self, context: Any, handler: Any, stream: Any) -> Any:
         """See the parent."""
-        self.children.append(handler._runner)
+        self.child_runs.append(handler._runner)
         return await super().run_child(context, handler, stream)
 
     @enable_ki_protection
     def _conclude(self, backend: Backend, interruption: BaseException | None) -> None:
-        self.books = self._machine
+        self.books = self.machine
         self.halted = tuple(self.in_flight or ())
         super()._conclude(backend, interruption)
 
@@ -256,13 +256,13 @@ def watched(handler: WorkflowHandler[Any], trial: Trial) -> ScenarioWatch:
         own.workflow,
         with_steps(own.graph, map(watch.alter, own.graph.steps)),
         run_id=own.run_id,
-        start_event=own._start_event,
+        start_event=own.start_event,
         log=own.log,
         options=own.options,
-        store=own._store,
+        state_store=own.state_store,
         resumed=own.resumed,
     )
-    runner.seen, runner.children, runner.first = watch, [], own.log.next
+    runner.seen, runner.child_runs, runner.first = watch, [], own.log.next
     runner.books, runner.halted, runner.kept = None, (), None
     own.log.forward = watch.log
     return watch
@@ -285,35 +285,36 @@ def audit(handler: Any) -> list[str]:
     runner: Runner = getattr(handler, "_runner", handler)
     log, clock, outcome = runner.log, runner.clock, runner.outcome
     books = {
-        "workers": runner._workers,
+        "workers": runner.workers,
         "delays before attempts": runner.timers,
-        "children": runner._children,
-        "a parent": runner._parent,
-        "a nursery": runner._nursery,
-        "the task that ran it": runner._host,
-        "a place where that task waits": runner._parked,
-        "a place in the line of runs": runner._queue,
+        "children": runner.children,
+        "a parent": runner.parent,
+        "a nursery": runner.nursery,
+        "the task that ran it": runner.host,
+        "a place where that task waits": runner.parked,
+        "a place in the line of runs": runner.queue_scope,
         "what watches its timeout": clock._scope,
-        "a scope of resources": runner._resources and not runner._resources._is_over,
+        "a scope of resources": runner.resources and not runner.resources._is_over,
         "tasks that wait for its end": outcome.waiters,
         "senders that wait": log._senders,
         "readers that wait": log.waiting,
         "a parent's stream": log.outer,
-        "a writer of its state": runner._store and (runner._store._writer or runner._store._queue),
+        "a writer of its state": runner.state_store
+        and (runner.state_store._writer or runner.state_store._queue),
     }
     found = [f"there is still {what}: {brief(left)}" for what, left in books.items() if left]
     if not (outcome.is_over and outcome.status in TERMINAL):
         found.append(f"the run is not over, its status is {outcome.status!r}")
     if not log.closed:
         found.append("the stream is not closed")
-    machine, halted = runner._machine, tuple(runner.in_flight or ())
+    machine, halted = runner.machine, tuple(runner.in_flight or ())
     if machine is not None and machine._publish is not _retired:
         found.append("the machine still holds the run")
     kept = [] if runner.options.resources is None else [runner.options.resources]
     if isinstance(runner, AuditedRunner):
         machine, halted = runner.books, runner.halted
         kept += [] if runner.kept is None else [runner.kept]
-        found += [f"in a child: {text}" for child in runner.children for text in audit(child)]
+        found += [f"in a child: {text}" for child in runner.child_runs for text in audit(child)]
     if machine is not None:
         found += _audit_machine(machine, halted, has_stopped=outcome.stop_event is not None)
     for scope in kept:

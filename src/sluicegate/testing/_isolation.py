@@ -9,7 +9,8 @@ import attrs
 
 from sluicegate._engine.machine import Machine
 from sluicegate._engine.resource_scopes import ResourceScope
-from sluicegate._engine.runner import Runner, RunOptions
+from sluicegate._engine.run import RunOptions
+from sluicegate._engine.runner import Runner
 from sluicegate._engine.step_operations import spent_branch
 from sluicegate._errors import WorkflowRuntimeError, brief
 from sluicegate._events import Event, StopEvent
@@ -188,7 +189,7 @@ async def run_step(
             start_event=None,
             log=EventLog(window=1, history=1),
             options=RunOptions(resources=scope),
-            store=store,
+            state_store=store,
             resumed=cast("Any", _Delivery(real.index, event)),
         )
         session = Session(runner, expected, kind=_SoleRunner)

@@ -99,10 +99,10 @@ class Session(Observer):
             runner.workflow,
             runner.graph,
             run_id=runner.run_id,
-            start_event=runner._start_event,
+            start_event=runner.start_event,
             log=runner.log,
             options=runner.options,
-            store=runner._store,
+            state_store=runner.state_store,
             resumed=runner.resumed,
         )
         self.expected = expected
@@ -186,7 +186,7 @@ class Session(Observer):
     ) -> None:
         """Keep a record of the invocation."""
         attempt = 1
-        for worker in self.runner._workers:
+        for worker in self.runner.workers:
             if worker in self._working or worker.step is None or worker.step.name != step:
                 continue
             given, number = given_to(worker)
@@ -224,7 +224,7 @@ class Session(Observer):
                 self._questions.append(_Unasked(event=unasked))
                 return
             _, machine = self.runner.live()
-            at = "a child of it waits" if self.runner._children else "no step runs"
+            at = "a child of it waits" if self.runner.children else "no step runs"
             self.fail(
                 AssertionError(
                     f"the run of {self._graph.name} waits for an event from outside, and no "

@@ -75,7 +75,7 @@ class _StepGates:
         """
         worker = next(
             worker
-            for worker in self._runner._workers
+            for worker in self._runner.workers
             if worker.step is step
             and worker.is_waiting
             and self._met.get(worker) is not worker.context
@@ -96,7 +96,7 @@ class _StepGates:
 
     def is_still(self) -> bool:
         """Whether somebody stands at a gate, and nothing else gets on by itself."""
-        machine = self._runner._machine
+        machine = self._runner.machine
         held = (*self._arrived, *self._queue)
         if machine is None or not held:
             return False
@@ -107,7 +107,7 @@ class _StepGates:
 
     def first(self) -> _HeldInvocation:
         """Return who is to be let through next."""
-        places = {worker: place for place, worker in enumerate(self._runner._workers)}
+        places = {worker: place for place, worker in enumerate(self._runner.workers)}
         self._arrived.sort(key=lambda held: (held.step.index, places[held.worker]))
         self._queue += self._arrived
         self._arrived.clear()

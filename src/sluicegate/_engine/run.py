@@ -1,0 +1,226 @@
+"""The record of one run: everything that the engine knows about it, in one place.
+
+The record has no behaviour of its own. What happens to a run is in functions that take it:
+:mod:`sluicegate._engine.runner` runs it, and the operations of its steps and of its owner read and
+change the fields below.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from sluicegate._engine.clock import Clock
+from sluicegate._engine.outcome import Outcome
+from sluicegate._engine.suspended import EMPTY
+from sluicegate._loop.limits import MAX_THREADS
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextvars import Context as ContextVars
+
+    from sluicegate._context import Context
+    from sluicegate._definition.graph import Graph
+    from sluicegate._engine.invocation import Worker
+    from sluicegate._engine.journal import InFlight
+    from sluicegate._engine.machine import Machine
+    from sluicegate._engine.resource_scopes import ResourceScope
+    from sluicegate._engine.snapshot_read import Resumed
+    from sluicegate._engine.waits import Absence
+    from sluicegate._events import Event
+    from sluicegate._loop import Backend, Waiter
+    from sluicegate._loop.limits import ConcurrencyLimit, LoopSlots
+    from sluicegate._observers import Observer
+    from sluicegate._state.store import StateStore
+    from sluicegate._streams import EventLog
+
+
+#: An event that arrived before the run began, with the step and the question that it names.
+Early = tuple["Event", "str | None", "str | None"]
+
+#: The content of an event that arrived with an id, and the step and the question that it named.
+Key = tuple[str, "str | None", "str | None"]
+
+
+@attrs.frozen
+class RunOptions:
+    """The options of a workflow that its runs need.
+
+    Attributes:
+        timeout: Seconds that a run may take, or None.
+        excludes_waiting: Whether the timeout does not count the time in which the run is idle.
+        max_threads: How many steps may run in worker threads at a time.
+        run_limit: The limit of concurrent runs, or None.
+        resources: The scope of the workflow's own resources, or None if it has none.
+        observer: The observer of all runs of the workflow.
+        classes: The classes that snapshots may contain, beside those that the steps name.
+    """
+
+    timeout: float | None = None
+    excludes_waiting: bool = False
+    max_threads: int = MAX_THREADS
+    run_limit: ConcurrencyLimit | None = None
+    resources: ResourceScope | None = None
+    observer: Observer | None = None
+    classes: tuple[type, ...] = ()
+
+
+class Run:
+    """One run, from its start event to its outcome; made before any event loop runs."""
+
+    __slots__ = (
+        "absence",
+        "awaits_outside",
+        "backend",
+        "busy_children",
+        "children",
+        "clock",
+        "draining",
+        "early",
+        "graph",
+        "host",
+        "in_flight",
+        "invocations",
+        "is_owner_cancelled",
+        "keys",
+        "lender",
+        "log",
+        "loop",
+        "machine",
+        "nursery",
+        "observer",
+        "options",
+        "outcome",
+        "parent",
+        "parked",
+        "queue_scope",
+        "queued_at",
+        "reported_idle",
+        "resources",
+        "rests_in_parent",
+        "resumed",
+        "retried",
+        "run_id",
+        "slots",
+        "start_event",
+        "state_store",
+        "thread",
+        "timers",
+        "turn_due",
+        "variables",
+        "warns_of_idle",
+        "workers",
+        "workflow",
+    )
+
+    def __init__(
+        self,
+        workflow: object,
+        graph: Graph,
+        *,
+        run_id: str,
+        log: EventLog,
+        options: RunOptions,
+        start_event: Event | None,
+        resumed: Resumed | None = None,
+        early: list[Early] | tuple[Early, ...] = (),
+        keys: dict[str, Key] = EMPTY,
+        state_store: StateStore[Any] | None = None,
+    ) -> None:
+        # -- what it is made of
+
+        #: The workflow object: ``self`` in the steps.
+        self.workflow = workflow
+        self.graph = graph
+        self.run_id = run_id
+        #: The stream of events that readers follow.
+        self.log = log
+        self.options = options
+        #: The event to begin with; None once the machine has it, and in a run that is resumed.
+        self.start_event = start_event
+        #: The saved run to begin with instead of a start event; None once it is loaded.
+        self.resumed = resumed
+        #: Events from outside that arrived before the run began.
+        self.early = early
+        #: The events from outside that were sent with an id, by this id.
+        self.keys = keys
+        #: The state that the steps share; made when a step first asks for it.
+        self.state_store = state_store
+
+        # -- how far it is
+
+        self.outcome = Outcome(graph.name, run_id, options.timeout)
+        self.clock = Clock(options.timeout, 0.0 if resumed is None else resumed.elapsed)
+        #: Who is told of steps, events and the end: the workflow's observers.
+        self.observer = options.observer
+        #: The reason of ``cancel(after="steps")``: from then on no step is started.
+        self.draining: str | None = None
+        #: The invocations that were cancelled or failed, for a snapshot after the end.
+        self.in_flight: list[InFlight] | None = None
+        #: Whether no delivery is alive and the run waits for an event from outside.
+        self.awaits_outside = False
+        #: Whether readers of internal events were last told that the run is idle.
+        self.reported_idle = False
+        #: Whether to log a warning when the run is first idle: it is awaited in place.
+        self.warns_of_idle = False
+        #: How many deliveries wait for the time of their next attempt.
+        self.timers = 0
+        #: How many deliveries have been given a seed for the jitter of their retries.
+        self.retried = 0 if resumed is None else resumed.retried
+        #: How many invocations an observer was told of.
+        self.invocations = 0
+
+        # -- what runs it; set when it is started, and None again after its end
+
+        #: The event loop's backend; it stays after the end.
+        self.backend: Backend | None = None
+        #: The thread of the event loop, and the loop itself; they stay after the end.
+        self.thread = 0
+        self.loop: Any = None
+        #: The deliveries, joins, waits and branches; it stays after the end for a snapshot.
+        self.machine: Machine | None = None
+        #: The context variables with which every worker begins.
+        self.variables: ContextVars
+        #: The task that runs the run, and what wakes it while it waits for something to start.
+        self.host: Any = None
+        self.parked: Waiter | None = None
+        #: The nursery of all workers and timers.
+        self.nursery: Any = None
+        #: The tasks that run steps, in the order in which they began.
+        self.workers: dict[Worker, None] = {}
+        #: When a worker has to let other tasks run, on ``perf_counter``.
+        self.turn_due = 0.0
+        #: The scope of the resources that live as long as the run.
+        self.resources: ResourceScope | None = None
+        #: Whether the owner is being cancelled, where its tasks cannot see that by themselves.
+        self.is_owner_cancelled: Callable[[], bool] | None = None
+
+        # -- the limit of concurrent runs
+
+        #: The cancel scope in which it waits to be admitted.
+        self.queue_scope: Any = None
+        #: The slots that it waits for, as a child; and those of which it holds one.
+        self.queued_at: LoopSlots | None = None
+        self.slots: LoopSlots | None = None
+
+        # -- its parent and its children
+
+        #: The run whose step waits for this one.
+        self.parent: Any = None
+        #: The worker of that step, and the place that it gives up while this run is idle.
+        self.lender: Worker | None = None
+        self.absence: Absence | None = None
+        #: Whether the parent counts the step as waiting, because this run is idle.
+        self.rests_in_parent = False
+        #: The runs that its steps wait for, each with the context of the step.
+        self.children: dict[Any, Context[Any]] = EMPTY
+        #: How many of them do not wait for an event from outside.
+        self.busy_children = 0
+
+    def live(self) -> tuple[Backend, Machine]:
+        """Return the backend and the machine of a run that has begun."""
+        assert self.backend is not None
+        assert self.machine is not None
+        return self.backend, self.machine
