@@ -45,9 +45,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from sluicegate import Event, StartEvent
-from sluicegate._data.builtins import RestoredError, SnapshotError
 from sluicegate._data.codec import TAG, Codec
-from sluicegate._errors import WorkflowRuntimeError
+from sluicegate._errors import RestoredError, SnapshotError, WorkflowRuntimeError
 from tests.helpers import steady_id
 
 

@@ -33,8 +33,8 @@ from sluicegate import (
     WorkflowIdleEvent,
     WorkflowTimedOutEvent,
 )
+from sluicegate._annotations import check_types
 from sluicegate._data.from_outside import decode_event
-from sluicegate._validation import check_types
 
 
 T = TypeVar("T")

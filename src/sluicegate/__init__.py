@@ -10,6 +10,8 @@ from sluicegate._definition.signatures import Take
 from sluicegate._errors import (
     EventConflictError,
     QuestionClosedError,
+    RestoredError,
+    SnapshotError,
     StepTimeoutError,
     WorkflowCancelledError,
     WorkflowError,
@@ -43,7 +45,6 @@ from sluicegate._workflow import Workflow
 
 
 if TYPE_CHECKING:
-    from sluicegate._data.builtins import RestoredError, SnapshotError
     from sluicegate._data.from_outside import decode_event
     from sluicegate._definition.resources import Resource, ResourceConfig
     from sluicegate._definition.retries import Retry, RetryInfo
@@ -135,8 +136,6 @@ def _home_of(name: str) -> Any:
             from sluicegate._loop import limits as home  # noqa: PLC0415
         case "Resource" | "ResourceConfig":
             from sluicegate._definition import resources as home  # noqa: PLC0415
-        case "RestoredError" | "SnapshotError":
-            from sluicegate._data import builtins as home  # noqa: PLC0415
         case "Retry" | "RetryInfo":
             from sluicegate._definition import retries as home  # noqa: PLC0415
         case "StateStore":

@@ -1,7 +1,7 @@
-"""What an annotation says of a value: whether it fits, and what would; no function of it is called.
+"""Annotations: resolved, taken apart, and compared with values.
 
-Validators, converters and constraints belong to whoever makes the value, so none of them is asked.
-What is left are the classes: these hold at every time, whatever the clock or the file system says.
+Only the classes in an annotation decide whether a value fits. Validators, converters and
+constraints run when the value is made, and are not run here, so the answer is the same at all times.
 """
 
 from __future__ import annotations
@@ -14,9 +14,16 @@ from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Union, cast
 
+import attrs
+
+from sluicegate._errors import brief, brief_text
+
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+#: The errors of an annotation that cannot be resolved.
+UNRESOLVED = (NameError, AttributeError, TypeError, SyntaxError)
 
 #: Classes of values that hold nothing that could change.
 ATOMS: frozenset[type] = frozenset({int, str, float, bool, bytes, types.NoneType})
@@ -24,9 +31,127 @@ ATOMS: frozenset[type] = frozenset({int, str, float, bool, bytes, types.NoneType
 #: What fits a number, by PEP 484: an int will do for a float, and both for a complex.
 WIDER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (complex, float, int)}
 
-#: Classes of typing that are no class of any value: every file has its own.
+#: Classes of typing that no value has: each kind of file has another class.
 _FILES = (typing.IO, typing.TextIO, typing.BinaryIO)
 _UNPACK: Any = typing.Unpack
+#: Attributes that mark a class with declared fields.
+_FIELDS = ("__attrs_attrs__", "__dataclass_fields__", "__pydantic_validator__", "__struct_fields__")
+_TYPED_DICT = ("__total__", "__required_keys__", "__optional_keys__")
+
+
+# -- resolving --------------------------------------------------------------------------------------
+
+
+def resolve(annotated: Any, names: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the resolved annotations of a class or a function, ``Annotated`` included.
+
+    Args:
+        annotated: The class or the function.
+        names: Further names that the annotations may use, such as those of a function around it.
+
+    Raises:
+        UNRESOLVED: One of them cannot be resolved.
+    """
+    return typing.get_type_hints(annotated, localns=names or None, include_extras=True)
+
+
+def resolve_all(
+    notes: Mapping[str, Any], module: Mapping[str, Any], names: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return annotations resolved apart from the class or function that has them.
+
+    Args:
+        notes: The annotations.
+        module: The names of their module.
+        names: Further names, which win.
+
+    Raises:
+        UNRESOLVED: One of them cannot be resolved.
+    """
+    holder = types.SimpleNamespace(__annotations__=dict(notes))
+    return typing.get_type_hints(holder, dict(module), names or {}, include_extras=True)
+
+
+def hints_of(cls: Any) -> dict[str, Any]:
+    """Return the resolved annotations of a class.
+
+    Raises:
+        TypeError: A name cannot be resolved.
+    """
+    try:
+        return resolve(cls)
+    except UNRESOLVED as error:
+        msg = (
+            f"cannot resolve the annotations of {cls.__qualname__}: {error}; expected every name "
+            f"to be importable from the module {cls.__module__!r} (not under TYPE_CHECKING)"
+        )
+        raise TypeError(msg) from error
+
+
+def hints_by_keyword(cls: type) -> dict[str, Any]:
+    """Return the resolved annotations of an attrs class by the keywords of its constructor.
+
+    Raises:
+        TypeError: A name cannot be resolved.
+    """
+    hints = hints_of(cls)
+    return {f.alias: hints.get(f.name, Any) for f in attrs.fields(cls)}
+
+
+# -- taking apart -----------------------------------------------------------------------------------
+
+
+def class_of(hint: Any) -> Any:
+    """Return the class of a generic alias; any other annotation as it is."""
+    return typing.get_origin(hint) or hint
+
+
+def is_union(hint: Any) -> bool:
+    """Whether an annotation is a union, in either spelling."""
+    return typing.get_origin(hint) in (Union, types.UnionType)
+
+
+def without_extras(hint: Any) -> Any:
+    """Return an annotation without the ``Annotated`` around it."""
+    return hint.__origin__ if typing.get_origin(hint) is typing.Annotated else hint
+
+
+def extras_of(hint: Any) -> tuple[Any, ...]:
+    """Return the metadata that ``Annotated`` adds to an annotation."""
+    return hint.__metadata__ if typing.get_origin(hint) is typing.Annotated else ()
+
+
+def all_extras_of(hint: Any) -> list[Any]:
+    """Return the metadata that ``Annotated`` adds anywhere in an annotation."""
+    found: list[Any] = []
+    todo: list[Any] = [hint]
+    while todo:
+        part = todo.pop()
+        found += [one for one in extras_of(part) if one is not None]
+        if typing.get_origin(part) is typing.Annotated:
+            todo.append(without_extras(part))
+        elif typing.get_origin(part) is not typing.Literal:
+            todo += typing.get_args(part)
+    return found
+
+
+def is_typeddict(hint: Any) -> bool:
+    """Whether a class is a ``TypedDict``, of typing or of ``typing_extensions``."""
+    return isinstance(hint, type) and all(hasattr(hint, name) for name in _TYPED_DICT)
+
+
+def behind(hint: Any) -> list[Any]:
+    """Return what a ``NewType`` or a ``type`` statement gives a name to."""
+    if isinstance(hint, type):
+        return []
+    try:
+        names = [getattr(hint, "__supertype__", None), getattr(hint, "__value__", None)]
+    except NameError:
+        return []
+    return [name for name in names if name is not None]
+
+
+# -- values -----------------------------------------------------------------------------------------
 
 
 def fits(hint: Any, value: Any) -> bool:
@@ -67,28 +192,66 @@ def _is_decided_by_class(hint: Any) -> bool:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return _is_decided_by_class(arguments[0])
-    if origin in (Union, types.UnionType):
+    if is_union(hint):
         return all(map(_is_decided_by_class, arguments))
     return origin is None or (bool(arguments) and all(part is Any for part in arguments))
 
 
-def is_typeddict(hint: Any) -> bool:
-    """Whether a class is a ``TypedDict``, of typing or of ``typing_extensions``."""
-    return isinstance(hint, type) and all(hasattr(hint, name) for name in _TYPED_DICT)
+def check_types(cls: type, values: dict[str, Any]) -> None:
+    """Check values against the annotations of the fields of ``cls``, by typeguard.
 
-
-_TYPED_DICT = ("__total__", "__required_keys__", "__optional_keys__")
-
-
-def behind(hint: Any) -> list[Any]:
-    """Return what a ``NewType`` or a ``type`` statement gives a name to."""
-    if isinstance(hint, type):
-        return []
+    Raises:
+        TypeError: A value does not fit; the message names class, field and value.
+        ModuleNotFoundError: typeguard is not installed.
+    """
     try:
-        names = [getattr(hint, "__supertype__", None), getattr(hint, "__value__", None)]
-    except NameError:
-        return []
-    return [name for name in names if name is not None]
+        import typeguard  # noqa: PLC0415 - only classes that ask for it need it
+    except ModuleNotFoundError as error:
+        msg = f'{cls.__name__} has validate=True, which needs `pip install "sluicegate[validate]"`'
+        raise ModuleNotFoundError(msg, name="typeguard") from error
+
+    hints = hints_of(cls)
+    for field in attrs.fields(cls):
+        name, hint = field.name, hints.get(field.name, Any)
+        if name not in values:
+            continue
+        try:
+            typeguard.check_type(
+                values[name],
+                hint,
+                collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS,
+            )
+        except typeguard.TypeCheckError as error:
+            msg = f"{cls.__name__}.{name} is {brief(values[name])}, which is not {text_of(hint)}: {brief_text(str(error))}"
+            raise TypeError(msg) from None
+
+
+#: The classes of values where an annotation does not restrict them.
+ANYTHING: tuple[type, ...] = (object,)
+
+
+def kinds_of(hint: Any) -> tuple[type, ...]:  # noqa: PLR0911 - one for each form
+    """Return the classes that a value of an annotation may have; ``object`` where it does not say."""
+    hint = without_extras(hint)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is None:
+        return (type(None),)
+    if origin is typing.Literal:
+        literals: list[Any] = [type(argument) for argument in arguments]
+        return tuple(literals)
+    if is_union(hint):
+        kinds = tuple(kind for argument in arguments for kind in kinds_of(argument))
+        return ANYTHING if object in kinds else kinds
+    if named := behind(origin or hint):
+        return kinds_of(named[0])
+    if not isinstance(origin or hint, type) or hint is Any:
+        return ANYTHING
+    plain: Any = origin or hint
+    if getattr(plain, "_is_protocol", False):
+        return ANYTHING
+    if is_typeddict(plain):
+        return (dict,)
+    return WIDER.get(plain) or classes_of_marker(plain) or (plain,)
 
 
 def classes_of_marker(hint: Any) -> tuple[type, ...] | None:
@@ -109,10 +272,6 @@ def classes_of_marker(hint: Any) -> tuple[type, ...] | None:
     if hint.__module__.startswith("pydantic."):
         return _markers().get(hint.__name__) or (hint,)
     return (object,)
-
-
-#: What a class with declared fields has.
-_FIELDS = ("__attrs_attrs__", "__dataclass_fields__", "__pydantic_validator__", "__struct_fields__")
 
 
 @functools.cache
@@ -190,9 +349,21 @@ def _all_fit(hint: Any, values: Iterable[Any]) -> bool:
 # -- for messages -----------------------------------------------------------------------------------
 
 
-def named(hint: Any) -> str:
-    """Return how a message calls an annotation."""
-    return hint.__name__ if isinstance(hint, type) else str(hint)
+def text_of(note: Any) -> str:
+    """Return an annotation as it is written, without what ``Annotated`` adds."""
+    if isinstance(note, str):
+        return note
+    if note is None or note is type(None):
+        return "None"
+    note = without_extras(note)
+    origin, arguments = typing.get_origin(note), typing.get_args(note)
+    if is_union(note):
+        return " | ".join(text_of(argument) for argument in arguments)
+    if isinstance(origin, type) and arguments and not isinstance(arguments[0], list):
+        return f"{origin.__name__}[{', '.join(map(text_of, arguments))}]"
+    if isinstance(note, type) and not arguments:
+        return note.__name__
+    return "..." if note is ... else str(note).replace("typing.", "")
 
 
 def plain_form(value: object) -> str | None:
@@ -209,3 +380,16 @@ def plain_form(value: object) -> str | None:
         if isinstance(cls, type) and isinstance(value, cls):
             return call
     return None
+
+
+# -- arguments of calls -----------------------------------------------------------------------------
+
+
+def is_seconds(value: object) -> bool:
+    """Whether ``value`` is a number of seconds that a timeout may have."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def is_count(value: object) -> bool:
+    """Whether ``value`` is an int of at least 1, and no bool."""
+    return type(value) is int and value >= 1

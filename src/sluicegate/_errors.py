@@ -114,6 +114,32 @@ class StepTimeoutError(WorkflowTimeoutError):
     """Raised when an invocation of a step has not ended by the step's own timeout."""
 
 
+class SnapshotError(WorkflowRuntimeError):
+    """Raised when a value cannot be kept in a snapshot, or a snapshot cannot be read.
+
+    The message names the path to the value.
+    """
+
+
+class RestoredError(Exception):
+    """What an exception is after a snapshot: its name, its message and its notes.
+
+    Exception classes are not rebuilt. Cause, context, traceback and own attributes are not kept.
+
+    Attributes:
+        type_name: The qualified name of the class that it had.
+        message: What ``str()`` of it gave.
+    """
+
+    def __init__(self, type_name: str, message: str) -> None:
+        super().__init__(type_name, message)
+        self.type_name = type_name
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.message}"
+
+
 # -- for messages -----------------------------------------------------------------------------------
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import types
-import typing
 from typing import Any
 
 
@@ -67,41 +65,3 @@ def is_constraint(part: Any) -> bool:
     if any(is_instance_of(part, "annotated_types", name) for name in names):
         return not is_instance_of(part, "annotated_types", "DocInfo")
     return is_instance_of(part, "pydantic", "PydanticMetadata")
-
-
-def metadata(hint: Any) -> tuple[Any, ...]:
-    """Return what ``Annotated`` adds to an annotation."""
-    return hint.__metadata__ if typing.get_origin(hint) is typing.Annotated else ()
-
-
-def deep_metadata(hint: Any) -> list[Any]:
-    """Return what ``Annotated`` adds anywhere in an annotation."""
-    found: list[Any] = []
-    todo: list[Any] = [hint]
-    while todo:
-        part = todo.pop()
-        origin = typing.get_origin(part)
-        if origin is typing.Annotated:
-            found += [one for one in metadata(part) if one is not None]
-            todo.append(typing.get_args(part)[0])
-        elif origin is not typing.Literal:
-            todo += typing.get_args(part)
-    return found
-
-
-def shown(note: Any) -> str:  # noqa: PLR0911 - one for each form
-    """Return an annotation as it is written, without what ``Annotated`` adds."""
-    if isinstance(note, str):
-        return note
-    if note is None or note is type(None):
-        return "None"
-    origin, arguments = typing.get_origin(note), typing.get_args(note)
-    if origin is typing.Annotated:
-        return shown(arguments[0])
-    if origin in (typing.Union, types.UnionType):
-        return " | ".join(shown(argument) for argument in arguments)
-    if isinstance(origin, type) and arguments and not isinstance(arguments[0], list):
-        return f"{origin.__name__}[{', '.join(map(shown, arguments))}]"
-    if isinstance(note, type) and not arguments:
-        return note.__name__
-    return "..." if note is ... else str(note).replace("typing.", "")

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from itertools import count
 from typing import TYPE_CHECKING, Any, Generic, Never, Self, TypeVar, cast, get_origin
 
+from sluicegate._annotations import is_count, is_seconds
 from sluicegate._definition.checks import DISABLED, SKIPPABLE, check_graph
 from sluicegate._definition.decorators import add_step
 from sluicegate._definition.graph import Graph, forget_graph, graph_of
 from sluicegate._engine.run import RunOptions
 from sluicegate._engine.runner import Runner
 from sluicegate._errors import (
+    SnapshotError,
     WorkflowRuntimeError,
     WorkflowValidationError,
     brief,
@@ -25,7 +27,6 @@ from sluicegate._handler import WorkflowHandler
 from sluicegate._loop.limits import MAX_THREADS, ConcurrencyLimit
 from sluicegate._observers import Observer, Several, Verbose
 from sluicegate._streams import EventLog
-from sluicegate._validation import is_count, is_seconds
 
 
 if TYPE_CHECKING:
@@ -432,8 +433,6 @@ def _checked_classes(name: str, serializable: Any, graph: Graph) -> tuple[type, 
         raise WorkflowValidationError(msg)
     classes = tuple(listed)
     if classes:
-        from sluicegate._data.builtins import SnapshotError  # noqa: PLC0415 - not everybody needs it
-
         try:
             graph.codec(classes)
         except SnapshotError as error:

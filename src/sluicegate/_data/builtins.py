@@ -6,140 +6,24 @@ import base64
 import functools
 import re
 from collections import Counter, OrderedDict, deque
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sluicegate._annotations import named, plain_form
-from sluicegate._errors import WorkflowRuntimeError, brief, brief_text
+from sluicegate._data.refusals import MismatchError, refuse_content, shown
+from sluicegate._errors import RestoredError
 from sluicegate._exceptions import notes_of
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
 
-    Kinds: TypeAlias = tuple[type, ...]
+    from sluicegate._data.refusals import Kinds
 
 #: The key that makes an object of JSON a tagged value; a user's dict that holds it is escaped.
 TAG = "$"
-
-#: How deep values may be nested. To read a level takes up to five calls, and up to three levels of
-#: JSON; the rest of Python's 1,000 is for whoever calls the codec.
-MAX_DEPTH = 100
-
-
-class SnapshotError(WorkflowRuntimeError):
-    """Raised when a value cannot be kept in a snapshot, or a snapshot cannot be read.
-
-    The message names the path to the value.
-    """
-
-
-class RestoredError(Exception):
-    """What an exception is after a snapshot: its name, its message and its notes.
-
-    Exception classes are not rebuilt. Cause, context, traceback and own attributes are not kept.
-
-    Attributes:
-        type_name: The qualified name of the class that it had.
-        message: What ``str()`` of it gave.
-    """
-
-    def __init__(self, type_name: str, message: str) -> None:
-        super().__init__(type_name, message)
-        self.type_name = type_name
-        self.message = message
-
-    def __str__(self) -> str:
-        return f"{self.type_name}: {self.message}"
-
-
-# -- faults -----------------------------------------------------------------------------------
-
-
-class MismatchError(Exception):
-    """Raised where a value does not fit; each container that it passes adds its part of the way."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
-        self.way: list[tuple[str, object]] = []
-
-    def passed(self, part: str, holder: object) -> None:
-        """Note that the fault lies in the part of ``holder`` that is written ``part``."""
-        self.way.append((part, holder))
-
-    def told(self, path: str) -> SnapshotError:
-        """Return the error for the user."""
-        parts = [part for part, _ in reversed(self.way)]
-        return SnapshotError(f"{path}{''.join(parts)} {self.text}")
-
-
-class TooDeepError(MismatchError):
-    """Raised at a value that is nested too deeply, often because it holds itself."""
-
-    def __init__(self) -> None:
-        super().__init__(f"is nested more than {MAX_DEPTH} levels deep; expected flatter values")
-
-    def told(self, path: str) -> SnapshotError:
-        """Return the error for the user: where the circle closes, or the beginning of the way."""
-        before: dict[int, str] = {}
-        for part, holder in reversed(self.way):
-            if id(holder) in before:
-                text = f"holds itself: it is {before[id(holder)]} again; expected no circles"
-                return SnapshotError(f"{path} {text}")
-            before[id(holder)] = path
-            path += part
-        return SnapshotError(f"{list(before.values())[:8][-1]}... {self.text}")
-
-
-def shown(value: object) -> str:
-    """Return a short form of a value for a message; no code of the user's is called."""
-    if isinstance(value, type):
-        return value.__qualname__
-    if (type(value) is str and len(value) <= 60) or value is None or type(value) is bool:
-        return repr(value)
-    if type(value) is int and value.bit_length() <= 64:
-        return repr(value)
-    return f"a {type(value).__qualname__}"
-
-
-def refuse_misfit(value: object, allowed: Kinds) -> NoReturn:
-    """Refuse a value that does not fit the annotation of its field."""
-    wanted = " or ".join(kind.__name__ for kind in allowed if kind is not RestoredError)
-    what = shown(value) if type(value) in (str, int, bool) else f"a {type(value).__name__}"
-    call = plain_form(value)
-    msg = f"is {what}; expected {wanted}, as the annotation says{f': {call}' if call else ''}"
-    raise MismatchError(msg)
-
-
-def refuse_items(value: object, hint: object) -> NoReturn:
-    """Refuse a value whose items do not fit the annotation of its field."""
-    msg = f"is {brief(value)}; expected {named(hint)}, as the annotation says"
-    raise MismatchError(msg)
-
-
-def refuse_content(what: str) -> NoReturn:
-    """Refuse the content of a tagged value."""
-    msg = f"cannot be read: {what}; expected data as encode() made it"
-    raise MismatchError(msg)
-
-
-@contextmanager
-def reported() -> Generator[None]:
-    """Tell what a constructor, ``__hash__`` or ``__eq__`` raises for bad data as a fault."""
-    try:
-        yield
-    except MismatchError:
-        raise
-    except Exception as error:
-        told = brief_text(str(error))
-        msg = f"cannot be read: {type(error).__name__}: {told}; expected data as encode() made it"
-        raise MismatchError(msg) from error
-
 
 # -- plain data -------------------------------------------------------------------------------
 

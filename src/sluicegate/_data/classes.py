@@ -14,11 +14,24 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import attrs
 
 from sluicegate._annotations import behind, is_typeddict
-from sluicegate._data.builtins import MismatchError, Row, refuse_content, reported
-from sluicegate._data.fields import pydantic_fields
-from sluicegate._data.form import Field, Form, defaults_of, hints_of, kinds_of_field, looks_of
-from sluicegate._data.pydantic_classes import field_of_pydantic, model_form, secret_form
-from sluicegate._data.pydantic_values import is_secret, url_row
+from sluicegate._data.builtins import Row
+from sluicegate._data.form import (
+    Field,
+    Form,
+    defaults_of,
+    kinds_of_field,
+    known_hints_of,
+    looks_of,
+)
+from sluicegate._data.pydantic import (
+    field_of_pydantic,
+    is_secret,
+    model_form,
+    pydantic_fields,
+    secret_form,
+    url_row,
+)
+from sluicegate._data.refusals import MismatchError, refuse_content, reported
 from sluicegate._errors import brief
 from sluicegate._events import Event, is_open
 
@@ -26,7 +39,7 @@ from sluicegate._events import Event, is_open
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sluicegate._data.builtins import Kinds
+    from sluicegate._data.refusals import Kinds
 
 _HASH = "_attrs_cached_hash"  # what attrs remembers of a hash holds for one process only
 _TUPLE: Any = tuple
@@ -149,7 +162,7 @@ def _flag_row(cls: type[enum.Flag]) -> Row:
 def _tuple_form(cls: Any) -> Form:
     names: tuple[str, ...] = cls._fields
     defaults: dict[str, Any] = getattr(cls, "_field_defaults", {})
-    hints = hints_of(cls)
+    hints = known_hints_of(cls)
     iter_tuple, new_tuple = _TUPLE.__iter__, _TUPLE.__new__
     return Form(
         cls,
@@ -169,7 +182,7 @@ def _struct_form(cls: Any) -> Form:
     told = dict(zip(reversed(names), reversed(given), strict=False))
     optional = {name for name, default in told.items() if repr(default) != "NODEFAULT"}
     values = {n: d for n, d in told.items() if n in optional and not hasattr(d, "factory")}
-    hints = hints_of(cls)
+    hints = known_hints_of(cls)
     make = _bare_struct(cls) if hasattr(cls, "__post_init__") else cls
 
     def build(values: dict[str, Any], _rest: dict[str, Any]) -> Any:
@@ -221,7 +234,7 @@ def unset_row() -> list[Row]:
 
 def _object_form(cls: Any, fields: dict[str, Field]) -> Form:
     """Describe an event, attrs class or dataclass by its fields."""
-    hints = hints_of(cls)
+    hints = known_hints_of(cls)
     hints |= {name: field.hint for name, field in fields.items() if field.hint is not None}
     mro: tuple[type, ...] = cls.__mro__
     held = [item for base in mro for item in vars(base).items()]
@@ -293,11 +306,6 @@ def _builder(
 # -- annotations --------------------------------------------------------------------------------
 
 
-def origin_of(hint: Any) -> Any:
-    """Return the class of a generic alias, anything else as it is."""
-    return typing.get_origin(hint) or hint
-
-
 def parts_of(hint: Any) -> list[Any]:  # noqa: PLR0911 - one for each form
     """Return what an annotation is made of: other annotations, or those of a class's fields."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -312,7 +320,7 @@ def parts_of(hint: Any) -> list[Any]:  # noqa: PLR0911 - one for each form
     if isinstance(hint, TypeVar):
         return [hint.__bound__, *hint.__constraints__]
     if is_typeddict(hint):
-        return list(hints_of(hint).values())
+        return list(known_hints_of(hint).values())
     if isinstance(hint, type):
         form = form_of(hint)
         return form.hints if isinstance(form, Form) else []

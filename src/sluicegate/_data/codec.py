@@ -16,27 +16,30 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 import attrs
 import msgspec
 
+from sluicegate._annotations import class_of
 from sluicegate._data.builtins import (
-    MAX_DEPTH,
     TAG,
-    MismatchError,
     Row,
-    SnapshotError,
-    TooDeepError,
     check_hashes,
     content_of,
     encode_float,
     encode_int,
     encode_str,
     is_text,
+    rows,
+)
+from sluicegate._data.classes import form_of, parts_of, unset_row
+from sluicegate._data.encoders import Encoders, as_is, beside_of, full_name, is_list_of_names
+from sluicegate._data.pydantic import PREFIX, is_pydantics_own, is_secret, pydantic_rows
+from sluicegate._data.refusals import (
+    MAX_DEPTH,
+    MismatchError,
+    TooDeepError,
     refuse_content,
     reported,
-    rows,
     shown,
 )
-from sluicegate._data.classes import form_of, origin_of, parts_of, unset_row
-from sluicegate._data.encoders import Encoders, as_is, beside_of, full_name, is_list_of_names
-from sluicegate._data.pydantic_values import PREFIX, is_pydantics_own, is_secret, pydantic_rows
+from sluicegate._errors import SnapshotError
 
 
 if TYPE_CHECKING:
@@ -108,7 +111,7 @@ class Codec:
                 self._encoders[row.cls] = self._row_encoder(row)
             self._decoders[row.tag] = self._row_decoder(row)
         self._encoders.load, self._encoders.names = self._load_pydantic, self._decoders
-        origins = dict.fromkeys(origin_of(cls) for cls in classes)
+        origins = dict.fromkeys(class_of(cls) for cls in classes)
         if any(is_pydantics_own(cls) for cls in origins):
             self._load_pydantic()
         known = [cls for cls in origins if cls not in self._encoders]
@@ -137,7 +140,7 @@ class Codec:
         Raises:
             SnapshotError: As for the constructor.
         """
-        named = [origin_of(kind) for kind in extra]
+        named = [class_of(kind) for kind in extra]
         found = dict.fromkeys(named)
         seen: set[int] = set()
         todo: list[Any] = [*roots, *named]
@@ -159,7 +162,7 @@ class Codec:
         Raises:
             SnapshotError: The codec does not know the class.
         """
-        if origin_of(kind) not in self._encoders:
+        if class_of(kind) not in self._encoders:
             name = kind.__name__
             msg = (
                 f"a step waits for {name}, a class that the workflow does not know, so its answer "

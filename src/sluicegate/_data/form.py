@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import types
-import typing
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NoReturn, Union, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import attrs
 
-from sluicegate._annotations import WIDER, behind, checker, classes_of_marker, fits, is_typeddict
-from sluicegate._data.builtins import (
+from sluicegate._annotations import UNRESOLVED, checker, fits, kinds_of, resolve
+from sluicegate._data.refusals import (
     MismatchError,
-    RestoredError,
     refuse_content,
     refuse_items,
     refuse_misfit,
     reported,
     shown,
 )
-from sluicegate._errors import brief
+from sluicegate._errors import RestoredError, brief
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from sluicegate._data.builtins import Kinds
+    from sluicegate._data.refusals import Kinds
 
-ANYTHING: Kinds = (object,)
 #: What a pydantic model holds beside its fields.
 MODEL_STATE: dict[str, Kinds] = {
     "__pydantic_fields_set__": (set,),
@@ -236,11 +232,11 @@ def defaults_of(
 # -- annotations --------------------------------------------------------------------------------
 
 
-def hints_of(cls: type) -> dict[str, Any]:
+def known_hints_of(cls: type) -> dict[str, Any]:
     """Return the annotations of a class, or none where one of them cannot be resolved."""
     try:
-        return typing.get_type_hints(cls, include_extras=True)
-    except (NameError, AttributeError, TypeError, SyntaxError):
+        return resolve(cls)
+    except UNRESOLVED:
         return {}
 
 
@@ -251,34 +247,9 @@ def looks_of(hints: dict[str, Any], names: Iterable[str]) -> dict[str, Look]:
 
 
 def kinds_of_field(hints: dict[str, Any], name: str, default: object) -> Kinds:
-    kinds = _kinds_of(hints.get(name, Any))
+    kinds = kinds_of(hints.get(name, Any))
+    if any(issubclass(kind, BaseException) for kind in kinds):
+        kinds = (*kinds, RestoredError)
     # Defaults are not validated.
     fits_anyway = default is attrs.NOTHING or isinstance(default, kinds)
     return kinds if fits_anyway else (*kinds, type(default))
-
-
-def _kinds_of(hint: Any) -> tuple[Any, ...]:  # noqa: PLR0911 - one for each form
-    """Return the classes that a value of an annotation may have; ``object`` where none is told."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is None:
-        return (type(None),)
-    if origin is typing.Annotated:
-        return _kinds_of(arguments[0])
-    if origin is typing.Literal:
-        literals: list[Any] = [type(argument) for argument in arguments]
-        return tuple(literals)
-    if origin in (Union, types.UnionType):
-        kinds = tuple(kind for argument in arguments for kind in _kinds_of(argument))
-        return ANYTHING if object in kinds else kinds
-    if named := behind(origin or hint):
-        return _kinds_of(named[0])
-    if not isinstance(origin or hint, type) or hint is Any:
-        return ANYTHING
-    plain: Any = origin or hint
-    if getattr(plain, "_is_protocol", False):
-        return ANYTHING
-    if is_typeddict(plain):
-        return (dict,)
-    if issubclass(plain, BaseException):
-        return (plain, RestoredError)
-    return WIDER.get(plain) or classes_of_marker(plain) or (plain,)

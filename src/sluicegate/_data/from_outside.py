@@ -22,20 +22,23 @@ from typing import Any, NoReturn, TypeVar, Union, cast
 import attrs
 import msgspec
 
-from sluicegate._annotations import behind, is_typeddict, named
-from sluicegate._data.fields import knows_all, parameters_of, takes_fields
-from sluicegate._data.pydantic_inputs import (
-    DecodingError,
-    decode_by_pydantic,
-    is_for_pydantic,
-    is_pydantic,
-    validated,
+from sluicegate._annotations import (
+    UNRESOLVED,
+    behind,
+    class_of,
+    hints_by_keyword,
+    hints_of,
+    is_typeddict,
+    is_union,
+    resolve,
+    text_of,
 )
+from sluicegate._data.pydantic import decode_by_pydantic, is_for_pydantic, is_pydantic, validated
+from sluicegate._data.refusals import DecodingError
 from sluicegate._errors import brief, brief_text
 from sluicegate._events import Event
 from sluicegate._events.generics import plain_class, substituted
-from sluicegate._foreign import is_constraint, is_of, shown
-from sluicegate._validation import hints_of
+from sluicegate._foreign import is_constraint, is_of
 
 
 E = TypeVar("E", bound=Event)
@@ -69,7 +72,7 @@ def decode_event(cls: type[E], data: Mapping[str, Any]) -> E:
             refuses it; the message names it. Or the data is no mapping at all.
     """
     if not isinstance(data, Mapping):
-        name = named(cls)
+        name = text_of(cls)
         msg = f"{name} was given {brief(data)}; expected an object with its fields: {{...}}"
         raise TypeError(msg)
     try:
@@ -120,7 +123,7 @@ def _part(hint: Any, value: Any, step: str) -> Any:
 
 
 def _decode_event(cls: type[Event], data: Mapping[Any, Any]) -> Event:
-    hints = hints_of(cls)
+    hints = hints_by_keyword(cls)
     fields = {f.alias: f for f in attrs.fields(cls) if f.init}
     values: dict[str, Any] = {}
     for name, value in data.items():
@@ -135,7 +138,7 @@ def _decode_event(cls: type[Event], data: Mapping[Any, Any]) -> Event:
             values[name] = decode_value(hint, value)
         except DecodingError as error:
             said = brief_text(str(error), 1000)
-            msg = f"{cls.__name__}.{name} is {brief(value)}, which is not {shown(hint)}: {said}"
+            msg = f"{cls.__name__}.{name} is {brief(value)}, which is not {text_of(hint)}: {said}"
             raise DecodingError(msg) from error.__cause__
     try:
         return cls(**values)
@@ -171,8 +174,8 @@ def _input_of(converter: Any, hint: Any) -> Any:
         return hint
     try:
         first = next(iter(inspect.signature(function).parameters), None)
-        return typing.get_type_hints(function, include_extras=True).get(first or "", hint)
-    except (NameError, AttributeError, TypeError, SyntaxError):
+        return resolve(function).get(first or "", hint)
+    except UNRESOLVED:
         return hint
 
 
@@ -190,7 +193,7 @@ def _decode(hint: Any, value: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 - one
         return _decode(origin.__value__[arguments], value)
     if meant := behind(hint):
         return _decode(meant[0], value)
-    if origin in (Union, types.UnionType):
+    if is_union(hint):
         return _decode_union(list(arguments), value)
     cls: Any = plain_class(hint)
     if _is_class(cls) and issubclass(cls, Event):
@@ -261,10 +264,9 @@ def _is_class(hint: Any) -> bool:
 
 def _hints_of(cls: Any, arguments: tuple[Any, ...] = ()) -> dict[str, Any]:
     try:
-        hints = typing.get_type_hints(cls, include_extras=True)
-    except (NameError, AttributeError, TypeError, SyntaxError) as error:
-        msg = f"the annotations of {named(cls)} cannot be resolved: {error}"
-        raise DecodingError(msg) from None
+        hints = hints_of(cls)
+    except TypeError as error:
+        raise DecodingError(str(error)) from None
     meaning = dict(zip(getattr(cls, "__parameters__", ()), arguments, strict=False))
     return {name: substituted(hint, meaning) for name, hint in hints.items()}
 
@@ -278,13 +280,13 @@ def _decode_plain(hint: Any, value: Any) -> Any:
     except RecursionError:
         raise
     except Exception as error:  # noqa: BLE001 - of a type that msgspec does not know
-        msg = f"{shown(hint)} cannot come from outside ({error})"
+        msg = f"{text_of(hint)} cannot come from outside ({error})"
         raise DecodingError(msg) from None
 
 
 def _decode_other(kind: Any, data: Any) -> Any:
     """Return a value of a class that msgspec does not know, for msgspec."""
-    cls: Any = typing.get_origin(kind) or kind
+    cls: Any = class_of(kind)
     if _is_class(cls) and isinstance(data, cls):
         return data
     if isinstance(data, str) and _is_class(cls):
@@ -298,7 +300,7 @@ def _decode_other(kind: Any, data: Any) -> Any:
                 return make(data)
             except Exception as error:  # it may be of any class; msgspec takes one of ValueError
                 raise ValueError(str(error)) from error
-    msg = f"Expected `{named(kind)}`, got `{type(data).__name__}`"
+    msg = f"Expected `{text_of(kind)}`, got `{type(data).__name__}`"
     raise ValueError(msg)
 
 
@@ -358,17 +360,17 @@ def _decode_first(kinds: list[Any], value: Any) -> Any:
         except DecodingError as error:
             errors.append((kind, error))
             continue
-        if not isinstance(value, Mapping) or knows_all(kind, cast("Mapping[Any, Any]", value)):
+        if not isinstance(value, Mapping) or _knows_all(kind, cast("Mapping[Any, Any]", value)):
             return made
         taken.append(made)
     if taken:
         return taken[0]
     is_object = isinstance(value, Mapping)
-    near = [(kind, error) for kind, error in errors if takes_fields(kind) == is_object]
+    near = [(kind, error) for kind, error in errors if _takes_fields(kind) == is_object]
     if len(near) == 1:
         raise near[0][1]
-    lines = "; ".join(f"{shown(kind)}: {error}" for kind, error in near or errors)
-    msg = f"fits none of {' | '.join(map(shown, kinds))} ({lines})"
+    lines = "; ".join(f"{text_of(kind)}: {error}" for kind, error in near or errors)
+    msg = f"fits none of {' | '.join(map(text_of, kinds))} ({lines})"
     raise DecodingError(msg)
 
 
@@ -429,7 +431,7 @@ def _decode_object(cls: Any, arguments: tuple[Any, ...], value: Any) -> Any:
     data = cast("Mapping[Any, Any]", value)
     hints = _hints_of(cls, arguments)
     values: dict[str, Any] = {}
-    for name, keyword, needed, converter in parameters_of(cls):
+    for name, keyword, needed, converter in _parameters_of(cls):
         key = keyword if keyword in data else name
         if key in data:
             hint = hints.get(name, Any)
@@ -492,5 +494,52 @@ def _made(cls: Any, values: dict[str, Any]) -> Any:
     except RecursionError:
         raise
     except Exception as error:  # of a converter, a validator, the constructor
-        msg = f"{named(cls)} refuses it: {error}"
+        msg = f"{text_of(cls)} refuses it: {error}"
         raise DecodingError(msg) from error
+
+
+# -- classes ----------------------------------------------------------------------------------------
+
+
+def _parameters_of(cls: Any) -> list[tuple[str, str, bool, Any]]:
+    """Return the fields that the constructor takes: name, keyword, whether needed, converter."""
+    if attrs.has(cls):
+        return [
+            (f.name, f.alias, f.default is attrs.NOTHING, f.converter)
+            for f in attrs.fields(cls)
+            if f.init
+        ]
+    import dataclasses  # noqa: PLC0415 - a dataclass is there, so it is imported
+
+    fields: dict[str, Any] = cls.__dataclass_fields__
+    return [
+        (name, name, f.default is f.default_factory is dataclasses.MISSING, None)
+        for name, f in fields.items()
+        if f.init and f._field_type.name != "_FIELD_CLASSVAR"
+    ]
+
+
+def _takes_fields(kind: Any) -> bool:
+    """Whether the values of an annotation are made of named fields."""
+    cls: Any = class_of(kind)
+    marks = ("__attrs_attrs__", "__dataclass_fields__", "model_fields", "__struct_fields__")
+    return any(hasattr(cls, mark) for mark in marks) or is_typeddict(cls) or cls in (dict, Mapping)
+
+
+def _knows_all(kind: Any, data: Mapping[Any, Any]) -> bool:
+    """Whether all keys of some data are fields of the class, as far as it declares them."""
+    cls: Any = class_of(kind)
+    if attrs.has(cls):
+        known = {name for f in attrs.fields(cls) for name in (f.name, f.alias)}
+    elif hasattr(cls, "model_fields"):
+        fields = cast("dict[str, Any]", cls.model_fields)
+        known = {*fields, *(f.alias for f in fields.values() if f.alias)}
+    elif hasattr(cls, "__struct_encode_fields__"):
+        known = set(cls.__struct_encode_fields__)
+    elif hasattr(cls, "__dataclass_fields__"):
+        known = set(cls.__dataclass_fields__)
+    elif is_typeddict(cls):
+        known = {*cls.__required_keys__, *cls.__optional_keys__}
+    else:
+        return True
+    return data.keys() <= known

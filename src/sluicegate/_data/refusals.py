@@ -1,82 +1,121 @@
-"""What is said of values that cannot be kept, and what is advised: only what works."""
+"""Errors for values that cannot be kept or read, and the words in which they say why."""
 
 from __future__ import annotations
 
-import sys
-from collections import deque
-from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from typing import Any, NoReturn, cast
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
-from sluicegate._annotations import plain_form
-from sluicegate._data.builtins import MismatchError, rows
-from sluicegate._data.classes import form_of
-from sluicegate._data.pydantic_values import is_secret
+from sluicegate._annotations import plain_form, text_of
+from sluicegate._errors import RestoredError, SnapshotError, brief, brief_text
 
 
-_KEPT = (
-    "an event, an attrs class, a dataclass, a named tuple, an enum, a pydantic model or a Struct"
-)
-_PLAIN = (str, int, float, tuple, list, dict, set, frozenset, bytes, bytearray, deque)
-#: What is like a plain container, and the container.
-_LIKE = ((memoryview, bytes), (Mapping, dict), (AbstractSet, set), (Sequence, list))
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    Kinds: TypeAlias = tuple[type, ...]
+
+#: How deep values may be nested. To read a level takes up to five calls, and up to three levels of
+#: JSON; the rest of Python's 1,000 is for whoever calls the codec.
+MAX_DEPTH = 100
+#: How many of the errors of one model a message lists.
+_LISTED = 3
 
 
-def refuse_value(value: Any, _depth: int) -> NoReturn:
-    """Refuse a value of a class that the codec does not know.
+class MismatchError(Exception):
+    """Raised where a value does not fit; each container that it passes adds its part of the way."""
 
-    What is advised is what works: a class is to be named only where it can be kept.
-    """
-    cls = cast("type[Any]", type(value))
-    name = cls.__qualname__
-    if is_secret(cls):
-        msg = (
-            f"is a {name}, which is kept only where it is named, because a snapshot holds it as "
-            f"plain text; expected Workflow(serializable=[{cls.__name__}]), or a resource"
-        )
-        raise MismatchError(msg)
-    if form_of(cls) is not None:
-        msg = (
-            f"is a {name}, a class that the workflow does not know; expected a value of a class "
-            f"the workflow knows: Workflow(serializable=[{cls.__name__}])"
-        )
-        raise MismatchError(msg)
-    plain = _plain_form(value)
-    if plain:
-        msg = f"is a {name}, which cannot be kept as such; expected {plain}"
-    else:
-        msg = (
-            f"is a {name}, which cannot be kept; expected a value of another class ({_KEPT}), or, "
-            f"for what lives (a lock, a socket, a function, a client), a resource: "
-            f"Annotated[{cls.__name__}, Resource(make)]"
-        )
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+        self.way: list[tuple[str, object]] = []
+
+    def passed(self, part: str, holder: object) -> None:
+        """Note that the fault lies in the part of ``holder`` that is written ``part``."""
+        self.way.append((part, holder))
+
+    def told(self, path: str) -> SnapshotError:
+        """Return the error for the user."""
+        parts = [part for part, _ in reversed(self.way)]
+        return SnapshotError(f"{path}{''.join(parts)} {self.text}")
+
+
+class TooDeepError(MismatchError):
+    """Raised at a value that is nested too deeply, often because it holds itself."""
+
+    def __init__(self) -> None:
+        super().__init__(f"is nested more than {MAX_DEPTH} levels deep; expected flatter values")
+
+    def told(self, path: str) -> SnapshotError:
+        """Return the error for the user: where the circle closes, or the beginning of the way."""
+        before: dict[int, str] = {}
+        for part, holder in reversed(self.way):
+            if id(holder) in before:
+                text = f"holds itself: it is {before[id(holder)]} again; expected no circles"
+                return SnapshotError(f"{path} {text}")
+            before[id(holder)] = path
+            path += part
+        return SnapshotError(f"{list(before.values())[:8][-1]}... {self.text}")
+
+
+class DecodingError(Exception):
+    """Raised when data does not fit; its text says how and where."""
+
+    def __init__(self, text: str, path: str = "") -> None:
+        super().__init__(text)
+        #: Each fault, and the way to its place from the value decoded: ``.items[0].price``.
+        self.parts = [(text, path)]
+
+    def within(self, step: str) -> DecodingError:
+        """Return the error as one of the whole of which the value is the part at ``step``."""
+        self.parts = [(text, f"{step}{path}") for text, path in self.parts]
+        return self
+
+    def __str__(self) -> str:
+        shown = [f"{text} - at `${path}`" if path else text for text, path in self.parts]
+        left = len(shown) - _LISTED
+        return "; ".join([*shown[:_LISTED], *([f"and {left} more"] if left > 0 else [])])
+
+
+def shown(value: object) -> str:
+    """Return a short form of a value for a message; no code of the user's is called."""
+    if isinstance(value, type):
+        return value.__qualname__
+    if (type(value) is str and len(value) <= 60) or value is None or type(value) is bool:
+        return repr(value)
+    if type(value) is int and value.bit_length() <= 64:
+        return repr(value)
+    return f"a {type(value).__qualname__}"
+
+
+def refuse_misfit(value: object, allowed: Kinds) -> NoReturn:
+    """Refuse a value that does not fit the annotation of its field."""
+    wanted = " or ".join(kind.__name__ for kind in allowed if kind is not RestoredError)
+    what = shown(value) if type(value) in (str, int, bool) else f"a {type(value).__name__}"
+    call = plain_form(value)
+    msg = f"is {what}; expected {wanted}, as the annotation says{f': {call}' if call else ''}"
     raise MismatchError(msg)
 
 
-def refuse_twin(value: Any, _depth: int) -> NoReturn:
-    """Refuse a value of a class that is defined twice, and that the codec knows the other time."""
-    msg = (
-        f"is a {type(value).__qualname__}, but not of the class of that name in "
-        f"{type(value).__module__} that the workflow knows: it was defined twice (a module that was "
-        "loaded again?); expected a value of the class that the workflow was built with"
-    )
+def refuse_items(value: object, hint: object) -> NoReturn:
+    """Refuse a value whose items do not fit the annotation of its field."""
+    msg = f"is {brief(value)}; expected {text_of(hint)}, as the annotation says"
     raise MismatchError(msg)
 
 
-def _plain_form(value: Any) -> str | None:
-    """Return what to write instead of a value, where a plain one holds the same."""
-    if call := plain_form(value):
-        return f"a plain value: {call}"
-    kind = next((kind for kind in _PLAIN if isinstance(value, kind)), None)
-    if kind is None:
-        kind = next((made for abstract, made in _LIKE if isinstance(value, abstract)), None)
-    if kind is not None:
-        return f"a plain {kind.__name__}: {kind.__name__}(value)"
-    zone: Any = sys.modules.get("datetime")
-    if zone is not None and isinstance(value, zone.tzinfo):
-        return "a datetime.timezone, or a zoneinfo.ZoneInfo"
-    if hasattr(cast("object", value), "to_pydatetime"):
-        return "a plain datetime: value.to_pydatetime()"
-    # A datetime is a date too, and its row comes later.
-    kept = [row.cls.__name__ for row in rows() if isinstance(value, row.cls)]
-    return f"a plain {kept[-1]}" if kept else None
+def refuse_content(what: str) -> NoReturn:
+    """Refuse the content of a tagged value."""
+    msg = f"cannot be read: {what}; expected data as encode() made it"
+    raise MismatchError(msg)
+
+
+@contextmanager
+def reported() -> Generator[None]:
+    """Tell what a constructor, ``__hash__`` or ``__eq__`` raises for bad data as a fault."""
+    try:
+        yield
+    except MismatchError:
+        raise
+    except Exception as error:
+        told = brief_text(str(error))
+        msg = f"cannot be read: {type(error).__name__}: {told}; expected data as encode() made it"
+        raise MismatchError(msg) from error

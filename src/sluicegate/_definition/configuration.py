@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Any, cast
 
+from sluicegate._annotations import text_of
 from sluicegate._errors import brief
 from sluicegate._exceptions import add_note
-from sluicegate._foreign import shown
 
 
 def read_file(path: Path) -> Any:
@@ -59,7 +59,7 @@ def read_part(name: str, selector: str | None, kind: Any, document: Any) -> Any:
     """
     # Not at start-up: only workflows with a configuration need it.
     from sluicegate._data.from_outside import decode_value  # noqa: PLC0415
-    from sluicegate._data.pydantic_inputs import DecodingError  # noqa: PLC0415
+    from sluicegate._data.refusals import DecodingError  # noqa: PLC0415
 
     value = document
     walked: list[str] = []
@@ -74,7 +74,7 @@ def read_part(name: str, selector: str | None, kind: Any, document: Any) -> Any:
     try:
         return decode_value(kind, value)
     except DecodingError as error:
-        msg = f"{name} does not fit {shown(kind)}: {_described(error, walked)}"
+        msg = f"{name} does not fit {text_of(kind)}: {_described(error, walked)}"
         raise ValueError(msg) from error
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Never, TypeVar, get_origin, overload
 
 import attrs
 
+from sluicegate._annotations import is_count, is_seconds
 from sluicegate._definition.local_names import names_around
 from sluicegate._definition.steps import MARK, Catching, StepOptions
 from sluicegate._errors import WorkflowValidationError, brief, unknown_options
 from sluicegate._events import Event, StartEvent, StopEvent
-from sluicegate._validation import is_count, is_seconds
 
 
 if TYPE_CHECKING:

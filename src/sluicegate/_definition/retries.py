@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
+from sluicegate._annotations import is_count
 from sluicegate._errors import WorkflowRuntimeError, WorkflowValidationError, brief
 from sluicegate._exceptions import add_note, counted_leaves, matches, note_once
-from sluicegate._validation import is_count
 
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union
 
 import attrs
 
+from sluicegate._annotations import is_count
 from sluicegate._errors import WorkflowValidationError
 from sluicegate._events import Event
 from sluicegate._events.generics import plain_class, substituted
-from sluicegate._validation import is_count
 
 
 if TYPE_CHECKING:

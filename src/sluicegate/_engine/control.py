@@ -9,7 +9,13 @@ import attrs
 
 from sluicegate._engine.stalls import at_rest
 from sluicegate._engine.step_operations import Operations, spent_branch
-from sluicegate._errors import EventConflictError, QuestionClosedError, WorkflowRuntimeError, brief
+from sluicegate._errors import (
+    EventConflictError,
+    QuestionClosedError,
+    SnapshotError,
+    WorkflowRuntimeError,
+    brief,
+)
 from sluicegate._events import HumanResponseEvent, UnhandledEvent, WorkflowIdleEvent
 from sluicegate._loop import enable_ki_protection
 from sluicegate._questions import OpenQuestion, id_of, number_of
@@ -161,8 +167,6 @@ class Steering(Operations):
 
     def _content_of_event(self, event: Event) -> str:
         """Return what stands for the class and the content of an event, in every process."""
-        from sluicegate._data.builtins import SnapshotError  # noqa: PLC0415 - few runs need it
-
         codec = self.graph.codec(self.options.classes)
         try:
             codec.encode(event, "an event")

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import attrs
 
-from sluicegate._data.builtins import SnapshotError
 from sluicegate._definition.retries import Attempts
 from sluicegate._engine.failures import begin_delay
 from sluicegate._engine.joins import PairJoin
 from sluicegate._engine.journal import Redelivery
 from sluicegate._engine.lineage import BranchNode
 from sluicegate._engine.snapshot_write import FORMAT, shape_of
-from sluicegate._errors import WorkflowRuntimeError, brief, brief_text
+from sluicegate._errors import SnapshotError, WorkflowRuntimeError, brief, brief_text
 from sluicegate._events import Event, HumanResponseEvent
 from sluicegate._questions import Asked
 from sluicegate._state.drafts import DictState

@@ -6,9 +6,9 @@ from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING, Any, cast
 
-from sluicegate._data.builtins import SnapshotError
 from sluicegate._engine.journal import InFlight, Redelivery, copy_lists
 from sluicegate._engine.lineage import meeting_point
+from sluicegate._errors import SnapshotError
 from sluicegate._state.drafts import DictState
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, cast, datacl
 import attrs
 from attrs.exceptions import FrozenInstanceError
 
+from sluicegate._annotations import check_types
 from sluicegate._errors import brief
 from sluicegate._events.generics import allow_arguments
 from sluicegate._events.methods import add_attributes, descriptors_of, refuse_shadows
-from sluicegate._validation import check_types
 
 
 if TYPE_CHECKING:

@@ -13,6 +13,8 @@ import typing
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, Union, cast
 from weakref import WeakValueDictionary
 
+from sluicegate._annotations import UNRESOLVED, is_union, resolve_all
+
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -89,7 +91,7 @@ def substituted(hint: Any, meaning: Meaning) -> Any:
         return hint
     if isinstance(hint, TypeVar):
         return meaning.get(hint, hint)
-    if typing.get_origin(hint) in (Union, types.UnionType):
+    if is_union(hint):
         return Union[tuple(substituted(part, meaning) for part in typing.get_args(hint))]  # noqa: UP007 - it is made of parts
     parameters = () if isinstance(hint, type) else getattr(hint, "__parameters__", ())
     if not parameters:
@@ -215,15 +217,11 @@ _UNKNOWN: Any = object()
 
 
 def _resolved(base: type, name: str, hint: Any, meaning: Meaning) -> Any:
-    holder = types.SimpleNamespace(__annotations__={name: hint})
-    names = vars(sys.modules.get(base.__module__, types))
-    variables = {each.__name__: each for each in meaning}
+    module = vars(sys.modules.get(base.__module__, types))
+    names = {**{each.__name__: each for each in meaning}, **vars(base)}
     try:
-        hints = typing.get_type_hints(
-            holder, dict(names), {**variables, **vars(base)}, include_extras=True
-        )
-        return substituted(hints[name], meaning)
-    except (NameError, AttributeError, TypeError, SyntaxError):
+        return substituted(resolve_all({name: hint}, module, names)[name], meaning)
+    except UNRESOLVED:
         return _UNKNOWN
 
 

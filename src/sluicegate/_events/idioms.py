@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
+from sluicegate._annotations import all_extras_of, extras_of, is_union, resolve_all, text_of
 from sluicegate._foreign import (
-    deep_metadata,
     is_attrs_field,
     is_constraint,
     is_dataclass_field,
@@ -28,8 +28,6 @@ from sluicegate._foreign import (
     is_private_attr,
     is_struct_field,
     is_undefined,
-    metadata,
-    shown,
 )
 
 
@@ -211,7 +209,7 @@ def _decorated(cls: type, name: str, decorator: str, fields: tuple[str, ...]) ->
     notes = own_annotations(cls)
     if decorator in ("validator", "field_validator"):
         field = next((f for f in fields if f in notes), "field")
-        line = f"{field}: {shown(notes.get(field, '...'))} = attrs.field(converter={name})"
+        line = f"{field}: {text_of(notes.get(field, '...'))} = attrs.field(converter={name})"
         line = f"`{line}`, or `validator=` with a function of (event, field, value) that raises"
     elif decorator in ("root_validator", "model_validator"):
         line = "`def __attrs_post_init__(self) -> None:`, which raises where fields do not fit"
@@ -244,13 +242,13 @@ class _Field:
         self._read()
 
     def _read(self) -> None:
-        for part in metadata(self._hint):
+        for part in extras_of(self._hint):
             if is_field_info(part):
                 self._take_info(part, annotated=True)
-        near = [*metadata(self._hint)]
-        if typing.get_origin(self._hint) in (typing.Union, types.UnionType):
-            near += [one for part in typing.get_args(self._hint) for one in metadata(part)]
-        for part in deep_metadata(self._hint):
+        near = [*extras_of(self._hint)]
+        if is_union(self._hint):
+            near += [one for part in typing.get_args(self._hint) for one in extras_of(part)]
+        for part in all_extras_of(self._hint):
             inner = getattr(part, "metadata", ()) if is_field_info(part) else (part,)
             for one in inner:
                 if is_function(one) or is_constraint(one):
@@ -326,12 +324,12 @@ class _Field:
         text = str(self._note)
         if "KW_ONLY" in text and self._value is attrs.NOTHING:
             line = "the class without that line: the fields of an event are keyword-only"
-            return [f"{self._where} is {shown(self._note)}; expected {line}"]
+            return [f"{self._where} is {text_of(self._note)}; expected {line}"]
         if is_init_var(self._note) or text.startswith(("InitVar[", "dataclasses.InitVar[")):
             line = "a field, or a function that makes the event"
             return [f"{self._where} is an InitVar, which an event cannot have; expected {line}"]
         if is_private_attr(self._value):
-            line = _private_line(self._name, shown(self._hint), self._value)
+            line = _private_line(self._name, text_of(self._hint), self._value)
             return [f"{self._where} is a PrivateAttr; expected {line}"]
         found: list[str] = []
         alias = self._options.get("alias", getattr(self._value, "alias", None))
@@ -385,7 +383,7 @@ class _Field:
         """Return the line that says the same to attrs."""
         if "discriminator" in self._refused:
             named = f"Field(discriminator={self._refused['discriminator']!r})"
-            return f"`{self._name}: Annotated[{shown(self._hint)}, {named}]`"
+            return f"`{self._name}: Annotated[{text_of(self._hint)}, {named}]`"
         checks, converters, explained = self._checks()
         parts = self._kept()
         if converters:
@@ -396,7 +394,7 @@ class _Field:
                 wrapped = f"attrs.validators.optional({wrapped})"
             parts.append(f"validator={wrapped}")
         value = f" = attrs.field({', '.join(parts)})" if parts else ""
-        return f"`{self._name}: {shown(self._hint)}{value}`{explained}"
+        return f"`{self._name}: {text_of(self._hint)}{value}`{explained}"
 
     def _kept(self) -> list[str]:
         """Return the arguments of ``attrs.field`` for the options that attrs has too."""
@@ -480,9 +478,8 @@ def _resolve(cls: type, annotations: Mapping[str, Any]) -> dict[str, Any]:
     names = {**module, **around, cls.__name__: cls}
     found: dict[str, Any] = {}
     for name, note in annotations.items():
-        holder = types.SimpleNamespace(__annotations__={name: note})
         try:
-            found.update(typing.get_type_hints(holder, names, include_extras=True))
+            found.update(resolve_all({name: note}, names))
         except Exception:  # noqa: BLE001 - whatever an annotation does; it is resolved when it is used
             found[name] = note
     return found

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import attrs
 
+from sluicegate._annotations import hints_by_keyword
 from sluicegate._events.generics import origin_of
 from sluicegate._events.idioms import DESCRIBING
-from sluicegate._validation import hints_of
 
 
 def core_schema_of(cls: type, handler: Any) -> Any:
@@ -99,7 +99,7 @@ def _shape_of(cls: Any) -> Any:
     import typing_extensions  # noqa: PLC0415 - pydantic refuses the TypedDict of Python 3.11
     from pydantic import ConfigDict  # noqa: PLC0415
 
-    hints = hints_of(cls)
+    hints = hints_by_keyword(cls)
     fields = {f.alias: _field_of(f, hints[f.alias]) for f in attrs.fields(cls) if f.init}
     make: Any = typing_extensions.TypedDict
     shape = make(cls.__name__, fields)

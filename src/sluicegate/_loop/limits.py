@@ -9,9 +9,9 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 from weakref import WeakKeyDictionary, ref
 
+from sluicegate._annotations import is_count
 from sluicegate._errors import WorkflowRuntimeError, WorkflowValidationError
 from sluicegate._loop import Backend, Waiter, current_backend, enable_ki_protection
-from sluicegate._validation import is_count
 
 
 if TYPE_CHECKING:

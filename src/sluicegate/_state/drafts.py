@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, final
 import attrs
 
 from sluicegate._annotations import ATOMS as _ATOMS
-from sluicegate._annotations import fits, named, plain_form
-from sluicegate._data.fields import Traits, convert, traits_of
+from sluicegate._annotations import fits, plain_form, text_of
+from sluicegate._data.fields import Traits, traits_of
+from sluicegate._data.pydantic import convert
 from sluicegate._errors import WorkflowRuntimeError, brief
 from sluicegate._events import Event
 
@@ -317,7 +318,7 @@ class _ClassFields:
                     continue
             plain = plain_form(value)
             msg = (
-                f"{self.cls.__name__}.{name} would be {brief(value)}, which is not {named(hint)}"
+                f"{self.cls.__name__}.{name} would be {brief(value)}, which is not {text_of(hint)}"
                 f"{f'; expected a plain value: {plain}' if plain else ''}"
             )
             raise TypeError(msg) from (None if isinstance(cause, LookupError) else cause)

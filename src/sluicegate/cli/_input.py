@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from sluicegate._annotations import hints_by_keyword, text_of
 from sluicegate._data.from_outside import decode_event, fits
-from sluicegate._validation import hints_of
 from sluicegate.cli._targets import UsageError
 
 
@@ -82,7 +82,7 @@ def _read(name: str) -> bytes:
 def field_types(kind: type[Event]) -> dict[str, Any]:
     """Return the declared fields of an event class with their types."""
     try:
-        return hints_of(kind)
+        return hints_by_keyword(kind)
     except TypeError as error:
         raise UsageError(str(error)) from error
 
@@ -112,6 +112,5 @@ def _read_value(key: str, text: str, hint: Any) -> Any:
         msg = f"-i {key}=... is nested too deeply to be read"
         raise UsageError(msg) from None
     except (msgspec.DecodeError, UnicodeError) as error:
-        shown = getattr(hint, "__name__", hint) if isinstance(hint, type) else hint
-        msg = f"-i {key}={text} is neither {shown} nor JSON: {error}"
+        msg = f"-i {key}={text} is neither {text_of(hint)} nor JSON: {error}"
         raise UsageError(msg) from error
