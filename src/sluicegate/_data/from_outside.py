@@ -14,7 +14,15 @@ import sys
 import types
 import typing
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    MutableSequence,
+    MutableSet,
+    Sequence,
+)
 from collections.abc import Set as AbstractSet
 from pathlib import PurePath
 from typing import Any, NoReturn, TypeVar, Union, cast
@@ -45,16 +53,12 @@ E = TypeVar("E", bound=Event)
 
 #: The key that names the class of an event among other keys, its fields.
 TAG = "event"
-#: The class that values of an abstract class get.
-_CONCRETE: dict[Any, Any] = {
-    Sequence: list,
-    Collection: list,
-    typing.get_origin(typing.Iterable[int]): list,
-    typing.get_origin(typing.MutableSequence[int]): list,
-    AbstractSet: set,
-    typing.get_origin(typing.MutableSet[int]): set,
+#: The collections of items, each with the class that its values get.
+COLLECTIONS: dict[Any, Any] = {
+    **{cls: cls for cls in (list, set, frozenset, deque)},
+    **dict.fromkeys((Collection, Iterable, MutableSequence, Sequence), list),
+    **dict.fromkeys((AbstractSet, MutableSet), set),
 }
-_COLLECTIONS = (list, set, frozenset, deque)
 
 
 def decode_event(cls: type[E], data: Mapping[str, Any]) -> E:
@@ -133,7 +137,7 @@ def _decode_event(cls: type[Event], data: Mapping[Any, Any]) -> Event:
         if name not in fields:
             values[name] = value  # an open field, or one that the constructor refuses
             continue
-        hint = _input_of(fields[name].converter, hints[name])
+        hint = input_of(fields[name].converter, hints[name])
         try:
             values[name] = decode_value(hint, value)
         except DecodingError as error:
@@ -167,7 +171,7 @@ def _decode_one_of(kinds: list[type[Event]], value: Any) -> Event:
     return _decode_event(kind, fields)
 
 
-def _input_of(converter: Any, hint: Any) -> Any:
+def input_of(converter: Any, hint: Any) -> Any:
     """Return the annotation of what a field is given: that of its converter, where it has one."""
     function: Any = getattr(converter, "converter", converter)
     if not isinstance(function, types.FunctionType):
@@ -204,7 +208,7 @@ def _decode(hint: Any, value: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 - one
         return _decode_object(cls, arguments, value)
     if is_typeddict(cls):
         return _decode_typed_dict(cls, arguments, value)
-    if _is_plain(hint):
+    if is_plain(hint):
         return _decode_plain(hint, value)
     if hasattr(cls, "__struct_fields__"):
         return _decode_struct(cls, arguments, value)
@@ -212,18 +216,16 @@ def _decode(hint: Any, value: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 - one
         return _decode_tuple(cls, arguments, value)
     if _is_class(cls) and issubclass(cls, Mapping) and len(arguments) == 2:
         return _decode_mapping(arguments, value)
-    made = _CONCRETE.get(cls, cls)
-    if made in _COLLECTIONS and len(arguments) == 1:
+    made = COLLECTIONS.get(cls)
+    if made is not None and len(arguments) == 1:
         if not isinstance(value, list | tuple | set | frozenset | deque):
             return _refuse(value, "array")
         items = enumerate(cast("Collection[Any]", value))
-        return cast("Any", made)(
-            [_part(arguments[0], item, f"[{number}]") for number, item in items]
-        )
+        return made([_part(arguments[0], item, f"[{number}]") for number, item in items])
     return _decode_plain(hint, value)
 
 
-def _is_plain(hint: Any) -> bool:
+def is_plain(hint: Any) -> bool:
     """Whether msgspec alone can make all that an annotation names."""
     todo: list[Any] = [hint]
     seen: set[Any] = set()
@@ -246,23 +248,23 @@ def _is_plain(hint: Any) -> bool:
             todo += typing.get_args(part)
             cls: Any = origin or part
             if hasattr(cls, "__struct_fields__") or hasattr(cls, "_fields"):
-                todo += _hints_of(cls).values()
+                todo += hints_in(cls).values()
     return True
 
 
 def _is_made_here(cls: Any) -> bool:
-    """Whether the values of a class are made by its constructor, or by pydantic."""
+    """Whether the values of a class are made by its constructor or by pydantic, not by msgspec."""
     if not _is_class(cls) or cls is typing.Annotated:
         return False
     has_fields = attrs.has(cls) or hasattr(cls, "__dataclass_fields__")
-    return has_fields or is_typeddict(cls) or is_pydantic(cls)
+    return has_fields or is_typeddict(cls) or is_pydantic(cls) or cls in (deque, Iterable)
 
 
 def _is_class(hint: Any) -> bool:
     return isinstance(hint, type)
 
 
-def _hints_of(cls: Any, arguments: tuple[Any, ...] = ()) -> dict[str, Any]:
+def hints_in(cls: Any, arguments: tuple[Any, ...] = ()) -> dict[str, Any]:
     try:
         hints = hints_of(cls)
     except TypeError as error:
@@ -273,15 +275,27 @@ def _hints_of(cls: Any, arguments: tuple[Any, ...] = ()) -> dict[str, Any]:
 
 def _decode_plain(hint: Any, value: Any) -> Any:
     try:
-        return msgspec.convert(value, hint, dec_hook=_decode_other, str_keys=True)
-    except msgspec.ValidationError as error:
-        text, _, place = str(error).partition(" - at `$")
-        raise DecodingError(text, place.removesuffix("`")) from None
-    except RecursionError:
+        return _convert(hint, value)
+    except (DecodingError, RecursionError):
         raise
     except Exception as error:  # noqa: BLE001 - of a type that msgspec does not know
         msg = f"{text_of(hint)} cannot come from outside ({error})"
         raise DecodingError(msg) from None
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    try:
+        return msgspec.convert(value, hint, dec_hook=_decode_other, str_keys=True)
+    except msgspec.ValidationError as error:
+        text, _, place = str(error).partition(" - at `$")
+        raise DecodingError(text, place.removesuffix("`")) from None
+
+
+def made_of_text(cls: Any) -> Callable[[str], Any] | None:
+    """Return the function that makes a value of its text, for classes that msgspec does not know."""
+    if issubclass(cls, PurePath) or cls.__module__ in ("ipaddress", "fractions", "zoneinfo"):
+        return cast("Callable[[str], Any]", cls)
+    return sys.modules["re"].compile if is_of(cls, "re", "Pattern") else None
 
 
 def _decode_other(kind: Any, data: Any) -> Any:
@@ -289,17 +303,12 @@ def _decode_other(kind: Any, data: Any) -> Any:
     cls: Any = class_of(kind)
     if _is_class(cls) and isinstance(data, cls):
         return data
-    if isinstance(data, str) and _is_class(cls):
-        make: Any = None
-        if issubclass(cls, PurePath) or cls.__module__ in ("ipaddress", "fractions", "zoneinfo"):
-            make = cls
-        elif is_of(cls, "re", "Pattern"):
-            make = sys.modules["re"].compile
-        if make is not None:
-            try:
-                return make(data)
-            except Exception as error:  # it may be of any class; msgspec takes one of ValueError
-                raise ValueError(str(error)) from error
+    make = made_of_text(cls) if isinstance(data, str) and _is_class(cls) else None
+    if make is not None:
+        try:
+            return make(data)
+        except Exception as error:  # it may be of any class; msgspec takes one of ValueError
+            raise ValueError(str(error)) from error
     msg = f"Expected `{text_of(kind)}`, got `{type(data).__name__}`"
     raise ValueError(msg)
 
@@ -307,7 +316,7 @@ def _decode_other(kind: Any, data: Any) -> Any:
 def _decode_annotated(hint: Any, value: Any) -> Any:
     base = hint.__origin__
     parts: tuple[Any, ...] = hint.__metadata__
-    if any(isinstance(part, msgspec.Meta) for part in parts) and _is_plain(hint):
+    if any(isinstance(part, msgspec.Meta) for part in parts) and is_plain(hint):
         return _decode_plain(hint, value)
     if "pydantic" not in sys.modules:
         return _decode(base, value)
@@ -331,18 +340,10 @@ def _decode_union(kinds: list[Any], value: Any) -> Any:
             return _decode_one_of(events, value)
     elif events:
         others = [kind for kind in kinds if kind is not type(None)]
-    plain = [kind for kind in others if _is_plain(kind)]
+    plain = [kind for kind in others if is_plain(kind)]
     if plain and len(plain) == len(others):
         try:
-            return msgspec.convert(
-                value,
-                Union[tuple(kinds)],  # noqa: UP007 - it is made of parts
-                dec_hook=_decode_other,
-                str_keys=True,
-            )
-        except msgspec.ValidationError as error:
-            text, _, place = str(error).partition(" - at `$")
-            raise DecodingError(text, place.removesuffix("`")) from None
+            return _convert(Union[tuple(kinds)], value)  # noqa: UP007 - it is made of parts
         except TypeError:  # a union that msgspec cannot tell apart: one by one, then
             pass
     if others and all(map(is_pydantic, others)) and not events:
@@ -404,7 +405,7 @@ def _decode_tuple(cls: Any, arguments: tuple[Any, ...], value: Any) -> Any:
         return _refuse(value, "array")
     items = cast("list[Any]", value)
     if hasattr(cls, "_fields"):
-        hints = _hints_of(cls, arguments)
+        hints = hints_in(cls, arguments)
         kinds = [hints[name] for name in cls._fields]
         least = len(kinds) - len(cls._field_defaults)
     elif arguments[1:] == (...,):
@@ -429,14 +430,14 @@ def _decode_object(cls: Any, arguments: tuple[Any, ...], value: Any) -> Any:
     if not isinstance(value, Mapping):
         return _refuse(value, "object")
     data = cast("Mapping[Any, Any]", value)
-    hints = _hints_of(cls, arguments)
+    hints = hints_in(cls, arguments)
     values: dict[str, Any] = {}
-    for name, keyword, needed, converter in _parameters_of(cls):
+    for name, keyword, needed, converter in parameters_of(cls):
         key = keyword if keyword in data else name
         if key in data:
             hint = hints.get(name, Any)
             hint = getattr(hint, "type", hint) if type(hint).__name__ == "InitVar" else hint
-            values[keyword] = _part(_input_of(converter, hint), data[key], f".{key}")
+            values[keyword] = _part(input_of(converter, hint), data[key], f".{key}")
         elif needed:
             msg = f"Object missing required field `{key}`"
             raise DecodingError(msg)
@@ -448,17 +449,22 @@ def _decode_typed_dict(cls: Any, arguments: tuple[Any, ...], value: Any) -> dict
         return _refuse(value, "object")
     data = cast("Mapping[Any, Any]", value)
     made: dict[str, Any] = {}
-    for name, hint in _hints_of(cls, arguments).items():
-        is_needed = name in cls.__required_keys__
-        while typing.get_origin(hint) in (typing.Required, typing.NotRequired):
-            is_needed = typing.get_origin(hint) is typing.Required
-            (hint,) = typing.get_args(hint)
+    for name, hint in hints_in(cls, arguments).items():
+        meant, is_needed = required_of(hint, name in cls.__required_keys__)
         if name in data:
-            made[name] = _part(hint, data[name], f".{name}")
+            made[name] = _part(meant, data[name], f".{name}")
         elif is_needed:
             msg = f"Object missing required field `{name}`"
             raise DecodingError(msg)
     return made
+
+
+def required_of(hint: Any, is_required: bool) -> tuple[Any, bool]:
+    """Return the annotation of a key of a ``TypedDict`` without its marks, and what they say."""
+    while typing.get_origin(hint) in (typing.Required, typing.NotRequired):
+        is_required = typing.get_origin(hint) is typing.Required
+        (hint,) = typing.get_args(hint)
+    return hint, is_required
 
 
 def _decode_struct(cls: Any, arguments: tuple[Any, ...], value: Any) -> Any:
@@ -474,7 +480,7 @@ def _decode_struct(cls: Any, arguments: tuple[Any, ...], value: Any) -> Any:
     if config.tag_field is not None and data.pop(config.tag_field, config.tag) != config.tag:
         msg = f"Expected `{config.tag}`"
         raise DecodingError(msg, f".{config.tag_field}")
-    hints = _hints_of(cls, arguments)
+    hints = hints_in(cls, arguments)
     names = dict(zip(cls.__struct_encode_fields__, cls.__struct_fields__, strict=True))
     unknown = data.keys() - names.keys()
     if unknown and config.forbid_unknown_fields:
@@ -501,7 +507,7 @@ def _made(cls: Any, values: dict[str, Any]) -> Any:
 # -- classes ----------------------------------------------------------------------------------------
 
 
-def _parameters_of(cls: Any) -> list[tuple[str, str, bool, Any]]:
+def parameters_of(cls: Any) -> list[tuple[str, str, bool, Any]]:
     """Return the fields that the constructor takes: name, keyword, whether needed, converter."""
     if attrs.has(cls):
         return [
