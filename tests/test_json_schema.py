@@ -75,6 +75,12 @@ class Box(Generic[T]):
     held: T
 
 
+@attrs.define
+class Checked:
+    size: Annotated[int, pydantic.AfterValidator(abs)]
+    text: Annotated[Any, pydantic.PlainValidator(str)] = ""
+
+
 @dataclasses.dataclass
 class Node:
     """A node and its children."""
@@ -170,6 +176,7 @@ TABLE: list[tuple[Any, list[Any], list[Any]]] = [
     (list[Box[str]], [[{"held": "a"}]], [[{"held": 1}]]),
     (Node, [{"value": 1, "children": [{"value": 2}]}], [{"value": 1, "children": [{}]}, {}]),
     (Model, [{"size": 1, "parent": {"size": 2}}], [{"size": "a"}, {}, {"size": 1, "parent": {}}]),
+    (Checked, [{"size": 1}, {"size": 1, "text": 2}], [{"size": "a"}, {"size": None}]),
     (Strict, [{"firstName": "a"}, {"firstName": "a", "age": 1}], [{"first_name": "a"}, {"firstName": "a", "age": -1}, {"firstName": "a", "x": 1}]),
     (Row, [[1, "a"]], [{"a": 1, "b": "a"}, ["a", 1]]),
     (Draft, [{"text": "a"}, {"event": "Draft", "text": "a"}], [{}, {"event": "Review", "text": "a"}, {"text": 1}, {"text": "a", "more": 1}]),

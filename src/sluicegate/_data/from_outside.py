@@ -9,56 +9,41 @@ msgspec, models and types of pydantic through pydantic, and both only ever into 
 
 from __future__ import annotations
 
-import inspect
 import sys
 import types
 import typing
 from collections import deque
 from collections.abc import (
-    Callable,
     Collection,
     Iterable,
     Mapping,
-    MutableSequence,
-    MutableSet,
-    Sequence,
 )
-from collections.abc import Set as AbstractSet
-from pathlib import PurePath
 from typing import Any, NoReturn, TypeVar, Union, cast
 
 import attrs
 import msgspec
 
-from sluicegate._annotations import (
-    UNRESOLVED,
-    behind,
-    class_of,
-    hints_by_keyword,
-    hints_of,
-    is_typeddict,
-    is_union,
-    resolve,
-    text_of,
+from sluicegate._annotations import behind, class_of, is_typeddict, is_union, text_of
+from sluicegate._data.inputs import (
+    COLLECTIONS,
+    Inputs,
+    hints_in,
+    inputs_of,
+    made_of_text,
+    meant_by,
 )
 from sluicegate._data.pydantic import decode_by_pydantic, is_for_pydantic, is_pydantic, validated
 from sluicegate._data.refusals import DecodingError
 from sluicegate._errors import brief, brief_text
 from sluicegate._events import Event
-from sluicegate._events.generics import plain_class, substituted
-from sluicegate._foreign import is_constraint, is_of
+from sluicegate._events.generics import plain_class
+from sluicegate._foreign import is_constraint
 
 
 E = TypeVar("E", bound=Event)
 
 #: The key that names the class of an event among other keys, its fields.
 TAG = "event"
-#: The collections of items, each with the class that its values get.
-COLLECTIONS: dict[Any, Any] = {
-    **{cls: cls for cls in (list, set, frozenset, deque)},
-    **dict.fromkeys((Collection, Iterable, MutableSequence, Sequence), list),
-    **dict.fromkeys((AbstractSet, MutableSet), set),
-}
 
 
 def decode_event(cls: type[E], data: Mapping[str, Any]) -> E:
@@ -127,22 +112,21 @@ def _part(hint: Any, value: Any, step: str) -> Any:
 
 
 def _decode_event(cls: type[Event], data: Mapping[Any, Any]) -> Event:
-    hints = hints_by_keyword(cls)
-    fields = {f.alias: f for f in attrs.fields(cls) if f.init}
+    inputs = cast("Inputs", inputs_of(cls))
+    hints = {field.keyword: field.hint for field in inputs.fields}
     values: dict[str, Any] = {}
     for name, value in data.items():
         if not isinstance(name, str):
             msg = f"{cls.__name__} has the key {brief(name)}; expected names of fields"
             raise DecodingError(msg)
-        if name not in fields:
+        if name not in hints:
             values[name] = value  # an open field, or one that the constructor refuses
             continue
-        hint = input_of(fields[name].converter, hints[name])
         try:
-            values[name] = decode_value(hint, value)
+            values[name] = decode_value(hints[name], value)
         except DecodingError as error:
             said = brief_text(str(error), 1000)
-            msg = f"{cls.__name__}.{name} is {brief(value)}, which is not {text_of(hint)}: {said}"
+            msg = f"{cls.__name__}.{name} is {brief(value)}, which is not {text_of(hints[name])}: {said}"
             raise DecodingError(msg) from error.__cause__
     try:
         return cls(**values)
@@ -171,32 +155,14 @@ def _decode_one_of(kinds: list[type[Event]], value: Any) -> Event:
     return _decode_event(kind, fields)
 
 
-def input_of(converter: Any, hint: Any) -> Any:
-    """Return the annotation of what a field is given: that of its converter, where it has one."""
-    function: Any = getattr(converter, "converter", converter)
-    if not isinstance(function, types.FunctionType):
-        return hint
-    try:
-        first = next(iter(inspect.signature(function).parameters), None)
-        return resolve(function).get(first or "", hint)
-    except UNRESOLVED:
-        return hint
-
-
 # -- annotations -----------------------------------------------------------------------------------
 
 
-def _decode(hint: Any, value: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 - one for each form
-    origin: Any = typing.get_origin(hint)
+def _decode(hint: Any, value: Any) -> Any:  # noqa: C901, PLR0911 - one for each form
+    hint = meant_by(hint)
     arguments = typing.get_args(hint)
-    if origin is typing.Annotated:
+    if typing.get_origin(hint) is typing.Annotated:
         return _decode_annotated(hint, value)
-    if isinstance(hint, TypeVar):
-        return _decode(hint.__bound__ or Union[hint.__constraints__ or (Any,)], value)  # noqa: UP007
-    if hasattr(origin, "__value__"):  # a generic alias of a `type` statement, with its arguments
-        return _decode(origin.__value__[arguments], value)
-    if meant := behind(hint):
-        return _decode(meant[0], value)
     if is_union(hint):
         return _decode_union(list(arguments), value)
     cls: Any = plain_class(hint)
@@ -204,14 +170,10 @@ def _decode(hint: Any, value: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 - one
         return _decode_one_of([cls], value)
     if is_pydantic(cls):
         return decode_by_pydantic(hint, value)
-    if attrs.has(cls) or (_is_class(cls) and hasattr(cls, "__dataclass_fields__")):
-        return _decode_object(cls, arguments, value)
-    if is_typeddict(cls):
-        return _decode_typed_dict(cls, arguments, value)
     if is_plain(hint):
         return _decode_plain(hint, value)
-    if hasattr(cls, "__struct_fields__"):
-        return _decode_struct(cls, arguments, value)
+    if (inputs := inputs_of(cls, arguments)) is not None:
+        return _decode_fields(cls, inputs, value)
     if _is_class(cls) and issubclass(cls, tuple):
         return _decode_tuple(cls, arguments, value)
     if _is_class(cls) and issubclass(cls, Mapping) and len(arguments) == 2:
@@ -264,15 +226,6 @@ def _is_class(hint: Any) -> bool:
     return isinstance(hint, type)
 
 
-def hints_in(cls: Any, arguments: tuple[Any, ...] = ()) -> dict[str, Any]:
-    try:
-        hints = hints_of(cls)
-    except TypeError as error:
-        raise DecodingError(str(error)) from None
-    meaning = dict(zip(getattr(cls, "__parameters__", ()), arguments, strict=False))
-    return {name: substituted(hint, meaning) for name, hint in hints.items()}
-
-
 def _decode_plain(hint: Any, value: Any) -> Any:
     try:
         return _convert(hint, value)
@@ -291,19 +244,12 @@ def _convert(hint: Any, value: Any) -> Any:
         raise DecodingError(text, place.removesuffix("`")) from None
 
 
-def made_of_text(cls: Any) -> Callable[[str], Any] | None:
-    """Return the function that makes a value of its text, for classes that msgspec does not know."""
-    if issubclass(cls, PurePath) or cls.__module__ in ("ipaddress", "fractions", "zoneinfo"):
-        return cast("Callable[[str], Any]", cls)
-    return sys.modules["re"].compile if is_of(cls, "re", "Pattern") else None
-
-
 def _decode_other(kind: Any, data: Any) -> Any:
     """Return a value of a class that msgspec does not know, for msgspec."""
     cls: Any = class_of(kind)
     if _is_class(cls) and isinstance(data, cls):
         return data
-    make = made_of_text(cls) if isinstance(data, str) and _is_class(cls) else None
+    make = made_of_text(kind) if isinstance(data, str) else None
     if make is not None:
         try:
             return make(data)
@@ -423,74 +369,29 @@ def _decode_tuple(cls: Any, arguments: tuple[Any, ...], value: Any) -> Any:
     return cast("Any", cls)(*made) if is_named else tuple(made)
 
 
-def _decode_object(cls: Any, arguments: tuple[Any, ...], value: Any) -> Any:
-    """Make an object of an attrs class or a dataclass, by its constructor."""
-    if isinstance(value, cls):
+def _decode_fields(cls: Any, inputs: Inputs, value: Any) -> Any:
+    """Make an object of a class with named fields, by its constructor."""
+    if not is_typeddict(cls) and isinstance(value, cls):
         return value
-    if not isinstance(value, Mapping):
-        return _refuse(value, "object")
-    data = cast("Mapping[Any, Any]", value)
-    hints = hints_in(cls, arguments)
-    values: dict[str, Any] = {}
-    for name, keyword, needed, converter in parameters_of(cls):
-        key = keyword if keyword in data else name
-        if key in data:
-            hint = hints.get(name, Any)
-            hint = getattr(hint, "type", hint) if type(hint).__name__ == "InitVar" else hint
-            values[keyword] = _part(input_of(converter, hint), data[key], f".{key}")
-        elif needed:
-            msg = f"Object missing required field `{key}`"
-            raise DecodingError(msg)
-    return _made(cls, values)
-
-
-def _decode_typed_dict(cls: Any, arguments: tuple[Any, ...], value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return _refuse(value, "object")
-    data = cast("Mapping[Any, Any]", value)
-    made: dict[str, Any] = {}
-    for name, hint in hints_in(cls, arguments).items():
-        meant, is_needed = required_of(hint, name in cls.__required_keys__)
-        if name in data:
-            made[name] = _part(meant, data[name], f".{name}")
-        elif is_needed:
-            msg = f"Object missing required field `{name}`"
-            raise DecodingError(msg)
-    return made
-
-
-def required_of(hint: Any, is_required: bool) -> tuple[Any, bool]:
-    """Return the annotation of a key of a ``TypedDict`` without its marks, and what they say."""
-    while typing.get_origin(hint) in (typing.Required, typing.NotRequired):
-        is_required = typing.get_origin(hint) is typing.Required
-        (hint,) = typing.get_args(hint)
-    return hint, is_required
-
-
-def _decode_struct(cls: Any, arguments: tuple[Any, ...], value: Any) -> Any:
-    """Make a Struct that holds what msgspec does not know."""
-    if isinstance(value, cls):
-        return value
-    config = cls.__struct_config__
-    if config.array_like:
-        return _decode_plain(cls[arguments] if arguments else cls, value)
     if not isinstance(value, Mapping):
         return _refuse(value, "object")
     data = dict(cast("Mapping[Any, Any]", value))
-    if config.tag_field is not None and data.pop(config.tag_field, config.tag) != config.tag:
-        msg = f"Expected `{config.tag}`"
-        raise DecodingError(msg, f".{config.tag_field}")
-    hints = hints_in(cls, arguments)
-    names = dict(zip(cls.__struct_encode_fields__, cls.__struct_fields__, strict=True))
-    unknown = data.keys() - names.keys()
-    if unknown and config.forbid_unknown_fields:
+    key, tag = inputs.tag or ("", None)
+    if data.pop(key, tag) != tag:
+        msg = f"Expected `{tag}`"
+        raise DecodingError(msg, f".{key}")
+    unknown = data.keys() - {name for field in inputs.fields for name in field.names}
+    if unknown and inputs.is_closed:
         msg = f"Object contains unknown field `{min(map(str, unknown))}`"
         raise DecodingError(msg)
-    values = {
-        name: _part(hints.get(name, Any), data[key], f".{key}")
-        for key, name in names.items()
-        if key in data
-    }
+    values: dict[str, Any] = {}
+    for field in inputs.fields:
+        name = next((name for name in field.names if name in data), None)
+        if name is not None:
+            values[field.keyword] = _part(field.hint, data[name], f".{name}")
+        elif field.is_required:
+            msg = f"Object missing required field `{field.names[-1]}`"
+            raise DecodingError(msg)
     return _made(cls, values)
 
 
@@ -504,48 +405,22 @@ def _made(cls: Any, values: dict[str, Any]) -> Any:
         raise DecodingError(msg) from error
 
 
-# -- classes ----------------------------------------------------------------------------------------
-
-
-def parameters_of(cls: Any) -> list[tuple[str, str, bool, Any]]:
-    """Return the fields that the constructor takes: name, keyword, whether needed, converter."""
-    if attrs.has(cls):
-        return [
-            (f.name, f.alias, f.default is attrs.NOTHING, f.converter)
-            for f in attrs.fields(cls)
-            if f.init
-        ]
-    import dataclasses  # noqa: PLC0415 - a dataclass is there, so it is imported
-
-    fields: dict[str, Any] = cls.__dataclass_fields__
-    return [
-        (name, name, f.default is f.default_factory is dataclasses.MISSING, None)
-        for name, f in fields.items()
-        if f.init and f._field_type.name != "_FIELD_CLASSVAR"
-    ]
-
-
 def _takes_fields(kind: Any) -> bool:
     """Whether the values of an annotation are made of named fields."""
     cls: Any = class_of(kind)
-    marks = ("__attrs_attrs__", "__dataclass_fields__", "model_fields", "__struct_fields__")
-    return any(hasattr(cls, mark) for mark in marks) or is_typeddict(cls) or cls in (dict, Mapping)
+    return hasattr(cls, "model_fields") or cls in (dict, Mapping) or inputs_of(cls) is not None
 
 
 def _knows_all(kind: Any, data: Mapping[Any, Any]) -> bool:
     """Whether all keys of some data are fields of the class, as far as it declares them."""
     cls: Any = class_of(kind)
-    if attrs.has(cls):
-        known = {name for f in attrs.fields(cls) for name in (f.name, f.alias)}
-    elif hasattr(cls, "model_fields"):
+    if hasattr(cls, "model_fields"):
         fields = cast("dict[str, Any]", cls.model_fields)
-        known = {*fields, *(f.alias for f in fields.values() if f.alias)}
-    elif hasattr(cls, "__struct_encode_fields__"):
-        known = set(cls.__struct_encode_fields__)
-    elif hasattr(cls, "__dataclass_fields__"):
-        known = set(cls.__dataclass_fields__)
-    elif is_typeddict(cls):
-        known = {*cls.__required_keys__, *cls.__optional_keys__}
-    else:
+        return data.keys() <= {*fields, *(f.alias for f in fields.values() if f.alias)}
+    inputs = inputs_of(cls)
+    if inputs is None:
         return True
-    return data.keys() <= known
+    # A field that the constructor does not take is known, too.
+    declared = {f.name for f in getattr(cls, "__attrs_attrs__", ())}
+    declared |= {*getattr(cls, "__dataclass_fields__", ())}
+    return data.keys() - declared <= {name for field in inputs.fields for name in field.names}

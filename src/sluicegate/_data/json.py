@@ -12,31 +12,25 @@ import re
 import typing
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, TypeVar, Union, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 import msgspec
 
-from sluicegate._annotations import (
-    behind,
-    class_of,
-    hints_by_keyword,
-    is_typeddict,
-    is_union,
-    without_extras,
-)
-from sluicegate._data.from_outside import (
+from sluicegate._annotations import class_of, is_union, without_extras
+from sluicegate._data.from_outside import TAG, is_plain
+from sluicegate._data.inputs import (
     COLLECTIONS,
-    TAG,
+    Input,
+    Inputs,
     hints_in,
-    input_of,
-    is_plain,
+    inputs_of,
     made_of_text,
-    parameters_of,
-    required_of,
+    meant_by,
 )
 from sluicegate._data.pydantic import is_for_pydantic, is_pydantic
-from sluicegate._events import Event, StopEvent, fields_of, is_open
+from sluicegate._data.refusals import DecodingError
+from sluicegate._events import Event, StopEvent, fields_of
 from sluicegate._events.generics import plain_class
 from sluicegate._events.idioms import DESCRIBING
 
@@ -127,7 +121,11 @@ def schema_of(cls: type[Event]) -> dict[str, Any]:
         TypeError: An annotation cannot be resolved.
     """
     schemas = _Schemas()
-    made = schemas.event(plain_class(cls))
+    plain = plain_class(cls)
+    try:
+        made = schemas.fields(plain, cast("Inputs", inputs_of(plain)))
+    except DecodingError as error:
+        raise TypeError(str(error)) from error.__cause__
     return {"$schema": DIALECT, **made, **({"$defs": schemas.defs} if schemas.defs else {})}
 
 
@@ -138,32 +136,35 @@ class _Schemas:
         self.defs: dict[str, Any] = {}
         self._names: dict[tuple[Any, str], str] = {}
 
-    def event(self, cls: type[Event]) -> dict[str, Any]:
-        """Return the schema of an event that stands alone."""
-        hints = hints_by_keyword(cls)
+    def fields(self, cls: Any, inputs: Inputs) -> dict[str, Any]:
+        """Return the schema of a class with named fields."""
         properties: dict[str, Any] = {}
         required: list[str] = []
-        for field in attrs.fields(cls):
-            if not field.init:
-                continue
-            made = self.of(input_of(field.converter, hints[field.alias]))
-            properties[field.alias] = {**made, **_described(field)}
-            if field.default is attrs.NOTHING:
-                required.append(field.alias)
-        schema = _object(cls, properties, required)
-        return schema if is_open(cls) else {**schema, "additionalProperties": False}
+        either: list[Any] = []
+        for field in inputs.fields:
+            made = {**self.of(field.hint), **_described(field)}
+            properties |= dict.fromkeys(field.names, made)
+            if field.is_required and len(field.names) == 1:
+                required += field.names
+            elif field.is_required:
+                either.append({"anyOf": [{"required": [name]} for name in field.names]})
+        if inputs.tag is not None:
+            properties[inputs.tag[0]] = {"const": inputs.tag[1]}
+        schema = {"title": cls.__name__, "type": "object", "properties": properties}
+        # A dataclass without a docstring has its signature there.
+        text: str = vars(cls).get("__doc__") or ""
+        if text and not text.startswith(f"{cls.__name__}("):
+            schema["description"] = inspect.cleandoc(text)
+        more = {"required": required, "allOf": either}
+        schema |= {name: part for name, part in more.items() if part}
+        return {**schema, "additionalProperties": False} if inputs.is_closed else schema
 
-    def of(self, hint: Any) -> dict[str, Any]:  # noqa: C901, PLR0911 - one for each form, as in _decode
+    def of(self, hint: Any) -> dict[str, Any]:  # noqa: PLR0911 - one for each form, as in _decode
         """Return the schema of an annotation."""
-        origin, arguments = cast("Any", typing.get_origin(hint)), typing.get_args(hint)
-        if origin is typing.Annotated:
+        hint = meant_by(hint)
+        arguments = typing.get_args(hint)
+        if typing.get_origin(hint) is typing.Annotated:
             return self._annotated(hint)
-        if isinstance(hint, TypeVar):
-            return self.of(hint.__bound__ or Union[hint.__constraints__ or (Any,)])  # noqa: UP007
-        if hasattr(origin, "__value__"):
-            return self.of(origin.__value__[arguments])
-        if meant := behind(hint):
-            return self.of(meant[0])
         if is_union(hint):
             return {"anyOf": self._members(arguments)}
         cls: Any = plain_class(hint)
@@ -171,8 +172,8 @@ class _Schemas:
             return self._of_pydantic(hint)
         if not isinstance(cls, type):
             return self._of_msgspec(hint)
-        if (make := self._maker_for(cls)) is not None:
-            return self._named(cls, arguments, make)
+        if (inputs := inputs_of(cls, arguments)) is not None:
+            return self._named(cls, arguments, inputs)
         if issubclass(cls, tuple) and (arguments or hasattr(cls, "_fields")):
             return self._tuple(cls, arguments)
         if issubclass(cls, Mapping) and len(arguments) == 2:
@@ -181,20 +182,7 @@ class _Schemas:
             return {"type": "array", "items": self.of(arguments[0])}
         return self._of_msgspec(hint)
 
-    def _maker_for(self, cls: type) -> Callable[..., dict[str, Any]] | None:
-        """Return what makes the definition of a class with named fields."""
-        if issubclass(cls, Event):
-            return self._nested_event
-        if attrs.has(cls) or hasattr(cls, "__dataclass_fields__"):
-            return self._fields
-        if is_typeddict(cls):
-            return self._typed_dict
-        config = getattr(cls, "__struct_config__", None)
-        return None if config is None or config.array_like else self._struct
-
-    def _named(
-        self, cls: Any, arguments: tuple[Any, ...], make: Callable[..., dict[str, Any]]
-    ) -> dict[str, Any]:
+    def _named(self, cls: Any, arguments: tuple[Any, ...], inputs: Inputs) -> dict[str, Any]:
         """Return a reference to the definition of a class, which may refer to itself."""
         key = (cls, repr(arguments))
         if key not in self._names:
@@ -202,7 +190,9 @@ class _Schemas:
             name = next(name for name in map(plain.__add__, _suffixes()) if name not in self.defs)
             self._names[key] = name
             self.defs[name] = {}  # taken
-            self.defs[name] = make(cls, arguments)
+            made = self.defs[name] = self.fields(cls, inputs)
+            if issubclass(cls, Event) and inputs.is_closed:
+                made["properties"] = {TAG: {"const": cls.__name__}, **made["properties"]}
         return {"$ref": f"#/$defs/{self._names[key]}"}
 
     def _adopted(self, make: Callable[[str], tuple[Any, dict[str, Any]]]) -> dict[str, Any]:
@@ -241,15 +231,17 @@ class _Schemas:
             return _NOTHING
 
     def _of_pydantic(self, hint: Any) -> dict[str, Any]:
-        from pydantic import TypeAdapter  # noqa: PLC0415 - it is in use
-
-        adapter: Any = TypeAdapter(hint)
+        import pydantic  # noqa: PLC0415 - it is in use
 
         def make(suffix: str) -> tuple[Any, dict[str, Any]]:
-            schema = adapter.json_schema(ref_template=f"#/$defs/{{model}}{suffix}")
+            template = f"#/$defs/{{model}}{suffix}"
+            schema = pydantic.TypeAdapter(hint).json_schema(ref_template=template)
             return schema, schema.pop("$defs", {})
 
-        return self._adopted(make)
+        try:
+            return self._adopted(make)
+        except pydantic.errors.PydanticUserError:  # a type of which it cannot make a schema
+            return {}
 
     def _annotated(self, hint: Any) -> dict[str, Any]:
         parts: tuple[Any, ...] = hint.__metadata__
@@ -272,50 +264,6 @@ class _Schemas:
             for cls in classes
         ]
         return [{**schema, **tag} for schema, tag in zip(made, tags, strict=True)]
-
-    def _nested_event(self, cls: Any, _arguments: tuple[Any, ...]) -> dict[str, Any]:
-        schema = self.event(cls)
-        if not is_open(cls):
-            schema["properties"] = {TAG: {"const": cls.__name__}, **schema["properties"]}
-        return schema
-
-    def _fields(self, cls: Any, arguments: tuple[Any, ...]) -> dict[str, Any]:
-        """Return the schema of an attrs class or a dataclass, which take a field by either name."""
-        hints = hints_in(cls, arguments)
-        properties: dict[str, Any] = {}
-        required: list[str] = []
-        either: list[dict[str, Any]] = []
-        for name, keyword, needed, converter in parameters_of(cls):
-            hint = hints.get(name, Any)
-            hint = getattr(hint, "type", hint) if type(hint).__name__ == "InitVar" else hint
-            names = dict.fromkeys((keyword, name))
-            properties |= dict.fromkeys(names, self.of(input_of(converter, hint)))
-            if needed and len(names) == 1:
-                required.append(name)
-            elif needed:
-                either.append({"anyOf": [{"required": [each]} for each in names]})
-        schema = _object(cls, properties, required)
-        return {**schema, "allOf": either} if either else schema
-
-    def _typed_dict(self, cls: Any, arguments: tuple[Any, ...]) -> dict[str, Any]:
-        properties: dict[str, Any] = {}
-        required: list[str] = []
-        for name, hint in hints_in(cls, arguments).items():
-            meant, is_needed = required_of(hint, name in cls.__required_keys__)
-            properties[name] = self.of(meant)
-            if is_needed:
-                required.append(name)
-        return _object(cls, properties, required)
-
-    def _struct(self, cls: Any, arguments: tuple[Any, ...]) -> dict[str, Any]:
-        hints, config = hints_in(cls, arguments), cls.__struct_config__
-        fields = msgspec.structs.fields(cls)
-        properties = {field.encode_name: self.of(hints[field.name]) for field in fields}
-        if config.tag_field is not None:
-            properties[config.tag_field] = {"const": config.tag}
-        required = [field.encode_name for field in fields if field.required]
-        schema = _object(cls, properties, required)
-        return {**schema, "additionalProperties": False} if config.forbid_unknown_fields else schema
 
     def _tuple(self, cls: Any, arguments: tuple[Any, ...]) -> dict[str, Any]:
         if arguments[1:] == (...,):
@@ -343,21 +291,10 @@ def _suffixes() -> typing.Iterator[str]:
     yield from (f"_{number}" for number in itertools.count(2))
 
 
-def _object(cls: Any, properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
-    schema: dict[str, Any] = {"title": cls.__name__, "type": "object", "properties": properties}
-    if required:
-        schema["required"] = required
-    text: str | None = vars(cls).get("__doc__")
-    # A dataclass without a docstring has its signature there.
-    if text and not text.startswith(f"{cls.__name__}("):
-        schema["description"] = inspect.cleandoc(text)
-    return schema
-
-
-def _described(field: attrs.Attribute[Any]) -> dict[str, Any]:
+def _described(field: Input) -> dict[str, Any]:
     """Return the default of a field, where it is a value, and the options that describe it."""
     made: dict[str, Any] = {}
-    is_value = field.default is not attrs.NOTHING and not isinstance(field.default, _FACTORY)
+    is_value = field.default is not attrs.NOTHING
     if is_value and (default := _try_encode(field.default, _refuse)) is not None:
         made["default"] = msgspec.json.decode(default)
     for name in DESCRIBING:
@@ -369,9 +306,6 @@ def _described(field: attrs.Attribute[Any]) -> dict[str, Any]:
     return made
 
 
-_FACTORY: Any = attrs.Factory
-
-
 def _refuse(value: Any) -> Any:
     if isinstance(value, PurePath):
         return str(value)
@@ -380,5 +314,4 @@ def _refuse(value: Any) -> Any:
 
 def _other(kind: Any) -> dict[str, Any]:
     """Return the schema of a class that msgspec does not know, for msgspec."""
-    cls: Any = class_of(kind)
-    return {"type": "string"} if isinstance(cls, type) and made_of_text(cls) else _NOTHING
+    return {"type": "string"} if made_of_text(kind) else _NOTHING
