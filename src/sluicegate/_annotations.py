@@ -135,6 +135,11 @@ def all_extras_of(hint: Any) -> list[Any]:
     return found
 
 
+def is_context(hint: Any) -> bool:
+    """Whether an annotation is a run's ``Context``, which has a mark: its module is higher up."""
+    return getattr(class_of(without_extras(hint)), "_is_sluicegate_context", False) is True
+
+
 def is_typeddict(hint: Any) -> bool:
     """Whether a class is a ``TypedDict``, of typing or of ``typing_extensions``."""
     return isinstance(hint, type) and all(hasattr(hint, name) for name in _TYPED_DICT)

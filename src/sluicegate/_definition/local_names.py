@@ -15,6 +15,8 @@ import sys
 import typing
 from typing import TYPE_CHECKING, Any, cast
 
+from sluicegate._annotations import UNRESOLVED, resolve
+
 
 if TYPE_CHECKING:
     import types
@@ -57,8 +59,8 @@ def resolve_fields(hint: Any) -> None:
         names = kept_names(base)
         notes = inspect.get_annotations(base) if names else {}
         if any(isinstance(note, str) for note in notes.values()):
-            with contextlib.suppress(NameError, AttributeError, TypeError, SyntaxError):
-                found = typing.get_type_hints(base, localns=names, include_extras=True)
+            with contextlib.suppress(*UNRESOLVED):
+                found = resolve(base, names)
                 base.__annotations__ = {name: found[name] for name in notes}
                 for value in names.values():
                     resolve_fields(value)

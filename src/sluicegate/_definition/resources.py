@@ -9,10 +9,11 @@ import types
 import typing
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, final
+from typing import TYPE_CHECKING, Any, Literal, cast, final
 
 import attrs
 
+from sluicegate._annotations import UNRESOLVED, extras_of, is_context, resolve, resolve_all
 from sluicegate._definition.configuration import read_file, read_part
 from sluicegate._definition.local_names import keep_names, kept_names, resolve_fields
 from sluicegate._errors import WorkflowValidationError
@@ -243,8 +244,8 @@ class _Planner:
         context_as: str | None = None
         for parameter, hint in self._parameters(marker.factory, where):
             name = parameter.name
-            is_context = _is_context(hint)
-            if not (is_context or _markers(hint)):
+            wants_context = is_context(hint)
+            if not (wants_context or _markers(hint)):
                 if parameter.default is parameter.empty:
                     self.problems.append(
                         f"{where} has a parameter {name!r} that nothing can fill; expected `{name}: "
@@ -256,7 +257,7 @@ class _Planner:
                     f"{where} takes {name!r} by position only; expected it without the `/`, for "
                     "factories are called by keyword"
                 )
-            elif is_context:
+            elif wants_context:
                 context_as = self._take_context(marker, name, context_as, where)
             else:
                 needed = self.plan(hint, marker.scope, f"{where} needs")
@@ -290,7 +291,7 @@ class _Planner:
         for annotated in _annotated(factory):
             try:
                 hints |= _hints(annotated)
-            except (NameError, AttributeError, TypeError, SyntaxError) as error:
+            except UNRESOLVED as error:
                 faults.append(error)
         if faults and not all(p.name in hints for p in listed):
             self.problems.append(
@@ -330,15 +331,7 @@ class _Planner:
 
 
 def _markers(hint: Any) -> list[Resource | ResourceConfig]:
-    if typing.get_origin(hint) is not Annotated:
-        return []
-    return [m for m in typing.get_args(hint)[1:] if isinstance(m, Resource | ResourceConfig)]
-
-
-def _is_context(hint: Any) -> bool:
-    if typing.get_origin(hint) is Annotated:
-        hint = typing.get_args(hint)[0]
-    return getattr(typing.get_origin(hint) or hint, "_is_sluicegate_context", False) is True
+    return [m for m in extras_of(hint) if isinstance(m, Resource | ResourceConfig)]
 
 
 def _name(factory: Any) -> str:
@@ -386,16 +379,13 @@ def _annotated(factory: Any) -> list[Any]:
 
 def _hints(annotated: Any) -> dict[str, Any]:
     if isinstance(annotated, type):
-        names = {n: v for base in annotated.__mro__ for n, v in kept_names(base).items()}
-        return typing.get_type_hints(annotated, localns=names or None, include_extras=True)
+        return resolve(
+            annotated, {n: v for b in annotated.__mro__ for n, v in kept_names(b).items()}
+        )
     notes = dict(getattr(annotated, "__annotations__", {}))
-    notes.pop("return", None)  # what it returns is nobody's business, and often cannot be resolved
+    notes.pop("return", None)  # it is not used, and often cannot be resolved
     function = inspect.unwrap(annotated)
-    names = getattr(function, "__globals__", {})
-    holder = types.SimpleNamespace(__annotations__=notes)
-    return typing.get_type_hints(
-        holder, globalns=names, localns=kept_names(function), include_extras=True
-    )
+    return resolve_all(notes, getattr(function, "__globals__", {}), kept_names(function))
 
 
 def _plan_config(marker: ResourceConfig, hint: Any, scope: Scope) -> ResourcePlan:

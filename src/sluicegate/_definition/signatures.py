@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import types
 import typing
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import attrs
 
-from sluicegate._annotations import is_count
+from sluicegate._annotations import (
+    UNRESOLVED,
+    is_context,
+    is_count,
+    is_union,
+    resolve,
+    without_extras,
+)
 from sluicegate._errors import WorkflowValidationError
 from sluicegate._events import Event
 from sluicegate._events.generics import plain_class, substituted
@@ -88,8 +94,8 @@ def read_signature(
         SignatureError: They cannot be read, or make no step.
     """
     try:
-        hints = typing.get_type_hints(function, localns=names, include_extras=True)
-    except (NameError, AttributeError, TypeError, SyntaxError) as error:
+        hints = resolve(function, names)
+    except UNRESOLVED as error:
         msg = (
             f"has an annotation that cannot be resolved ({error}); expected the class to be "
             "defined before the workflow, and not only under `if TYPE_CHECKING`"
@@ -142,7 +148,7 @@ class _Inputs:
         if _is_resource(hint):
             _check_positional(parameter, self._extra)
             self.resources.append((position, name, hint))
-        elif _is_context(hint):
+        elif is_context(hint):
             _check_positional(parameter, self._extra)
             if self.context_at is not None:
                 msg = (
@@ -151,7 +157,7 @@ class _Inputs:
                 )
                 raise SignatureError(msg)
             self.context_at = position
-            self.state = next(iter(typing.get_args(_strip(hint))), None)
+            self.state = next(iter(typing.get_args(without_extras(hint))), None)
         else:
             self._add_events(parameter, hint)
 
@@ -271,17 +277,11 @@ _GENERIC = (
 
 def _variable_in(hint: Any) -> str:
     """Return the name of a type variable that stands for no class, or an empty text."""
-    hint = _strip(hint)
+    hint = without_extras(hint)
     if isinstance(hint, TypeVar):
         return hint.__name__
     parameters = () if isinstance(hint, type) else getattr(hint, "__parameters__", ())
     return parameters[0].__name__ if parameters else ""
-
-
-def _is_context(hint: Any) -> bool:
-    hint = _strip(hint)
-    # Context lies on a floor above; it carries a mark, so that it need not be imported here.
-    return getattr(typing.get_origin(hint) or hint, "_is_sluicegate_context", False) is True
 
 
 def _is_resource(hint: Any) -> bool:
@@ -292,20 +292,16 @@ def _is_resource(hint: Any) -> bool:
     return is_resource(hint)
 
 
-def _strip(hint: Any) -> Any:
-    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
-
-
 def _members(hint: Any) -> tuple[Any, ...]:
-    hint = _strip(hint)
-    if typing.get_origin(hint) in (Union, types.UnionType):
-        return tuple(_strip(part) for part in typing.get_args(hint))
+    hint = without_extras(hint)
+    if is_union(hint):
+        return tuple(without_extras(part) for part in typing.get_args(hint))
     return (hint,)
 
 
 def _element(hint: Any) -> Any:
     """Return ``E`` of ``list[E]``, or None for anything else."""
-    hint = _strip(hint)
+    hint = without_extras(hint)
     if typing.get_origin(hint) is list:
         return next(iter(typing.get_args(hint)), Any)
     return None
