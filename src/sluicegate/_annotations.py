@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 #: The errors of an annotation that cannot be resolved.
 UNRESOLVED = (NameError, AttributeError, TypeError, SyntaxError)
 
-#: Classes of values that hold nothing that could change.
+#: Immutable classes without parts.
 ATOMS: frozenset[type] = frozenset({int, str, float, bool, bytes, types.NoneType})
 
-#: What fits a number, by PEP 484: an int will do for a float, and both for a complex.
+#: The classes that fit a number by PEP 484: float accepts int, and complex accepts both.
 WIDER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (complex, float, int)}
 
 #: Classes of typing that no value has: each kind of file has another class.
@@ -146,7 +146,7 @@ def is_typeddict(hint: Any) -> bool:
 
 
 def behind(hint: Any) -> list[Any]:
-    """Return what a ``NewType`` or a ``type`` statement gives a name to."""
+    """Return the annotation that a ``NewType`` or a ``type`` statement names, or none."""
     if isinstance(hint, type):
         return []
     try:
@@ -160,21 +160,21 @@ def behind(hint: Any) -> list[Any]:
 
 
 def fits(hint: Any, value: Any) -> bool:
-    """Whether a value is of a type, as type checkers mean it; nothing is converted.
+    """Whether a value has a type, by the rules of type checkers and without conversion.
 
-    Items are looked at too. Where the annotation says nothing about values, everything fits.
+    Items are checked too. Every value fits an annotation that does not describe values.
     """
     try:
         return _fits(hint, value)
-    except RecursionError:  # a value that is too deep for the stack to be looked at
+    except RecursionError:  # the value is nested too deeply to be checked
         return True
 
 
 def checker(hint: Any) -> Callable[[Any], bool] | None:
-    """Return what looks at the items of a value that is of the right class.
+    """Return a function that checks the items of a value of the right class.
 
     Returns:
-        A function that tells whether they fit, or None where the class of the value tells all.
+        The function, or None if the class of the value alone decides.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if _is_decided_by_class(hint):
@@ -182,7 +182,7 @@ def checker(hint: Any) -> Callable[[Any], bool] | None:
     if origin in (list, set, frozenset, deque) and len(arguments) == 1:
         kinds = _exact_kinds(arguments[0])
         if kinds is not None:
-            # Each class once, and most have no others than these.
+            # Compares each class once; most values have only these classes.
             return lambda value: kinds.issuperset(map(type, value)) or fits(hint, value)
     return lambda value: fits(hint, value)
 
@@ -203,7 +203,7 @@ def _is_decided_by_class(hint: Any) -> bool:
 
 
 def check_types(cls: type, values: dict[str, Any]) -> None:
-    """Check values against the annotations of the fields of ``cls``, by typeguard.
+    """Check values against the annotations of the fields of ``cls`` with typeguard.
 
     Raises:
         TypeError: A value does not fit; the message names class, field and value.
@@ -236,7 +236,7 @@ ANYTHING: tuple[type, ...] = (object,)
 
 
 def kinds_of(hint: Any) -> tuple[type, ...]:  # noqa: PLR0911 - one for each form
-    """Return the classes that a value of an annotation may have; ``object`` where it does not say."""
+    """Return the classes that a value of an annotation may have; ``object`` for any class."""
     hint = without_extras(hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is None:
@@ -260,13 +260,13 @@ def kinds_of(hint: Any) -> tuple[type, ...]:  # noqa: PLR0911 - one for each for
 
 
 def classes_of_marker(hint: Any) -> tuple[type, ...] | None:
-    """Return the classes of the values of a class that is one only in annotations.
+    """Return the classes of values for a class that is used only in annotations.
 
-    Pydantic has such classes, as `AwareDatetime`, and everybody may write one: it tells pydantic
-    how to make a value, which may be of any class.
+    Pydantic has such classes, for example `AwareDatetime`, and users can write their own. They
+    describe to pydantic how to make a value, which can have any class.
 
     Returns:
-        The classes, ``(object,)`` where they cannot be known, or None for an ordinary class.
+        The classes, ``(object,)`` if they are unknown, or None for an ordinary class.
     """
     if hint in _FILES:
         return (object,)
@@ -281,7 +281,7 @@ def classes_of_marker(hint: Any) -> tuple[type, ...] | None:
 
 @functools.cache
 def _markers() -> dict[str, tuple[type, ...]]:
-    """Return what the values of pydantic's own marking classes are."""
+    """Return the classes of values for pydantic's own annotation classes."""
     import datetime as dt  # noqa: PLC0415 - not at start-up
     import ipaddress as ip  # noqa: PLC0415
 
@@ -327,13 +327,13 @@ def _fits_plain(hint: Any, value: Any) -> bool:
     if named := behind(hint):
         return _fits(named[0], value)
     if not isinstance(hint, type) or hint is Any:
-        return True  # a form that says nothing about values
+        return True  # it does not describe values
     if is_typeddict(hint):
         return isinstance(value, dict)
     kinds = WIDER.get(hint) or classes_of_marker(hint) or hint
     try:
         return isinstance(value, kinds)
-    except TypeError:  # a protocol that cannot be asked
+    except TypeError:  # a protocol without run-time checks
         return True
 
 
@@ -346,7 +346,9 @@ def _fits_tuple(args: tuple[Any, ...], value: Any) -> bool:
 
 
 def _all_fit(hint: Any, values: Iterable[Any]) -> bool:
-    if isinstance(hint, type) and hint in ATOMS:  # each class once: there may be very many values
+    if (
+        isinstance(hint, type) and hint in ATOMS
+    ):  # compares each class once, because there can be many values
         return all(issubclass(k, WIDER.get(hint, hint)) for k in set(map(type, values)))
     return all(_fits(hint, value) for value in values)
 
@@ -355,7 +357,7 @@ def _all_fit(hint: Any, values: Iterable[Any]) -> bool:
 
 
 def text_of(note: Any) -> str:
-    """Return an annotation as it is written, without what ``Annotated`` adds."""
+    """Return the source form of an annotation, without the metadata of ``Annotated``."""
     if isinstance(note, str):
         return note
     if note is None or note is type(None):
@@ -372,7 +374,7 @@ def text_of(note: Any) -> str:
 
 
 def plain_form(value: object) -> str | None:
-    """Return an expression that makes a plain value of one of numpy's, or None for all others."""
+    """Return an expression that converts a numpy value to a plain one, or None for other values."""
     numpy: Any = sys.modules.get("numpy")
     if numpy is None:
         return None
@@ -391,10 +393,10 @@ def plain_form(value: object) -> str | None:
 
 
 def is_seconds(value: object) -> bool:
-    """Whether ``value`` is a number of seconds that a timeout may have."""
+    """Whether ``value`` is a valid timeout: a positive number of seconds."""
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def is_count(value: object) -> bool:
-    """Whether ``value`` is an int of at least 1, and no bool."""
+    """Whether ``value`` is an int of at least 1, not a bool."""
     return type(value) is int and value >= 1

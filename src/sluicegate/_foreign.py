@@ -1,4 +1,4 @@
-"""Objects of libraries that need not be installed, recognised by the names of their classes."""
+"""Recognise objects of libraries that may not be installed, by the names of their classes."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ def is_init_var(note: Any) -> bool:
 
 
 def is_undefined(value: Any) -> bool:
-    """Whether ``value`` is pydantic's word for no value."""
+    """Whether ``value`` is pydantic's marker for no value."""
     return value is ... or type(value).__name__ in ("PydanticUndefinedType", "UndefinedType")
 
 
 def is_function(part: Any) -> bool:
-    """Whether a part of an annotation holds a function that pydantic would call."""
+    """Whether a part of an annotation has a function that pydantic calls."""
     validators = ("AfterValidator", "BeforeValidator", "PlainValidator", "WrapValidator")
     names = (*validators, "PlainSerializer", "WrapSerializer")
     return any(is_instance_of(part, "pydantic", name) for name in names)
 
 
 def is_constraint(part: Any) -> bool:
-    """Whether a part of an annotation restricts the values, in pydantic's words or the shared ones."""
-    if is_instance_of(part, "pydantic", "UrlConstraints"):  # which make a type, such as HttpUrl
+    """Whether a part of an annotation is a constraint, of pydantic or ``annotated_types``."""
+    if is_instance_of(part, "pydantic", "UrlConstraints"):  # these make a type, such as HttpUrl
         return False
     names = ("BaseMetadata", "GroupedMetadata", "Predicate")
     if any(is_instance_of(part, "annotated_types", name) for name in names):

@@ -1,4 +1,4 @@
-"""Built-in values as plain data: how each is taken apart, checked and put together again."""
+"""Built-in values as plain data: how each is split into parts, checked and joined again."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
     from sluicegate._data.refusals import Kinds
 
-#: The key that makes an object of JSON a tagged value; a user's dict that holds it is escaped.
+#: The key that marks a JSON object as a tagged value; a user's dict with this key is escaped.
 TAG = "$"
 
 # -- plain data -------------------------------------------------------------------------------
 
 
 def is_text(value: str) -> bool:
-    """Whether a str can be written as UTF-8: one with lone surrogates cannot."""
+    """Whether a str can be encoded as UTF-8, which lone surrogates prevent."""
     if value.isascii():
         return True
     try:
@@ -40,20 +40,20 @@ def is_text(value: str) -> bool:
 
 
 def encode_str(value: str, _depth: int) -> Any:
-    """Write a str, one with lone surrogates as bytes."""
+    """Write a str; one with lone surrogates is written as bytes."""
     if value.isascii() or is_text(value):
         return value
     return {TAG: "str", "v": _to_base64(value.encode("utf-8", "surrogatepass"))}
 
 
 def encode_int(value: int, _depth: int) -> Any:
-    """Write an int, one of more than 64 bits as text; parsers differ on those, or refuse them."""
+    """Write an int; one of more than 64 bits is written as text, because not all parsers read it."""
     return value if -(2**63) <= value < 2**63 else {TAG: "int", "v": hex(value)}
 
 
 def encode_float(value: float, _depth: int) -> Any:
-    """Write a float, an infinite one and nan as text."""
-    # Only these two give something else than zero.
+    """Write a float; infinity and nan are written as text."""
+    # Only for infinity and nan is the difference not zero.
     return value if value - value == 0 else {TAG: "float", "v": repr(value)}
 
 
@@ -66,26 +66,26 @@ def _from_base64(text: str) -> bytes:
 
 
 def content_of(data: dict[str, Any]) -> Any:
-    """Return the content of a tagged value, which has no other keys than two."""
+    """Return the content of a tagged value, which has exactly two keys."""
     if len(data) != 2 or "v" not in data:
         refuse_content(f"it has the keys {', '.join(map(shown, data))} in place of '$' and 'v'")
     return data["v"]
 
 
-# -- rows: values that are made of a few others --------------------------------------------------
+# -- rows: values that consist of a few other values --------------------------------------------------
 
 
 @attrs.frozen
 class Row:
-    """A class whose values are taken apart into others, and made of these.
+    """A class whose values are split into parts and joined again.
 
     Attributes:
         cls: The class.
         tag: Its name in the data.
-        shape: The types that each part may have, exactly.
+        shape: The exact types that each part may have.
         split: Returns the parts of a value.
-        join: Makes a value of the parts.
-        exact: Whether what was joined must split into the same parts again.
+        join: Makes a value of its parts.
+        exact: Whether a joined value must split into the same parts.
     """
 
     cls: type
@@ -101,7 +101,7 @@ _TEXT, _INT, _FLOAT, _LIST, _DICT = ((str,),), ((int,),), ((float,),), ((list,),
 
 @functools.cache
 def rows() -> tuple[Row, ...]:
-    """Return the built-in rows; the modules that define the types are imported on first use."""
+    """Return the built-in rows; their modules are imported on first use."""
     import ipaddress as ip  # noqa: PLC0415 - not at start-up
     from datetime import date, datetime, time, timedelta, timezone, tzinfo  # noqa: PLC0415
     from decimal import Decimal  # noqa: PLC0415
@@ -109,7 +109,7 @@ def rows() -> tuple[Row, ...]:
     from uuid import UUID  # noqa: PLC0415
     from zoneinfo import ZoneInfo  # noqa: PLC0415
 
-    # The base stands for zones of others that the codec knows.
+    # The base class allows time zone classes of users that the codec knows.
     zone: tuple[Kinds, ...] = ((type(None), timezone, ZoneInfo, tzinfo), (int,))
 
     def with_zone(kind: Any) -> Row:
@@ -134,7 +134,7 @@ def rows() -> tuple[Row, ...]:
             raise MismatchError(msg)
         return (value.key,)
 
-    # ZoneInfo looks for a file by the key, and for a resource of the package tzdata.
+    # ZoneInfo opens a file, or a resource of the package tzdata, by the key.
     def is_zone(key: str | None) -> bool:
         return key is not None and re.fullmatch(r"[\w+-]+(/[\w+-]+)*", key, re.ASCII) is not None
 
@@ -181,7 +181,7 @@ def rows() -> tuple[Row, ...]:
             make_timezone,
         ),
         Row(ZoneInfo, "ZoneInfo", _TEXT, key_of, make_zone),
-        # How a Decimal is written, and what is an error in it, depends on the current context.
+        # The text of a Decimal, and its errors, depend on the current context.
         Row(Decimal, "Decimal", _TEXT, lambda value: (str(value).upper(),), Decimal),
         Row(Fraction, "Fraction", _INT * 2, lambda v: (v.numerator, v.denominator), Fraction),
         Row(UUID, "UUID", _TEXT, lambda value: (str(value),), UUID),
@@ -201,7 +201,7 @@ def rows() -> tuple[Row, ...]:
 
 
 def _split_pattern(value: re.Pattern[Any]) -> tuple[Any, int]:
-    return value.pattern, int(value.flags) & ~int(re.DEBUG)  # which would print
+    return value.pattern, int(value.flags) & ~int(re.DEBUG)  # re.DEBUG would print
 
 
 def _to_int(text: str) -> int:
@@ -217,7 +217,7 @@ def _to_bytearray(text: str) -> bytearray:
 
 
 def _split_set(value: set[Any] | frozenset[Any]) -> tuple[list[Any]]:
-    """Return the items, sorted where all are text: the order of a set of text changes each time."""
+    """Return the items; text is sorted, because its order in a set differs between processes."""
     items = list(value)
     if all(type(item) is str for item in items):
         return (sorted(items),)
@@ -225,13 +225,13 @@ def _split_set(value: set[Any] | frozenset[Any]) -> tuple[list[Any]]:
     return (items,)
 
 
-#: How many keys of one dictionary, or items of one set, may have the same hash: each further one
-#: is compared to all of them. Only data that was made for that has more.
+#: The maximum of keys in one dictionary, or items in one set, with the same hash. Each further one
+#: is compared to all of them; only data made for an attack has more.
 _MAX_TWINS = 1_000
 
 
 def check_hashes(keys: list[Any]) -> None:
-    """Refuse keys that would make a dictionary or a set quadratic: those of one hash.
+    """Raise for keys of the same hash, which make a dictionary or a set quadratic.
 
     Raises:
         MismatchError: More than a thousand have the same hash.
@@ -260,7 +260,7 @@ def _split_error(error: BaseException) -> tuple[str, str, list[str]]:
     try:
         message = str.__str__(str(error))
     except Exception as broken:  # noqa: BLE001 - the run must be kept, whatever a message does
-        message = f"<its message cannot be told: {type(broken).__name__}>"
+        message = f"<no message: str() raises {type(broken).__name__}>"
     return type(error).__qualname__, message, notes
 
 

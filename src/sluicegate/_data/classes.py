@@ -1,4 +1,4 @@
-"""Classes with fields: how instances are read and built without running their constructors."""
+"""Classes with fields: reading and building instances without running their constructors."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 
     from sluicegate._data.refusals import Kinds
 
-_HASH = "_attrs_cached_hash"  # what attrs remembers of a hash holds for one process only
+_HASH = "_attrs_cached_hash"  # a hash that attrs caches is valid in one process only
 _TUPLE: Any = tuple
 _FACTORY: Any = attrs.Factory
 _OBJECT: Any = object
 
 
 def form_of(hint: Any) -> Form | Row | None:  # noqa: PLR0911, C901 - one for each kind of class
-    """Return how instances of a class are kept, or None where they cannot be."""
+    """Return how snapshots keep instances of a class, or None if they cannot."""
     if not isinstance(hint, type):
         return None
     cls = cast("Any", hint)
@@ -95,13 +95,13 @@ def _of_attrs(field: Any) -> Field:
 
 
 def _is_built_upon_c(cls: type) -> bool:
-    """Whether some state of an instance may be elsewhere than in its attributes."""
+    """Whether an instance may have state outside its attributes."""
     made_by = [vars(base).get("__new__") for base in cls.__mro__[:-1]]
     return any(isinstance(new, types.BuiltinFunctionType) for new in made_by)
 
 
 def _is_a(cls: type, module: str, name: str) -> bool:
-    """Whether ``cls`` derives from a class of a package, which is not imported for that."""
+    """Whether ``cls`` derives from a class of a package, without importing the package."""
     base = getattr(sys.modules.get(module), name, None)
     return isinstance(base, type) and issubclass(cls, base)
 
@@ -150,7 +150,7 @@ def _enum_row(cls: type[enum.Enum]) -> Row:
 
 
 def _flag_row(cls: type[enum.Flag]) -> Row:
-    find: Any = enum.Flag._missing_  # the class may have one of its own
+    find: Any = enum.Flag._missing_  # the class may override it
 
     def join(value: int) -> Any:
         known = cls._value2member_map_.get(value)
@@ -195,7 +195,7 @@ def _struct_form(cls: Any) -> Form:
     return Form(
         cls,
         {name: kinds_of_field(hints, name, values.get(name, attrs.NOTHING)) for name in names},
-        frozenset(names) - optional,  # the others are made by msgspec itself
+        frozenset(names) - optional,  # msgspec fills in the others
         [hints.get(name, Any) for name in names],
         lambda value: {name: getattr(value, name) for name in names},
         build,
@@ -204,23 +204,23 @@ def _struct_form(cls: Any) -> Form:
 
 
 def _bare_struct(cls: Any) -> Any:
-    """Return a class whose objects are laid out as those of ``cls``, and that runs no user code."""
+    """Return a class with the object layout of ``cls`` that runs no user code."""
 
     class Bare:
         __slots__ = ()
 
         def __init_subclass__(cls, **_: Any) -> None:
-            """Keep the hook of the class out of this."""
+            """Do not run the hook of the class."""
 
         def __post_init__(self) -> None:
-            """Do nothing: the object is as it was."""
+            """Do not run the hook of the class."""
 
     meta: Any = cast("Any", type(cls))
     return meta.__new__(meta, cls.__name__, (Bare, cls), {"__module__": cls.__module__})
 
 
 def unset_row() -> list[Row]:
-    """Return how ``msgspec.UNSET`` is kept, where msgspec is in use."""
+    """Return the row of ``msgspec.UNSET`` if msgspec is imported."""
     unset: Any = getattr(sys.modules.get("msgspec"), "UNSET", None)
     if unset is None:
         return []
@@ -262,7 +262,7 @@ def _object_form(cls: Any, fields: dict[str, Field]) -> Form:
 
 
 def _reader(cls: type, slotted: list[str]) -> Callable[[Any], dict[str, Any]]:
-    if issubclass(cls, Event):  # frozen: there is no need of a copy
+    if issubclass(cls, Event):  # frozen, so no copy is needed
         return attrgetter("__dict__")
     if not slotted:
         return lambda value: dict(value.__dict__)
@@ -307,7 +307,7 @@ def _builder(
 
 
 def parts_of(hint: Any) -> list[Any]:  # noqa: PLR0911 - one for each form
-    """Return what an annotation is made of: other annotations, or those of a class's fields."""
+    """Return the parts of an annotation: its arguments, or the annotations of a class's fields."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return [arguments[0]]

@@ -1,8 +1,8 @@
-"""Snapshots as plain data: values become JSON and come back with their types, by a closed codec.
+"""A closed codec for snapshots: values become plain JSON data and come back with their types.
 
-What JSON has is written as it is. Everything else is a tagged object, ``{"$": name, "v": ...}``:
-the name is a built-in's or that of a class that was handed to the codec. No name in the data is
-imported, and no code of a user's class is run but default factories of fields that are new.
+Values that JSON has are written unchanged. Every other value is a tagged object,
+``{"$": name, "v": ...}``, with the name of a built-in or of a class that the codec was given. The
+codec never imports a name in the data. It runs no user code except default factories of new fields.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     Decode: TypeAlias = Callable[[dict[str, Any]], Any]
 
 
-#: What tells the contents of two values of one class apart; it need not be decoded.
+#: Encodes the content of a value for comparison only; it is never decoded.
 _encode_content = msgspec.json.Encoder(order="deterministic").encode
 
 _ATOMS = frozenset({str, int, float, bool, type(None)})
@@ -60,34 +60,34 @@ _NO_STACK = "is nested too deeply for what is left of the stack; expected flatte
 
 
 class Codec:
-    """Turns values into plain JSON data and back, for a fixed set of classes.
+    """Converts values of a fixed set of classes to plain JSON data and back.
 
-    Kept with their types are the built-in values and containers, what ``datetime``, ``decimal``,
-    ``fractions``, ``uuid``, ``pathlib``, ``collections`` (``deque``, ``OrderedDict``, ``Counter``)
-    and ``zoneinfo`` define, and instances of the known classes: events with their open fields,
-    attrs classes, dataclasses, named tuples, enums (by name; flags by value), pydantic models and
-    ``msgspec.Struct``. Exceptions become `RestoredError`. The state of an instance is set as it
-    was: no constructor, validator or ``__post_init__`` runs. A field that the data does not have
-    takes its default, because the class may have got it since. ``functools.cached_property`` is
-    not kept.
+    The codec keeps the types of built-in values and containers, of the values of ``datetime``,
+    ``decimal``, ``fractions``, ``uuid``, ``pathlib``, ``collections`` (``deque``, ``OrderedDict``,
+    ``Counter``) and ``zoneinfo``, and of instances of the known classes: events with their open
+    fields, attrs classes, dataclasses, named tuples, enums (by name; flags by value), pydantic
+    models and ``msgspec.Struct``. Exceptions become `RestoredError`. The codec restores the state
+    of an instance directly: no constructor, validator or ``__post_init__`` runs. A field that the
+    data lacks gets its default, because the class may have added it later. Values of
+    ``functools.cached_property`` are not kept.
 
-    Identity is not kept: what two values shared they hold twice afterwards.
+    Identity is not kept: an object that two values share becomes two objects.
 
-    Both directions check the fields of an instance against the classes in their annotations, by
-    no function of these, so that what can be written can be read. A field of pydantic, or one with
-    a converter, may hold what its annotation does not say, because the class has made it so; and
-    items of containers may. Such fields are noted in the data, and all others are refused when
-    they do not fit. An annotation that cannot be resolved is not checked.
+    Both directions check the fields of an instance against the classes in their annotations and call
+    no user function, so every written value can be read. A pydantic field, a field with a converter
+    and the items of a container may differ from the annotation, because the class made them so.
+    Such fields are listed in the data; any other field that does not fit is refused. An annotation
+    that cannot be resolved is not checked.
 
-    A codec does not change: tasks and threads may share it. No method is a checkpoint.
+    A codec is immutable, so tasks and threads can share it. No method is a checkpoint.
 
     Args:
-        classes: The classes whose instances may be written and read. Of a generic alias it is the
-            class that counts. Built-in types that are kept anyway are allowed.
-        drops_removed: Whether values are left out whose fields the classes no longer have.
+        classes: The classes whose instances may be written and read. A generic alias means its
+            class. Built-in types are allowed.
+        drops_removed: Whether to leave out values of fields that the classes no longer have.
 
     Raises:
-        SnapshotError: A class is of no kind that can be kept, or two different classes have the
+        SnapshotError: A class is of a kind that cannot be kept, or two different classes have the
             same module and name.
     """
 
@@ -124,17 +124,17 @@ class Codec:
     def of(
         cls, roots: Iterable[type], extra: Iterable[type] = (), *, drops_removed: bool = False
     ) -> Codec:
-        """Make a codec for some classes and all that the annotations of their fields lead to.
+        """Make a codec for some classes and all classes in the annotations of their fields.
 
         Annotations are followed through unions, containers, ``Annotated``, type variables and
-        aliases. Subclasses are not found this way; nor is what an annotation names that cannot be
-        resolved at run time. Both are named in ``extra``.
+        aliases. List subclasses, and classes in annotations that cannot be resolved at run time,
+        in ``extra``.
 
         Args:
-            roots: Where to begin. A root of a kind that cannot be kept is left out; a value of it
-                is refused when it is to be written.
-            extra: Further classes, for what the annotations do not tell. These must be of a kind
-                that can be kept. A class of secrets is known only if it is one of these.
+            roots: The first classes. A root of a kind that cannot be kept is left out; its values
+                are refused when they are written.
+            extra: Further classes, which must be of a kind that can be kept. A class of secrets
+                must be listed here.
             drops_removed: As for the constructor.
 
         Raises:
@@ -144,7 +144,7 @@ class Codec:
         found = dict.fromkeys(named)
         seen: set[int] = set()
         todo: list[Any] = [*roots, *named]
-        kept: list[Any] = []  # alive, so that no id is used twice
+        kept: list[Any] = []  # keeps them alive, so that ids are unique
         while todo:
             hint = todo.pop()
             if id(hint) in seen:
@@ -157,7 +157,7 @@ class Codec:
         return cls(found, drops_removed=drops_removed)
 
     def require(self, kind: type) -> None:
-        """Check that what a step waits for can be kept once it is there.
+        """Check that an event that a step waits for can be kept when it arrives.
 
         Raises:
             SnapshotError: The codec does not know the class.
@@ -174,18 +174,17 @@ class Codec:
     def encode(self, value: Any, path: str) -> Any:
         """Return a value as plain data: dicts with str keys, lists, str, int, float, bool, None.
 
-        The data is new and shares nothing that can change with the value. It is what ``json``
-        and ``msgspec`` take: integers have 64 bits, floats are finite, text is UTF-8. The order
-        of keys matters.
+        The data shares no mutable object with the value. ``json`` and ``msgspec`` accept it: integers
+        have 64 bits, floats are finite, text is UTF-8. The order of keys matters.
 
         Args:
-            value: What is to be kept.
-            path: How messages call the value, such as ``"event Draft"``.
+            value: The value to write.
+            path: The name of the value in messages, such as ``"event Draft"``.
 
         Raises:
-            SnapshotError: Something in the value cannot be kept: an instance of an unknown class,
-                a live object, a field that does not fit its annotation, a circle, more than 100
-                levels. The message names the way to it.
+            SnapshotError: A part of the value cannot be kept: an instance of an unknown class, a
+                live object, a field that does not fit its annotation, a circle, more than 100
+                levels. The message has the path to it.
         """
         try:
             return self._encoders[type(value)](value, 0)
@@ -195,13 +194,13 @@ class Codec:
             raise MismatchError(_NO_STACK).told(path) from None
 
     def content_key(self, value: Any) -> int:
-        """Return a number of 64 bits that values of equal content share, in every process.
+        """Return a 64-bit number that is the same for equal content in every process.
 
-        A value that cannot be kept is known by its class alone.
+        For a value that cannot be kept, only its class counts.
         """
         try:
             content = _encode_content(value)
-        except (TypeError, ValueError, RecursionError):  # msgspec does not know some value in it
+        except (TypeError, ValueError, RecursionError):  # msgspec does not know a value in it
             try:
                 content = json.dumps(self.encode(value, "a value"), sort_keys=True).encode()
             except SnapshotError:
@@ -210,16 +209,16 @@ class Codec:
         return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
 
     def decode(self, data: Any, path: str) -> Any:
-        """Return the value that `encode` made ``data`` of.
+        """Return the value that `encode` wrote as ``data``.
 
         Args:
-            data: Plain data. It is not changed, and shares nothing that can change with the value.
-            path: How messages call the value, such as ``"event Draft"``.
+            data: Plain data. It is not changed and shares no mutable object with the value.
+            path: The name of the value in messages, such as ``"event Draft"``.
 
         Raises:
-            SnapshotError: The data is not what `encode` makes: an unknown tag or class, a missing
-                or unknown field, a field that does not fit its annotation, a wrong type of JSON.
-                The message names the way to it.
+            SnapshotError: `encode` does not make such data: an unknown tag or class, a missing or
+                unknown field, a field that does not fit its annotation, a wrong JSON type. The
+                message has the path to it.
         """
         try:
             return self._decode(data)
@@ -242,7 +241,7 @@ class Codec:
             for item in value:
                 made.append(encoders[type(item)](item, depth + 1))  # noqa: PERF401 - see below
         except MismatchError as fault:
-            fault.passed(f"[{len(made)}]", value)  # the length tells which item it was
+            fault.passed(f"[{len(made)}]", value)  # the length is the index of the item
             raise
         return made
 
@@ -250,7 +249,7 @@ class Codec:
         if depth >= MAX_DEPTH:
             raise TooDeepError
         encoders = self._encoders
-        items = list(value.items())  # at once: a thread may be writing to the dict
+        items = list(value.items())  # a copy, because another thread may write to the dict
         plain = all(type(key) is str and key != TAG and is_text(key) for key, _ in items)
         if not plain:
             check_hashes([key for key, _ in items])
@@ -350,7 +349,7 @@ class Codec:
             refuse_content(f"it holds {shown(data)} in place of a list")
         try:
             for item in cast("list[Any]", data):
-                made.append(self._decode(item))  # noqa: PERF401 - the length tells which it was
+                made.append(self._decode(item))  # noqa: PERF401 - the length is the index
         except MismatchError as fault:
             fault.passed(f"[{len(made)}]", cast("Any", data))
             raise
@@ -432,14 +431,13 @@ class Codec:
     def _open(
         self, form: Form, data: dict[str, Any]
     ) -> tuple[dict[Any, Any], tuple[dict[str, Any], list[Any]]]:
-        """Return the fields as they are in the data, and what is beside them.
+        """Return the fields in the data, the other attributes, and the names of odd fields.
 
-        That is the other attributes, and the names of the fields whose values were not what the
-        annotations say when they were written.
+        The values of odd fields did not fit their annotations when they were written.
         """
         beside: Any = data.get("x", {})
         if self._drops and not form.more and type(beside) is dict and TAG not in beside:
-            # What is left out is not read: its class may be gone as well.
+            # Removed fields are not decoded, because their classes may be gone as well.
             beside = {n: part for n, part in cast("Any", beside).items() if n in form.kinds}
         rest: Any = self._decode(beside)
         odd: Any = data.get("odd", [])
@@ -455,7 +453,7 @@ class Codec:
     # -- classes ----------------------------------------------------------------------------
 
     def _add(self, cls: type, *, unique: bool) -> None:
-        """Learn a class, by its full name and, where no other has it, by its short one."""
+        """Register a class by its full name and, if that is unique, by its short name."""
         full = full_name(cls)
         if full in self._decoders:
             msg = f"two different classes are {full}; expected one, or another name for one of them"
@@ -480,15 +478,15 @@ class Codec:
         self._decoders[full] = self._decoders[tag] = decode
 
     def _load_pydantic(self) -> None:
-        """Learn the classes that pydantic defines."""
+        """Register the classes that pydantic defines."""
         for row in () if self._has_pydantic else pydantic_rows():
             tagged = attrs.evolve(row, tag=PREFIX + row.tag)
             self._encoders[row.cls] = self._row_encoder(tagged)
             self._decoders[tagged.tag] = self._row_decoder(tagged)
-        self._has_pydantic = True  # last: another thread may be at it too
+        self._has_pydantic = True  # last, because another thread may load them too
 
     def _find(self, tag: Any) -> Decode:
-        """Return how a tag is read that may be one of pydantic's."""
+        """Return the decoder of an unknown tag, which can be one of pydantic's."""
         if type(tag) is str and tag.startswith(PREFIX):
             self._load_pydantic()
             found = self._decoders.get(tag)

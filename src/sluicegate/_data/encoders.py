@@ -1,4 +1,4 @@
-"""How each class is written: the table of the codec, and what its gaps mean."""
+"""The table of encoders by class, and the refusal of values of other classes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _KEPT = (
     "an event, an attrs class, a dataclass, a named tuple, an enum, a pydantic model or a Struct"
 )
 _PLAIN = (str, int, float, tuple, list, dict, set, frozenset, bytes, bytearray, deque)
-#: What is like a plain container, and the container.
+#: Abstract classes of containers, each with the plain container.
 _LIKE = ((memoryview, bytes), (Mapping, dict), (AbstractSet, set), (Sequence, list))
 
 
@@ -36,14 +36,14 @@ def as_is(value: Any, _depth: int) -> Any:
 
 
 def write_names(values: dict[str, Any]) -> dict[str, Any]:
-    """Write an object whose keys may be any text; its values are written already."""
+    """Write a dict whose values are written already and whose keys can be any text."""
     if all(name != TAG and is_text(name) for name in values):
         return values
     return {TAG: "dict", "v": [[encode_str(name, 0), part] for name, part in values.items()]}
 
 
 class Encoders(dict[type, "Encode"]):
-    """How each class is written; what is not there is an exception, pydantic's, or is refused."""
+    """The encoder of each class; a missing class is an exception, one of pydantic's, or refused."""
 
     load: Callable[[], None]
     names: Container[str]
@@ -63,17 +63,17 @@ def full_name(cls: type) -> str:
 
 
 def is_list_of_names(data: Any) -> bool:
-    """Whether plain data is a list of text."""
+    """Whether plain data is a list of str."""
     return type(data) is list and all(type(name) is str for name in cast("list[Any]", data))
 
 
 def beside_of(
     form: Form, made: dict[str, Any], rest: dict[str, Any], odd: list[str]
 ) -> dict[str, Any]:
-    """Return what is written beside the fields of an instance.
+    """Return the entries beside the fields of an instance.
 
-    That is ``x``, the other attributes, and ``odd``, the names of the fields that are not what the
-    annotations say: they were made so by a function of the class, or are unset.
+    ``x`` has the other attributes. ``odd`` has the names of fields that do not fit their annotations,
+    because a function of the class made their values or because they are unset.
     """
     if len(made) < len(form.kinds):
         odd = [*odd, *form.check_complete(made)]
@@ -85,9 +85,9 @@ def beside_of(
 
 
 def refuse_value(value: Any, _depth: int) -> NoReturn:
-    """Refuse a value of a class that the codec does not know.
+    """Raise for a value of a class that the codec does not know.
 
-    What is advised is what works: a class is to be named only where it can be kept.
+    The message gives only advice that works: it suggests ``serializable`` for a class that can be kept.
     """
     cls = cast("type[Any]", type(value))
     name = cls.__qualname__
@@ -116,7 +116,7 @@ def refuse_value(value: Any, _depth: int) -> NoReturn:
 
 
 def refuse_twin(value: Any, _depth: int) -> NoReturn:
-    """Refuse a value of a class that is defined twice, and that the codec knows the other time."""
+    """Raise for a value of a class that was defined twice; the codec knows the other definition."""
     msg = (
         f"is a {type(value).__qualname__}, but not of the class of that name in "
         f"{type(value).__module__} that the workflow knows: it was defined twice (a module that was "
@@ -126,7 +126,7 @@ def refuse_twin(value: Any, _depth: int) -> NoReturn:
 
 
 def _plain_form(value: Any) -> str | None:
-    """Return what to write instead of a value, where a plain one holds the same."""
+    """Return a plain value that has the same content, as source, or None."""
     if call := plain_form(value):
         return f"a plain value: {call}"
     kind = next((kind for kind in _PLAIN if isinstance(value, kind)), None)
@@ -139,6 +139,6 @@ def _plain_form(value: Any) -> str | None:
         return "a datetime.timezone, or a zoneinfo.ZoneInfo"
     if hasattr(cast("object", value), "to_pydatetime"):
         return "a plain datetime: value.to_pydatetime()"
-    # A datetime is a date too, and its row comes later.
+    # A datetime is also a date; its row comes later.
     kept = [row.cls.__name__ for row in rows() if isinstance(value, row.cls)]
     return f"a plain {kept[-1]}" if kept else None

@@ -1,4 +1,4 @@
-"""What a class says of its fields: their annotations, their defaults, and what changes their values."""
+"""The declared fields of a class: annotations, defaults, and functions that change values."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from sluicegate._data.pydantic import is_strict, pydantic_config, pydantic_field
 
 @attrs.frozen
 class Traits:
-    """What a class with declared fields says of them.
+    """The fields that a class declares.
 
     Attributes:
         hints: The resolved annotations, by name.
-        defaults: The defaults that are values, and the classes that are default factories.
-        converted: The fields whose values pass through a function of the user's when an object is
-            made, and may be of another class than the annotation says.
-        converts_on_set: Whether an assignment runs these functions too.
-        strict: The fields of which pydantic's core is to convert nothing.
+        defaults: Examples of default values, by name.
+        converted: The fields whose values a user's function converts when an object is made, so
+            that they can differ from the annotation.
+        converts_on_set: Whether an assignment calls these functions too.
+        strict: The fields whose values pydantic's core must not convert.
     """
 
     hints: dict[str, Any]
@@ -34,7 +34,7 @@ class Traits:
 
 
 def traits_of(cls: Any) -> Traits:
-    """Return what an attrs class, a dataclass or a pydantic model says of its fields.
+    """Return the declared fields of an attrs class, a dataclass or a pydantic model.
 
     Raises:
         TypeError: An annotation cannot be resolved.
@@ -64,7 +64,7 @@ def _dataclass_fields(cls: Any) -> tuple[Any, ...]:
 
 
 def _examples(defaults: dict[str, Any], factories: dict[str, Any]) -> dict[str, Any]:
-    """Return a value such as a field has by default, where it can be told without a call."""
+    """Return an example of each default that is known without calling user code."""
     made = {name: value for name, value in defaults.items() if value is not attrs.NOTHING}
     for name, factory in factories.items():
         if factory in (list, dict, set, tuple, str, int, float, bool, bytes, frozenset, deque):
@@ -113,7 +113,7 @@ def _converted_by_pydantic(
 
 
 def _is_function(metadata: Any) -> bool:
-    """Whether what an annotation carries makes values of its own, as ``AfterValidator`` does."""
+    """Whether metadata of an annotation changes values, as ``AfterValidator`` does."""
     return hasattr(metadata, "__get_pydantic_core_schema__")
 
 

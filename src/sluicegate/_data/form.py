@@ -1,4 +1,4 @@
-"""How the instances of one class are read and built, and what its fields may hold."""
+"""The form of a class: how its instances are read and built, and the classes of its fields."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sluicegate._data.refusals import Kinds
 
-#: What a pydantic model holds beside its fields.
+#: The state of a pydantic model beside its fields.
 MODEL_STATE: dict[str, Kinds] = {
     "__pydantic_fields_set__": (set,),
     "__pydantic_extra__": (dict,),
@@ -34,7 +34,7 @@ MODEL_STATE: dict[str, Kinds] = {
 
 @attrs.frozen
 class Look:
-    """An annotation of which the class of a value does not tell all, and what does."""
+    """An annotation that the class of a value does not decide alone, and its check."""
 
     hint: Any
     fits: Callable[[Any], bool]
@@ -46,18 +46,18 @@ class Form:
 
     Attributes:
         cls: The class.
-        kinds: The fields, and the classes that each may hold.
+        kinds: The fields, each with the classes of its values.
         required: The fields that are always set.
         hints: The annotations of the fields.
-        read: Returns what an instance holds, by name.
-        build: Makes an instance of the values of fields and of other attributes.
-        more: Whether there may be other attributes.
+        read: Returns the attributes of an instance, by name.
+        build: Makes an instance of the values of its fields and of its other attributes.
+        more: Whether an instance can have other attributes.
         ignored: Other attributes that are not kept.
-        defaults: How the default of a field is made of the values before it, for data of a time
-            when the class had no such field.
-        looks: What tells of the items of a field whether they fit.
-        loose: The fields that may hold values of other classes than their annotations say.
-        settle: Fits what an instance holds beside its fields to the class as it is now.
+        defaults: Functions that make the default of a field from the values of the fields before
+            it, for data that is older than the field.
+        looks: The checks for the items of fields.
+        loose: The fields whose values can differ from their annotations.
+        settle: Fits the state beside the fields to the class as it is now.
     """
 
     cls: type
@@ -74,26 +74,24 @@ class Form:
     settle: Callable[..., None] | None = None
 
     def missing(self, values: dict[str, Any]) -> list[str]:
-        """Return the fields that are always set, and are not among some values."""
+        """Return the required fields that ``values`` does not have."""
         return [name for name in self.kinds if name in self.required and name not in values]
 
     def odd_name(self, name: str, item: object) -> list[str]:
-        """Return the name of a field whose value is not what the annotation says.
+        """Return the name of a field whose value does not fit the annotation, in a list.
 
         Raises:
-            MismatchError: It may not be of such a class.
+            MismatchError: Only a loose field can have a value of such a class.
         """
-        if not isinstance(item, self.kinds[name]):
-            if name not in self.loose:
-                refuse_misfit(item, self.kinds[name])
-            return [name]
+        if name not in self.loose and not isinstance(item, self.kinds[name]):
+            refuse_misfit(item, self.kinds[name])
         return [name]
 
     def check(self, name: str, item: object, odd: list[str]) -> None:
-        """Refuse a value that was read and does not fit the annotation, nor was odd when written.
+        """Check a value that was read and does not fit the annotation.
 
         Raises:
-            MismatchError: It does not.
+            MismatchError: It was not odd when it was written.
         """
         if not isinstance(item, self.kinds[name]):
             if name not in odd or name not in self.loose:
@@ -102,10 +100,10 @@ class Form:
             refuse_items(item, self.looks[name].hint)
 
     def check_complete(self, values: dict[str, Any]) -> list[str]:
-        """Return the fields that an instance lacks, where it may.
+        """Return the loose fields that an instance lacks.
 
         Raises:
-            MismatchError: It lacks others.
+            MismatchError: It lacks other required fields.
         """
         missing = self.missing(values)
         lost = [name for name in missing if name not in self.loose]
@@ -117,20 +115,20 @@ class Form:
     def bring_up_to_date(
         self, values: dict[str, Any], rest: dict[Any, Any], odd: list[str], *, drops: bool
     ) -> dict[str, Any]:
-        """Fit what was read to the class as it is now: fields that are new, others that are gone.
+        """Fit data to the class as it is now, which can have new fields and lack old ones.
 
         Args:
-            values: The fields that the data has. Defaults of those that are new are put in.
+            values: The fields in the data. This method adds the defaults of new fields.
             rest: The other attributes.
-            odd: The names of the fields that were not what the annotations say.
-            drops: Whether what the class has no place for is left out.
+            odd: The names of the fields that did not fit their annotations.
+            drops: Whether to leave out attributes that the class no longer has.
 
         Returns:
             The other attributes that are kept.
 
         Raises:
-            MismatchError: A field is missing and has no default, a default factory fails, or
-                something has no place in the class.
+            MismatchError: A missing field has no default, a default factory fails, or the class
+                no longer has an attribute.
         """
         kept = self._sort_out(rest, values, drops=drops) if rest else rest
         if self.settle is not None:
@@ -152,10 +150,10 @@ class Form:
     def _sort_out(
         self, rest: dict[Any, Any], made: dict[str, Any], *, drops: bool
     ) -> dict[str, Any]:
-        """Put what is a field by now among the fields, and return the other attributes.
+        """Move attributes that are fields by now to the fields, and return the others.
 
         Raises:
-            MismatchError: A key is no name, or the class has no other attributes.
+            MismatchError: A key is not a name, or the class has no other attributes.
         """
         kept: dict[str, Any] = {}
         for name, item in rest.items():
@@ -176,11 +174,11 @@ class Form:
         return kept if self.more else {}
 
     def refuse_name(self) -> NoReturn:
-        """Refuse an attribute of an instance that is no field."""
+        """Raise for an attribute of an instance that is no field."""
         raise MismatchError(self._no_field())
 
     def refuse_removed(self, *, drops: bool) -> None:
-        """Refuse a name in the data that is no field, unless what was removed is left out."""
+        """Raise for a name in the data that is no field, unless removed fields are left out."""
         if not drops:
             option = "resume(snapshot, drop_removed_fields=True)"
             msg = f"{self._no_field()}; or, to leave out what was removed, {option}"
@@ -193,15 +191,15 @@ class Form:
 
 @attrs.frozen
 class Field:
-    """One field, as its class declares it.
+    """A field as its class declares it.
 
     Attributes:
         default: Its default, if that is a value.
         is_set: Whether every instance has it.
-        make: Makes its default of the object so far; None where there is no default.
-        hint: Its annotation, where the class has it resolved.
-        is_loose: Whether its value may be of another class than its annotation says.
-        convert: What the class makes of a default that does not fit the annotation.
+        make: Makes its default, given the object so far; None if there is no default.
+        hint: Its annotation, if the class has it resolved.
+        is_loose: Whether its value can differ from its annotation.
+        convert: Converts a default that does not fit the annotation.
     """
 
     default: object = attrs.Factory(lambda: attrs.NOTHING)
@@ -219,7 +217,9 @@ def defaults_of(
 ) -> dict[str, Callable[[dict[str, Any]], Any]]:
     def maker(name: str, field: Field) -> Callable[[dict[str, Any]], Any]:
         def make(values: dict[str, Any]) -> Any:
-            made = cast("Any", field.make)(build(dict(values), {}))  # it may look at the others
+            made = cast("Any", field.make)(
+                build(dict(values), {})
+            )  # a factory may read other fields
             if field.convert is None or fits(hints.get(name, Any), made):
                 return made
             return field.convert(made)
@@ -233,7 +233,7 @@ def defaults_of(
 
 
 def known_hints_of(cls: type) -> dict[str, Any]:
-    """Return the annotations of a class, or none where one of them cannot be resolved."""
+    """Return the annotations of a class, or none if one of them cannot be resolved."""
     try:
         return resolve(cls)
     except UNRESOLVED:
@@ -241,7 +241,7 @@ def known_hints_of(cls: type) -> dict[str, Any]:
 
 
 def looks_of(hints: dict[str, Any], names: Iterable[str]) -> dict[str, Look]:
-    """Return what looks at the items of those fields of which the class does not tell all."""
+    """Return the checks for fields that the class of a value does not decide alone."""
     made = [(name, hints[name], checker(hints[name])) for name in names if name in hints]
     return {name: Look(hint, look) for name, hint, look in made if look is not None}
 

@@ -1,10 +1,10 @@
-"""Events from outside: plain data becomes an event of a class that the caller named, or an error.
+"""Events from outside: plain data becomes an event of a class that the caller names, or an error.
 
-The decoding is closed. No class is looked up or imported by a name in the data; where a field may
-hold one of several event classes, the data may say which by the key ``"event"``.
+The decoding is closed: it never looks up or imports a class by a name in the data. If a field accepts
+several event classes, the key ``"event"`` in the data selects one of these.
 
-Everything that a class has runs: converters, validators, default factories. Plain values go through
-msgspec, models and types of pydantic through pydantic, and both only ever into the annotated class.
+Converters, validators and default factories of the classes run. Msgspec makes plain values, pydantic
+makes its models and types, and both make only values of the annotated class.
 """
 
 from __future__ import annotations
@@ -47,18 +47,17 @@ TAG = "event"
 
 
 def decode_event(cls: type[E], data: Mapping[str, Any]) -> E:
-    """Make an event of ``cls`` from plain data that came from outside (JSON, a command line).
+    """Make an event of ``cls`` from plain data from outside, such as JSON or a command line.
 
-    Each value is validated against the annotation of its field, and converted where JSON has no
-    such type: dates, enums, paths, dataclasses, attrs classes, pydantic models, events within the
-    event, lists and unions of these. Converters and validators of the classes run.
+    Each value is validated against the annotation of its field. Types that JSON does not have are
+    converted: dates, enums, paths, dataclasses, attrs classes, pydantic models, nested events, and
+    lists and unions of these. Converters and validators of the classes run.
 
-    Of a union, the first member that fits is taken. Among mappings that is the first member that
-    knows all keys; among several event classes, the data says which by the key ``"event"``.
+    A union uses the first member that fits, or the first that has fields for all keys of a mapping. Among several event classes, the key ``"event"`` in the data selects one.
 
     Raises:
         TypeError: A field is missing, unknown or has the wrong type, or a converter or validator
-            refuses it; the message names it. Or the data is no mapping at all.
+            refuses it (the message names the field); or the data is not a mapping.
     """
     if not isinstance(data, Mapping):
         name = text_of(cls)
@@ -71,7 +70,7 @@ def decode_event(cls: type[E], data: Mapping[str, Any]) -> E:
 
 
 def decode_value(hint: Any, value: Any) -> Any:
-    """Make a value of any annotation from plain data that came from outside.
+    """Make a value of an annotation from plain data from outside.
 
     Raises:
         DecodingError: The data does not fit.
@@ -83,8 +82,8 @@ def decode_value(hint: Any, value: Any) -> Any:
         raise DecodingError(msg) from None
 
 
-def fits(hint: Any, value: Any) -> bool:
-    """Whether ``value``, from outside, would be taken for a field with the annotation ``hint``."""
+def accepts(hint: Any, value: Any) -> bool:
+    """Whether a field with the annotation ``hint`` accepts ``value`` from outside."""
     try:
         decode_value(hint, value)
     except DecodingError:
@@ -100,7 +99,7 @@ def _refuse(value: Any, expected: object) -> NoReturn:
 
 
 def _part(hint: Any, value: Any, step: str) -> Any:
-    """Decode a part of a value, and put the way to it before what goes wrong there."""
+    """Decode a part of a value, and put its place before the path of an error."""
     try:
         return _decode(hint, value)
     except DecodingError as error:
@@ -120,7 +119,7 @@ def _decode_event(cls: type[Event], data: Mapping[Any, Any]) -> Event:
             msg = f"{cls.__name__} has the key {brief(name)}; expected names of fields"
             raise DecodingError(msg)
         if name not in hints:
-            values[name] = value  # an open field, or one that the constructor refuses
+            values[name] = value  # an open field, or an unknown one, which the constructor refuses
             continue
         try:
             values[name] = decode_value(hints[name], value)
@@ -188,7 +187,7 @@ def _decode(hint: Any, value: Any) -> Any:  # noqa: C901, PLR0911 - one for each
 
 
 def is_plain(hint: Any) -> bool:
-    """Whether msgspec alone can make all that an annotation names."""
+    """Whether msgspec alone can make the values of an annotation."""
     todo: list[Any] = [hint]
     seen: set[Any] = set()
     while todo:
@@ -253,7 +252,7 @@ def _decode_other(kind: Any, data: Any) -> Any:
     if make is not None:
         try:
             return make(data)
-        except Exception as error:  # it may be of any class; msgspec takes one of ValueError
+        except Exception as error:  # of any class; msgspec reports a ValueError
             raise ValueError(str(error)) from error
     msg = f"Expected `{text_of(kind)}`, got `{type(data).__name__}`"
     raise ValueError(msg)
@@ -290,7 +289,7 @@ def _decode_union(kinds: list[Any], value: Any) -> Any:
     if plain and len(plain) == len(others):
         try:
             return _convert(Union[tuple(kinds)], value)  # noqa: UP007 - it is made of parts
-        except TypeError:  # a union that msgspec cannot tell apart: one by one, then
+        except TypeError:  # msgspec does not support the union, so try its members in order
             pass
     if others and all(map(is_pydantic, others)) and not events:
         return decode_by_pydantic(Union[tuple(others)], value)  # noqa: UP007
@@ -298,7 +297,7 @@ def _decode_union(kinds: list[Any], value: Any) -> Any:
 
 
 def _decode_first(kinds: list[Any], value: Any) -> Any:
-    """Return a value of the first kind that fits, of a mapping the first that knows all keys."""
+    """Return a value of the first kind that fits, or of the first that knows all keys of a mapping."""
     taken: list[Any] = []
     errors: list[tuple[Any, DecodingError]] = []
     for kind in kinds:
@@ -412,7 +411,7 @@ def _takes_fields(kind: Any) -> bool:
 
 
 def _knows_all(kind: Any, data: Mapping[Any, Any]) -> bool:
-    """Whether all keys of some data are fields of the class, as far as it declares them."""
+    """Whether a class declares fields for all keys of some data."""
     cls: Any = class_of(kind)
     if hasattr(cls, "model_fields"):
         fields = cast("dict[str, Any]", cls.model_fields)
@@ -420,7 +419,7 @@ def _knows_all(kind: Any, data: Mapping[Any, Any]) -> bool:
     inputs = inputs_of(cls)
     if inputs is None:
         return True
-    # A field that the constructor does not take is known, too.
+    # Fields that the constructor does not take count as well.
     declared = {f.name for f in getattr(cls, "__attrs_attrs__", ())}
     declared |= {*getattr(cls, "__dataclass_fields__", ())}
     return data.keys() - declared <= {name for field in inputs.fields for name in field.names}

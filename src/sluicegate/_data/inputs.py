@@ -1,6 +1,6 @@
-"""The fields that a class takes from plain data: names, annotations, and which are required.
+"""The fields that a class takes from plain data: their names and annotations, and which are required.
 
-Decoding and the JSON Schema of events both follow it.
+Decoding and the JSON Schema of events both use them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from sluicegate._events.generics import substituted
 from sluicegate._foreign import is_init_var, is_of
 
 
-#: The collections of items, each with the class that its values get.
+#: The classes of collections, each with the class of the decoded value.
 COLLECTIONS: dict[Any, Any] = {
     **{cls: cls for cls in (list, set, frozenset, deque)},
     **dict.fromkeys((Collection, Iterable, MutableSequence, Sequence), list),
@@ -44,14 +44,14 @@ _FACTORY: Any = attrs.Factory
 
 @attrs.frozen
 class Input:
-    """A field as data gives it.
+    """A field that data can set.
 
     Attributes:
-        keyword: The keyword of the constructor.
-        names: The names under which data may have it; the first that it has counts.
-        hint: The annotation of the given value: that of the converter, where the field has one.
+        keyword: Its keyword in the constructor.
+        names: Its names in data; the first one that is present is used.
+        hint: The annotation of its value in data: that of its converter, if it has one.
         is_required: Whether it has no default.
-        default: Its default, where that is a value.
+        default: Its default, if that is a value.
         metadata: The metadata of an attrs field.
     """
 
@@ -65,12 +65,12 @@ class Input:
 
 @attrs.frozen
 class Inputs:
-    """The fields of a class as data gives them.
+    """The fields of a class that data can set.
 
     Attributes:
         fields: The fields that its constructor takes.
-        is_closed: Whether it refuses keys that are no fields.
-        tag: The key that names the class in data, and its value, where the class has them.
+        is_closed: Whether it refuses other keys.
+        tag: The key that names the class in data, and its value, if the class has a tag.
     """
 
     fields: list[Input]
@@ -81,7 +81,7 @@ class Inputs:
 def inputs_of(cls: Any, arguments: tuple[Any, ...] = ()) -> Inputs | None:
     """Return the inputs of a class with named fields, or None for any other class.
 
-    Those are events, attrs classes, dataclasses, typed dicts and structs. Pydantic decodes its own.
+    These are events, attrs classes, dataclasses, typed dicts and structs. Pydantic decodes its own.
 
     Args:
         cls: The class.
@@ -148,7 +148,7 @@ def _value(default: Any) -> Any:
 
 
 def _given_to(converter: Any, hint: Any) -> Any:
-    """Return the annotation of the parameter of a converter; ``hint`` where there is none."""
+    """Return the annotation of the parameter of a converter, or ``hint`` if it has none."""
     function: Any = getattr(converter, "converter", converter)
     if not isinstance(function, types.FunctionType):
         return hint
@@ -191,7 +191,7 @@ def meant_by(hint: Any) -> Any:
 
 
 def made_of_text(kind: Any) -> Callable[[str], Any] | None:
-    """Return the function that makes a value of its text, for classes that msgspec does not know."""
+    """Return the function that makes a value of a class that msgspec does not know from text."""
     cls: Any = class_of(kind)
     if not isinstance(cls, type):
         return None

@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 #: The schema of a value that cannot come from outside.
 _NOTHING: dict[str, Any] = {"not": {}}
-#: How many levels of what cannot be encoded as a whole are gone through one by one.
+#: The maximum depth at which members of a value are encoded one by one.
 DEEPEST = 50
 
 
 def encode(event: Event) -> str:
     """Return an event as one line of JSON, tagged with the name of its class.
 
-    A path is its text; whatever else JSON cannot hold stands there as its repr.
+    A path is written as its text, and any other value that JSON cannot hold as its repr.
     """
     tagged: dict[str, Any] = {"event": type(event).__name__}
     for name, value in shown_fields(event).items():
@@ -65,7 +65,7 @@ def data_of(event: Event) -> dict[str, Any]:
 
 
 def shown_fields(event: Event) -> dict[str, Any]:
-    """Return the fields of an event that are not private; a stop event has a result."""
+    """Return the fields of an event that are not private; a plain stop event has a result."""
     values = {name: value for name, value in fields_of(event).items() if not name.startswith("_")}
     if type(event) is StopEvent:
         values.setdefault("result", None)
@@ -73,12 +73,12 @@ def shown_fields(event: Event) -> dict[str, Any]:
 
 
 def json_of(value: Any, depth: int = 0) -> str:
-    """Return a value as JSON; what JSON cannot hold stands there as its repr."""
+    """Return a value as JSON; values that JSON cannot hold are written as their repr."""
     encoded = _try_encode(value)
     if encoded is not None:
         return encoded
     if isinstance(value, dict) and depth < DEEPEST:
-        # One field that cannot be encoded does not take the others with it.
+        # One field that cannot be encoded does not change how the others are written.
         members = cast("dict[Any, Any]", value)
         fields = (f"{json_of(str(k))}:{json_of(v, depth + 1)}" for k, v in members.items())
         return f"{{{','.join(fields)}}}"
@@ -87,7 +87,7 @@ def json_of(value: Any, depth: int = 0) -> str:
 
 
 def _try_encode(value: Any, hook: Callable[[Any], Any] | None = None) -> str | None:
-    """Return ``value`` as JSON, or None where something in it cannot be encoded."""
+    """Return ``value`` as JSON, or None if a part of it cannot be encoded."""
     try:
         return msgspec.json.encode(value, enc_hook=hook or _plain).decode()
     except Exception:  # noqa: BLE001 - whatever a value of the user's does when it is read
@@ -113,9 +113,9 @@ def _safe_repr(value: Any) -> str:
 def schema_of(cls: type[Event]) -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of the data that `decode_event` takes for an event.
 
-    It has the fields with their annotations, defaults and descriptions. Classes that fields name
-    are in ``$defs``. Converters and validators are functions, so they are not in it; pydantic also
-    converts more than its schema says, such as ``"5"`` to a number.
+    The schema has the fields with their annotations, defaults and descriptions, and the classes in
+    these annotations under ``$defs``. It does not describe converters and validators, because they
+    are functions. Pydantic accepts more than its schema, such as ``"5"`` for a number.
 
     Raises:
         TypeError: An annotation cannot be resolved.
@@ -130,7 +130,7 @@ def schema_of(cls: type[Event]) -> dict[str, Any]:
 
 
 class _Schemas:
-    """The schemas of annotations, and the definitions that they refer to."""
+    """Makes the schemas of annotations and collects their definitions."""
 
     def __init__(self) -> None:
         self.defs: dict[str, Any] = {}
@@ -151,7 +151,7 @@ class _Schemas:
         if inputs.tag is not None:
             properties[inputs.tag[0]] = {"const": inputs.tag[1]}
         schema = {"title": cls.__name__, "type": "object", "properties": properties}
-        # A dataclass without a docstring has its signature there.
+        # The docstring of a dataclass without one is its signature.
         text: str = vars(cls).get("__doc__") or ""
         if text and not text.startswith(f"{cls.__name__}("):
             schema["description"] = inspect.cleandoc(text)
@@ -196,10 +196,10 @@ class _Schemas:
         return {"$ref": f"#/$defs/{self._names[key]}"}
 
     def _adopted(self, make: Callable[[str], tuple[Any, dict[str, Any]]]) -> dict[str, Any]:
-        """Return a schema that a library made, and take its definitions over.
+        """Return a schema that a library makes, and add its definitions.
 
         Args:
-            make: Returns the schema and its definitions, given the end of the names in references.
+            make: Returns the schema and its definitions, given a suffix for names in references.
         """
         for suffix in _suffixes():
             schema, made = make(suffix)
@@ -222,7 +222,7 @@ class _Schemas:
             )
             if schema.get("format") == "decimal":
                 schema["type"] = ["string", "number"]
-            schema.pop("uniqueItems", None)  # a set takes an item twice
+            schema.pop("uniqueItems", None)  # a set accepts duplicates
             return schema, defs
 
         try:
@@ -240,7 +240,7 @@ class _Schemas:
 
         try:
             return self._adopted(make)
-        except pydantic.errors.PydanticUserError:  # a type of which it cannot make a schema
+        except pydantic.errors.PydanticUserError:  # the type has no schema
             return {}
 
     def _annotated(self, hint: Any) -> dict[str, Any]:
@@ -286,13 +286,13 @@ class _Schemas:
 
 
 def _suffixes() -> typing.Iterator[str]:
-    """Yield ends of names: none, then numbers, for classes of the same name."""
+    """Yield suffixes for classes of the same name: an empty one, then numbers."""
     yield ""
     yield from (f"_{number}" for number in itertools.count(2))
 
 
 def _described(field: Input) -> dict[str, Any]:
-    """Return the default of a field, where it is a value, and the options that describe it."""
+    """Return the default of a field, if it is a value, and the options that describe it."""
     made: dict[str, Any] = {}
     is_value = field.default is not attrs.NOTHING
     if is_value and (default := _try_encode(field.default, _refuse)) is not None:

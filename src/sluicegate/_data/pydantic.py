@@ -1,7 +1,7 @@
-"""Values and classes of pydantic: recognised, kept in snapshots, and made from outside.
+"""Values and classes of pydantic: recognised, kept in snapshots, and made from outside data.
 
-Snapshots take them apart and put them together with no validator run; pydantic itself makes those
-from outside. It is imported only where such a value is written or read.
+Snapshots split and join them without running validators. Pydantic itself makes values from outside
+data. It is imported only when such a value is written or read.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from sluicegate._foreign import is_field_info, is_function, is_instance_of, is_o
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: How the tags of these values begin.
+#: The prefix of the tags of these values.
 PREFIX = "pydantic:"
 
 _TEXT, _INT = ((str,),), ((int,),)
 _OBJECT: Any = object
-#: The type of pydantic that imports what the data names.
+#: The type of pydantic that imports a name in the data.
 _IMPORTING = ("pydantic", "ImportString")
 
 
 def is_pydantic(kind: Any) -> bool:
     """Whether pydantic makes the values of an annotation: its models, dataclasses and types.
 
-    Events tell pydantic how they are made, but are none of its.
+    Events have a core schema for pydantic, but pydantic does not make them.
     """
     cls: Any = class_of(kind)
     if cls is typing.Annotated:
@@ -62,14 +62,14 @@ def is_pydantics_own(cls: type) -> bool:
 
 
 def is_secret(cls: type) -> bool:
-    """Whether the values of a class hide what they hold, as ``SecretStr`` does."""
+    """Whether the values of a class hide their content, as ``SecretStr`` does."""
     types: Any = sys.modules.get("pydantic.types")
     bases = tuple(getattr(types, name) for name in ("Secret", "SecretStr", "SecretBytes") if types)
     return bool(bases) and issubclass(cls, bases)
 
 
 def is_for_pydantic(part: Any) -> bool:
-    """Whether what ``Annotated`` adds is more than a constraint or a description to pydantic."""
+    """Whether a part of ``Annotated`` makes pydantic convert, so is no constraint or description."""
     if is_field_info(part):
         said = [*getattr(part, "metadata", ()), getattr(part, "discriminator", None)]
         return any(one is not None for one in said)
@@ -99,7 +99,7 @@ def is_strict(metadata: Any) -> bool:
 
 @functools.cache
 def _core() -> frozenset[Any]:
-    """Return the classes that pydantic's core makes of others, by no function of a class."""
+    """Return the classes to which pydantic's core converts without calling user code."""
     import datetime as dt  # noqa: PLC0415 - not at start-up
     from decimal import Decimal  # noqa: PLC0415
     from uuid import UUID  # noqa: PLC0415
@@ -115,7 +115,7 @@ def _bare(hint: Any) -> Any:
     """Return an annotation of core types without its functions and constraints.
 
     Raises:
-        LookupError: Something in it is no core type.
+        LookupError: A part of it is not a core type.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
@@ -134,10 +134,10 @@ def _bare(hint: Any) -> Any:
 
 
 def convert(hint: Any, value: Any) -> tuple[Any, Exception | None]:
-    """Convert a value as pydantic's core does, by none of the functions in the annotation.
+    """Convert a value as pydantic's core does, without the functions in the annotation.
 
     Returns:
-        The converted value and None; or the value, and why it cannot be converted.
+        The converted value and None; or the value and the error.
     """
     from pydantic import TypeAdapter  # noqa: PLC0415 - it is there: the class is one of pydantic's
 
@@ -152,7 +152,7 @@ def convert(hint: Any, value: Any) -> tuple[Any, Exception | None]:
 
 
 def url_row(cls: Any) -> Row | None:
-    """Return how an URL of pydantic is kept, or None for a class that is none."""
+    """Return the row of a URL class of pydantic, or None for another class."""
     networks: Any = sys.modules.get("pydantic.networks")
     bases = (getattr(networks, "_BaseUrl", None), getattr(networks, "_BaseMultiHostUrl", None))
     for base, inner in zip(bases, ("Url", "MultiHostUrl"), strict=True):
@@ -171,7 +171,7 @@ def _make_url_row(cls: Any, inner: str) -> Row:
 
 
 def _parsed(name: str) -> Callable[[str], Any]:
-    """Return what makes an URL of its text and leaves the text as it is."""
+    """Return a function that makes a URL of its text without changing the text."""
     import pydantic_core  # noqa: PLC0415 - see above
 
     kind: Any = getattr(pydantic_core, name)
@@ -185,7 +185,7 @@ def _parsed(name: str) -> Callable[[str], Any]:
 
 @functools.cache
 def pydantic_rows() -> tuple[Row, ...]:
-    """Return the rows of what pydantic itself defines; none where it is not installed."""
+    """Return the rows of pydantic's own classes; none if it is not installed."""
     try:
         import pydantic_core  # noqa: PLC0415 - see above
         from pydantic import networks, types  # noqa: PLC0415
@@ -232,7 +232,7 @@ def field_of_pydantic(field: Any) -> Field:
         if getattr(field, "default_factory_takes_validated_data", False):
             options["validated_data"] = dict(holder.__dict__)
         made = field.get_default(**options)
-        # What the class would convert is converted, as far as that needs no function of its own.
+        # Convert a default as the class does, as far as that needs no user code.
         return convert(hint, made)[0] if field.validate_default and not fits(hint, made) else made
 
     default = attrs.NOTHING if field.default_factory is not None else field.default
@@ -240,7 +240,7 @@ def field_of_pydantic(field: Any) -> Field:
 
 
 def secret_form(cls: Any) -> Form:
-    """Describe a secret of pydantic: what it hides is written as it is."""
+    """Return the form of a secret of pydantic, whose content is written as plain text."""
 
     def build(values: dict[str, Any], _rest: dict[str, Any]) -> Any:
         made = _OBJECT.__new__(cls)
@@ -269,7 +269,7 @@ def model_form(cls: Any) -> Form:
         made = _OBJECT.__new__(cls)
         object.__setattr__(made, "__dict__", values)
         for name, part in state.items():
-            if part is not None or getattr(cls, name, MODEL_STATE) is not None:  # a RootModel's is
+            if part is not None or getattr(cls, name, MODEL_STATE) is not None:  # as in a RootModel
                 object.__setattr__(made, name, part)
         return made
 
@@ -288,12 +288,12 @@ def model_form(cls: Any) -> Form:
 
 
 def _settle_model(cls: Any, fields: dict[str, Any], values: dict[str, Any], *, drops: bool) -> None:
-    """Fit what a model holds beside its fields to the class as it is now."""
+    """Fit the state of a model beside its fields to the class as it is now."""
     extra: dict[Any, Any] | None = values.get("__pydantic_extra__")
     fields_set: set[Any] = values.get("__pydantic_fields_set__", set())
     is_open = pydantic_config(cls).get("extra") == "allow"
     for name in [*(extra or ())]:
-        if name in fields and name not in values:  # it is a field by now
+        if name in fields and name not in values:  # it has become a field
             values[name] = cast("Any", extra).pop(name)
         elif type(name) is not str or name in fields:
             refuse_content("__pydantic_extra__ has a key that is no name, or that of a field")
@@ -342,7 +342,7 @@ def _settle_private(cls: Any, values: dict[str, Any], *, drops: bool) -> None:
 
 
 def decode_by_pydantic(hint: Any, value: Any) -> Any:
-    """Have pydantic make a value of an annotation.
+    """Return the value that pydantic makes for an annotation.
 
     Raises:
         DecodingError: The value does not fit.
@@ -357,7 +357,7 @@ def decode_by_pydantic(hint: Any, value: Any) -> Any:
 
 
 def validated(hint: Any, value: Any, *, is_json: bool) -> Any:
-    """Return a value as pydantic makes it, of JSON where the value is such."""
+    """Return a value as pydantic makes it; with ``is_json``, by its rules for JSON."""
     import json  # noqa: PLC0415 - pydantic is in use by now
 
     import pydantic  # noqa: PLC0415
@@ -367,7 +367,7 @@ def validated(hint: Any, value: Any, *, is_json: bool) -> Any:
         try:
             text = json.dumps(value)
         except (TypeError, ValueError):
-            text = None  # it holds objects already, as TOML does
+            text = None  # it has objects, such as the dates of TOML
     try:
         adapter: Any = pydantic.TypeAdapter(hint)
         return adapter.validate_python(value) if text is None else adapter.validate_json(text)
@@ -375,13 +375,13 @@ def validated(hint: Any, value: Any, *, is_json: bool) -> Any:
         raise _told(error) from error
     except RecursionError:
         raise
-    except Exception as error:  # of a validator, or a schema that cannot be made
+    except Exception as error:  # from a validator, or because the type has no schema
         msg = f"{text_of(hint)} refuses it: {error}"
         raise DecodingError(msg) from error
 
 
 def _told(error: Any) -> DecodingError:
-    """Return the errors of pydantic as one error that points at the fields."""
+    """Return the errors of pydantic as one error with the paths of the fields."""
     found: list[dict[str, Any]] = error.errors(
         include_url=False, include_context=False, include_input=False
     )
@@ -399,7 +399,7 @@ def _class_of(value: Any) -> Any:
 
 
 def _imports_by_name(hint: Any) -> bool:
-    """Whether pydantic would import what the data names, for some part of an annotation."""
+    """Whether a part of an annotation makes pydantic import a name in the data."""
     todo: list[Any] = [hint]
     seen: list[Any] = []
     while todo:

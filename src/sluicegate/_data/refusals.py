@@ -1,4 +1,4 @@
-"""Errors for values that cannot be kept or read, and the words in which they say why."""
+"""Errors for values that cannot be written or read, and their messages."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
     Kinds: TypeAlias = tuple[type, ...]
 
-#: How deep values may be nested. To read a level takes up to five calls, and up to three levels of
-#: JSON; the rest of Python's 1,000 is for whoever calls the codec.
+#: The maximum nesting of values. Reading one level takes up to five calls and up to three levels of
+#: JSON; the rest of Python's 1,000 calls is left to the caller of the codec.
 MAX_DEPTH = 100
-#: How many of the errors of one model a message lists.
+#: The number of errors of one model that a message lists.
 _LISTED = 3
 
 
 class MismatchError(Exception):
-    """Raised where a value does not fit; each container that it passes adds its part of the way."""
+    """Raised when the codec refuses a value; each container around it adds its part of the path."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -30,7 +30,7 @@ class MismatchError(Exception):
         self.way: list[tuple[str, object]] = []
 
     def passed(self, part: str, holder: object) -> None:
-        """Note that the fault lies in the part of ``holder`` that is written ``part``."""
+        """Add a part of the path: the error is in ``holder``, at ``part``."""
         self.way.append((part, holder))
 
     def told(self, path: str) -> SnapshotError:
@@ -40,13 +40,13 @@ class MismatchError(Exception):
 
 
 class TooDeepError(MismatchError):
-    """Raised at a value that is nested too deeply, often because it holds itself."""
+    """Raised when a value is nested too deeply, often because it contains itself."""
 
     def __init__(self) -> None:
         super().__init__(f"is nested more than {MAX_DEPTH} levels deep; expected flatter values")
 
     def told(self, path: str) -> SnapshotError:
-        """Return the error for the user: where the circle closes, or the beginning of the way."""
+        """Return the error for the user: the place where a value contains itself, or a part of the path."""
         before: dict[int, str] = {}
         for part, holder in reversed(self.way):
             if id(holder) in before:
@@ -58,15 +58,15 @@ class TooDeepError(MismatchError):
 
 
 class DecodingError(Exception):
-    """Raised when data does not fit; its text says how and where."""
+    """Raised when data from outside does not fit; its text gives the reason and the place."""
 
     def __init__(self, text: str, path: str = "") -> None:
         super().__init__(text)
-        #: Each fault, and the way to its place from the value decoded: ``.items[0].price``.
+        #: Each error with its path from the decoded value: ``.items[0].price``.
         self.parts = [(text, path)]
 
     def within(self, step: str) -> DecodingError:
-        """Return the error as one of the whole of which the value is the part at ``step``."""
+        """Put ``step``, the place of the value in its container, before the paths."""
         self.parts = [(text, f"{step}{path}") for text, path in self.parts]
         return self
 
@@ -77,7 +77,7 @@ class DecodingError(Exception):
 
 
 def shown(value: object) -> str:
-    """Return a short form of a value for a message; no code of the user's is called."""
+    """Return a short form of a value for a message, without calling user code."""
     if isinstance(value, type):
         return value.__qualname__
     if (type(value) is str and len(value) <= 60) or value is None or type(value) is bool:
@@ -88,7 +88,7 @@ def shown(value: object) -> str:
 
 
 def refuse_misfit(value: object, allowed: Kinds) -> NoReturn:
-    """Refuse a value that does not fit the annotation of its field."""
+    """Raise for a value that does not fit the annotation of its field."""
     wanted = " or ".join(kind.__name__ for kind in allowed if kind is not RestoredError)
     what = shown(value) if type(value) in (str, int, bool) else f"a {type(value).__name__}"
     call = plain_form(value)
@@ -97,20 +97,20 @@ def refuse_misfit(value: object, allowed: Kinds) -> NoReturn:
 
 
 def refuse_items(value: object, hint: object) -> NoReturn:
-    """Refuse a value whose items do not fit the annotation of its field."""
+    """Raise for a value whose items do not fit the annotation of its field."""
     msg = f"is {brief(value)}; expected {text_of(hint)}, as the annotation says"
     raise MismatchError(msg)
 
 
 def refuse_content(what: str) -> NoReturn:
-    """Refuse the content of a tagged value."""
+    """Raise for invalid content of a tagged value."""
     msg = f"cannot be read: {what}; expected data as encode() made it"
     raise MismatchError(msg)
 
 
 @contextmanager
 def reported() -> Generator[None]:
-    """Tell what a constructor, ``__hash__`` or ``__eq__`` raises for bad data as a fault."""
+    """Convert an exception of a constructor, ``__hash__`` or ``__eq__`` to a MismatchError."""
     try:
         yield
     except MismatchError:

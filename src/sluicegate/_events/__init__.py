@@ -1,4 +1,4 @@
-"""Events: frozen attrs classes made from annotations alone."""
+"""Events: frozen attrs classes whose fields are their annotations."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 
-#: What Python sets when an event that is an exception too is raised.
+#: Attributes that Python sets when it raises an event that is also an exception.
 _OF_EXCEPTIONS = ("__cause__", "__context__", "__traceback__", "__suppress_context__", "__notes__")
 _MUTABLE = (list, dict, set, bytearray)
 
 
 def _close_traps(_cls: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
-    """Give each event its own copy of a mutable default, and keep ``_private`` out of the call."""
+    """Copy mutable defaults for each event, and leave ``_private`` fields out of the constructor."""
     closed: list[attrs.Attribute[Any]] = []
     for field in fields:
         default: Any = field.default
@@ -36,7 +36,7 @@ def _close_traps(_cls: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.A
 
 
 def _explain(cls: type[Event], values: dict[str, Any]) -> str | None:
-    """Say what is wrong with a constructor call, or None where the fault lies deeper."""
+    """Return the error in a constructor call, or None where the call itself is right."""
     fields = {f.alias: f for f in attrs.fields(cls) if f.init}
     call = f"{cls.__name__}({', '.join(f'{name}=...' for name in fields)})"
     for name in values:
@@ -54,7 +54,7 @@ def _explain(cls: type[Event], values: dict[str, Any]) -> str | None:
 
 
 def _make_init(cls: type[Event], init: Callable[..., None]) -> Callable[..., None]:
-    """Give ``cls`` its constructor: attrs' own, with open fields and better messages."""
+    """Return the constructor of ``cls``: that of attrs, with open fields and better messages."""
     fields = attrs.fields(cls)
     is_bare = cls._open and not fields and not cls._methods
     if is_bare and not hasattr(cls, "__attrs_post_init__"):
@@ -63,12 +63,12 @@ def _make_init(cls: type[Event], init: Callable[..., None]) -> Callable[..., Non
     made.__module__ = cls.__module__
     made.__name__ = "__init__"
     made.__qualname__ = f"{cls.__qualname__}.__init__"
-    made.__wrapped__ = init  # type: ignore[attr-defined] # its signature is told
+    made.__wrapped__ = init  # type: ignore[attr-defined] # for its signature
     return made
 
 
 def _is_plain(cls: type[Event], fields: Sequence[Any]) -> bool:
-    """Whether all that the constructor of ``cls`` has to do is to set fields to what is given."""
+    """Whether the constructor of ``cls`` only sets fields to the given values."""
     if cls._open or cls._validates or issubclass(cls, BaseException):
         return False
     if hasattr(cls, "__attrs_pre_init__") or hasattr(cls, "__attrs_post_init__"):
@@ -83,10 +83,10 @@ def _is_plain(cls: type[Event], fields: Sequence[Any]) -> bool:
 
 
 def _plain_init(cls: type[Event], fields: Sequence[Any]) -> Callable[..., None]:
-    """Write the constructor of ``cls`` as attrs would, with what tells of a wrong call in it.
+    """Return a constructor as attrs would write it, which also explains a wrong call.
 
-    A call inside a call is dear in what is made for every hop of a run. ``object.__setattr__``
-    keeps values in the object itself; with a ``__dict__`` beside it an event is half as large again.
+    A run makes an event for every hop, so the constructor contains no second call. It sets fields
+    with ``object.__setattr__``, because an event that uses its ``__dict__`` is half as large again.
     """
 
     def refuse(values: dict[str, Any]) -> None:
@@ -160,29 +160,29 @@ def _careful_init(cls: type[Event], init: Callable[..., None]) -> Callable[..., 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(attrs.field,))
 class Event:
-    """What steps take and return: a frozen object whose fields are its annotations.
+    """The input and output of steps: a frozen object whose fields are its annotations.
 
-    A subclass that declares fields takes exactly these, by keyword, and is an attrs class:
-    ``attrs.field`` gives options, ``attrs.evolve`` and ``attrs.asdict`` work. A subclass that
-    declares none is *open*: it takes any keyword and offers it as attribute. ``class E(Event,
-    open=True)`` takes both. Types are not checked at construction unless the class says
-    ``validate=True``; where data enters from outside they always are.
+    A subclass with fields accepts exactly these fields, as keywords. It is an attrs class:
+    ``attrs.field`` sets options, and ``attrs.evolve`` and ``attrs.asdict`` work. A subclass
+    without fields is *open*: it accepts any keyword and stores it as an attribute.
+    ``class E(Event, open=True)`` accepts both. The constructor checks types only with
+    ``class E(Event, validate=True)``; data from outside is always checked.
 
-    Fields are read as ``event.name``, ``event["name"]`` or ``event.get("name", default)``.
-    Events compare by identity and are passed on by reference to every step that takes them.
+    Read a field as ``event.name``, ``event["name"]`` or ``event.get("name", default)``. Events
+    compare by identity. Every step that takes an event gets the same object.
 
     Raises:
-        TypeError: A field is missing or unknown (the message names the one that was meant), or,
-            with ``validate=True``, has the wrong type.
+        TypeError: A field is missing or unknown (the message suggests a similar name), or, with
+            ``validate=True``, has the wrong type.
     """
 
-    #: The type variables of a generic class that was given no arguments.
+    #: The type variables of a generic class without arguments.
     __parameters__: ClassVar[tuple[Any, ...]] = ()
     _open: ClassVar[bool] = True
     _validates: ClassVar[bool] = False
-    #: The methods and properties that users gave to the class.
+    #: The public methods and properties that users define.
     _methods: ClassVar[frozenset[str]] = frozenset()
-    #: Those that keep their value in the instance.
+    #: The properties that keep their value in the instance.
     _caching: ClassVar[frozenset[str]] = frozenset()
     #: Whether an instance may hold more than its fields.
     _holds_more: ClassVar[bool] = False
@@ -216,8 +216,8 @@ class Event:
             init=True,
             field_transformer=_close_traps,
         )
-        del cls.__setattr__, cls.__delattr__  # those of attrs, whose errors name no field
-        for name in ("__eq__", "__hash__", "__repr__"):  # else @dataclass would set its own
+        del cls.__setattr__, cls.__delattr__  # the errors of attrs' methods name no field
+        for name in ("__eq__", "__hash__", "__repr__"):  # otherwise @dataclass sets them
             setattr(cls, name, getattr(cls, name))
         refuse_shadows(cls, body)
         cls._methods, cls._caching = descriptors_of(cls)
@@ -264,11 +264,11 @@ class Event:
         return iter(fields_of(self))
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return the field called ``name``, or ``default`` where the event has none."""
+        """Return the field called ``name``, or ``default`` if the event has no such field."""
         return fields_of(self).get(name, default)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields, declared and open, as a new dict; values are not copied."""
+        """Return declared and open fields as a new dict; the values are not copied."""
         return dict(fields_of(self))
 
     def __repr__(self) -> str:
@@ -278,16 +278,16 @@ class Event:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: Any, handler: Any) -> Any:
-        """Tell pydantic how an event is validated and written, where one is a field of a model."""
+        """Return the core schema with which pydantic validates and serializes a field of this class."""
         from sluicegate._events.in_pydantic import core_schema_of  # noqa: PLC0415 - pydantic is in use then
 
         return core_schema_of(cls, handler)
 
 
 def fields_of(event: Event) -> dict[str, Any]:
-    """Return the fields of an event, declared and open, by name: not what it keeps beside them.
+    """Return the declared and open fields of an event by name, without its other attributes.
 
-    The dict may be that of the event itself, so it must not be changed.
+    The dict can be the event's own; do not change it.
     """
     cls = type(event)
     held = event.__dict__
@@ -300,7 +300,7 @@ def fields_of(event: Event) -> dict[str, Any]:
 
 
 def is_open(cls: type[Event]) -> bool:
-    """Whether an event class takes any keyword, beside the fields that it declares."""
+    """Whether an event class accepts keywords that are no declared fields."""
     return cls._open
 
 
@@ -327,7 +327,7 @@ add_attributes(Event)
 
 
 class StartEvent(Event):
-    """The event that a run begins with; ``run(**fields)`` makes it from its keywords."""
+    """The first event of a run; ``run(**fields)`` makes it from its keywords."""
 
     if TYPE_CHECKING:
 
@@ -335,10 +335,10 @@ class StartEvent(Event):
 
 
 class StopEvent(Event):
-    """The event that ends a run, returned by a step.
+    """The event that ends a run when a step returns it.
 
-    A plain ``StopEvent(result=...)`` gives ``result`` to whoever awaits the run; an instance of
-    a subclass is itself the result.
+    The result of the run is ``result`` of a plain ``StopEvent(result=...)``. An instance of a
+    subclass is itself the result.
     """
 
     result: ClassVar[Any] = None
@@ -349,9 +349,10 @@ class StopEvent(Event):
 
 
 class InputRequiredEvent(Event):
-    """A question to somebody outside: returned or sent by a step, it goes to the stream.
+    """A question to a person or a program outside the run.
 
-    Until it is answered the run is idle, not stalled.
+    When a step returns or sends it, it is published on the stream. While the question is open,
+    the run is idle, not stalled.
     """
 
     if TYPE_CHECKING:
@@ -360,7 +361,7 @@ class InputRequiredEvent(Event):
 
 
 class HumanResponseEvent(Event):
-    """An answer from outside, given by ``handler.send_event()`` to the steps that take it."""
+    """An answer from outside; ``handler.send_event()`` delivers it to the steps that take it."""
 
     if TYPE_CHECKING:
 
@@ -368,11 +369,11 @@ class HumanResponseEvent(Event):
 
 
 class WorkflowFailedEvent(StopEvent):
-    """The last event of the stream of a run that failed.
+    """The last event on the stream of a failed run.
 
     Attributes:
         exception: The exception that ``await handler`` raises.
-        step_name: The step that raised it, or None where it was the engine.
+        step_name: The step that raised it, or None if the engine raised it.
     """
 
     exception: BaseException
@@ -380,7 +381,7 @@ class WorkflowFailedEvent(StopEvent):
 
 
 class WorkflowTimedOutEvent(StopEvent):
-    """The last event of the stream of a run that did not end by its timeout.
+    """The last event on the stream of a run that exceeded its timeout.
 
     Attributes:
         timeout: The timeout in seconds.
@@ -392,25 +393,25 @@ class WorkflowTimedOutEvent(StopEvent):
 
 
 class WorkflowCancelledEvent(StopEvent):
-    """The last event of the stream of a run that was cancelled.
+    """The last event on the stream of a cancelled run.
 
     Attributes:
-        reason: Why, as far as it is known.
+        reason: The reason, if it is known.
     """
 
     reason: str | None = None
 
 
 class StepFailedEvent(Event):
-    """A step has failed for good: what a method marked ``@catch_error`` takes.
+    """The input of a method marked ``@catch_error``: a step failed and is not retried.
 
     Attributes:
-        step_name: The step that failed.
-        input_event: What it had been given.
-        exception: What it raised last.
-        exceptions: What its attempts raised, in that order.
-        attempts: How many there were.
-        elapsed_seconds: Seconds from the beginning of the first to the end of the last.
+        step_name: The name of the failed step.
+        input_event: The event that the step took.
+        exception: The exception of the last attempt.
+        exceptions: The exceptions of all attempts, oldest first.
+        attempts: The number of attempts.
+        elapsed_seconds: Seconds from the start of the first attempt to the end of the last.
     """
 
     step_name: str
@@ -422,12 +423,11 @@ class StepFailedEvent(Event):
 
 
 class ChildEvent(Event):
-    """An event of a child's stream on that of its parent, where the child runs with
-    ``stream="tag"``.
+    """An event that a child published, on the stream of its parent (``stream="tag"``).
 
     Attributes:
-        path: The names of the workflows that it came through, the outermost child first.
-        event: What the child published.
+        path: The names of the child workflows that the event passed, outermost first.
+        event: The event that the child published.
     """
 
     path: tuple[str, ...]
@@ -435,17 +435,17 @@ class ChildEvent(Event):
 
 
 class InternalEvent(Event):
-    """What the engine tells of itself on the stream, to readers that ask for it."""
+    """The base of the engine's own events, which only readers that ask for them get."""
 
 
 class StepStateChanged(InternalEvent):
-    """A step invocation has begun or ended.
+    """The start or the end of a step invocation.
 
     Attributes:
         name: The name of the step.
-        state: ``"running"`` when it begins; ``"done"`` or ``"raised"`` when it ends.
-        input_event_name: The class of the event it took.
-        output_event_name: The class of the event it returned, once it has.
+        state: ``"running"`` at the start; ``"done"`` or ``"raised"`` at the end.
+        input_event_name: The class of the event that the step took.
+        output_event_name: The class of the event that the step returned, at the end.
     """
 
     name: str
@@ -455,7 +455,7 @@ class StepStateChanged(InternalEvent):
 
 
 class UnhandledEvent(InternalEvent):
-    """An answer came that no step takes, and that nobody waits for yet; it is kept.
+    """An answer arrived that no step takes or waits for; the run keeps it for a later wait.
 
     Attributes:
         event: The answer.
@@ -465,4 +465,4 @@ class UnhandledEvent(InternalEvent):
 
 
 class WorkflowIdleEvent(InternalEvent):
-    """Nothing runs and nothing is pending: the run waits for an answer from outside."""
+    """No step runs and no event is pending: the run waits for an answer from outside."""

@@ -1,7 +1,7 @@
-"""Generic classes: the meaning of their type variables, and one class for each argument.
+"""Generic event classes: type variables, and a subclass for each list of arguments.
 
-``Chunk[Text]`` of a generic event is a subclass of ``Chunk`` that is made once. So routing, checks
-and snapshots treat it like any other class, and its fields have the annotations of its arguments.
+``Chunk[Text]`` is a subclass of the generic event ``Chunk``, made once. Routing, checks and
+snapshots treat it like any other class, and its fields have the annotations of its arguments.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from sluicegate._annotations import UNRESOLVED, is_union, resolve_all
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    #: Type variables, with what replaces them.
+    #: The replacements of type variables.
     Meaning: TypeAlias = Mapping[Any, Any]
 
 
 def allow_arguments(cls: Any) -> None:
-    """Have ``cls[...]`` make a class for each argument; ``cls`` is derived from ``Generic``."""
+    """Make ``cls[...]`` return a subclass; ``cls`` is derived from ``Generic``."""
     if "__sluicegate_origin__" not in cls.__dict__:
         cls.__sluicegate_made__ = WeakValueDictionary()
         cls.__class_getitem__ = classmethod(_with_arguments)
 
 
 def origin_of(cls: type) -> type | None:
-    """Return the class that was given arguments, or None for any other class."""
+    """Return ``Chunk`` for ``Chunk[Text]``, or None for a class without arguments."""
     return cast("type | None", cls.__dict__.get("__sluicegate_origin__"))
 
 
 def named_classes(kinds: Iterable[type]) -> Iterator[type]:
-    """Yield classes that have a name in a module: of one with arguments, its class and these."""
+    """Yield classes that have a name in a module: for ``Chunk[Text]``, ``Chunk`` and ``Text``."""
     for kind in kinds:
         origin = origin_of(kind)
         if origin is None:
@@ -48,24 +48,24 @@ def named_classes(kinds: Iterable[type]) -> Iterator[type]:
 
 
 def is_without_arguments(cls: type) -> bool:
-    """Whether ``cls`` is generic and was given no arguments."""
+    """Whether ``cls`` is generic and has no arguments."""
     return bool(getattr(cls, "__parameters__", ())) and origin_of(cls) is None
 
 
 def plain_class(hint: Any) -> Any:
-    """Return the class that an annotation means: a generic alias of typing is one as well."""
+    """Return the class of an annotation; that of a generic alias of an event is a subclass."""
     origin = typing.get_origin(hint)
     if isinstance(origin, type) and hasattr(origin, "__sluicegate_made__"):
-        return origin[typing.get_args(hint)]  # type: ignore[index] # that it has arguments says typing
+        return origin[typing.get_args(hint)]  # type: ignore[index] # a generic alias has arguments
     return hint if origin is None else origin
 
 
 def meanings_of(cls: type, own: Meaning | None = None) -> dict[type, Meaning]:
-    """Return for each class in the MRO of ``cls`` what replaces its type variables.
+    """Return the replacements of type variables for each class in the MRO of ``cls``.
 
     Args:
         cls: The class.
-        own: What replaces the type variables of ``cls`` itself.
+        own: The replacements for ``cls`` itself.
     """
     found: dict[type, Meaning] = {}
     todo: list[tuple[type, Meaning]] = [(cls, own or {})]
@@ -86,7 +86,7 @@ def meanings_of(cls: type, own: Meaning | None = None) -> dict[type, Meaning]:
 
 
 def substituted(hint: Any, meaning: Meaning) -> Any:
-    """Return an annotation with those type variables replaced that ``meaning`` has."""
+    """Return an annotation with the type variables in ``meaning`` replaced."""
     if not meaning:
         return hint
     if isinstance(hint, TypeVar):
@@ -100,15 +100,15 @@ def substituted(hint: Any, meaning: Meaning) -> Any:
 
 
 def fitting(event: object, kinds: Iterable[type]) -> type | None:
-    """Return the one of ``kinds`` that an event is meant for which was made without arguments.
+    """Return the class among ``kinds`` that fits an event made without arguments.
 
     Args:
         event: An event of a generic class: ``Chunk(value=text)``.
-        kinds: Classes, among them perhaps that class with arguments: ``Chunk[Text]``.
+        kinds: Classes, some of which can be that class with arguments: ``Chunk[Text]``.
 
     Returns:
-        The only one of that class; of several, the only one whose fields the values fit. None
-        where that does not decide.
+        The only class with that origin; of several, the only one whose annotations the values
+        fit. None if there is not exactly one.
     """
     found = [kind for kind in dict.fromkeys(kinds) if origin_of(kind) is type(event)]
     if len(found) > 1:
@@ -117,7 +117,7 @@ def fitting(event: object, kinds: Iterable[type]) -> type | None:
 
 
 def give_arguments(event: object, kind: type) -> None:
-    """Make an event one of ``kind``, which is its class with arguments."""
+    """Change the class of an event to ``kind``, which is its class with arguments."""
     object.__setattr__(event, "__class__", kind)
 
 
@@ -128,7 +128,7 @@ def _fits(event: object, kind: type) -> bool:
             plain: Any = hint if isinstance(hint, types.UnionType) else plain_class(hint)
             if name in values and not isinstance(values[name], plain):
                 return False
-        except TypeError:  # not a class, so it decides nothing
+        except TypeError:  # not a class
             continue
     return True
 
@@ -137,7 +137,7 @@ def _fits(event: object, kind: type) -> bool:
 
 
 def _with_arguments(cls: Any, arguments: Any) -> Any:
-    """Return ``cls[arguments]``: a class, or an alias while a type variable is among them."""
+    """Return ``cls[arguments]``: a subclass, or an alias if they contain a type variable."""
     alias = Generic.__dict__["__class_getitem__"].__get__(None, cls)(arguments)
     if alias.__parameters__:
         return alias
@@ -147,7 +147,7 @@ def _with_arguments(cls: Any, arguments: Any) -> Any:
     made: WeakValueDictionary[Any, type] = cls.__sluicegate_made__
     try:
         known = made.get(given)
-    except TypeError:  # something in an annotation cannot be hashed
+    except TypeError:  # an argument is not hashable
         given = tuple(map(_hashable, given))
         known = made.get(given)
     if known is None:
@@ -185,7 +185,7 @@ def _make(cls: Any, arguments: tuple[Any, ...]) -> type:
         ),
     )
     made.__name__ = f"{cls.__name__}{shown}"
-    # Not before attrs has read the class: these are the fields of its parent, and no new ones.
+    # After attrs has read the class, because these are fields of the parent, not new ones.
     made.__annotations__ = _annotations(cls, meaning)
     if cls.__reduce__ is object.__reduce__ and cls.__reduce_ex__ is object.__reduce_ex__:
         made.__reduce__ = _reduce  # type: ignore[method-assign, assignment]
@@ -201,9 +201,9 @@ def _meaning(cls: Any, arguments: Iterable[Any]) -> Meaning:
 
 
 def _annotations(cls: type, meaning: Meaning) -> dict[str, Any]:
-    """Return the annotations of all fields, with the arguments in them.
+    """Return the annotations of all fields with their arguments.
 
-    One that names no class yet is left out, and is that of the parent.
+    An annotation that cannot be resolved yet is left out, so the parent's applies.
     """
     found: dict[str, Any] = {}
     meanings = meanings_of(cls, meaning)
@@ -233,7 +233,7 @@ def _shown(argument: Any) -> str:
 
 
 def _reduce(self: Any) -> Any:
-    """Pickle and copy an event by its generic class and the arguments, which have names."""
+    """Pickle and copy an event by its generic class and its arguments, which have names."""
     cls = cast("Any", type(self))
     if "__sluicegate_origin__" not in vars(cls):  # a subclass, which has a name
         return object.__reduce_ex__(self, 2)

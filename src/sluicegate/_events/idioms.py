@@ -1,9 +1,9 @@
 """Idioms of pydantic, dataclasses and msgspec in the body of an event class.
 
-An event is an attrs class, so ``pydantic.Field(...)`` would be an ordinary default value in it, and
-a method under ``@field_validator`` would never be called. Options that attrs has too are put into its
-words; all others are refused when the class is made, with the line to write in their place. None of
-these libraries is imported: their objects are recognised by the names of their classes.
+An event is an attrs class. Without this module ``pydantic.Field(...)`` would be an ordinary default
+value, and a method under ``@field_validator`` would never be called. Options that attrs also has
+are translated. All others are refused when the class is made; the message shows the line to write
+instead. These libraries are not imported: their objects are recognised by their class names.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
-#: Options of ``Field`` that change nothing in an event, because each event has them anyway.
+#: Options of ``Field`` that have no effect, because they hold for every event.
 _NEEDLESS = {
     "annotation",
     "alias_priority",
@@ -44,11 +44,11 @@ _NEEDLESS = {
     "validate_default",
     "allow_mutation",
 }
-#: Options of ``Field`` that describe a field; they are kept as the metadata of the attrs field.
+#: Options of ``Field`` that describe a field; they become metadata of the attrs field.
 DESCRIBING = ("title", "description", "examples", "deprecated", "json_schema_extra")
 _TRANSLATED = {*_NEEDLESS, *DESCRIBING, "default", "default_factory", "alias", "repr", "init"}
 
-#: How attrs writes a constraint; of the others a function of the user's has to take care.
+#: The attrs validator for a constraint; the user writes a function for all others.
 _VALIDATORS: dict[str, Callable[[Any], str]] = {
     "gt": lambda value: f"attrs.validators.gt({value!r})",
     "ge": lambda value: f"attrs.validators.ge({value!r})",
@@ -90,11 +90,11 @@ _CONFIG_NAMES = {
 
 
 def translate(cls: type) -> None:
-    """Put the fields in the body of an event class into attrs' words, before attrs reads them.
+    """Translate the fields in the body of an event class for attrs, before attrs reads them.
 
     Raises:
-        TypeError: The class uses idioms that attrs has no word for; the message names each, with the
-            line to write.
+        TypeError: The class uses idioms that attrs does not have; the message lists each with the
+            line to write instead.
     """
     annotations = own_annotations(cls)
     problems = _bases(cls)
@@ -118,10 +118,10 @@ def translate(cls: type) -> None:
 
 
 def own_annotations(cls: type) -> dict[str, Any]:
-    """Return the annotations in the body of a class; none where Python cannot evaluate them."""
+    """Return the annotations in the body of a class, or none if Python cannot evaluate them."""
     try:
         return dict(cls.__annotations__)
-    except NameError:  # from Python 3.14 on they are evaluated when they are asked for
+    except NameError:  # Python 3.14 evaluates annotations when they are read
         return {}
 
 
@@ -172,7 +172,7 @@ def _configured(cls: type, what: str, config: Mapping[str, Any]) -> str:
 
 
 def _unannotated(cls: type, name: str, value: Any, *, has_annotations: bool) -> list[str]:
-    """Refuse what is in the body of a class without an annotation, and would be read by nothing."""
+    """Return the problem of an attribute without annotation that would have no effect."""
     where = f"{cls.__name__}.{name}"
     if is_private_attr(value):
         return [f"{where} is a PrivateAttr; expected {_private_line(name, '...', value)}"]
@@ -186,7 +186,7 @@ def _unannotated(cls: type, name: str, value: Any, *, has_annotations: bool) -> 
 
 
 def _decorator(value: Any) -> tuple[str, tuple[str, ...]] | None:
-    """Return which decorator of pydantic made an object in a class body, and for which fields."""
+    """Return the pydantic decorator that made an attribute, and the fields that it names."""
     if hasattr(value, "__validator_config__") or hasattr(value, "__root_validator_config__"):
         return ("validator" if hasattr(value, "__validator_config__") else "root_validator"), ()
     info = getattr(value, "decorator_info", value)
@@ -224,7 +224,7 @@ def _decorated(cls: type, name: str, decorator: str, fields: tuple[str, ...]) ->
 
 
 class _Field:
-    """A field as the body of a class has it."""
+    """A field in the body of an event class."""
 
     def __init__(self, cls: type, name: str, note: Any, hint: Any, value: Any) -> None:
         self._where = f"{cls.__name__}.{name}"
@@ -232,12 +232,12 @@ class _Field:
         self._note = note
         self._hint = hint
         self._value = value
-        #: Where the options were written, for messages: ``Field``.
+        #: The call that has the options, such as ``Field``, for messages.
         self._spelling = ""
         self._options: dict[str, Any] = {}
         self._refused: dict[str, Any] = {}
         self._functions: list[str] = []
-        #: Whether a constraint is about a part of the value, such as the items of a list.
+        #: Whether a constraint applies to a part of the value, such as the items of a list.
         self._is_deep = False
         self._read()
 
@@ -269,7 +269,7 @@ class _Field:
             if alias is not None and given.get(name) == alias:
                 del given[name]
         if annotated:
-            given.pop("discriminator", None)  # that belongs to the type
+            given.pop("discriminator", None)  # it describes the type
         for part in getattr(info, "metadata", ()):
             self._take_constraint(part)
         for name, option in given.items():
@@ -320,7 +320,7 @@ class _Field:
             self._refused["name"] = field.name
 
     def problems(self) -> list[str]:
-        """Return what cannot be put into attrs' words, each with the line to write."""
+        """Return the options that attrs does not have, each with the line to write instead."""
         text = str(self._note)
         if "KW_ONLY" in text and self._value is attrs.NOTHING:
             line = "the class without that line: the fields of an event are keyword-only"
@@ -352,7 +352,7 @@ class _Field:
         return found
 
     def translated(self) -> Any:
-        """Return the attrs field to put into the class body, or None where there is nothing to do."""
+        """Return the attrs field for the class body, or None if the field needs no translation."""
         if not self._options and not self._spelling:
             return None
         described = {n: self._options[n] for n in DESCRIBING if n in self._options}
@@ -380,7 +380,7 @@ class _Field:
         return is_foreign or is_attrs_field(value)
 
     def _line(self) -> str:
-        """Return the line that says the same to attrs."""
+        """Return the equivalent line for attrs."""
         if "discriminator" in self._refused:
             named = f"Field(discriminator={self._refused['discriminator']!r})"
             return f"`{self._name}: Annotated[{text_of(self._hint)}, {named}]`"
@@ -397,7 +397,7 @@ class _Field:
         return f"`{self._name}: {text_of(self._hint)}{value}`{explained}"
 
     def _kept(self) -> list[str]:
-        """Return the arguments of ``attrs.field`` for the options that attrs has too."""
+        """Return the arguments of ``attrs.field`` for the options that attrs also has."""
         parts: list[str] = []
         if "default_factory" in self._options:
             make = self._options["default_factory"]
@@ -415,7 +415,7 @@ class _Field:
         return parts
 
     def _checks(self) -> tuple[list[str], list[str], str]:
-        """Return the validators and converters for the constraints, and the text that explains them."""
+        """Return the validators and converters for the constraints, and an explanation of them."""
         known = {} if self._is_deep else _VALIDATORS
         checks = [f(self._refused[n]) for n, f in known.items() if n in self._refused]
         rest = self._refused.keys() & {*_CONSTRAINTS} - known.keys() - _CONVERTERS.keys()
@@ -443,7 +443,7 @@ def _private_line(name: str, note: str, value: Any) -> str:
 
 
 def _given(info: Any) -> dict[str, Any]:
-    """Return the options that were given to ``Field(...)``."""
+    """Return the options passed to ``Field(...)``."""
     if hasattr(info, "_attributes_set"):
         return dict(info._attributes_set)
     names = [
@@ -461,10 +461,10 @@ def _constraints(part: Any) -> dict[str, Any]:
 
 
 def _resolve(cls: type, annotations: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those annotations that can be resolved already.
+    """Return the annotations, resolved where that is possible already.
 
-    Strings are resolved only while a library of constraints is in use; the names of the function
-    around the class are there, because it still runs.
+    Strings are resolved only if a library with constraints is imported. The names of the function
+    around the class are available, because it is still running.
     """
     if not ("pydantic" in sys.modules or "annotated_types" in sys.modules):
         return dict(annotations)

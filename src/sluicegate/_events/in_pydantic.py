@@ -1,6 +1,6 @@
-"""Events in pydantic's models: how pydantic validates and writes a field that holds an event.
+"""Events as fields of pydantic models: the core schema that validates and serializes them.
 
-Nothing here is imported before pydantic asks for it, so pydantic is in use by then.
+This module is imported when pydantic asks for the schema, so pydantic is imported by then.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from sluicegate._events.idioms import DESCRIBING
 def core_schema_of(cls: type, handler: Any) -> Any:
     """Return the core schema of an event class.
 
-    An instance is taken as it is. A mapping becomes an event by the rules of its class: unknown
-    fields are refused unless the class is open, and the constructor does the rest. An event is
-    written as the mapping of its fields.
+    Pydantic accepts an instance unchanged. It makes an event of a mapping by the rules of the class:
+    unknown fields are refused unless the class is open, and the constructor checks the rest. It
+    serializes an event as a mapping of its fields.
 
     Args:
         cls: The event class.
-        handler: What pydantic gave to ``__get_pydantic_core_schema__``.
+        handler: The handler that pydantic passes to ``__get_pydantic_core_schema__``.
 
     Raises:
         TypeError: An annotation of the class cannot be resolved.
@@ -42,12 +42,12 @@ def core_schema_of(cls: type, handler: Any) -> Any:
             return value
         if generic is not None and value.__class__ is generic:
             event: Any = value
-            held = event.to_dict()  # its fields decide whether it fits
+            held = event.to_dict()  # pydantic validates its fields
             value = {declared.get(name, name): part for name, part in held.items()}
         given: dict[str, Any] = read(value)
         try:
             return cls(**given)
-        except TypeError as error:  # pydantic passes on what is no ValueError
+        except TypeError as error:  # pydantic only reports a ValueError
             raise ValueError(str(error)) from error
 
     def held_by(event: Any) -> dict[str, Any]:
@@ -70,14 +70,14 @@ def core_schema_of(cls: type, handler: Any) -> Any:
 
 
 def _loses_open_fields() -> bool:
-    """Whether this pydantic leaves the further keys of a ``TypedDict`` out when it writes one."""
+    """Whether this version of pydantic drops extra keys of a ``TypedDict`` when serializing."""
     import pydantic  # noqa: PLC0415
 
     return tuple(map(int, pydantic.VERSION.split(".")[:2])) < (2, 12)
 
 
 def _plain(value: Any) -> Any:
-    """Return the value of an open field, which has no annotation, with its events as mappings."""
+    """Return the value of an open field with events in it as mappings; it has no annotation."""
     if hasattr(cast("Any", type(value)), "_holds_more"):  # an event
         return {name: _plain(part) for name, part in value.to_dict().items()}
     if type(value) is dict:
@@ -91,8 +91,8 @@ def _plain(value: Any) -> Any:
 def _shape_of(cls: Any) -> Any:
     """Return a ``TypedDict`` with the fields of an event class.
 
-    It gives names to the definitions of a JSON schema and lets classes name each other, as those
-    of pydantic do. It is made once, so that pydantic knows a class again that names itself.
+    It names the definitions in a JSON schema and lets classes refer to each other, as pydantic's
+    models do. It is made once, so that pydantic recognises a class that refers to itself.
     """
     if "_shape" in vars(cls):
         return cast("Any", vars(cls)["_shape"])
@@ -109,7 +109,7 @@ def _shape_of(cls: Any) -> Any:
     shape.__pydantic_config__ = ConfigDict(
         extra="allow" if cls._open else "forbid", arbitrary_types_allowed=True, title=cls.__name__
     )
-    # In the class itself, so that both are collected together.
+    # Stored in the class itself, so that both are garbage-collected together.
     setattr(cls, "_shape", shape)  # noqa: B010
     return shape
 

@@ -1,4 +1,4 @@
-"""Attributes of event classes that are no fields: methods, properties, and what pydantic has there."""
+"""Attributes of event classes other than fields: methods, properties, and names of pydantic's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Lasting:
-    """A method that no field of an open event hides, whatever the field is called."""
+    """A method that a field of the same name in an open event does not hide."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -23,13 +23,13 @@ class Lasting:
         return self._function if event is None else types.MethodType(self._function, event)
 
     def __set__(self, event: object, value: object) -> NoReturn:
-        raise FrozenInstanceError  # with a __set__ it goes before the dict of an event
+        raise FrozenInstanceError  # a descriptor with __set__ wins over the instance dict
 
 
 class Advice:
-    """A method that the objects of pydantic have and events do not: reading it names the one to use.
+    """A name that pydantic's objects have and events do not; its error names the replacement.
 
-    It raises ``AttributeError``, so ``hasattr()`` finds nothing.
+    Reading it raises ``AttributeError``, so ``hasattr()`` returns False.
     """
 
     def __init__(self, base: type, name: str, line: str) -> None:
@@ -53,7 +53,7 @@ _DECODE_JSON = "sluicegate.decode_event({cls}, msgspec.json.decode(text))"
 _SCHEMA = "pydantic.TypeAdapter({cls}).json_schema()"
 _FIELDS = "attrs.fields({cls})"
 _EVOLVE = "attrs.evolve(event, field=...)"
-#: Methods of the objects of pydantic and others, and the call that does the same for an event.
+#: Methods of pydantic and other libraries, each with the equivalent call for an event.
 _ELSEWHERE = {
     **dict.fromkeys(("model_dump", "dict", "_asdict"), "event.to_dict()"),
     **dict.fromkeys(("model_dump_json", "json"), _JSON),
@@ -70,9 +70,9 @@ _ELSEWHERE = {
 
 
 def add_attributes(base: type) -> None:
-    """Give the base of all events the advice, and let its methods last.
+    """Add the advice to the base of all events, and protect its methods from open fields.
 
-    It is called when the class has been made: in its body, the advice would hide ``dict`` from the
+    Call it after the class is made, because in its body the advice would hide ``dict`` from the
     annotations.
     """
     for name, line in _ELSEWHERE.items():
@@ -83,27 +83,27 @@ def add_attributes(base: type) -> None:
 
 def _is_descriptor(value: object) -> bool:
     """Whether an attribute of a class is a method, a property or the like."""
-    # What C code keeps in an object has a descriptor too, such as the ``args`` of an exception.
+    # Attributes implemented in C are descriptors too, such as ``args`` of an exception.
     plain = (type, types.GetSetDescriptorType, types.MemberDescriptorType, Advice)
     return hasattr(type(value), "__get__") and not isinstance(value, plain)
 
 
 def refuse_shadows(cls: type, body: Mapping[str, Any]) -> None:
-    """Refuse a field with the name of a method or a property.
+    """Raise if a field has the name of a method or a property.
 
     Args:
         cls: The class, after attrs has read it.
-        body: What stood in its body.
+        body: The contents of its body before that.
 
     Raises:
-        TypeError: There is one.
+        TypeError: A field has such a name.
     """
     for name in (f.name for f in attrs.fields(cls) if not f.name.startswith("_")):
         value = body.get(name)
         if _is_descriptor(value):
             if not isinstance(value, types.FunctionType):
                 is_default = False
-            else:  # a default, unless it was defined under the name of the field
+            else:  # a default value, unless it was defined under the field's name
                 is_default = value.__qualname__ != f"{cls.__qualname__}.{name}"
             if not is_default:
                 msg = (
@@ -120,10 +120,10 @@ def refuse_shadows(cls: type, body: Mapping[str, Any]) -> None:
 
 
 def descriptors_of(cls: type) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the public methods and properties that users gave to ``cls``, and which of them cache.
+    """Return the public methods and properties that users define, and those that cache.
 
-    A descriptor without ``__set__`` that is no function is taken to keep its value under its name
-    in the instance, as ``functools.cached_property`` does.
+    A descriptor that has no ``__set__`` and is no function is assumed to store its value in the
+    instance under its own name, as ``functools.cached_property`` does.
     """
     fields = {f.name for f in attrs.fields(cls)}
     found = {

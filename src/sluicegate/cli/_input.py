@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sluicegate._annotations import hints_by_keyword, text_of
-from sluicegate._data.from_outside import decode_event, fits
+from sluicegate._data.from_outside import accepts, decode_event
 from sluicegate.cli._targets import UsageError
 
 
@@ -104,7 +104,7 @@ def _from_pairs(kind: type[Event], pairs: list[str]) -> dict[str, Any]:
 
 def _read_value(key: str, text: str, hint: Any) -> Any:
     """Return a value as it was typed, or what it is as JSON where the field takes no string."""
-    if fits(hint, text):
+    if accepts(hint, text):
         return text
     try:
         return msgspec.json.decode(text)
