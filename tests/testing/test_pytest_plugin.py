@@ -444,7 +444,7 @@ def in_vain(source, *said):
     [
         in_vain(
             "@pytest.mark.cancel_sweep\ndef test_sync(): pass",
-            "has the mark cancel_sweep, and is no async function; expected",
+            "has the mark cancel_sweep, and is not an async function; expected",
             "@pytest.mark.cancel_sweep on async def test_sync()",
         ),
         in_vain(
@@ -466,7 +466,7 @@ def in_vain(source, *said):
         ),
         in_vain(
             "@pytest.mark.cancel_sweep(at='moon:1')\nasync def test_token(): pass",
-            "at='moon:1' names no run of a scenario; expected a position",
+            "at='moon:1' does not name a run of a scenario; expected a position",
         ),
         in_vain(
             "@pytest.mark.cancel_sweep(at='trio:scope:99')\nasync def test_far(): await anyio.sleep(1)",

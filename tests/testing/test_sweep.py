@@ -76,12 +76,12 @@ def failure_of(scenario, call=sweep, **options):
 
 @on_each_backend
 def test_each_wait_is_two_positions(backend):
-    """A task that waits is struck when it has blocked, and when it is about to go on."""
+    """A task that waits is struck when it has blocked, and when it is about to resume."""
     struck = outcomes_of(two, backends=backend, kinds="scope")
     assert [outcome.at.position for outcome in struck] == [1, 2, 3, 4]
     assert [outcome.where.rpartition(", ")[2] for outcome in struck] == [
         "blocked",
-        "about to go on",
+        "about to resume",
     ] * 2
     first = two.__code__.co_firstlineno
     lines = [int(re.search(r"test_sweep\.py:(\d+) in two", o.where)[1]) for o in struck]
@@ -95,7 +95,7 @@ def test_one_mode_has_half_of_them(backend, mode):
     """``modes`` chooses which moments count."""
     struck = outcomes_of(two, backends=backend, kinds="scope", modes=mode)
     assert len(struck) == 2
-    ending = {"park": "blocked", "wake": "about to go on"}[mode]
+    ending = {"park": "blocked", "wake": "about to resume"}[mode]
     assert all(outcome.where.endswith(ending) for outcome in struck)
 
 
@@ -399,9 +399,9 @@ def test_a_target_that_does_not_exist_is_refused(call):
             async with anyio.create_task_group() as nursery:
                 nursery.start_soon(one, name="child")
 
-    with pytest.raises(ValueError, match="target='chidl' was nowhere in scenario") as refused:
+    with pytest.raises(ValueError, match="target='chidl' matches nothing in scenario") as refused:
         call(scenario, target="chidl")
-    assert str(refused.value).endswith("or a pattern: of 'child', 'inner'")
+    assert str(refused.value).endswith("or a pattern; the names are 'child', 'inner'")
 
 
 # -- limits ---------------------------------------------------------------------------------------
@@ -465,22 +465,22 @@ ALL = "'scope', 'native', 'timeout', 'deadline', 'interrupt', 'error'"
 TOKEN = (
     "expected a position, at=7, or what a failure printed: at='trio:scope:7', "
     "'asyncio:native:7+2@5', 'trio@5' (kinds: scope, native, timeout, deadline, interrupt, error; "
-    "'native' and 'timeout' are asyncio's)"
+    "only asyncio has 'native' and 'timeout')"
 )
 SEEDS = "expected a number of seeds from 1 on, or seeds from 0 on: seeds=[7]"
 AT = "expected a number, at=7, or what a failure printed, at='trio:scope:7'"
 
 WRONG = [
-    (TypeError, {"scenario": plain}, f"{plain!r} is no async function; expected async def scenario(): ..."),
-    (TypeError, {"scenario": None}, "None is no async function; expected async def scenario(): ..."),
-    (TypeError, {"scenario": takes_two}, "takes_two(trial, more) has to be given trial, more; expected no argument, or one, the trial: async def scenario(trial): ..."),
-    (TypeError, {"scenario": takes_a_keyword}, "takes_a_keyword(*, speed) has to be given speed; expected no argument, or one, the trial: async def scenario(trial): ..."),
+    (TypeError, {"scenario": plain}, f"{plain!r} is not an async function; expected async def scenario(): ..."),
+    (TypeError, {"scenario": None}, "None is not an async function; expected async def scenario(): ..."),
+    (TypeError, {"scenario": takes_two}, "takes_two(trial, more) requires the arguments trial, more; expected none, or one, the trial: async def scenario(trial): ..."),
+    (TypeError, {"scenario": takes_a_keyword}, "takes_a_keyword(*, speed) requires the arguments speed; expected none, or one, the trial: async def scenario(trial): ..."),
     (ValueError, {"backends": "curio"}, "backends has 'curio'; expected any of 'trio', 'asyncio': backends='trio'"),
-    (ValueError, {"backends": ()}, "backends=() is nothing to run; expected any of 'trio', 'asyncio': backends='trio'"),
+    (ValueError, {"backends": ()}, "backends=() is empty; expected any of 'trio', 'asyncio': backends='trio'"),
     (ValueError, {"kinds": "kill"}, f"kinds has 'kill'; expected any of {ALL}, 'all': kinds='scope'"),
-    (ValueError, {"kinds": []}, f"kinds=[] is nothing to run; expected any of {ALL}, 'all': kinds='scope'"),
+    (ValueError, {"kinds": []}, f"kinds=[] is empty; expected any of {ALL}, 'all': kinds='scope'"),
     (TypeError, {"kinds": 5}, f"kinds=5; expected any of {ALL}, 'all': kinds='scope'"),
-    (ValueError, {"kinds": "native"}, "kinds has 'native', which is asyncio's; expected it with backends='asyncio', or one of 'scope', 'deadline', 'interrupt', 'error'"),
+    (ValueError, {"kinds": "native"}, "kinds has 'native', which only asyncio has; expected it with backends='asyncio', or one of 'scope', 'deadline', 'interrupt', 'error'"),
     (ValueError, {"modes": "sleep"}, "modes has 'sleep'; expected any of 'park', 'wake': modes='park'"),
     (ValueError, {"allow": "tasks"}, "allow has 'tasks'; expected any of 'task', 'thread', 'generator', 'channel', 'warning', 'swallowed': allow='task'"),
     (TypeError, {"raises": [OSError]}, f"raises={[OSError]!r}; expected a class of exceptions, or several: raises=(OSError,)"),
@@ -489,8 +489,8 @@ WRONG = [
     (ValueError, {"seeds": -1}, f"seeds=-1; {SEEDS}"),
     (ValueError, {"seeds": [3, -1]}, f"seeds=[3, -1]; {SEEDS}"),
     (TypeError, {"seeds": 1.5}, f"seeds=1.5; {SEEDS}"),
-    (ValueError, {"at": "trio:native:3"}, f"at='trio:native:3' names no run of a scenario; {TOKEN}"),
-    (ValueError, {"at": "7th"}, f"at='7th' names no run of a scenario; {TOKEN}"),
+    (ValueError, {"at": "trio:native:3"}, f"at='trio:native:3' does not name a run of a scenario; {TOKEN}"),
+    (ValueError, {"at": "7th"}, f"at='7th' does not name a run of a scenario; {TOKEN}"),
     (TypeError, {"at": 1.5}, f"at=1.5; {AT}"),
     (ValueError, {"at": -1}, f"at=-1; {AT}"),
     (ValueError, {"within": 0}, "within=0; expected virtual seconds above 0: within=100"),
@@ -534,7 +534,7 @@ def test_a_coroutine_is_no_scenario():
     with pytest.raises(TypeError) as refused:
         sweep(coroutine)
     assert str(refused.value) == (
-        f"{coroutine!r} is no async function; expected the function itself, not called: "
+        f"{coroutine!r} is not an async function; expected the function itself, not called: "
         "one instead of one(), as in async def scenario(): ..."
     )
     assert coroutine.cr_frame is None
@@ -568,8 +568,8 @@ def test_objects_methods_and_partials_are_scenarios():
 def test_a_running_event_loop_is_refused(call):
     """They start event loops of their own."""
     message = (
-        f"{call.__name__}() was called inside a running event loop; it starts event loops of its "
-        f"own: expected it in a plain function, def test_it(): {call.__name__}(...)"
+        f"{call.__name__}() was called inside a running event loop, and it starts its own; "
+        f"expected the call in a plain function, def test_it(): {call.__name__}(...)"
     )
 
     async def main():
@@ -658,11 +658,11 @@ async def leaves_it_swallowed():
 LEAVERS = [
     ("asyncio", leaves_a_task, "task", r"still running: 'Task-\d+' before its first step|still running: 'Task-\d+' at"),
     ("trio", leaves_a_system_task, "task", r"still running: 'in the system'"),
-    ("trio", leaves_a_thread, "thread", "threads left at work: left to work"),
-    ("asyncio", leaves_a_thread, "thread", "threads left at work: left to work"),
+    ("trio", leaves_a_thread, "thread", "threads still working: left to work"),
+    ("asyncio", leaves_a_thread, "thread", "threads still working: left to work"),
     ("trio", leaves_a_generator, "generator", r"async generators left open: leaves_a_generator\.<locals>\.numbers"),
     ("asyncio", leaves_a_generator, "generator", r"async generators left open: leaves_a_generator\.<locals>\.numbers"),
-    ("trio", leaves_a_channel, "channel", "left open: 2 ends of memory channels open"),
+    ("trio", leaves_a_channel, "channel", "left open: 2 ends of memory channels"),
     ("trio", leaves_a_warning, "warning", "UserWarning: what a pity"),
     ("asyncio", leaves_a_warning, "warning", "UserWarning: what a pity"),
     ("trio", leaves_it_swallowed, "swallowed", "the cancellation was swallowed: it had reached 'the scenario' at"),
@@ -802,9 +802,9 @@ def test_a_fresh_run_must_work(backend):
 
     failure = failure_of(scenario, backends=backend)
     assert failure.problem == (
-        "a fresh run after it does not work: undisturbed, AssertionError: locked for ever\n"
+        "the fresh run after it failed: undisturbed, AssertionError: locked for ever\n"
         "assert not [1] left the scenario"
-    ) or failure.problem.startswith("a fresh run after it does not work: AssertionError: locked")
+    ) or failure.problem.startswith("the fresh run after it failed: AssertionError: locked")
     locked.clear()
 
     async def again():
@@ -840,7 +840,7 @@ def test_a_fresh_run_that_is_cancelled_by_itself_does_not_work(kind):
             raise
 
     failure = failure_of(scenario, backends="asyncio", kinds=kind, raises=InjectedError)
-    assert failure.problem.startswith("a fresh run after it does not work: ")
+    assert failure.problem.startswith("the fresh run after it failed: ")
     assert failure.problem.endswith("CancelledError left the scenario")
 
 
@@ -889,13 +889,15 @@ def test_exceptions_that_nobody_could_catch_are_found():
         child.me = child
         await anyio.sleep(1)
 
-    told = "an exception that nobody could catch: OSError: in a "
+    told = "an uncatchable exception: OSError: in a "
     assert failure_of(finalizer).problem.startswith(f"{told}finalizer in <function")
     error = OSError("in a thread")
     assert failure_of(functools.partial(thread, error)).problem == f"{told}thread"
     assert sweep(functools.partial(thread, SystemExit(1))).positions == 2
     problem = failure_of(callback, backends="asyncio").problem
-    assert problem.startswith("the event loop was told: Exception in callback")
+    assert problem.startswith(
+        "the event loop's exception handler was called: Exception in callback"
+    )
     problem = failure_of(task, backends="asyncio").problem
     assert "never retrieved: OSError('never retrieved')" in problem
 
@@ -1042,11 +1044,11 @@ HANGS = [
     (hangs_in_a_finally, {"within": 0.5}, r"it did not end within 0.5 virtual seconds"),
     (hangs_in_a_child, {}, r"it did not end within 60 virtual seconds"),
     (hangs_with_a_generator, {}, r"it did not end within 60 virtual seconds"),
-    (hangs_beside_an_idle_worker, {}, r"undisturbed, it did not end: nothing that is"),
-    (deadlocks, {}, r"undisturbed, it did not end: nothing that is waited for"),
-    (spins, {}, "it goes on and on without any time passing"),
-    (HangsOnce(), {}, r"a fresh run after it does not work: it did not end: nothing"),
-    (one, {"check": check_hangs}, r"the check did not end: nothing that is waited for"),
+    (hangs_beside_an_idle_worker, {}, r"undisturbed, it did not end: no task"),
+    (deadlocks, {}, r"undisturbed, it did not end: no task"),
+    (spins, {}, "it keeps running while no virtual time passes"),
+    (HangsOnce(), {}, r"the fresh run after it failed: it did not end: no task"),
+    (one, {"check": check_hangs}, r"the check did not end: no task can ever resume"),
 ]
 
 
@@ -1161,9 +1163,7 @@ def test_a_thread_that_is_stuck_does_not_hold_the_sweep_up(monkeypatch):
         failure = failure_of(
             functools.partial(asyncio.to_thread, go.wait), backends="asyncio", kinds="native", modes="park"
         )  # fmt: skip
-        assert failure.problem == (
-            "undisturbed, it did not end: nothing that is waited for here can come any more"
-        )
+        assert failure.problem == ("undisturbed, it did not end: no task can ever resume")
     finally:
         go.set()
     for thread in threading.enumerate():
@@ -1247,7 +1247,7 @@ def test_what_ticks_for_ever_is_given_up(backend, monkeypatch):
             await anyio.sleep(1)
 
     failure = failure_of(beats, backends=backend)
-    assert failure.problem == "undisturbed, it goes on and on, while time passes"
+    assert failure.problem == "undisturbed, it keeps running while virtual time passes"
     assert "in beats: await anyio.sleep(1)" in str(failure)
 
 
@@ -1372,7 +1372,7 @@ def test_a_task_that_is_a_target_and_keeps_its_cancellation_has_swallowed_it(bac
 
     kind = "scope" if backend == "trio" else "native"
     failure = failure_of(scenario, backends=backend, kinds=kind, target="keeper")
-    assert failure.problem == "the cancellation was swallowed: block 'keeper' went on to its end"
+    assert failure.problem == "the cancellation was swallowed: block 'keeper' ran to its end"
 
 
 def test_a_warning_that_always_comes_is_no_failure():
@@ -1393,7 +1393,7 @@ def test_an_error_that_cannot_be_made_is_refused():
             self.status = status
 
     with pytest.raises(
-        TypeError, match=r"error=Wanting cannot be made of a text .*error=Wanting\("
+        TypeError, match=r"error=Wanting cannot be created from a text .*error=Wanting\("
     ):
         sweep(one, kinds="error", error=Wanting)
 

@@ -25,13 +25,13 @@ from sluicegate.testing import ScenarioFailure, fuzz, sweep
 SAYS = {
     "swallowed": "^the cancellation was swallowed",
     "raises": "left the scenario$",
-    "ends": "^it did not end within|^undisturbed, it did not end|^it goes on and on",
+    "ends": "^it did not end within|^undisturbed, it did not end|^it keeps running",
     "check": "^the check failed",
-    "fresh": "^a fresh run after it does not work",
+    "fresh": "^the fresh run after it failed",
     "task": "^still running",
-    "thread": "^threads left at work",
+    "thread": "^threads still working",
     "generator": "^async generators left open",
-    "channel": "ends of memory channels open$|: Unclosed <MemoryObject",
+    "channel": "ends of memory channels$|: Unclosed <MemoryObject",
     "warning": "^(Resource|Runtime)Warning: ",
 }
 

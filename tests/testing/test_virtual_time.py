@@ -255,7 +255,7 @@ def test_the_clock_can_be_made_to_jump(backend):
 def test_real_time_cannot_be_made_to_jump():
     """Neither where a real event loop runs nor where none does."""
     message = (
-        "jump_clock() was called where time is real; expected it under virtual time: "
+        "jump_clock() was called in real time; expected virtual time: "
         "run_virtually(function), or a loop_factory=VirtualLoop"
     )
 
@@ -273,10 +273,10 @@ def test_real_time_cannot_be_made_to_jump():
 
 def test_an_unknown_backend_is_refused():
     """The message has the ones that there are."""
-    with pytest.raises(ValueError, match="no event loop") as refused:
+    with pytest.raises(ValueError, match="not a known event loop") as refused:
         run_virtually(lottery, backend="uvloop")
     assert str(refused.value) == (
-        "backend='uvloop' is no event loop here; expected backend='trio' or 'asyncio'"
+        "backend='uvloop' is not a known event loop; expected backend='trio' or 'asyncio'"
     )
 
 

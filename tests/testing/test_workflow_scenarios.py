@@ -675,7 +675,7 @@ def ends_before_the_steps(patch):
 PLANTED = {
     drops_an_event: (Fan, {}, "4 events were published, the stream took 3"),
     ends_twice: (Fan, {}, "more than one terminal event"),
-    stays_open: (Fan, {}, "undisturbed, it did not end|goes on and on"),
+    stays_open: (Fan, {}, "undisturbed, it did not end|keeps running"),
     reader_skips: (Fan, {"target": "reader"}, r"reader 1 got \d events"),
     takes_late_events: (Fan, {}, "write_event_to_stream.. after the end was not refused"),
     settles_twice: (Fan, {}, "there is a result, the status is 'cancelled'"),

@@ -1,1 +1,1 @@
-"""The sweep, the fuzz and virtual time: for any Trio, AnyIO or asyncio program; no workflows here."""
+"""Sweeps, fuzzing and virtual time, for any Trio, AnyIO or asyncio program. Knows no workflows."""

@@ -1,4 +1,4 @@
-"""Arguments of a sweep and of a fuzz: checked once, before anything runs."""
+"""Validation of the arguments of ``sweep()`` and ``fuzz()``, before anything runs."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def new_staging(
     allow: str | Collection[str],
     fresh: bool,
 ) -> Staging:
-    """Return how a scenario is run.
+    """Return the checked settings of all runs of a scenario.
 
     Raises:
-        TypeError: An argument is of the wrong kind.
-        ValueError: An argument names nothing that there is.
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has an unknown value.
     """
     _check_scenario(scenario)
     check = check if check is not None else getattr(scenario, "check", None)
@@ -79,8 +79,8 @@ def _check_made(error: BaseException | type[BaseException]) -> None:
             error(REASON)
         except Exception as wrong:
             msg = (
-                f"error={error.__name__} cannot be made of a text ({wrong}); expected an exception "
-                f"that is made already: error={error.__name__}(...)"
+                f"error={error.__name__} cannot be created from a text ({wrong}); expected an exception "
+                f"object: error={error.__name__}(...)"
             )
             raise TypeError(msg) from wrong
 
@@ -94,7 +94,7 @@ def _check_scenario(scenario: Any) -> None:
         scenario.close()
         hint = f" the function itself, not called: {scenario.__name__} instead of"
         hint += f" {scenario.__name__}(), as in"
-    msg = f"{scenario!r} is no async function; expected{hint} async def scenario(): ..."
+    msg = f"{scenario!r} is not an async function; expected{hint} async def scenario(): ..."
     raise TypeError(msg)
 
 
@@ -108,8 +108,8 @@ def _takes_trial(scenario: Scenario) -> bool:
     if len(required) > 1 or any(one.kind is one.KEYWORD_ONLY for one in required):
         needs = ", ".join(parameter.name for parameter in required)
         msg = (
-            f"{name_of(scenario)}{inspect.signature(scenario)} has to be given {needs}; "
-            "expected no argument, or one, the trial: async def scenario(trial): ..."
+            f"{name_of(scenario)}{inspect.signature(scenario)} requires the arguments {needs}; "
+            "expected none, or one, the trial: async def scenario(trial): ..."
         )
         raise TypeError(msg)
     return bool(required)
@@ -126,17 +126,17 @@ def _is_exception_class(kind: object) -> bool:
 
 
 def name_of(thing: Any) -> str:
-    """Return what a scenario or a class is called in a program."""
+    """Return the name under which a program knows a scenario or a class."""
     thing = _inner(thing)
     return str(getattr(thing, "__name__", None) or type(thing).__name__)
 
 
 def positive(name: str, given: object, of_what: str) -> None:
-    """Check a number.
+    """Check that an argument is a number above 0.
 
     Raises:
-        TypeError: It is none.
-        ValueError: It is not above 0.
+        TypeError: It is not a number.
+        ValueError: It is 0 or less.
     """
     if not isinstance(given, int | float) or isinstance(given, bool):
         msg = f"{name}={given!r}; expected {of_what}: {name}=100"
@@ -149,11 +149,11 @@ def positive(name: str, given: object, of_what: str) -> None:
 def choose(
     name: str, given: object, known: Sequence[str], *, may_be_empty: bool = False
 ) -> tuple[str, ...]:
-    """Return an argument that is a word or several, as several.
+    """Return an argument that is one word or several words as a tuple.
 
     Raises:
         TypeError: It is neither.
-        ValueError: There is no such word, or none is given.
+        ValueError: A word is unknown, or there is none.
     """
     words = f"expected any of {', '.join(map(repr, known))}: {name}={known[0]!r}"
     if not isinstance(given, str | Iterable):
@@ -161,7 +161,7 @@ def choose(
         raise TypeError(msg)
     chosen = (given,) if isinstance(given, str) else tuple(cast("Iterable[Any]", given))
     if not chosen and not may_be_empty:
-        msg = f"{name}={given!r} is nothing to run; {words}"
+        msg = f"{name}={given!r} is empty; {words}"
         raise ValueError(msg)
     for one in chosen:
         if one not in known:
@@ -173,11 +173,11 @@ def choose(
 def chosen_kinds(
     backend: str, kinds: str | Sequence[str] | None, backends: Sequence[str]
 ) -> tuple[Kind, ...]:
-    """Return the kinds for one event loop.
+    """Return the kinds of disturbance for one event loop.
 
     Raises:
-        TypeError: They are no words.
-        ValueError: There is none such, or no event loop of these has it.
+        TypeError: ``kinds`` is not made of words.
+        ValueError: A kind is unknown, or none of ``backends`` supports it.
     """
     if kinds is None:
         return DEFAULT_KINDS[backend]
@@ -187,7 +187,7 @@ def chosen_kinds(
     for kind in chosen:
         if not any(kind in KINDS[each] for each in backends):
             msg = (
-                f"kinds has {kind!r}, which is asyncio's; expected it with backends='asyncio', or "
+                f"kinds has {kind!r}, which only asyncio has; expected it with backends='asyncio', or "
                 f"one of {', '.join(map(repr, KINDS['trio']))}"
             )
             raise ValueError(msg)
@@ -198,8 +198,8 @@ def chosen_seeds(seeds: int | Iterable[int]) -> list[int]:
     """Return the seeds.
 
     Raises:
-        TypeError: They are no numbers.
-        ValueError: There is none, or one below 0.
+        TypeError: They are not numbers.
+        ValueError: There is no seed, or one is negative.
     """
     expected = "expected a number of seeds from 1 on, or seeds from 0 on: seeds=[7]"
     if not isinstance(seeds, int | Iterable):
@@ -213,11 +213,11 @@ def chosen_seeds(seeds: int | Iterable[int]) -> list[int]:
 
 
 def chosen_at(at: object) -> tuple[At | None, int | None]:
-    """Return which run is meant: what a failure printed, or else a position (or seed).
+    """Parse ``at``: the text that a failure printed, or else a position (or a seed).
 
     Raises:
         TypeError: It is neither text nor a number.
-        ValueError: It is no such text, or a number below 0.
+        ValueError: The text does not name a run, or the number is negative.
     """
     if at is None:
         return None, None

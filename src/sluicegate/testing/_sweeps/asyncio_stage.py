@@ -1,4 +1,4 @@
-"""A stage on asyncio: a loop with virtual time, which is asked between any two callbacks."""
+"""The stage on asyncio: a loop with virtual time that notifies the stage before each callback."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import queue
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from sluicegate.testing._sweeps.asyncio_time import VirtualLoop, task_of, workers_of
+from sluicegate.testing._sweeps.asyncio_time import (
+    VirtualLoop,
+    shielded_deadlines,
+    task_of,
+    workers_of,
+)
 from sluicegate.testing._sweeps.frames import is_library, waits_for_tasks, waits_for_thread
-from sluicegate.testing._sweeps.shelter import seconds_to_jump, sheltered_on_asyncio
 from sluicegate.testing._sweeps.stage import LONGEST, REASON, Block, Stage, Strand
 
 
@@ -25,12 +29,12 @@ if TYPE_CHECKING:
 
 Task = asyncio.Task[Any]
 
-#: How many turns of the loop those tasks get that are left when a run is over.
+#: The turns of the loop that leftover tasks get after a run.
 _LAST_TURNS: Final = 150
 
 
 class _StageLoop(VirtualLoop):
-    """An event loop that tells its stage of every step."""
+    """An event loop that notifies its stage of every step."""
 
     def __init__(self, stage: AsyncioStage) -> None:
         super().__init__(stage.at.seed)
@@ -57,24 +61,24 @@ class _StageLoop(VirtualLoop):
         """See the parent."""
         strand = Strand[Task](self._stage, coro)
         task = super().create_task(strand, **options)
-        if not strand.has_begun:  # else it was started at once
+        if not strand.has_begun:  # else it was started eagerly
             self._stage.begins_as(strand, task)
         return task
 
     def run_now(self, callback_of: Callable[[], object]) -> None:
-        """Have what a call would run next be run at once."""
+        """Call a function, and run the callback that it schedules immediately."""
         callback_of()
         self._ready.pop()._run()
 
     def cancel_in_order(self, cancel: Callable[[], object]) -> None:
-        """Call what cancels tasks; see :meth:`_Ready.order_cancelled`."""
+        """Call a function that cancels tasks; see :meth:`_Ready.order_cancelled`."""
         before = len(self._ready)
         cancel()
         self._ready.order_cancelled(before)
 
 
 class _TaskBlock(Block):
-    """A part of a scenario that is struck through the task that it is in."""
+    """A part of a scenario that is struck by cancelling its task natively."""
 
     stage: AsyncioStage
 
@@ -97,14 +101,14 @@ class _TaskBlock(Block):
 
 
 class _AnyioScopeBlock(Block):
-    """A part of a scenario within AnyIO's cancel scope."""
+    """A part of a scenario inside AnyIO's cancel scope."""
 
     stage: AsyncioStage
-    #: Made in its task, for AnyIO asks which event loop that is.
+    #: Created in the task, because AnyIO looks up the running event loop.
     scope: anyio.CancelScope | None = None
 
     def __enter__(self) -> None:
-        import anyio  # noqa: PLC0415 - not everybody needs it
+        import anyio  # noqa: PLC0415 - imported on demand
 
         self.scope = anyio.CancelScope()
         self.scope.__enter__()
@@ -131,15 +135,13 @@ class _AnyioScopeBlock(Block):
         if self.stage.at.kind == "scope":
             self.stage.loop.cancel_in_order(scope.cancel)
         else:
-            now = self.stage.now()
-            sheltered = sheltered_on_asyncio(self.stage.loop)
-            seconds = seconds_to_jump(now, LONGEST / 2, sheltered)
-            scope.deadline = now + seconds
+            seconds = self.stage.seconds_to_pass(shielded_deadlines(self.stage.loop))
+            scope.deadline = self.stage.now() + seconds
             self.stage.let_pass(seconds)
 
 
 class _TimeoutBlock(Block):
-    """A part of a scenario within an ``asyncio.timeout``."""
+    """A part of a scenario inside an ``asyncio.timeout``."""
 
     stage: AsyncioStage
 
@@ -177,51 +179,51 @@ def _drive(coro: Any) -> None:
         coro.send(None)
     except StopIteration:
         return
-    msg = "asyncio.timeout waits; expected it to be entered and left at once"
+    msg = "asyncio.timeout waits; expected it to enter and exit without waiting"
     raise RuntimeError(msg)
 
 
 def _stop_workers(loop: asyncio.AbstractEventLoop) -> None:
-    """End AnyIO's idle threads of a loop whose root task has never ended; they wait for it."""
+    """End AnyIO's idle threads, which wait for the root task of a loop, if that never ended."""
     for thread in workers_of(loop):
-        with suppress(queue.Full):  # it has been told already
+        with suppress(queue.Full):  # already stopped
             cast("Any", thread).queue.put_nowait(None)
 
 
 class AsyncioStage(Stage[Task]):
-    """One run of a scenario on asyncio; see the parent."""
+    """One run of a scenario on asyncio."""
 
     def __init__(self, staging: Staging, at: At) -> None:
         super().__init__(staging, at)
         self.loop = _StageLoop(self)
-        #: What the loop told its exception handler.
+        #: The messages that the loop's exception handler received.
         self.complaints: list[str] = []
-        #: How AnyIO calls the scopes that were struck, in what it throws.
+        #: AnyIO's names of the scopes that were struck, as its cancellation messages have them.
         self.scope_names: set[str] = set()
         self._alarm: asyncio.TimerHandle | None = None
-        #: Who has yielded in the last step: one task, and those that it has started at once.
+        #: The tasks that yielded in the last step: one, and those that it started eagerly.
         self._yielded: list[Strand[Task]] = []
         self._injecting: Strand[Task] | None = None
 
     def run(self, main: Callable[[], Awaitable[Any]]) -> Any:
-        """Run what runs the scenario, in an event loop of its own.
+        """Run ``main``, which runs the scenario, in a new event loop.
 
         Raises:
-            BaseException: What it raises.
+            BaseException: The exception of ``main``.
         """
         loop = self.loop
         loop.set_exception_handler(self._complain)
         try:
             self._run_until_complete(loop.create_task(cast("Any", main())))
         except BaseException:
-            self.stuck = self.stuck or "it was ended from without"
+            self.stuck = self.stuck or "it was ended from outside"
             raise
         finally:
             try:
                 self._wind_up()
             finally:
                 self._yielded = []
-                loop.close()  # does not wait for the threads of the executor; the watch does
+                loop.close()  # does not wait for the executor's threads; LeftoverWatch does
                 _stop_workers(loop)
 
     def _run_until_complete(self, task: Task) -> None:
@@ -232,11 +234,11 @@ class AsyncioStage(Stage[Task]):
                 raise
 
     def _wind_up(self) -> None:
-        """Cancel what was left, as ``asyncio.run`` does, give it some turns, and close generators."""
+        """Cancel leftover tasks, as ``asyncio.run`` does, let them run, and close generators."""
         loop = self.loop
         self.is_counting = False
         told = len(self.complaints)
-        since = -3  # since when none is left: who waits for the last of them is told in a turn more
+        since = -3  # the last turn with a task left; its waiter needs one more turn to notice
         for turn in range(_LAST_TURNS):
             left = asyncio.all_tasks(loop)
             if not left and turn > since + 2:
@@ -253,7 +255,7 @@ class AsyncioStage(Stage[Task]):
             self._run_until_complete(loop.create_task(loop.shutdown_asyncgens()))
 
     def begins_as(self, strand: Strand[Task], task: Task) -> None:
-        """Note which task a strand stands in for."""
+        """Register the task of a strand."""
         strand.task = task
         self.strands[task] = strand
         if self.host is None:
@@ -261,21 +263,21 @@ class AsyncioStage(Stage[Task]):
 
     def _complain(self, _loop: object, context: dict[str, Any]) -> None:
         if str(context.get("message")).startswith("Task was destroyed"):
-            return  # which tasks are left is found by ourselves
+            return  # leftover tasks are found by _judge()
         error = context.get("exception")
         self.complaints.append(
             f"{context.get('message')}" + (f": {error!r}" if error is not None else "")
         )
 
     def settle(self) -> None:
-        """Tell that the task that made the last step has parked, once it has."""
+        """Report the task that made the last step as parked."""
         if self._yielded:
             yielded, self._yielded = self._yielded, []
             for strand in yielded:
                 self.parked(strand)
 
     def inject(self) -> None:
-        """Give up what a task waits for, and have it raise in its place."""
+        """Cancel a task's wait, and make the wait raise an error instead."""
         assert self.struck is not None
         self._injecting = strand = self.struck
         strand.task.cancel(REASON)
@@ -286,7 +288,7 @@ class AsyncioStage(Stage[Task]):
     def strand_begins(self, strand: Strand[Task]) -> None:
         """See the parent."""
         task = self.current_task()
-        if task not in self.strands:  # started at once, in the middle of another's step
+        if task not in self.strands:  # started eagerly, during another task's step
             self.begins_as(strand, task)
         super().strand_begins(strand)
 
@@ -314,13 +316,13 @@ class AsyncioStage(Stage[Task]):
         return _TimeoutBlock(self, strand) if kind == "timeout" else _TaskBlock(self, strand)
 
     def can_strike(self, strand: Strand[Task], mode: Mode) -> bool:
-        """See the parent. An error takes the place of a wait for a future of the task's own."""
+        """See the parent. An error can replace only a wait for a plain future."""
         if (
             self.at.kind in {"native", "interrupt"}
             and strand.named is not None
             and not strand.has_begun
         ):
-            # What AnyIO wraps in a coroutine of its own would never be awaited.
+            # The coroutine that AnyIO wraps in one of its functions would never be awaited.
             return not is_library(strand.coro.cr_code)
         if self.at.kind != "error":
             return True
@@ -346,7 +348,7 @@ class AsyncioStage(Stage[Task]):
             self.host.task.uncancel()
         if error is None:
             return self.whole.has_caught
-        # What is thrown natively into a target, or for a second time, goes through all of it.
+        # A native cancellation of a target, or a second one, propagates through the scenario.
         is_native = self.at.kind in {"native", "interrupt"} and self.host in self.hit
         is_native |= self.is_struck_again
         return is_native and isinstance(error, asyncio.CancelledError)
@@ -363,7 +365,7 @@ class AsyncioStage(Stage[Task]):
 
     def _is_ours(self, strand: Strand[Task], error: asyncio.CancelledError) -> bool:
         text = str(error.args[0]) if error.args else ""
-        if self.at.kind == "timeout":  # asyncio.timeout says nothing
+        if self.at.kind == "timeout":  # asyncio.timeout gives no message
             return not text and strand in self.hit
         return text == REASON or any(
             f"{name} " in f"{text} " or f"{name};" in text for name in self.scope_names

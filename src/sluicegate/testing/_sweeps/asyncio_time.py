@@ -1,4 +1,4 @@
-"""Virtual time on asyncio: a loop whose clock jumps to the next timer as soon as nothing can run."""
+"""Virtual time on asyncio: a loop whose clock jumps to the next timer when nothing can run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sluicegate.testing._sweeps.trio_time import PATIENCE
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Executor
     from contextvars import Context
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 T = TypeVarTuple("T")
 R = TypeVar("R")
 
-#: What the callbacks are called that make a step of a task.
+#: The names of the callbacks that make a step of a task.
 _STEPS: Final = {None, "task_wakeup", "__step", "__wakeup"}
 
-#: How many turns a loop may take in which no time passes before its clock moves on a little.
+#: The turns of a loop without any time passing after which its clock advances a little.
 BUSY_TURNS: Final = 1000
 
 
 class _Selector(selectors.DefaultSelector):
-    """Where the event loop would sleep, its clock jumps instead."""
+    """Makes the clock jump where the event loop would sleep."""
 
     loop: VirtualLoop
 
@@ -64,8 +64,8 @@ class _Selector(selectors.DefaultSelector):
         return found
 
     def _tick(self, loop: VirtualLoop) -> None:
-        # AnyIO delivers a cancellation again at every turn for as long as it is shielded from
-        # somewhere. When nothing else is left to run, only time can help.
+        # AnyIO redelivers a cancellation in every turn while a part of the scope is shielded.
+        # When nothing else is left to run, only a timer can end that.
         is_retrying = loop._is_only_retrying()
         self._busy += 1
         if is_retrying and self._was_retrying and not loop._is_waiting_for_thread():
@@ -76,10 +76,10 @@ class _Selector(selectors.DefaultSelector):
 
 
 class _Ready(deque[asyncio.Handle]):
-    """The callbacks that a loop is to run; it asks the loop which comes next."""
+    """The ready queue of a loop; it calls the loop before each callback."""
 
     loop: VirtualLoop
-    #: How many of them had been looked at when the last was taken.
+    #: The number of callbacks that had been ordered when the last one was taken.
     known = 0
 
     def popleft(self) -> asyncio.Handle:
@@ -89,12 +89,12 @@ class _Ready(deque[asyncio.Handle]):
         return handle
 
     def order_cancelled(self, first: int) -> None:
-        """Have those tasks that AnyIO has just cancelled go on in the order of their making.
+        """Order the tasks that AnyIO has just cancelled by their creation.
 
-        It keeps tasks and scopes in sets, whose order is another in each run.
+        AnyIO keeps tasks and scopes in sets, whose order differs between runs.
 
         Args:
-            first: Which callbacks are looked at: from this one on.
+            first: The index of the first callback to order.
         """
         if len(self) < first + 2:
             return
@@ -110,7 +110,7 @@ class _Ready(deque[asyncio.Handle]):
 
 
 class _Timer(asyncio.TimerHandle):
-    """A timer; of several that are due at the same time the one that was set first runs first."""
+    """A timer. Timers that are due at the same time run in the order in which they were set."""
 
     __slots__ = ("number",)
 
@@ -122,9 +122,9 @@ class _Timer(asyncio.TimerHandle):
 
 
 class NumberedTask(asyncio.Task[Any]):
-    """A task that hashes by its number in its loop, so that a set of tasks has always one order.
+    """A task that hashes by its number in its loop, which gives sets of tasks a fixed order.
 
-    Those who cancel many tasks at once, as ``asyncio.TaskGroup`` does, go over a set.
+    ``asyncio.TaskGroup``, for example, cancels its tasks by iterating over a set.
     """
 
     def __init__(self, coro: Any, *, loop: VirtualLoop, **options: Any) -> None:
@@ -136,18 +136,17 @@ class NumberedTask(asyncio.Task[Any]):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An asyncio event loop with virtual time, and with a schedule that a seed decides.
+    """An asyncio event loop with virtual time and a schedule that depends on a seed.
 
-    Its clock begins at 0 and jumps to the next timer as soon as nothing can run, so an hour's
-    sleep takes no time. While a thread works time stands still (for 0.2 real seconds at most);
-    and while a step of a workflow computes in a process; other processes, and sockets, are not
-    waited for. Serves as a ``loop_factory``, for ``asyncio.Runner``
-    and for AnyIO's pytest plugin:
+    The clock begins at 0 and jumps to the next timer when nothing can run, so an hour's sleep takes
+    no time. It pauses while a thread works (for at most 0.2 real seconds), and while a step of a
+    workflow computes in a process. It does not wait for other processes or for sockets. Use it as
+    a ``loop_factory``, for ``asyncio.Runner`` and for AnyIO's pytest plugin:
     ``("asyncio", {"loop_factory": VirtualLoop})``.
 
     Args:
-        seed: Which tasks of those that could run in one turn come first. 0 keeps asyncio's own
-            order, first in, first out. Plain callbacks keep their places, as asyncio promises it.
+        seed: Decides the order of the tasks that can run in one turn. 0 keeps asyncio's order,
+            first in, first out. Plain callbacks keep their places, as asyncio promises.
     """
 
     _selector: _Selector
@@ -156,47 +155,47 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def __init__(self, seed: int = 0) -> None:
         self._now = 0.0
-        self._random = random.Random(seed) if seed else None  # noqa: S311 - it is to repeat
+        self._random = random.Random(seed) if seed else None  # noqa: S311 - reproducible
         self._executing = 0
-        #: Real seconds that steps in processes ask the clock to wait for; see AsyncioBackend.
+        #: The real seconds for which steps in processes hold the clock; see AsyncioBackend.
         self._sluicegate_holds: list[float] = []
         self._is_new_round = False
         self._numbers = itertools.count()
         selector = _Selector()
         selector.loop = self
         super().__init__(selector)
-        # The one place that knows how asyncio keeps what is to run: BaseEventLoop._run_once takes
-        # the handles of a turn one after the other with ``self._ready.popleft()``.
+        # The only place that relies on asyncio's ready queue: BaseEventLoop._run_once takes the
+        # handles of a turn one by one with ``self._ready.popleft()``.
         ready = _Ready(self._ready)
         ready.loop = self
         self._ready = ready
 
     def time(self) -> float:
-        """Return the virtual time, in seconds since the loop was made."""
+        """Return the virtual time, in seconds since the loop was created."""
         return self._now
 
     def jump(self, seconds: float) -> None:
-        """Let time pass while nothing else happens, as in a call that blocks.
+        """Advance the clock while nothing else happens, as a blocking call would.
 
         Args:
-            seconds: How much.
+            seconds: The number of virtual seconds.
 
         Raises:
-            ValueError: It is less than nothing.
+            ValueError: The number is negative.
         """
         if seconds < 0:
             msg = f"jump({seconds!r}) would go back in time; expected seconds from 0 on: jump(60)"
             raise ValueError(msg)
         self._now += seconds
-        # The loop runs what is due by now and this much more; a large time has large gaps.
+        # The loop runs timers due within this resolution; large times have large float gaps.
         self._clock_resolution = max(1e-9, 2 * math.ulp(self._now))
 
     def _has_timer(self) -> bool:
-        """Whether a timer is set that will ever be due."""
+        """Whether a timer is set for a finite time."""
         return bool(self._scheduled) and self._scheduled[0].when() < math.inf
 
     def _jump_to_next_timer(self) -> None:
-        """Let time pass until the first timer is due."""
+        """Advance the clock to the first timer."""
         if self._has_timer():
             self.jump(max(0.0, self._scheduled[0].when() - self._now))
             self._now = max(self._now, self._scheduled[0].when())
@@ -228,21 +227,21 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[*T], R], *args: *T
     ) -> asyncio.Future[R]:
-        """See the parent; time stands still until the call returns."""
+        """See the parent. The clock pauses until the call returns."""
         future = super().run_in_executor(executor, func, *args)
         self._executing += 1
         future.add_done_callback(self._executed)
         return future
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109, ARG002
-        """See the parent; the timeout that a runner gives would be over at once."""
+        """See the parent. The timeout is ignored, because in virtual time it would end at once."""
         await super().shutdown_default_executor()
 
     def _executed(self, _future: object) -> None:
         self._executing -= 1
 
     def _is_waiting_for_thread(self) -> bool:
-        """Whether a task waits for a thread that works."""
+        """Whether a task waits for a working thread."""
         if self._executing:
             return True
         if any(thread not in cast("Any", thread).idle_workers for thread in workers_of(self)):
@@ -250,7 +249,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return any(waits_for_thread(task.get_coro()) for task in asyncio.all_tasks(self))
 
     def _is_only_retrying(self) -> bool:
-        """Whether nothing is to run but AnyIO's further deliveries of a cancellation."""
+        """Whether only AnyIO's redeliveries of a cancellation are left to run."""
         return all(
             handle.cancelled()
             or getattr(handle._callback, "__name__", "") == "_deliver_cancellation"  # type: ignore[attr-defined]
@@ -264,7 +263,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._ready.known = len(self._ready)
 
     def _next_handle(self, ready: _Ready) -> None:
-        """Called before each callback; the first of ``ready`` is the one that will run."""
+        """Called before each callback; the first of ``ready`` runs next."""
         if self._is_new_round:
             self._is_new_round = False
             if self._random is not None and len(ready) > 1:
@@ -283,7 +282,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def workers_of(loop: asyncio.AbstractEventLoop) -> list[threading.Thread]:
-    """Return AnyIO's worker threads of a loop, the busy and the idle ones."""
+    """Return AnyIO's worker threads of a loop, busy and idle."""
     return [
         thread
         for thread in threading.enumerate()
@@ -292,10 +291,28 @@ def workers_of(loop: asyncio.AbstractEventLoop) -> list[threading.Thread]:
 
 
 def task_of(handle: asyncio.Handle) -> asyncio.Task[Any] | None:
-    """Return the task that a callback of the loop makes a step of, if it does."""
+    """Return the task of which a callback makes a step; None if it makes none."""
     callback: Any = handle._callback  # type: ignore[attr-defined]
     owner = getattr(callback, "__self__", None)
-    # A bare step has no name; a task's other methods, as its ``cancel``, are plain callbacks.
+    # The C implementation's step has no name; other methods of a task are plain callbacks.
     if not isinstance(owner, asyncio.Task) or getattr(callback, "__name__", None) not in _STEPS:
         return None
     return cast("asyncio.Task[Any]", owner)
+
+
+def shielded_deadlines(loop: asyncio.AbstractEventLoop) -> Iterator[float]:
+    """Yield the deadlines of AnyIO's scopes that are shielded, or inside of one that is.
+
+    The only place that knows how AnyIO keeps its deadlines: each is a timer of the loop.
+    """
+    timers: Any = getattr(loop, "_scheduled", ())
+    for timer in timers:
+        scope: Any = getattr(timer._callback, "__self__", None)
+        if timer.cancelled() or type(scope).__name__ != "CancelScope":
+            continue
+        outer = scope
+        while outer is not None:
+            if outer.shield:
+                yield scope.deadline
+                break
+            outer = outer._parent_scope

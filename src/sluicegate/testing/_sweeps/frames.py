@@ -1,4 +1,4 @@
-"""Frames: where a task waits, read off its coroutine."""
+"""Where a task waits, read from the frames of its coroutine."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
 
 
-#: Libraries that may be installed from a checkout, and are libraries all the same.
+#: Libraries that count as libraries even if they are installed from a checkout.
 LOOPS: Final = ("trio", "anyio")
 
-#: The functions in which a task waits for a thread, whoever calls them.
+#: The functions in which a task waits for a thread.
 _THREAD_CALLS: Final = {"to_thread_run_sync", "run_sync_in_worker_thread"}
 
-#: The functions in which a task waits for others: the end of a nursery, and those of asyncio.
+#: The functions in which a task waits for others: the end of a nursery, and asyncio's waits.
 _TASK_WAITS: Final = {"__aexit__", "wait_for", "wait", "_wait", "_cancel_and_wait"}
 
 
 def _directories() -> Iterator[str]:
-    """Yield where libraries are: as Python's paths have it, without links, and the event loops'."""
+    """Yield the directories of libraries, as Python names them and with links resolved."""
     found = [sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")]
     found += [str(Path(str(spec.origin)).parent) for spec in map(find_spec, LOOPS) if spec]
     for path in map(Path, found):
@@ -53,7 +53,7 @@ def await_places(coro: object) -> Iterator[CodePlace]:
         elif hasattr(inner, "ag_await"):
             frame, coro = inner.ag_frame, inner.ag_await
         else:
-            # What drives an async generator or a coroutine's __await__ tells only the collector.
+            # The driver of an async generator or of __await__ exposes it only to the collector.
             frame, coro = None, _driven(inner)
         if frame is not None:
             yield frame.f_code, frame.f_lineno
@@ -71,8 +71,8 @@ def _driven(driver: object) -> object:
 
 
 def _driven_by_hand(frame: FrameType) -> object:
-    """Return the coroutine that a generator sends into, where it does not await it."""
-    if frame.f_code.co_name == "_async_yield":  # where each wait on Trio ends
+    """Return the coroutine that a generator drives with ``send()`` instead of ``await``."""
+    if frame.f_code.co_name == "_async_yield":  # the end of every wait on Trio
         return None
     for value in frame.f_locals.values():
         if getattr(value, "cr_suspended", False):
@@ -86,7 +86,7 @@ def waits_for_thread(coro: object) -> bool:
 
 
 def waits_for_tasks(coro: object) -> bool:
-    """Whether a library waits in a coroutine for tasks to end: a nursery's, or asyncio's waits."""
+    """Whether a coroutine waits in a library for tasks to end, as a nursery's end does."""
     return any(
         code.co_name == "__aexit__" or code.co_filename == asyncio.tasks.__file__
         for code, _ in await_places(coro)
@@ -105,7 +105,7 @@ def tell_place(place: CodePlace) -> str:
 
 
 def tell_file(place: CodePlace) -> str:
-    """Describe a place by its file and line: by a short path where it is the user's."""
+    """Describe a place by its file and line; the user's files by a relative path."""
     code, line = place
     path = Path(code.co_filename)
     return f"{'/'.join(path.parts[-2:]) if is_library(code) else _near(path)}:{line}"
@@ -119,7 +119,7 @@ def _near(path: Path) -> str:
 
 
 def tell_await(places: list[CodePlace]) -> str:
-    """Describe where a task waits: in whose code, at which line, and in what below it."""
+    """Describe where a task waits: the line of the user's code, and the library calls below it."""
     if not places:
         return "before its first step"
     mine = [n for n, (code, _) in enumerate(places) if not is_library(code)]
@@ -137,5 +137,5 @@ def tell_await(places: list[CodePlace]) -> str:
 
 
 def _is_trap(code: CodeType) -> bool:
-    # Every wait on Trio ends in these, and tells nothing by them.
+    # Every wait on Trio ends in these, so they carry no information.
     return code.co_filename.endswith(str(Path("trio", "_core", "_traps.py")))

@@ -1,4 +1,4 @@
-"""Leftovers: what a run must not leave behind, and how it is found."""
+"""Finds what a run must not leave behind: warnings, threads, channels and async generators."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
-#: How many real seconds a thread is given to end after its run.
+#: The real seconds that a thread has to end after its run.
 GRACE: Final = 1.0
 
-#: What idle threads of Trio's cache are called; they wait for further work, of any run.
+#: The names of idle threads in Trio's cache, which wait for work of any run.
 _IDLE_THREAD = re.compile(r"Trio thread \d+")
 
 
-#: How many objects Python 3.12 freezes itself as it starts, at most.
+#: An upper bound of the objects that Python 3.12 itself freezes when it starts.
 _FROZEN_BY_PYTHON: Final = 1000
 
 _frozen: list[bool] = []
 
 
 def leaves(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield what is in a group, however deep; or the exception itself."""
+    """Yield the exceptions in a group, at any depth; or the exception itself."""
     if isinstance(error, BaseExceptionGroup):
         for part in cast("BaseExceptionGroup[BaseException]", error).exceptions:
             yield from leaves(part)
@@ -47,13 +47,15 @@ def leaves(error: BaseException | None) -> Iterator[BaseException]:
 def for_others(
     error: BaseException, expected: tuple[type[BaseException], ...] = ()
 ) -> BaseException | None:
-    """Return what is not a scenario's failure: a real Ctrl-C, an exit, what skips or ends a test.
+    """Return the first exception that is not a failure of the scenario, and must be raised on.
+
+    These are a real Ctrl-C, an exit, and pytest's exceptions that skip or end a test.
 
     Args:
-        error: What was raised, perhaps with it inside.
-        expected: What the scenario may raise, whatever it is.
+        error: The exception or group that was raised.
+        expected: Classes that the scenario may raise, also these.
     """
-    pytest: Any = sys.modules.get("_pytest.outcomes")  # nobody else can have raised its own
+    pytest: Any = sys.modules.get("_pytest.outcomes")  # not imported: never raised
     kinds: tuple[type[BaseException], ...] = (KeyboardInterrupt, SystemExit, GeneratorExit)
     kinds += () if pytest is None else (pytest.Skipped, pytest.Exit, pytest.XFailed)
     for leaf in leaves(error):
@@ -63,12 +65,12 @@ def for_others(
 
 
 class LeftoverWatch:
-    """Collects what goes wrong beside a run: warnings, exceptions nobody gets, threads, channels."""
+    """Collects warnings, uncatchable exceptions, threads and channels during a run."""
 
     def __init__(self) -> None:
-        #: Exceptions that were raised where nobody could catch them.
+        #: Exceptions that were raised where no code could catch them.
         self.unraisable: list[str] = []
-        #: Ends of Trio's memory channels that were made; kept, or those dropped would look closed.
+        #: All ends of Trio's memory channels. They are kept because a dropped one looks closed.
         self.channels: list[Any] = []
         self._caught: list[warnings.WarningMessage] = []
 
@@ -95,7 +97,7 @@ class LeftoverWatch:
         self._catching.__exit__(None, None, None)
 
     def _left_thread(self, told: threading.ExceptHookArgs) -> None:
-        if not issubclass(told.exc_type, SystemExit):  # which ends a thread, and nothing else
+        if not issubclass(told.exc_type, SystemExit):  # it only ends the thread
             self._unraisable(told)
 
     def _unraisable(self, told: Any) -> None:
@@ -109,16 +111,16 @@ class LeftoverWatch:
         return sum(not end._closed for end in self.channels)
 
     def warned(self) -> Counter[tuple[type[Warning], str]]:
-        """Return what was warned of, and how often."""
+        """Return the warnings, with counts."""
         return Counter(
             (w.category, str(w.message))
             for w in self._caught
-            # Generators are told by our own hooks, on every event loop.
+            # `Generators` reports these, on every event loop.
             if not str(w.message).startswith("Async generator ")
         )
 
     def threads_left(self) -> list[str]:
-        """Return the names of the threads that still work; they are given a second to end."""
+        """Return the names of the threads that still work after a second."""
         until = time.monotonic() + GRACE
         while True:
             left = [
@@ -137,7 +139,7 @@ def _is_idle(thread: threading.Thread) -> bool:
 
 @contextmanager
 def _counting_channels(found: list[Any]) -> Generator[None]:
-    """Note each end of a Trio memory channel that is made; AnyIO's warn by themselves."""
+    """Add each new end of a Trio memory channel to ``found``. AnyIO's channels warn themselves."""
     classes: list[Any] = [trio.MemorySendChannel, trio.MemoryReceiveChannel]
     originals = [kind.__attrs_post_init__ for kind in classes]
 
@@ -158,15 +160,15 @@ def _counting_channels(found: list[Any]) -> Generator[None]:
 
 
 class Generators:
-    """Notes the async generators that were begun; entered inside a running event loop."""
+    """Tracks the async generators that were started. Entered inside a running event loop."""
 
     def __init__(self) -> None:
         self._open: weakref.WeakSet[AsyncGenerator[Any, Any]] = weakref.WeakSet()
-        #: The names of those that were dropped before they had ended.
+        #: The names of those that were garbage-collected before they had ended.
         self.dropped: list[str] = []
 
     def __enter__(self) -> Self:
-        # Not kept as it is: the collector does not look into it, and this would be held for good.
+        # As a plain tuple: the collector does not traverse this type, so a cycle would leak.
         firstiter, finalizer = self._hooks = (*sys.get_asyncgen_hooks(),)
 
         def begins(generator: AsyncGenerator[Any, Any]) -> None:
@@ -184,12 +186,12 @@ class Generators:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # What another event loop has set since is its own.
+        # Another event loop may have set its hooks since; leave those.
         if sys.get_asyncgen_hooks().firstiter is self._begins:
             sys.set_asyncgen_hooks(*self._hooks)
 
     def left_open(self) -> list[str]:
-        """Return the names of the generators that are suspended, or were dropped so."""
+        """Return the names of the generators that are suspended, or were collected suspended."""
         return self.dropped + [
             _name_of(generator)
             for generator in list(self._open)
@@ -202,12 +204,12 @@ def _name_of(generator: Any) -> str:
 
 
 def hold_for_good(wreck: object) -> None:
-    """Keep what a run has left undone from ever being collected, at the end of Python as well.
+    """Keep the tasks of an abandoned run from being garbage-collected, at Python's exit as well.
 
-    Collecting a task closes its coroutine, and one that goes on whatever it is told would go on
-    then, for ever. It takes an error to get here, so there are not many.
+    Collecting a task closes its coroutine, and a coroutine that ignores every exception would then
+    run forever. Only failed runs get here, so they are few.
     """
-    import ctypes  # noqa: PLC0415 - only a run that was given up needs it
+    import ctypes  # noqa: PLC0415 - only for abandoned runs
 
     _wrecks.append(wreck)
     if hasattr(ctypes, "pythonapi"):  # Python empties its modules when it ends
@@ -218,18 +220,18 @@ _wrecks: list[object] = []
 
 
 def freeze_what_stays() -> None:
-    """Leave out of that heap what a first run has imported and made for good."""
+    """Exclude from that heap what the first run has imported and cached."""
     if _frozen:
         gc.freeze()
 
 
 @contextmanager
 def small_heap() -> Generator[None]:
-    """Have the garbage collector look only at what is made in this block, so that it is quick."""
+    """Make the garbage collector skip all objects older than this block, which makes it fast."""
     if _frozen:  # by a sweep around this one
         yield
         return
-    if gc.get_freeze_count() > _FROZEN_BY_PYTHON:  # by the program, which wants it to stay so
+    if gc.get_freeze_count() > _FROZEN_BY_PYTHON:  # frozen by the program: leave that
         gc.collect()
         yield
         return

@@ -1,4 +1,4 @@
-"""Running trials: one scenario, once, in an event loop of its own; and what is wrong with the run."""
+"""Runs a scenario once, in a new event loop, and judges the run."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     from sluicegate.testing._sweeps.stage import Stage, Staging
 
 
-#: How many other tasks a failure tells of.
+#: The maximum number of other tasks that a failure shows.
 MOST_BESIDE: Final = 12
 
 _short = reprlib.Repr()
 _short.maxother = _short.maxstring = 100
 
-#: Warnings that are a failure wherever they come; others only where the whole run has none.
+#: Warnings that always fail a run; others fail it only if the undisturbed run has none.
 _LEFT_BEHIND = (ResourceWarning, RuntimeWarning)
 
 
 @attrs.frozen
 class Undisturbed:
-    """What a whole run of the scenario does by itself, against which the others are held."""
+    """The behaviour of the undisturbed run, with which the other runs are compared."""
 
     moments: int
     closes_channels: bool
@@ -51,18 +51,18 @@ class Undisturbed:
 
 @attrs.define
 class TrialRun:
-    """One run of a scenario, over and judged."""
+    """One run of a scenario, ended and judged."""
 
     at: At
     struck: bool = False
     struck_again: bool = False
     moments: int = 0
-    #: What is wrong, the first thing first; empty if all is well.
+    #: The first problem; empty if there is none.
     problem: str = ""
     alive: list[str] = attrs.Factory(list[str])
     #: Where the other tasks were when it was struck.
     beside: list[tuple[str, list[CodePlace]]] = attrs.Factory(list[tuple[str, list[CodePlace]]])
-    #: What became of the scenario, in words, once its outcome is no more.
+    #: A description of how the scenario ended, kept after its outcome was dropped.
     then: str = ""
     outcome: Outcome | None = None
     error: BaseException | None = None
@@ -72,7 +72,7 @@ class TrialRun:
     names: set[str] = attrs.Factory(set[str])
 
     def blame(self, problem: str) -> None:
-        """Note what is wrong, unless something is already."""
+        """Set the problem, unless there is one already."""
         if not self.problem:
             self.problem = problem
 
@@ -80,10 +80,10 @@ class TrialRun:
 def new_stage(staging: Staging, at: At) -> Stage[Any]:
     """Return the stage for one run."""
     if at.backend == "trio":
-        from sluicegate.testing._sweeps.trio_stage import TrioStage  # noqa: PLC0415 - not everybody needs it
+        from sluicegate.testing._sweeps.trio_stage import TrioStage  # noqa: PLC0415 - imported on demand
 
         return TrioStage(staging, at)
-    from sluicegate.testing._sweeps.asyncio_stage import (  # noqa: PLC0415 - not everybody needs it
+    from sluicegate.testing._sweeps.asyncio_stage import (  # noqa: PLC0415 - imported on demand
         AsyncioStage,
     )
 
@@ -91,12 +91,12 @@ def new_stage(staging: Staging, at: At) -> Stage[Any]:
 
 
 def run_once(staging: Staging, at: At, undisturbed: Undisturbed | None) -> TrialRun:
-    """Run a scenario once, struck at one moment, and judge what came of it.
+    """Run a scenario once, strike it at one moment, and judge the outcome.
 
     Args:
-        staging: The scenario.
-        at: Where it is struck.
-        undisturbed: What it does by itself; None for that very run.
+        staging: The scenario and its settings.
+        at: Where to strike it.
+        undisturbed: The behaviour of the undisturbed run; None if this is that run.
     """
     run = TrialRun(at)
     allow = staging.allow
@@ -118,12 +118,12 @@ def run_once(staging: Staging, at: At, undisturbed: Undisturbed | None) -> Trial
         complaints: list[str] = getattr(stage, "complaints", [])
         run.channels_left = watch.open_channels()
         if run.channels_left and undisturbed is not None and undisturbed.closes_channels:
-            _blame_left(run, allow, "channel", f"{run.channels_left} ends of memory channels open")
+            _blame_left(run, allow, "channel", f"{run.channels_left} ends of memory channels")
         watch.channels.clear()
         if "thread" not in allow and (threads := watch.threads_left()):
-            run.blame(f"threads left at work: {', '.join(threads)}")
+            run.blame(f"threads still working: {', '.join(threads)}")
         if not run.problem and run.outcome is not None:
-            # What hangs on a traceback would not be collected.
+            # Objects that a traceback refers to would not be collected.
             run.then = _then(run.outcome)
             run.outcome = attrs.evolve(run.outcome, value=None, error=None, state=None)
             if stage.injected is not None:
@@ -132,12 +132,12 @@ def run_once(staging: Staging, at: At, undisturbed: Undisturbed | None) -> Trial
         del stage
         gc.collect()
         for complaint in complaints:
-            run.blame(f"the event loop was told: {complaint}")
+            run.blame(f"the event loop's exception handler was called: {complaint}")
         run.warned = watch.warned()
         if "warning" not in allow:
             _judge_warnings(run, undisturbed)
         for told in watch.unraisable:
-            run.blame(f"an exception that nobody could catch: {told}")
+            run.blame(f"an uncatchable exception: {told}")
     return run
 
 
@@ -155,7 +155,7 @@ def _main(stage: Stage[Any], run: TrialRun) -> Callable[[], Awaitable[None]]:
                     return
                 await _judge(stage, run, fresh, generators)
                 if run.problem:
-                    run.problem = f"a fresh run after it does not work: {run.problem}"
+                    run.problem = f"the fresh run after it failed: {run.problem}"
 
     return main
 
@@ -167,7 +167,7 @@ async def _judge(
     staging, allow = stage.staging, stage.staging.allow
     left = list(leaves(outcome.error))
     unexpected = [error for error in left if not _may_leave(stage, outcome, error)]
-    # What fails beside an injected error is a consequence of it.
+    # Failures beside an injected error are its consequences.
     if unexpected and (stage.injected is None or stage.injected not in left):
         run.error = outcome.error
         run.blame(f"{_struck(stage)}{_tell(unexpected[0])} left the scenario")
@@ -177,7 +177,7 @@ async def _judge(
     running = [
         strand.tell()
         for strand in list(stage.strands.values())
-        # asyncio closes a dropped generator in a task of its own.
+        # asyncio closes a dropped generator in a separate task.
         if strand is not stage.host and type(strand.coro).__name__ != "async_generator_athrow"
     ]
     running += [repr(task.name) for task in getattr(stage, "system", ())]
@@ -189,7 +189,7 @@ async def _judge(
             verdict = staging.check(outcome)
             if inspect.isawaitable(verdict):
                 verdict = await verdict
-        except BaseException as error:  # noqa: ASYNC103 - it is judged, whatever it is
+        except BaseException as error:  # noqa: ASYNC103 - judged here
             if stage.stuck or for_others(error) is not None:
                 raise
             run.error = error
@@ -201,12 +201,12 @@ async def _judge(
 
 def _judge_swallowed(stage: Stage[Any], run: TrialRun) -> None:
     if stage.swallowed:
-        run.blame(f"the cancellation was swallowed: block {stage.swallowed!r} went on to its end")
+        run.blame(f"the cancellation was swallowed: block {stage.swallowed!r} ran to its end")
     elif stage.staging.target is None:
         for name, places in stage.kept[:1]:
             run.blame(
                 f"the cancellation was swallowed: it had reached {name!r} at {tell_await(places)}, "
-                "which then went on to its end, and so did the scenario"
+                "which then ran to its end, and so did the scenario"
             )
 
 
@@ -227,7 +227,7 @@ def _may_leave(stage: Stage[Any], outcome: Outcome, error: BaseException) -> boo
 def _blame_left(run: TrialRun, allow: Iterable[str], kind: str, *left: str) -> None:
     if left and kind not in allow:
         what = {"task": "still running", "generator": "async generators left open"}.get(kind)
-        separator = "\n    " if kind == "task" and len(left) > 1 else ", "  # a line for each task
+        separator = "\n    " if kind == "task" and len(left) > 1 else ", "  # one line per task
         beginning = separator if separator[0] == "\n" else " "
         run.blame(f"{what or 'left open'}:{beginning}{separator.join(left)}")
 
@@ -271,14 +271,14 @@ def _then(outcome: Outcome) -> str:
 def failure_of(
     run: TrialRun, name: str, call: str, positions: int, options: str
 ) -> ScenarioFailure:
-    """Return the failure that tells of a run.
+    """Return the failure that describes a run.
 
     Args:
         run: The run.
-        name: What the scenario is called.
-        call: What ran it.
-        positions: How many positions there are, if that is known.
-        options: Those arguments of the call that decide which position is which.
+        name: The name of the scenario.
+        call: The function that ran it.
+        positions: The number of positions; 0 if it is not known.
+        options: The arguments of the call that affect the numbering of positions.
     """
     at, outcome = run.at, run.outcome
     lines = [run.problem, ""]

@@ -1,16 +1,18 @@
-"""Stages: one run of a scenario, whose tasks are stepped under our eyes and struck at one moment.
+"""A stage runs a scenario once, observes every step of its tasks, and strikes it at one moment.
 
-A *strand* stands in for the coroutine of each of its tasks. The event loop tells the stage when a
-strand has parked and when it is about to go on; these moments are counted, and at one of them the
-scenario, or a part of it, is cancelled. :mod:`.trio_stage` and :mod:`.asyncio_stage` know how.
+A *strand* wraps the coroutine of each task. The event loop notifies the stage when a strand has
+parked and when it is about to resume. The stage counts these moments; at one of them it cancels
+the scenario, or a part of it. :mod:`.trio_stage` and :mod:`.asyncio_stage` implement this for their
+event loops.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatchcase
+from math import inf
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import attrs
@@ -24,23 +26,23 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
-#: How many steps a scenario may take after it was struck, beside many times what it took before.
+#: The steps that a scenario may take after it was struck, in addition to a multiple of those before.
 SPIN_STEPS: Final = 20_000
 
-#: Tells our cancellation from a scenario's own.
+#: The cancellation reason that distinguishes our cancellation from the scenario's own.
 REASON: Final = "struck by sluicegate.testing"
 
-#: How many virtual seconds an undisturbed run may take.
+#: The virtual seconds that an undisturbed run may take.
 LONGEST: Final = 1e8
 
-#: How often a run whose time is over still waits for a thread; each takes 0.2 real seconds.
+#: How often a run whose time is up still waits for a thread, each time for 0.2 real seconds.
 THREAD_PATIENCE: Final = 10
 
 TaskT = TypeVar("TaskT")
 
 
 class Strand(Coroutine[Any, Any, Any], Generic[TaskT]):
-    """Stands in for the coroutine of one task, and sees all that is sent into it."""
+    """Wraps the coroutine of one task, and observes everything that is sent or thrown into it."""
 
     __slots__ = ("block", "coro", "has_begun", "named", "seen", "stage", "task")
 
@@ -49,12 +51,12 @@ class Strand(Coroutine[Any, Any, Any], Generic[TaskT]):
     def __init__(self, stage: Stage[TaskT], coro: Any) -> None:
         self.stage = stage
         self.coro = coro
-        #: What cancels the whole task, if it is a target.
+        #: The block of the whole task, if the task is a target.
         self.named: Block | None = None
         #: The innermost open block of this task that is a target.
         self.block: Block | None = None
         self.has_begun = False
-        #: Where the cancellation has reached it, if it has.
+        #: Where the cancellation reached it; None if it has not.
         self.seen: list[CodePlace] | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -62,7 +64,7 @@ class Strand(Coroutine[Any, Any, Any], Generic[TaskT]):
         return getattr(self.coro, name)
 
     def tell(self) -> str:
-        """Say which task this is, and where it waits."""
+        """Describe the task and the place where it waits."""
         if not self.has_begun:
             return f"{self.stage.name_of(self)!r} before its first step"
         return f"{self.stage.name_of(self)!r} at {tell_await(list(await_places(self.coro)))}"
@@ -113,27 +115,28 @@ class Strand(Coroutine[Any, Any, Any], Generic[TaskT]):
             stage.strand_ended(self)
             if named is None or not named.__exit__(type(error), error, error.__traceback__):
                 raise
-            raise StopIteration from None  # noqa: ASYNC104 - its own block has caught it
+            raise StopIteration from None  # noqa: ASYNC104 - caught by its own block
         stage.strand_yielded(self)
         return sent
 
 
 class Block(ABC):
-    """A part of a scenario that can be struck: a named block, a whole task, or all of it.
+    """A part of a scenario that can be struck: a named block, a whole task, or the scenario.
 
-    Entered and left in the task that it is in; what leaves it is let through, unless it is this
-    block's own cancellation by a scope or a timeout. A whole task may be struck before it is
-    entered, and between steps of tasks, where no task is current.
+    It is entered and left in its own task. Exceptions pass through it, except its own cancellation
+    by a scope or a timeout. A whole task may be struck before it is entered, and between the steps
+    of tasks, when no task is current.
 
     Args:
-        strand: That task.
+        stage: The run.
+        strand: The task of the block.
     """
 
     def __init__(self, stage: Stage[Any], strand: Strand[Any]) -> None:
         self.stage = stage
         self.strand = strand
         self.is_struck = False
-        #: Whether its own cancellation has left it.
+        #: Whether it has caught its own cancellation.
         self.has_caught = False
 
     @abstractmethod
@@ -149,12 +152,12 @@ class Block(ABC):
 
     @abstractmethod
     def strike(self) -> None:
-        """Cancel it; called between steps of tasks."""
+        """Cancel the block. Called between the steps of tasks."""
 
 
 @attrs.frozen(kw_only=True)
 class Staging:
-    """How one scenario is run, whatever the moment."""
+    """The settings of all runs of a scenario."""
 
     scenario: Scenario
     takes_trial: bool
@@ -172,33 +175,33 @@ class Stage(ABC, Generic[TaskT]):
     """One run of a scenario.
 
     Args:
-        staging: What is run.
-        at: Where it is struck, and how; at a position that is never reached it is not.
+        staging: The settings.
+        at: Where and how to strike. If the position is never reached, the run is not struck.
     """
 
     def __init__(self, staging: Staging, at: At) -> None:
         self.staging = staging
         self.at = at
-        #: How many moments there were so far.
+        #: The number of moments so far.
         self.moments = 0
-        #: How many steps the scenario's tasks took so far.
+        #: The number of steps that the scenario's tasks have made so far.
         self.steps = 0
-        #: The task that was at its moment when the scenario was struck.
+        #: The task whose moment it was when the scenario was struck.
         self.struck: Strand[TaskT] | None = None
-        #: The tasks in which what was struck is.
+        #: The tasks of the blocks that were struck.
         self.hit: set[Strand[TaskT]] = set()
-        #: Where the other tasks were then; told if the check fails.
+        #: Where the other tasks were then; shown if the run fails.
         self.beside: list[tuple[str, list[CodePlace]]] = []
-        #: Where the scenario was when it was struck, in words; empty if it was not.
+        #: A description of where it was struck; empty if it was not.
         self.where = ""
-        #: When it was struck, or began.
+        #: The virtual time at which it was struck, or began.
         self.since = 0.0
-        #: Whether its moments count: not before it has begun, and not once it has ended.
+        #: Whether moments count: only between the beginning and the end of the scenario.
         self.is_counting = False
-        #: Why it had to be given up, and what was alive then; empty if it had not.
+        #: Why the run had to be given up, and the tasks alive then; empty if it was not.
         self.stuck = ""
         self.alive: list[str] = []
-        #: What is to end, how long it may take, and after which step it must have.
+        #: What has to end, in how many virtual seconds, and by which step.
         self._doing = "it"
         self._seconds = LONGEST
         self._patience = THREAD_PATIENCE
@@ -206,36 +209,36 @@ class Stage(ABC, Generic[TaskT]):
         self._spins_since: float = -1.0
         #: The names of the tasks and blocks that could be targets.
         self.names: set[str] = set()
-        #: Which tasks ended as if nothing were, though the cancellation had reached them there.
+        #: The tasks that the cancellation reached, there, and that ended without an exception.
         self.kept: list[tuple[str, list[CodePlace]]] = []
-        #: What was raised in place of an await.
+        #: The error raised in place of an await.
         self.injected: BaseException | None = None
         #: Whether the second cancellation was reached.
         self.is_struck_again = False
-        #: The named block, or task, that kept its cancellation to itself.
+        #: The named block or task that swallowed its cancellation.
         self.swallowed = ""
         self.strands: dict[TaskT, Strand[TaskT]] = {}
         self.host: Strand[TaskT] | None = None
         self.whole: Block | None = None
-        #: What could be struck when a task parked, if nothing has happened since.
+        #: The blocks that could be struck when a task parked, if nothing has happened since.
         self._instant: tuple[Block, ...] = ()
 
-    # -- what the event loop tells -------------------------------------------------------------
+    # -- notifications from the event loop -------------------------------------------------------------
 
     def parked(self, strand: Strand[TaskT]) -> None:
-        """A task has made a step, and waits."""
+        """Called when a task has made a step and waits."""
         if self.is_counting:
             self._instant = self._moment(strand, "park")
         if self.steps > self._last_step and not self.stuck:
             now = self.now()
             if now == self._spins_since:
-                self.give_up("goes on and on without any time passing")
+                self.give_up("keeps running while no virtual time passes")
             elif self.steps > self._most_steps:
-                self.give_up("goes on and on, while time passes")
+                self.give_up("keeps running while virtual time passes")
             self._spins_since, self._last_step = now, self.steps + SPIN_STEPS
 
     def waking(self, strand: Strand[TaskT]) -> None:
-        """A task is about to go on."""
+        """Called when a task is about to resume."""
         if self.is_counting:
             if not strand.has_begun:
                 self._name(strand)
@@ -249,45 +252,45 @@ class Stage(ABC, Generic[TaskT]):
             strand.named = self.new_block(strand)
 
     def strand_begins(self, strand: Strand[TaskT]) -> None:
-        """A task makes its first step; of one that starts at once it is the first that is seen."""
+        """Called at a task's first step, which for an eager task is the first notification."""
         if self.is_counting:
             self._name(strand)
 
     def time_may_pass(self) -> None:
-        """Something else than a step of a task happened."""
+        """Called when something other than a task's step happened."""
         self._instant = ()
 
     def strand_ended(self, strand: Strand[TaskT]) -> None:
-        """A task has made its last step."""
+        """Called when a task has made its last step."""
         self._instant = ()
         self.strands.pop(strand.task, None)
 
     def note_kept(self, strand: Strand[TaskT]) -> None:
-        """A task has ended, and no exception has left it."""
+        """Called when a task has ended without an exception."""
         if strand.seen is not None and self.is_counting:
             self.kept.append((self.name_of(strand), strand.seen))
 
     def note_seen(self, strand: Strand[TaskT]) -> None:
-        """The cancellation has reached a task."""
+        """Called when the cancellation has reached a task."""
         if strand.seen is None:
             strand.seen = list(await_places(strand.coro))
 
     def strand_yielded(self, strand: Strand[TaskT]) -> None:
-        """A task's coroutine has yielded; the event loop has not yet seen what."""
+        """Called when a coroutine has yielded, before the event loop handles the value."""
 
     # -- moments -------------------------------------------------------------------------------
 
     def _moment(self, strand: Strand[TaskT], mode: Mode) -> tuple[Block, ...]:
-        """Count a moment, if it is one; return what can be struck in it."""
+        """Count the moment, if it is one, and return the blocks that it can strike."""
         blocks = self._targets_of(strand)
         if not blocks or mode not in self.staging.modes or not self.can_strike(strand, mode):
             return ()
-        if blocks == self._instant:  # one task has parked and another goes on: one moment
+        if blocks == self._instant:  # one task has parked and another resumes: one moment
             return blocks
         self.moments += 1
         at = self.at
         if self.moments == at.position:
-            moment = f"{strand.tell()}, {'blocked' if mode == 'park' else 'about to go on'}"
+            moment = f"{strand.tell()}, {'blocked' if mode == 'park' else 'about to resume'}"
             others = {block.strand.tell() for block in blocks if block.strand is not strand}
             if self.staging.target is not None and others:
                 moment = f"{', '.join(sorted(others))}; when {moment}"
@@ -311,8 +314,10 @@ class Stage(ABC, Generic[TaskT]):
         return blocks
 
     def _targets_of(self, strand: Strand[TaskT]) -> tuple[Block, ...]:
-        """Return what is struck at a moment of this task: itself, or else all targets there are."""
-        if self.staging.target is None or self.where:  # the second time the whole is struck
+        """Return the blocks to strike at a moment of this task: its own, or else all targets."""
+        if (
+            self.staging.target is None or self.where
+        ):  # the second time, the whole scenario is struck
             return () if self.whole is None else (self.whole,)
         own = strand.block or strand.named
         if own is not None:
@@ -323,12 +328,12 @@ class Stage(ABC, Generic[TaskT]):
         return tuple(block for block in opened if block is not None)
 
     def is_target(self, name: str) -> bool:
-        """Whether a task or block of this name is what is to be struck."""
+        """Whether a task or block of this name is a target."""
         return self.staging.target is not None and fnmatchcase(name, self.staging.target)
 
     @contextmanager
     def open_target(self, name: str) -> Generator[None]:
-        """Open a block that may be a target; see :meth:`Trial.target`."""
+        """Enter a block that may be a target; see :meth:`Trial.target`."""
         strand = self.strands.get(self.current_task())
         if self.is_counting:
             self.names.add(name)
@@ -345,41 +350,55 @@ class Stage(ABC, Generic[TaskT]):
         self.note_swallowed(block, strand, name)
 
     def note_swallowed(self, block: Block, strand: Strand[TaskT], name: str) -> None:
-        """A target has been left, and no exception has left it."""
+        """Called when a target has ended without an exception."""
         if block.is_struck and strand.seen is not None and not block.has_caught:
             self.swallowed = name
 
+    def seconds_to_pass(self, shielded: Iterable[float]) -> float:
+        """Return by how many seconds the clock may advance to a deadline.
+
+        Shielded clean-up that only waits for its turn takes no time, and must not be reported as
+        too slow. So the clock advances only half of the way to the first of its deadlines.
+
+        Args:
+            shielded: The deadlines of shielded clean-up.
+        """
+        now = self.now()
+        left = (when - now for when in shielded if now < when < inf)
+        return min(LONGEST / 2, min(left, default=inf) / 2)
+
     def let_pass(self, seconds: float) -> None:
-        """Let time pass up to a deadline; what comes of it is measured from there."""
+        """Advance the clock to a deadline; the scenario's seconds count from there."""
         self.pass_time(seconds)
         self.since = self.now()
         self.allow_time("it", self.staging.within, self.steps * 50)
 
     def allow_time(self, doing: str, seconds: float, steps: int) -> None:
-        """Have the run given up unless something ends soon.
+        """Set the limits after which the run is given up.
 
         Args:
-            doing: What, in words.
-            seconds: Within how many virtual seconds from now.
-            steps: Within how many steps of tasks, counted from the beginning, and some more.
+            doing: A description of what has to end.
+            seconds: The virtual seconds from now within which it has to end.
+            steps: The steps of tasks, counted from the beginning, within which it has to end;
+                ``SPIN_STEPS`` are added.
         """
         self._doing, self._seconds, self._last_step = doing, seconds, steps + SPIN_STEPS
         self._most_steps = self.steps + SPIN_STEPS * 51
         self.set_alarm(self.now() + seconds)
 
     def alarmed(self) -> None:
-        """Its time is over, unless a thread is at work, which on a busy machine may take long."""
+        """Give up because the time is up; wait for a thread, which is slow on a busy machine."""
         if self._patience and self.waits_for_thread():
             self._patience -= 1
             self.set_alarm(self.now() + self._seconds)
         elif not self.stuck:
             if self._seconds == LONGEST:
-                self.give_up("did not end: nothing that is waited for here can come any more")
+                self.give_up("did not end: no task can ever resume")
             else:
                 self.give_up(f"did not end within {self._seconds:g} virtual seconds")
 
     def give_up(self, why: str) -> None:
-        """End a run that does not end by itself; what is alive is told, and then abandoned."""
+        """End a run that does not end by itself; note the tasks that are alive, and abandon them."""
         self.stuck = f"{self._doing} {why}"
         self.alive = [strand.tell() for strand in self.strands.values()]
         self.is_counting = False
@@ -391,7 +410,7 @@ class Stage(ABC, Generic[TaskT]):
         """Run the scenario once, to its end.
 
         Args:
-            strikes: Whether this is the run that may be struck.
+            strikes: Whether this run may be struck.
         """
         trial = Trial(self.at.backend, self.open_target)
         staging = self.staging
@@ -399,7 +418,7 @@ class Stage(ABC, Generic[TaskT]):
         assert self.host is not None
         self.whole = whole = self.new_block(self.host)
         self.since = self.now()
-        what = "it" if strikes else "a fresh run after it does not work: it"
+        what = "it" if strikes else "the fresh run after it failed: it"
         self.allow_time(what, LONGEST, self.steps + SPIN_STEPS * 49)
         value: Any = None
         error: BaseException | None = None
@@ -411,7 +430,7 @@ class Stage(ABC, Generic[TaskT]):
                     self.note_kept(self.host)
                 finally:
                     self.is_counting = False
-        except BaseException as raised:  # noqa: ASYNC103, BLE001 - it is judged, whatever it is
+        except BaseException as raised:  # noqa: ASYNC103, BLE001 - judged below
             other = for_others(raised, (*staging.raises, *self._ours()))
             if other is not None:
                 raise other from None  # noqa: ASYNC104 - found inside it
@@ -430,7 +449,7 @@ class Stage(ABC, Generic[TaskT]):
         )
 
     def _ours(self) -> tuple[type[BaseException], ...]:
-        """Return what we may have raised ourselves, and is not meant for others."""
+        """Return the classes of exceptions that this stage itself may have raised."""
         if not self.where:
             return ()
         if self.at.kind == "interrupt":
@@ -438,14 +457,14 @@ class Stage(ABC, Generic[TaskT]):
         return () if self.injected is None else (type(self.injected),)
 
     def new_error(self) -> BaseException:
-        """Return what an await is to raise."""
+        """Return the error that an await is to raise."""
         error = self.staging.error
         self.injected = error(REASON) if isinstance(error, type) else error
-        # One that the user made is raised in every run; what hung on it was the last run's.
+        # A user's exception object is raised in every run: drop what the last run attached to it.
         self.injected.__traceback__ = self.injected.__context__ = None
         return self.injected
 
-    # -- what differs between event loops ------------------------------------------------------
+    # -- per event loop ------------------------------------------------------
 
     @abstractmethod
     def now(self) -> float:
@@ -453,7 +472,7 @@ class Stage(ABC, Generic[TaskT]):
 
     @abstractmethod
     def current_task(self) -> TaskT:
-        """Return the task that makes a step."""
+        """Return the current task."""
 
     @abstractmethod
     def name_of(self, strand: Strand[TaskT]) -> str:
@@ -461,11 +480,11 @@ class Stage(ABC, Generic[TaskT]):
 
     @abstractmethod
     def new_block(self, strand: Strand[TaskT]) -> Block:
-        """Return a block that can be struck in the way of this run."""
+        """Return a block that this run's kind of disturbance can strike."""
 
     @abstractmethod
     def can_strike(self, strand: Strand[TaskT], mode: Mode) -> bool:
-        """Whether this way of striking is possible at such a moment."""
+        """Whether this run's kind of disturbance is possible at this moment."""
 
     @abstractmethod
     def strike_again(self) -> None:
@@ -473,19 +492,19 @@ class Stage(ABC, Generic[TaskT]):
 
     @abstractmethod
     def outermost(self) -> AbstractContextManager[None]:
-        """Return what takes the second cancellation, and what of the first goes past its block."""
+        """Return a context manager that catches the second cancellation, and exceptions that leave the block."""
 
     @abstractmethod
     def is_all_cancelled(self, error: BaseException | None) -> bool:
-        """Say whether it was the cancellation that ended the scenario, and nothing else."""
+        """Whether the cancellation, and nothing else, ended the scenario."""
 
     @abstractmethod
     def sent(self, strand: Strand[TaskT], sent: Any) -> Any:
-        """See, and perhaps replace, what a coroutine is sent, or what is thrown into it."""
+        """Observe a value or exception that is sent into a coroutine, and return it or another."""
 
     @abstractmethod
     def pass_time(self, seconds: float) -> None:
-        """Have the clock jump."""
+        """Advance the clock."""
 
     @abstractmethod
     def waits_for_thread(self) -> bool:
@@ -493,8 +512,8 @@ class Stage(ABC, Generic[TaskT]):
 
     @abstractmethod
     def set_alarm(self, when: float) -> None:
-        """Have the run given up at a time."""
+        """Set the time at which :meth:`alarmed` is called."""
 
     @abstractmethod
     def abandon(self) -> None:
-        """Have the event loop end, whatever is left in it."""
+        """End the event loop, whatever is left in it."""

@@ -1,4 +1,4 @@
-"""The sweep and the fuzz: a scenario, cancelled at every point, and under many schedules."""
+"""``sweep()`` cancels a scenario at every position; ``fuzz()`` runs it under many schedules."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ Raises = type[BaseException] | tuple[type[BaseException], ...]
 
 @attrs.define
 class SweepReport:
-    """What a sweep or a fuzz has run, all of it well."""
+    """The runs of a sweep or a fuzz that passed."""
 
     runs: int = 0
-    """How many runs there were, the undisturbed ones among them."""
+    """The number of runs, including the undisturbed ones."""
     positions: int = 0
-    """At how many of them the scenario was struck."""
+    """The number of runs in which the scenario was struck."""
     sampled: bool = False
-    """Whether there were more positions than the limit, so that some were left out."""
+    """Whether positions were skipped because there were more than the limit."""
     lines: list[str] = attrs.Factory(list[str])
-    """For each event loop, kind and seed, what was run."""
+    """A summary for each event loop, kind and seed."""
 
     def __str__(self) -> str:
         return "\n".join(self.lines)
@@ -79,65 +79,66 @@ def sweep(
     fresh: bool = True,
     keep_going: bool = False,
 ) -> SweepReport:
-    """Run an async function again and again, each time cancelled at the next possible moment.
+    """Run an async function repeatedly, cancelling each run at the next possible moment.
 
-    A moment lies between two steps of tasks: one has just blocked (*park*), or is about to go on
-    (*wake*: what it waited for is there, and it has not run yet; races live here). The scenario is
-    run once undisturbed, then once for each moment, until there is none left; each in an event
-    loop of its own with virtual time and a schedule that repeats.
+    A moment lies between two steps of tasks: a task has just blocked (*park*), or is about to
+    resume (*wake*: its wait is over and it has not run yet; races happen here). The scenario runs
+    once undisturbed, then once for each moment. Each run has a new event loop with virtual time and
+    a reproducible schedule.
 
-    After each run these must hold: it has ended within ``within`` virtual seconds; it has left no
-    task, thread, open async generator and no ``ResourceWarning``, ``RuntimeWarning`` or exception
-    that nobody could catch; channels are closed that the undisturbed run closes; a cancellation
-    that reached it has left it; nothing else has, but ``raises``; the check passes; and the
-    scenario, run again in the same event loop, works.
+    These conditions are checked after each run. It ended within ``within`` virtual seconds. It left
+    no task, thread or open async generator, and no ``ResourceWarning``, ``RuntimeWarning`` or
+    uncatchable exception. It closed the channels that the undisturbed run closes. A cancellation
+    that reached the scenario left it, and so did no other exception, except those of ``raises``.
+    The check passed. The scenario works when it is run again in the same event loop.
 
     Args:
-        scenario: An async function without arguments, or with one: the :class:`Trial`. It makes
-            what it uses, for it is called again and again.
+        scenario: An async function without arguments, or with one: the :class:`Trial`. It creates
+            everything it uses, because it is called once per run.
         backends: The event loops: ``"trio"``, ``"asyncio"``, or both.
         kinds: How it is cancelled. ``"scope"``: by a cancel scope around it, Trio's or AnyIO's.
             ``"native"``: by ``Task.cancel()``. ``"timeout"``: by an ``asyncio.timeout``.
-            ``"deadline"``: the clock jumps to the scope's deadline, past all timers before it, but
-            past no time limit of a shielded clean-up that is under way.
-            ``"interrupt"``: by a KeyboardInterrupt that comes while the event loop's own code runs:
-            Trio raises it in the main task, and asyncio's runner cancels that one natively. ``"error"``: not at all; a task's await raises
-            ``error``. ``"all"``: by each of these. Default: scope, on asyncio native too.
+            ``"deadline"``: the clock jumps to the scope's deadline, past all earlier timers, but
+            not past the time limit of a shielded clean-up in progress.
+            ``"interrupt"``: by a KeyboardInterrupt that arrives while the event loop's own code
+            runs: Trio raises it in the main task, asyncio's runner cancels that task natively.
+            ``"error"``: nothing is cancelled; a task's await raises ``error``.
+            ``"all"``: each of these in turn. Default: scope, and native on asyncio.
         modes: ``"park"``, ``"wake"``, or both.
-        target: What is cancelled, instead of the whole scenario: the name of tasks, or of blocks
+        target: The part to cancel instead of the whole scenario: the name of tasks, or of blocks
             of :meth:`Trial.target`, or a pattern (``"worker-*"``, ``"*"`` for any task). At a
-            moment of its own a target is cancelled alone. At a moment of another task all targets
-            are cancelled together, so a pattern strikes several tasks in one run.
-        twice: Whether each run is followed by those in which the whole scenario is cancelled a
+            moment of the target itself, only that target is cancelled. At a moment of another task
+            all targets are cancelled together, so a pattern strikes several tasks in one run.
+        twice: Whether each run is followed by runs in which the whole scenario is cancelled a
             second time, at each later moment (by an outer scope on Trio, natively on asyncio).
-        error: What kind ``"error"`` raises: an exception, or the class of one.
+        error: The exception, or exception class, that kind ``"error"`` raises.
         seeds: The schedules: a number of them, or the seeds. Seed 0 is asyncio's own order, and
-            on Trio that in which tasks were spawned.
-        at: TrialRun only this: what a failure printed, or a position.
-        limit: How many positions are run at most for an event loop, kind and seed. Of more, the
-            first half of that number is run, and a sample of the others; the report says so. With
-            ``twice`` about as many further runs are made.
-        within: Within how many virtual seconds a cancelled scenario has to end.
-        raises: What may leave the scenario besides the cancellation: a class of exceptions, or
-            several.
-        check: Called with the :class:`Outcome` of every run, inside the event loop; may be async;
-            raises (or returns False) if something is wrong. Default: the scenario's own attribute
+            the order in which tasks were spawned on Trio.
+        at: The only run to make: the text that a failure printed, or a position.
+        limit: The maximum number of positions for an event loop, kind and seed. If there are more,
+            the first ``limit / 2`` are run and a sample of the rest, and the report says so. With
+            ``twice``, up to about as many runs are added.
+        within: The virtual seconds within which a cancelled scenario has to end.
+        raises: An exception class, or several, that may leave the scenario besides the
+            cancellation.
+        check: Called with the :class:`Outcome` of every run, inside the event loop; may be async.
+            It raises (or returns False) if something is wrong. Default: the scenario's attribute
             ``check``, if it has one.
-        allow: What may be left: any of ``"task"``, ``"thread"``, ``"generator"``, ``"channel"``,
-            ``"warning"``; and ``"swallowed"``.
+        allow: The leftovers to permit: any of ``"task"``, ``"thread"``, ``"generator"``,
+            ``"channel"``, ``"warning"`` and ``"swallowed"``.
         fresh: Whether the scenario is run again after each cancelled run.
-        keep_going: Whether the runs go through to the last after one has failed. The failure then
-            is that of the first, with a count of the others, grouped by what is wrong.
+        keep_going: Whether to make all runs after one has failed. The failure raised is the first
+            one, with a count of all, grouped by problem.
 
     Returns:
-        What was run.
+        A report of the runs.
 
     Raises:
-        ScenarioFailure: A run broke one of these: the earliest one, but that of a sample only the
-            500 positions behind the first half are looked through.
-        RuntimeError: An event loop runs in this thread.
-        TypeError: An argument is of the wrong kind.
-        ValueError: An argument names nothing that there is.
+        ScenarioFailure: A run broke a condition. It is the earliest such run; if positions were
+            sampled, only the 500 positions after the first half are searched for an earlier one.
+        RuntimeError: An event loop is running in this thread.
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has an unknown value.
     """
     refuse_running_loop("sweep")
     staging = new_staging(
@@ -185,36 +186,35 @@ def fuzz(
     fresh: bool = False,
     keep_going: bool = False,
 ) -> SweepReport:
-    """Run an async function under many schedules, each of which can be repeated.
+    """Run an async function under many reproducible schedules.
 
-    A seed decides which of the tasks that could run goes first. What must hold after each run is
-    what :func:`sweep` says.
+    A seed decides which of the runnable tasks runs first. The conditions of :func:`sweep` are
+    checked after each run.
 
     Args:
-        scenario: As for :func:`sweep`, and so is what is not described here.
-        seeds: How many schedules, beginning with seed 0; or their seeds.
+        scenario: As for :func:`sweep`.
+        seeds: The number of schedules, from seed 0 on; or their seeds.
         backends: The event loops: ``"trio"``, ``"asyncio"``, or both.
-        cancel: Whether each run is also cancelled, at a moment that its seed decides: True, or in
-            which ways (the kinds of :func:`sweep`).
-        target: What is cancelled.
-        at: TrialRun only this: what a failure printed, or a seed.
-        within: Within how many virtual seconds a cancelled scenario has to end.
-        raises: What may leave the scenario.
-        check: What is called with the outcome of every run.
-        allow: What may be left.
+        cancel: Whether each run is also cancelled, at a moment that its seed decides: True, or the
+            kinds of :func:`sweep` to choose from.
+        target: The part to cancel; as for :func:`sweep`.
+        at: The only run to make: the text that a failure printed, or a seed.
+        within: The virtual seconds within which a cancelled scenario has to end.
+        raises: The exception classes that may leave the scenario.
+        check: Called with the outcome of every run; as for :func:`sweep`.
+        allow: The leftovers to permit; as for :func:`sweep`.
         fresh: Whether the scenario is run again after each cancelled run.
-        keep_going: Whether the runs go through to the last after one has failed. The failure then
-            is that of the first, with a count of the others, grouped by what is wrong.
+        keep_going: As for :func:`sweep`.
 
     Returns:
-        What was run.
+        A report of the runs.
 
     Raises:
-        ScenarioFailure: A run broke an invariant. If cancelling it was not needed for that, or an
-            earlier moment will do, the failure tells of that run.
-        RuntimeError: An event loop runs in this thread.
-        TypeError: An argument is of the wrong kind.
-        ValueError: An argument names nothing that there is.
+        ScenarioFailure: A run broke a condition. If the run fails without a cancellation or with an
+            earlier one, that run is reported.
+        RuntimeError: An event loop is running in this thread.
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has an unknown value.
     """
     refuse_running_loop("fuzz")
     staging = new_staging(
@@ -252,7 +252,7 @@ def fuzz(
 
 
 class _Sweeping:
-    """The runs of one call, counted; the first that fails ends it.
+    """The runs of one call of ``sweep()`` or ``fuzz()``; the first failure ends it by default.
 
     Args:
         staging: The scenario.
@@ -274,7 +274,7 @@ class _Sweeping:
         self._names: set[str] = set()
         self._keeps_going = keep_going
         self._first: ScenarioFailure | None = None
-        #: The texts of the runs that failed, by what is wrong; those after the first.
+        #: For each problem, the texts of the runs that had it.
         self._failed: dict[str, list[str]] = {}
         self.report = SweepReport()
 
@@ -294,7 +294,7 @@ class _Sweeping:
             failure = failure_of(run, name, self._call, positions, self._options(run.at))
             if not self._keeps_going:
                 raise failure
-            # What hangs on it would be taken for what a later run has left.
+            # Objects that it refers to would count as leftovers of a later run.
             failure.outcome = failure.__cause__ = None
             self._first = failure
             self._count(run)
@@ -306,10 +306,10 @@ class _Sweeping:
         run.outcome = run.error = None
 
     def conclude(self) -> None:
-        """End runs that went on after a failure.
+        """Raise the first failure of runs made with ``keep_going``, with a summary of all.
 
         Raises:
-            ScenarioFailure: A run has failed.
+            ScenarioFailure: A run failed.
         """
         first = self._first
         if first is None:
@@ -337,7 +337,7 @@ class _Sweeping:
         return options
 
     def refuse_nothing(self, position: int | None) -> None:
-        """Refuse to have struck nothing where something was asked for.
+        """Check that the requested target or position was found.
 
         Raises:
             ValueError: The scenario has no such position, or no such target.
@@ -345,9 +345,9 @@ class _Sweeping:
         staging = self._staging
         if staging.target is not None and not self._most:
             msg = (
-                f"target={staging.target!r} was nowhere in {name_of(staging.scenario)}; expected "
-                "the name of a task or of a block of trial.target(name), or a pattern: of "
-                f"{', '.join(map(repr, sorted(self._names))) or 'which it has none'}"
+                f"target={staging.target!r} matches nothing in {name_of(staging.scenario)}; expected "
+                "the name of a task or of a block of trial.target(name), or a pattern; the names "
+                f"are {', '.join(map(repr, sorted(self._names))) or 'missing: it has none'}"
             )
             raise ValueError(msg)
         if position is not None and not self.report.positions:
@@ -370,15 +370,15 @@ class _Sweeping:
         return found
 
     def _has_failed(self, backend: str, seed: int) -> bool:
-        """Whether the undisturbed run has failed, so that the others would tell nothing."""
+        """Whether the undisturbed run has failed, which makes the other runs meaningless."""
         at = str(At(backend, seed=seed))
         return any(at in runs for runs in self._failed.values())
 
     def replay(self, at: At) -> None:
-        """Do one run, after the undisturbed one.
+        """Make one run, after the undisturbed one.
 
         Raises:
-            ScenarioFailure: It fails.
+            ScenarioFailure: The run fails.
             ValueError: The scenario has no such position.
         """
         self._begin(at.backend, at.seed)
@@ -437,11 +437,11 @@ class _Sweeping:
         self.report.lines.append(f"{at}: one run")
 
     def _positions(self) -> Iterator[tuple[int, bool]]:
-        """Yield the positions to run, and whether they are a sample of what is left."""
+        """Yield each position to run, and whether it belongs to the sample."""
         assert self._undisturbed is not None
         count, limit = self._undisturbed.moments, self._limit
         if count <= limit:
-            # Of errors there are fewer: not every wait can raise one.
+            # Kind "error" has fewer positions, because not every wait can raise.
             yield from ((number, False) for number in range(1, limit + 1))
             return
         first = limit // 2
@@ -458,7 +458,7 @@ class _Sweeping:
             later
             if len(later) <= most
             else sorted(
-                random.Random(at.position).sample(later, most)  # noqa: S311 - it is to repeat
+                random.Random(at.position).sample(later, most)  # noqa: S311 - reproducible
             )
         )
         for number in chosen:
@@ -466,8 +466,8 @@ class _Sweeping:
         return len(chosen) < len(later)
 
     def _earliest(self, run: TrialRun) -> TrialRun:
-        """Look for an earlier position that fails as well."""
-        known = self._limit // 2 if self._call == "sweep" else 0  # these have been run
+        """Search for an earlier position that fails as well."""
+        known = self._limit // 2 if self._call == "sweep" else 0  # already run
         for number in range(known + 1, min(run.at.position, known + SHRINK_RUNS)):
             earlier = self._run(attrs.evolve(run.at, position=number))
             if earlier.problem:
@@ -485,7 +485,7 @@ class _Sweeping:
             count += 1
             found = self._begin(backend, seed)
             if kinds and found.moments and not self._has_failed(backend, seed):
-                chance = random.Random(f"{backend} {seed}")  # noqa: S311 - it is to repeat
+                chance = random.Random(f"{backend} {seed}")  # noqa: S311 - reproducible
                 at = At(backend, chance.choice(kinds), chance.randint(1, found.moments), seed=seed)
                 run = self._run(at)
                 if run.problem:

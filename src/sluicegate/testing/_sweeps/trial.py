@@ -1,4 +1,4 @@
-"""Trials: one run of a scenario, where it is disturbed, and what comes of it."""
+"""One run of a scenario: where it is disturbed, and its outcome."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 #: How a scenario is disturbed.
 Kind = Literal["scope", "native", "timeout", "deadline", "interrupt", "error"]
 
-#: When: it has just blocked, or is to go on and has not yet.
+#: The moment: a task has just blocked, or is scheduled to resume and has not resumed yet.
 Mode = Literal["park", "wake"]
 
-#: What may be left by a run if it is allowed.
+#: The leftovers that ``allow=`` can permit.
 Leftover = Literal["task", "thread", "generator", "channel", "warning", "swallowed"]
 
 #: An async function without arguments, or with the trial.
@@ -44,25 +44,25 @@ _TOKEN = re.compile(
 
 
 class InjectedError(Exception):
-    """Raised in place of an await by ``sweep(kinds="error")``, unless another is asked for."""
+    """Raised in place of an await by ``sweep(kinds="error")``, unless ``error=`` names another."""
 
 
 @attrs.frozen
 class At:
-    """Which run of a scenario: where it was disturbed, and how. Its text replays it.
+    """Identifies one run of a scenario: where and how it was disturbed. Its text replays the run.
 
-    The text is ``backend:kind:position+again@seed``; ``+again`` and ``@seed`` are left out where
-    there is no second cancellation and where the seed is 0. Undisturbed it is ``backend@seed``.
+    The text is ``backend:kind:position+again@seed``; ``+again`` is omitted if there is no second
+    cancellation, ``@seed`` if the seed is 0. For an undisturbed run it is ``backend@seed``.
     """
 
     backend: str
     """The event loop: ``"trio"`` or ``"asyncio"``."""
     kind: Kind | None = None
-    """How it was disturbed, if it was to be."""
+    """How the run was disturbed; None for an undisturbed run."""
     position: int = 0
-    """At which moment, counted from 1; 0 for nowhere."""
+    """The moment of the disturbance, counted from 1; 0 if there was none."""
     again: int = 0
-    """How many moments after that it was cancelled a second time; 0 for not at all."""
+    """How many moments later it was cancelled a second time; 0 if it was not."""
     seed: int = 0
     """The seed of the schedule."""
 
@@ -74,19 +74,19 @@ class At:
 
     @classmethod
     def parse(cls, text: str) -> At:
-        """Read one from its text.
+        """Parse the text of an ``At``.
 
         Raises:
-            ValueError: It is none.
+            ValueError: The text does not name a run.
         """
         match = _TOKEN.fullmatch(text)
         if match is None or (
             match["kind"] is not None and match["kind"] not in KINDS[match["backend"]]
         ):
             msg = (
-                f"at={text!r} names no run of a scenario; expected a position, at=7, or what a "
+                f"at={text!r} does not name a run of a scenario; expected a position, at=7, or what a "
                 "failure printed: at='trio:scope:7', 'asyncio:native:7+2@5', 'trio@5' (kinds: "
-                f"{', '.join(KINDS['asyncio'])}; 'native' and 'timeout' are asyncio's)"
+                f"{', '.join(KINDS['asyncio'])}; only asyncio has 'native' and 'timeout')"
             )
             raise ValueError(msg)
         kind: Any = match["kind"]
@@ -101,7 +101,7 @@ class At:
 
 @final
 class Trial:
-    """What a scenario is given if it takes an argument: one run of it."""
+    """One run of a scenario; passed to the scenario if it takes an argument."""
 
     __slots__ = ("_open_target", "backend", "state")
 
@@ -110,45 +110,45 @@ class Trial:
     ) -> None:
         #: The event loop: ``"trio"`` or ``"asyncio"``.
         self.backend: str = backend
-        #: For whatever the check is to see: ``trial.state.sent = [1, 2]``.
+        #: Attributes for the check to inspect: ``trial.state.sent = [1, 2]``.
         self.state: SimpleNamespace = SimpleNamespace()
         self._open_target = open_target
 
     def target(self, name: str) -> AbstractContextManager[None]:
-        """Name a block that ``sweep(target=name)`` cancels, and that alone.
+        """Name a block that ``sweep(target=name)`` cancels instead of the whole scenario.
 
-        By a scope the block is left; natively (and by an interrupt, an error or an
-        ``asyncio.timeout``) what is in it is hit, and the exception goes on outward.
+        A cancel scope ends the block only. A native cancellation, an interrupt, an error or an
+        ``asyncio.timeout`` raises in the block, and the exception propagates outward.
 
         Args:
-            name: The name; several blocks may have the same.
+            name: The name; several blocks may share it.
 
         Returns:
-            What is to be entered by ``with``.
+            A context manager for the block.
         """
         return self._open_target(name)
 
 
 @attrs.frozen(kw_only=True)
 class Outcome:
-    """What came of one run of a scenario; given to its check."""
+    """The outcome of one run of a scenario; passed to its check."""
 
     at: At
     """Which run this was; ``str(outcome.at)`` replays it."""
     struck: bool
-    """Whether the scenario was disturbed: False for whole runs, and for those that ended first."""
+    """Whether the scenario was disturbed. False for undisturbed runs, and if it ended first."""
     where: str
-    """Which task was where when it was, in words; empty if it was not."""
+    """A description of the task and place of the disturbance; empty if there was none."""
     value: Any
-    """What the scenario returned."""
+    """The scenario's return value."""
     error: BaseException | None
-    """What left the scenario, unless it was the cancellation itself."""
+    """The exception that left the scenario, unless it was the cancellation itself."""
     cancelled: bool
     """Whether the cancellation (or interrupt) left the scenario, as it should."""
     state: Any
     """The trial's ``state``, as the scenario left it."""
     seconds: float
-    """The virtual seconds it took, from the disturbance or else from its beginning."""
+    """The virtual seconds from the disturbance to the end; without one, from the beginning."""
 
     @property
     def completed(self) -> bool:
@@ -156,10 +156,11 @@ class Outcome:
         return self.error is None and not self.cancelled
 
 
-class ScenarioFailure(AssertionError):  # noqa: N818 - what pytest shows is a failure
+class ScenarioFailure(AssertionError):  # noqa: N818 - pytest shows it as a failure
     """Raised when a run of a scenario breaks an invariant.
 
-    Its text says what, where it was disturbed, what was alive, and how to replay just that run.
+    The text names the problem, the place of the disturbance and the tasks that were alive, and has
+    the call that replays this run alone.
     """
 
     def __init__(
@@ -172,11 +173,11 @@ class ScenarioFailure(AssertionError):  # noqa: N818 - what pytest shows is a fa
         failed: tuple[str, ...] = (),
     ) -> None:
         super().__init__(text)
-        #: What was wrong; of tasks that were left, a line for each.
+        #: What was wrong; tasks that were left running have a line each.
         self.problem: str = problem
         #: The text of the run's ``At``: ``sweep(scenario, at=failure.at)``.
         self.at: str = at
-        #: What came of the run; None if it never ended.
+        #: The outcome of the run; None if it never ended.
         self.outcome: Outcome | None = outcome
         #: The texts of the ``At`` of all runs that failed: several with ``keep_going=True``.
         self.failed: tuple[str, ...] = failed or (at,)

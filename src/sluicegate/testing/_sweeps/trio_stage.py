@@ -1,4 +1,4 @@
-"""A stage on Trio: an instrument that is told of every step, and a mock clock."""
+"""The stage on Trio: an instrument that is called at every step, and a mock clock."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import trio
 
 from sluicegate.testing._sweeps.frames import waits_for_tasks, waits_for_thread
-from sluicegate.testing._sweeps.shelter import seconds_to_jump, sheltered_on_trio
-from sluicegate.testing._sweeps.stage import LONGEST, REASON, Block, Stage, Strand
-from sluicegate.testing._sweeps.trio_time import PatientClock, mock_clock, seeded_trio
+from sluicegate.testing._sweeps.stage import REASON, Block, Stage, Strand
+from sluicegate.testing._sweeps.trio_time import (
+    PatientClock,
+    mock_clock,
+    seeded_trio,
+    shielded_deadlines,
+)
 
 
 if TYPE_CHECKING:
@@ -25,7 +29,7 @@ Task = trio.lowlevel.Task
 
 
 class _TrioScopeBlock(Block):
-    """A part of a scenario within a cancel scope; whatever strikes it does so here."""
+    """A part of a scenario inside a cancel scope; implements all kinds of disturbance."""
 
     stage: TrioStage
 
@@ -52,9 +56,8 @@ class _TrioScopeBlock(Block):
         if kind == "scope":
             self._scope.cancel(REASON)
         elif kind == "deadline":
-            now = self.stage.now()
-            seconds = seconds_to_jump(now, LONGEST / 2, sheltered_on_trio(_runner()))
-            self._scope.deadline = now + seconds
+            seconds = self.stage.seconds_to_pass(shielded_deadlines(_runner()))
+            self._scope.deadline = self.stage.now() + seconds
             self.stage.let_pass(seconds)
         elif kind == "error":
             self.stage.inject(self.stage.new_error())
@@ -63,25 +66,25 @@ class _TrioScopeBlock(Block):
 
 
 class TrioStage(Stage[Task], trio.abc.Instrument):
-    """One run of a scenario on Trio; see the parent."""
+    """One run of a scenario on Trio."""
 
     def __init__(self, staging: Staging, at: At) -> None:
         super().__init__(staging, at)
         self.clock = mock_clock()
-        #: System tasks that the scenario has begun, and not ended.
+        #: System tasks that the scenario has started and that have not ended.
         self.system: set[Task] = set()
         self._alarm = trio.CancelScope()
         self._outer = trio.CancelScope()
         self._in_threads = PatientClock(self.clock)
         self._is_interrupted = False
-        #: What our own code raised in an instrument.
+        #: The exception that our own instrument raised.
         self._failure: BaseException | None = None
 
     def run(self, main: Callable[[], Awaitable[Any]]) -> Any:
-        """Run what runs the scenario, in an event loop of its own.
+        """Run ``main``, which runs the scenario, in a new event loop.
 
         Raises:
-            BaseException: What it raises.
+            BaseException: The exception of ``main``.
         """
         try:
             with seeded_trio(self.at.seed):
@@ -108,7 +111,7 @@ class TrioStage(Stage[Task], trio.abc.Instrument):
     # -- instrument ----------------------------------------------------------------------------
 
     def task_spawned(self, task: Task) -> None:
-        """A task has been made; its coroutine is replaced before it is used."""
+        """Wrap the coroutine of a new task before it is used."""
         code = getattr(task.coro, "cr_code", None)
         parent = task.parent_nursery and task.parent_nursery.parent_task
         is_host = self.host is None and code is TrioStage._with_alarm.__code__
@@ -122,27 +125,27 @@ class TrioStage(Stage[Task], trio.abc.Instrument):
         task.coro = cast("Any", strand)
 
     def task_exited(self, task: Task) -> None:
-        """A task has ended."""
+        """Called when a task has ended."""
         self.system.discard(task)
 
     def before_task_step(self, task: Task) -> None:
-        """A task is about to go on."""
+        """Called when a task is about to resume."""
         with self._telling():
             self._before(task)
 
     def after_task_step(self, task: Task) -> None:
-        """A task has made a step."""
+        """Called when a task has made a step."""
         with self._telling():
             self._after(task)
 
     @contextmanager
     def _telling(self) -> Generator[None]:
-        # Trio would print what an instrument raises, and go on without it.
+        # Trio would log an instrument's exception, and continue without the instrument.
         try:
             yield
         except BaseException as error:  # noqa: ASYNC103, BLE001 - raised by run()
             self._failure = self._failure or error
-            self.give_up("could not be swept any further")
+            self.give_up("could not be swept further")
 
     def _before(self, task: Task) -> None:
         self._in_threads.before_task_step(task)
@@ -160,7 +163,7 @@ class TrioStage(Stage[Task], trio.abc.Instrument):
         self.parked(strand)
 
     def before_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - Trio's own name
-        """Nothing more is to run in this turn."""
+        """Called when nothing is left to run in this turn."""
         self.time_may_pass()
 
     # -- see the parent ------------------------------------------------------------------------
@@ -182,7 +185,7 @@ class TrioStage(Stage[Task], trio.abc.Instrument):
         return _TrioScopeBlock(self, strand)
 
     def can_strike(self, strand: Strand[Task], mode: Mode) -> bool:
-        """See the parent. An error takes the place of a wait that can be given up."""
+        """See the parent. An error can replace only a wait that can be aborted."""
         if self.at.kind != "error":
             return True
         can_abort = cast("Any", strand.task)._abort_func is not None
@@ -197,7 +200,7 @@ class TrioStage(Stage[Task], trio.abc.Instrument):
             with self._outer:
                 yield
         finally:
-            if self._is_interrupted:  # an interrupt that came too late is not for what follows
+            if self._is_interrupted:  # an interrupt that came too late must not hit later code
                 _runner().ki_pending = False
 
     def strike_again(self) -> None:
@@ -227,7 +230,7 @@ class TrioStage(Stage[Task], trio.abc.Instrument):
         self._alarm.deadline = when
 
     def abandon(self) -> None:
-        """See the parent. A clock that raises is what Trio cannot go on with."""
+        """See the parent. A clock that raises makes Trio crash, which ends the run."""
         cast("Any", self.clock).current_time = _no_time
 
     def pass_time(self, seconds: float) -> None:
@@ -237,10 +240,10 @@ class TrioStage(Stage[Task], trio.abc.Instrument):
     # -- other kinds ---------------------------------------------------------------------------
 
     def inject(self, error: BaseException) -> None:
-        """Give up what a task waits for, and have it raise in its place.
+        """Abort a task's wait, and make the wait raise an error.
 
-        The one place that uses Trio's own way of giving up a wait for another reason than a
-        cancellation (as it does for Ctrl-C): ``Task._attempt_abort``.
+        The only place that uses ``Task._attempt_abort``, Trio's own way of aborting a wait without
+        a cancellation (Trio uses it for Ctrl-C).
         """
 
         def raise_error() -> NoReturn:
@@ -250,7 +253,7 @@ class TrioStage(Stage[Task], trio.abc.Instrument):
         cast("Any", self.struck.task)._attempt_abort(raise_error)
 
     def interrupt(self) -> None:
-        """Do what Trio does at Ctrl-C while its own code runs: tell the main task where it waits."""
+        """Do what Trio does at Ctrl-C while its own code runs: interrupt the main task's wait."""
         self._is_interrupted = True
         _runner().ki_pending = True
         assert self.host is not None
@@ -268,7 +271,7 @@ def _is_only(kind: type[BaseException], error: BaseException | None) -> bool:
 
 
 def _no_time() -> float:
-    msg = "this run was given up"
+    msg = "this run was abandoned"
     raise RuntimeError(msg)
 
 

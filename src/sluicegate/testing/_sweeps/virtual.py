@@ -1,4 +1,4 @@
-"""Virtual time: programs that run in it, on either event loop."""
+"""Runs programs in virtual time, on either event loop."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ R = TypeVar("R")
 
 
 def refuse_running_loop(call: str) -> None:
-    """Refuse to start an event loop inside one.
+    """Check that no event loop is running.
 
     Raises:
-        RuntimeError: One runs in this thread.
+        RuntimeError: One is running in this thread.
     """
     is_running = trio.lowlevel.in_trio_run()
     try:
@@ -35,8 +35,8 @@ def refuse_running_loop(call: str) -> None:
         is_running = True
     if is_running:
         msg = (
-            f"{call}() was called inside a running event loop; it starts event loops of its own: "
-            f"expected it in a plain function, def test_it(): {call}(...)"
+            f"{call}() was called inside a running event loop, and it starts its own; "
+            f"expected the call in a plain function, def test_it(): {call}(...)"
         )
         raise RuntimeError(msg)
 
@@ -47,25 +47,25 @@ def run_virtually(
     backend: str = "trio",
     seed: int | None = None,
 ) -> R:
-    """Run an async function in an event loop of its own, with virtual time.
+    """Run an async function in a new event loop, with virtual time.
 
-    Sleeps and timeouts take no time: the clock jumps as soon as nothing can run. While a thread
-    works it stands still, for 0.2 real seconds at most. What else comes from outside, from a
-    process or another host, is waited for only where no timer is set: a timeout comes before it.
+    Sleeps and timeouts take no time: the clock jumps when nothing can run. It pauses while a thread
+    works, for at most 0.2 real seconds. Input from elsewhere, such as a process or another host, is
+    waited for only if no timer is set: otherwise the timer fires first.
 
     Args:
         async_fn: The function.
         *args: Its arguments.
         backend: ``"trio"``, or ``"asyncio"`` (through AnyIO).
-        seed: The schedule; the same seed makes the same choices among tasks that could run. None
-            leaves them to the event loop; 0 takes tasks in the order of their start.
+        seed: The schedule; the same seed makes the same choices among runnable tasks. None leaves
+            the choice to the event loop; 0 takes tasks in the order of their start.
 
     Returns:
-        What the function returns.
+        The result of the function.
 
     Raises:
-        Exception: What the function raises.
-        RuntimeError: An event loop runs already in this thread.
+        Exception: The exception of the function.
+        RuntimeError: An event loop is already running in this thread.
         ValueError: There is no such backend.
     """
     refuse_running_loop("run_virtually")
@@ -77,9 +77,9 @@ def run_virtually(
         with seeded_trio(seed):
             return trio.run(async_fn, *args, clock=clock, instruments=instruments)
     if backend != "asyncio":
-        msg = f"backend={backend!r} is no event loop here; expected backend='trio' or 'asyncio'"
+        msg = f"backend={backend!r} is not a known event loop; expected backend='trio' or 'asyncio'"
         raise ValueError(msg)
-    import anyio  # noqa: PLC0415 - not everybody needs it
+    import anyio  # noqa: PLC0415 - imported on demand
 
     return anyio.run(
         async_fn,
@@ -90,13 +90,13 @@ def run_virtually(
 
 
 def jump_clock(seconds: float) -> None:
-    """Let virtual time pass while nothing else happens, as in a call that blocks.
+    """Advance virtual time while nothing else happens, as a blocking call would.
 
     Args:
-        seconds: How much.
+        seconds: The number of virtual seconds.
 
     Raises:
-        RuntimeError: The running event loop has no virtual time, or none runs.
+        RuntimeError: No event loop with virtual time is running.
     """
     loop: object = None
     if trio.lowlevel.in_trio_run():
@@ -106,7 +106,7 @@ def jump_clock(seconds: float) -> None:
             loop = asyncio.get_running_loop()
     if not hasattr(loop, "jump"):
         msg = (
-            "jump_clock() was called where time is real; expected it under virtual time: "
+            "jump_clock() was called in real time; expected virtual time: "
             "run_virtually(function), or a loop_factory=VirtualLoop"
         )
         raise RuntimeError(msg)
