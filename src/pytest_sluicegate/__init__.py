@@ -1,7 +1,7 @@
-"""The pytest plugin: tests that are swept (``cancel_sweep``) and fuzzed (``schedule_fuzz``).
+"""The pytest plugin: it sweeps (``cancel_sweep``) and fuzzes (``schedule_fuzz``) marked tests.
 
-It is no part of the package ``sluicegate``: pytest imports it at every start, and that must cost
-nothing where no test is marked. What imports anything is in the modules beside this one.
+It is not part of the package ``sluicegate``, because pytest imports it at every start, and that must
+be cheap if no test is marked. The modules beside this one import the rest on demand.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
 
 
-#: The marks, in the order in which they are heeded if a test has both; and what pytest tells of them.
+#: The marks, in the order in which a test with both runs them, and their descriptions.
 MARKS: Final = {
     "cancel_sweep": (
-        "cancel_sweep(**options): run this async test again and again, each time cancelled at the "
-        "next possible moment; the options are those of sluicegate.testing.sweep(), an argument "
-        "'trial' is its Trial, and fixtures are made once for all runs"
+        "cancel_sweep(**options): run this async test repeatedly, cancelling each run at the next "
+        "possible moment. The options are those of sluicegate.testing.sweep(); an argument 'trial' "
+        "gets the Trial; fixtures are set up once for all runs"
     ),
     "schedule_fuzz": (
-        "schedule_fuzz(**options): run this async test under many seeded schedules; the options "
-        "are those of sluicegate.testing.fuzz(), and all else is as for cancel_sweep"
+        "schedule_fuzz(**options): run this async test under many seeded schedules. The options are "
+        "those of sluicegate.testing.fuzz(); everything else is as for cancel_sweep"
     ),
 }
 
@@ -35,36 +35,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--sweep-at",
         metavar="TOKEN_OR_K",
-        help="Of the marked tests do only the run that a failure's token names (trio:scope:7, "
-        "asyncio:native:7+2@5, trio@5), or by a number K: position K of a cancel_sweep test, seed "
-        "K of a schedule_fuzz test. What each run came to is shown in full. A pattern as target= of the "
-        "mark strikes several tasks in one run: at a moment of a task that it does not name, all that "
-        "it names.",
+        help="Make only the run of each marked test that a failure's token names (trio:scope:7, "
+        "asyncio:native:7+2@5, trio@5); or, with a number K, position K of a cancel_sweep test and "
+        "seed K of a schedule_fuzz test. The outcome of each run is shown in full. If the mark has "
+        "a pattern as target=, one run can strike several tasks: all that match it, at a moment of "
+        "a task that does not.",
     )
     group.addoption(
         "--sweep-seed",
         metavar="S",
-        help="The seeds of the schedules, in place of the marks' seeds=: one seed (7) or a range "
-        "with both ends (100-299). A cancel_sweep test is swept whole under each of them "
-        "(0 is the event loop's own order); a schedule_fuzz test runs under these alone.",
+        help="The seeds of the schedules, overriding the marks' seeds=: one seed (7) or an inclusive "
+        "range (100-299). A cancel_sweep test is swept completely under each seed (0 is the event "
+        "loop's own order); a schedule_fuzz test runs under these seeds only.",
     )
     group.addoption(
         "--sweep-limit",
         metavar="N",
-        help="At most N positions for each backend, kind and seed of a cancel_sweep test, in place "
-        "of the mark's limit= (a longer sweep is sampled, and says so); at most the first N seeds "
-        "of a schedule_fuzz test.",
+        help="Run at most N positions for each backend, kind and seed of a cancel_sweep test, "
+        "overriding the mark's limit= (a longer sweep is sampled, and the summary says so); and at "
+        "most the first N seeds of a schedule_fuzz test.",
     )
     group.addoption(
         "--sweep-keep-going",
         action="store_true",
-        help="Do all runs of the marked tests, also after one has failed; the failure counts those "
-        "that failed, grouped by what is wrong.",
+        help="Make all runs of the marked tests, even after one has failed. The failure counts the "
+        "failed runs, grouped by problem.",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marks, check the options, and get in front of the other async plugins."""
+    """Declare the marks, check the options, and register before the other async plugins."""
     for line in MARKS.values():
         config.addinivalue_line("markers", line)
     if any(config.getoption(name) is not None for name in ("sweep_seed", "sweep_limit")):
@@ -72,19 +72,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
         read_seeds(config)
         read_limit(config)
-    # Of hooks that all want to be first, the one that was registered last is. Every plugin with an
-    # entry point is registered by now.
+    # Among hooks with tryfirst, the last one registered runs first. All plugins with an entry point
+    # are registered by now.
     config.pluginmanager.register(ItemMaker(), "sluicegate-collection")
 
 
 class ItemMaker:
-    """Makes the items of marked tests, before another plugin can."""
+    """Makes the items of marked tests, before any other plugin does."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pycollect_makeitem(
         self, collector: pytest.Module | pytest.Class, name: str, obj: Any
     ) -> list[pytest.Item] | None:
-        """Make the items of an async test function that has one of our marks."""
+        """Return the items of an async test function that has one of our marks; otherwise None."""
         if not collector.istestfunction(obj, name):
             return None
         function = getattr(obj, "__func__", obj)
@@ -102,7 +102,7 @@ def is_marked(node: pytest.Item | pytest.Collector) -> bool:
 
 
 def own_marks(function: Any) -> list[pytest.Mark]:
-    """Return the marks that a function itself has; none for what is no function."""
+    """Return the marks of a function itself; none if it is not a function."""
     found: Any = getattr(function, "pytestmark", ())
     marks = cast("list[Any]", found) if isinstance(found, list) else [found]
     return [getattr(it, "mark", it) for it in marks if isinstance(getattr(it, "name", None), str)]
@@ -110,7 +110,7 @@ def own_marks(function: Any) -> list[pytest.Mark]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Refuse what is marked and cannot be swept."""
+    """Fail a marked test that cannot be swept."""
     if is_marked(item):
         from pytest_sluicegate._items import check_item  # noqa: PLC0415
 
@@ -118,7 +118,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:
-    """Tell what was swept (with ``-v``), which sweeps were sampled, and runs that were replayed."""
+    """Report the sweeps (with ``-v``), the sampled sweeps and the replayed runs."""
     told = [
         (report.nodeid, report.user_properties)
         for reports in terminalreporter.stats.values()

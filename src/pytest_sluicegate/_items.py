@@ -1,4 +1,4 @@
-"""Items: a marked test, which to every other plugin is an ordinary function that awaits nothing."""
+"""The items of marked tests; other plugins see them as ordinary synchronous functions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: For each mark, the function of sluicegate.testing that runs the test.
 _CALLS: Final = {"cancel_sweep": "sweep", "schedule_fuzz": "fuzz"}
 
-#: The marks by which other plugins know the coroutines that are theirs.
+#: The marks by which other plugins recognize their own coroutines.
 _THEIRS: Final = ("anyio", "asyncio", "trio")
 
 
@@ -34,7 +34,7 @@ def make_items(
     """Make the items of a marked test function, one for each set of its parameters.
 
     Returns:
-        The items; None if the function is not async (``check_item`` tells so where it should).
+        The items; None if the function is not async (``check_item`` reports that).
     """
     if not inspect.iscoroutinefunction(function) or not getattr(function, "__test__", True):
         return None
@@ -61,7 +61,7 @@ def _swept(collector: pytest.Module | pytest.Class, item: Any) -> SweptFunction:
 def _definition(
     collector: pytest.Module | pytest.Class, function: Callable[..., Any], marks: list[pytest.Mark]
 ) -> Callable[..., Any]:
-    """Make what pytest is to read fixtures and parameters from: it is not async, without ``trial``."""
+    """Return a synchronous function without ``trial``, for pytest to inspect."""
 
     @functools.wraps(function)
     def definition() -> None:
@@ -76,7 +76,7 @@ def _definition(
 
 
 def _wants_each_backend(collector: pytest.Module | pytest.Class, marks: list[pytest.Mark]) -> bool:
-    """Whether the AnyIO plugin's mark is to choose the backends, as it does for other tests."""
+    """Whether the mark of AnyIO's plugin chooses the backends, as it does for other tests."""
     return (
         bool(collector.session._fixturemanager.getfixturedefs("anyio_backend", collector))
         and any(mark.name == "anyio" for mark in marks)
@@ -89,7 +89,7 @@ def _wants_each_backend(collector: pytest.Module | pytest.Class, marks: list[pyt
 
 
 class SweptFunction(pytest.Function):
-    """A test function with one set of its parameters; all runs of it are this one item."""
+    """A test function with one set of parameters; one item for all of its runs."""
 
     def _getobj(self) -> Callable[..., None]:
         function: Callable[..., Any] = cast("Any", super())._getobj()
@@ -102,15 +102,15 @@ class SweptFunction(pytest.Function):
         return swept
 
     def get_closest_marker(self, name: str, default: Any = None) -> Any:
-        """Return the nearest mark of a name, but none that gives a coroutine to another plugin.
+        """Return the nearest mark of a name; hide marks by which other plugins take coroutines.
 
-        ``iter_markers``, and with it ``pytest -m``, knows these as ever.
+        ``iter_markers``, and with it ``pytest -m``, still finds those marks.
         """
         return default if name in _THEIRS else super().get_closest_marker(name, default)
 
     def _run(self, function: Callable[..., Any], fixtures: dict[str, Any]) -> None:
         __tracebackhide__ = True
-        from sluicegate import testing  # noqa: PLC0415 - whoever marks no test does not pay for it
+        from sluicegate import testing  # noqa: PLC0415 - imported only for marked tests
 
         calls = {mark: getattr(testing, call) for mark, call in _CALLS.items()}
         marks = [mark for mark in _CALLS if self.get_closest_marker(mark) is not None]
@@ -120,14 +120,14 @@ class SweptFunction(pytest.Function):
             refusal = self._run_marked(mark, calls[mark], options, _Scenario(function, fixtures))
             if refusal:
                 refusals.append(f"{self.nodeid}: {mark}: {refusal}")
-        # Of two marks a replay is for one, and to the other there may be no such run.
+        # With two marks, a replayed run belongs to one; the other may refuse the token.
         if len(refusals) == len(marks) or (refusals and self.config.getoption("sweep_at") is None):
             refuse(refusals[0])
 
     def _run_marked(
         self, mark: str, call: Callable[..., Any], options: dict[str, Any], scenario: _Scenario
     ) -> str:
-        """Run the test as one of its marks asks; return why that cannot be, if it cannot."""
+        """Run the test for one of its marks; return why that is impossible, or an empty text."""
         __tracebackhide__ = True
         witness = report = None
         is_replay = options.get("at") is not None
@@ -137,7 +137,7 @@ class SweptFunction(pytest.Function):
         try:
             report = call(scenario, **options)
         except (TypeError, ValueError, RuntimeError) as error:
-            # What a test raises is no such error, but a failure.
+            # After a run of the test, such an error is a failure of the test.
             if scenario.runs and not is_replay:
                 raise
             return str(error)
@@ -151,14 +151,14 @@ class SweptFunction(pytest.Function):
             self.add_report_section("call", mark.replace("_", " "), text)
             self.user_properties.append((mark, text))
         if report is not None and report.sampled:
-            note = "not every position was run, but a sample; --sweep-limit N allows more"
+            note = "only a sample of the positions was run; --sweep-limit N allows more"
             self.user_properties.append((f"{mark}.sampled", note))
 
     def repr_failure(  # type: ignore[override]
         self, excinfo: ExceptionInfo[BaseException]
     ) -> str | TerminalRepr:
-        """Show a failed run by its text, what the test raised, and the command that replays it."""
-        from sluicegate.testing import ScenarioFailure  # noqa: PLC0415 - it is imported by now
+        """Show a failed run: its text, the exception of the test, and the command to replay it."""
+        from sluicegate.testing import ScenarioFailure  # noqa: PLC0415 - already imported
 
         if not isinstance(excinfo.value, ScenarioFailure):
             return super().repr_failure(excinfo)
@@ -166,7 +166,7 @@ class SweptFunction(pytest.Function):
 
 
 class _Scenario:
-    """The scenario of a test: the test with its fixtures, and a trial if it takes one."""
+    """The scenario of a test: calls it with its fixtures, and a trial if it takes one."""
 
     def __init__(self, function: Any, fixtures: dict[str, Any]) -> None:
         self.__name__ = function.__name__
@@ -186,11 +186,11 @@ class _Scenario:
         return await self._function(**self._fixtures)
 
 
-# -- what cannot be swept -----------------------------------------------------------------------
+# -- tests that cannot be swept -----------------------------------------------------------------------
 
 
 def check_item(item: pytest.Item) -> None:
-    """Fail a test whose mark would come to nothing, and one whose fixtures need an event loop."""
+    """Fail a test whose mark would have no effect, and one whose fixtures need an event loop."""
     if isinstance(item, SweptFunction):
         _check_fixtures(item)
         return
@@ -205,14 +205,14 @@ def check_item(item: pytest.Item) -> None:
             "or the values by @pytest.mark.parametrize"
         )
     elif inspect.iscoroutinefunction(function) and isinstance(item, pytest.Function):
-        problem = "got it where it comes too late (on a parameter, by a hook, or in a TestCase)"
-        expected = f"it on a function, a method or a module: @pytest.mark.{mark}"
+        problem = "got it too late (on a parameter, from a hook, or in a TestCase)"
+        expected = f"the mark on a function, a method or a module: @pytest.mark.{mark}"
     elif is_own or inspect.isasyncgenfunction(function):
-        problem = "is no async function"
+        problem = "is not an async function"
         expected = f"@pytest.mark.{mark} on async def {getattr(item, 'originalname', item.name)}()"
     else:
-        return  # It is in a marked class or module, and there is nothing in it to cancel.
-    refuse(f"{item.nodeid} has the mark {mark}, and {problem}; expected {expected}")
+        return  # a synchronous test in a marked class or module: nothing to cancel
+    refuse(f"{item.nodeid} has the mark {mark}, but {problem}; expected {expected}")
 
 
 def _check_fixtures(item: SweptFunction) -> None:
@@ -227,7 +227,7 @@ def _check_fixtures(item: SweptFunction) -> None:
             or hasattr(function, "_force_trio_fixture")
         ):
             refuse(
-                f"{item.nodeid} uses the async fixture {name!r}, and each of its runs has an event "
-                "loop of its own; expected an ordinary fixture that returns what the test opens: "
+                f"{item.nodeid} uses the async fixture {name!r}, and each of its runs has a new event "
+                "loop; expected a synchronous fixture that returns what the test opens itself: "
                 f"async with {name}() as ..."
             )

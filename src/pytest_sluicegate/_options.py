@@ -1,4 +1,4 @@
-"""Options: what a mark and the command line ask of ``sweep()`` and ``fuzz()``."""
+"""Turns a mark and the command line into the arguments of ``sweep()`` and ``fuzz()``."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 def refuse(message: str) -> NoReturn:
-    """Fail the test that is set up or run, with a message and without a traceback."""
+    """Fail the current test with a message and without a traceback."""
     pytest.fail(message, pytrace=False)
 
 
 def read_seeds(config: pytest.Config) -> Iterable[int] | None:
-    """Return the seeds that ``--sweep-seed`` asks for, or None.
+    """Return the seeds of ``--sweep-seed``, or None.
 
     Raises:
-        pytest.UsageError: It is neither a seed nor a range of seeds.
+        pytest.UsageError: The value is neither a seed nor a range of seeds.
     """
     text: str | None = config.getoption("sweep_seed")
     if text is None:
@@ -32,18 +32,18 @@ def read_seeds(config: pytest.Config) -> Iterable[int] | None:
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
     if match is None or (match[2] is not None and int(match[2]) < int(match[1])):
         msg = (
-            f"--sweep-seed got {text!r}; expected one seed, --sweep-seed 7, or a range with both "
-            "ends, --sweep-seed 100-299"
+            f"--sweep-seed got {text!r}; expected one seed, --sweep-seed 7, or an inclusive range, "
+            "--sweep-seed 100-299"
         )
         raise pytest.UsageError(msg)
     return range(int(match[1]), int(match[2] or match[1]) + 1)
 
 
 def read_limit(config: pytest.Config) -> int | None:
-    """Return the number that ``--sweep-limit`` asks for, or None.
+    """Return the number of ``--sweep-limit``, or None.
 
     Raises:
-        pytest.UsageError: It is no number above 0.
+        pytest.UsageError: The value is not a number above 0.
     """
     text: str | None = config.getoption("sweep_limit")
     if text is None:
@@ -55,14 +55,14 @@ def read_limit(config: pytest.Config) -> int | None:
 
 
 def options_for(item: pytest.Function, mark: str, function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the keywords for ``sweep`` or ``fuzz``.
+    """Return the keyword arguments for ``sweep`` or ``fuzz``.
 
-    Of several marks the nearest to the test wins, option by option; the command line beats all.
-    The backend of a fixture ``anyio_backend`` counts where no mark says ``backends=``.
+    For each option the mark nearest to the test takes precedence, and the command line overrides
+    all marks. The fixture ``anyio_backend`` decides the backend if no mark has ``backends=``.
 
     Raises:
-        pytest.fail.Exception: A mark has an option that the function has not, or has arguments
-            without names.
+        pytest.fail.Exception: A mark has an option that the function does not have, or a
+            positional argument.
     """
     known = inspect.signature(function).parameters
     names = [name for name, it in known.items() if it.kind is inspect.Parameter.KEYWORD_ONLY]
@@ -79,8 +79,8 @@ def options_for(item: pytest.Function, mark: str, function: Callable[..., Any]) 
 def _check_mark(item: pytest.Function, mark: pytest.Mark, names: list[str]) -> None:
     if mark.args:
         refuse(
-            f"{item.nodeid} has a mark {mark.name} with {_tell(mark.args[0])}, which has no name; "
-            f"expected keywords of {', '.join(names)}: @pytest.mark.{mark.name}(backends='trio')"
+            f"{item.nodeid} has a mark {mark.name} with the positional argument "
+            f"{_tell(mark.args[0])}; expected keywords of {', '.join(names)}: @pytest.mark.{mark.name}(backends='trio')"
         )
     for name in mark.kwargs:
         if name not in names:
@@ -88,8 +88,8 @@ def _check_mark(item: pytest.Function, mark: pytest.Mark, names: list[str]) -> N
             corrected = {near if key == name else key: it for key, it in mark.kwargs.items()}
             arguments = ", ".join(f"{key}={_tell(it)}" for key, it in corrected.items())
             refuse(
-                f"{item.nodeid} has a mark {mark.name} with an option {name!r}, which there is "
-                f"not; expected one of {', '.join(names)}: @pytest.mark.{mark.name}({arguments})"
+                f"{item.nodeid} has a mark {mark.name} with the unknown option {name!r}; "
+                f"expected one of {', '.join(names)}: @pytest.mark.{mark.name}({arguments})"
             )
 
 
@@ -104,8 +104,8 @@ def _backend_of(backend: Any) -> str:
         name, options = cast("Any", backend)
     if options.get("use_uvloop") or "loop_factory" in options:
         pytest.skip(
-            "a sweep has an event loop of its own with virtual time, and this anyio_backend asks "
-            "for another; give the mark backends='asyncio' to sweep on asyncio all the same"
+            "a sweep has its own event loop with virtual time, and this anyio_backend requests "
+            "another one; give the mark backends='asyncio' to sweep on asyncio anyway"
         )
     return str(name)
 

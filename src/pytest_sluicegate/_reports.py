@@ -1,4 +1,4 @@
-"""Reports: what a sweep tells if it passes, and what a failed run shows."""
+"""Formats the report of a sweep and the representation of a failed run."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 
 class Witness:
-    """A check that tells what every run came to, and asks the test's own check.
+    """A check that describes the outcome of every run, and calls the test's own check.
 
-    It keeps no outcome: what hangs on one would not be collected, and nobody would be warned of it.
+    It keeps no outcome, because objects that an outcome refers to would not be collected, and their
+    warnings would be lost.
     """
 
     def __init__(self, check: Callable[[Any], Any] | None) -> None:
@@ -38,7 +39,7 @@ class Witness:
 
 
 def tell_report(report: Any, witness: Witness | None) -> str:
-    """Return the lines of a report, and of each run that was watched."""
+    """Return the text of a report, with a description of each run that was witnessed."""
     lines = [] if report is None else str(report).splitlines()
     return "\n".join(lines + ([] if witness is None else witness.lines))
 
@@ -63,12 +64,12 @@ def represent(
     failure: Any,
     represent_error: Callable[[pytest.ExceptionInfo[BaseException]], str | TerminalRepr],
 ) -> TerminalRepr:
-    """Show a failed run: its text, what was raised in it, and the command that replays it."""
+    """Show a failed run: its text, the exception raised in it, and the command to replay it."""
     path, line, _ = item.location
     crash = ReprFileLocation(
         path, (line or 0) + 1, f"{type(failure).__name__}: {failure.at}: {failure.problem}"
     )
-    # The call that replays it is nothing to type here; the command at the end is.
+    # Here the command at the end replays the run, not the call.
     told = [line for line in str(failure).splitlines() if not line.startswith("  replay ")]
     parts: list[Any] = [(_native("\n".join(told)), crash, None)]
     if failure.__cause__ is not None:

@@ -109,7 +109,9 @@ async def test_an_unanswered_question_ends_the_run_at_once(answers, expected):
         await run_workflow(Asker(), answers=answers, times=2)
 
     number = 1 if isinstance(answers, list) else 0
-    assert str(caught.value).startswith(f"Asker asked Ask(text='{number}?'), and nobody answers")
+    assert str(caught.value).startswith(
+        f"Asker asked Ask(text='{number}?'), but there is no answer"
+    )
 
 
 @pytest.mark.anyio
@@ -268,7 +270,10 @@ async def test_the_failure_of_a_run_comes_before_its_open_questions():
         (7, "answers=7; expected a mapping from question to answer, a function"),
         ("ab", "answers='ab'; expected a mapping"),
         (Say, "expected a mapping from question"),
-        (["yes"], "the answer to .* is 'yes'; expected an event that the workflow takes, or None"),
+        (
+            ["yes"],
+            "the answer to .* is 'yes'; expected an event that the workflow accepts, or None",
+        ),
         ({Ask: 5}, "is 5; expected an event"),
     ],
 )
@@ -417,7 +422,7 @@ async def test_recorded_results_have_to_be_used_up():
         (
             {"mak": []},
             ValueError,
-            "recorded names 'mak', and Factory has no such step; expected one of begin, make, end",
+            "recorded names 'mak', but Factory has no such step; expected one of begin, make, end",
         ),
         (
             {"make": Made(number=1)},
@@ -505,9 +510,9 @@ async def test_a_recorded_step_needs_no_resources(opened):
 @pytest.mark.anyio
 async def test_a_factory_that_nobody_asks_for_is_refused():
     """A replacement that has no effect is a mistake."""
-    with pytest.raises(ValueError, match="resources replaces dict, and Calls does not ask for it"):
+    with pytest.raises(ValueError, match="resources replaces dict, but Calls does not use it"):
         await run_workflow(Calls(), resources={dict: {}})
     with pytest.raises(TypeError, match="resources has the key 'client'; expected the factory"):
         await run_workflow(Calls(), resources={"client": 1})
-    with pytest.raises(ValueError, match=r"resources replaces app\.toml, at 'db', and Calls"):
+    with pytest.raises(ValueError, match=r"resources replaces app\.toml, at 'db', but Calls"):
         await run_workflow(Calls(), resources={ResourceConfig("app.toml", "db"): 1})

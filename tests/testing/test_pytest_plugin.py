@@ -369,7 +369,11 @@ def test_the_command_line_beats_the_mark(run):
     result = run(source, "--sweep-limit", "2", "--sweep-seed", "7-8")
 
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["test_file.py::test_it: *sample; --sweep-limit N allows more"])
+    result.stdout.fnmatch_lines(
+        [
+            "test_file.py::test_it: *only a sample of the positions was run; --sweep-limit N allows more"
+        ]
+    )
     section = run(source, "--sweep-limit", "2", "--sweep-seed", "7-8", "-v")
     section.stdout.fnmatch_lines(
         ["*a sample of 4 positions, seed 7", "*a sample of 4 positions, seed 8"]
@@ -401,10 +405,10 @@ def test_the_command_line_has_all_runs_done(run):
 
 
 def test_help_says_that_a_pattern_strikes_several_tasks(run):
-    """What a pattern as target does stands in ``pytest --help``."""
+    """``pytest --help`` describes a pattern as target."""
     said = " ".join(run("", "--help").stdout.str().split())
 
-    assert "A pattern as target= of the mark strikes several tasks in one run" in said
+    assert "If the mark has a pattern as target=, one run can strike several tasks" in said
     assert "--sweep-keep-going" in said
 
 
@@ -444,21 +448,21 @@ def in_vain(source, *said):
     [
         in_vain(
             "@pytest.mark.cancel_sweep\ndef test_sync(): pass",
-            "has the mark cancel_sweep, and is not an async function; expected",
+            "has the mark cancel_sweep, but is not an async function; expected",
             "@pytest.mark.cancel_sweep on async def test_sync()",
         ),
         in_vain(
             "pytestmark = pytest.mark.schedule_fuzz\nasync def test_yields(): yield",
-            "is no async function",
+            "is not an async function",
         ),
         in_vain(
             "@pytest.mark.cancel_sweep(limt=3, kinds='all')\nasync def test_option(): pass",
-            "an option 'limt', which there is not; expected one of backends, kinds,",
+            "the unknown option 'limt'; expected one of backends, kinds,",
             "@pytest.mark.cancel_sweep(limit=3, kinds='all')",
         ),
         in_vain(
             "@pytest.mark.cancel_sweep('trio')\nasync def test_unnamed(): pass",
-            "with 'trio', which has no name; expected keywords of backends,",
+            "with the positional argument 'trio'; expected keywords of backends,",
         ),
         in_vain(
             "@pytest.mark.cancel_sweep(kinds='soft')\nasync def test_kind(): pass",
@@ -475,8 +479,8 @@ def in_vain(source, *said):
         in_vain(
             "@pytest.mark.parametrize('n', [pytest.param(1, marks=pytest.mark.cancel_sweep)])\n"
             "async def test_late(n): pass",
-            "got it where it comes too late",
-            "expected it on a function, a method or a module",
+            "got it too late",
+            "expected the mark on a function, a method or a module",
         ),
         in_vain(
             """
@@ -504,7 +508,7 @@ def in_vain(source, *said):
             @pytest.mark.cancel_sweep
             async def test_fixture(line): pass
             """,
-            "uses the async fixture 'line', and each of its runs has an event loop of its own;",
+            "uses the async fixture 'line', and each of its runs has a new event loop;",
             "async with line() as ...",
         ),
     ],

@@ -419,7 +419,7 @@ async def test_resources_are_replaced(opened):
 
     assert outcome.result.result == "client on fake line, fake shared"
     assert opened == []
-    with pytest.raises(ValueError, match="make_client, and the step join of Editor does not ask"):
+    with pytest.raises(ValueError, match="make_client, but the step join of Editor does not use"):
         await run_step(Editor(), "join", [], resources={make_client: 1})
 
 
@@ -454,7 +454,7 @@ async def test_bound_factories_configurations_and_managers_are_replaced():
     outcome = await run_step(Uses(), "only", StartEvent(), resources=resources)
 
     assert outcome.result.result == (1, {"x": 2}, given)
-    with pytest.raises(ValueError, match="resources replaces make, and the step only"):
+    with pytest.raises(ValueError, match="resources replaces make, but the step only"):
         await run_step(Uses(), "only", StartEvent(), resources={Source().make: 1})
 
 
@@ -494,7 +494,7 @@ def test_a_cancellation_from_outside_cancels_the_step(backend):
             "jon",
             (),
             ValueError,
-            r"run_step\(\) names 'jon', and Editor has no such step; expected one of draft, polish, join",
+            r"run_step\(\) names 'jon', but Editor has no such step; expected one of draft, polish, join",
         ),
         (
             "draft",

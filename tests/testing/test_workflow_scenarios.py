@@ -408,7 +408,7 @@ def test_a_step_that_is_cancelled_natively_is_a_stray_for_the_engine():
 @on_each_backend
 def test_a_question_without_an_answer_fails_at_once(backend):
     """A run that asks, where no answers were given, fails and says so; it does not hang."""
-    with pytest.raises(ScenarioFailure, match="and nobody answers; expected `answers="):
+    with pytest.raises(ScenarioFailure, match="but there is no answer; expected `answers="):
         sweep(workflow_scenario(Asks), backends=backend)
 
 

@@ -1,4 +1,4 @@
-"""Altering: a graph for one run, with some steps or resources replaced; the workflow's own stays."""
+"""Replaces steps and resources in a copy of a graph, for one run."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from sluicegate._definition.steps import Step
 
 
-#: What a step is to have returned, for each of its invocations in order (an exception is raised);
-#: or a function of its event, or events, that returns it.
+#: For each step name, the results of its invocations in order (an exception is raised); or a
+#: function of its event, or events, that returns the result.
 Recorded = Mapping[str, Iterable[Any] | Callable[..., Any]]
 
-#: What to give in place of what a factory, or a part of a configuration file, would have given.
+#: The values that replace those of factories and of parts of configuration files.
 Resources = Mapping[Any, Any]
 
 
 def with_steps(graph: Graph, steps: Iterable[Step]) -> Graph:
-    """Return a graph with other steps of the same shape, and with nothing looked up yet."""
+    """Return a copy of a graph with other steps of the same shape, and with empty caches."""
     private = graph.copy()
     private.steps = tuple(steps)
     return private
@@ -38,12 +38,12 @@ def step_named(graph: Graph, name: object, what: str) -> Step:
     """Return a step by its name.
 
     Raises:
-        ValueError: There is none; ``what`` says who named it.
+        ValueError: There is no such step. ``what`` is the subject of the message.
     """
     index = graph.index.get(name) if isinstance(name, str) else None
     if index is None:
         msg = (
-            f"{what} names {name!r}, and {graph.name} has no such step; expected one of "
+            f"{what} names {name!r}, but {graph.name} has no such step; expected one of "
             f"{', '.join(graph.index)}"
         )
         raise ValueError(msg)
@@ -51,15 +51,15 @@ def step_named(graph: Graph, name: object, what: str) -> Step:
 
 
 class Recording:
-    """What one step is to have returned; stands in for its function.
+    """Replaces the function of a step, and returns recorded results.
 
     Args:
         step: The step.
         results: See :data:`Recorded`.
-        fail: Called with the error of a step that runs more often than there are results.
+        fail: Called with an error if the step runs more often than there are results.
 
     Raises:
-        TypeError: The results are neither a function nor several in order.
+        TypeError: The results are neither a function nor an iterable.
     """
 
     def __init__(self, step: Step, results: Any, fail: Callable[[BaseException], None]) -> None:
@@ -84,7 +84,7 @@ class Recording:
             self._function = results
 
     async def __call__(self, _workflow: object, *events: Any) -> Any:
-        """Return or raise what is next."""
+        """Return or raise the next result."""
         if self._function is not None:
             result = self._function(*events)
             return await result if inspect.isawaitable(result) else result  # noqa: ASYNC910
@@ -101,10 +101,10 @@ class Recording:
         self._taken += 1
         if isinstance(result, BaseException):
             raise result
-        return result  # noqa: ASYNC910 - the engine looks for a cancellation at every hop
+        return result  # noqa: ASYNC910 - the engine checks for cancellation at every hop
 
     def leftover(self) -> str:
-        """Say what was not used up, where that can be told."""
+        """Return a message if results of a list were not used, otherwise an empty text."""
         left = sum(1 for _ in self._results) if self._is_counted else 0
         if not left:
             return ""
@@ -114,7 +114,7 @@ class Recording:
         )
 
     def stand_in(self) -> Step:
-        """Return the step with this in the place of its function, and in need of nothing."""
+        """Return the step with this as its function, and without resources and limiter."""
         step = self._step
         return attrs.evolve(
             step,
@@ -128,10 +128,10 @@ class Recording:
 
 
 class Replacing:
-    """Gives values in the place of resources.
+    """Replaces resources by values.
 
     Args:
-        resources: The values, by the factories that would have made them.
+        resources: The values, by the factories that they replace.
 
     Raises:
         TypeError: A key is neither a factory nor a :class:`ResourceConfig`.
@@ -150,7 +150,7 @@ class Replacing:
                 key, name = _owner(asked.key), asked.name
             else:
                 msg = (
-                    f"resources has the key {brief(factory)}; expected the factory that stands in "
+                    f"resources has the key {brief(factory)}; expected the factory of a "
                     "`Resource(factory)`: resources={factory: value}"
                 )
                 raise TypeError(msg)
@@ -169,7 +169,7 @@ class Replacing:
 
     def _altered(self, plan: ResourcePlan) -> ResourcePlan:
         owner = _owner(plan.key)
-        # What another run of the workflow might get must not be made of what was replaced here.
+        # Another run of the workflow must not get a resource that was made from a replacement.
         scope: Scope = "run" if plan.scope == "workflow" else plan.scope
         if owner in self._values:
             self._used.add(owner)
@@ -183,22 +183,22 @@ class Replacing:
         return attrs.evolve(plan, needs=needs, scope=scope)
 
     def check_used(self, what: str) -> None:
-        """Refuse a factory that nobody asks for.
+        """Check that every replaced factory is used.
 
         Raises:
-            ValueError: There is one; ``what`` says who does not ask.
+            ValueError: A factory is not used. ``what`` is the object that does not use it.
         """
         unused = [name for key, (name, _) in self._values.items() if key not in self._used]
         if unused:
             msg = (
-                f"resources replaces {', '.join(unused)}, and {what} does not ask for it; expected "
-                "the very factory that stands in its `Resource(...)`"
+                f"resources replaces {', '.join(unused)}, but {what} does not use it; expected the "
+                "same factory object as in its `Resource(...)`"
             )
             raise ValueError(msg)
 
 
 def _owner(key: Any) -> tuple[Any, ...]:
-    """Return what is left of a resource's key without its options."""
+    """Return the key of a resource without its options."""
     parts: tuple[Any, ...] = key
     if parts[0] == "config":
         return parts[:3]

@@ -1,4 +1,4 @@
-"""Answering: who says what when a run under test asks a person."""
+"""Answers the questions of a run under test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sluicegate._errors import brief
 from sluicegate._events import Event
 
 
-#: What answers the questions of a run: a mapping from the class of a question to its answer (or to
+#: The answers to the questions of a run: a mapping from the class of a question to its answer (or to
 #: a function of the question), one function for all, or answers in order. None leaves them open.
 Answers = (
     Mapping[type[Any], "Event | Callable[[Any], Event | Awaitable[Event | None] | None] | None"]
@@ -33,12 +33,12 @@ class Answerer:
         answers: See :data:`Answers`.
 
     Raises:
-        TypeError: They are none of these.
+        TypeError: The answers have another form.
     """
 
     def __init__(self, name: str, answers: Answers) -> None:
         self._name = name
-        #: Whether a run that waits with no question left is at fault.
+        #: Whether a run that waits without an open question fails.
         self.is_strict = answers is not None
         self._table: Mapping[type[Any], Any] | None = None
         self._function: Callable[[Any], Any] | None = None
@@ -73,24 +73,24 @@ class Answerer:
     async def answer(self, question: Event) -> Event | None:
         """Return the answer to a question; None leaves it open.
 
-        A checkpoint if the function that gives the answer is one.
+        A checkpoint if the user's function is one.
 
         Raises:
-            AssertionError: Nobody answers it.
-            TypeError: What was given is no event.
-            BaseException: Whatever comes out of a function of the user.
+            AssertionError: There is no answer.
+            TypeError: The answer is not an event.
+            BaseException: The exception of the user's function.
         """
         found: Any = None
         if self._table is not None:
             kind = next((k for k in type(question).__mro__ if k in self._table), None)
             if kind is None:
-                raise AssertionError(self._unanswered(question))
+                raise AssertionError(self.unanswered(question))
             found = self._table[kind]
         elif self._order is not None:
             try:
                 found = next(self._order)
             except StopIteration:
-                raise AssertionError(self._unanswered(question)) from None
+                raise AssertionError(self.unanswered(question)) from None
         function = self._function or (found if not isinstance(found, Event) else None)
         if callable(function):
             found = function(question)
@@ -101,25 +101,26 @@ class Answerer:
         elif not isinstance(found, Event):
             msg = (
                 f"the answer to {brief(question)} is {brief(found)}; expected an event that the "
-                "workflow takes, or None to leave the question open"
+                "workflow accepts, or None to leave the question open"
             )
             raise TypeError(msg)
         event: Event | None = found
         return event  # noqa: ASYNC910 - as the docstring says
 
     def unasked(self) -> Event | None:
-        """Return what is said to a run that waits and has asked nothing; None for nothing."""
+        """Return the next event for a run that waits without a question; None if there is none."""
         return None if self._order is None else next(self._order, None)
 
-    def _unanswered(self, question: Event) -> str:
+    def unanswered(self, question: Event) -> str:
+        """Return the message for a question without an answer."""
         kind = type(question).__name__
         how = (
             f"one more answer in `answers`, for {kind}"
             if self._is_counted and self._has_any
             else f"`answers={{{kind}: HumanResponseEvent(...)}}`"
         )
-        return f"{self._name} asked {brief(question)}, and nobody answers; expected {how}"
+        return f"{self._name} asked {brief(question)}, but there is no answer; expected {how}"
 
     def leftover(self) -> int:
-        """Return how many listed answers were not given; 0 where they are not counted."""
+        """Return the number of listed answers that were not given; 0 if they are not a list."""
         return sum(1 for _ in self._order) if self._order is not None and self._is_counted else 0

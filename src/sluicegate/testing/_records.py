@@ -1,4 +1,4 @@
-"""Records: what a run under test did, as data."""
+"""What a run under test did, as data."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class StepInvocation:
     """One invocation of a step.
 
     Attributes:
-        number: Its number within the run, from 1, in the order in which invocations begin.
+        number: The number within the run, from 1, in the order in which invocations begin.
         step: The name of the step.
-        event: What it was given: an event; for a join, the list or tuple of what it joins.
-        attempt: Which attempt at the event it is; the first is 1.
-        result: What the step returned.
-        error: What it raised, a timeout or a cancellation included.
-        is_done: Whether it has ended.
+        event: The event that the step got; for a join, the list or tuple of joined events.
+        attempt: The number of the attempt at this event, from 1.
+        result: The return value of the step.
+        error: The exception that the step raised, including a timeout or a cancellation.
+        is_done: Whether the invocation has ended.
     """
 
     number: int
@@ -54,11 +54,11 @@ class WorkflowTestResult(Generic[R]):
     Attributes:
         run_id: The identifier of the run.
         status: How it ended: ``"completed"``, ``"failed"``, ``"timed_out"`` or ``"cancelled"``.
-        events: What was on the stream, in order, the terminal event included.
-        steps: Every invocation of a step, in the order in which they began.
+        events: The events of the stream, in order, including the terminal event.
+        steps: All invocations of steps, in the order in which they began.
         stop_event: The stop event that a step returned, or None.
-        error: What ``await workflow.run()`` would have raised, or None.
-        errors: All failures, in the order in which they came.
+        error: The exception that ``await workflow.run()`` would have raised, or None.
+        errors: All failures, in the order in which they occurred.
         state: The state at the end; read only.
         ctx: The context of the run, for ``workflow.run(ctx=...)`` or its snapshot.
     """
@@ -75,10 +75,10 @@ class WorkflowTestResult(Generic[R]):
 
     @property
     def result(self) -> R:
-        """What ``await workflow.run()`` would have returned.
+        """The value that ``await workflow.run()`` would have returned.
 
         Raises:
-            BaseException: What it would have raised: :attr:`error` itself.
+            BaseException: The exception that it would have raised: :attr:`error` itself.
         """
         if self.error is not None:
             raise self.error
@@ -87,12 +87,12 @@ class WorkflowTestResult(Generic[R]):
         return cast("R", event.result if type(event) is StopEvent else event)
 
     def of(self, kind: type[E]) -> list[E]:
-        """Return the events of a class and its subclasses that were on the stream, in order."""
+        """Return the events of a class and its subclasses on the stream, in order."""
         return events_of(self.events, kind)
 
     @property
     def event_types(self) -> dict[type[Event], int]:
-        """How many events of each class were on the stream; classes in order of appearance."""
+        """The number of events of each class on the stream; classes in order of appearance."""
         counts: dict[type[Event], int] = {}
         for event in self.events:
             counts[type(event)] = counts.get(type(event), 0) + 1
@@ -100,23 +100,23 @@ class WorkflowTestResult(Generic[R]):
 
     @property
     def collected(self) -> list[Event]:
-        """The events once more, as a list."""
+        """The events as a list."""
         return list(self.events)
 
 
 @final
 @attrs.frozen(eq=False)
 class StepOutcome:
-    """What one step did that was run by itself.
+    """What one step did when it was run by itself.
 
     Attributes:
-        returned: What it returned; :attr:`result` raises what it raised instead.
-        sent: The events that it sent with ``ctx.send_event()``; what a failed attempt held back is
-            not among them.
-        targets: For each of these, the name of the step that it was sent to, or None.
+        returned: The return value; :attr:`result` raises the step's exception instead.
+        sent: The events that it sent with ``ctx.send_event()``, without those that a failed attempt
+            held back.
+        targets: For each sent event, the name of the target step, or None.
         published: The events that it wrote to the stream.
-        steps: Its invocations: one, or more where its retries had it run again.
-        error: What it raised, or None.
+        steps: Its invocations: one, or several if it was retried.
+        error: The exception that it raised, or None.
         state: The state at the end; read only.
     """
 
@@ -130,10 +130,10 @@ class StepOutcome:
 
     @property
     def result(self) -> Any:
-        """What the step returned: an event, a list of events, or None.
+        """The return value of the step: an event, a list of events, or None.
 
         Raises:
-            BaseException: What the step raised: :attr:`error` itself.
+            BaseException: The exception of the step: :attr:`error` itself.
         """
         if self.error is not None:
             raise self.error

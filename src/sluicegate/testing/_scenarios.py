@@ -198,7 +198,7 @@ class WorkflowScenario:
             if self._answers:
                 nursery.start_soon(self._answer, handler, answerer, name="answers")
             elif self._answers is not None:
-                state.watch.refuse = answerer._unanswered
+                state.watch.refuse = answerer.unanswered
             try:
                 result = await handler
             except Exception as error:
