@@ -39,17 +39,16 @@ def anyio_backend(request):
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_heap(request):
-    """Spare the collector what was there before: many tests ask it what they have left behind.
+    """Keep the collector away from objects older than the module: many tests ask it what they left.
 
-    A sweep does that by itself, and counts what is frozen. What typing remembers keeps classes of
-    tests alive for good.
+    A sweep does that by itself, and counts what is frozen. The caches of typing keep the classes of
+    tests alive. Objects stay frozen for the modules to come, so that no collection visits them again.
     """
     for clear in typing._cleanups:
         clear()
-    gc.collect()
     if request.path.parent.name in ("sweeps", "testing"):
-        yield
-    else:
-        gc.freeze()
-        yield
         gc.unfreeze()
+        gc.collect()
+    else:
+        gc.collect()
+        gc.freeze()

@@ -1,10 +1,8 @@
-"""The layers of the source, which `tests.layers` lists, and what an import costs."""
+"""The layers of the source, which `tests.layers` lists."""
 
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 
 import pytest
 
@@ -48,39 +46,26 @@ def test_parts_that_serve_any_program_stand_apart(part, allowed):
             assert all(other.startswith(allowed) for other in layers.imported(module)), module
 
 
-@pytest.mark.parametrize("module", sorted(layers.modules()))
-def test_only_the_seam_knows_an_event_loop(module):
+def test_only_the_seam_knows_an_event_loop():
     """Above ``_loop`` nothing imports Trio, AnyIO or asyncio."""
-    if not module.startswith(KNOW_A_LOOP):
-        found = {
-            name.partition(".")[0]
-            for node in ast.walk(layers.tree(module))
-            if isinstance(node, ast.Import | ast.ImportFrom)
-            for name in (
-                [node.module or ""]
-                if isinstance(node, ast.ImportFrom)
-                else [a.name for a in node.names]
-            )
-        }
+    found = [
+        (module, name)
+        for module in layers.modules()
+        if not module.startswith(KNOW_A_LOOP)
+        for node in ast.walk(layers.tree(module))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [a.name for a in node.names]
+        )
+        if name.partition(".")[0] in {"trio", "anyio", "asyncio"}
+    ]
 
-        assert not found & {"trio", "anyio", "asyncio"}
-
-
-@pytest.mark.parametrize("module", sorted(layers.modules()))
-def test_every_file_has_a_first_line_that_names_its_subject(module):
-    assert layers.modules()[module].read_text().startswith('"""')
+    assert found == []
 
 
-def test_importing_sluicegate_imports_no_event_loop_but_trio():
-    """P20: AnyIO, asyncio, msgspec and openai are not imported by ``import sluicegate``."""
-    code = (
-        "import sys, trio; before = set(sys.modules); import sluicegate; "
-        "print(sorted({m.partition('.')[0] for m in set(sys.modules) - before}))"
-    )
-    printed = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
-    imported = set(ast.literal_eval(printed))
+def test_every_file_has_a_first_line_that_names_its_subject():
+    without = [m for m, path in layers.modules().items() if not path.read_text().startswith('"""')]
 
-    assert "sluicegate" in imported
-    assert not imported & {"anyio", "asyncio", "msgspec", "openai", "httpx", "starlette", "rich"}
+    assert without == []
