@@ -7,6 +7,9 @@
 * Exceptions are compared by identity. Warnings are errors.
 * What must hold everywhere is marked ``anyio`` and runs on Trio, asyncio and uvloop. What is
   Trio's own (its clock, its instruments) is marked ``trio``.
+* ``-m "not slow"`` is the inner loop. ``slow`` marks a test that takes long, ``slow_for("asyncio")`` one
+  that takes long on a second event loop (or with another parameter); on uvloop, everything is slow.
+* ``peer("edge 3")`` names the row of a table of other engines' faults that the test answers.
 """
 
 from __future__ import annotations
@@ -21,6 +24,19 @@ import pytest
 # A shell has what it starts in the background ignore SIGINT; the tests that interrupt want it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark slow what repeats a rule: on uvloop, or with the parameters that ``slow_for`` names."""
+    for item in items:
+        if hasattr(item, "callspec"):
+            repeated = {
+                "uvloop",
+                *(name for mark in item.iter_markers("slow_for") for name in mark.args),
+            }
+            if repeated & {*item.callspec.id.split("-")}:
+                item.add_marker("slow")
 
 
 @pytest.fixture(

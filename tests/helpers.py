@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from math import inf
 from typing import Any, Self
@@ -33,6 +34,16 @@ from sluicegate import (
 def steady_id(value: object) -> str:
     """Name a value in a test's id without its address: workers of xdist compare the ids."""
     return re.sub(r" at 0x[0-9a-f]+", "", str(value))
+
+
+@contextmanager
+def case(name: object) -> Iterator[None]:
+    """Name the case in a failure, where a test checks one rule in a loop over many."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"in the case {name}")
+        raise
 
 
 # -- time ---------------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ def interpreter(peers=()):
     return Interpreter(sys.executable, "3.x", {"sluicegate": "0"}, dict.fromkeys(peers, "1.0"))
 
 
+@pytest.mark.slow
 def test_a_child_is_measured_watched_and_its_failure_told():
     """A child's numbers come back with its memory over time; a wrong one says what went wrong."""
     with Bench([interpreter()], interpreter()) as bench:
@@ -144,6 +145,7 @@ def test_a_goal_of_which_a_part_was_not_measured_is_not_met():
     assert rows["idle runs waiting between steps: KiB each; wake all"] == ("-; 1.00", "")
 
 
+@pytest.mark.slow
 def test_a_program_of_sluicegate_that_hangs_has_failed():
     """Past its limit a peer is given up; one that has to do the work went wrong, and is named."""
     results, kept = Results({**filled().environment}), []

@@ -1060,6 +1060,7 @@ def places_of(holder):
 # -- elsewhere ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_document_is_read_in_another_process():
     """The same set of classes reads in another process what this one wrote."""
     value = [

@@ -144,7 +144,6 @@ def complaint(library, name, limits, counts):
     return "\n".join(lines)
 
 
-@cache
 def measured(library, name):
     """Return the counts of a work; where it seems dearer, the least that processes of its own count.
 
@@ -178,20 +177,16 @@ of_each_work = pytest.mark.parametrize("name", WORKS)
 @on_each_library
 @of_each_work
 def test_nothing_costs_more_than_it_did(library, name):
-    """No spawn, turn, scope, call or byte is added to a hop, an item, an event or a run."""
-    told = complaint(library, name, limits_of(library)[name], measured(library, name))
+    """No spawn, turn, scope, call or byte is added to a hop, an item, an event or a run.
+
+    A run that went well, or was cancelled, leaves no reference cycle: nothing to collect.
+    """
+    counts = measured(library, name)
+    told = complaint(library, name, limits_of(library)[name], counts)
 
     assert not told, told
-
-
-@on_each_library
-@of_each_work
-def test_nothing_is_left_to_the_collector(library, name):
-    """A run that went well, or was cancelled, leaves no reference cycle: nothing to collect."""
-    found = measured(library, name).numbers["garbage"]
-
-    assert found == 0, (
-        f"on {library}, {name!r} left {found:g} objects in cycles; look for {COUNTS['garbage']}"
+    assert counts.numbers["garbage"] == 0, (
+        f"on {library}, {name!r} left objects in cycles; look for {COUNTS['garbage']}"
     )
 
 
@@ -212,6 +207,7 @@ def added(monkeypatch, library, name, key, owner, attribute, make):
     return complaint(library, name, {key: limits[key]}, counts) if key in limits else counts
 
 
+@pytest.mark.slow
 @on_each_library
 def test_a_checkpoint_per_hop_is_found(monkeypatch, library):
     """A full checkpoint where there was half a one is a turn and a pass more."""
@@ -229,6 +225,7 @@ def test_a_checkpoint_per_hop_is_found(monkeypatch, library):
     assert "look for backend.checkpoint()" in told
 
 
+@pytest.mark.slow
 @on_each_library
 def test_a_scope_per_invocation_is_found(monkeypatch, library):
     """A scope around each invocation is a scope per hop more."""
@@ -246,6 +243,7 @@ def test_a_scope_per_invocation_is_found(monkeypatch, library):
     assert "scopes: 1 instead of at most 0\n    (+1); look for backend.cancel_scope()" in told
 
 
+@pytest.mark.slow
 @on_each_library
 def test_a_spawn_per_item_is_found(monkeypatch, library):
     """A task for each item, beside the workers, is a spawn per item more."""
@@ -265,6 +263,7 @@ def test_a_spawn_per_item_is_found(monkeypatch, library):
     assert "spawns: 1 instead of at most 0" in told
 
 
+@pytest.mark.slow
 @on_each_library
 def test_an_object_per_hop_is_found(monkeypatch, library):
     """What is kept of each hop is a block and an object per hop more."""
@@ -283,6 +282,7 @@ def test_an_object_per_hop_is_found(monkeypatch, library):
     assert "look for something that is kept" in told
 
 
+@pytest.mark.slow
 @on_each_library
 @pytest.mark.parametrize(
     ("name", "owner", "attribute"),
@@ -310,6 +310,7 @@ def test_a_list_that_only_grows_is_found(monkeypatch, library, name, owner, attr
     assert "look for something that is kept" in told
 
 
+@pytest.mark.slow
 @on_each_library
 def test_a_cycle_per_run_is_found(monkeypatch, library):
     """What holds itself is left to the collector."""
@@ -834,6 +835,7 @@ def test_drawing_costs_the_same_for_each_step(make):
     assert costs[1] <= 1.1 * costs[0]
 
 
+@pytest.mark.slow_for("asyncio")
 @pytest.mark.parametrize("make", [chain, nested, looping, hierarchy], ids=lambda f: f.__name__)
 def test_the_parts_of_a_snapshot_that_come_of_the_graph_cost_the_same_for_each_step(make):
     """The shape of a workflow and the classes of its snapshots are found in linear time."""

@@ -74,11 +74,13 @@ def test_human(tmp_path):
     assert printed.endswith("One soup, here you are.\n")
 
 
+@pytest.mark.slow
 def test_human_with_nobody_there(tmp_path):
     """The end of the input ends the run, and not in an error."""
     assert run_example("human.py", cwd=tmp_path).endswith("No answer. Good night.\n")
 
 
+@pytest.mark.slow
 def test_approval_over_http(tmp_path):
     """A client hangs up and comes back; bad and late answers are refused, a good one is taken."""
     printed = run_example("approval_over_http.py", cwd=tmp_path)
@@ -117,6 +119,7 @@ def test_approval_over_http_refuses(request_line, body, said):
     assert "run_id" in json.loads(answers[1])
 
 
+@pytest.mark.slow
 def test_process_step_of_the_guide(tmp_path):
     """The example of a step in a process works where the guide says: in a file of its own."""
     blocks = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
@@ -137,6 +140,7 @@ def test_cancel(tmp_path):
     assert "tasks left:     0" in printed
 
 
+@pytest.mark.slow
 def test_under_asyncio(tmp_path):
     """Each way to own a run works under asyncio, and its timeout reaches the step."""
     printed = run_example("under_asyncio.py", cwd=tmp_path)

@@ -54,6 +54,7 @@ from tests.helpers import (
     MineBase,
     Single,
     cancelled_class,
+    case,
     nothing_left,
     on_each_backend,
     run_virtually,
@@ -385,12 +386,10 @@ PLACES = [
 
 @on_each_backend
 @pytest.mark.parametrize("place", PLACES)
-@each_hostile
-def test_failure_survives_its_own_book_keeping(backend, place, make):
+def test_failure_survives_its_own_book_keeping(backend, place):
     """P23: it arrives as itself wherever it is raised, it is recorded, and the stream ends."""
-    error = make()
 
-    async def main():
+    async def check(error):
         with nothing_left():
             handler = place(error).run()
             async with handler:
@@ -410,7 +409,9 @@ def test_failure_survives_its_own_book_keeping(backend, place, make):
             handler.result()
         assert again.error is error
 
-    run_virtually(backend, main)
+    for name, make in HOSTILE.items():
+        with case(name):
+            run_virtually(backend, check, make())
 
 
 @on_each_backend
@@ -442,13 +443,11 @@ def test_failure_that_refuses_everything_is_tried_again_and_handled(backend, mak
 
 
 @on_each_backend
-@each_hostile
 @pytest.mark.parametrize("form", ["block", "scope"])
-def test_failure_that_refuses_everything_is_raised_by_the_owner(backend, make, form):
+def test_failure_that_refuses_everything_is_raised_by_the_owner(backend, form):
     """P9, P23: the owner raises what nobody has seen, as itself."""
-    error = make()
 
-    async def main():
+    async def check(error):
         handler = InStep(error).run()
         with Catch() as left:
             if form == "block":
@@ -459,7 +458,9 @@ def test_failure_that_refuses_everything_is_raised_by_the_owner(backend, make, f
                     handler.stream_events().close()
         assert left.error is error
 
-    run_virtually(backend, main)
+    for name, make in HOSTILE.items():
+        with case(name):
+            run_virtually(backend, check, make())
 
 
 @on_each_backend
@@ -892,7 +893,7 @@ def test_stop_event_after_an_outside_cancellation_completes_nothing(backend, how
         go.set()
 
     go = threading.Event()
-    anyio.run(main, backend=backend)
+    run_virtually(backend, main)
 
 
 @on_each_backend

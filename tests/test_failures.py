@@ -1119,6 +1119,7 @@ async def test_step_of_a_cancelled_branch_is_not_recovered():
     assert caught.value is error
 
 
+@pytest.mark.slow_for("asyncio")
 @on_each_backend
 @pytest.mark.parametrize("held_for", [0, 1])
 def test_loop_of_recoveries_keeps_nothing(backend, held_for):

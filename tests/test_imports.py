@@ -188,6 +188,7 @@ def test_run_under_trio_brings_in_neither_anyio_nor_asyncio():
     )
 
 
+@pytest.mark.slow
 def test_anyio_is_imported_when_a_run_first_starts_under_asyncio():
     """P20: and not before."""
     run_program(
@@ -210,6 +211,7 @@ def test_anyio_is_imported_when_a_run_first_starts_under_asyncio():
     )
 
 
+@pytest.mark.slow
 def test_entry_imports_the_event_loop_that_it_is_told():
     """P20: ``sluicegate.run(main)`` on Trio imports no other loop, ``backend="asyncio"`` does."""
     run_program(
@@ -230,6 +232,7 @@ def test_entry_imports_the_event_loop_that_it_is_told():
     )
 
 
+@pytest.mark.slow_for("asyncio")
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])
 def test_core_works_without_any_extra(backend):
     """P20: no optional package is needed, on either event loop."""

@@ -1414,6 +1414,7 @@ class Lists:
 VALUES = [0, 1, 2, 1.0, True, "1", (1, 2), [1], float("nan"), None]
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(random=st.randoms(use_true_random=False))
 def test_waits_and_early_answers_agree_with_lists_however_many_there_are(random):

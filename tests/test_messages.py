@@ -1501,6 +1501,9 @@ def statements_of(message):
     return re.split(r" \d+\. ", faults) if listed and " fault" in _ else [message]
 
 
+PRELUDE_CODE = compile(PRELUDE, "prelude", "exec", dont_inherit=True)
+
+
 @pytest.fixture
 def module(tmp_path, monkeypatch):
     """A module of its own for each program, in a directory with a file to configure it."""
@@ -1508,7 +1511,7 @@ def module(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = types.ModuleType("program")
     monkeypatch.setitem(sys.modules, "program", made)
-    exec(compile(PRELUDE, "prelude", "exec", dont_inherit=True), vars(made))
+    exec(PRELUDE_CODE, vars(made))
     return made
 
 

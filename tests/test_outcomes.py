@@ -57,8 +57,6 @@ from tests.helpers import (
 )
 
 
-pytestmark = pytest.mark.usefixtures("collects_garbage")
-
 NURSERIES = {"trio": ("trio nursery", "task group"), "asyncio": ("task group", "asyncio group")}
 OWNERS = [(b, form) for b in BACKENDS for form in ("block", "scope", *NURSERIES[b])]
 FORMS = [(b, "in place") for b in BACKENDS] + OWNERS
@@ -71,16 +69,8 @@ of_each_kind = pytest.mark.parametrize("kind", [Mine, MineBase])
 of_each_urgent_kind = pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 
 
-@pytest.fixture(scope="module")
-def frozen_garbage():
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@pytest.fixture
-def collects_garbage(frozen_garbage):
+@pytest.fixture(autouse=True)
+def _collects_garbage():
     """Collect what a test leaves behind within that test, so that its warnings are its own."""
     yield
     gc.collect()

@@ -417,6 +417,7 @@ def test_a_step_named_like_a_method_of_every_workflow_is_a_fault(name):
     )
 
 
+@pytest.mark.slow
 def test_drawing_is_importable_from_the_top_and_imported_when_it_is_used():
     """`from sluicegate import draw_all_possible_flows`; `import sluicegate` does not pay for it."""
     program = (

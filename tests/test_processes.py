@@ -49,6 +49,8 @@ from tests.process_flows import (
 LONG = 60
 
 every_loop = pytest.mark.anyio
+#: What is lent to a process, and what comes back, is the same on every loop.
+pytestmark = pytest.mark.slow_for("asyncio")
 
 
 call = functools.partial(in_process(crunch), None)
@@ -161,6 +163,7 @@ async def test_what_a_step_prints_is_no_answer(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @every_loop
 async def test_what_a_child_prints_later_fails_no_other_step(pipe, tmp_path):
     """A child process that a step leaves prints when another step runs, and that is all."""
@@ -194,6 +197,7 @@ async def test_a_process_that_dies_fails_its_step_alone():
         assert await pid()
 
 
+@pytest.mark.slow
 @every_loop
 async def test_an_idle_process_that_dies_is_replaced():
     """A worker process that dies between two steps costs neither of them anything."""
@@ -204,6 +208,7 @@ async def test_an_idle_process_that_dies_is_replaced():
         assert await pid() != first
 
 
+@pytest.mark.slow
 @every_loop
 async def test_a_process_that_dies_as_it_is_lent_is_replaced(monkeypatch):
     """Where nobody could see that it was dead, a call that has not begun is made again."""
@@ -382,6 +387,7 @@ async def test_cancel_while_waiting_for_a_turn(one_process, pipe, tmp_path):
         assert await pid() == number
 
 
+@pytest.mark.slow
 @every_loop
 async def test_no_more_than_one_process_for_each_processor(one_process):
     """Steps beyond that wait for a turn; the processes are used again."""
@@ -398,6 +404,7 @@ async def test_no_more_than_one_process_for_each_processor(one_process):
     assert len(used) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["trio", "asyncio", "uvloop"])
 def test_idle_processes_end_with_their_loop(backend):
     """When an event loop is over, so are its processes; loops in other threads keep theirs."""
@@ -441,6 +448,7 @@ def test_a_loop_that_is_closed_by_hand_leaves_no_process():
     assert not is_alive(number)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["idle", "in a step"])
 def test_a_process_ends_with_its_parent(tmp_path, what):
     """A parent that is killed leaves no process, neither an idle one nor one that computes."""
@@ -513,6 +521,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["script", "module", "package", "in a child"])
 def test_the_steps_of_a_program_are_found(tmp_path, how):
     """Events and exceptions of the main module come back as its classes, however it is run."""
@@ -542,6 +551,7 @@ def test_the_steps_of_a_program_are_found(tmp_path, how):
     assert printed.splitlines() == ["[]", "True Tile(number=42)", "Sour('zero')"]
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_told_of_it(tmp_path):
     """What a script does by itself it would do in each process: that is refused, with the way."""
     script = tmp_path / "script.py"
@@ -556,6 +566,7 @@ def test_a_script_without_a_guard_is_told_of_it(tmp_path):
     assert 'below `if __name__ == "__main__":`' in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["typed", "stdin"])
 def test_a_program_that_is_in_no_file_is_told_of_it(how):
     """What is typed, or read from stdin, is not found by a worker process; that is told."""
@@ -569,6 +580,7 @@ def test_a_program_that_is_in_no_file_is_told_of_it(how):
     assert "interactive session or a program from stdin" in printed
 
 
+@pytest.mark.slow
 def test_a_step_of_a_module_needs_no_main_module(tmp_path):
     """A program that is in no file (a server's, xdist's workers) runs steps of its modules."""
     (tmp_path / "flow.py").write_text(SCRIPT)
@@ -578,6 +590,7 @@ def test_a_step_of_a_module_needs_no_main_module(tmp_path):
     assert printed.splitlines() == ["[]", "True Tile(number=42)", "Sour('zero')"]
 
 
+@pytest.mark.slow
 def test_steps_in_processes_under_trio_import_no_anyio(tmp_path):
     """P20: a process step under Trio imports neither AnyIO nor asyncio, there or here."""
     (tmp_path / "flow.py").write_text(
@@ -706,6 +719,7 @@ async def test_progress_is_told_from_a_process():
             await Steady().run(times=0)
 
 
+@pytest.mark.slow
 @on_each_backend
 def test_a_virtual_clock_waits_for_a_step_in_a_process(backend):
     """Neither the start of a process nor what it computes lets a clock jump to a timeout."""

@@ -829,6 +829,7 @@ async def check_ended(handler):
             handler.result()
 
 
+@pytest.mark.slow_for("block", "scope", "nursery")
 @pytest.mark.parametrize("form", ["in place", "block", "scope", "nursery"])
 def test_interrupt_at_any_call_unwinds_the_run(form):
     """P17: SIGINT at some two hundred places of a run; the books are right at each of them."""

@@ -1580,6 +1580,7 @@ async def test_only_closing_a_reader_closes_it():
         await reader.receive()
 
 
+@pytest.mark.slow_for("timed_out")
 @pytest.mark.anyio
 @on_each_ending
 @pytest.mark.parametrize("turns", [0, 1, 20])

@@ -1239,6 +1239,7 @@ def flattened(data: Any) -> None:
         data = data.pop()
 
 
+@pytest.mark.slow
 @on_each_backend
 def test_a_deep_snapshot_is_a_clear_error(backend):
     """A snapshot that did not come through JSON may be as deep as it likes, at any place."""

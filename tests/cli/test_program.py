@@ -64,6 +64,7 @@ def test_interrupt_runs_the_clean_up(program, backend, tmp_path):
     assert mark.read_text() == "cleaned up"
 
 
+@pytest.mark.slow
 @POSIX
 @BACKENDS
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
@@ -79,6 +80,7 @@ def test_other_signals_run_the_clean_up(program, backend, name, code, tmp_path):
     assert mark.read_text() == "cleaned up"
 
 
+@pytest.mark.slow
 @POSIX
 def test_a_hang_up_under_nohup_is_ignored(program, tmp_path):
     """P22: a signal that was ignored when the program began stays ignored."""
@@ -97,6 +99,7 @@ def test_a_hang_up_under_nohup_is_ignored(program, tmp_path):
     assert (status, err) == (143, "sluicegate: ended by SIGTERM\n")
 
 
+@pytest.mark.slow
 @POSIX
 @BACKENDS
 def test_a_reader_that_goes_away(program, backend, tmp_path):
@@ -111,6 +114,7 @@ def test_a_reader_that_goes_away(program, backend, tmp_path):
     assert mark.read_text() == "cleaned up"
 
 
+@pytest.mark.slow
 @POSIX
 @pytest.mark.parametrize("command", [("draw", "-o", "-"), ("check",), ("run", "--events", "none")])
 def test_a_reader_that_takes_nothing(program, command):
@@ -163,6 +167,7 @@ class Terminal:
         return bool(data)
 
 
+@pytest.mark.slow
 @POSIX
 @pytest.mark.parametrize(
     ("variables", "is_coloured"),
@@ -182,6 +187,7 @@ def test_colour(program, variables, is_coloured):
     assert is_coloured == ("\x1b" in seen)
 
 
+@pytest.mark.slow
 @POSIX
 @BACKENDS
 def test_a_prompt(program, backend):
@@ -197,6 +203,7 @@ def test_a_prompt(program, backend):
     assert "AskName" not in seen  # the prompt stands for it
 
 
+@pytest.mark.slow
 @POSIX
 def test_a_prompt_may_be_answered_again(program):
     """Somebody at a terminal who types what does not fit is told, and asked again."""
@@ -212,6 +219,7 @@ def test_a_prompt_may_be_answered_again(program):
     assert seen.endswith("False \n")
 
 
+@pytest.mark.slow
 @POSIX
 @BACKENDS
 def test_a_prompt_can_be_left_waiting(program, backend):
@@ -227,6 +235,7 @@ def test_a_prompt_can_be_left_waiting(program, backend):
     assert "waiting for an answer from outside" in seen
 
 
+@pytest.mark.slow
 @POSIX
 @BACKENDS
 def test_interrupt_at_a_prompt(program, backend):
@@ -241,6 +250,7 @@ def test_interrupt_at_a_prompt(program, backend):
     assert seen.endswith("sluicegate: interrupted\n")
 
 
+@pytest.mark.slow
 @POSIX
 def test_an_open_pipe_as_standard_input(program):
     """Lines are read one at a time, while more may come: a question has its answer at once."""
@@ -252,6 +262,7 @@ def test_an_open_pipe_as_standard_input(program):
     assert b"Hello Ada" in process.stdout.read()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "code"), [("7", 7), ("'bye'", 1), ("", 0)])
 def test_exit_of_a_workflow_is_its_own(tmp_path, status, code):
     """``sys.exit`` in a step ends the program as it does everywhere, with what it said."""

@@ -358,6 +358,7 @@ def test_the_page_needs_nothing_else():
     assert "prefers-color-scheme: dark" in page
 
 
+@pytest.mark.slow
 def test_the_same_bytes_each_time():
     """Another process, with other hashes and addresses, draws the very same page."""
     code = (

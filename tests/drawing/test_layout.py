@@ -58,6 +58,7 @@ def overlap(one, other):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(graphs())
 def test_boxes_and_labels_keep_apart(graph):
@@ -78,6 +79,7 @@ def test_boxes_and_labels_keep_apart(graph):
         assert bottom <= layout.height + SLACK
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(graphs())
 def test_every_arrow_joins_its_boxes(graph):

@@ -42,6 +42,7 @@ def test_same_seed_same_words():
     assert len({text(1, "Hi"), text(2, "Hi"), text(1, "Ho")}) == 3
 
 
+@pytest.mark.slow
 def test_same_words_in_another_process():
     """The text does not depend on the process: no hash seed goes into it."""
     program = "from sluicegate.llms._markov import MarkovWriter; print(''.join(MarkovWriter(1, 'Hi').tokens()))"
@@ -432,6 +433,7 @@ def test_no_stand_in_where_there_is_a_model(monkeypatch, capsys, name):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 def test_command_line(how):

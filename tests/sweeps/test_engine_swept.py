@@ -97,24 +97,28 @@ def swept(feature, backend, kinds, *more, target=None, **options):
     return runs
 
 
+@pytest.mark.slow_for("asyncio")
 @pytest.mark.parametrize(("feature", "backend"), EACH)
 def test_a_feature_keeps_its_promises_wherever_it_is_cancelled(feature, backend):
     """Each feature keeps what it promises, cancelled at any moment by a scope, or natively."""
     assert swept(feature, backend, ("scope", "native"), limit=14) > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("feature", "backend"), EACH)
 def test_a_feature_keeps_its_promises_however_it_is_ended(feature, backend):
     """So it does for timeouts, deadlines, Ctrl-C, and awaits that fail."""
     assert swept(feature, backend, ("timeout", "deadline", "interrupt", "error"), limit=4) > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("feature", "backend"), CLEANING)
 def test_clean_up_survives_a_second_cancellation(feature, backend):
     """Clean-up that is cancelled once more runs to its end, and nothing is left of the run."""
     assert swept(feature, backend, ("scope", "native"), twice=True, limit=8) > 5
 
 
+@pytest.mark.slow_for("asyncio")
 @pytest.mark.parametrize(("feature", "backend", "target"), PARTS)
 def test_a_part_is_cancelled_by_itself(feature, backend, target):
     """A step, a reader or one who waits is cancelled alone, and the others do not notice."""

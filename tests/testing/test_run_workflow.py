@@ -399,6 +399,7 @@ async def test_the_workflow_is_left_as_it_is():
     assert workflow.called == 3
 
 
+@pytest.mark.slow_for("asyncio")
 @pytest.mark.anyio
 async def test_a_run_under_test_is_collected_when_its_result_is_dropped():
     """Neither the session nor the private graph keeps a run alive."""
@@ -453,6 +454,7 @@ def test_a_record_is_frozen():
         StepInvocation(1, "a", None).step = "b"
 
 
+@pytest.mark.slow
 def test_it_needs_no_test_framework():
     """Importing sluicegate.testing imports neither pytest nor AnyIO."""
     code = (

@@ -743,6 +743,7 @@ class Connects(Workflow[str]):
         return StopEvent(result="sent")
 
 
+@pytest.mark.slow
 @on_each_backend
 @pytest.mark.parametrize("kinds", ["deadline", "all"])
 def test_clean_up_of_a_resource_that_awaits_is_no_fault(backend, kinds):
