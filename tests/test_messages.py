@@ -1515,6 +1515,7 @@ def module(tmp_path, monkeypatch):
     return made
 
 
+@pytest.mark.slow_for("asyncio")
 @pytest.mark.parametrize(("program", "message"), list(cases()))
 async def test_message(module, program, message):
     """P13: bad input of this kind gives exactly this error, on every backend."""

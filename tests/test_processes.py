@@ -315,6 +315,7 @@ async def test_cancel_kills_the_process_and_what_it_started(pipe):
 ANYIO = tuple(int(part) for part in version("anyio").split(".")[:2])
 
 
+@pytest.mark.slow
 @every_loop
 async def test_a_native_cancellation_kills_the_process_as_well(pipe):
     """P1: ``Task.cancel()`` waits for the end of the process too, however often it comes."""

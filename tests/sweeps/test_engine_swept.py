@@ -127,6 +127,7 @@ def test_a_part_is_cancelled_by_itself(feature, backend, target):
     assert swept(feature, backend, kinds, WorkflowRuntimeError, target=target, limit=8) > 3
 
 
+@pytest.mark.slow_for("asyncio")
 @on_each_backend
 @pytest.mark.parametrize("feature", [Chain, Join, Streams])
 def test_a_turn_at_every_hop_is_one_more_place(feature, backend, monkeypatch):
@@ -135,6 +136,7 @@ def test_a_turn_at_every_hop_is_one_more_place(feature, backend, monkeypatch):
     assert swept(feature, backend, ("scope", "native"), limit=10) > 5
 
 
+@pytest.mark.slow
 @on_each_backend
 @pytest.mark.parametrize("feature", [Race, Draining, Gated])
 def test_other_schedules_change_nothing(feature, backend):

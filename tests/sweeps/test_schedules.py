@@ -45,6 +45,7 @@ def as_promised(outcome):
     return outcome.state.check(outcome)
 
 
+@pytest.mark.slow_for("asyncio")
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=named)
 @pytest.mark.schedule_fuzz(backends=("trio", "asyncio"), seeds=range(8), check=as_promised)
 async def test_any_schedule_will_do(trial, scenario):
@@ -53,6 +54,7 @@ async def test_any_schedule_will_do(trial, scenario):
     return await scenario(trial)
 
 
+@pytest.mark.slow_for("asyncio")
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=named)
 @pytest.mark.schedule_fuzz(
     backends=("trio", "asyncio"),
