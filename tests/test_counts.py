@@ -174,6 +174,7 @@ on_each_library = pytest.mark.parametrize("library", LIBRARIES)
 of_each_work = pytest.mark.parametrize("name", WORKS)
 
 
+@pytest.mark.slow_for("asyncio")
 @on_each_library
 @of_each_work
 def test_nothing_costs_more_than_it_did(library, name):
@@ -835,7 +836,7 @@ def test_drawing_costs_the_same_for_each_step(make):
     assert costs[1] <= 1.1 * costs[0]
 
 
-@pytest.mark.slow_for("asyncio")
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [chain, nested, looping, hierarchy], ids=lambda f: f.__name__)
 def test_the_parts_of_a_snapshot_that_come_of_the_graph_cost_the_same_for_each_step(make):
     """The shape of a workflow and the classes of its snapshots are found in linear time."""

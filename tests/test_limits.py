@@ -237,6 +237,7 @@ async def test_cancelled_in_the_moment_it_is_let_in(how, first):
     assert slots.inside == 0
 
 
+@pytest.mark.slow_for("asyncio")
 @settings(max_examples=150, deadline=None)
 @given(
     limit=st.integers(1, 3),
@@ -613,6 +614,7 @@ def test_a_native_cancellation_is_not_taken_for_the_timer(turns):
     assert run_virtually("asyncio", main) == pytest.approx(0)
 
 
+@pytest.mark.slow_for("asyncio")
 @settings(max_examples=100, deadline=None)
 @given(
     burst=st.integers(1, 4),

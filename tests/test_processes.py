@@ -185,6 +185,7 @@ async def test_a_fork_answers_nothing():
         assert await pid() == first
 
 
+@pytest.mark.slow
 @every_loop
 async def test_a_process_that_dies_fails_its_step_alone():
     """A crash, ``os._exit()`` and a closed socket are told at once; the next step works."""

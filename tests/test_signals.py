@@ -403,6 +403,7 @@ def makes_namespaces():
     return done.returncode == 0
 
 
+@pytest.mark.slow
 @BACKENDS
 @pytest.mark.parametrize("times", [1, 3])
 def test_first_process_of_a_namespace(backend, times):

@@ -211,6 +211,7 @@ def test_a_run_goes_on_in_another_process_from_wherever_it_was(name, backend, re
         assert done == counted(whole["done"], loose), line["snapshot"]
 
 
+@pytest.mark.slow_for("asyncio")
 @on_each_backend
 @pytest.mark.parametrize("name", FLOWS)
 def test_numbers_of_events_and_answers_go_on(name, backend, resumed):
@@ -276,6 +277,7 @@ class Looking(Observer):
     run_started = step_started = step_ended = event_published = run_ended = look
 
 
+@pytest.mark.slow_for("asyncio")
 @on_each_backend
 @pytest.mark.parametrize("name", FLOWS)
 def test_an_observer_may_take_a_snapshot(name, backend):
@@ -298,6 +300,7 @@ def test_an_observer_may_take_a_snapshot(name, backend):
 ENDINGS = ("cancelled", "cancelled outside", "stopped", "timed_out")
 
 
+@pytest.mark.slow_for("asyncio")
 @on_each_backend
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("name", FLOWS)

@@ -99,6 +99,7 @@ def test_every_arrow_joins_its_boxes(graph):
                 assert abs(abs(y - centre[1]) - shape.height / 2) <= SLACK
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(graphs(loops=False))
 def test_arrows_keep_off_boxes_and_labels(graph):
@@ -117,6 +118,7 @@ def test_arrows_keep_off_boxes_and_labels(graph):
             assert not any(overlap(span, other) for other in others)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(graphs(loops=False))
 def test_arrows_back_are_marked(graph):

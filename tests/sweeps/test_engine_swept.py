@@ -118,7 +118,7 @@ def test_clean_up_survives_a_second_cancellation(feature, backend):
     assert swept(feature, backend, ("scope", "native"), twice=True, limit=8) > 5
 
 
-@pytest.mark.slow_for("asyncio")
+@pytest.mark.slow
 @pytest.mark.parametrize(("feature", "backend", "target"), PARTS)
 def test_a_part_is_cancelled_by_itself(feature, backend, target):
     """A step, a reader or one who waits is cancelled alone, and the others do not notice."""

@@ -115,7 +115,7 @@ def named(scenario):
     return scenario.__name__
 
 
-@pytest.mark.slow_for("asyncio")
+@pytest.mark.slow
 @on_each_backend
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=named)
 def test_a_feature_keeps_its_promises_wherever_it_is_cancelled(scenario, backend, limit):
@@ -148,7 +148,7 @@ def test_a_second_cancellation_finds_clean_up_at_work(scenario, backend, limit):
     assert report.positions
 
 
-@pytest.mark.slow_for("asyncio")
+@pytest.mark.slow
 @on_each_backend
 @pytest.mark.parametrize("scenario", WITH_STEPS, ids=named)
 def test_one_step_is_struck(scenario, backend, limit):

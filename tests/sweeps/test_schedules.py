@@ -54,7 +54,7 @@ async def test_any_schedule_will_do(trial, scenario):
     return await scenario(trial)
 
 
-@pytest.mark.slow_for("asyncio")
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=named)
 @pytest.mark.schedule_fuzz(
     backends=("trio", "asyncio"),
