@@ -711,12 +711,12 @@ def imports():
 IMPORTED = """
 ._annotations ._context ._definition ._definition.checks ._definition.decorators
 ._definition.graph ._definition.local_names ._definition.nesting ._definition.signatures ._definition.steps ._engine
-._engine.clock ._engine.control ._engine.failures ._engine.grouping ._engine.invocation
+._engine.clock ._engine.control ._engine.failures ._engine.invocation
 ._engine.joins ._engine.journal ._engine.lineage ._engine.machine ._engine.outcome
-._engine.run ._engine.runner ._engine.stalls ._engine.step_operations ._engine.suspended
+._engine.run ._engine.runner ._engine.stalls ._engine.step_operations ._engine.step_queue
 ._engine.thread_operations ._engine.waiting ._engine.waits ._errors ._events
 ._events.generics ._events.methods ._exceptions ._handler ._loop ._loop.cleanup
-._loop.from_thread ._loop.limits ._loop.run_in_context ._loop.threads ._observers
+._loop.from_thread ._loop.limits ._loop.run_in_context ._loop.seam ._loop.threads ._observers
 ._questions ._scope ._streams ._workflow sluicegate
 """
 

@@ -34,11 +34,11 @@ from sluicegate import (
 )
 from sluicegate._definition.checks import find_faults
 from sluicegate._definition.graph import Graph, graph_of
-from sluicegate._engine.grouping import StepQueue
 from sluicegate._engine.joins import EventBuffer, PairJoin
 from sluicegate._engine.lineage import BranchNode
 from sluicegate._engine.machine import Delivery, Machine
 from sluicegate._engine.stalls import expects_input, missing
+from sluicegate._engine.step_queue import StepQueue
 from sluicegate._engine.waits import Wait
 from tests.helpers import calls_of
 
@@ -327,10 +327,10 @@ class Model:
             self.tokens.append(Token(name, carried, frame))
 
     def deliver(self, carried: Event, frame: Frame | None) -> None:
-        if frame is not None and frame.is_cancelled:
-            return
         for wait in [wait for wait in self.waits if wait.fits(carried)]:
             self.answer(wait, carried)
+        if frame is not None and frame.is_cancelled:
+            return  # by an event before it in the same list, the first of a race
         for name, how in self.plan.takers[type(carried)]:
             if how == "one":
                 self.add(name, carried, frame)
@@ -406,12 +406,11 @@ class Model:
 
     def finish(self, token: Token, result: Any) -> None:
         name, frame = token.at, token.frame
-        if isinstance(result, list):
-            if frame is None or not frame.is_cancelled:
-                inner = self.open(frame, join=self.plan.fans[name][1])
-                for carried in result:
-                    self.deliver(carried, inner)
-        elif result is not None:
+        if isinstance(result, list) and not token.is_cancelled:
+            inner = self.open(frame, join=self.plan.fans[name][1])
+            for carried in result:
+                self.deliver(carried, inner)
+        elif result is not None and not token.is_cancelled:
             self.deliver(result, frame)
         self.tokens.remove(token)
         self.close_frames()
@@ -663,7 +662,8 @@ class Driver:
     def let_out(self, queue: StepQueue, sent: Event, branch: BranchNode, frame: Frame) -> None:
         route = self.machine.check_sendable(queue.index, sent, None)
         frame.is_kept = False
-        self.model.deliver(sent, frame)
+        if not frame.is_cancelled:
+            self.model.deliver(sent, frame)
         self.model.close_frames()
         self.machine.send(route, sent, branch, None)
         self.goes_on(None)
@@ -708,7 +708,7 @@ class Driver:
         queue, carried, node, token = self.ends(index)
         for _, branch, frame in token.kept:
             frame.is_kept = False
-            machine.drop_branch(branch)
+            machine.release(branch)
         token.kept.clear()
         if handler is not None and self.chooser.number(0, 1):
             failed = StepFailedEvent(
@@ -831,7 +831,7 @@ class Driver:
         assert list(machine.waits) == model.waits
         assert {wait: wait.event for wait in machine.answered} == model.got
         assert all(one is other for one, other in zip(machine.early, model.early, strict=True))
-        assert machine.still == Counter(self.waits[wait] for wait in model.waits)
+        assert machine.resting == Counter(self.waits[wait] for wait in model.waits)
         assert machine.outside_waits == sum(wait.is_outside for wait in model.waits)
         assert (machine.strict, machine.strict_waits, machine.branch_waits) == (0, 0, 0)
         for handle in self.handles:
@@ -1163,10 +1163,10 @@ def test_one_of_each_comes_in_the_order_of_the_parameters(order):
     first, second = (kind() for kind in order)
 
     assert pair_join.add(first, None) is None
-    complete, node = pair_join.add(second, None)
+    complete, nodes = pair_join.add(second, None)
 
     assert [type(part) for part in complete] == [A, B]
-    assert node is None
+    assert nodes == (None, None)
     assert pair_join.missing() == []
 
 

@@ -227,7 +227,7 @@ def check_books(handler: Any) -> None:
         return
     assert not machine.waits
     assert not machine.answered
-    assert not machine.still
+    assert not machine.resting
     assert all(queue.inbox is None for queue in machine.queues)
 
 

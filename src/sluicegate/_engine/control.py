@@ -224,7 +224,7 @@ class Steering(Operations):
                 child.receive(event, None, question.removeprefix(f"{child.run_id}/"))
                 return
         number = number_of(question)
-        wait = machine.wait_number(number) if number else None
+        wait = machine.find_wait(number) if number else None
         if wait is not None:
             if not wait.fits(event):
                 msg = (

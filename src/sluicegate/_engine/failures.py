@@ -14,11 +14,11 @@ from sluicegate._loop import enable_ki_protection
 if TYPE_CHECKING:
     from sluicegate._definition.retries import Attempts
     from sluicegate._definition.steps import Step
-    from sluicegate._engine.grouping import StepQueue
     from sluicegate._engine.invocation import Worker
     from sluicegate._engine.lineage import BranchNode
     from sluicegate._engine.machine import Delivery
     from sluicegate._engine.runner import Runner
+    from sluicegate._engine.step_queue import StepQueue
 
 
 def recover(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sluicegate._engine.entered import StepResources
     from sluicegate._engine.lineage import BranchNode
     from sluicegate._engine.machine import Machine
-    from sluicegate._engine.waits import Absence
+    from sluicegate._engine.step_queue import Absence
     from sluicegate._loop import Backend
     from sluicegate._observers import Observer
 

@@ -196,7 +196,7 @@ class StepJournal:
                 self.reported.append((key, None))
         self.collected.clear()
         for _, _, branch, _ in self.held:
-            machine.drop_branch(branch)
+            machine.release(branch)
         self.held.clear()
 
 

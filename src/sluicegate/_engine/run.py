@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from sluicegate._engine.clock import Clock
+from sluicegate._engine.machine import EMPTY
 from sluicegate._engine.outcome import Outcome
-from sluicegate._engine.suspended import EMPTY
 from sluicegate._loop.limits import MAX_THREADS
 
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.resource_scopes import ResourceScope
     from sluicegate._engine.snapshot_read import Resumed
-    from sluicegate._engine.waits import Absence
+    from sluicegate._engine.step_queue import Absence
     from sluicegate._events import Event
     from sluicegate._loop import Backend, Waiter
     from sluicegate._loop.limits import ConcurrencyLimit, LoopSlots

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sluicegate._definition.steps import Step
-    from sluicegate._engine.grouping import StepQueue
     from sluicegate._engine.machine import Delivery
+    from sluicegate._engine.step_queue import StepQueue
     from sluicegate._events import StopEvent
     from sluicegate._loop import Backend, Nursery
     from sluicegate._loop.limits import ConcurrencyLimit, LoopSlots
@@ -230,7 +230,7 @@ class Runner(Steering):
         """Run steps one after the other for as long as there is a next one for this task."""
         if delivery is None and self.machine is not None and not self.outcome.status:
             delivery = self.machine.take(queue)
-            if delivery is None and self.machine.still:
+            if delivery is None and self.machine.resting:
                 self.note_rest()  # what it was to begin, another has taken
         if delivery is None:
             return
@@ -304,7 +304,7 @@ class Runner(Steering):
                 worker.step = worker.event = worker.context = None
                 if not machine.alive:
                     self.rest()
-                elif self.warns_of_idle and machine.still:
+                elif self.warns_of_idle and machine.resting:
                     self.idle_changed()
         except GeneratorExit as error:  # noqa: ASYNC103
             if not backend.is_in_task(task):

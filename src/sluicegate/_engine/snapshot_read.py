@@ -81,7 +81,7 @@ class Resumed:
         self._deliver(run, machine, run.now())
         for node in reversed(self.nodes):
             if not node.live and not node.is_over:
-                machine.close_empty(node)
+                machine.end_node(node)
 
     def _open_nodes(self, machine: Machine) -> None:
         steps = machine.graph.steps
@@ -98,10 +98,10 @@ class Resumed:
             if type(event) is Redelivery and event.attempts is not None:
                 event.attempts.started_at += now
             if due is None:
-                machine.put_in(queue, event, node)
+                machine.enqueue(queue, event, node)
             else:
                 event.due = now + due
-                machine.put_aside(queue, event, node)
+                machine.load_delayed(queue, event, node)
                 begin_delay(run, queue, event, node)
 
     def _at(self, number: int) -> BranchNode | None:
@@ -327,7 +327,7 @@ class _Reader:
             ]
             for place, (queue, kind) in enumerate(zip(queues, step.accepts, strict=True))
         ]
-        slots = PairJoin(step.accepts)
+        slots: PairJoin[None] = PairJoin(step.accepts)
         slots.fill([[(event, None) for event, _ in queue] for queue in kept])
         if slots.is_complete:
             _refuse(path, "one list for each event that a join takes, an event lacking in them")

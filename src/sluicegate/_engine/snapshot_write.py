@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from sluicegate._data.codec import Codec
     from sluicegate._definition.graph import Graph
     from sluicegate._definition.steps import Step
-    from sluicegate._engine.grouping import StepQueue
     from sluicegate._engine.joins import PairJoin
     from sluicegate._engine.journal import KeyOf
     from sluicegate._engine.lineage import BranchNode
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.runner import Runner
+    from sluicegate._engine.step_queue import StepQueue
     from sluicegate._engine.waits import Wait
     from sluicegate._events import Event
     from sluicegate._state.store import StateStore
@@ -241,7 +241,7 @@ class _Writer:
                 data["slots"] = slots
         return number
 
-    def _slots(self, slots: PairJoin) -> list[list[Any]]:
+    def _slots(self, slots: PairJoin[BranchNode | None]) -> list[list[Any]]:
         return [
             [
                 [

@@ -1,4 +1,4 @@
-"""What a run waits for: whether anything can still come, and what each join lacks."""
+"""Stalls: whether a run can still continue, and which events its joins and waits lack."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ if TYPE_CHECKING:
 
 
 def is_stuck(machine: Machine) -> bool:
-    """Whether nothing can let any step go on.
+    """Whether no step can ever continue: a deadlock.
 
-    Every step that has begun waits for a branch that cannot start for want of workers, or for an
-    event that only a step can make; and no event that could begin another is expected from
-    outside.
+    Every step that has begun waits for a branch for which no worker is free, or for an event that
+    only a step can make; and no event is expected from outside that could start another step.
     """
-    if not machine.strict or machine.strict != len(machine.still):
+    if not machine.strict or machine.strict != len(machine.resting):
         return False
     if len(machine.waits) != machine.strict_waits or not machine.is_at_rest:
         return False
@@ -31,17 +30,17 @@ def is_stuck(machine: Machine) -> bool:
 
 def at_rest(machine: Machine) -> set[int]:
     """Return the ids of the contexts of all steps that wait for an event or a branch."""
-    return {id(step) for step in machine.still}
+    return {id(step) for step in machine.resting}
 
 
 def expects_input(machine: Machine) -> bool:
-    """Whether, with nothing alive, an event can still come from outside.
+    """Whether an event from outside can still restart a run in which nothing is alive.
 
-    It can while a question is open; while a join lacks a human's answer; and always where
-    people may speak unasked, that is where steps take answers and none asks a question.
+    It can while a question is open, and while a join lacks a human's answer. It always can in a
+    workflow whose steps take answers without a step that asks.
     """
     asked = machine.questions
-    if isinstance(asked, Asked):  # nearly always, where there is one
+    if isinstance(asked, Asked):  # the usual case
         if asked.kind is None:
             return True
     elif asked is not None and any(question.kind is None for question in asked.values()):
@@ -64,8 +63,8 @@ def _missing_kinds(machine: Machine) -> Iterator[type[Event]]:
 
 
 def missing(machine: Machine) -> tuple[str, ...]:
-    """Tell what each join, collection and wait still lacks, and which attempts are to come."""
-    told: list[str] = []
+    """Describe what each join, buffer and wait lacks, and the attempts that are delayed."""
+    lines: list[str] = []
     for queue in machine.queues:
         lacking = [
             name
@@ -76,24 +75,24 @@ def missing(machine: Machine) -> tuple[str, ...]:
         for buffer in (queue.buffers or {}).values():
             lacking += [f"{n} x {kind.__name__}" for kind, n in buffer.missing()]
         if lacking:
-            told.append(f"{queue.step.label} lacks {', '.join(lacking)}")
+            lines.append(f"{queue.step.label} lacks {', '.join(lacking)}")
         if queue.delayed:
-            told.append(f"{queue.step.label}: {len(queue.delayed)} waiting for another attempt")
+            lines.append(f"{queue.step.label}: {len(queue.delayed)} waiting for another attempt")
     waits = [repr(wait) for wait in machine.waits]
     if waits:
-        told.append(f"{len(waits)} waiting for {', '.join(dict.fromkeys(waits))}")
+        lines.append(f"{len(waits)} waiting for {', '.join(dict.fromkeys(waits))}")
     for kind, count in machine.unheard.items():
         times = "once" if count == 1 else f"{count} times"
-        told.append(f"{kind.__name__} was sent {times} when no wait for it was open")
+        lines.append(f"{kind.__name__} was sent {times} when no wait for it was open")
     if machine.branch_waits:
-        is_short = machine.branch_waits == len(machine.still) and is_stuck(machine)
+        is_short = machine.branch_waits == len(machine.resting) and is_stuck(machine)
         why = " that no worker is free for" if is_short else ""
-        told.append(f"{machine.branch_waits} waiting for branches{why}")
-    return tuple(told)
+        lines.append(f"{machine.branch_waits} waiting for branches{why}")
+    return tuple(lines)
 
 
 def silent_ends(machine: Machine) -> Iterator[str]:
-    """Tell which steps have returned None without declaring it, and how often."""
+    """Describe which steps returned None without declaring it, and how often."""
     for name, count in machine.silent.items():
         times = "" if count == 1 else f" {count} times"
         yield (

@@ -13,8 +13,9 @@ from sluicegate._engine.journal import StepJournal
 from sluicegate._engine.lineage import BranchNode
 from sluicegate._engine.run import Run
 from sluicegate._engine.stalls import is_stuck
+from sluicegate._engine.step_queue import Absence
 from sluicegate._engine.waiting import wait_for
-from sluicegate._engine.waits import Absence, Wait
+from sluicegate._engine.waits import Wait
 from sluicegate._errors import WorkflowRuntimeError, brief
 from sluicegate._events import (
     ChildEvent,
@@ -280,13 +281,13 @@ class Operations(Run):
         asked = journal.asked
         if not wait.asks and asked is not None and machine.find_question(asked.number):
             journal.asked = None
-            machine.adopt(wait, asked)
+            machine.adopt_question(wait, asked)
             return
         if any(asked.kind is not None for asked in machine.open_questions):
             key = self.content_of(wait)
             for asked in machine.open_questions:
                 if asked.kind is not None and asked.key == key:
-                    machine.adopt(wait, asked)
+                    machine.adopt_question(wait, asked)
                     return
 
     def content_of(self, wait: Wait) -> int:
@@ -390,7 +391,7 @@ class Operations(Run):
         step = worker.context or worker
         machine = self.machine
         if rests:
-            machine.rest_in(step, node)
+            machine.begin_branch_wait(step, node)
         is_reported = False
         try:
             self.check_stuck()
@@ -402,7 +403,7 @@ class Operations(Run):
         finally:
             cancel_record.waiters.remove(waiter)
             if rests:
-                machine.leave_rest(step, node)
+                machine.end_branch_wait(step, node)
             if not (is_reported or cancel_record.is_reported or cancel_record.waiters):
                 for error in cancel_record.errors:
                     self.fail(error)  # nobody is left to catch it

@@ -1,8 +1,8 @@
-"""Open waits, and answers that came before anything waited for them.
+"""Open waits of ``ctx.wait_for_event``, and answers that arrived before their wait began.
 
-Both are found by their class and by the required values, so that one event costs the same however
-many waits are open. Only values of built-in types that can be hashed are looked up; a wait that
-requires another value is compared with the events of its class, one after the other.
+Both are indexed by class and required values, so that the cost of an event does not depend on the
+number of open waits. Only hashable values of built-in types are indexed. A wait that requires any
+other value is compared with each event of its class in turn.
 """
 
 from __future__ import annotations
@@ -13,67 +13,42 @@ from math import inf
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from sluicegate._engine.step_queue import Absence
 from sluicegate._errors import brief
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from sluicegate._engine.grouping import StepQueue
     from sluicegate._events import Event
     from sluicegate._loop import Waiter
 
 
-#: Up to so many, looking at each is cheaper than an index, and takes no memory.
+#: Up to this number a linear search is cheaper than an index, and takes no memory.
 FEW = 8
 
 _NOTHING: Any = object()
 
-#: The types whose ``==`` agrees with their hash, whatever they are compared with.
+#: The types whose ``==`` agrees with their hash, for any operand.
 _PLAIN = frozenset({str, int, bool, float, bytes, complex, NoneType})
 
-#: The names that are looked up, and their values.
+#: The names of the indexed requirements, and their values.
 Key = tuple[tuple[str, ...], tuple[Any, ...]]
 
 
 def is_plain(value: object) -> bool:
-    """Whether a value can be looked up: a built-in one with a hash, or a tuple of such."""
+    """Whether a value can be indexed: hashable and built-in, or a tuple or frozenset of those."""
     kind = type(value)
     if kind in _PLAIN:
-        return value == value  # noqa: PLR0124 - a NaN is not
+        return value == value  # noqa: PLR0124 - NaN is not equal to itself
     if kind is tuple or kind is frozenset:
         parts: Any = value
         return all(type(part) in _PLAIN and part == part for part in parts)  # noqa: PLR0124
     return False
 
 
-class Absence:
-    """An invocation that may give up its place at its station, until it continues.
-
-    Args:
-        station: Its station; None where it keeps its place.
-        waiter: What wakes it.
-    """
-
-    __slots__ = ("event", "is_away", "queue", "waiter")
-
-    def __init__(self, queue: StepQueue | None, waiter: Waiter) -> None:
-        self.queue = queue
-        self.waiter = waiter
-        #: Whether it has given up its place and has none again.
-        self.is_away = False
-        #: The event that it waited for, once that is there.
-        self.event: Event | None = None
-
-    @property
-    def is_queued(self) -> bool:
-        """Whether it could continue, and waits for a place."""
-        returning = None if self.queue is None else self.queue.returning
-        return returning is not None and self in returning
-
-
 class Wait(Absence):
-    """A step that waits for an event in its middle: ``ctx.wait_for_event``.
+    """A call of ``ctx.wait_for_event``: a step that waits for an event.
 
     Args:
         kind: The class of the event.
@@ -101,19 +76,19 @@ class Wait(Absence):
         self.is_away = False
         self.kind = kind
         self.requirements = requirements
-        #: What it publishes, and whether that is a question, which is open as long as this is.
+        #: The event that it publishes, and whether that is a question, open as long as the wait.
         self.question: Event | None = None
         self.asks = False
-        #: A question that was published before it began, and that it has taken over.
+        #: An earlier question that the wait has taken over.
         self.adopted: Event | None = None
-        #: When it began, and when it gives up, on the backend's clock.
+        #: When it began, and when it times out, on the backend's clock.
         self.since = 0.0
         self.due = inf
-        #: Whether the event may come from outside; otherwise a step has to make it.
+        #: Whether the event may come from outside the run; otherwise only a step can make it.
         self.is_outside = True
-        #: Whether nothing but the event lets the step go on: no timer, no other task of it.
+        #: Whether only the event lets the step continue: it has no timeout and no other task.
         self.is_strict = False
-        #: Its place in the order in which the waits of a run began.
+        #: Its number in the order in which the run's waits and questions began.
         self.number = 0
         self.event = None
         #: Whether the event came from outside.
@@ -121,22 +96,22 @@ class Wait(Absence):
 
     @property
     def shown(self) -> Event | None:
-        """The question that is open for as long as this is; None where none was published."""
+        """The question that is open as long as the wait; None where none was published."""
         return self.adopted or (self.question if self.asks else None)
 
     @property
     def is_over(self) -> bool:
-        """Whether the event is there."""
+        """Whether the event has arrived."""
         return self.event is not None
 
     @property
     def key(self) -> Key:
-        """What it can be looked up by: the names of its plain requirements, and their values."""
+        """Its index key: the names of the requirements that can be indexed, and their values."""
         plain = sorted(n for n, v in self.requirements.items() if type(n) is str and is_plain(v))
         return tuple(plain), tuple(self.requirements[name] for name in plain)
 
     def content_key(self, key_of: Callable[[Any], int]) -> int:
-        """Return what the same wait of a later attempt shares: class, requirements, question."""
+        """Return a hash of class, requirements and question, equal in a later attempt."""
         requirements = [
             [name, key_of(value)]
             for name, value in sorted(self.requirements.items(), key=lambda item: str(item[0]))
@@ -144,7 +119,7 @@ class Wait(Absence):
         return key_of([self.kind.__name__, requirements, key_of(self.question)])
 
     def fits(self, event: Event) -> bool:
-        """Whether ``event`` is what this waits for."""
+        """Whether ``event`` ends this wait."""
         return isinstance(event, self.kind) and all(
             event.get(name, _NOTHING) == value for name, value in self.requirements.items()
         )
@@ -155,13 +130,13 @@ class Wait(Absence):
 
 
 def _values(event: Event, names: tuple[str, ...]) -> tuple[Any, ...] | None:
-    """Return the values of an event to look up; None where one of them cannot be looked up."""
+    """Return the index values of an event; None where one of them cannot be indexed."""
     values = tuple(event.get(name, _NOTHING) for name in names)
     return values if all(v is _NOTHING or is_plain(v) for v in values) else None
 
 
 class WaitIndex:
-    """Open waits, by class and required values."""
+    """An index of open waits by class and required values."""
 
     __slots__ = ("_places", "_tables", "numbers")
 
@@ -169,22 +144,22 @@ class WaitIndex:
         self._tables: dict[
             type, dict[tuple[str, ...], dict[tuple[Any, ...], dict[Wait, None]]]
         ] = {}
-        #: Where each is; what it requires may have been changed since.
+        #: The key under which each was added: the step may have changed the values since.
         self._places: dict[Wait, Key] = {}
-        #: Each by its number.
+        #: The waits by number.
         self.numbers: dict[int, Wait] = {}
         for wait in waits:
             self.add(wait)
 
     def add(self, wait: Wait) -> None:
-        """Enter a wait."""
+        """Add a wait."""
         names, values = self._places[wait] = wait.key
         self.numbers[wait.number] = wait
         tables = self._tables.setdefault(wait.kind, {})
         tables.setdefault(names, {}).setdefault(values, {})[wait] = None
 
     def remove(self, wait: Wait) -> None:
-        """Strike a wait out; nothing is left of it."""
+        """Remove a wait, and each table that this empties."""
         names, values = self._places.pop(wait)
         del self.numbers[wait.number]
         tables = self._tables[wait.kind]
@@ -198,7 +173,7 @@ class WaitIndex:
             del self._tables[wait.kind]
 
     def candidates(self, event: Event) -> Iterator[Iterable[Wait]]:
-        """Yield lines of waits in which those are that fit, each line in the order of beginning."""
+        """Yield groups of waits that together hold all that fit, each oldest first."""
         for kind in type(event).__mro__:
             for names, table in self._tables.get(kind, {}).items():
                 values = _values(event, names)
@@ -209,17 +184,17 @@ class WaitIndex:
 
 
 class EarlyAnswers:
-    """Answers from outside that are kept until a step waits for them, in order."""
+    """Answers from outside, in order, kept until a step waits for them."""
 
     __slots__ = ("_events", "_first", "_next", "_odd", "_tables")
 
     def __init__(self) -> None:
         self._events: OrderedDict[int, Event] = OrderedDict()
-        #: By class and names, made when a wait first asks: the events, by value.
+        #: For each class and names that a wait has searched: the events by value.
         self._tables: dict[
             tuple[type, tuple[str, ...]], dict[tuple[Any, ...], OrderedDict[int, Event]]
         ] = {}
-        #: Those whose values cannot be looked up, by class and names.
+        #: For the same keys: the events whose values cannot be indexed.
         self._odd: dict[tuple[type, tuple[str, ...]], OrderedDict[int, Event]] = {}
         self._next = 0
         self._first = 0
@@ -231,20 +206,20 @@ class EarlyAnswers:
         return iter(self._events.values())
 
     def keep(self, event: Event) -> None:
-        """Keep an event, behind all others."""
+        """Append an event."""
         self._events[self._next] = event
         self._enter_all(self._next, event, last=True)
         self._next += 1
 
     def put_back(self, event: Event) -> None:
-        """Keep an event that was taken, before all others."""
+        """Put back an event that was taken, ahead of all others."""
         self._first -= 1
         self._events[self._first] = event
         self._events.move_to_end(self._first, last=False)
         self._enter_all(self._first, event, last=False)
 
     def take(self, wait: Wait) -> Event | None:
-        """Take out the first event that fits a wait; None where there is none."""
+        """Take out the first event that fits a wait; return None where none does."""
         number = self._find(wait)
         if number is None:
             return None
@@ -258,7 +233,7 @@ class EarlyAnswers:
         return event
 
     def has(self, wait: Wait) -> bool:
-        """Whether an event is there that fits a wait."""
+        """Whether an event fits a wait."""
         return self._find(wait) is not None
 
     def _find(self, wait: Wait) -> int | None:

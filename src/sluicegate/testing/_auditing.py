@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from sluicegate._engine.entered import _is_async_manager, has_to_be_entered
-from sluicegate._engine.machine import _retired
 from sluicegate._engine.runner import Runner
 from sluicegate._errors import brief
 from sluicegate._events import (
@@ -308,7 +307,7 @@ def audit(handler: Any) -> list[str]:
     if not log.closed:
         found.append("the stream is not closed")
     machine, halted = runner.machine, tuple(runner.in_flight or ())
-    if machine is not None and machine._publish is not _retired:
+    if machine is not None and not machine.is_retired:
         found.append("the machine still holds the run")
     kept = [] if runner.options.resources is None else [runner.options.resources]
     if isinstance(runner, AuditedRunner):

@@ -52,7 +52,7 @@ class _Delivery:
 
     def load(self, _run: Runner, machine: Machine) -> None:
         """Put it in."""
-        machine.put_in(machine.queues[self._index], self._event, None)
+        machine.enqueue(machine.queues[self._index], self._event, None)
 
 
 def _unused(*_: object) -> Any:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from sluicegate._definition.graph import Graph
     from sluicegate._definition.steps import Step
-    from sluicegate._engine.grouping import StepQueue
     from sluicegate._engine.invocation import Worker
     from sluicegate._engine.machine import Delivery
+    from sluicegate._engine.step_queue import StepQueue
     from sluicegate._handler import WorkflowHandler
     from sluicegate.testing._altering import Recorded, Resources
 
