@@ -220,7 +220,7 @@ async def without_validation_undeclared_events_are_delivered():
         return StopEvent(result=ev.n)
 
     assert await flow(begin, end)(disable_validation=True).run() == 5
-    assert "A, which the step end takes, is made by no step" in faults_of(flow(begin, end))
+    assert "no step makes A, which the step end takes" in faults_of(flow(begin, end))
 
 
 @attrs.define
@@ -758,7 +758,7 @@ async def resources_have_scopes():
 
     async def asks(self: Any, ev: StartEvent, a: Annotated[str, Resource(short)]) -> StopEvent: ...
 
-    assert "is only of the step's" in faults_of(flow(asks))
+    assert "which has only that of the step" in faults_of(flow(asks))
 
 
 @shows("ResourceConfig(config_file", "`label`, `description`")

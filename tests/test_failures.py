@@ -1194,8 +1194,9 @@ def test_handlers_that_overlap_are_refused():
     assert "two and one both catch the failures of all steps; expected `for_steps" in faults_of(
         Both
     )
-    assert "two and one both catch the failures of begin; expected its name in one" in faults_of(
-        Twice
+    assert (
+        "two and one both catch the failures of begin; expected its name in only one"
+        in faults_of(Twice)
     )
 
 
@@ -1216,8 +1217,9 @@ def test_handler_of_what_is_no_step_is_refused():
         async def two(self, ev: StepFailedEvent) -> StopEvent:
             return StopEvent()
 
-    assert "catches the failures of 'start', and there is no such step; expected some of begin" in (
-        faults_of(Unknown)
+    assert (
+        "catches the failures of 'start', but there is no such step; expected one or more of begin"
+        in (faults_of(Unknown))
     )
     assert "two catches the failures of one, which is a handler itself" in faults_of(Handler)
 
@@ -1240,9 +1242,9 @@ def test_handler_takes_a_failure_and_a_step_does_not():
         async def one(self, evs: list[StepFailedEvent]) -> StopEvent:
             return StopEvent()
 
-    assert "one handles failures and takes none; expected a parameter" in faults_of(Deaf)
+    assert "one handles failures but takes none; expected a parameter" in faults_of(Deaf)
     assert "expected `@catch_error` instead of `@step`" in faults_of(Step)
-    assert "one handles failures and takes none; expected a parameter" in faults_of(Many)
+    assert "one handles failures but takes none; expected a parameter" in faults_of(Many)
 
 
 @pytest.mark.parametrize(

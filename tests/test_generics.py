@@ -268,8 +268,8 @@ def test_a_loose_argument_is_a_fault_when_the_workflow_is_built():
     with pytest.raises(WorkflowValidationError) as caught:
         Loose()
 
-    assert "Chunk[Text], which the step begin makes, is taken by no step" in str(caught.value)
-    assert "Chunk[Image], which the step end takes, is made by no step" in str(caught.value)
+    assert "no step takes Chunk[Text], which the step begin makes" in str(caught.value)
+    assert "no step makes Chunk[Image], which the step end takes" in str(caught.value)
 
 
 @pytest.mark.anyio
@@ -481,8 +481,9 @@ def test_a_workflow_whose_type_variables_are_open_is_not_built():
     with pytest.raises(WorkflowValidationError) as caught:
         Echo()
 
-    assert "Echo.wrap takes 'ev' of the type variable E; expected a subclass that says" in str(
-        caught.value
+    assert (
+        "Echo.wrap has a parameter 'ev' annotated with the type variable E; expected a subclass"
+        in str(caught.value)
     )
     assert "class MyEcho(Echo[MyEvent])" in str(caught.value)
     with pytest.raises(WorkflowValidationError):

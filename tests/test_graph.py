@@ -209,10 +209,10 @@ WHOLE = [
         [
             (
                 "its steps take different start events, StartEvent and OtherStart; expected one "
-                "class, for a run begins with one event"
+                "class, because a run begins with one event"
             ),
             (
-                "the step b is never reached from StartEvent; expected a reachable step that makes "
+                "the step b cannot be reached from StartEvent; expected a reachable step that makes "
                 "OtherStart"
             ),
         ],
@@ -230,34 +230,29 @@ WHOLE = [
         takes_stop,
         [
             (
-                "the step b takes Final, which ends the run and goes to no step; expected an event "
-                "of its own before the stop"
+                "the step b takes Final, which ends the run and is delivered to no step; expected "
+                "another event before the stop"
             )
         ],
     ),
     (
         list_of_stops,
         [
-            "the step a returns a list of Final; expected `-> Final`, for a run ends once",
+            "the step a returns a list of Final; expected `-> Final`, because a run ends once",
         ],
     ),
     (
         never_taken,
-        [
-            (
-                "A, which the step a makes, is taken by no step; expected a step with a parameter "
-                "`ev: A`"
-            )
-        ],
+        [("no step takes A, which the step a makes; expected a step with a parameter `ev: A`")],
     ),
     (
         never_made,
         [
             (
-                "A, which the step b takes, is made by no step; expected a step with `-> A` (what a "
-                "step sends with ctx.send_event belongs there too)"
+                "no step makes A, which the step b takes; expected a step with `-> A` (events sent "
+                "with ctx.send_event are declared there too)"
             ),
-            "the step b is never reached from StartEvent; expected a reachable step that makes A",
+            "the step b cannot be reached from StartEvent; expected a reachable step that makes A",
         ],
     ),
     (
@@ -272,20 +267,20 @@ WHOLE = [
     (
         unreachable,
         [
-            "the step b is never reached from StartEvent; expected a reachable step that makes A",
-            "the step c is never reached from StartEvent; expected a reachable step that makes B",
+            "the step b cannot be reached from StartEvent; expected a reachable step that makes A",
+            "the step c cannot be reached from StartEvent; expected a reachable step that makes B",
         ],
     ),
     (
         round_for_ever,
         [
             (
-                "from the step b no way leads to a StopEvent, so a run that gets there goes round "
-                "for ever; expected a step on the way with `-> StopEvent` or `| None`"
+                "no path leads from the step b to a StopEvent, so a run that reaches it never "
+                "ends; expected a step on the path with `-> StopEvent` or `| None`"
             ),
             (
-                "from the step c no way leads to a StopEvent, so a run that gets there goes round "
-                "for ever; expected a step on the way with `-> StopEvent` or `| None`"
+                "no path leads from the step c to a StopEvent, so a run that reaches it never "
+                "ends; expected a step on the path with `-> StopEvent` or `| None`"
             ),
         ],
     ),
@@ -357,7 +352,7 @@ SIGNATURES = [
     ),
     (
         by_keyword,
-        "takes 'ev' by keyword only; expected it before the `*`, for steps are called by position",
+        "takes 'ev' by keyword only; expected it before the `*`, because steps are called by position",
     ),
     (
         wide_slot,
@@ -369,22 +364,25 @@ SIGNATURES = [
     (
         two_lists,
         (
-            "joins a list and takes other events as well; expected one parameter `evs: list[E]` and "
-            "nothing beside it but the context"
+            "joins a list and takes other events as well; expected one parameter `evs: "
+            "list[E]` and no other event"
         ),
     ),
     (
         list_and_event,
         (
-            "joins a list and takes other events as well; expected one parameter `evs: list[E]` and "
-            "nothing beside it but the context"
+            "joins a list and takes other events as well; expected one parameter `evs: "
+            "list[E]` and no other event"
         ),
     ),
-    (returns_int, "says that it returns int; expected event classes, lists of them, or None"),
-    (returns_mixed, "says that it returns str; expected event classes, lists of them, or None"),
+    (returns_int, "is annotated as returning int; expected event classes, lists of them, or None"),
+    (
+        returns_mixed,
+        "is annotated as returning str; expected event classes, lists of them, or None",
+    ),
     (
         returns_list_of_int,
-        "says that it returns list[int]; expected event classes, lists of them, or None",
+        "is annotated as returning list[int]; expected event classes, lists of them, or None",
     ),
     (
         unknown_name,
@@ -456,19 +454,16 @@ def test_several_faults_of_the_graph_are_told_in_one_error():
             "no step returns a StopEvent, so a run cannot end; expected a step with `-> StopEvent` "
             "or a subclass"
         ),
+        ("no step takes A, which the step begin makes; expected a step with a parameter `ev: A`"),
         (
-            "A, which the step begin makes, is taken by no step; expected a step with a parameter "
-            "`ev: A`"
-        ),
-        (
-            "SubA, which the step lost makes, is taken by no step; expected a step with a parameter "
+            "no step takes SubA, which the step lost makes; expected a step with a parameter "
             "`ev: SubA`"
         ),
         (
-            "C, which the step lost takes, is made by no step; expected a step with `-> C` (what a "
-            "step sends with ctx.send_event belongs there too)"
+            "no step makes C, which the step lost takes; expected a step with `-> C` (events sent "
+            "with ctx.send_event are declared there too)"
         ),
-        "the step lost is never reached from StartEvent; expected a reachable step that makes C",
+        "the step lost cannot be reached from StartEvent; expected a reachable step that makes C",
     )
     assert str(caught.value).splitlines() == [
         "the workflow Broken has 5 faults:",
@@ -490,7 +485,7 @@ def test_several_faults_of_signatures_are_told_in_one_error():
     problems = problems_of(Broken)
 
     assert any(text.startswith("Broken.silent has no return annotation") for text in problems)
-    assert any(text.startswith("Broken.odd says that it returns int") for text in problems)
+    assert any(text.startswith("Broken.odd is annotated as returning int") for text in problems)
 
 
 def test_step_that_cannot_be_read_is_not_held_against_the_others():
@@ -1000,7 +995,7 @@ def test_override_without_the_decorator_is_a_fault():
 
     [first, *_] = problems_of(Child)
 
-    assert first == "Child.end overrides a step without being one; expected `@step` above it"
+    assert first == "Child.end overrides a step but is not a step itself; expected `@step` above it"
 
 
 @pytest.mark.parametrize("value", [None, 3])
@@ -1008,7 +1003,7 @@ def test_step_may_be_taken_away_on_purpose_or_not_at_all(value):
     """P13: overriding a step by something else is the same fault."""
     child = type("Child", (Base,), {"end": value})
 
-    assert problems_of(child)[0].startswith("Child.end overrides a step without being one")
+    assert problems_of(child)[0].startswith("Child.end overrides a step but is not a step itself")
 
 
 def test_steps_come_from_mixins_too():
@@ -1247,8 +1242,8 @@ def with_timeout(value):
                 "method that returns its event and streams with ctx.write_event_to_stream(event)"
             ),
         ),
-        (make_class, "@step needs a method, and make_class.<locals>.Odd is not one"),
-        (make_from_number, "@step needs a method, and 3 is not one"),
+        (make_class, "@step needs a method, but make_class.<locals>.Odd is not one"),
+        (make_from_number, "@step needs a method, but 3 is not one"),
         (with_workers(0), "num_workers of the step .*odd is 0; expected an int of at least 1"),
         (with_workers(-1), "num_workers of the step .*odd is -1; expected an int of at least 1"),
         (with_workers(True), "num_workers of the step .*odd is True; expected an int"),

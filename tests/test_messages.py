@@ -87,8 +87,8 @@ class Flow(Workflow):
     async def two(self, ev: Other) -> StopEvent: ...
 Flow()
 --> WorkflowValidationError: the workflow Flow has 2 faults: 1. its steps take different start
-... events, StartEvent and Other; expected one class, for a run begins with one event 2. the
-... step two is never reached from StartEvent; expected a reachable step that makes Other
+... events, StartEvent and Other; expected one class, because a run begins with one event 2. the
+... step two cannot be reached from StartEvent; expected a reachable step that makes Other
 
 # no stop
 class Flow(Workflow):
@@ -108,7 +108,7 @@ class Flow(Workflow):
     async def go(self, ev: StopEvent) -> None: ...
 Flow()
 --> WorkflowValidationError: the workflow Flow has 1 fault: 1. the step go takes StopEvent,
-... which ends the run and goes to no step; expected an event of its own before the stop
+... which ends the run and is delivered to no step; expected another event before the stop
 
 # list of stops
 class Flow(Workflow):
@@ -116,7 +116,7 @@ class Flow(Workflow):
     async def begin(self, ev: StartEvent) -> StopEvent | list[StopEvent]: ...
 Flow()
 --> WorkflowValidationError: the workflow Flow has 1 fault: 1. the step begin returns a list
-... of StopEvent; expected `-> StopEvent`, for a run ends once
+... of StopEvent; expected `-> StopEvent`, because a run ends once
 
 # field called ctx
 class Begin(StartEvent): ctx: int
@@ -132,8 +132,8 @@ class Flow(Workflow):
     @step
     async def begin(self, ev: StartEvent) -> A | StopEvent: ...
 Flow()
---> WorkflowValidationError: the workflow Flow has 1 fault: 1. A, which the step begin makes,
-... is taken by no step; expected a step with a parameter `ev: A`
+--> WorkflowValidationError: the workflow Flow has 1 fault: 1. no step takes A, which
+... the step begin makes; expected a step with a parameter `ev: A`
 
 # taken, not made
 class Flow(Workflow):
@@ -142,9 +142,9 @@ class Flow(Workflow):
     @step
     async def go(self, ev: A) -> None: ...
 Flow(skip_graph_checks=["reachability"])
---> WorkflowValidationError: the workflow Flow has 1 fault: 1. A, which the step go takes, is
-... made by no step; expected a step with `-> A` (what a step sends with ctx.send_event
-... belongs there too)
+--> WorkflowValidationError: the workflow Flow has 1 fault: 1. no step makes A, which the
+... step go takes; expected a step with `-> A` (events sent with ctx.send_event are
+... declared there too)
 
 # unreachable
 class Flow(Workflow):
@@ -155,8 +155,8 @@ class Flow(Workflow):
     @step
     async def two(self, ev: B) -> A | None: ...
 Flow()
---> WorkflowValidationError: the workflow Flow has 2 faults: 1. the step one is never reached
-... from StartEvent; expected a reachable step that makes A 2. the step two is never reached
+--> WorkflowValidationError: the workflow Flow has 2 faults: 1. the step one cannot be reached
+... from StartEvent; expected a reachable step that makes A 2. the step two cannot be reached
 ... from StartEvent; expected a reachable step that makes B
 
 # dead end
@@ -168,10 +168,10 @@ class Flow(Workflow):
     @step
     async def two(self, ev: B) -> A: ...
 Flow()
---> WorkflowValidationError: the workflow Flow has 2 faults: 1. from the step one no way leads
-... to a StopEvent, so a run that gets there goes round for ever; expected a step on the way
-... with `-> StopEvent` or `| None` 2. from the step two no way leads to a StopEvent, so a run
-... that gets there goes round for ever; expected a step on the way with `-> StopEvent` or `|
+--> WorkflowValidationError: the workflow Flow has 2 faults: 1. no path leads from the step
+... one to a StopEvent, so a run that reaches it never ends; expected a step on the path
+... with `-> StopEvent` or `| None` 2. no path leads from the step two to a StopEvent, so a
+... run that reaches it never ends; expected a step on the path with `-> StopEvent` or `|
 ... None`
 
 # join without fan-out
@@ -193,9 +193,9 @@ class Flow(Workflow):
     @step
     async def end(self, evs: list[B]) -> StopEvent: ...
 Flow()
---> WorkflowValidationError: the workflow Flow has 1 fault: 1. the step end joins what begin
-... fans out, and also what more fans out inside of that; expected a join, and an event that
-... leads to it, for each
+--> WorkflowValidationError: the workflow Flow has 1 fault: 1. the step end joins the fan-out
+... of begin and also the fan-out of more inside it; expected a separate join for each,
+... with its own event
 
 # overridden without step
 class Base(Workflow):
@@ -204,8 +204,8 @@ class Base(Workflow):
 class Flow(Base):
     async def begin(self, ev): ...
 Flow()
---> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.begin overrides a step
-... without being one; expected `@step` above it
+--> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.begin overrides a step but
+... is not a step itself; expected `@step` above it
 
 # two general handlers
 class Flow(Simple):
@@ -215,7 +215,7 @@ class Flow(Simple):
     async def two(self, ev: StepFailedEvent) -> StopEvent: ...
 Flow()
 --> WorkflowValidationError: the workflow Flow has 1 fault: 1. two and one both catch the
-... failures of all steps; expected `for_steps=[...]` for one of them
+... failures of all steps; expected `for_steps=[...]` on one of them
 
 # unknown step handled
 class Flow(Simple):
@@ -223,7 +223,7 @@ class Flow(Simple):
     async def one(self, ev: StepFailedEvent) -> StopEvent: ...
 Flow()
 --> WorkflowValidationError: the workflow Flow has 1 fault: 1. one catches the failures of
-... 'beginn', and there is no such step; expected some of begin
+... 'beginn', but there is no such step; expected one or more of begin
 
 # handler handled
 class Flow(Simple):
@@ -233,7 +233,7 @@ class Flow(Simple):
     async def two(self, ev: StepFailedEvent) -> StopEvent: ...
 Flow()
 --> WorkflowValidationError: the workflow Flow has 1 fault: 1. one catches the failures of
-... two, which is a handler itself; expected steps, for the failure of a handler fails the run
+... two, which is a handler itself; expected steps, because a failure in a handler fails the run
 
 # step handled twice
 class Flow(Simple):
@@ -243,7 +243,7 @@ class Flow(Simple):
     async def two(self, ev: StepFailedEvent) -> StopEvent: ...
 Flow()
 --> WorkflowValidationError: the workflow Flow has 1 fault: 1. two and one both catch the
-... failures of begin; expected its name in one `for_steps=[...]` only
+... failures of begin; expected its name in only one `for_steps=[...]`
 
 # states apart
 class Flow(Workflow):
@@ -252,8 +252,8 @@ class Flow(Workflow):
     @step
     async def end(self, ctx: Context[Total], ev: A) -> StopEvent: ...
 Flow()
---> WorkflowValidationError: the workflow Flow has 1 fault: 1. its steps name states that do
-... not go together, Count and, in end, Total; expected one class, or one that is derived from
+--> WorkflowValidationError: the workflow Flow has 1 fault: 1. its steps name incompatible state
+... classes, Count and, in end, Total; expected one class, or one derived from
 ... the others
 
 # state without default
@@ -306,7 +306,7 @@ class Flow(Workflow):
     @step
     async def begin(self, ev: StartEvent) -> int | StopEvent: ...
 Flow()
---> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.begin says that it returns
+--> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.begin is annotated as returning
 ... int; expected event classes, lists of them, or None
 
 # return list of no event
@@ -314,7 +314,7 @@ class Flow(Workflow):
     @step
     async def begin(self, ev: StartEvent) -> list[int]: ...
 Flow()
---> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.begin says that it returns
+--> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.begin is annotated as returning
 ... list[int]; expected event classes, lists of them, or None
 
 # unannotated
@@ -341,7 +341,7 @@ class Flow(Workflow):
     async def begin(self, *, ev: StartEvent) -> StopEvent: ...
 Flow()
 --> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.begin takes 'ev' by
-... keyword only; expected it before the `*`, for steps are called by position
+... keyword only; expected it before the `*`, because steps are called by position
 
 # after default
 class Flow(Workflow):
@@ -349,8 +349,8 @@ class Flow(Workflow):
     async def begin(self, x: int = 0, ev: StartEvent = None) -> StopEvent: ...
 Flow()
 --> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.begin takes 'ev' after
-... 'x'; expected it before, for steps are called by position with their events and the
-... context alone
+... 'x'; expected it before, because steps are called by position, with only their events and
+... the context
 
 # context twice
 class Flow(Workflow):
@@ -366,7 +366,7 @@ class Flow(Workflow):
     async def begin(self, ev: StartEvent, *, ctx: Context) -> StopEvent: ...
 Flow()
 --> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.begin takes 'ctx' by
-... keyword only; expected it before the `*`, for steps are called by position
+... keyword only; expected it before the `*`, because steps are called by position
 
 # list and event
 class Flow(Workflow):
@@ -374,8 +374,8 @@ class Flow(Workflow):
     async def begin(self, evs: list[A], ev: StartEvent) -> StopEvent: ...
 Flow()
 --> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.begin joins a list and
-... takes other events as well; expected one parameter `evs: list[E]` and nothing beside it
-... but the context
+... takes other events as well; expected one parameter `evs: list[E]` and no
+... other event
 
 # two lists
 class Flow(Workflow):
@@ -383,8 +383,8 @@ class Flow(Workflow):
     async def begin(self, evs: list[A], more: list[B]) -> StopEvent: ...
 Flow()
 --> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.begin joins a list and
-... takes other events as well; expected one parameter `evs: list[E]` and nothing beside it
-... but the context
+... takes other events as well; expected one parameter `evs: list[E]` and no
+... other event
 
 # union slot
 class Flow(Workflow):
@@ -400,7 +400,7 @@ class Flow(Workflow):
     async def begin(self, ev: Annotated[StartEvent, Take(1)]) -> StopEvent: ...
 Flow()
 --> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.begin takes the first 1 of
-... 'ev', which is no list; expected `ev: Annotated[list[StartEvent], Take(1)]`
+... 'ev', which is not a list; expected `ev: Annotated[list[StartEvent], Take(1)]`
 
 # unresolvable
 class Flow(Workflow):
@@ -418,7 +418,7 @@ class Flow(Workflow):
     async def begin(cls, ev: StartEvent) -> StopEvent: ...
 Flow()
 --> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.begin is a classmethod;
-... expected a method `async def begin(self, ...)`, for a step belongs to a workflow object
+... expected a method `async def begin(self, ...)`, because a step belongs to a workflow object
 
 # staticmethod
 class Flow(Workflow):
@@ -427,14 +427,14 @@ class Flow(Workflow):
     async def begin(ev: StartEvent) -> StopEvent: ...
 Flow()
 --> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.begin is a staticmethod;
-... expected a method `async def begin(self, ...)`, for a step belongs to a workflow object
+... expected a method `async def begin(self, ...)`, because a step belongs to a workflow object
 
 # handler takes no failure
 class Flow(Simple):
     @catch_error
     async def one(self, ev: A) -> StopEvent: ...
 Flow()
---> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.one handles failures and
+--> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.one handles failures but
 ... takes none; expected a parameter `ev: StepFailedEvent`
 
 # step takes a failure
@@ -443,7 +443,7 @@ class Flow(Simple):
     async def one(self, ev: StepFailedEvent) -> StopEvent: ...
 Flow()
 --> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.one takes StepFailedEvent
-... and handles no failures; expected `@catch_error` instead of `@step`
+... but does not handle failures; expected `@catch_error` instead of `@step`
 
 # resource and config
 class Flow(Workflow):
@@ -471,8 +471,8 @@ class Flow(Workflow):
     @staticmethod
     def begin(ev: StartEvent, x: Annotated[int, Resource(make)]) -> StopEvent: ...
 Flow()
---> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.begin runs in a process
-... and asks for more than its event; expected the event alone
+--> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.begin runs in a
+... process and asks for resources; expected only its event
 
 """
 
@@ -530,7 +530,7 @@ class Flow(Workflow):
     @step(in_process=True)
     async def begin(self, ev: StartEvent) -> StopEvent: ...
 Flow()
---> WorkflowValidationError: the step Flow.begin is an async method, and in_process is for
+--> WorkflowValidationError: the step Flow.begin is an async method, but in_process is for
 ... plain ones; expected `def begin(...)`, or `@step` without in_process
 
 # abandon async
@@ -538,7 +538,7 @@ class Flow(Workflow):
     @step(abandon_on_cancel=True)
     async def begin(self, ev: StartEvent) -> StopEvent: ...
 Flow()
---> WorkflowValidationError: the step Flow.begin is an async method, and abandon_on_cancel is
+--> WorkflowValidationError: the step Flow.begin is an async method, but abandon_on_cancel is
 ... for plain ones; expected `def begin(...)`, or `@step` without abandon_on_cancel
 
 # both
@@ -547,7 +547,7 @@ class Flow(Workflow):
     def begin(self, ev: StartEvent) -> StopEvent: ...
 Flow()
 --> WorkflowValidationError: the step Flow.begin has both in_process and abandon_on_cancel;
-... expected in_process alone, for a cancelled process is ended
+... expected in_process alone, because a cancelled process is killed
 
 # async generator
 class Flow(Workflow):
@@ -567,13 +567,13 @@ class Flow(Workflow):
 
 # no function
 step(3)
---> WorkflowValidationError: @step needs a method, and 3 is not one; expected `async def
+--> WorkflowValidationError: @step needs a method, but 3 is not one; expected `async def
 ... name(self, ev: ...) -> ...`
 
 # class as a step
 @step
 class Flow(Workflow): ...
---> WorkflowValidationError: @step needs a method, and Flow is not one; expected `async def
+--> WorkflowValidationError: @step needs a method, but Flow is not one; expected `async def
 ... Flow(self, ev: ...) -> ...`
 
 # workflow is none
@@ -584,12 +584,12 @@ async def begin(ev: StartEvent) -> StopEvent: ...
 # name taken
 @step(workflow=Simple)
 async def begin(ev: StartEvent) -> StopEvent: ...
---> WorkflowValidationError: Simple has a 'begin' already; expected another name for the step
+--> WorkflowValidationError: Simple already has an attribute 'begin'; expected another name for the step
 
 # add_step unmarked
 async def more(ev: StartEvent) -> StopEvent: ...
 Simple.add_step(more)
---> WorkflowValidationError: more is no step; expected `@step(workflow=Simple)` above it
+--> WorkflowValidationError: more is not a step; expected `@step(workflow=Simple)` above it
 
 # for_steps text
 catch_error(for_steps='begin')
@@ -663,8 +663,8 @@ Retry(when='OSError')
 
 # Retry wrong place
 Retry(wait=tenacity.stop_after_attempt(3))
---> WorkflowValidationError: wait of Retry is stop_after_attempt(...), which says something
-... else; expected `Retry(stop=stop_after_attempt(...))`
+--> WorkflowValidationError: wait of Retry is stop_after_attempt(...), which is for another
+... argument; expected `Retry(stop=stop_after_attempt(...))`
 
 # Retry class
 Retry(wait=tenacity.wait_random)
@@ -673,14 +673,14 @@ Retry(wait=tenacity.wait_random)
 
 # Retry async
 Retry(when=trio.sleep)  # which tenacity would have to await
---> WorkflowValidationError: when of Retry is asynchronous in sleep, and is asked between two
-... attempts, without waiting; expected a plain function, `Retry(when=lambda state: ...)`, or
+--> WorkflowValidationError: when of Retry is asynchronous in sleep, but it is called between two
+... attempts and cannot wait; expected a plain function, `Retry(when=lambda state: ...)`, or
 ... a strategy of tenacity itself, not of tenacity.asyncio
 
 # Retry result
 Retry(when=tenacity.retry_if_result(bool))
 --> WorkflowValidationError: when of Retry contains retry_if_result(...), which never applies:
-... the result of a step is an event, and an attempt that returns one is not tried again;
+... the result of a step is an event, and an attempt that returns one is not retried;
 ... expected the step to raise, and `Retry(when=TheError)`
 
 # RateLimiter rate
@@ -718,8 +718,8 @@ Resource(make, scope='process')
 
 # Resource kept and not
 Resource(make, scope='workflow', cache=False)
---> WorkflowValidationError: Resource(make, scope='workflow', cache=False) is to be kept and
-... not to be kept; expected `Resource(make, scope='workflow')` or `Resource(make,
+--> WorkflowValidationError: Resource(make, scope='workflow', cache=False) asks both to keep the resource
+... and not to keep it; expected `Resource(make, scope='workflow')` or `Resource(make,
 ... scope='step')`
 
 # Resource grace
@@ -728,9 +728,9 @@ Resource(make, grace=0)
 
 # Resource enter
 Resource(generate, enter=False)
---> WorkflowValidationError: Resource(generate, enter=False), and generate is a generator,
-... which gives nothing before it is entered; expected `Resource(generate)`, or a function
-... that returns
+--> WorkflowValidationError: Resource(generate, enter=False), but generate is a generator,
+... which yields nothing until it is entered; expected `Resource(generate)`, or a function
+... that returns the value
 
 # ResourceConfig suffix
 ResourceConfig('app.yaml')
@@ -752,12 +752,12 @@ Take('2')
 
 # step with class
 step(workflow=Simple)(3)
---> WorkflowValidationError: @step needs a method, and 3 is not one; expected `async def
+--> WorkflowValidationError: @step needs a method, but 3 is not one; expected `async def
 ... name(self, ev: ...) -> ...`
 
 # add_step number
 Simple.add_step(3)
---> WorkflowValidationError: 3 is no step; expected `@step(workflow=Simple)` above it
+--> WorkflowValidationError: 3 is not a step; expected `@step(workflow=Simple)` above it
 
 # timeouts nan
 Simple(timeout=float('nan'))
@@ -1022,7 +1022,7 @@ await Flow().run(run_id='r')
 
 # no event
 await Calls(lambda ctx: give('text')).run(run_id='r')
---> WorkflowRuntimeError: Calls.only returned or sent a str, which is no event; expected A or
+--> WorkflowRuntimeError: Calls.only returned or sent a str, not an event; expected A or
 ... StopEvent
 
 # undeclared send
@@ -1034,7 +1034,7 @@ await Calls(f).run(run_id='r')
 # send no event
 async def f(ctx): ctx.send_event('x')
 await Calls(f).run(run_id='r')
---> WorkflowRuntimeError: Calls.only returned or sent a str, which is no event; expected A or
+--> WorkflowRuntimeError: Calls.only returned or sent a str, not an event; expected A or
 ... StopEvent
 
 # publish no event
@@ -1304,7 +1304,7 @@ class Flow(Workflow):
     async def begin(self, ev: StartEvent, x: Annotated[int, Resource(one)]) -> StopEvent: ...
 Flow()
 --> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.begin takes 'x' from the
-... resource one, which is of the run's scope and needs make, which is only of the step's;
+... resource one, which has the scope of the run and needs make, which has only that of the step;
 ... expected `Resource(make, scope='run')` in it, or `Resource(one, scope='step')`
 
 # workflow with ctx
@@ -1316,7 +1316,7 @@ class Flow(Workflow):
     ) -> StopEvent: ...
 Flow()
 --> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.begin takes 'x' from the
-... resource one, which takes the context as 'ctx', but is of the workflow's scope, which
+... resource one, which takes the context as 'ctx', but has the scope of the workflow, which
 ... outlives every run; expected `Resource(one, scope='run')`
 
 # no block
@@ -1429,41 +1429,41 @@ expected A or StopEvent
 expected StartEvent
 expected a Trio nursery, an AnyIO task group, an asyncio.TaskGroup or a workflow_scope
 expected a field that it declares
-expected a join, and an event that leads to it, for each
 expected a list of objects whose classes are derived from sluicegate.Observer
 expected a reachable step that makes A
 expected a reachable step that makes B
 expected a reachable step that makes Other
+expected a separate join for each, with its own event
 expected a step to do it
 expected a subclass of Workflow
 expected a task that the step waits for
 expected an attrs class, a dataclass, a pydantic model
 expected an event of StartEvent
-expected an event of its own before the stop
 expected an instance of a subclass of Event
 expected an int of at least 1
 expected an int of at least 1, or None
 expected an object with its fields: {...}
+expected another event before the stop
 expected another name
 expected another name for the step
 expected event classes, lists of them, or None
 expected fields as annotations, and __attrs_post_init__ for what is to be done with them
-expected in_process alone, for a cancelled process is ended
-expected it before, for steps are called by position with their events and the context alone
+expected in_process alone, because a cancelled process is killed
+expected it before, because steps are called by position, with only their events and the context
 expected one
 expected one class for each parameter
-expected one class, for a run begins with one event
-expected one class, or one that is derived from the others
+expected one class, because a run begins with one event
+expected one class, or one derived from the others
 expected one of begin, listen
 expected one of them to do without the next
+expected one or more of begin
 expected one or the other
+expected only its event
 expected seconds above 0
 expected seconds above 0, or None
 expected seconds above 0, or None for no limit
-expected some of begin
 expected some step to return a StopEvent
-expected steps, for the failure of a handler fails the run
-expected the event alone
+expected steps, because a failure in a handler fails the run
 expected the number of an event, or 0 for the beginning
 expected the step that sent the event to wait
 expected the step to return it

@@ -197,10 +197,14 @@ def _generate():
     [
         ((3,), {}, "cannot be called; expected a function or a class"),
         ((dict,), {"scope": "process"}, "expected 'step', 'run' or 'workflow'"),
-        ((dict,), {"scope": "workflow", "cache": False}, "to be kept and not to be kept"),
+        (
+            (dict,),
+            {"scope": "workflow", "cache": False},
+            "asks both to keep the resource and not to keep it",
+        ),
         ((dict,), {"grace": 0}, "expected seconds above 0"),
         ((dict,), {"grace": "long"}, "expected seconds above 0"),
-        ((_generate,), {"enter": False}, "gives nothing before it is entered"),
+        ((_generate,), {"enter": False}, "yields nothing until it is entered"),
     ],
 )
 def test_arguments_of_a_resource_are_checked(arguments, options, text):
@@ -336,7 +340,10 @@ def test_resource_needs_only_what_lives_as_long(outer, inner, is_fine):
     else:
         (fault,) = faults(make, scope=outer)
 
-        assert f"of the {outer}'s scope and needs dict, which is only of the {inner}'s" in fault
+        assert (
+            f"has the scope of the {outer} and needs dict, which has only that of the {inner}"
+            in fault
+        )
 
 
 def test_context_goes_to_resources_of_a_step_or_a_run():
@@ -1887,7 +1894,7 @@ async def test_part_of_a_file_as_built_in_types(files):
 @pytest.mark.parametrize(
     ("selector", "text"),
     [
-        ("nowhere", "there is no 'nowhere' at its top; expected one of 'db', 'list'"),
+        ("nowhere", "there is no 'nowhere' at its top level; expected one of 'db', 'list'"),
         ("db.other", "there is no 'other' at 'db'; expected one of 'main', 'bad'"),
         ("list.7", "there is no '7' at 'list'; expected a number below 1"),
         ("db.main.port.x", "there is no 'x' at 'db.main.port'; expected a shorter selector"),

@@ -80,7 +80,7 @@ def _find_faults_at_the_ends(graph: Graph, starts: list[type[StartEvent]]) -> It
         names = " and ".join(kind.__name__ for kind in starts)
         yield Fault(
             f"its steps take different start events, {names}; expected one class, "
-            "for a run begins with one event"
+            "because a run begins with one event"
         )
     if not any(issubclass(kind, StopEvent) for step in graph.steps for kind in step.returns):
         yield Fault(
@@ -97,14 +97,14 @@ def _find_faults_at_the_ends(graph: Graph, starts: list[type[StartEvent]]) -> It
         for kind in dict.fromkeys(step.accepts):
             if issubclass(kind, StopEvent):
                 yield Fault(
-                    f"the step {step.name} takes {kind.__name__}, which ends the run and goes "
-                    "to no step; expected an event of its own before the stop"
+                    f"the step {step.name} takes {kind.__name__}, which ends the run and "
+                    "is delivered to no step; expected another event before the stop"
                 )
         for kind in step.fans_out:
             if issubclass(kind, StopEvent):
                 yield Fault(
                     f"the step {step.name} returns a list of {kind.__name__}; expected "
-                    f"`-> {kind.__name__}`, for a run ends once"
+                    f"`-> {kind.__name__}`, because a run ends once"
                 )
 
 
@@ -115,7 +115,7 @@ def _find_loose_events(graph: Graph) -> Iterator[Fault]:
                 continue
             if not (graph.reached_by(kind) or graph.is_awaited(kind)):
                 yield Fault(
-                    f"{kind.__name__}, which the step {step.name} makes, is taken by no step; "
+                    f"no step takes {kind.__name__}, which the step {step.name} makes; "
                     f"expected a step with a parameter `ev: {kind.__name__}`",
                     "terminal_event",
                 )
@@ -124,9 +124,9 @@ def _find_loose_events(graph: Graph) -> Iterator[Fault]:
                 continue
             if not graph.is_made(kind):
                 yield Fault(
-                    f"{kind.__name__}, which the step {step.name} takes, is made by no step; "
-                    f"expected a step with `-> {kind.__name__}` (what a step sends with "
-                    "ctx.send_event belongs there too)",
+                    f"no step makes {kind.__name__}, which the step {step.name} takes; "
+                    f"expected a step with `-> {kind.__name__}` (events sent with ctx.send_event "
+                    "are declared there too)",
                     "declaration",
                 )
 
@@ -134,9 +134,9 @@ def _find_loose_events(graph: Graph) -> Iterator[Fault]:
 def _find_unclear_joins(graph: Graph) -> Iterator[Fault]:
     for outer, inner, both in graph.nesting.overlaps(graph.joins):
         yield Fault(
-            f"the step {graph.steps[both].name} joins what {graph.steps[outer].name} fans "
-            f"out, and also what {graph.steps[inner].name} fans out inside of that; "
-            "expected a join, and an event that leads to it, for each"
+            f"the step {graph.steps[both].name} joins the fan-out of "
+            f"{graph.steps[outer].name} and also the fan-out of {graph.steps[inner].name} inside "
+            "it; expected a separate join for each, with its own event"
         )
     fed = {join for joins in graph.joins for join in joins}
     for i, step in enumerate(graph.steps):
@@ -175,7 +175,7 @@ def _find_unreachable(graph: Graph, reached: set[int]) -> Iterator[Fault]:
         if i not in reached:
             names = " | ".join(kind.__name__ for kind in step.accepts)
             yield Fault(
-                f"the step {step.name} is never reached from {graph.start_event.__name__}; "
+                f"the step {step.name} cannot be reached from {graph.start_event.__name__}; "
                 f"expected a reachable step that makes {names}",
                 "reachability",
             )
@@ -188,8 +188,8 @@ def _find_dead_ends(graph: Graph, reached: set[int]) -> Iterator[Fault]:
         made = (*step.returns, *step.fans_out)
         if i in graph.handlers or any(map(graph.reached_by, made)):
             yield Fault(
-                f"from the step {step.name} no way leads to a StopEvent, so a run "
-                "that gets there goes round for ever; expected a step on the way with "
+                f"no path leads from the step {step.name} to a StopEvent, so a "
+                "run that reaches it never ends; expected a step on the path with "
                 "`-> StopEvent` or `| None`",
                 "dead_end",
             )

@@ -66,7 +66,7 @@ def read_part(name: str, selector: str | None, kind: Any, document: Any) -> Any:
     for part in selector.split(".") if selector else ():
         found = _pick(value, part)
         if not found:
-            there = f"at {'.'.join(walked)!r}" if walked else "at its top"
+            there = f"at {'.'.join(walked)!r}" if walked else "at its top level"
             msg = f"{name} does not exist: there is no {part!r} {there}; expected {_choices(value)}"
             raise ValueError(msg)
         (value,) = found
@@ -93,7 +93,7 @@ def _choices(value: Any) -> str:
         return f"one of {', '.join(map(repr, names))}" if names else "a table that is not empty"
     if isinstance(value, list):
         return f"a number below {len(cast('list[Any]', value))}"
-    return f"a shorter selector, for there stands {brief(value)}"
+    return f"a shorter selector, because the value there is {brief(value)}"
 
 
 def _described(error: Exception, walked: list[str]) -> str:

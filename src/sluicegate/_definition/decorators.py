@@ -214,7 +214,7 @@ def _check(function: Any, options: StepOptions) -> None:
         raise WorkflowValidationError(msg)
     if not inspect.isfunction(function):
         msg = (
-            f"@step needs a method, and {name} is not one; expected "
+            f"@step needs a method, but {name} is not one; expected "
             f"`async def {getattr(function, '__name__', 'name')}(self, ev: ...) -> ...`"
         )
         raise WorkflowValidationError(msg)
@@ -256,8 +256,8 @@ def _event_classes(waits_for: Any) -> tuple[type[Event], ...]:
     for kind in plain:
         if issubclass(kind, StartEvent | StopEvent):
             msg = (
-                f"waits_for has {kind.__name__}, and no step can wait for the event that begins or "
-                "ends a run; expected the class of an event of its own"
+                f"waits_for has {kind.__name__}, but no step can wait for the event "
+                "that begins or ends a run; expected another event class"
             )
             raise WorkflowValidationError(msg)
     return plain
@@ -279,14 +279,14 @@ def _check_place(function: Any, options: StepOptions, name: str) -> None:
     for option in ("in_process", "abandon_on_cancel"):
         if is_async and getattr(options, option):
             msg = (
-                f"the step {name} is an async method, and {option} is for plain ones; expected "
+                f"the step {name} is an async method, but {option} is for plain ones; expected "
                 f"`def {function.__name__}(...)`, or `@step` without {option}"
             )
             raise WorkflowValidationError(msg)
     if options.in_process and options.abandon_on_cancel:
         msg = (
             f"the step {name} has both in_process and abandon_on_cancel; expected in_process "
-            "alone, for a cancelled process is ended"
+            "alone, because a cancelled process is killed"
         )
         raise WorkflowValidationError(msg)
 
@@ -304,10 +304,12 @@ def add_step(cls: type, function: Any) -> None:
     options = getattr(function, MARK, None)
     name = getattr(function, "__name__", repr(function))
     if options is None:
-        msg = f"{name} is no step; expected `@step(workflow={cls.__name__})` above it"
+        msg = f"{name} is not a step; expected `@step(workflow={cls.__name__})` above it"
         raise WorkflowValidationError(msg)
     if hasattr(cls, name):
-        msg = f"{cls.__name__} has a {name!r} already; expected another name for the step"
+        msg = (
+            f"{cls.__name__} already has an attribute {name!r}; expected another name for the step"
+        )
         raise WorkflowValidationError(msg)
     setattr(function, MARK, attrs.evolve(options, is_free=True))
     setattr(cls, name, staticmethod(function))

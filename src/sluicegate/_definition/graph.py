@@ -340,11 +340,11 @@ class Graph:
             )
         if issubclass(kind, type):
             return (
-                f"{self.name}.{step.name} returned or sent a class, which is no event; expected an "
-                f"object of {_shown(step)}, made by calling it"
+                f"{self.name}.{step.name} returned or sent a class, not an event; "
+                f"expected an object of {_shown(step)}, made by calling it"
             )
         return (
-            f"{self.name}.{step.name} returned or sent a {kind.__name__}, which is no event; "
+            f"{self.name}.{step.name} returned or sent a {kind.__name__}, not an event; "
             f"expected {_shown(step)}"
         )
 
@@ -391,9 +391,9 @@ class Graph:
                 self.state_type = plain
             elif not issubclass(self.state_type, plain):
                 problem = (
-                    f"its steps name states that do not go together, {self.state_type.__name__} "
-                    f"and, in {name}, {plain.__name__}; expected one class, or one that is derived "
-                    "from the others"
+                    f"its steps name incompatible state classes, {self.state_type.__name__} and, "
+                    f"in {name}, {plain.__name__}; expected one class, or one derived from "
+                    "the others"
                 )
                 return [problem]
         if self.state_type is not None:
@@ -438,7 +438,7 @@ class Graph:
                 if general is not None:
                     problems.append(
                         f"{step.name} and {self.steps[general].name} both catch the failures of "
-                        "all steps; expected `for_steps=[...]` for one of them"
+                        "all steps; expected `for_steps=[...]` on one of them"
                     )
                 general = step.index
             for name in catches.for_steps or ():
@@ -456,17 +456,20 @@ class Graph:
         if covered is None:
             steps = [step.name for step in self.steps if step.options.catches is None]
             return (
-                f"{handler.name} catches the failures of {name!r}, and there is no such step; "
-                f"expected some of {', '.join(steps)}"
+                f"{handler.name} catches the failures of {name!r}, but there is no such step; "
+                f"expected one or more of {', '.join(steps)}"
             )
         if self.steps[covered].options.catches is not None:
             return (
                 f"{handler.name} catches the failures of {name}, which is a handler itself; "
-                "expected steps, for the failure of a handler fails the run"
+                "expected steps, because a failure in a handler fails the run"
             )
         if covered in self.handlers:
             other = self.steps[self.handlers[covered]].name
-            return f"{handler.name} and {other} both catch the failures of {name}; expected its name in one `for_steps=[...]` only"
+            return (
+                f"{handler.name} and {other} both catch the failures of {name}; expected its name "
+                "in only one `for_steps=[...]`"
+            )
         self.handlers[covered] = handler.index
         return ""
 

@@ -78,8 +78,8 @@ class Resource:
         if not self.cache:
             if self.scope == "workflow":
                 msg = (
-                    f"Resource({name}, scope='workflow', cache=False) is to be kept and not to be "
-                    f"kept; expected `Resource({name}, scope='workflow')` or "
+                    f"Resource({name}, scope='workflow', cache=False) asks both to keep the "
+                    f"resource and not to keep it; expected `Resource({name}, scope='workflow')` or "
                     f"`Resource({name}, scope='step')`"
                 )
                 raise WorkflowValidationError(msg)
@@ -90,8 +90,9 @@ class Resource:
             raise WorkflowValidationError(msg)
         if not self.enter and _generates(self.factory):
             msg = (
-                f"Resource({name}, enter=False), and {name} is a generator, which gives nothing "
-                f"before it is entered; expected `Resource({name})`, or a function that returns"
+                f"Resource({name}, enter=False), but {name} is a generator, which yields nothing "
+                f"until it is entered; expected `Resource({name})`, or a function that "
+                "returns the value"
             )
             raise WorkflowValidationError(msg)
 
@@ -254,7 +255,7 @@ class _Planner:
                 continue
             if parameter.kind is parameter.POSITIONAL_ONLY:
                 self.problems.append(
-                    f"{where} takes {name!r} by position only; expected it without the `/`, for "
+                    f"{where} takes {name!r} by position only; expected it without the `/`, because "
                     "factories are called by keyword"
                 )
             elif wants_context:
@@ -306,7 +307,7 @@ class _Planner:
     ) -> str | None:
         if marker.scope == "workflow":
             self.problems.append(
-                f"{where} takes the context as {name!r}, but is of the workflow's scope, which "
+                f"{where} takes the context as {name!r}, but has the scope of the workflow, which "
                 f"outlives every run; expected `Resource({marker.name}, scope='run')`"
             )
         elif before is not None:
@@ -320,8 +321,8 @@ class _Planner:
         if SCOPES.index(needed.scope) >= SCOPES.index(marker.scope):
             return True
         self.problems.append(
-            f"{where} is of the {marker.scope}'s scope and needs {needed.name}, which is only of the "
-            f"{needed.scope}'s; expected `Resource({needed.name}, scope={marker.scope!r})` in it, "
+            f"{where} has the scope of the {marker.scope} and needs {needed.name}, which has only "
+            f"that of the {needed.scope}; expected `Resource({needed.name}, scope={marker.scope!r})` in it, "
             f"or `Resource({marker.name}, scope={needed.scope!r})`"
         )
         return False

@@ -254,15 +254,15 @@ def _check_strategy(name: str, strategy: Any) -> None:
     if isinstance(strategy, bases) and not isinstance(strategy, kinds[name]):
         right = next(other for other, kind in kinds.items() if isinstance(strategy, kind))
         msg = (
-            f"{name} of Retry is {_show(strategy)}, which says something else; "
+            f"{name} of Retry is {_show(strategy)}, which is for another argument; "
             f"expected `Retry({right}={_show(strategy)})`"
         )
         raise WorkflowValidationError(msg, (msg,))
     for part in _parts(strategy, bases):
         if _is_async(part):
             msg = (
-                f"{name} of Retry is asynchronous in {_show(part)}, and is asked between two "
-                "attempts, without waiting; expected a plain function, "
+                f"{name} of Retry is asynchronous in {_show(part)}, but it is called between two "
+                "attempts and cannot wait; expected a plain function, "
                 f"`Retry({name}=lambda state: ...)`, or a strategy of tenacity itself, not of "
                 "tenacity.asyncio"
             )
@@ -270,7 +270,7 @@ def _check_strategy(name: str, strategy: Any) -> None:
         if isinstance(part, retry_if_result | retry_if_not_result):
             msg = (
                 f"when of Retry contains {_show(part)}, which never applies: the result of a step "
-                "is an event, and an attempt that returns one is not tried again; expected the "
+                "is an event, and an attempt that returns one is not retried; expected the "
                 "step to raise, and `Retry(when=TheError)`"
             )
             raise WorkflowValidationError(msg, (msg,))

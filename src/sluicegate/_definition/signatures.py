@@ -163,12 +163,7 @@ class _Inputs:
 
     def _add_events(self, parameter: inspect.Parameter, hint: Any) -> None:
         name = parameter.name
-        element = _element(hint)
-        kinds = _event_classes(hint if element is None else element)
-        variable = _variable_in(hint)
-        if variable:
-            msg = f"takes {name!r} of the type variable {variable}; {_GENERIC}"
-            raise SignatureError(msg)
+        is_list, kinds = _read_events(hint, f"has a parameter {name!r} annotated with")
         if kinds is None:
             if parameter.default is not parameter.empty or parameter.kind in (
                 parameter.VAR_POSITIONAL,
@@ -184,17 +179,17 @@ class _Inputs:
             raise SignatureError(msg)
         _check_positional(parameter, self._extra)
         takes = [part for part in typing.get_args(hint)[1:] if isinstance(part, Take)]
-        if takes and element is None:
+        if takes and not is_list:
             msg = (
-                f"takes the first {takes[0].n} of {name!r}, which is no list; expected "
+                f"takes the first {takes[0].n} of {name!r}, which is not a list; expected "
                 f"`{name}: Annotated[list[{kinds[0].__name__}], Take({takes[0].n})]`"
             )
             raise SignatureError(msg)
-        if element is None:
-            self.events.append((name, kinds))
-        else:
+        if is_list:
             self.lists.append(kinds)
             self.take = takes[0].n if takes else None
+        else:
+            self.events.append((name, kinds))
 
     def shape(self) -> tuple[str, tuple[type[Event], ...]]:
         """Return how the events come, and their classes.
@@ -208,14 +203,14 @@ class _Inputs:
 def _check_positional(parameter: inspect.Parameter, extra: str) -> None:
     if extra:
         msg = (
-            f"takes {parameter.name!r} after {extra!r}; expected it before, for steps are called by "
-            "position with their events and the context alone"
+            f"takes {parameter.name!r} after {extra!r}; expected it before, because steps are "
+            "called by position, with only their events and the context"
         )
         raise SignatureError(msg)
     if parameter.kind is parameter.KEYWORD_ONLY:
         msg = (
             f"takes {parameter.name!r} by keyword only; expected it before the `*`, "
-            "for steps are called by position"
+            "because steps are called by position"
         )
         raise SignatureError(msg)
 
@@ -228,7 +223,7 @@ def _shape(
     if lists:
         msg = (
             "joins a list and takes other events as well; expected one parameter "
-            "`evs: list[E]` and nothing beside it but the context"
+            "`evs: list[E]` and no other event"
         )
         raise SignatureError(msg)
     if not events:
@@ -254,25 +249,33 @@ def _read_return(hint: Any) -> tuple[tuple[type[Event], ...], tuple[type[Event],
         if part is None or part is type(None):
             may_end = True
             continue
-        element = _element(part)
-        kinds = _event_classes(part if element is None else element)
-        variable = _variable_in(part)
-        if variable:
-            msg = f"says that it returns the type variable {variable}; {_GENERIC}"
-            raise SignatureError(msg)
+        is_list, kinds = _read_events(part, "is annotated as returning")
         if kinds is None:
             is_plain = isinstance(part, type) and not typing.get_args(part)
             shown = part.__name__ if is_plain else part
-            msg = f"says that it returns {shown}; expected event classes, lists of them, or None"
+            msg = (
+                f"is annotated as returning {shown}; expected event classes, lists of them, or None"
+            )
             raise SignatureError(msg)
-        (returns if element is None else fans_out).extend(kinds)
+        (fans_out if is_list else returns).extend(kinds)
     return tuple(dict.fromkeys(returns)), tuple(dict.fromkeys(fans_out)), may_end
 
 
-_GENERIC = (
-    "expected a subclass that says which class it stands for: `class MyEcho(Echo[MyEvent])`, "
-    "and an object of that"
-)
+def _read_events(hint: Any, described: str) -> tuple[bool, tuple[type[Event], ...] | None]:
+    """Return whether an annotation is a list, and its event classes; None if it has others.
+
+    Raises:
+        SignatureError: It has a type variable; ``described`` begins the message.
+    """
+    element = _element(hint)
+    variable = _variable_in(hint)
+    if variable:
+        msg = (
+            f"{described} the type variable {variable}; expected a subclass that gives it a "
+            "class: `class MyEcho(Echo[MyEvent])`, and an object of that subclass"
+        )
+        raise SignatureError(msg)
+    return element is not None, _event_classes(hint if element is None else element)
 
 
 def _variable_in(hint: Any) -> str:

@@ -185,8 +185,8 @@ def find_steps(cls: type) -> tuple[list[Step], list[str]]:
         options = _options_of(function)
         if options is None:
             problems.append(
-                f"{cls.__name__}.{name} overrides a step without being one; expected `@step` "
-                "above it"
+                f"{cls.__name__}.{name} overrides a step but is not a step itself; expected "
+                "`@step` above it"
             )
             continue
         is_bare = options.is_free or options.in_process
@@ -194,7 +194,7 @@ def find_steps(cls: type) -> tuple[list[Step], list[str]]:
             kind = "classmethod" if isinstance(function, classmethod) else "staticmethod"
             problems.append(
                 f"{cls.__name__}.{name} is a {kind}; expected a method `async def {name}(self, "
-                "...)`, for a step belongs to a workflow object"
+                "...)`, because a step belongs to a workflow object"
             )
             continue
         try:
@@ -244,15 +244,14 @@ def _read(  # noqa: PLR0917 - all that is known of a step
         made = (*signature.returns, *signature.fans_out)
         faults += process_faults(written, signature.accepts, made)
         if signature.resources:
-            faults.append(
-                "runs in a process and asks for more than its event; expected the event alone"
-            )
+            faults.append("runs in a process and asks for resources; expected only its event")
     fails = [kind for kind in signature.accepts if issubclass(kind, StepFailedEvent)]
     if options.catches is not None and (not fails or signature.takes != "one"):
-        faults.append("handles failures and takes none; expected a parameter `ev: StepFailedEvent`")
+        faults.append("handles failures but takes none; expected a parameter `ev: StepFailedEvent`")
     if options.catches is None and fails:
         faults.append(
-            "takes StepFailedEvent and handles no failures; expected `@catch_error` instead of `@step`"
+            "takes StepFailedEvent but does not handle failures; expected `@catch_error` instead "
+            "of `@step`"
         )
     if faults:
         raise _Faults(faults)
