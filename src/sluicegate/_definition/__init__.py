@@ -1,1 +1,1 @@
-"""What a workflow is: its steps, their signatures, its graph, and what is checked before a run."""
+"""The definition of a workflow: steps, signatures, the graph, and the checks before a run."""

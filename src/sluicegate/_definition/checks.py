@@ -1,4 +1,4 @@
-"""What can be wrong with the graph of a workflow: every fault that can be known, with its fix."""
+"""The checks of a workflow's graph: every fault, each with its fix."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def _find_dead_ends(graph: Graph, reached: set[int]) -> Iterator[Fault]:
 
 
 def _ending(graph: Graph) -> set[int]:
-    """Return the steps from which a way leads to an end, by a walk back from the ends."""
+    """Return the steps from which a path leads to an end, by a walk back from the ends."""
     makers: dict[type[Event], list[int]] = {}
     before: list[list[type[Event]]] = [[] for _ in graph.steps]
     failing: list[list[int]] = [[] for _ in graph.steps]

@@ -1,4 +1,4 @@
-"""Configuration: a part of a JSON or TOML file as an object of a given type."""
+"""Configuration: a part of a JSON or TOML file, as an object of a given type."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sluicegate._exceptions import add_note
 
 
 def read_file(path: Path) -> Any:
-    """Read a JSON or TOML file. Not a checkpoint, and no thread: such files are small.
+    """Read a JSON or TOML file. Not a checkpoint, and without a thread: such files are small.
 
     Raises:
-        OSError: It cannot be read; a note tells the working directory.
+        OSError: It cannot be read; a note names the working directory.
         ValueError: It is not valid.
     """
     import json  # noqa: PLC0415 - only workflows with a configuration need them
@@ -49,13 +49,13 @@ def read_part(name: str, selector: str | None, kind: Any, document: Any) -> Any:
     """Make an object of type ``kind`` from a part of a document.
 
     Args:
-        name: What to call the part in messages.
-        selector: The way to the part, with dots, or None for all of it.
-        kind: Any type that data from outside can become, as for an event's field.
-        document: What was read.
+        name: The name of the part in messages.
+        selector: The path of the part, with dots, or None for the whole document.
+        kind: Any type that data from outside can be converted to, as for an event's field.
+        document: The data that was read.
 
     Raises:
-        ValueError: There is no such part, or it does not fit; names part and field.
+        ValueError: There is no such part, or it does not fit; the message names part and field.
     """
     # Not at start-up: only workflows with a configuration need it.
     from sluicegate._data.from_outside import decode_value  # noqa: PLC0415
@@ -97,7 +97,7 @@ def _choices(value: Any) -> str:
 
 
 def _described(error: Exception, walked: list[str]) -> str:
-    """Return what does not fit, with the place in the file in place of that in the part."""
+    """Return the text of an error, with the position in the file instead of that in the part."""
     start = ".".join(walked)
     text = re.sub(r"`\$(\.?)", lambda m: f"`{start}{m[1] if start else ''}", str(error))
     return text.replace(" - at ``", "")

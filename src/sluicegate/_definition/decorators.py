@@ -1,4 +1,4 @@
-"""The decorators that make a method a step, and the checks of what they are given."""
+"""The decorators that make a method a step, and the checks of their arguments."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-#: Options of LlamaIndex Workflows that a step has no more, and what takes their place.
+#: Step options of LlamaIndex Workflows that do not exist here, and their replacements.
 _OLDER = {
     "accept_event_subclasses": "`@step` without it: a step gets the subclasses that no other takes",
     "on": "the class in the annotation: `ev: MyEvent`",
@@ -74,47 +74,49 @@ def step(
 ) -> F | Callable[[F], F]:
     """Make a method of a workflow a step.
 
-    The annotations say what the step takes and what it may return or send:
+    The annotations declare which events the step takes and which it can return or send:
     ``async def polish(self, ctx: Context, ev: Draft) -> Final | Retry``. The context is
-    optional. ``-> list[E]`` fans out, a parameter ``evs: list[E]`` takes all that came of a
-    fan-out at once, ``a: A, b: B`` takes one of each. ``Annotated[T, Resource(factory)]`` asks
-    for a resource.
+    optional. ``-> list[E]`` fans out; a parameter ``evs: list[E]`` joins all events of a
+    fan-out; ``a: A, b: B`` takes one event of each class. ``Annotated[T, Resource(factory)]``
+    asks for a resource.
 
-    An ``async def`` runs in the event loop; a plain ``def`` runs in a worker thread, where the
-    context works as well.
+    An ``async def`` runs in the event loop. A plain ``def`` runs in a worker thread; the context
+    works there too.
 
     Args:
-        function: The method, where the decorator stands without parentheses.
-        workflow: For a function outside of the class: the workflow that it becomes a step of.
-        num_workers: How many invocations of this step may run at a time within one run.
+        function: The method, if the decorator is used without parentheses.
+        workflow: For a function outside the class: the workflow to which the step is added.
+        num_workers: How many invocations of this step can run at the same time within one run.
         timeout: Seconds after which an invocation is cancelled and fails with
             :exc:`StepTimeoutError`; None means no limit.
-        idle_timeout: Seconds without progress after which it is cancelled in the same way. Each
-            call of the context is progress, and ``ctx.report_progress()`` is nothing else.
-        retry: When an invocation that failed is tried again. What the failed attempt sent is
-            dropped; what it wrote to the stream is out.
-        send_at_once: Let the events out that an attempt sends before it is known whether it
-            succeeds; a further attempt then sends them again.
-        limiter: Entered around every invocation, as by ``async with``: a ``CapacityLimiter``, a
-            :class:`RateLimiter`, or anything of the kind, shared by whoever uses it.
+        idle_timeout: Seconds without progress after which an invocation is cancelled in the same
+            way. Every call of the context counts as progress; ``ctx.report_progress()`` does
+            only this.
+        retry: When to retry an invocation that failed. Events that the failed attempt sent are
+            dropped; events that it wrote to the stream have already been seen.
+        send_at_once: Deliver the events that an attempt sends immediately, before the attempt
+            has succeeded; a further attempt then sends them again.
+        limiter: An async context manager that is entered around every invocation: a
+            ``CapacityLimiter``, a :class:`RateLimiter`, or a similar object. Steps and runs can
+            share it.
         in_process: Run a plain ``def`` in a worker process instead. It is then a static method
-            that takes its event and, if it likes, a context with ``send_event`` and
-            ``write_event_to_stream``; events go in and out by pickling. Cancelled, the process
-            is killed. POSIX only.
-        abandon_on_cancel: Leave the thread of a plain ``def`` running when the step is
-            cancelled, and go on without it; otherwise the thread is waited for. A program that
-            exits meanwhile waits for the thread under asyncio, and not on Trio.
+            that takes its event and optionally a context with ``send_event`` and
+            ``write_event_to_stream``; events are pickled in both directions. On cancellation the
+            process is killed. POSIX only.
+        abandon_on_cancel: When the step is cancelled, leave the thread of a plain ``def`` running
+            and continue without it; by default the thread is awaited. If the program exits
+            meanwhile, asyncio waits for the thread and Trio does not.
         waits_for: The event classes that this step waits for with ``ctx.wait_for_event``.
-            ``handler.send_event`` then takes such an event at any time, and keeps one that comes
-            early. A ``HumanResponseEvent`` needs no declaration.
+            ``handler.send_event`` then accepts such an event at any time, and keeps one that
+            arrives early. A ``HumanResponseEvent`` needs no declaration.
         release_while_waiting: While the step waits for an event from outside, or for a child
-            that does, let another invocation run in its place (and give up its place in
-            ``limiter``); it takes a place again before it continues. False where
-            ``num_workers=1`` is used as a lock.
-        **older: None; options of LlamaIndex Workflows are told with the new spelling.
+            that does, let another invocation run in its place (and release its place in
+            ``limiter``); the step takes a place again before it continues. Use False if
+            ``num_workers=1`` serves as a lock.
+        **older: None; an option of LlamaIndex Workflows raises an error with the new spelling.
 
     Raises:
-        WorkflowValidationError: It is no function that can be a step, or an option is not valid.
+        WorkflowValidationError: The function cannot be a step, or an option is not valid.
             Faults in the annotations are reported when the workflow is built.
         TypeError: There is no such option.
     """
@@ -135,7 +137,7 @@ def step(
     )
 
     def mark(function: F) -> F:
-        # The frames are those of step() or of whoever called it, then of the class body.
+        # The frames are those of step() or of its caller, then of the class body.
         depth = 3 if decorated is not None else 2
         _mark(function, options, depth)
         if workflow is not None:
@@ -165,19 +167,19 @@ def catch_error(
 ) -> F | Callable[[F], F]:
     """Make a method of a workflow the handler of failures of its steps.
 
-    It takes a :class:`StepFailedEvent`, and what it returns takes the place of what the failed
-    step would have returned. It gets a failure when all retries are used up; step timeouts too.
-    Run timeouts and cancellations are no failures of a step.
+    The handler takes a :class:`StepFailedEvent`. The events that it returns replace those that
+    the failed step would have returned. It is called when all retries are used up, and for step
+    timeouts. Run timeouts and cancellations do not count as failures of a step.
 
     Args:
-        function: The method, where the decorator stands without parentheses.
-        for_steps: The names of the steps whose failures it gets; by default those of all steps
-            that no other handler names. A handler gets no failures of handlers.
-        max_recoveries: How often it may recover what came of one event; the next failure then
-            fails the run with the step's own exception.
+        function: The method, if the decorator is used without parentheses.
+        for_steps: The names of the steps whose failures it handles; by default all steps that no
+            other handler names. Failures of handlers are never handled.
+        max_recoveries: How many failures it can handle among the events that one event led to;
+            the next failure fails the run with the step's own exception.
 
     Raises:
-        WorkflowValidationError: It is no function that can be a step, or an option is not valid.
+        WorkflowValidationError: The function cannot be a step, or an option is not valid.
     """
     if isinstance(for_steps, str) or not (for_steps is None or isinstance(for_steps, Iterable)):
         msg = f"for_steps is {for_steps!r}; expected a list of names: [{str(for_steps)!r}]"
@@ -242,7 +244,7 @@ def _check(function: Any, options: StepOptions) -> None:
 
 
 def _event_classes(waits_for: Any) -> tuple[type[Event], ...]:
-    """Check what ``waits_for`` names, and return it as a tuple."""
+    """Check the classes in ``waits_for``, and return them as a tuple."""
     given: object = waits_for
     listed = isinstance(given, list | tuple | set | frozenset)
     kinds: list[Any] = [*waits_for] if listed else []

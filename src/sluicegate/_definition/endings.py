@@ -1,4 +1,4 @@
-"""Endings: where a step may return None without declaring it, as far as its source tells."""
+"""Silent ends: where a step can return None without declaring it, found in its source."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _INNER: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef
 
 
 def silent_end(step: Step) -> str | None:
-    """Say where ``step`` may return None, if it may and its signature does not say so.
+    """Return where ``step`` can return None, if its signature does not declare that.
 
     Returns:
-        A sentence with the fix; None where the signature allows it, where the source cannot return
-        None, or where there is no source.
+        A sentence with the fix; None if the signature allows it, if the step cannot return None,
+        or if there is no source.
     """
     if step.may_end:
         return None
@@ -56,7 +56,7 @@ def _shown(annotation: ast.expr) -> str:
 
 
 def _returns(function: Function) -> Iterator[ast.Return]:
-    """Yield the return statements of a function, without those of functions inside."""
+    """Yield the return statements of a function, without those of inner functions."""
     todo: list[ast.AST] = list(function.body)
     while todo:
         node = todo.pop()
@@ -76,17 +76,17 @@ def _may_be_none(value: ast.expr | None) -> bool:
     if isinstance(value, ast.BoolOp):  # `and` may give any of its parts, `or` its last
         parts = value.values if isinstance(value.op, ast.And) else value.values[-1:]
         return any(map(_may_be_none, parts))
-    # `ctx.collect_events` gives None to all invocations but the last.
+    # `ctx.collect_events` returns None in all invocations but the last.
     return isinstance(value, ast.Call) and _name_of(value.func) == "collect_events"
 
 
 def _falls(body: Sequence[ast.stmt]) -> bool:
-    """Whether the end of a block may be reached."""
+    """Whether the end of a block can be reached."""
     return all(map(_goes_on, body))
 
 
 def _goes_on(node: ast.stmt) -> bool:  # noqa: PLR0911 - one for each kind of statement
-    """Whether what follows a statement may be reached from it."""
+    """Whether the end of a statement can be reached."""
     match node:
         case ast.Return() | ast.Raise() | ast.Break() | ast.Continue():
             return False
@@ -127,14 +127,14 @@ def _takes_all(node: ast.Match) -> bool:
 
 
 def _breaks(body: Sequence[ast.stmt]) -> bool:
-    """Whether a loop with this body may be left by ``break``."""
+    """Whether a ``break`` can leave a loop with this body."""
     todo: list[ast.AST] = list(body)
     while todo:
         node = todo.pop()
         if isinstance(node, ast.Break):
             return True
         if isinstance(node, ast.While | ast.For | ast.AsyncFor):
-            todo += node.orelse  # a `break` inside leaves that loop, and not this one
+            todo += node.orelse  # a `break` inside leaves that loop, not this one
         elif not isinstance(node, _INNER):
             todo += ast.iter_child_nodes(node)
     return False

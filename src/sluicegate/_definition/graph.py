@@ -1,4 +1,4 @@
-"""The graph of a workflow: what may come of what, checked once and looked up ever after."""
+"""The graph of a workflow: the steps, and the route of every class of events between them."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ if TYPE_CHECKING:
 
 
 class Route:
-    """Where an event of one class goes that came from one place."""
+    """The destination of the events of one class from one origin."""
 
     __slots__ = ("is_question", "is_stop", "next", "targets")
 
     def __init__(
         self, targets: tuple[int, ...], *, following: int, is_stop: bool, is_question: bool
     ) -> None:
-        #: The indexes of the steps that get it.
+        #: The indexes of the steps that take it.
         self.targets: tuple[int, ...] = targets
-        #: The index of the one step that may be handed it without more ado, or -1.
+        #: The index of the only step that takes it, if that step takes single events; else -1.
         self.next: int = following
         self.is_stop: bool = is_stop
         self.is_question: bool = is_question
 
 
 class Graph:
-    """The steps of one workflow class and the ways between them.
+    """The steps of one workflow class and the routes between them.
 
     Attributes:
         name: The name of the workflow class.
-        steps: The steps, in the order in which they are written.
+        steps: The steps, in the order in which they are defined.
         start_event: The class of the event that a run begins with.
-        outputs: For each step, the ways of what it returned before, by class.
-        listed: The same of what it returned in lists.
+        outputs: For each step, the routes of the events that it has returned before, by class.
+        listed: The same for events that it has returned in lists.
         faults: The faults of its steps and of the graph, or None until
             :func:`~sluicegate._definition.checks.find_faults` has looked for them.
         joins: For each step that fans out, the joins that its fan-outs can feed.
-        races: The steps that fan out into a join that takes the first few.
-        handlers: For each step, the one that handles its failures, where there is one.
+        races: The steps that fan out into a join that takes only the first events.
+        handlers: For each step, the step that handles its failures, if there is one.
         needs_scope: Whether any step asks for a resource.
         is_strict: Whether a step that returns None has to declare it.
-        is_lenient: Whether a step may make events that it does not declare.
+        is_lenient: Whether a step can make events that it does not declare.
         state_type: The class of the state that the steps name, or None.
     """
 
@@ -69,35 +69,35 @@ class Graph:
         self.index: dict[str, int] = {step.name: i for i, step in enumerate(steps)}
         self.acceptors: dict[type[Event], list[int]] = {}
         for i, step in enumerate(steps):
-            if step.options.catches is None:  # a handler gets what failed, and no event
-                for kind in dict.fromkeys(step.accepts):  # a join may take a class twice
+            if step.options.catches is None:  # a handler takes failures, not events
+                for kind in dict.fromkeys(step.accepts):  # a join can take a class twice
                     self.acceptors.setdefault(kind, []).append(i)
-        #: For each class, the steps that take a class derived from it, itself among them.
+        #: For each class, the steps that take it or a class derived from it.
         self._deeper: dict[type, list[int]] = {}
         for kind, takers in self.acceptors.items():
             for base in kind.__mro__:
                 self._deeper.setdefault(base, []).extend(takers)
-        #: The classes that steps declare to make; these and all above them.
+        #: The classes that steps declare to make; and these with their base classes.
         self._declared: frozenset[type[Event]] = frozenset(
             kind for step in steps for kind in (*step.returns, *step.fans_out)
         )
         self._made: frozenset[type] = frozenset(b for k in self._declared for b in k.__mro__)
-        #: The classes that steps declare to wait for in their middle.
+        #: The classes that steps declare in ``waits_for``.
         self.waits_for: tuple[type[Event], ...] = tuple(
             dict.fromkeys(kind for step in steps for kind in step.options.waits_for)
         )
         self._awaited: tuple[tuple[type[Event], ...], ...] | None = None
-        #: The classes that steps wait for; these and all above them.
+        #: The classes that steps wait for; and these with their base classes.
         self._awaited_kinds: frozenset[type] | None = None
         self._awaited_bases: frozenset[type] = frozenset()
-        #: Of classes that were waited for before: whether that is for an event from outside.
+        #: For classes that were waited for before: whether the event comes from outside.
         self.answerable: dict[type[Event], bool] = {}
         self._routes: dict[type, tuple[int, ...]] = {}
         self._reached: dict[type, tuple[int, ...]] = {}
         self.outputs: list[dict[type, Route]] = [{} for _ in steps]
         self.listed: list[dict[type, Route]] = [{} for _ in steps]
         self._inputs: dict[type, Route] = {}
-        #: The classes of events that steps published before, and that need no second look.
+        #: The classes of events that steps have published before; they are checked once.
         self.published: set[type] = set()
         starts = [kind for kind in self.acceptors if issubclass(kind, StartEvent)]
         self.start_event: type[StartEvent] = starts[0] if starts else StartEvent
@@ -119,11 +119,11 @@ class Graph:
         self.faults: tuple[Fault, ...] | None = tuple(map(Fault, problems)) or None
         self.is_strict: bool = False
         self.is_lenient: bool = False
-        #: The same graph with other rules, as objects of the class were built with them.
+        #: The same graph with other rules, for objects of the class that were built with them.
         self.variants: dict[tuple[bool, bool], Graph] = {}
 
     def copy(self) -> Graph:
-        """Return the same graph with nothing looked up yet, so that it may be altered."""
+        """Return the same graph with empty lookup tables, so that it can be altered."""
         copied = copy.copy(self)
         copied.outputs = [{} for _ in self.steps]
         copied.listed = [{} for _ in self.steps]
@@ -133,16 +133,16 @@ class Graph:
         return copied
 
     def is_like(self, other: Graph) -> bool:
-        """Whether both were read from one class, at one time."""
+        """Whether both were read from one class at the same time."""
         return self.variants is other.variants
 
-    # -- what goes where -------------------------------------------------------------------
+    # -- routes -------------------------------------------------------------------
 
     def targets(self, kind: type[Event]) -> tuple[int, ...]:
-        """Return the steps that get an event of class ``kind``.
+        """Return the steps that take an event of class ``kind``.
 
-        As with :func:`functools.singledispatch`, the nearest class in its MRO that any step
-        accepts decides, and every step that accepts this class gets the event.
+        As with :func:`functools.singledispatch`, the first class in its MRO that any step takes
+        decides. The event is delivered to every step that takes this class.
         """
         found: tuple[int, ...] | None = self._routes.get(kind)
         if found is None:
@@ -157,16 +157,16 @@ class Graph:
     def output(
         self, index: int, kind: type[Any], *, in_list: bool = False, is_awaited: bool = False
     ) -> Route:
-        """Return the way of an event that a step returned or sent.
+        """Return the route of an event that a step returned or sent.
 
         Args:
             index: The number of the step.
             kind: The class of the event.
-            in_list: Whether it stands in a list that the step returned.
+            in_list: Whether the step returned it in a list.
             is_awaited: Whether a wait that is open now takes it.
 
         Raises:
-            WorkflowRuntimeError: The step does not declare such an event, or it is no event.
+            WorkflowRuntimeError: The step does not declare such an event, or it is not an event.
         """
         known = (self.listed if in_list else self.outputs)[index]
         route = known.get(kind)
@@ -185,7 +185,7 @@ class Graph:
         return route
 
     def check_none(self, step: Step) -> None:
-        """Take note that ``step`` returned None, which its signature does not declare.
+        """Handle that ``step`` returned None, which its signature does not declare.
 
         Raises:
             WorkflowRuntimeError: The workflow was built with ``strict_none=True``.
@@ -198,10 +198,10 @@ class Graph:
             raise WorkflowRuntimeError(msg)
 
     def adopt(self, event: Event, index: int) -> None:
-        """Give a generic event that was made without arguments those that it is meant to have.
+        """Give a generic event that was made without type arguments those that the step declares.
 
-        ``-> Chunk[Text]`` and ``return Chunk(value=text)`` go together for a type checker, and so
-        they do here; where it could be one of several, the values of its fields decide.
+        A type checker accepts ``return Chunk(value=text)`` for ``-> Chunk[Text]``, and so does
+        the engine. If several classes are possible, the values of the fields decide.
         """
         kind: type[Event] = type(event)
         step = self.steps[index]
@@ -213,14 +213,14 @@ class Graph:
                 give_arguments(event, found)
 
     def adopt_from_outside(self, event: Event, waited: Iterable[type] = ()) -> None:
-        """Give a generic event from outside the arguments that a step, or a wait, has it with."""
+        """Give a generic event from outside the type arguments that a step or a wait expects."""
         if not self.targets(type(event)):
             found = fitting(event, (*self.acceptors, *self.waits_for, *waited))
             if found is not None:
                 give_arguments(event, found)
 
     def input(self, kind: type) -> Route:
-        """Return the way of an event that came from outside.
+        """Return the route of an event from outside.
 
         Raises:
             WorkflowRuntimeError: No step accepts such an event.
@@ -228,14 +228,14 @@ class Graph:
         route = self._inputs.get(kind)
         if route is None:
             route = self._route(kind)
-            # An answer that no step takes may be waited for in the middle of one.
+            # A step can wait for an answer that no step takes.
             if not (route.targets or self.keeps_early(kind)) or route.is_stop:
                 raise WorkflowRuntimeError(self._not_taken(kind, is_stop=route.is_stop))
             self._inputs[kind] = route
         return route
 
     def target_index(self, event: Event, target: str) -> int:
-        """Return the number of the step called ``target``, which is to get ``event``.
+        """Return the number of the step called ``target``, to which ``event`` is sent.
 
         Raises:
             WorkflowRuntimeError: There is no such step, or it does not take the event.
@@ -274,17 +274,17 @@ class Graph:
             is_question=is_question,
         )
 
-    # -- waiting in the middle of a step -----------------------------------------------------
+    # -- waits within a step -----------------------------------------------------------------
 
     def keeps_early(self, kind: type) -> bool:
         """Whether an event from outside that no step takes is kept until a step waits for it."""
         return issubclass(kind, (HumanResponseEvent, *self.waits_for))
 
     def is_answerable(self, kind: type[Event]) -> bool:
-        """Whether a wait for ``kind`` is one for an event from outside.
+        """Whether a wait for ``kind`` is a wait for an event from outside.
 
-        It is, if it is a wait for an answer, if a step declares it (``waits_for``), or if no step
-        makes such an event.
+        It is if ``kind`` is a class of answers, if a step declares it in ``waits_for``, or if no
+        step makes such an event.
         """
         known = self.answerable[kind] = (
             issubclass(kind, HumanResponseEvent)
@@ -300,7 +300,7 @@ class Graph:
 
     @property
     def awaited(self) -> tuple[tuple[type[Event], ...], ...]:
-        """For each step the classes that it waits for: declared, or shown by its source."""
+        """For each step the classes that it waits for: declared, or found in its source."""
         if self._awaited is None:
             from sluicegate._definition.source import read_source  # noqa: PLC0415 - few graphs need it
 
@@ -363,10 +363,10 @@ class Graph:
             f"`@step(waits_for=[{kind.__name__}])`"
         )
 
-    # -- what may come of what -------------------------------------------------------------
+    # -- possible routes -------------------------------------------------------------------
 
     def reached_by(self, kind: type[Event]) -> tuple[int, ...]:
-        """Return the steps that an event declared as ``kind`` can reach; it may be of a subclass."""
+        """Return the steps that an event declared as ``kind``, or of a subclass, can reach."""
         found = self._reached.get(kind)
         if found is None:
             found = tuple(dict.fromkeys((*self.targets(kind), *self._deeper.get(kind, ()))))
@@ -374,11 +374,11 @@ class Graph:
         return found
 
     def is_made(self, kind: type[Event]) -> bool:
-        """Whether some step makes events of a class, of one derived from it or of one above it."""
+        """Whether a step makes events of a class, of a subclass or of a base class."""
         return kind in self._made or any(base in self._declared for base in kind.__mro__)
 
     def _find_state_type(self) -> list[str]:
-        """Find the most derived class of the state that the steps name; return what is wrong."""
+        """Find the most derived class of the state that the steps name; return the faults."""
         named: dict[Any, str] = {}
         for step in self.steps:
             if step.signature.state not in (None, Any):
@@ -406,7 +406,7 @@ class Graph:
         return []
 
     def codec(self, classes: tuple[type, ...], *, drops_removed: bool = False) -> Codec:
-        """Return what writes and reads the values of snapshots.
+        """Return the codec that writes and reads the values of snapshots.
 
         Raises:
             SnapshotError: One of ``classes`` cannot be kept, or two have the same name.
@@ -427,7 +427,7 @@ class Graph:
         return codec
 
     def _assign_handlers(self) -> list[str]:
-        """Find the handler of each step's failures; return what is wrong with them."""
+        """Find the handler of each step's failures; return the faults."""
         problems: list[str] = []
         general: int | None = None
         for step in self.steps:
@@ -500,7 +500,7 @@ def graph_of(cls: type, *, is_strict: bool = False, is_lenient: bool = False) ->
 
 
 def forget_graph(cls: type) -> None:
-    """Have the graph of a class, and of its subclasses, read anew: a step was added."""
+    """Make the graph of a class and of its subclasses be read again: a step was added."""
     for each in (cls, *cls.__subclasses__()):
         if "_sluicegate_graph" in each.__dict__:
             type.__delattr__(each, "_sluicegate_graph")

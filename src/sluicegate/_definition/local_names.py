@@ -1,8 +1,8 @@
-"""Names of enclosing functions: what annotations mean that were written inside of a function.
+"""Names of enclosing functions, which string annotations inside a function refer to.
 
-With ``from __future__ import annotations`` they are strings, and those that name classes of a
-function body cannot be resolved any more once the function has returned. So what they name is
-looked up while the function still runs, and only that is kept.
+With ``from __future__ import annotations`` annotations are strings. Those that name classes of a
+function body cannot be resolved after the function has returned. The names in them are therefore
+looked up while the function is running, and only these are kept.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ if TYPE_CHECKING:
     import types
     from collections.abc import Iterator
 
-#: The attribute of a local function or class that keeps what its annotations name.
+#: The attribute of a local function or class that keeps the names of its annotations.
 KEPT = "__sluicegate_names__"
 
 
 def names_around(function: Any, depth: int) -> dict[str, Any]:
-    """Return what the annotations of ``function`` name in the functions around it.
+    """Return the names that the annotations of ``function`` use from the functions around it.
 
-    The factory of a resource and the class of a configuration, which they may name, have annotations
-    too. If they are local as well, they keep the names in these.
+    They can name the factory of a resource or the class of a configuration, which have annotations
+    too. If these are local as well, they keep the names of their own annotations.
 
     Args:
-        function: A function that is being defined, as by a decorator.
-        depth: How many frames lie between this call and the definition.
+        function: A function that is being defined, for example by a decorator.
+        depth: The number of frames between this call and the definition.
     """
     wanted = _names_in(function.__annotations__.values())
     return _look_up(function, wanted, sys._getframe(depth)) if wanted else {}
 
 
 def keep_names(thing: Any) -> None:
-    """Have the annotations of a local function or class resolvable after this call."""
+    """Make the annotations of a local function or class resolvable after this call."""
     _keep(thing, sys._getframe(1))
 
 
 def kept_names(thing: Any) -> dict[str, Any]:
-    """Return what the annotations of a function or a class name beside what its module has."""
+    """Return the names that the annotations of a function or class use beyond its module."""
     names: dict[str, Any] = getattr(thing, "__dict__", {}).get(KEPT, {})
     return names
 
 
 def resolve_fields(hint: Any) -> None:
-    """Replace the string annotations of local classes by their meaning, for readers of the class."""
+    """Replace the string annotations of local classes by their values, for readers of the class."""
     for part in typing.get_args(hint):
         resolve_fields(part)
     for base in getattr(hint, "__mro__", ()):
@@ -78,7 +78,7 @@ def _keep(thing: Any, frame: types.FrameType) -> None:
 
 
 def _annotated(thing: Any) -> Iterator[Any]:
-    """Yield the functions and classes that say how ``thing`` is called, or what it holds."""
+    """Yield the functions and classes whose annotations describe ``thing``."""
     while isinstance(thing, functools.partial):
         thing = thing.func  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     thing = inspect.unwrap(getattr(thing, "__func__", thing))
@@ -103,7 +103,7 @@ def _names_in(notes: Any) -> set[str]:
         try:
             parsed = ast.parse(todo.pop(), mode="eval")
         except SyntaxError:
-            continue  # told with the other faults, when the workflow is built
+            continue  # reported with the other faults, when the workflow is built
         for node in ast.walk(parsed):
             if isinstance(node, ast.Name):
                 wanted.add(node.id)

@@ -1,10 +1,10 @@
 """Nesting: in which joins each fan-out ends, and which fan-outs lie inside which.
 
-Fan-outs and joins nest like brackets: a join that an event meets ends the innermost fan-out that
+Fan-outs and joins nest like brackets: a join that an event reaches ends the innermost fan-out that
 is still open around the event. Both questions are unions over everything that a step leads to, so
-both are solved as one system of equations over the steps and the event classes. Sets of steps are
-integers with one bit for each step, and each equation is solved again only when what it reads has
-grown, the deepest first: so the work grows with the graph, however deep its fan-outs are nested.
+each is solved as a system of equations over the steps and the event classes. Sets of steps are
+integers with one bit for each step. An equation is solved again only when a set that it reads has
+grown, the deepest first; so the work grows with the graph, however deep its fan-outs are nested.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Nesting:
     Args:
         steps: The steps.
         reached_by: The steps that an event declared as a class can reach.
-        handlers: For each step, the one that handles its failures, where there is one.
+        handlers: For each step, the step that handles its failures, if there is one.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class Nesting:
         return tuple(_members(found))
 
     def overlaps(self, joins: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
-        """Return the fan-outs that end in one join although one lies inside the other.
+        """Return the fan-outs that end in the same join although one lies inside the other.
 
-        Each inner one appears once, with the nearest around it.
+        Each inner fan-out appears once, with the nearest one around it.
 
         Args:
             joins: For each step, the joins in which its fan-outs end.
@@ -90,7 +90,7 @@ class Nesting:
     # -- the equations ---------------------------------------------------------------------
 
     def _find_ends(self, node: Node, read: Read) -> int:
-        """Return the joins that end the fan-out around what ``node`` leads to."""
+        """Return the joins, reached from ``node``, that end the fan-out around it."""
         found = 0
         if not isinstance(node, int):
             for target in self._reached_by(node):
@@ -107,7 +107,7 @@ class Nesting:
         return found
 
     def _find_inner(self, node: Node, read: Read) -> int:
-        """Return the fan-outs that begin in what ``node`` leads to, up to the end around it."""
+        """Return the fan-outs that begin after ``node``, before the fan-out around it ends."""
         found = 0
         if not isinstance(node, int):
             for target in self._reached_by(node):
@@ -128,7 +128,7 @@ class Nesting:
         return 1 << index if self._steps[index].fans_out else 0
 
     def _deepest_first(self) -> list[Node]:
-        """Return all steps and classes, each after what it leads to, but for circles."""
+        """Return all steps and classes, each after those that it leads to, except in circles."""
         order: dict[Node, None] = {}
         entered: set[Node] = set()
         for root in range(len(self._steps)):
@@ -155,7 +155,7 @@ class Nesting:
 
 
 def _solve(order: Sequence[Node], equation: Callable[[Node, Read], int]) -> dict[Node, int]:
-    """Return the least sets that fulfil ``equation`` for each node; it may only unite sets."""
+    """Return the least sets that satisfy ``equation`` for each node; it can only unite sets."""
     values: dict[Node, int] = dict.fromkeys(order, 0)
     readers: dict[Node, set[int]] = {node: set() for node in order}
     waiting = list(range(len(order)))

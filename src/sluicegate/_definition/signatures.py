@@ -1,4 +1,4 @@
-"""Signatures: what a step takes, what it makes, and what else it asks for."""
+"""Signatures: the events that a step takes and makes, and the resources that it asks for."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 
 class SignatureError(Exception):
-    """Raised when a signature cannot be read; the text goes on from the name of the step."""
+    """Raised when a signature cannot be read; the text continues from the name of the step."""
 
 
 @attrs.frozen
 class Take:
-    """Have a join run as soon as it has ``n`` events, and cancel what is left of the fan-out.
+    """Make a join run as soon as it has ``n`` events, and cancel the rest of the fan-out.
 
-    Written into the annotation: ``evs: Annotated[list[Answer], Take(1)]``. Where fewer come, the
-    join runs with these when the fan-out has ended.
+    It is part of the annotation: ``evs: Annotated[list[Answer], Take(1)]``. If fewer events
+    arrive, the join runs with these when the fan-out has ended.
 
     Args:
-        n: How many events.
+        n: The number of events.
 
     Raises:
-        WorkflowValidationError: ``n`` is no int of at least 1.
+        WorkflowValidationError: ``n`` is not an int of at least 1.
     """
 
     n: int
@@ -53,23 +53,23 @@ class Take:
 
 @attrs.frozen
 class Signature:
-    """What the annotations of a step say."""
+    """The annotations of a step, read."""
 
-    #: How the events come: ``"one"``, a ``"list"`` of all in a fan-out, or one for each ``"slot"``.
+    #: How events arrive: ``"one"``, a ``"list"`` of all in a fan-out, or one for each ``"slot"``.
     takes: str
     #: The event classes taken, in the order of the parameters.
     accepts: tuple[type[Event], ...]
-    #: Of how many events a join of a list has enough, or None where it waits for all.
+    #: How many events a join of a list needs, or None if it waits for all.
     take: int | None
-    #: Where the context stands among the parameters (0 is the first after ``self``), or None.
+    #: The position of the context among the parameters (0 is the first after ``self``), or None.
     context_at: int | None
-    #: What ``State`` is in ``ctx: Context[State]``.
+    #: The class ``State`` of ``ctx: Context[State]``.
     state: Any
-    #: Where resources stand among the parameters, and their annotations.
+    #: The resources: position among the parameters, name and annotation.
     resources: tuple[tuple[int, str, Any], ...]
-    #: The event classes that are returned, sent, or put into a list that is returned.
+    #: The event classes that the step can return or send on their own.
     returns: tuple[type[Event], ...]
-    #: Those of them that come in a list.
+    #: The event classes that it can return in a list.
     fans_out: tuple[type[Event], ...]
     #: Whether the step may return None.
     may_end: bool
@@ -86,12 +86,12 @@ def read_signature(
 
     Args:
         function: The step.
-        names: What names in string annotations mean in the functions around it.
+        names: The names that string annotations use from the functions around it.
         has_self: Whether the first parameter is the workflow.
-        meaning: What the type variables of its class stand for.
+        meaning: The values of the type variables of its class.
 
     Raises:
-        SignatureError: They cannot be read, or make no step.
+        SignatureError: They cannot be read, or do not make a step.
     """
     try:
         hints = resolve(function, names)
@@ -126,7 +126,7 @@ def read_signature(
 
 
 class _Inputs:
-    """The parameters of a step, read one after the other."""
+    """The parameters of a step, read one by one."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, tuple[type[Event], ...]]] = []
@@ -135,14 +135,14 @@ class _Inputs:
         self.context_at: int | None = None
         self.state: Any = None
         self.take: int | None = None
-        #: The first parameter that is left to its default.
+        #: The first parameter that keeps its default.
         self._extra = ""
 
     def add(self, position: int, parameter: inspect.Parameter, hint: Any) -> None:
         """Take the next parameter.
 
         Raises:
-            SignatureError: It fits no step.
+            SignatureError: A step cannot have such a parameter.
         """
         name = parameter.name
         if _is_resource(hint):
@@ -192,10 +192,10 @@ class _Inputs:
             self.events.append((name, kinds))
 
     def shape(self) -> tuple[str, tuple[type[Event], ...]]:
-        """Return how the events come, and their classes.
+        """Return how the events arrive, and their classes.
 
         Raises:
-            SignatureError: There are none, or they do not go together.
+            SignatureError: There are none, or they cannot be combined.
         """
         return _shape(self.events, self.lists)
 
@@ -279,7 +279,7 @@ def _read_events(hint: Any, described: str) -> tuple[bool, tuple[type[Event], ..
 
 
 def _variable_in(hint: Any) -> str:
-    """Return the name of a type variable that stands for no class, or an empty text."""
+    """Return the name of a type variable that has no value, or an empty string."""
     hint = without_extras(hint)
     if isinstance(hint, TypeVar):
         return hint.__name__

@@ -1,6 +1,6 @@
-"""The source of a step: what it waits for, writes to the stream and runs as children.
+"""The source of a step: the waits, the events to the stream and the children that it shows.
 
-The source is only looked at: nothing in it is run. Without a source nothing is found.
+The source is only read: nothing in it is run. Without a source nothing is found.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ChildCall:
 
 @attrs.frozen(eq=False)
 class StepSource:
-    """What the source of a step shows beyond its signature, each in the order of its lines.
+    """The findings in the source of a step, each in the order of its lines.
 
     Attributes:
         waits_for: The classes of events that it waits for with ``ctx.wait_for_event``.
@@ -75,7 +75,7 @@ def read_source(
 ) -> StepSource:
     """Read the source of a step.
 
-    Only calls in the function itself are found. An event is found where its class can be seen:
+    Only calls in the function itself are found. An event is found only if its class can be seen:
     ``ctx.write_event_to_stream(X(...))``, or a name that ``X(...)`` was assigned to. A child is
     the argument of ``run_child``: ``Child(...)``, such a name, an annotated parameter, or an
     attribute that the class body or ``__init__`` assigns in the same way. A method is also found
@@ -84,7 +84,7 @@ def read_source(
     Args:
         function: The step as it was written.
         owner: The workflow class, or an object of it, in which ``self`` is looked up.
-        more: What further names mean, such as those that only annotations use.
+        more: Further names and their values, such as those that only annotations use.
     """
     function = inspect.unwrap(function)
     tree = parse(function)
@@ -154,17 +154,18 @@ def _is_workflow(kind: type) -> bool:
 
 @attrs.frozen(eq=False)
 class Made:
-    """What an expression gives: an object of ``kind``, and that object where it exists already."""
+    """The value of an expression: an object of ``kind``, and the object if it already exists."""
 
     kind: type
     thing: object = None
 
 
 class Names:
-    """One function, and what its names mean.
+    """The names of one function and their values, as far as the source shows them.
 
-    A name that the function assigns means what is assigned to it; one that it gets in any other
-    way, by a loop or an import, cannot be told. Every other name is one of its closure or module.
+    The value of a name that the function assigns is the assigned expression. A name that is bound
+    in another way, by a loop or an import, is unknown. All others are names of its closure or
+    module.
     """
 
     def __init__(
@@ -186,7 +187,7 @@ class Names:
         self._unclear: set[str] = _otherwise_bound(tree, plain)
 
     def made_by(self, value: ast.expr, hops: int = HOPS) -> Iterator[Made | None]:
-        """Yield what ``value`` may give; None stands for what cannot be told."""
+        """Yield the possible values of an expression; None for one that is unknown."""
         if isinstance(value, ast.Call):
             for thing in self._things(value.func, hops):
                 yield Made(thing) if isinstance(thing, type) else None
@@ -207,7 +208,7 @@ class Names:
                 yield None
 
     def classes_of(self, value: ast.expr) -> Iterator[type]:
-        """Yield the classes that ``value`` may be, a generic one without its arguments."""
+        """Yield the classes that ``value`` can be, a generic one without its arguments."""
         for thing in self._things(value, HOPS):
             plain = get_origin(thing) or thing
             if isinstance(plain, type):
@@ -228,7 +229,7 @@ class Names:
         )
 
     def _made_by_own(self, name: str, hops: int) -> Iterator[Made | None]:
-        if not hops:  # `event = event` would go round for ever
+        if not hops:  # `event = event` would never end
             return
         for value in self._assigned.get(name, ()):
             yield from self.made_by(value, hops - 1)
@@ -242,7 +243,7 @@ class Names:
                 yield None
 
     def _made_by_attribute(self, attribute: str, hops: int) -> Iterator[Made | None]:
-        """Yield what an attribute of ``self`` is: of the object, of the class, or of ``__init__``."""
+        """Yield the values of an attribute of ``self``: of the object, the class or ``__init__``."""
         found = _static(self._owner, attribute)
         if found is not None:
             yield _made_already(found)
@@ -261,11 +262,11 @@ class Names:
         yield None
 
     def _things(self, value: ast.expr, hops: int) -> Iterator[Any]:
-        """Yield what an expression may be, where that exists already; None for all else."""
+        """Yield the existing objects that an expression can be; None for everything else."""
         if self._is_of_self(value):
             yield _static(self._owner, value.attr)
         elif isinstance(value, ast.Attribute):
-            # A static look: a property of a module or class is not run for the sake of a picture.
+            # A static lookup: a property of a module or class is not run to draw a picture.
             for owner in self._things(value.value, hops):
                 yield _static(owner, value.attr)
         elif isinstance(value, ast.Subscript):  # `Child[str](...)`
@@ -319,7 +320,7 @@ def _last_name(value: ast.expr) -> str:
 
 
 def _alternatives(value: ast.expr) -> list[ast.expr]:
-    """Return the expressions of which ``value`` gives one."""
+    """Return the expressions that ``value`` chooses from."""
     if isinstance(value, ast.NamedExpr):
         return [value.value]
     if isinstance(value, ast.IfExp):
@@ -328,7 +329,7 @@ def _alternatives(value: ast.expr) -> list[ast.expr]:
 
 
 def _parameters(tree: ast.AST) -> dict[str, ast.expr | None]:
-    """Return the parameters of a function, and of those in it, with their annotations."""
+    """Return the parameters of a function, and of functions inside it, with their annotations."""
     return {
         node.arg: node.annotation
         for function in ast.walk(tree)
@@ -339,7 +340,7 @@ def _parameters(tree: ast.AST) -> dict[str, ast.expr | None]:
 
 
 def _assignments(tree: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
-    """Yield each target that one expression is assigned to, and that expression."""
+    """Yield each target of an assignment of one expression, with that expression."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign):
             for target in node.targets:
@@ -349,7 +350,7 @@ def _assignments(tree: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
 
 
 def _otherwise_bound(tree: ast.AST, plain: set[ast.Name]) -> set[str]:
-    """Return the names that a function gives a meaning that its source does not show."""
+    """Return the names that a function binds to values that its source does not show."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
@@ -371,6 +372,6 @@ def _visible_names(function: Callable[..., Any]) -> dict[str, Any]:
     ):
         try:
             names[name] = cell.cell_contents
-        except ValueError:  # a name that was not bound yet when the function was made
+        except ValueError:  # a name that is not bound yet
             continue
     return names

@@ -1,4 +1,4 @@
-"""Steps: what a workflow class holds of them, read once."""
+"""The steps of a workflow class, read once."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
     AsyncMethod = Callable[..., Coroutine[Any, Any, Any]]
 
-#: The attribute of a function that makes it a step, with its options.
+#: The attribute of a function that marks it as a step, and holds its options.
 MARK = "__sluicegate_step__"
 
 
 class Elsewhere(Protocol):
-    """What runs a step outside of the event loop's thread."""
+    """Runs a step outside the event loop's thread: in a thread or in a process."""
 
     def place(self, limit: int = ..., /) -> AbstractAsyncContextManager[Any]:
-        """Return what waits until the step may begin there, and ends with it.
+        """Return an async context manager that is entered when the step can begin there.
 
-        ``limit`` is how many threads there may be.
+        ``limit`` is the greatest number of threads.
         """
         ...
 
@@ -47,17 +47,17 @@ class Elsewhere(Protocol):
 
 @attrs.frozen
 class Catching:
-    """Which failures a handler gets."""
+    """Which failures a handler handles."""
 
     #: The names of the steps, or None for all that no other handler names.
     for_steps: tuple[str, ...] | None
-    #: How often it may recover what came of one event.
+    #: How many failures it can handle among the events that one event led to.
     max_recoveries: int
 
 
 @attrs.frozen
 class StepOptions:
-    """What ``@step(...)`` was given, kept on the function until its workflow is built."""
+    """The arguments of ``@step(...)``, kept on the function until its workflow is built."""
 
     num_workers: int = 4
     timeout: float | None = None
@@ -67,14 +67,14 @@ class StepOptions:
     limiter: AbstractAsyncContextManager[object] | None = None
     in_process: bool = False
     abandon_on_cancel: bool = False
-    #: The classes that it waits for in its middle, and that may come from outside for it.
+    #: The classes that it waits for with ``ctx.wait_for_event``; they can come from outside.
     waits_for: tuple[type[Event], ...] = ()
-    #: Whether others get its place while it waits for an event from outside.
+    #: Whether another invocation gets its place while it waits for an event from outside.
     release_while_waiting: bool = True
     catches: Catching | None = None
-    #: Whether it is a function outside of the class, without ``self``.
+    #: Whether it is a function outside the class, without ``self``.
     is_free: bool = False
-    #: What names in string annotations mean in the functions around the step.
+    #: The names that string annotations use from the functions around the step.
     names: dict[str, Any] = attrs.field(repr=False, factory=dict[str, Any])
 
 
@@ -94,19 +94,19 @@ class Step:
     #: Its number within the workflow, and its name in the task tree.
     index: int
     label: str
-    #: What the engine calls, and what the user wrote.
+    #: The function that the engine calls, and the one that the user wrote.
     function: AsyncMethod = attrs.field(repr=False)
     source: Callable[..., Any] = attrs.field(repr=False)
     options: StepOptions
     signature: Signature
-    #: What to inject: the place among the parameters, and how to get it.
+    #: The resources to inject: the position of the parameter, and how to make it.
     resources: tuple[tuple[int, ResourcePlan], ...] = attrs.field(repr=False)
     #: Where the step runs: ``"loop"``, ``"thread"`` or ``"process"``.
     runs_in: str
-    #: What has to be had before it can run, and runs it there; None in the loop.
+    #: Runs the step outside the event loop; None in the loop.
     elsewhere: Elsewhere | None = attrs.field(repr=False)
 
-    # What is looked up at every invocation.
+    # Copies of options and signature for the lookups at every invocation.
     num_workers: int = attrs.field(init=False)
     timeout: float | None = attrs.field(init=False)
     accepts: tuple[type[Event], ...] = attrs.field(init=False)
@@ -116,7 +116,7 @@ class Step:
     fans_out: tuple[type[Event], ...] = attrs.field(init=False)
     may_end: bool = attrs.field(init=False)
     context_at: int | None = attrs.field(init=False)
-    #: Whether nothing but its timeout sets it apart from a plain call.
+    #: Whether the engine can call it plainly, perhaps with a timeout.
     is_plain: bool = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -145,20 +145,20 @@ class Step:
 
     @property
     def holds_sends(self) -> bool:
-        """Whether what an attempt sends is kept back until the attempt has succeeded."""
+        """Whether the events that an attempt sends are held until the attempt has succeeded."""
         return self.options.retry is not None and not self.options.send_at_once
 
     def allows(self, kind: type, *, in_list: bool) -> bool:
-        """Whether an event of class ``kind`` may come out of this step."""
+        """Whether this step may return or send an event of class ``kind``."""
         return issubclass(kind, self.fans_out if in_list else self.returns)
 
     def allows_any(self, kind: type) -> bool:
-        """Whether an event of class ``kind`` may come out of this step, in a list or not."""
+        """Whether this step may return or send an event of class ``kind``, in a list or not."""
         return issubclass(kind, (*self.returns, *self.fans_out))
 
 
 def find_steps(cls: type) -> tuple[list[Step], list[str]]:
-    """Read all steps of a workflow class, in the order in which they are written.
+    """Read all steps of a workflow class, in the order in which they are defined.
 
     Returns:
         The steps, and the faults of signatures, each with its fix.
@@ -220,11 +220,11 @@ def _step_names(cls: type) -> Iterable[str]:
     return names
 
 
-class _Faults(Exception):  # noqa: N818 - what it carries
-    """Raised with several texts that each go on from the name of the step."""
+class _Faults(Exception):  # noqa: N818 - it carries faults
+    """Raised with several texts, each of which continues from the name of the step."""
 
 
-def _read(  # noqa: PLR0917 - all that is known of a step
+def _read(  # noqa: PLR0917 - everything that is known about a step
     cls: type,
     index: int,
     name: str,
@@ -281,7 +281,7 @@ def _read(  # noqa: PLR0917 - all that is known of a step
 
 
 def _interruptible(function: Callable[..., Any], written: Any) -> Callable[..., Any]:
-    """Have Ctrl-C reach an async step that computes, in whatever it was wrapped."""
+    """Let Ctrl-C interrupt an async step that computes, even if the function is wrapped."""
     inner = written
     while isinstance(inner, functools.partial | types.MethodType):
         inner = inner.func if isinstance(inner, functools.partial) else inner.__func__
