@@ -120,9 +120,11 @@ async def test_a_free_function_that_cannot_be_added_says_why(backend):
 
     async def begin(ev: StartEvent) -> StopEvent: ...
 
-    with pytest.raises(WorkflowValidationError, match="begin is no step; expected `@step"):
+    with pytest.raises(WorkflowValidationError, match="begin is not a step; expected `@step"):
         Full.add_step(begin)
-    with pytest.raises(WorkflowValidationError, match="Full has a 'begin' already; expected"):
+    with pytest.raises(
+        WorkflowValidationError, match="Full already has an attribute 'begin'; expected"
+    ):
         step(workflow=Full)(begin)
     with pytest.raises(WorkflowValidationError, match="expected a subclass of Workflow"):
         step(workflow=int)(begin)
