@@ -1366,7 +1366,7 @@ SNAPSHOTS = r"""
 # no snapshot
 Simple().resume({})
 --> SnapshotError: this is no snapshot that this version of sluicegate can read (format None);
-... expected the dict that handler.snapshot() returned, of format 2
+... expected the dict that handler.snapshot() returned, of format 3
 
 # another workflow
 Simple().resume(Waits().run(run_id='r').snapshot())
@@ -1419,7 +1419,7 @@ Simple().resume(data)
 # format
 Simple().resume({'sluicegate': 99})
 --> SnapshotError: this is no snapshot that this version of sluicegate can read (format 99);
-... expected the dict that handler.snapshot() returned, of format 2
+... expected the dict that handler.snapshot() returned, of format 3
 
 """
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from sluicegate._context import Context
     from sluicegate._engine.resource_scopes import ResourceScope
-    from sluicegate._engine.seed import SavedRun
+    from sluicegate._engine.snapshot_read import SavedRun
     from sluicegate._events import StartEvent
 
     # A plain ``Workflow`` is a ``Workflow[Any]``, to the strictest checker too.
@@ -314,28 +314,29 @@ class Workflow(Generic[R]):
             raise WorkflowRuntimeError(msg)
         return self._resume(seed, run_id)
 
-    def _resume(self, seed: SavedRun, run_id: str | None) -> WorkflowHandler[R]:
-        found = seed.take()
+    def _resume(self, saved: SavedRun, run_id: str | None) -> WorkflowHandler[R]:
+        saved.take()
         log = EventLog(window=self.__buffer, history=self.__history)
-        if found.resumed is not None:
-            log.begin_after(found.resumed.sequence)
+        if saved.progress is not None:
+            log.begin_after(saved.progress.sequence)
         return WorkflowHandler(
             Runner(
                 self,
                 self._built(),
-                run_id=run_id or found.run_id or _new_run_id(),
-                start_event=found.start_event,
+                run_id=run_id or saved.run_id or _new_run_id(),
+                start_event=saved.start_event,
                 log=log,
                 options=self.__options,
-                state_store=seed.store,
-                resumed=found.resumed,
-                early=found.arrived,
-                keys=found.keys,
+                state_store=saved.store,
+                resumed=saved.progress,
+                early=saved.arrived,
+                keys=saved.keys,
+                carrier=saved.carrier,
             )
         )
 
     def _open_seed(self, data: dict[str, Any] | None, *, drops_removed: bool = False) -> SavedRun:
-        from sluicegate._engine.seed import SavedRun  # noqa: PLC0415 - not everybody needs it
+        from sluicegate._engine.snapshot_read import SavedRun  # noqa: PLC0415 - imports msgspec
 
         return SavedRun(self._built(), self.__options.classes, data, drops_removed=drops_removed)
 

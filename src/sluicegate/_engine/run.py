@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sluicegate._engine.journal import InFlight
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.resource_scopes import ResourceScope
-    from sluicegate._engine.snapshot_read import Resumed
+    from sluicegate._engine.snapshot_read import SavedMachine
     from sluicegate._engine.step_queue import Absence
     from sluicegate._events import Event
     from sluicegate._loop import Backend, Waiter
@@ -75,6 +75,7 @@ class Run:
         "awaits_outside",
         "backend",
         "busy_children",
+        "carrier",
         "children",
         "clock",
         "draining",
@@ -124,9 +125,10 @@ class Run:
         log: EventLog,
         options: RunOptions,
         start_event: Event | None,
-        resumed: Resumed | None = None,
+        resumed: SavedMachine | None = None,
         early: list[Early] | tuple[Early, ...] = (),
         keys: dict[str, Key] = EMPTY,
+        carrier: dict[str, str] = EMPTY,
         state_store: StateStore[Any] | None = None,
     ) -> None:
         # -- what it is made of
@@ -146,6 +148,8 @@ class Run:
         self.early = early
         #: The events from outside that were sent with an id, by this id.
         self.keys = keys
+        #: Trace context, which every snapshot of the run contains.
+        self.carrier = carrier
         #: The state that the steps share; made when a step first asks for it.
         self.state_store = state_store
 

@@ -1,9 +1,8 @@
-"""Runs that go on from a snapshot: its data checked, decoded, and written into a new machine."""
+"""Saved runs: a snapshot checked, decoded, and put into a new machine."""
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
@@ -12,7 +11,15 @@ from sluicegate._engine.failures import begin_delay
 from sluicegate._engine.joins import PairJoin
 from sluicegate._engine.journal import Redelivery
 from sluicegate._engine.lineage import BranchNode
-from sluicegate._engine.snapshot_write import FORMAT, shape_of
+from sluicegate._engine.snapshot_format import (
+    FORMAT,
+    Snapshot,
+    StepShape,
+    read_part,
+    refuse,
+    to_plain,
+)
+from sluicegate._engine.snapshot_write import shape_of, state_alone
 from sluicegate._errors import SnapshotError, WorkflowRuntimeError, brief, brief_text
 from sluicegate._events import Event, HumanResponseEvent
 from sluicegate._questions import Asked
@@ -21,31 +28,140 @@ from sluicegate._state.store import StateStore
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from sluicegate._data.codec import Codec
     from sluicegate._definition.graph import Graph
     from sluicegate._definition.steps import Step
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.runner import Runner
+    from sluicegate._engine.snapshot_format import (
+        Places,
+        SavedBranch,
+        SavedDelivery,
+        SavedProgress,
+        SavedQuestion,
+        SavedStep,
+    )
 
 
-#: Events in the places of a join, each with the number of its group.
-Queues = list[list[tuple[Any, int]]]
+class SavedRun:
+    """What a run begins with: a state, or a snapshot, which is checked and decoded here.
 
-#: Events that came before the run had begun, each with the step and the question that it names.
-Arrived = tuple[tuple[Event, str | None, str | None], ...]
+    Before there is a run, it also serves the context; see :class:`sluicegate.Context`. What is
+    decoded becomes a part of one run, so :meth:`take` gives it once.
+
+    Raises:
+        SnapshotError: It is no snapshot, of another workflow or shape, or something in it is bad.
+    """
+
+    __slots__ = (
+        "_classes",
+        "_is_taken",
+        "arrived",
+        "carrier",
+        "data",
+        "graph",
+        "keys",
+        "progress",
+        "run_id",
+        "start_event",
+        "store",
+    )
+
+    def __init__(
+        self,
+        graph: Graph,
+        classes: tuple[type, ...],
+        data: dict[str, Any] | None,
+        *,
+        drops_removed: bool = False,
+    ) -> None:
+        self.graph = graph
+        self._classes = classes
+        self._is_taken = False
+        #: The snapshot, if there is one.
+        self.data = data
+        #: The identifier of the run that the snapshot was taken of.
+        self.run_id: str | None = None
+        self.store: StateStore[Any]
+        #: The event to begin with, if the run had not begun.
+        self.start_event: Event | None = None
+        #: What was pending, if the run had begun and was not completed.
+        self.progress: SavedMachine | None = None
+        #: Events that came before the run began, each with the step and the question that it names.
+        self.arrived: tuple[tuple[Event, str | None, str | None], ...] = ()
+        #: The events that came with an id, by that: the content, and the step and question named.
+        self.keys: dict[str, tuple[str, str | None, str | None]] = {}
+        self.carrier: dict[str, str] = {}
+        if data is not None:
+            self._read(_checked(data, graph), graph.codec(classes, drops_removed=drops_removed))
+        else:
+            self.store = StateStore(graph.state_type)
+
+    def _read(self, found: Snapshot, codec: Codec) -> None:
+        self.store = _store(found.state, self.graph, codec)
+        self.run_id, self.carrier = found.run_id, found.carrier
+        if found.status in ("completed", "unstarted"):
+            for name, part in (("start", found.start), ("run", found.run)):
+                if part is not None:
+                    refuse("status", f"another status than {found.status!r} with {name!r}")
+            return
+        reader = _Reader(self.graph, codec)
+        self.arrived = tuple(
+            reader.arrived(*entry, f"arrived[{number}]")
+            for number, entry in enumerate(found.arrived)
+        )
+        self.keys = found.ids
+        if found.elapsed is None or found.sequence is None:
+            refuse("its top", f"the keys 'elapsed' and 'sequence' with the status {found.status!r}")
+        if (found.start is None) == (found.run is None):
+            refuse("its top", "either a key 'start' or a key 'run'")
+        if found.run is None:
+            self.start_event = reader.event(found.start, "start", self.graph.start_event)
+        else:
+            self.progress = reader.progress(found.run, found.elapsed, found.sequence)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a run to continue."""
+        return self.progress is not None or self.start_event is not None
+
+    def take(self) -> None:
+        """Note that a run continues from it, for which it serves once.
+
+        Raises:
+            WorkflowRuntimeError: Another run has continued from it before.
+        """
+        if self._is_taken:
+            msg = (
+                f"the run {self.run_id} has gone on from this context before; expected "
+                "Context.from_dict(workflow, snapshot) once more, for another run from there"
+            )
+            raise WorkflowRuntimeError(msg)
+        self._is_taken = True
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the snapshot that it came from, or one of the state alone."""
+        alone = state_alone(self.graph, self._classes, self.store)
+        if self.data is not None and self.is_running:
+            return {**self.data, "state": alone["state"]}
+        return alone
+
+    def publish(self, event: object) -> None:
+        """Refuse to publish: there is no run yet."""
+        msg = (
+            f"{type(event).__name__} was published before there is a run; expected a step to do it"
+        )
+        raise WorkflowRuntimeError(msg)
 
 
 @attrs.define(eq=False)
-class Resumed:
-    """The books that a run begins with; everything in them is decoded and checked.
+class SavedMachine:
+    """What is pending in a run, decoded and checked; it becomes a part of the machine of one run."""
 
-    They are for one run: what is in them becomes a part of its machine.
-    """
-
-    #: The plain data that it was read from.
-    data: dict[str, Any]
+    #: What it was read from, for a snapshot before it is loaded.
+    saved: SavedProgress
     elapsed: float
     sequence: int
     retried: int
@@ -54,14 +170,15 @@ class Resumed:
     has_asked: bool
     early: list[Event]
     nodes: list[BranchNode]
-    #: Step number, event, group number, seconds until it is due (or None).
-    deliveries: list[tuple[int, Any, int, float | None]]
-    slots: list[tuple[int, int, Queues]]
-    unmatched: list[tuple[int, Queues]]
-    collections: list[tuple[int, str, list[type[Event]], list[Event]]]
+    #: Step number, event, branch number, seconds until it is due (or None).
+    deliveries: list[tuple[int, Any, int, float | None]] = attrs.field(factory=list)
+    #: Step number, branch number, the events in the places of the join.
+    places: list[tuple[int, int, Places]] = attrs.field(factory=list)
+    unmatched: list[tuple[int, Places]] = attrs.field(factory=list)
+    buffers: list[tuple[int, str, list[type[Event]], list[Event]]] = attrs.field(factory=list)
 
     def load(self, run: Runner, machine: Machine) -> None:
-        """Write them into a new machine."""
+        """Put all of it into a new machine."""
         now = run.now()
         for asked in self.questions:
             asked.since += now
@@ -70,14 +187,15 @@ class Resumed:
         for event in self.early:
             machine.keep_early(event)
         self._open_nodes(machine)
-        for index, key, expected, events in self.collections:
+        for index, key, expected, events in self.buffers:
             machine.buffer(index, key).fill(events, expected)
-        for index, number, queues in self.slots:
-            slots = machine.pair_join_of(machine.queues[index], self._at(number))
-            slots.fill([[(event, self._at(n)) for event, n in queue] for queue in queues])
-        for index, queues in self.unmatched:
-            left = machine.queues[index].unmatched = PairJoin(machine.queues[index].step.accepts)
-            left.fill([[(event, None) for event, _ in queue] for queue in queues])
+        for index, number, places in self.places:
+            join = machine.pair_join_of(machine.queues[index], self._at(number))
+            join.fill([[(event, self._at(n)) for event, n in queue] for queue in places])
+        for index, places in self.unmatched:
+            queue = machine.queues[index]
+            queue.unmatched = PairJoin(queue.step.accepts)
+            queue.unmatched.fill([[(event, None) for event, _ in queue] for queue in places])
         self._deliver(run, machine, run.now())
         for node in reversed(self.nodes):
             if not node.live and not node.is_over:
@@ -108,78 +226,49 @@ class Resumed:
         return self.nodes[number - 1] if number else None
 
 
-@attrs.define(eq=False)
-class Found:
-    """What a snapshot holds: a state, and, unless the run was over, a start event or books."""
-
-    run_id: str | None = None
-    store: StateStore[Any] | None = None
-    start_event: Event | None = None
-    resumed: Resumed | None = None
-    arrived: Arrived = ()
-    #: The events that came with an id, by that: the content, and the step and question named.
-    keys: dict[str, tuple[str, str | None, str | None]] = attrs.field(
-        factory=dict[str, tuple[str, str | None, str | None]]
-    )
-
-
 class _Reader:
-    """Turns plain data into books; every complaint names the place."""
+    """Decodes the parts of a snapshot; every error names the place."""
 
     def __init__(self, graph: Graph, codec: Codec) -> None:
         self._graph = graph
         self._codec = codec
         self._nodes: list[BranchNode] = []
 
-    def read(self, data: Any, elapsed: float, sequence: int) -> Resumed:
-        parts = _parts(data, "run", "retried questions has_asked early steps groups")
-        slots: list[tuple[int, int, Queues]] = []
-        nodes = _as(list, parts["groups"], "run.groups")
-        for number, part in enumerate(nodes, 1):
-            self._nodes.append(self._node(part, number))
-        for number, part in enumerate(nodes, 1):
-            path = f"run.groups[{number}].slots"
-            for name, queues in _as(dict, part.get("slots", {}), path).items():
-                step = self._step(name, path, "slot")
-                slots.append((step.index, number, self._queues(step, queues, f"{path}.{name}")))
-        made = Resumed(
-            data=data,
+    def progress(self, part: SavedProgress, elapsed: float, sequence: int) -> SavedMachine:
+        for number, branch in enumerate(part.branches):
+            self._nodes.append(self._node(branch, f"run.branches[{number}]"))
+        found = SavedMachine(
+            saved=part,
             elapsed=elapsed,
             sequence=sequence,
-            retried=_count(parts["retried"], "run.retried"),
-            questions=self._questions(parts["questions"]),
-            has_asked=_as(bool, parts["has_asked"], "run.has_asked"),
-            early=self._events(parts["early"], "run.early"),
+            retried=part.retried,
+            questions=self._questions(part.questions),
+            has_asked=part.has_asked,
+            early=self._events(part.early, "run.early"),
             nodes=self._nodes,
-            deliveries=[],
-            slots=slots,
-            unmatched=[],
-            collections=[],
         )
-        for name, part in _as(dict, parts["steps"], "run.steps").items():
-            self._read_step(made, self._step(name, "run.steps"), part, f"run.steps.{name}")
-        return made
+        for number, branch in enumerate(part.branches, 1):
+            path = f"run.branches[{number - 1}].places"
+            for name, places in branch.places.items():
+                step = self._step(name, path, "slot")
+                decoded = self._places(step, places, f"{path}.{name}")
+                found.places.append((step.index, number, decoded))
+        for name, pending in part.steps.items():
+            self._read_step(found, self._step(name, "run.steps"), pending, f"run.steps.{name}")
+        return found
 
-    def _questions(self, data: Any) -> list[Asked]:
-        if type(data) is int:  # a snapshot of before the questions had names
-            if data > _MOST_UNNAMED:
-                _refuse("run.questions", f"at most {_MOST_UNNAMED} questions, not {brief(data)}")
-            return [Asked(n, None, 0.0) for n in range(1, _count(data, "run.questions") + 1)]
+    def _questions(self, parts: list[SavedQuestion]) -> list[Asked]:
         found: list[Asked] = []
-        for place, entry in enumerate(_as(list, data, "run.questions")):
+        for place, part in enumerate(parts):
             path = f"run.questions[{place}]"
-            parts = _parts(entry, path, "number age", "event kind key")
-            event = self._event(parts["event"], f"{path}.event") if "event" in parts else None
-            number = _count(parts["number"], f"{path}.number")
-            if number <= (found[-1].number if found else 0):
-                _refuse(f"{path}.number", "numbers that go up from 1")
-            asked = Asked(number, event, -_seconds(parts["age"], f"{path}.age"))
-            if "kind" in parts:
-                asked.kind = self._kind_of_answer(_as(str, parts["kind"], f"{path}.kind"))
-                key = _as(str, parts.get("key"), f"{path}.key")
-                if not _CONTENT.fullmatch(key):
-                    _refuse(f"{path}.key", f"16 hexadecimal digits, not {brief(key, 60)}")
-                asked.key = int(key, 16)
+            event = None if part.event is None else self.event(part.event, f"{path}.event")
+            if found and part.number <= found[-1].number:
+                refuse(f"{path}.number", "numbers that go up from 1")
+            asked = Asked(part.number, event, -part.age)
+            if part.kind is not None:
+                if part.key is None:
+                    refuse(f"{path}.key", "16 hexadecimal digits, not None")
+                asked.kind, asked.key = self._kind_of_answer(part.kind), int(part.key, 16)
             found.append(asked)
         return found
 
@@ -194,195 +283,147 @@ class _Reader:
                     return kind
         return HumanResponseEvent
 
-    def read_ids(self, data: Any) -> dict[str, tuple[str, str | None, str | None]]:
-        found: dict[str, tuple[str, str | None, str | None]] = {}
-        for key, entry in _as(dict, data, "ids").items():
-            path = f"ids[{brief(key, 60)}]"
-            content, *named = _items(entry, path, "a content, a step and a question, or null", 3)
-            target, question = (None if name is None else _as(str, name, path) for name in named)
-            found[key] = _as(str, content, path), target, question
-        return found
-
-    def read_start(self, data: Any) -> Event:
-        event: Event = self._event(data, "start", self._graph.start_event)
-        return event
-
-    def read_all_arrived(self, data: Any) -> Arrived:
-        found = [
-            self.read_arrived(entry, f"arrived[{number}]")
-            for number, entry in enumerate(_as(list, data, "arrived"))
-        ]
-        for number, entry in enumerate(found):
-            self.check_arrived(*entry, f"arrived[{number}]")
-        return tuple(found)
-
-    def read_arrived(self, data: Any, path: str) -> tuple[Event, str | None, str | None]:
-        parts = _as(list, data, path)
-        if len(parts) not in (2, 3):
-            _refuse(
-                path, "a list of an event, the name of a step and the id of a question, or null"
-            )
-        event: Event = self._event(parts[0], path)
-        target: str | None = None if parts[1] is None else _as(str, parts[1], path)
-        question = None if parts[2:] in ([], [None]) else _as(str, parts[2], path)
+    def arrived(
+        self, data: Any, target: str | None, question: str | None, path: str
+    ) -> tuple[Event, str | None, str | None]:
+        event = self.event(data, path)
+        try:
+            if question is None and target is None:
+                self._graph.input(type(event))
+            elif question is None and target is not None:
+                self._graph.target_index(event, target)
+        except WorkflowRuntimeError as error:
+            refuse(path, f"an event that the workflow takes ({error})")
         return event, target, question
 
-    def check_arrived(
-        self, event: Event, target: str | None, question: str | None, path: str
-    ) -> None:
-        if question is not None:
-            return
-        try:
-            if target is None:
-                self._graph.input(type(event))
-            else:
-                self._graph.target_index(event, _as(str, target, path))
-        except WorkflowRuntimeError as error:
-            _refuse(path, f"an event that the workflow takes ({error})")
+    def _read_step(self, found: SavedMachine, step: Step, part: SavedStep, path: str) -> None:
+        for number, delivery in enumerate(part.deliveries):
+            place = f"{path}.deliveries[{number}]"
+            event = self._delivery(step, delivery, place)
+            branch = self._number(delivery.branch, f"{place}.branch")
+            found.deliveries.append((step.index, event, branch, delivery.due))
+        if part.places:
+            places = self._places(step, part.places, f"{path}.places")
+            found.places.append((step.index, 0, places))
+        if part.unmatched:
+            places = self._places(step, part.unmatched, f"{path}.unmatched")
+            found.unmatched.append((step.index, places))
+        for key, buffer in part.buffers.items():
+            place = f"{path}.buffers.{brief_text(key)}"
+            kinds = [self._kind(step, name, f"{place}.expected") for name in buffer.expected]
+            events = self._events(buffer.events, f"{place}.events", *kinds)
+            found.buffers.append((step.index, key, kinds, events))
 
-    def _read_step(self, made: Resumed, step: Step, data: Any, path: str) -> None:
-        parts = _parts(data, path, "", "deliveries slots unmatched collections")
-        for number, entry in enumerate(_as(list, parts.get("deliveries", []), path)):
-            made.deliveries.append(self._delivery(step, entry, f"{path}.deliveries[{number}]"))
-        if "slots" in parts:
-            made.slots.append((step.index, 0, self._queues(step, parts["slots"], f"{path}.slots")))
-        if "unmatched" in parts:
-            queues = self._queues(step, parts["unmatched"], f"{path}.unmatched")
-            made.unmatched.append((step.index, queues))
-        for key, found in _as(dict, parts.get("collections", {}), f"{path}.collections").items():
-            place = f"{path}.collections[{brief(key, 60)}]"
-            buffer = _parts(found, place, "expected events")
-            names = _as(list, buffer["expected"], f"{place}.expected")
-            if not names:
-                _refuse(f"{place}.expected", "the names of event classes")
-            kinds = [self._kind(step, name, f"{place}.expected") for name in names]
-            events = self._events(buffer["events"], f"{place}.events", *kinds)
-            made.collections.append((step.index, key, kinds, events))
-
-    def _step(self, name: Any, path: str, takes: str = "") -> Step:
-        index = self._graph.index.get(name) if isinstance(name, str) else None
+    def _step(self, name: str, path: str, takes: str = "") -> Step:
+        index = self._graph.index.get(name)
         if index is None or takes not in ("", self._graph.steps[index].takes):
-            _refuse(path, f"the names of {'joins' if takes else 'steps'}, not {brief(name)}")
+            refuse(path, f"the names of {'joins' if takes else 'steps'}, not {brief(name)}")
         return self._graph.steps[index]
 
-    def _event(self, data: Any, path: str, *kinds: type[Event]) -> Any:
+    def event(self, data: Any, path: str, *kinds: type[Event]) -> Any:
         event = self._codec.decode(data, path)
         if not isinstance(event, kinds or Event):
             names = " or ".join(kind.__name__ for kind in kinds or (Event,))
-            _refuse(path, f"an event of {names}, not a {type(event).__name__}")
+            refuse(path, f"an event of {names}, not a {type(event).__name__}")
         return event
 
-    def _events(self, data: Any, path: str, *kinds: type[Event]) -> list[Any]:
-        parts = enumerate(_as(list, data, path))
-        return [self._event(part, f"{path}[{number}]", *kinds) for number, part in parts]
+    def _events(self, data: list[Any], path: str, *kinds: type[Event]) -> list[Any]:
+        return [self.event(e, f"{path}[{n}]", *kinds) for n, e in enumerate(data)]
 
     def _kind(self, step: Step, name: Any, path: str) -> type[Event]:
         for kind in step.accepts:
             for known in (*kind.__mro__, *_subclasses(kind)):
                 if known.__name__ == name and issubclass(known, Event):
                     return known
-        return _refuse(path, f"event classes that the step takes, not {brief(name)}")
+        return refuse(path, f"event classes that the step takes, not {brief(name)}")
 
-    def _node(self, data: Any, number: int) -> BranchNode:
-        path = f"run.groups[{number}]"
-        parts = _parts(data, path, "parent", "joins slots held recoveries")
-        parent = self._number(parts["parent"], f"{path}.parent")
-        joins = _as(dict, parts.get("joins", {}), f"{path}.joins")
-        steps = [self._step(name, f"{path}.joins", "list") for name in joins]
+    def _node(self, part: SavedBranch, path: str) -> BranchNode:
+        parent = self._number(part.parent, f"{path}.parent")
+        steps = [self._step(name, f"{path}.joins", "list") for name in part.joins]
         node = BranchNode(
             self._nodes[parent - 1] if parent else None,
             tuple(step.index for step in steps),
-            is_held=_as(bool, parts.get("held", False), f"{path}.held"),
+            is_held=part.held,
         )
-        for step, events in zip(steps, joins.values(), strict=True):
-            if events is not None:
-                place = f"{path}.joins.{step.name}"
-                events = self._events(events, place, *step.accepts)
-                if step.take is not None and len(events) >= step.take:
-                    _refuse(place, f"fewer than {step.take} events")
-            elif step.take is None:
-                _refuse(f"{path}.joins.{step.name}", "a list of events")
-            node.collected[step.index] = events
-        if "recoveries" in parts:
-            counts = _as(dict, parts["recoveries"], f"{path}.recoveries")
+        for step, events in zip(steps, part.joins.values(), strict=True):
+            place = f"{path}.joins.{step.name}"
+            if events is None:
+                if step.take is None:
+                    refuse(place, "a list of events")
+                node.collected[step.index] = None
+                continue
+            if step.take is not None and len(events) >= step.take:
+                refuse(place, f"fewer than {step.take} events")
+            node.collected[step.index] = self._events(events, place, *step.accepts)
+        if part.recoveries is not None:
             node.recoveries = {
-                self._step(name, f"{path}.recoveries").index: _count(n, f"{path}.recoveries.{name}")
-                for name, n in counts.items()
+                self._step(name, f"{path}.recoveries").index: count
+                for name, count in part.recoveries.items()
             }
         return node
 
-    def _number(self, number: Any, path: str) -> int:
-        if type(number) is not int or not 0 <= number <= len(self._nodes):
-            _refuse(path, f"the number of a group that is there, not {brief(number)}")
+    def _number(self, number: int, path: str) -> int:
+        if number > len(self._nodes):
+            refuse(path, f"the number of a branch that is there, not {brief(number)}")
         return number
 
-    def _queues(self, step: Step, data: Any, path: str) -> Queues:
-        queues = _as(list, data, path)
-        if step.takes != "slot" or len(queues) != len(step.accepts):
-            _refuse(path, "one list for each event that a join takes, an event lacking in them")
-        kept = [
-            [
-                self._pair(entry, f"{path}[{place}][{number}]", kind)
-                for number, entry in enumerate(_as(list, queue, f"{path}[{place}]"))
+    def _places(self, step: Step, places: Places, path: str) -> Places:
+        if step.takes == "slot" and len(places) == len(step.accepts):
+            found = [
+                [
+                    self._member(*entry, f"{path}[{place}][{number}]", kind)
+                    for number, entry in enumerate(queue)
+                ]
+                for place, (queue, kind) in enumerate(zip(places, step.accepts, strict=True))
             ]
-            for place, (queue, kind) in enumerate(zip(queues, step.accepts, strict=True))
-        ]
-        slots: PairJoin[None] = PairJoin(step.accepts)
-        slots.fill([[(event, None) for event, _ in queue] for queue in kept])
-        if slots.is_complete:
-            _refuse(path, "one list for each event that a join takes, an event lacking in them")
-        return kept
+            join: PairJoin[None] = PairJoin(step.accepts)
+            join.fill([[(event, None) for event, _ in queue] for queue in found])
+            if not join.is_complete:
+                return found
+        return refuse(path, "one list for each event that a join takes, an event lacking in them")
 
-    def _pair(self, entry: Any, path: str, kind: type[Event]) -> tuple[Any, int]:
-        event, number = _items(entry, path, "an event and the number of its group")
-        return self._event(event, f"{path}[0]", kind), self._number(number, f"{path}[1]")
+    def _member(self, event: Any, number: int, path: str, kind: type[Event]) -> tuple[Any, int]:
+        return self.event(event, f"{path}[0]", kind), self._number(number, f"{path}[1]")
 
     def _payload(self, step: Step, data: Any, path: str) -> Any:
         if step.takes == "one":
-            return self._event(data, path, *step.accepts)
+            return self.event(data, path, *step.accepts)
+        if not isinstance(data, list):
+            refuse(path, f"a list of events, not {brief(data)}")
+        events = cast("list[Any]", data)
         if step.takes == "list":
-            return self._events(data, path, *step.accepts)
-        parts = _as(list, data, path)
-        if len(parts) != len(step.accepts):
-            _refuse(path, f"{len(step.accepts)} events, one of each, not {len(parts)}")
+            return self._events(events, path, *step.accepts)
+        if len(events) != len(step.accepts):
+            refuse(path, f"{len(step.accepts)} events, one of each, not {len(events)}")
         return tuple(
-            self._event(part, f"{path}[{number}]", kind)
-            for number, (part, kind) in enumerate(zip(parts, step.accepts, strict=True))
+            self.event(event, f"{path}[{number}]", kind)
+            for number, (event, kind) in enumerate(zip(events, step.accepts, strict=True))
         )
 
-    def _delivery(self, step: Step, entry: Any, path: str) -> tuple[int, Any, int, float | None]:
-        if isinstance(entry, list):
-            event, number = _items(entry, path, "an event and the number of its group")
-            payload = self._payload(step, event, f"{path}[0]")
-            return step.index, payload, self._number(number, f"{path}[1]"), None
-        optional = "due seed attempts received left sent collected"
-        parts = _parts(entry, path, "event group", optional)
-        redelivery = Redelivery(self._payload(step, parts["event"], f"{path}.event"))
-        number = self._number(parts["group"], f"{path}.group")
-        if "attempts" in parts:
-            redelivery.attempts = _attempts(parts["attempts"], f"{path}.attempts")
-        redelivery.seed = _as(str, parts.get("seed", ""), f"{path}.seed")
+    def _delivery(self, step: Step, part: SavedDelivery, path: str) -> Any:
+        event = self._payload(step, part.event, f"{path}.event")
+        if not part.has_begun:
+            return event
+        redelivery = Redelivery(event)
+        if part.attempts is not None:
+            redelivery.attempts = Attempts.decode(to_plain(part.attempts), 0.0)
+        redelivery.seed = part.seed
         redelivery.received = {
-            key: self._events(events, place)
-            for key, events, place in _by_content(parts, "received", path)
+            int(key, 16): self._events(events, f"{path}.received.{key}")
+            for key, events in part.received.items()
         }
-        redelivery.left = {
-            key: [_seconds(left, place) for left in times]
-            for key, times, place in _by_content(parts, "left", path)
-        }
+        redelivery.left = {int(key, 16): times for key, times in part.left.items()}
         redelivery.sent = {
-            key: [self._branch(branch, place) for branch in branches]
-            for key, branches, place in _by_content(parts, "sent", path)
+            int(key, 16): [self._branch(branch, f"{path}.sent.{key}") for branch in branches]
+            for key, branches in part.sent.items()
         }
-        for found in _as(list, parts.get("collected", []), f"{path}.collected"):
-            key, events = _items(found, f"{path}.collected", "a buffer and its events, or null")
-            if events is not None:
-                events = self._events(events, f"{path}.collected")
-            redelivery.collected.append((_as(str, key, f"{path}.collected"), events))
-        due = parts.get("due")
-        return step.index, redelivery, number, None if due is None else _seconds(due, f"{path}.due")
+        redelivery.collected = [
+            (key, None if events is None else self._events(events, f"{path}.collected"))
+            for key, events in part.collected
+        ]
+        return redelivery
 
-    def _branch(self, branch: Any, path: str) -> BranchNode | None:
+    def _branch(self, branch: int | str | None, path: str) -> BranchNode | None:
         if branch is None:
             return None
         if isinstance(branch, str):
@@ -392,190 +433,71 @@ class _Reader:
             return cancelled
         number = self._number(branch, path)
         if not number or not self._nodes[number - 1].is_held:
-            _refuse(path, "the number of a group that is held")
+            refuse(path, "the number of a branch that is held")
         return self._nodes[number - 1]
 
 
-def read_snapshot(
-    data: Any, graph: Graph, classes: tuple[type, ...], *, drops_removed: bool = False
-) -> Found:
-    """Check and decode a snapshot; fields that are gone are refused, or left out.
-
-    Raises:
-        SnapshotError: It is no snapshot, of another workflow or shape, or something in it is bad.
-    """
-    _as(dict, data, "its top")
-    version = data.get("sluicegate")
+def _checked(data: Any, graph: Graph) -> Snapshot:
+    """Return a snapshot in its structs, if it is of this format and of this workflow."""
+    version = data.get("sluicegate") if isinstance(data, dict) else None
     if type(version) is not int or version != FORMAT:
         msg = (
             f"this is no snapshot that this version of sluicegate can read (format {brief(version)}); "
             f"expected the dict that handler.snapshot() returned, of format {FORMAT}"
         )
         raise SnapshotError(msg)
-    _check_shape(data, graph)
-    known = "run_id elapsed sequence arrived start run ids"
-    parts = _parts(data, "its top", "sluicegate workflow shape status state", known)
-    codec = graph.codec(classes, drops_removed=drops_removed)
-    found = Found(store=_store(parts["state"], graph, codec))
-    if parts.get("run_id") is not None:
-        found.run_id = _as(str, parts["run_id"], "run_id")
-    if parts["status"] in ("completed", "unstarted"):
-        for name in ("start", "run"):
-            if name in parts:
-                _refuse(
-                    "status", f"another status than {brief(parts['status'])} with {brief(name)}"
-                )
-        return found
-    if parts["status"] not in ("running", "idle", "failed", "timed_out", "cancelled"):
-        _refuse("status", f"the status of a run, not {brief(parts['status'])}")
-    reader = _Reader(graph, codec)
-    found.arrived = reader.read_all_arrived(parts.get("arrived", []))
-    found.keys = reader.read_ids(parts.get("ids", {}))
-    elapsed = _seconds(parts.get("elapsed"), "elapsed")
-    sequence = _count(parts.get("sequence"), "sequence")
-    if ("start" in parts) == ("run" in parts):
-        _refuse("its top", "either a key 'start' or a key 'run'")
-    if "start" in parts:
-        found.start_event = reader.read_start(parts["start"])
-    else:
-        found.resumed = reader.read(parts["run"], elapsed, sequence)
+    found = read_part(data, Snapshot)
+    before, now = found.shape, shape_of(graph)
+    differences: list[str] = []
+    if found.workflow != graph.name:
+        differences.append(f"it is of {brief(found.workflow)}, and this is {graph.name!r}")
+    differences += [f"the step {brief_text(name)} is gone" for name in before if name not in now]
+    differences += [f"the step {name} is new" for name in now if name not in before]
+    for name in before:
+        if name in now:
+            changes = zip(_shown(before[name]), _shown(now[name]), strict=True)
+            differences += [
+                f"the step {name} {verb} {new}, and {verb} {old} in the snapshot"
+                for (verb, old), (_, new) in changes
+                if old != new
+            ]
+    if differences:
+        msg = (
+            f"the snapshot does not fit {graph.name}: {'; '.join(differences)}; expected the "
+            "workflow that it was taken of"
+        )
+        raise SnapshotError(msg)
     return found
 
 
-def _store(data: Any, graph: Graph, codec: Codec) -> StateStore[Any] | None:
+_WAYS = {"one": "one event at a time", "list": "a list of events", "slot": "one event of each"}
+
+
+def _shown(shape: StepShape) -> list[tuple[str, str]]:
+    """Return what a step takes and makes, in words."""
+    takes, makes, items = (
+        brief_text(" | ".join(names)) or "nothing"
+        for names in (shape.takes, shape.makes, shape.fans_out)
+    )
+    return [
+        ("takes", takes),
+        ("takes", _WAYS[shape.way]),
+        ("takes", "all" if shape.first is None else f"the first {shape.first}"),
+        ("makes", makes),
+        ("makes", f"list[{items}]" if shape.fans_out else items),
+    ]
+
+
+def _store(data: Any, graph: Graph, codec: Codec) -> StateStore[Any]:
     if data is None:
-        return None
+        return StateStore(graph.state_type)
     state = codec.decode(data, "the state")
     if graph.state_type is None and isinstance(state, dict):
         state = DictState(cast("dict[str, Any]", state))
     try:
         return StateStore(graph.state_type, state, is_restored=True)
     except TypeError as error:
-        _refuse("state", f"a state of the workflow ({error})")
-
-
-def _check_shape(data: dict[str, Any], graph: Graph) -> None:
-    before = _as(dict, data.get("shape"), "shape")
-    now = shape_of(graph)
-    told: list[str] = []
-    if data.get("workflow") != graph.name:
-        told.append(f"it is of {brief(data.get('workflow'))}, and this is {graph.name!r}")
-    told += [f"the step {_word(name)} is gone" for name in before if name not in now]
-    told += [f"the step {name} is new" for name in now if name not in before]
-    for name in before:
-        if name in now and before[name] != now[name]:
-            old: Mapping[str, Any] = _as(dict, before[name], f"shape.{name}")
-            changed = [key for key in now[name] if old.get(key) != now[name][key]]
-            if not changed:
-                _refuse(f"shape.{name}", f"the keys {', '.join(now[name])}")
-            told += [f"the step {name} {_change(key, old, now[name])}" for key in changed]
-    if told:
-        msg = (
-            f"the snapshot does not fit {graph.name}: {'; '.join(told)}; expected the workflow that "
-            "it was taken of"
-        )
-        raise SnapshotError(msg)
-
-
-#: How a difference is told, by its key: what the step does.
-_VERBS = {"takes": "takes", "as": "takes", "first": "takes", "makes": "makes", "fans out": "makes"}
-
-
-def _change(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    verb = _VERBS[key]
-    return (
-        f"{verb} {_told(key, new.get(key))}, and {verb} {_told(key, old.get(key))} in the snapshot"
-    )
-
-
-def _word(value: object) -> str:
-    return value if isinstance(value, str) else brief(value)
-
-
-def _told(key: str, value: Any) -> str:
-    if isinstance(value, list):
-        names = brief_text(" | ".join(map(_word, cast("list[Any]", value)))) or "nothing"
-        return f"list[{names}]" if key == "fans out" and value else names
-    if key == "first":
-        return "all" if value is None else f"the first {brief(value)}"
-    ways = {"one": "one event at a time", "list": "a list of events", "slot": "one event of each"}
-    return ways.get(value, brief(value)) if isinstance(value, str) else brief(value)
-
-
-def _parts(data: Any, path: str, required: str, optional: str = "") -> dict[str, Any]:
-    """Check which keys an object has."""
-    _as(dict, data, path)
-    needed, known = required.split(), [*required.split(), *optional.split()]
-    for name in needed:
-        if name not in data:
-            _refuse(path, f"a key {brief(name)}")
-    for name in data:
-        if name not in known:
-            _refuse(path, f"no other keys than {', '.join(known)}, not {brief(name)}")
-    return cast("dict[str, Any]", data)
-
-
-def _items(data: Any, path: str, expected: str, count: int = 2) -> list[Any]:
-    if not isinstance(data, list) or len(cast("list[Any]", data)) != count:
-        _refuse(path, f"a list of {expected}")
-    return cast("list[Any]", data)
-
-
-def _as(kind: type, value: Any, path: str) -> Any:
-    if type(value) is not kind:
-        _refuse(path, f"a value of type {kind.__name__}, not {type(value).__name__}")
-    return value
-
-
-def _count(value: Any, path: str) -> int:
-    if type(value) is not int or value < 0:
-        _refuse(path, f"a number of at least 0, not {brief(value)}")
-    return value
-
-
-def _by_content(
-    parts: dict[str, Any], name: str, path: str
-) -> Iterator[tuple[int, list[Any], str]]:
-    """Yield the number of each content, the list that belongs to it, and the place of that."""
-    for key, values in _as(dict, parts.get(name, {}), f"{path}.{name}").items():
-        if not (isinstance(key, str) and _CONTENT.fullmatch(key)):
-            _refuse(f"{path}.{name}", f"16 hexadecimal digits for each content, not {key!r}")
-        yield int(key, 16), _as(list, values, f"{path}.{name}.{key}"), f"{path}.{name}.{key}"
-
-
-#: More questions than an older snapshot has.
-_MOST_UNNAMED = 100_000
-
-_CONTENT = re.compile("[0-9a-f]{16}")
-
-
-def _seconds(value: Any, path: str) -> float:
-    if type(value) not in (int, float) or not 0 <= value <= _LONGEST:
-        _refuse(path, f"seconds of at least 0, not {brief(value)}")
-    return float(value)
-
-
-#: More seconds than any run takes, and few enough to be added to a time.
-_LONGEST = 1e12
-
-
-def _attempts(data: Any, path: str) -> Attempts:
-    try:
-        attempts = Attempts.decode(_parts(data, path, "elapsed idle count failures"), 0.0)
-    except ValueError as error:
-        _refuse(path, f"what an attempt leaves ({error})")
-    _seconds(-attempts.started_at, f"{path}.elapsed")
-    _seconds(attempts.idle, f"{path}.idle")
-    _count(attempts.count, f"{path}.count")
-    for number, failure in enumerate(attempts.failures):
-        _count(failure.attempt, f"{path}.failures[{number}]")
-        _seconds(failure.at, f"{path}.failures[{number}]")
-    return attempts
-
-
-def _refuse(path: str, expected: str) -> NoReturn:
-    msg = f"the snapshot is damaged at {brief_text(path)}; expected {brief_text(expected, 400)}"
-    raise SnapshotError(msg)
+        refuse("state", f"a state of the workflow ({error})")
 
 
 def _subclasses(kind: type) -> Iterator[type]:

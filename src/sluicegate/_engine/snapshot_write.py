@@ -1,4 +1,4 @@
-"""Snapshots: the books of a run as plain JSON data."""
+"""Snapshots: the state of a run as plain JSON data."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sluicegate._engine.journal import InFlight, Redelivery, copy_lists
 from sluicegate._engine.lineage import meeting_point
+from sluicegate._engine.snapshot_format import (
+    FORMAT,
+    SavedAttempts,
+    SavedBranch,
+    SavedBuffer,
+    SavedDelivery,
+    SavedProgress,
+    SavedQuestion,
+    SavedStep,
+    Snapshot,
+    StepShape,
+    to_plain,
+)
 from sluicegate._errors import SnapshotError
 from sluicegate._state.drafts import DictState
 
@@ -17,67 +30,55 @@ if TYPE_CHECKING:
 
     from sluicegate._data.codec import Codec
     from sluicegate._definition.graph import Graph
-    from sluicegate._definition.steps import Step
     from sluicegate._engine.joins import PairJoin
     from sluicegate._engine.journal import KeyOf
     from sluicegate._engine.lineage import BranchNode
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.runner import Runner
+    from sluicegate._engine.snapshot_format import Places
     from sluicegate._engine.step_queue import StepQueue
     from sluicegate._engine.waits import Wait
     from sluicegate._events import Event
     from sluicegate._state.store import StateStore
 
 
-#: The version of the format; older ones are read, newer ones are refused.
-FORMAT = 2
-
-
 def take_snapshot(run: Runner) -> dict[str, Any]:
-    """Read a run off its books; see :meth:`sluicegate.WorkflowHandler.snapshot`.
+    """Return a run as plain data; see :meth:`sluicegate.WorkflowHandler.snapshot`.
 
     Raises:
         SnapshotError: Something cannot be kept; the message names its path.
     """
     codec = run.graph.codec(run.options.classes)
-    data: dict[str, Any] = {
-        **head(run.graph),
-        "run_id": run.run_id,
-        "status": run.outcome.status or ("idle" if run.is_idle else "running"),
-        "elapsed": run.time_taken(),
-        "sequence": run.log.next - 1,
-        "state": None,
-    }
-    if run.state_store is not None:
-        data["state"] = _encode_state(codec, run.state_store)
-    if run.outcome.status == "completed":
-        return data
-    if run.early:
-        data["arrived"] = [
-            [codec.encode(event, "an event that came early"), target, question]
-            for event, target, question in run.early
-        ]
-    if run.keys:
-        data["ids"] = {key: list(known) for key, known in run.keys.items()}
+    status: Any = run.outcome.status or ("idle" if run.is_idle else "running")
+    state = None if run.state_store is None else _encode_state(codec, run.state_store)
+    found = _head(run.graph, status, state)
+    found.run_id = run.run_id
+    found.elapsed = run.time_taken()
+    found.sequence = run.log.next - 1
+    found.carrier = dict(run.carrier)
+    if status == "completed":
+        return to_plain(found)
+    found.arrived = [
+        (codec.encode(event, "an event that came early"), target, question)
+        for event, target, question in run.early
+    ]
+    found.ids = dict(run.keys)
     if run.start_event is not None:
-        data["start"] = codec.encode(run.start_event, "the start event")
+        found.start = codec.encode(run.start_event, "the start event")
     elif run.resumed is not None:
-        data["run"] = run.resumed.data
+        found.run = run.resumed.saved
     else:
         _, machine = run.live()
         working = [InFlight.of(worker) for worker in run.workers if worker.step is not None]
-        working = [*(run.in_flight or ()), *working]
         writer = _Writer(codec, machine, run, has_unwound=bool(run.outcome.status))
-        writer.note_working(working)
-        books = writer.write()
-        data["run"] = {"retried": run.retried, **books}
-    return data
+        writer.note_working([*(run.in_flight or ()), *working])
+        found.run = writer.write(run.retried)
+    return to_plain(found)
 
 
 def state_alone(graph: Graph, classes: tuple[type, ...], store: StateStore[Any]) -> dict[str, Any]:
     """Return a snapshot of a state that no run has used yet."""
-    state = _encode_state(graph.codec(classes), store)
-    return {**head(graph), "status": "unstarted", "state": state}
+    return to_plain(_head(graph, "unstarted", _encode_state(graph.codec(classes), store)))
 
 
 def _encode_state(codec: Codec, store: StateStore[Any]) -> Any:
@@ -85,28 +86,28 @@ def _encode_state(codec: Codec, store: StateStore[Any]) -> Any:
     return codec.encode(state.to_dict() if isinstance(state, DictState) else state, "the state")
 
 
-def head(graph: Graph) -> dict[str, Any]:
-    """Return what says of which workflow a snapshot is."""
-    return {"sluicegate": FORMAT, "workflow": graph.name, "shape": shape_of(graph)}
+def _head(graph: Graph, status: Any, state: Any) -> Snapshot:
+    return Snapshot(
+        sluicegate=FORMAT, workflow=graph.name, shape=shape_of(graph), status=status, state=state
+    )
 
 
-def shape_of(graph: Graph) -> dict[str, Any]:
+def shape_of(graph: Graph) -> dict[str, StepShape]:
     """Return the steps of a workflow, as far as a snapshot depends on them."""
-    return {step.name: _shape_of_step(step) for step in graph.steps}
-
-
-def _shape_of_step(step: Step) -> dict[str, Any]:
     return {
-        "takes": [kind.__name__ for kind in step.accepts],
-        "as": step.takes,
-        "first": step.take,
-        "makes": sorted(kind.__name__ for kind in step.returns),
-        "fans out": sorted(kind.__name__ for kind in step.fans_out),
+        step.name: StepShape(
+            takes=[kind.__name__ for kind in step.accepts],
+            way=cast("Any", step.takes),
+            first=step.take,
+            makes=sorted(kind.__name__ for kind in step.returns),
+            fans_out=sorted(kind.__name__ for kind in step.fans_out),
+        )
+        for step in graph.steps
     }
 
 
 class _Writer:
-    """Turns the books of one run into plain data."""
+    """Turns the state of one run into the parts of a snapshot."""
 
     def __init__(self, codec: Codec, machine: Machine, run: Runner, *, has_unwound: bool) -> None:
         self._codec = codec
@@ -120,11 +121,11 @@ class _Writer:
         self._waiting: dict[int, list[tuple[Any, BranchNode | None]]] = {}
         #: The branches that a step gets back when it begins again.
         self._held: set[BranchNode] = set()
-        #: The groups of cancelled deliveries, which are counted until they have unwound.
+        #: The branches of cancelled deliveries, which are counted until they have unwound.
         self._unwinding: list[BranchNode] = []
-        #: The groups met so far, each with its number.
+        #: The branches met so far, each with its number.
         self._numbers: dict[BranchNode, int] = {}
-        self._nodes: list[dict[str, Any]] = []
+        self._branches: list[SavedBranch] = []
 
     def note_working(self, working: Iterable[InFlight]) -> None:
         """Take note of the invocations that are under way, and are to begin again."""
@@ -156,31 +157,34 @@ class _Writer:
         branches = (branch for same in redelivery.sent.values() for branch in same)
         self._held.update(branch for branch in branches if branch and not branch.is_over)
 
-    def write(self) -> dict[str, Any]:
+    def write(self, retried: int) -> SavedProgress:
+        """Return what is pending, and what is under way."""
         machine = self._machine
         for kind in {wait.kind for wait in machine.waits}:
-            self._codec.require(kind)  # or only the snapshot after the answer would tell
-        for queue in machine.queues:  # before any group is written
+            self._codec.require(kind)  # otherwise only the snapshot after the answer would fail
+        for queue in machine.queues:  # before any branch is written
             waiting = self._waiting[queue.index] = list(_waiting(queue))
             for event, node in (*waiting, *(queue.delayed or {}).items()):
                 if type(event) is Redelivery:
                     self._hold(event)
                 if node is not None and node.is_cancelled:
                     self._unwinding.append(node)
-        steps = {s.step.name: self._queue(s) for s in machine.queues}
+        steps = {queue.step.name: self._queue(queue) for queue in machine.queues}
         for cancelled in self._unwinding:
-            # The fan-out around it may have nothing else left, and is not to be forgotten.
+            # The fan-out around it may have nothing else left, and must be in the snapshot.
             around: BranchNode | None = cancelled
             while around is not None and around.is_cancelled:
                 around = around.parent
             self._node(around)
-        return {
-            "questions": [self._question(*found) for found in self._open_questions()],
-            "has_asked": machine.has_asked,
-            "early": self._events(machine.early, "an early answer"),
-            "steps": {name: data for name, data in steps.items() if data},
-            "groups": self._nodes,
-        }
+        nothing = SavedStep()
+        return SavedProgress(
+            retried=retried,
+            questions=[self._question(*found) for found in self._open_questions()],
+            has_asked=machine.has_asked,
+            early=self._events(machine.early, "an early answer"),
+            steps={name: part for name, part in steps.items() if part != nothing},
+            branches=self._branches,
+        )
 
     def _open_questions(self) -> list[tuple[int, Event | None, float, type[Event] | None, int]]:
         """Return the open questions: number, event, when, and what the wait is for, if one is."""
@@ -199,21 +203,21 @@ class _Writer:
 
     def _question(
         self, number: int, event: Event | None, since: float, kind: type[Event] | None, key: int
-    ) -> dict[str, Any]:
-        data: dict[str, Any] = {"number": number, "age": max(self._now - since, 0.0)}
+    ) -> SavedQuestion:
+        part = SavedQuestion(number=number, age=max(self._now - since, 0.0))
         if event is not None:
             with suppress(SnapshotError):  # the step that asks it again has it
-                data["event"] = self._codec.encode(event, "a question")
+                part.event = self._codec.encode(event, "a question")
         if kind is not None:
-            data |= {"kind": kind.__name__, "key": f"{key:016x}"}
-        return data
+            part.kind, part.key = kind.__name__, f"{key:016x}"
+        return part
 
     def _events(self, events: Iterable[Event], path: str) -> list[Any]:
         encode = self._codec.encode
         return [encode(event, path) for event in events]
 
     def _node(self, node: BranchNode | None) -> int:
-        """Return the number of a group, 0 for none; it is written when it is first met."""
+        """Return the number of a branch, 0 for none; it is written when it is first met."""
         while node is not None and not (
             node.joins or node.recoveries is not None or node in self._held
         ):
@@ -222,104 +226,93 @@ class _Writer:
             return 0
         number = self._numbers.get(node)
         if number is None:
-            parent = self._node(node.parent)
             steps = self._machine.graph.steps
-            data: dict[str, Any] = {"parent": parent}
+            part = SavedBranch(parent=self._node(node.parent), held=node in self._held)
             if node.joins:
-                data["joins"] = {
+                part.joins = {
                     steps[join].name: None if events is None else self._events(events, "a join")
                     for join, events in node.collected.items()
                 }
-            if node in self._held:
-                data["held"] = True
             if node.recoveries is not None:
-                data["recoveries"] = {steps[h].name: n for h, n in node.recoveries.items()}
-            self._nodes.append(data)
-            number = self._numbers[node] = len(self._nodes)
-            slots = {steps[i].name: self._slots(s) for i, s in (node.pair_joins or {}).items()}
-            if any(slots.values()):
-                data["slots"] = slots
+                part.recoveries = {steps[h].name: n for h, n in node.recoveries.items()}
+            self._branches.append(part)
+            number = self._numbers[node] = len(self._branches)
+            places = {steps[i].name: self._places(s) for i, s in (node.pair_joins or {}).items()}
+            if any(places.values()):
+                part.places = places
         return number
 
-    def _slots(self, slots: PairJoin[BranchNode | None]) -> list[list[Any]]:
+    def _places(self, join: PairJoin[BranchNode | None]) -> Places:
         return [
             [
-                [
+                (
                     self._codec.encode(event, "an event in a join"),
                     self._node(meeting_point([node])),
-                ]
+                )
                 for event, node in queue
             ]
-            for queue in slots.queues
+            for queue in join.queues
         ]
 
-    def _queue(self, queue: StepQueue) -> dict[str, Any]:
-        data: dict[str, Any] = {}
-        deliveries = [
-            self._redelivery(redelivery, item.node)
+    def _queue(self, queue: StepQueue) -> SavedStep:
+        part = SavedStep()
+        part.deliveries = [
+            self._delivery(redelivery, item.node)
             for item, redelivery in self._working.get(queue.index, ())
         ]
-        deliveries += [
+        part.deliveries += [
             self._delivery(event, node)
             for event, node in self._waiting[queue.index]
             if node is None or not node.is_cancelled
         ]
-        for redelivery, node in (queue.delayed or {}).items():
-            if node is None or not node.is_cancelled:
-                deliveries.append(
-                    self._redelivery(redelivery, node, due=max(redelivery.due - self._now, 0.0))
-                )
-        if deliveries:
-            data["deliveries"] = deliveries
-        for name, slots in (("slots", queue.pair_join), ("unmatched", queue.unmatched)):
-            if slots is not None and any(slots.queues):
-                data[name] = self._slots(slots)
-        for key, found in (queue.buffers or {}).items():
-            events = self._events(found.events(), "a collected event")
+        part.deliveries += [
+            self._delivery(redelivery, node, due=max(redelivery.due - self._now, 0.0))
+            for redelivery, node in (queue.delayed or {}).items()
+            if node is None or not node.is_cancelled
+        ]
+        if queue.pair_join is not None and any(queue.pair_join.queues):
+            part.places = self._places(queue.pair_join)
+        if queue.unmatched is not None and any(queue.unmatched.queues):
+            part.unmatched = self._places(queue.unmatched)
+        for key, buffer in (queue.buffers or {}).items():
+            events = self._events(buffer.events(), "a collected event")
             if events:
-                names = [kind.__name__ for kind in found.expected]
-                kept = data.setdefault("collections", {})
-                kept[key] = {"expected": names, "events": events}
-        return data
+                names = [kind.__name__ for kind in buffer.expected]
+                part.buffers[key] = SavedBuffer(expected=names, events=events)
+        return part
 
     def _payload(self, event: Any) -> Any:
         if isinstance(event, list | tuple):
             return self._events(cast("Iterable[Event]", event), "an event in a join")
         return self._codec.encode(event, "an event")
 
-    def _delivery(self, event: Any, node: BranchNode | None) -> Any:
-        if type(event) is Redelivery:
-            return self._redelivery(event, node)
-        return [self._payload(event), 0 if node is None else self._node(node)]
-
-    def _redelivery(
-        self, redelivery: Redelivery, node: BranchNode | None, due: float | None = None
-    ) -> dict[str, Any]:
-        data: dict[str, Any] = {"event": self._payload(redelivery.event), "group": self._node(node)}
-        if due is not None:
-            data["due"] = due
-        if redelivery.seed:
-            data["seed"] = redelivery.seed
-        if redelivery.attempts is not None:
-            data["attempts"] = redelivery.attempts.encode(self._now)
-        if redelivery.received:
-            data["received"] = {
+    def _delivery(
+        self, event: Any, node: BranchNode | None, due: float | None = None
+    ) -> SavedDelivery:
+        if type(event) is not Redelivery:
+            return SavedDelivery(event=self._payload(event), branch=self._node(node))
+        attempts = event.attempts
+        return SavedDelivery(
+            event=self._payload(event.event),
+            branch=self._node(node),
+            has_begun=True,
+            due=due,
+            seed=event.seed,
+            attempts=None if attempts is None else SavedAttempts(**attempts.encode(self._now)),
+            received={
                 f"{key:016x}": self._events(events, "an answer that a step has received")
-                for key, events in redelivery.received.items()
-            }
-        if redelivery.left:
-            data["left"] = {f"{key:016x}": seconds for key, seconds in redelivery.left.items()}
-        if redelivery.sent:
-            data["sent"] = {
+                for key, events in event.received.items()
+            },
+            left={f"{key:016x}": seconds for key, seconds in event.left.items()},
+            sent={
                 f"{key:016x}": [self._branch(branch) for branch in branches]
-                for key, branches in redelivery.sent.items()
-            }
-        if redelivery.collected:
-            data["collected"] = [
-                [key, None if events is None else self._events(events, "a collected event")]
-                for key, events in redelivery.collected
-            ]
-        return data
+                for key, branches in event.sent.items()
+            },
+            collected=[
+                (key, None if events is None else self._events(events, "a collected event"))
+                for key, events in event.collected
+            ],
+        )
 
     def _branch(self, branch: BranchNode | None) -> int | str | None:
         """Return its number, why it was cancelled, or None where nothing of it is left."""
