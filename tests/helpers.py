@@ -25,6 +25,7 @@ from sluicegate import (
     Workflow,
     step,
     testing,
+    workflow_scope,
 )
 
 
@@ -194,6 +195,22 @@ class Catch:
         # A nursery may be told of one failure twice, by the run and by who awaited it.
         assert all(other is first for other in more), [first, *more]
         return first
+
+
+async def own_run(form: str, handler: Any) -> None:
+    """Run a run to its end in one of the forms: in place, in a block, in a scope, in a nursery."""
+    if form == "in place":
+        await handler
+    elif form == "block":
+        async with handler:
+            await handler
+    elif form == "scope":
+        async with workflow_scope():
+            await handler
+    else:
+        async with anyio.create_task_group() as nursery:
+            handler.start_soon(nursery)
+            await handler
 
 
 # -- workflows ------------------------------------------------------------------------------------

@@ -26,7 +26,6 @@ from sluicegate import (
 from sluicegate._loop import current_backend
 from sluicegate._streams import EventLog
 from tests.helpers import (
-    Catch,
     Driven,
     Fan,
     Item,
@@ -70,6 +69,7 @@ async def test_sender_that_waits_is_released_by_every_end():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("buffer", [1, 2, 64])
+@pytest.mark.peer("edge 27")
 async def test_sending_waits_while_the_slowest_reader_is_a_buffer_behind(buffer):
     """P7: never more than a buffer ahead of the slowest, whatever the fast ones do."""
     sent = []
@@ -127,77 +127,6 @@ async def test_lossy_reader_that_is_stuck_holds_up_nobody_and_keeps_nothing():
 
 
 @pytest.mark.anyio
-async def test_sending_without_waiting_says_where_it_would_wait():
-    """P7: ``send_nowait`` raises WouldBlock, and has published nothing then."""
-    outcomes = []
-
-    async def work(ctx):
-        await started.wait()
-        for n in range(3):
-            with Catch() as left:
-                ctx.stream.send_nowait(Note(number=n))
-            outcomes.append(left.error)
-
-    started = anyio.Event()
-    async with Single(work, stream_buffer=2).run() as handler:
-        reader = handler.stream_events()
-        started.set()
-        while len(outcomes) < 3:
-            await anyio.lowlevel.checkpoint()
-        events = [event.get("number") async for event in reader]
-
-    assert outcomes[:2] == [None, None]
-    assert isinstance(outcomes[2], trio.WouldBlock)
-    assert events == [0, 1, None]
-
-
-@pytest.mark.anyio
-async def test_writing_never_waits():
-    """P7: ``write_event_to_stream`` publishes past any reader, with no checkpoint."""
-    began = anyio.Event()
-    done = []
-
-    async def work(ctx):
-        await began.wait()
-        for n in range(1_000):
-            assert ctx.write_event_to_stream(Note(number=n)) is None
-        done.append(True)
-
-    async with Single(work, stream_buffer=1).run() as handler:
-        reader = handler.stream_events()
-        began.set()
-        while not done:
-            await anyio.lowlevel.checkpoint()
-        count = 0
-        async for _ in reader:
-            count += 1
-
-    assert count == 1_001
-
-
-@pytest.mark.anyio
-async def test_with_no_reader_nobody_is_blocked_and_memory_is_bounded():
-    """P7: of ten thousand events no more are alive than the history keeps."""
-    alive = weakref.WeakSet()
-    most = 0
-
-    async def work(ctx):
-        nonlocal most
-        for n in range(10_000):
-            event = Note(number=n)
-            alive.add(event)
-            await ctx.stream.send(event)
-            most = max(most, len(alive))
-
-    gc.collect()
-    handler = Single(work, stream_history=10, stream_buffer=1).run()
-    await handler
-
-    assert most <= 12
-    assert len(alive) <= 10
-
-
-@pytest.mark.anyio
 @pytest.mark.parametrize("how", ["close", "drop", "leave"])
 async def test_reader_that_goes_holds_nobody_up(how):
     """P7: closed, dropped or left with its block, a reader is no longer waited for."""
@@ -222,20 +151,6 @@ async def test_reader_that_goes_holds_nobody_up(how):
 
     assert len(sent) == 20
     assert handler.status == "completed"
-
-
-@pytest.mark.anyio
-async def test_reader_in_the_task_that_awaits_the_run_holds_nobody_up():
-    """P7: after a ``break``, ``await handler`` in the same task cannot wait for itself."""
-    async with counting(50, stream_buffer=2).run() as handler:
-        async for event in handler.stream_events():
-            assert event.number == 0
-            break
-        reader = handler.stream_events()
-        await reader.receive()
-        assert await handler is None
-        # And what it had not read is still there.
-        assert [e.get("number") async for e in reader] == [*range(1, 50), None]
 
 
 @pytest.mark.anyio
@@ -273,7 +188,7 @@ async def test_sender_that_is_cancelled_has_published_nothing():
 
 @pytest.mark.anyio
 async def test_several_senders_at_once_stay_within_the_buffer():
-    """P7: steps that wait for the same reader do not overshoot together when it moves on."""
+    """P7: steps that wait for one reader do not overshoot together, and each event arrives once."""
     buffer = 3
     sent = []
     taken = []
@@ -281,8 +196,8 @@ async def test_several_senders_at_once_stay_within_the_buffer():
 
     async def work(ctx, number):
         nonlocal most
-        for _ in range(10):
-            await ctx.stream.send(Note(number=number))
+        for k in range(10):
+            await ctx.stream.send(Note(number=10 * number + k))
             sent.append(number)
             most = max(most, len(sent) - len(taken))
 
@@ -296,6 +211,9 @@ async def test_several_senders_at_once_stay_within_the_buffer():
     assert most <= buffer
     assert len(sent) == 80
     assert len(taken) == 81
+    for n in range(8):
+        mine = [event.number for event in taken[:-1] if event.number // 10 == n]
+        assert mine == [*range(10 * n, 10 * n + 10)]
 
 
 @pytest.mark.anyio
@@ -331,25 +249,6 @@ def test_slow_reader_slows_the_run_by_the_clock(backend):
         assert anyio.current_time() == pytest.approx(11)
 
     run_virtually(backend, main)
-
-
-class Talked(Event):
-    pass
-
-
-@pytest.mark.anyio
-async def test_reader_whose_reference_was_dropped_holds_up_nobody():
-    """P7: a reader that nobody can read any more is no reader."""
-    workflow = Sender(20, stream_buffer=2)
-    async with workflow.run() as handler:
-        stream = handler.stream_events()
-        await stream.receive()
-        await all_blocked()
-        assert workflow.sent < 20
-        del stream
-        gc.collect()
-        with limit():
-            assert await handler == 20
 
 
 @pytest.mark.anyio
@@ -498,18 +397,6 @@ async def test_send_waits_while_the_slowest_reader_is_a_buffer_behind():
         assert sent == [4, 5, 6, 6, 6]
 
 
-@pytest.mark.anyio
-async def test_closing_the_slowest_reader_lets_the_senders_go_on():
-    """P7: a sender that waits for a reader goes on when that one leaves."""
-    workflow = Sender(10, stream_buffer=3)
-    async with workflow.run() as handler:
-        stream = handler.stream_events()
-        await all_blocked()
-        assert workflow.sent == 3
-        stream.close()
-        assert await handler == 10
-
-
 @pytest.mark.schedule_fuzz(seeds=20)
 async def test_readers_go_on_before_a_sender_that_gives_way():
     """P3: a sender that has had its time lets readers have the event before it does more (on Trio)."""
@@ -529,31 +416,6 @@ async def test_readers_go_on_before_a_sender_that_gives_way():
                 order.append("reader")
 
     assert order == ["reader", "sender"]
-
-
-@pytest.mark.anyio
-async def test_send_that_is_cancelled_while_it_waits_has_published_nothing():
-    """P7: a cancelled send did nothing, a send that returned did all."""
-    outcome = []
-
-    class Impatient(Workflow):
-        @step
-        async def send(self, ctx: Context, ev: StartEvent) -> StopEvent:
-            await ctx.stream.send(Item(number=0))
-            with anyio.move_on_after(0.02) as scope:
-                await ctx.stream.send(Item(number=1))
-            outcome.append(scope.cancelled_caught)
-            ctx.write_event_to_stream(Item(number=2))
-            return StopEvent()
-
-    async with Impatient(stream_buffer=1).run() as handler:
-        stream = handler.stream_events()
-        await all_blocked()
-        while not outcome:
-            await anyio.sleep(0.001)
-        assert numbers([event async for event in stream]) == [0, 2, None]
-
-    assert outcome == [True]
 
 
 @pytest.mark.anyio
@@ -577,34 +439,6 @@ async def test_send_in_a_cancelled_scope_publishes_nothing():
 
 
 @pytest.mark.anyio
-async def test_several_senders_wait_and_all_go_on():
-    """P7: no sender is forgotten, and nothing of what they send is lost or doubled."""
-
-    class Many(Workflow):
-        @step
-        async def split(self, ev: StartEvent) -> list[Item]:
-            return [Item(number=n) for n in range(4)]
-
-        @step(num_workers=4)
-        async def talk(self, ctx: Context, ev: Item) -> Talked:
-            for k in range(5):
-                await ctx.stream.send(Item(number=10 * ev.number + k))
-            return Talked()
-
-        @step
-        async def join(self, evs: list[Talked]) -> StopEvent:
-            return StopEvent()
-
-    async with Many(stream_buffer=1).run() as handler:
-        got = numbers([event async for event in handler.stream_events()])
-
-    assert got[-1] is None
-    assert sorted(got[:-1]) == sorted(10 * n + k for n in range(4) for k in range(5))
-    for n in range(4):
-        assert [m for m in got[:-1] if m // 10 == n] == [10 * n + k for k in range(5)]
-
-
-@pytest.mark.anyio
 async def test_write_event_never_waits_for_any_reader():
     """P7: the synchronous form publishes whatever the readers do."""
     workflow = Driven(stream_buffer=1)
@@ -612,7 +446,7 @@ async def test_write_event_never_waits_for_any_reader():
         await workflow.ready.wait()
         stream = handler.stream_events()
         for n in range(100):
-            workflow.write(n)
+            assert workflow.ctx.write_event_to_stream(Item(number=n)) is None
         workflow.end.set()
         assert await handler == "ended"
         assert numbers([event async for event in stream]) == [*range(100), None]
@@ -692,48 +526,17 @@ async def test_stream_that_nobody_reads_blocks_nobody_and_stays_bounded(how):
                 most = max(most, len(alive))
             return StopEvent()
 
-    await Talkative(stream_history=50, stream_buffer=8).run()
+    handler = Talkative(stream_history=50, stream_buffer=8).run()
+    await handler
 
     assert most <= 52
-
-
-@pytest.mark.anyio
-@pytest.mark.peer("edge 27")
-async def test_slow_reader_holds_the_sender_back():
-    """P7: a sender is never more than a buffer ahead of the slowest reader."""
-    ahead = []
-
-    class Talkative(Workflow):
-        @step
-        async def talk(self, ctx: Context, ev: StartEvent) -> StopEvent:
-            for n in range(40):
-                await ctx.stream.send(Item(number=n))
-                ahead.append(n + 1 - stream.sequence)
-            return StopEvent()
-
-    async with Talkative(stream_buffer=4).run() as handler:
-        stream = handler.stream_events()
-        count = 0
-        async for _ in stream:
-            count += 1
-            await all_blocked()
-
-    assert count == 41
-    assert max(ahead) == 4
-
-
-class Streams(Workflow[int]):
-    @step
-    async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
-        for n in range(200):
-            await ctx.stream.send(Item(number=n))
-        return StopEvent(result=1)
+    assert len(alive) <= 50
 
 
 @pytest.mark.anyio
 async def test_reader_broken_off_holds_up_no_second_one_of_its_task():
     """P7: a task that reads a second stream of the run cannot be reading the first one."""
-    async with Streams().run() as handler:
+    async with Sender(200).run() as handler:
         first = handler.stream_events()
         async for _ in first:
             break

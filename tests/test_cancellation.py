@@ -39,6 +39,7 @@ from tests.helpers import (
     nothing_left,
     on_asyncio,
     on_each_backend,
+    own_run,
     run_virtually,
     timers_left,
     wait_until_idle,
@@ -108,18 +109,7 @@ async def end(form, workflow, handler):
     with anyio.CancelScope() as outer, seen:
         async with anyio.create_task_group() as group:
             group.start_soon(steer)
-            if form == "in place":
-                await handler
-            elif form == "block":
-                async with handler:
-                    await handler
-            elif form == "scope":
-                async with workflow_scope():
-                    await handler
-            else:
-                async with anyio.create_task_group() as owner:
-                    handler.start_soon(owner)
-                    await handler
+            await own_run(form, handler)
     kinds = {
         "completed": type(None),
         "failed": Mine,

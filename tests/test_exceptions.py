@@ -1122,7 +1122,7 @@ def test_children_that_are_nested_too_deep_are_refused(backend):
 
 @on_each_backend
 def test_observer_that_fails_takes_the_place_of_no_failure(backend):
-    """P23: the step's failure arrives as itself, and the observer's is in its note."""
+    """P21, P23: the step's failure arrives as itself, and the observer's is in its note."""
 
     class Bad(Observer):
         def step_ended(self, run_id, step, invocation, result, error):

@@ -237,6 +237,7 @@ def test_failure_of_a_step_is_raised_where_the_run_is_awaited(backend, form, whi
 @on_each_owner
 @in_each_task
 @of_each_kind
+@pytest.mark.peer("edge 4")
 def test_failure_that_nobody_saw_is_raised_by_the_owner(backend, form, which, kind):
     """P9: leaving the owner raises the step's own exception object."""
 
@@ -1373,6 +1374,7 @@ async def test_failure_arrives_as_itself_at_everybody_who_awaits():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.peer("edge 2")
 async def test_failures_in_one_tick_give_one_exception(count):
     """P8: the first is raised, never a group; all are kept, and the others are counted."""
     raised = []
@@ -1706,43 +1708,6 @@ async def test_step_that_raises_ends_the_stream_and_arrives_as_itself():
 
 
 @pytest.mark.anyio
-@pytest.mark.peer("edge 2")
-async def test_two_steps_that_fail_at_once_lose_neither_failure():
-    """P8: the first failure is raised, the second is kept and counted in a note."""
-    gate = anyio.Event()
-    both = anyio.Event()
-    arrived: list[int] = []
-
-    class Parallel(Workflow):
-        @step
-        async def split(self, ev: StartEvent) -> list[Item]:
-            return [Item(number=1), Item(number=2)]
-
-        @step(num_workers=2)
-        async def fail(self, ev: Item) -> Done:
-            arrived.append(ev.number)
-            if len(arrived) == 2:
-                both.set()
-            await gate.wait()
-            raise ValueError(ev.number)
-
-        @step
-        async def join(self, evs: list[Done]) -> StopEvent:
-            return StopEvent()
-
-    async with Parallel().run() as handler:
-        await both.wait()
-        gate.set()
-        with pytest.raises(ValueError) as caught:
-            await handler
-
-    assert len(handler.exceptions) == 2
-    assert caught.value is handler.exceptions[0]
-    assert {error.args for error in handler.exceptions} == {(1,), (2,)}
-    assert any("1 more failure" in note for note in caught.value.__notes__)
-
-
-@pytest.mark.anyio
 @pytest.mark.peer("edge 3")
 async def test_failure_in_the_clean_up_of_a_sibling_of_the_stop_is_raised():
     """P8: a run whose clean-up failed did not complete, whatever the stop event said."""
@@ -1780,64 +1745,17 @@ async def test_failure_in_the_clean_up_of_a_sibling_of_the_stop_is_raised():
     assert [type(event) for event in events] == [WorkflowFailedEvent]
 
 
-class Failing(Workflow):
-    def __init__(self):
-        super().__init__()
-        self.error = ValueError("nobody looked")
-
-    @step
-    async def fail(self, ev: StartEvent) -> StopEvent:
-        raise self.error
-
-
-@pytest.mark.anyio
-@pytest.mark.peer("edge 4")
-async def test_failure_that_nobody_awaits_is_raised_when_the_block_is_left():
-    """P9: the owner of the run raises the failure that nobody observed."""
-    workflow = Failing()
-    with pytest.raises(ValueError, match="nobody looked") as caught:
-        async with workflow.run():
-            pass
-
-    assert caught.value is workflow.error
-
-
-@pytest.mark.anyio
-@pytest.mark.peer("edge 4")
-async def test_failure_that_nobody_awaits_is_raised_by_the_scope():
-    """P9: a scope raises the failure of a run that was only started."""
-    workflow = Failing()
-    with pytest.raises(ValueError, match="nobody looked") as caught:
-        async with workflow_scope():
-            workflow.run().stream_events().close()
-
-    assert caught.value is workflow.error
-
-
-@pytest.mark.anyio
-@pytest.mark.peer("edge 4")
-async def test_failure_that_nobody_awaits_is_raised_into_the_nursery():
-    """P9: a nursery gets the failure, in the group that every nursery makes."""
-    workflow = Failing()
-    with pytest.raises(ExceptionGroup) as caught:
-        async with anyio.create_task_group() as nursery:
-            workflow.run().start_soon(nursery)
-
-    assert caught.value.exceptions == (workflow.error,)
-
-
 @pytest.mark.anyio
 @pytest.mark.peer("edge 4")
 async def test_failure_kept_from_the_nursery_and_never_looked_at_warns():
     """P9: a failure kept in the handler and dropped with it is at least a warning."""
-    workflow = Failing()
     async with anyio.create_task_group() as nursery:
-        handler = workflow.run().start_soon(nursery, keep_failure=True)
+        handler = Single(_fails).run().start_soon(nursery, keep_failure=True)
 
     assert handler.status == "failed"
     kept = [handler]
-    del handler, workflow  # which keeps the error, and so its traceback
-    with pytest.warns(RuntimeWarning, match="nobody looked at it: ValueError"):
+    del handler
+    with pytest.warns(RuntimeWarning, match=r"nobody looked at it: Mine\(\)"):
         drop(kept)
 
 

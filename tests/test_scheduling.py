@@ -15,50 +15,10 @@ from sluicegate import (
     StartEvent,
     StopEvent,
     Workflow,
-    WorkflowCancelledError,
     WorkflowTimeoutError,
     step,
-    workflow_scope,
 )
-from tests.helpers import Catch, Done, Item, Mine, Note, cancelled_class, wait_until_idle
-
-
-async def end(form, workflow, handler):
-    """Own a run until it ends as its workflow was told."""
-
-    async def steer():
-        await workflow.ready()
-        if workflow.ending == "cancelled":
-            handler.cancel("enough")
-        elif workflow.ending == "cancelled from outside":
-            outer.cancel()
-
-    seen = Catch()
-    with anyio.CancelScope() as outer, seen:
-        async with anyio.create_task_group() as group:
-            group.start_soon(steer)
-            if form == "in place":
-                await handler
-            elif form == "block":
-                async with handler:
-                    await handler
-            elif form == "scope":
-                async with workflow_scope():
-                    await handler
-            else:
-                async with anyio.create_task_group() as owner:
-                    handler.start_soon(owner)
-                    await handler
-    kinds = {
-        "completed": type(None),
-        "failed": Mine,
-        "timed_out": WorkflowTimeoutError,
-        "cancelled": WorkflowCancelledError,
-        "cancelled from outside": cancelled_class(),
-    }
-    arrived = seen.error if seen.error is None else seen.one
-    assert isinstance(arrived, kinds[workflow.ending] | type(None))
-    assert handler.status == workflow.ending.partition(" ")[0]
+from tests.helpers import Done, Item, Note, wait_until_idle
 
 
 #: Seconds that a step of these tests keeps the event loop to itself, at least.

@@ -40,7 +40,17 @@ from sluicegate import (
 )
 from sluicegate._engine import invocation
 from sluicegate._loop import run_in_context
-from tests.helpers import Catch, Done, Fan, Item, Note, Single, nothing_left, wait_until_idle
+from tests.helpers import (
+    Catch,
+    Done,
+    Fan,
+    Item,
+    Note,
+    Single,
+    nothing_left,
+    own_run,
+    wait_until_idle,
+)
 
 
 pytestmark = pytest.mark.skipif(
@@ -92,23 +102,6 @@ def assert_ended_by(error, number):
     else:
         assert type(error) is SystemExit
         assert error.code == 128 + number
-
-
-async def own_run(form, handler):
-    if form == "in place":
-        await handler
-    elif form == "block":
-        async with handler:
-            await handler
-    elif form == "scope":
-        async with workflow_scope():
-            async for _ in handler.stream_events():
-                pass
-            await handler
-    else:
-        async with anyio.create_task_group() as nursery:
-            handler.start_soon(nursery)
-            await handler
 
 
 # -- the first ---------------------------------------------------------------------------------------
@@ -170,7 +163,7 @@ def test_signal_leaves_shielded_clean_up_alone(loop, form, number):
         await anyio.sleep_forever()
 
     handler = Single(work).run()
-    assert_ended_by(run(functools.partial(own, form, handler), loop), number)
+    assert_ended_by(run(functools.partial(own_run, form, handler), loop), number)
 
     assert seen == ["closed"]
     assert handler.status == "cancelled"
@@ -275,7 +268,7 @@ def test_second_signal_lists_what_still_cleans_up(loop, number, capfd):
                 seen.append("cleaned up")
 
     handler = Single(work).run()
-    assert_ended_by(run(functools.partial(own, "in place", handler), loop), number)
+    assert_ended_by(run(functools.partial(own_run, "in place", handler), loop), number)
 
     first, *listed, last = capfd.readouterr().err.splitlines()
     assert first == f"sluicegate: {number.name} again; still cleaning up:"
@@ -306,7 +299,7 @@ def test_second_signal_is_raised_in_the_step_that_holds_the_event_loop(loop, num
                 seen.append("cleaned up")
 
     handler = Single(work).run()
-    assert_ended_by(run(functools.partial(own, "in place", handler), loop), number)
+    assert_ended_by(run(functools.partial(own_run, "in place", handler), loop), number)
 
     assert seen == ["went on", "cleaned up"]
     assert handler.is_done()
@@ -325,7 +318,7 @@ def test_second_signal_spares_the_engine_s_books(loop, capfd):
         await anyio.sleep_forever()
 
     handler = Single(work, observers=[Signalling()]).run()
-    assert_ended_by(run(functools.partial(own, "in place", handler), loop), signal.SIGTERM)
+    assert_ended_by(run(functools.partial(own_run, "in place", handler), loop), signal.SIGTERM)
 
     assert handler.status == "cancelled"
     assert "SIGTERM again" in capfd.readouterr().err
@@ -844,41 +837,13 @@ def test_interrupt_at_any_call_unwinds_the_run(form):
     assert came > 90
 
 
+@pytest.mark.parametrize(
+    "run_loop", [trio.run, lambda main: asyncio.run(main())], ids=["trio", "asyncio"]
+)
 @pytest.mark.parametrize("form", ["in place", "block", "scope"])
 @pytest.mark.parametrize("which", [0, 2], ids=["host", "spawned"])
-def test_interrupt_in_a_step_unwinds_the_run_like_a_cancellation_on_trio(form, which):
-    """P17: KeyboardInterrupt leaves bare, and all clean-up has run."""
-    cleaned = []
-
-    async def work(ctx, number):
-        try:
-            await wait_until_idle(3)
-            if number == which:
-                signal.raise_signal(signal.SIGINT)
-            await trio.sleep_forever()
-        finally:
-            with trio.CancelScope(shield=True):
-                await wait_until_idle(3)
-            cleaned.append(number)
-
-    handler = Fan(work).run()
-
-    async def main():
-        with nothing_left():
-            await own(form, handler)
-
-    with Catch() as left:
-        trio.run(main)
-
-    assert type(left.error) is KeyboardInterrupt
-    assert sorted(cleaned) == [0, 1, 2]
-    assert handler.is_done()
-
-
-@pytest.mark.parametrize("form", ["in place", "block", "scope"])
-@pytest.mark.parametrize("which", [0, 2], ids=["host", "spawned"])
-def test_interrupt_in_a_step_unwinds_the_run_like_a_cancellation_on_asyncio(form, which):
-    """P17: ``asyncio.run`` cancels its main task; the run unwinds, KeyboardInterrupt leaves."""
+def test_interrupt_in_a_step_unwinds_the_run_like_a_cancellation(run_loop, form, which):
+    """P17: without ``sluicegate.run`` too, all clean-up runs, and KeyboardInterrupt leaves bare."""
     cleaned = []
 
     async def work(ctx, number):
@@ -896,27 +861,16 @@ def test_interrupt_in_a_step_unwinds_the_run_like_a_cancellation_on_asyncio(form
 
     async def main():
         with nothing_left():
-            await own(form, handler)
+            await own_run(form, handler)
 
     with Catch() as left:
-        asyncio.run(main())
+        run_loop(main)
 
     assert type(left.error) is KeyboardInterrupt
     assert sorted(cleaned) == [0, 1, 2]
-    assert handler.status == "cancelled"
-
-
-async def own(form, handler):
-    if form == "in place":
-        await handler
-    elif form == "block":
-        async with handler:
-            await handler
-    else:
-        async with workflow_scope():
-            async for _ in handler.stream_events():
-                pass
-            await handler
+    assert handler.is_done()
+    if run_loop is not trio.run:
+        assert handler.status == "cancelled"
 
 
 class Signals(Observer):
@@ -950,13 +904,13 @@ class Signals(Observer):
 def test_the_engines_own_code_is_not_interrupted():
     """P17: a signal that comes while the engine keeps its books waits for the next checkpoint."""
     calls = Signals(0)
-    trio.run(own, "in place", Interrupted(observers=[calls]).run())
+    trio.run(own_run, "in place", Interrupted(observers=[calls]).run())
     assert calls.count > 15
     for at in range(1, calls.count + 1):
         workflow = Interrupted(observers=[Signals(at)])
         handler = workflow.run()
         with Catch() as left:
-            trio.run(own, "in place", handler)
+            trio.run(own_run, "in place", handler)
 
         assert type(left.error) is KeyboardInterrupt, at
         assert workflow.begun == workflow.ended

@@ -29,7 +29,6 @@ from sluicegate import (
     WorkflowRuntimeError,
     WorkflowValidationError,
     step,
-    workflow_scope,
 )
 from tests.helpers import (
     Catch,
@@ -42,6 +41,7 @@ from tests.helpers import (
     Single,
     is_trio,
     nothing_left,
+    own_run,
     task_names,
     wait_until_idle,
 )
@@ -540,18 +540,7 @@ async def test_each_invocation_has_its_own_copy_of_the_runs_context(form):
             assert variable.get() == name
 
     token = variable.set("outside")
-    handler = Leaky().run()
-    if form == "in place":
-        await handler
-    elif form == "block":
-        async with handler:
-            await handler
-    elif form == "scope":
-        async with workflow_scope():
-            await handler
-    else:
-        async with anyio.create_task_group() as group:
-            handler.start_soon(group)
+    await own_run(form, Leaky().run())
     assert variable.get() == "outside"
     variable.reset(token)
 
@@ -630,18 +619,7 @@ async def test_step_shows_under_its_own_name_in_the_task_tree(form):
             assert task_names().count("Named.work") >= 1
 
     before = task_names()
-    handler = Named(look).run()
-    if form == "in place":
-        await handler
-    elif form == "block":
-        async with handler:
-            await handler
-    elif form == "scope":
-        async with workflow_scope():
-            await handler
-    else:
-        async with anyio.create_task_group() as group:
-            handler.start_soon(group)
+    await own_run(form, Named(look).run())
 
     assert task_names() == before
 
