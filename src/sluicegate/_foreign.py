@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def is_of(cls: type, package: str, name: str) -> bool:
@@ -15,34 +19,16 @@ def is_instance_of(value: Any, package: str, name: str) -> bool:
     return any(is_of(base, package, name) for base in type(value).__mro__)
 
 
-def is_field_info(value: Any) -> bool:
-    """Whether ``value`` is what ``pydantic.Field()`` returns."""
-    return is_instance_of(value, "pydantic", "FieldInfo")
+def _recogniser(package: str, name: str) -> Callable[[Any], bool]:
+    return lambda value: is_instance_of(value, package, name)
 
 
-def is_private_attr(value: Any) -> bool:
-    """Whether ``value`` is what ``pydantic.PrivateAttr()`` returns."""
-    return is_instance_of(value, "pydantic", "ModelPrivateAttr")
-
-
-def is_dataclass_field(value: Any) -> bool:
-    """Whether ``value`` is what ``dataclasses.field()`` returns."""
-    return is_instance_of(value, "dataclasses", "Field")
-
-
-def is_struct_field(value: Any) -> bool:
-    """Whether ``value`` is what ``msgspec.field()`` returns."""
-    return is_instance_of(value, "msgspec", "Field")
-
-
-def is_attrs_field(value: Any) -> bool:
-    """Whether ``value`` is what ``attrs.field()`` returns."""
-    return is_instance_of(value, "attr", "_CountingAttr")
-
-
-def is_init_var(note: Any) -> bool:
-    """Whether an annotation is ``dataclasses.InitVar[...]``."""
-    return is_instance_of(note, "dataclasses", "InitVar")
+is_field_info = _recogniser("pydantic", "FieldInfo")  # pydantic.Field()
+is_private_attr = _recogniser("pydantic", "ModelPrivateAttr")  # pydantic.PrivateAttr()
+is_dataclass_field = _recogniser("dataclasses", "Field")  # dataclasses.field()
+is_struct_field = _recogniser("msgspec", "Field")  # msgspec.field()
+is_attrs_field = _recogniser("attr", "_CountingAttr")  # attrs.field()
+is_init_var = _recogniser("dataclasses", "InitVar")  # the annotation dataclasses.InitVar[...]
 
 
 def is_undefined(value: Any) -> bool:

@@ -42,31 +42,25 @@ def traits_of(cls: Any) -> Traits:
     if hasattr(cls, "__pydantic_fields__") or hasattr(cls, "model_fields"):
         return _traits_of_pydantic(cls)
     hints = hints_of(cls)
-    if not attrs.has(cls):
-        made = {field.name: field for field in _dataclass_fields(cls)}
-        defaults = {n: f.default for n, f in made.items()}
-        factories = {n: f.default_factory for n, f in made.items()}
-        return Traits(hints, _examples(defaults, factories), frozenset(), converts_on_set=False)
-    fields: tuple[Any, ...] = attrs.fields(cls)
-    factories = {f.name: getattr(f.default, "factory", None) for f in fields}
-    return Traits(
-        hints,
-        _examples({f.name: f.default for f in fields}, factories),
-        frozenset(field.name for field in fields if field.converter is not None),
-        converts_on_set=True,
-    )
-
-
-def _dataclass_fields(cls: Any) -> tuple[Any, ...]:
+    if attrs.has(cls):
+        fields: tuple[Any, ...] = attrs.fields(cls)
+        defaults = [(f.name, f.default, getattr(f.default, "factory", None)) for f in fields]
+        converted = frozenset(field.name for field in fields if field.converter is not None)
+        return Traits(hints, _examples(defaults), converted, converts_on_set=True)
     import dataclasses  # noqa: PLC0415 - not at start-up
 
-    return dataclasses.fields(cls)
+    defaults = [(f.name, f.default, f.default_factory) for f in dataclasses.fields(cls)]
+    return Traits(hints, _examples(defaults), frozenset(), converts_on_set=False)
 
 
-def _examples(defaults: dict[str, Any], factories: dict[str, Any]) -> dict[str, Any]:
-    """Return an example of each default that is known without calling user code."""
-    made = {name: value for name, value in defaults.items() if value is not attrs.NOTHING}
-    for name, factory in factories.items():
+def _examples(defaults: list[tuple[str, Any, Any]]) -> dict[str, Any]:
+    """Return an example of each default that is known without calling user code.
+
+    Args:
+        defaults: The name of each field, its default and its default factory.
+    """
+    made = {name: value for name, value, _ in defaults if value is not attrs.NOTHING}
+    for name, _, factory in defaults:
         if factory in (list, dict, set, tuple, str, int, float, bool, bytes, frozenset, deque):
             made[name] = factory()
     return made
@@ -78,10 +72,7 @@ def _traits_of_pydantic(cls: Any) -> Traits:
         hints_of(cls)  # raises
     return Traits(
         {name: field.annotation for name, field in fields.items()},
-        _examples(
-            {name: field.default for name, field in fields.items()},
-            {name: field.default_factory for name, field in fields.items()},
-        ),
+        _examples([(name, field.default, field.default_factory) for name, field in fields.items()]),
         _converted_by_pydantic(cls, fields, config),
         converts_on_set=bool(config.get("validate_assignment")),
         strict=frozenset(

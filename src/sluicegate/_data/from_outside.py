@@ -29,6 +29,7 @@ from sluicegate._data.inputs import (
     Inputs,
     hints_in,
     inputs_of,
+    items_of,
     made_of_text,
     meant_by,
 )
@@ -349,23 +350,16 @@ def _decode_tuple(cls: Any, arguments: tuple[Any, ...], value: Any) -> Any:
     if not isinstance(value, list | tuple):
         return _refuse(value, "array")
     items = cast("list[Any]", value)
-    if hasattr(cls, "_fields"):
-        hints = hints_in(cls, arguments)
-        kinds = [hints[name] for name in cls._fields]
-        least = len(kinds) - len(cls._field_defaults)
-    elif arguments[1:] == (...,):
-        kinds = [arguments[0]] * len(items)
-        least = len(items)
+    if arguments[1:] == (...,):
+        kinds, least = [arguments[0]] * len(items), 0
     else:
-        kinds = list(arguments)
-        least = len(kinds)
+        kinds, least = items_of(cls, arguments)
     if not least <= len(items) <= len(kinds):
         msg = f"Expected `array` of length {len(kinds)}, got {len(items)}"
         raise DecodingError(msg)
     pairs = enumerate(zip(kinds, items, strict=False))
     made = [_part(kind, item, f"[{number}]") for number, (kind, item) in pairs]
-    is_named = cls is not tuple
-    return cast("Any", cls)(*made) if is_named else tuple(made)
+    return tuple(made) if cls is tuple else cast("Any", cls)(*made)
 
 
 def _decode_fields(cls: Any, inputs: Inputs, value: Any) -> Any:

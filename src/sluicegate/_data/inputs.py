@@ -176,6 +176,15 @@ def hints_in(cls: Any, arguments: tuple[Any, ...] = ()) -> dict[str, Any]:
     return {name: substituted(hint, meaning) for name, hint in hints.items()}
 
 
+def items_of(cls: Any, arguments: tuple[Any, ...]) -> tuple[list[Any], int]:
+    """Return the annotations of the items of a tuple of fixed length, and the minimal length."""
+    if not hasattr(cls, "_fields"):
+        return list(arguments), len(arguments)
+    hints = hints_in(cls, arguments)
+    items = [hints[name] for name in cls._fields]
+    return items, len(items) - len(cls._field_defaults)
+
+
 def meant_by(hint: Any) -> Any:
     """Return the annotation behind a type variable, a ``NewType`` or a ``type`` statement."""
     while True:
@@ -197,4 +206,4 @@ def made_of_text(kind: Any) -> Callable[[str], Any] | None:
         return None
     if issubclass(cls, PurePath) or cls.__module__ in ("ipaddress", "fractions", "zoneinfo"):
         return cast("Callable[[str], Any]", cls)
-    return sys.modules["re"].compile if is_of(cls, "re", "Pattern") else None
+    return sys.modules["re"].compile if is_of(cast("Any", cls), "re", "Pattern") else None

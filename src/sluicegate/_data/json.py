@@ -23,8 +23,8 @@ from sluicegate._data.inputs import (
     COLLECTIONS,
     Input,
     Inputs,
-    hints_in,
     inputs_of,
+    items_of,
     made_of_text,
     meant_by,
 )
@@ -152,7 +152,7 @@ class _Schemas:
             properties[inputs.tag[0]] = {"const": inputs.tag[1]}
         schema = {"title": cls.__name__, "type": "object", "properties": properties}
         # The docstring of a dataclass without one is its signature.
-        text: str = vars(cls).get("__doc__") or ""
+        text: str = cast("Any", vars(cls)).get("__doc__") or ""
         if text and not text.startswith(f"{cls.__name__}("):
             schema["description"] = inspect.cleandoc(text)
         more = {"required": required, "allOf": either}
@@ -174,7 +174,7 @@ class _Schemas:
             return self._of_msgspec(hint)
         if (inputs := inputs_of(cls, arguments)) is not None:
             return self._named(cls, arguments, inputs)
-        if issubclass(cls, tuple) and (arguments or hasattr(cls, "_fields")):
+        if issubclass(cls, tuple) and (arguments or cls is not tuple):
             return self._tuple(cls, arguments)
         if issubclass(cls, Mapping) and len(arguments) == 2:
             return self._mapping(*arguments)
@@ -268,12 +268,8 @@ class _Schemas:
     def _tuple(self, cls: Any, arguments: tuple[Any, ...]) -> dict[str, Any]:
         if arguments[1:] == (...,):
             return {"type": "array", "items": self.of(arguments[0])}
-        least = len(arguments)
-        if hasattr(cls, "_fields"):
-            hints = hints_in(cls, arguments)
-            arguments = tuple(hints[name] for name in cls._fields)
-            least = len(arguments) - len(cls._field_defaults)
-        items = [self.of(kind) for kind in arguments]
+        kinds, least = items_of(cls, arguments)
+        items = [self.of(kind) for kind in kinds]
         return {"type": "array", "prefixItems": items, "minItems": least, "maxItems": len(items)}
 
     def _mapping(self, key: Any, value: Any) -> dict[str, Any]:

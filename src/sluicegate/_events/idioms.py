@@ -290,12 +290,14 @@ class _Field:
         else:
             self._refused.update(_constraints(part))
 
-    def _take_dataclass_field(self, field: Any) -> None:
-        self._spelling = "dataclasses.field"
-        missing = sys.modules["dataclasses"].MISSING
+    def _take_defaults(self, spelling: str, field: Any, missing: Any) -> None:
+        self._spelling = spelling
         for name in ("default", "default_factory"):
             if getattr(field, name) is not missing:
                 self._options[name] = getattr(field, name)
+
+    def _take_dataclass_field(self, field: Any) -> None:
+        self._take_defaults("dataclasses.field", field, sys.modules["dataclasses"].MISSING)
         for name in ("repr", "init"):
             if getattr(field, name) is False:
                 self._options[name] = False
@@ -311,11 +313,7 @@ class _Field:
             self._refused["hash"] = field.hash
 
     def _take_struct_field(self, field: Any) -> None:
-        self._spelling = "msgspec.field"
-        missing = sys.modules["msgspec"].NODEFAULT
-        for name in ("default", "default_factory"):
-            if getattr(field, name) is not missing:
-                self._options[name] = getattr(field, name)
+        self._take_defaults("msgspec.field", field, sys.modules["msgspec"].NODEFAULT)
         if field.name is not None:
             self._refused["name"] = field.name
 
