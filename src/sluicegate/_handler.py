@@ -756,3 +756,13 @@ class WorkflowHandler(Generic[R]):
                 f"{brief(runner.outcome.error)}"
             )
             warnings.warn(msg, RuntimeWarning, stacklevel=2, source=self)
+
+
+def run_of(handler: WorkflowHandler[Any]) -> Runner:
+    """Return the run of a handler, for the rest of the package."""
+    return handler._runner
+
+
+def mark_observed(handler: WorkflowHandler[Any]) -> None:
+    """Have the failures of a run taken as seen, so that its owner does not raise them."""
+    handler._observe()

@@ -89,6 +89,11 @@ class EventLog:
         return readers is not None and readers.attached > len(readers.dropped)
 
     @property
+    def senders_waiting(self) -> int:
+        """How many senders wait for room."""
+        return len(self._senders or ())
+
+    @property
     def waiting(self) -> dict[Waiter, None]:
         """The readers that wait for the next event."""
         return {} if self._readers is None else self._readers.waiting

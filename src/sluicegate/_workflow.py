@@ -397,6 +397,11 @@ class Workflow(Generic[R]):
         return f"<{type(self).__name__}, {len(self._built().steps)} steps>"
 
 
+def graph_in(workflow: Workflow[Any]) -> Graph:
+    """Return the graph of a workflow object, for the rest of the package."""
+    return workflow._built()
+
+
 def _open_scope() -> ResourceScope:
     from sluicegate._engine.resource_scopes import ResourceScope  # noqa: PLC0415 - not everybody needs it
 

@@ -146,7 +146,7 @@ async def test_a_step_begins_with_the_state_that_it_is_given():
         assert state["drafts"] == 4
 
     with pytest.raises(
-        TypeError, match=r"state=\{'total': 1\} is no state of Factory; expected state=Tally"
+        TypeError, match=r"state=\{'total': 1\} is not a state of Factory; expected state=Tally"
     ):
         await run_step(Factory(), "make", Part(number=5), state={"total": 1})
     with pytest.raises(TypeError, match=r"expected a mapping: state=\{...\}"):
@@ -285,7 +285,7 @@ def test_questions_are_answered(backend):
         with nothing_left():
             with pytest.raises(AssertionError, match="Asker asked Ask"):
                 await run_step(Asker(), "ask", StartEvent())
-            with pytest.raises(AssertionError, match="1 of the answers were not asked for"):
+            with pytest.raises(AssertionError, match="did not ask for 1 of the answers"):
                 await run_step(Editor(), "join", [], answers=[Say(text="a")])
         outcome = await run_step(
             Parent(), "begin", StartEvent(stream="tag"), answers={Ask: Say(text="c")}
@@ -501,9 +501,9 @@ def test_a_cancellation_from_outside_cancels_the_step(backend):
             "draft",
             (),
             TypeError,
-            r"was given no event; expected run_step\(workflow, 'draft', StartEvent\(...\)\)",
+            r"got no event; expected run_step\(workflow, 'draft', StartEvent\(...\)\)",
         ),
-        ("draft", (Part(number=1),), TypeError, r"was given Part\(number=1\); expected"),
+        ("draft", (Part(number=1),), TypeError, r"got Part\(number=1\); expected"),
         (
             "draft",
             (StartEvent(), StartEvent()),

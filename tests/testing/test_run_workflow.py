@@ -291,7 +291,7 @@ def test_a_clean_up_that_fails_after_until_is_raised(backend):
 @pytest.mark.anyio
 async def test_what_until_waits_for_has_to_come():
     """A run that completes before fails the test; so does a function that raises, with its error."""
-    with pytest.raises(AssertionError, match="before it published what until=Note waits for"):
+    with pytest.raises(AssertionError, match="before it published what until=Note expects"):
         await run_workflow(Asker(), times=0, until=Note)
     mine = Mine()
 
@@ -301,7 +301,7 @@ async def test_what_until_waits_for_has_to_come():
     with pytest.raises(Mine) as caught:
         await run_workflow(Asker(), times=0, until=until)
     assert caught.value is mine
-    with pytest.raises(TypeError, match="until=3; expected a class of events"):
+    with pytest.raises(TypeError, match="until=3; expected an event class"):
         await run_workflow(Asker(), times=0, until=3)
 
 

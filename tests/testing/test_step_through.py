@@ -281,7 +281,7 @@ def test_an_exception_of_the_block_cancels_the_run(backend):
                     async for _ in steps:
                         raise mine
             assert caught.value is mine
-            with pytest.raises(WorkflowRuntimeError, match=r"expected `steps\.result` behind the"):
+            with pytest.raises(WorkflowRuntimeError, match=r"expected `steps\.result` after the"):
                 _ = steps.result
             with anyio.move_on_after(5) as scope:
                 async with step_through(Factory()) as steps:

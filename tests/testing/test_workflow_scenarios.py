@@ -416,7 +416,7 @@ def test_a_question_without_an_answer_fails_at_once(backend):
 @on_each_backend
 def test_answers_that_nobody_asked_for_are_told(backend):
     """Undisturbed, all listed answers have to be used."""
-    with pytest.raises(ScenarioFailure, match="1 of the answers were not asked for"):
+    with pytest.raises(ScenarioFailure, match="did not ask for 1 of the answers"):
         sweep(workflow_scenario(Asks, answers=[*ANSWERS, ANSWERS[0]]), backends=backend)
 
 
@@ -440,9 +440,13 @@ def test_an_undisturbed_run_ends_as_expected(backend):
         (
             {"answers": iter(ANSWERS)},
             TypeError,
-            "is used up by the first of many runs; expected a list",
+            "would be exhausted by the first of many runs; expected a list",
         ),
-        ({"readers": -1}, ValueError, "readers=-1; expected how many read the stream: readers=2"),
+        (
+            {"readers": -1},
+            ValueError,
+            "readers=-1; expected the number of readers of the stream: readers=2",
+        ),
         ({"readers": True}, ValueError, "readers=True; expected"),
         (
             {"until_status": "done"},
@@ -568,10 +572,10 @@ def keeps_a_worker(patch):
         try:
             await run(self, *delivery)
         except BaseException:
-            self._workers["gone"] = None
+            self.workers["gone"] = None
             raise
         if self.outcome.status == "cancelled":
-            self._workers["gone"] = None
+            self.workers["gone"] = None
 
     patch.setattr(runner.Runner, "_run_worker", faulty)
 
@@ -695,7 +699,7 @@ PLANTED = {
     loses_a_failure: (
         Fails,
         {"raises": ValueError},
-        "a cancellation left a run that had .*, and not its failures",
+        "a cancellation left a run that had .*, instead of its failures",
     ),
     closes_twice: (Holds, {}, "was closed 2 times"),
     closes_in_the_wrong_order: (Holds, {}, "the resource inner was closed before outer"),

@@ -15,13 +15,13 @@ class Clock:
 
     __slots__ = (
         "_left",
-        "_scope",
         "_started_at",
         "_taken",
         "_timeout",
         "deadline",
         "ended_at",
         "outer",
+        "scope",
     )
 
     def __init__(self, timeout: float | None, taken: float) -> None:
@@ -31,7 +31,8 @@ class Clock:
         self._started_at: float | None = None
         #: Seconds left while the clock stands still.
         self._left: float | None = None
-        self._scope: Any = None
+        #: The cancel scope that the timeout cancels; None without a timeout and after the end.
+        self.scope: Any = None
         #: The last moment that belongs to the run.
         self.deadline = inf
         #: The nearest deadline around the run.
@@ -45,13 +46,13 @@ class Clock:
         if has_branches:  # only who waits for a branch asks
             self.outer = backend.current_effective_deadline()
         if self._timeout is not None:
-            self._scope = scope
+            self.scope = scope
             self._set(self._started_at + max(self._timeout - self._taken, 0.0))
 
     def _set(self, deadline: float) -> None:
         self.deadline = deadline
         # The deadline itself still belongs to the run: a stop event at that very moment wins.
-        self._scope.deadline = nextafter(deadline, inf)
+        self.scope.deadline = nextafter(deadline, inf)
 
     def is_nearer(self, deadline: float) -> bool:
         """Whether a deadline comes before the timeout and before all that is around the run."""
@@ -60,7 +61,7 @@ class Clock:
     def stand(self, backend: Backend, *, still: bool) -> None:
         """Have the clock of the timeout stand still, or go on; not once the timeout has passed."""
         now = backend.current_time()
-        if self._scope is None or now > self.deadline:
+        if self.scope is None or now > self.deadline:
             return
         if still and self._left is None:
             self._left = self.deadline - now
@@ -86,4 +87,4 @@ class Clock:
         """Keep what was taken, and let go of everything."""
         self.ended_at = backend.current_time()
         self._taken = self._taken_at(self.ended_at)
-        self._started_at = self._scope = None
+        self._started_at = self.scope = None

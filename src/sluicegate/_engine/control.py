@@ -280,6 +280,8 @@ class Steering(Operations):
     def _receive(
         self, machine: Machine, event: Event, target: str | None, question: str | None
     ) -> None:
+        if self.probe is not None:
+            self.probe.received(event, target)
         if question is not None:
             self._answer(machine, event, question)
         elif target is not None:
@@ -354,6 +356,8 @@ class Steering(Operations):
         if self.parent is not None:
             self.parent.child_idle_changed(self)
             self.parent.check_drained()
+        if self.probe is not None:
+            self.probe.idle_changed()
 
     def _warn_of_idle(self) -> None:
         """Tell of a run that is awaited in place, and waits with nothing to show its questions."""

@@ -40,7 +40,7 @@ def _call(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
 
 @disable_ki_protection
 async def _enter(manager: Any) -> Any:
-    if _is_async_manager(manager):
+    if is_async_manager(manager):
         return await manager.__aenter__()
     return manager.__enter__()
 
@@ -48,12 +48,12 @@ async def _enter(manager: Any) -> Any:
 @disable_ki_protection
 async def _leave(manager: Any, error: BaseException | None) -> Any:
     kind, trace = (None, None) if error is None else (type(error), trace_of(error))
-    if _is_async_manager(manager):
+    if is_async_manager(manager):
         return await manager.__aexit__(kind, error, trace)
     return manager.__exit__(kind, error, trace)
 
 
-def _is_async_manager(value: object) -> bool:
+def is_async_manager(value: object) -> bool:
     return hasattr(type(value), "__aenter__") and hasattr(type(value), "__aexit__")
 
 
@@ -62,7 +62,7 @@ def has_to_be_entered(plan: ResourcePlan, value: object) -> bool:
     if not plan.enter or hasattr(value, "acquire") or isinstance(value, PurePath):
         return False  # a path of Python 3.11 and 3.12 is a context manager of no use
     is_manager = hasattr(type(value), "__enter__") and hasattr(type(value), "__exit__")
-    return is_manager or _is_async_manager(value)
+    return is_manager or is_async_manager(value)
 
 
 class EnteredManager:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sluicegate._engine.entered import StepResources
     from sluicegate._engine.lineage import BranchNode
     from sluicegate._engine.machine import Machine
+    from sluicegate._engine.probe import Probe
     from sluicegate._engine.step_queue import Absence
     from sluicegate._loop import Backend
     from sluicegate._observers import Observer
@@ -40,6 +41,7 @@ class Run(RunOperations, Protocol):
 
     workflow: object
     observer: Observer | None
+    probe: Probe | None
     options: Any
     #: Why nothing more is to be started, once that is so.
     draining: str | None
@@ -107,6 +109,11 @@ class Worker:
         del self._variables, self._run
         self.step = self.event = self.node = self.context = self.task = None
         self.absence = self.turn = None
+
+    def delivered(self) -> tuple[Any, int]:
+        """Return what its step was given, and the number of the attempt."""
+        event = self.event
+        return (event.event, event.number) if type(event) is Redelivery else (event, 1)
 
     def add(self, resource: Closable) -> None:
         """Have ``resource`` closed when the step ends."""
@@ -185,7 +192,7 @@ class Worker:
             self.context = context = step_context(run, step, node, None)
             arguments.insert(step.context_at, context)
         coroutine = step.function(run.workflow, *arguments)
-        if run.observer is not None or run.log.internal_readers:
+        if run.observer is not None or run.probe is not None or run.log.internal_readers:
             return self._drive_and_tell(backend, step, event, coroutine)
         if step.timeout is None:
             return run_in_context(coroutine, self._variables.copy(), self)
@@ -296,7 +303,8 @@ class Worker:
     async def _run_body(
         self, backend: Backend, step: Step, event: Any, coroutine: Coroutine[Any, Any, Any]
     ) -> Any:
-        if self._run.observer is not None or self._run.log.internal_readers:
+        run = self._run
+        if run.observer is not None or run.probe is not None or run.log.internal_readers:
             return await self._drive_and_tell(backend, step, event, coroutine)
         return await self._drive(backend, step, coroutine)
 
@@ -384,6 +392,9 @@ class Worker:
             )
         if run.observer is not None:
             run.observer.step_started(run.run_id, step.name, number, event)
+        if run.probe is not None:
+            _, attempt = self.delivered()
+            run.probe.invocation_began(number, step, event, attempt)
         return number
 
     def _tell_ended(
@@ -401,6 +412,8 @@ class Worker:
             )
         if run.observer is not None:
             run.observer.step_ended(run.run_id, step.name, number, result, error)
+        if run.probe is not None:
+            run.probe.invocation_ended(number, result, error)
 
 
 class Place:

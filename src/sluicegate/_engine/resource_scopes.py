@@ -436,6 +436,12 @@ class ResourceScope:
             await backend.checkpoint_if_cancelled()  # noqa: ASYNC102 - all is closed
         raise_first(failures, error, raised, backend.Cancelled, tell_failure)
 
+    def leftovers(self) -> list[str]:
+        """Return the names of the resources that are open though the scope has ended."""
+        if self.scope == "workflow" and self._manager is not None:
+            return []
+        return [entry.plan.name for entry in (*self._building, *self._opened)]
+
     async def _leave_elsewhere(self, backend: Backend) -> NoReturn:
         """Wait until all is closed, and raise: the nursery can be left in its own task only."""
         self._leaver = backend.waiter()

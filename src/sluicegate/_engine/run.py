@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sluicegate._engine.invocation import Worker
     from sluicegate._engine.journal import InFlight
     from sluicegate._engine.machine import Machine
+    from sluicegate._engine.probe import Probe
     from sluicegate._engine.resource_scopes import ResourceScope
     from sluicegate._engine.snapshot_read import SavedMachine
     from sluicegate._engine.step_queue import Absence
@@ -96,6 +97,7 @@ class Run:
         "outcome",
         "parent",
         "parked",
+        "probe",
         "queue_scope",
         "queued_at",
         "reported_idle",
@@ -159,6 +161,8 @@ class Run:
         self.clock = Clock(options.timeout, 0.0 if resumed is None else resumed.elapsed)
         #: Who is told of steps, events and the end: the workflow's observers.
         self.observer = options.observer
+        #: The listener that tests set; see sluicegate._engine.probe.
+        self.probe: Probe | None = None
         #: The reason of ``cancel(after="steps")``: from then on no step is started.
         self.draining: str | None = None
         #: The invocations that were cancelled or failed, for a snapshot after the end.
@@ -222,6 +226,27 @@ class Run:
         self.children: dict[Any, Context[Any]] = EMPTY
         #: How many of them do not wait for an event from outside.
         self.busy_children = 0
+
+    def leftovers(self) -> dict[str, object]:
+        """Return what an ended run must not hold any more, by description; all values are false."""
+        log, state = self.log, self.state_store
+        return {
+            "workers": self.workers,
+            "delays before attempts": self.timers,
+            "children": self.children,
+            "a parent": self.parent,
+            "a nursery": self.nursery,
+            "the task that ran it": self.host,
+            "a place where that task waits": self.parked,
+            "a place in the queue of runs": self.queue_scope,
+            "the scope of its timeout": self.clock.scope,
+            "a scope of resources": self.resources,
+            "tasks that wait for its end": self.outcome.waiters,
+            "senders that wait": log.senders_waiting,
+            "readers that wait": log.waiting,
+            "a parent's stream": log.outer,
+            "a writer of its state": state is not None and state.is_busy,
+        }
 
     def live(self) -> tuple[Backend, Machine]:
         """Return the backend and the machine of a run that has begun."""

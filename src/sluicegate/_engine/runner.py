@@ -193,6 +193,8 @@ class Runner(Steering):
         self.turn_due = perf_counter() + TURN
         if self.observer is not None:
             self.observer.run_started(self.run_id, self.graph.name, self.start_event)
+        if self.probe is not None:
+            self.probe.run_began()
         if backend.is_natively_cancelled():
             await backend.checkpoint()  # before any step has begun
         machine = self.machine
@@ -233,6 +235,8 @@ class Runner(Steering):
             if delivery is None and self.machine.resting:
                 self.note_rest()  # what it was to begin, another has taken
         if delivery is None:
+            if self.probe is not None:
+                self.probe.idle_changed()
             return
         backend, machine = self.backend, self.machine
         assert backend is not None
@@ -324,6 +328,8 @@ class Runner(Steering):
                 self.check_stuck()
             if self.draining is not None:
                 self.check_drained()
+            if self.probe is not None:
+                self.probe.idle_changed()
 
     # -- how it ends -----------------------------------------------------------------------
 
@@ -486,6 +492,8 @@ class Runner(Steering):
     def _conclude(self, backend: Backend, interruption: BaseException | None) -> None:
         """Everything has unwound: close everything, tell everybody."""
         outcome = self.outcome
+        if self.probe is not None:
+            self.probe.run_ended()
         try:
             if not outcome.status:
                 outcome.interrupt(interruption, backend.Cancelled)

@@ -104,6 +104,8 @@ class Operations(Run):
         if self.outcome.status:
             # The run is unwinding, and the step with it.
             return spent_branch(reason="the run is over")
+        if self.probe is not None and not self.probe.sent(context, event, target):
+            return spent_branch()
         assert self.machine is not None
         route = self.machine.check_sendable(step.index, event, target)
         journal = _journal_of(context)
@@ -149,6 +151,8 @@ class Operations(Run):
         self.log.append(event)  # as below; it is a call less for each event of a stream
         if self.observer is not None:
             self.observer.event_published(self.run_id, event)
+        if self.probe is not None:
+            self.probe.published(event)
 
     def _note_published(self, machine: Machine, question: Event) -> None:
         """Take note of a question that a step has put on the stream itself."""
@@ -163,6 +167,8 @@ class Operations(Run):
         self.log.append(event)
         if self.observer is not None:
             self.observer.event_published(self.run_id, event)
+        if self.probe is not None:
+            self.probe.published(event)
         return None if self.backend is None else self.backend.current_time()
 
     @enable_ki_protection
@@ -194,7 +200,7 @@ class Operations(Run):
     # -- waiting -----------------------------------------------------------------------------
 
     @enable_ki_protection
-    async def wait_for(  # noqa: C901 - one frame: thousands may wait
+    async def wait_for(  # noqa: C901, PLR0912 - one frame: thousands may wait
         self,
         context: Context[Any],
         kind: type[Event],
@@ -243,6 +249,8 @@ class Operations(Run):
                 wait.queue = machine.queues[step.index]
             else:
                 worker = None
+        if self.probe is not None:
+            self.probe.wait_began(context, kind)
         try:
             event = await wait_for(
                 wait,
@@ -257,6 +265,8 @@ class Operations(Run):
         finally:
             if machine.startable:
                 self.start_soon()  # what it did not take has gone to a step
+            if self.probe is not None:
+                self.probe.wait_ended(context, kind)
             self.idle_changed()
         journal.received.append(wait)
         return event
@@ -393,6 +403,8 @@ class Operations(Run):
         if rests:
             machine.begin_branch_wait(step, node)
         is_reported = False
+        if self.probe is not None:
+            self.probe.wait_began(worker.context, None)
         try:
             self.check_stuck()
             self.idle_changed()
@@ -404,6 +416,8 @@ class Operations(Run):
             cancel_record.waiters.remove(waiter)
             if rests:
                 machine.end_branch_wait(step, node)
+            if self.probe is not None:
+                self.probe.wait_ended(worker.context, None)
             if not (is_reported or cancel_record.is_reported or cancel_record.waiters):
                 for error in cancel_record.errors:
                     self.fail(error)  # nobody is left to catch it
@@ -441,6 +455,8 @@ class Operations(Run):
         self.children[child] = context
         self.busy_children += 1
         self._offer_place(child, context)
+        if self.probe is not None:
+            self.probe.child_began(context, child)
         self.idle_changed()  # it may be idle for another child of the same step
         result: Any = None
         failure: Exception | None = None
@@ -476,6 +492,8 @@ class Operations(Run):
             self.busy_children -= 1
         del self.children[child]
         child.log.forward = child.log.outer = child.parent = None
+        if self.probe is not None:
+            self.probe.child_ended(context, child)
 
     def _offer_place(self, child: Any, context: Context[Any]) -> None:
         """Have a step give up its place as soon as the child that it waits for is idle."""

@@ -44,6 +44,10 @@ class PerLoop(Generic[T]):
             thing = self._things[loop] = self._make(WaitQueue(ref(loop)))
         return thing
 
+    def on(self, loop: object) -> T | None:
+        """Return the thing of a loop; None if there is none yet."""
+        return self._things.get(loop)
+
 
 class WaitQueue:
     """Tasks that wait their turn, first come, first served; only the first of them may go.
@@ -178,6 +182,11 @@ class RateLimiter:
     async def __aexit__(self, *_: object) -> None:
         """Do nothing: a token that was taken is spent. No checkpoint."""
 
+    def waiting_on(self, loop: object) -> int:
+        """Return how many tasks of an event loop wait for a token."""
+        bucket = self._buckets.on(loop)
+        return 0 if bucket is None else bucket.waiting
+
     def _fill_bucket(self, queue: WaitQueue) -> _Bucket:
         return _Bucket(queue, self._per / self._rate, self._burst)
 
@@ -197,6 +206,11 @@ class _Bucket:
         self._burst = burst
         self._full_at = -math.inf
         self._taken = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait for a token."""
+        return len(self._queue)
 
     @enable_ki_protection
     async def take(self, backend: Backend) -> None:
@@ -286,6 +300,10 @@ class ConcurrencyLimit:
     def here(self) -> LoopSlots:
         """Return the slots of the running event loop."""
         return self._slots.here(current_backend())
+
+    def on(self, loop: object) -> LoopSlots | None:
+        """Return the slots of an event loop; None if no run of it has asked for one."""
+        return self._slots.on(loop)
 
     def _make_slots(self, queue: WaitQueue) -> LoopSlots:
         return LoopSlots(queue, self._limit)

@@ -263,6 +263,11 @@ class StateStore(Generic[StateT]):
 
     # -- the turns of the writers
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a task changes the state, or waits to change it."""
+        return self._writer is not None or bool(self._queue)
+
     def is_written_by(self, task: object) -> bool:
         """Whether a task is inside its own :meth:`edit_state` block; for the engine."""
         return self._writer is not None and self._writer is task

@@ -1,4 +1,4 @@
-"""Testing: run a workflow, a few steps of it, or one step, and look at everything that it did."""
+"""Run a workflow, some of its steps, or one step, and inspect everything that it did."""
 
 from __future__ import annotations
 

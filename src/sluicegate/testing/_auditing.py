@@ -1,4 +1,4 @@
-"""Auditing: what a run is seen to do, and what its books must not hold once it is over."""
+"""Observes a run of a scenario, and audits what a run still holds after its end."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from sluicegate._engine.entered import _is_async_manager, has_to_be_entered
-from sluicegate._engine.runner import Runner
+from sluicegate._engine.entered import has_to_be_entered, is_async_manager
+from sluicegate._engine.probe import Probe
 from sluicegate._errors import brief
 from sluicegate._events import (
     ChildEvent,
@@ -20,25 +20,28 @@ from sluicegate._events import (
     WorkflowFailedEvent,
     WorkflowTimedOutEvent,
 )
-from sluicegate._loop import current_backend, enable_ki_protection
+from sluicegate._handler import run_of
+from sluicegate._loop import current_backend
+from sluicegate._loop.limits import RateLimiter
 from sluicegate.testing._altering import with_steps
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from sluicegate._context import Context
     from sluicegate._definition.resources import ResourcePlan
     from sluicegate._definition.steps import Step
     from sluicegate._engine.journal import InFlight
     from sluicegate._engine.lineage import BranchNode
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.resource_scopes import ResourceScope
+    from sluicegate._engine.runner import Runner
     from sluicegate._handler import WorkflowHandler
-    from sluicegate._loop import Backend
     from sluicegate.testing._sweeps.trial import Trial
 
 
-#: How a run ends, and the class of the event that ends its stream.
+#: For each final status of a run, the class of the event that ends its stream.
 TERMINAL: Final[dict[str, type[StopEvent]]] = {
     "completed": StopEvent,
     "failed": WorkflowFailedEvent,
@@ -48,18 +51,18 @@ TERMINAL: Final[dict[str, type[StopEvent]]] = {
 
 
 class StepStruckError(Exception):
-    """Raised by a step of a :func:`workflow_scenario` that was cancelled by itself.
+    """Raised by a step of a :func:`workflow_scenario` that was cancelled as a target.
 
-    ``sweep(scenario, target="step:draft")`` cancels one invocation of a step. By a scope or a
-    timeout the step is left without a result; then it raises this, as its own failure.
+    ``sweep(scenario, target="step:draft")`` cancels one invocation of a step. If a scope or a
+    timeout cancels it, the step has no result, and raises this as its own failure.
     """
 
 
-# -- what a run is seen to do --------------------------------------------------------------------
+# -- observing a run --------------------------------------------------------------------
 
 
 class _Manager:
-    """Stands in for a context manager that is a resource, and tells when it opens and closes."""
+    """Wraps a context manager that is a resource, and reports when it opens and closes."""
 
     def __init__(self, watch: ScenarioWatch, plan: ResourcePlan, manager: Any) -> None:
         self.plan = plan
@@ -68,58 +71,84 @@ class _Manager:
         self.owner: object = None
         self._watch = watch
         self._manager = manager
-        self._is_async = _is_async_manager(manager)
+        self._is_async = is_async_manager(manager)
 
     async def __aenter__(self) -> Any:
         manager = self._manager
         value = await manager.__aenter__() if self._is_async else manager.__enter__()
         self._watch.opened(self)
-        return value  # noqa: ASYNC910 - as the manager's own
+        return value  # noqa: ASYNC910 - like the manager itself
 
     async def __aexit__(self, *exc_info: object) -> Any:
         manager = self._manager
         self._watch.closes(self)
         try:
             if self._is_async:
-                return await manager.__aexit__(*exc_info)  # noqa: ASYNC102 - who closes shields
+                return await manager.__aexit__(*exc_info)  # noqa: ASYNC102 - the caller shields
             return manager.__exit__(*exc_info)  # noqa: ASYNC910
         finally:
             self.is_closed = True
 
 
-class ScenarioWatch:
-    """What one run of a scenario was seen to do, and what was wrong with it at once."""
+class ScenarioWatch(Probe):
+    """Observes one run of a scenario, and collects the problems that show at once."""
 
-    def __init__(self, trial: Trial) -> None:
+    def __init__(self, trial: Trial, run: Runner) -> None:
         self.trial = trial
-        self.runner: AuditedRunner
+        self.run = run
+        #: The workflow's own graph.
+        self.graph = run.graph
+        #: The number of the first event of this run on its stream.
+        self.first = run.log.next
+        #: The machine, and the invocations in progress, when the run ended.
+        self.machine: Machine | None = None
+        self.in_flight: tuple[InFlight, ...] = ()
+        #: The run's scope of resources, and its child runs.
+        self.resources: ResourceScope | None = None
+        self.children: list[Runner] = []
         self.problems: list[str] = []
-        #: What is wrong unless an error was put in place of an await of the engine's.
+        #: Problems that do not count if an error was injected into an await of the engine.
         self.disorder: list[str] = []
-        #: What the run said it publishes, and what its stream took.
-        self.published: list[Event] = []
+        #: The events that the run published, and those that its stream took.
+        self.written: list[Event] = []
         self.logged: list[Event] = []
         #: The stop events that steps returned.
         self.stops: list[StopEvent] = []
-        #: Tells what a run fails with that asks a question, where nobody answers any.
+        #: Returns the message with which a run fails that asks a question without an answer.
         self.refuse: Callable[[Event], str] | None = None
-        #: What left steps that were cancelled by themselves.
+        #: The exceptions of steps that were cancelled as targets.
         self.struck: list[BaseException] = []
         self.working: Counter[str] = Counter()
         self._opened: list[_Manager] = []
         self._plans: dict[int, ResourcePlan] = {}
 
+    def run_began(self) -> None:
+        """Keep the scope of resources, which the run drops at its end."""
+        self.resources = self.run.resources
+
+    def run_ended(self) -> None:
+        """Keep the state that the run drops after this."""
+        self.machine, self.in_flight = self.run.machine, tuple(self.run.in_flight or ())
+
+    def published(self, event: Event) -> None:
+        """Note an event that the run published."""
+        self.written.append(event)
+
+    def child_began(self, context: Context[Any], child: Any) -> None:  # noqa: ARG002
+        """Note a child run, for the audit."""
+        self.children.append(child)
+
     def log(self, event: Event) -> None:
-        """Note what the stream has taken."""
+        """Note an event that the stream has taken."""
         if isinstance(event, StopEvent) and (busy := +self.working):
             self.problems.append(f"the stream ended while steps ran: {', '.join(busy)}")
         self.logged.append(event)
         asked = event.event if isinstance(event, ChildEvent) else event
         if self.refuse is not None and isinstance(asked, InputRequiredEvent):
-            self.runner.fail(AssertionError(self.refuse(asked)))
+            self.run.fail(AssertionError(self.refuse(asked)))
 
     def alter(self, step: Step) -> Step:
-        """Return a step that can be a target, and whose resources are watched."""
+        """Return a copy of a step that can be a target, and whose resources are observed."""
 
         async def call(*arguments: Any) -> Any:
             self.working[step.name] += 1
@@ -139,7 +168,7 @@ class ScenarioWatch:
                         raise
             finally:
                 self.working[step.name] -= 1
-            struck = StepStruckError(f"the step {step.label} was cancelled by itself")
+            struck = StepStruckError(f"the step {step.label} was cancelled as a target")
             self.struck.append(struck)
             raise struck
 
@@ -147,12 +176,12 @@ class ScenarioWatch:
         return attrs.evolve(step, function=call, elsewhere=None, resources=plans)
 
     def _away(self, step: Step) -> int:
-        """Return how many invocations of a step have given up their place for as long as they wait."""
-        machine = self.runner.machine
+        """Return how many invocations of a step have released their place while they wait."""
+        machine = self.run.machine
         return 0 if machine is None else machine.queues[step.index].away
 
     def is_of_target(self, error: BaseException | None) -> bool:
-        """Whether a failure came of a step that was cancelled by itself."""
+        """Whether a failure was caused by a step that was cancelled as a target."""
         while error is not None and not any(error is struck for struck in self.struck):
             error = error.__cause__
         return error is not None
@@ -178,7 +207,7 @@ class ScenarioWatch:
         return _Manager(self, plan, made) if has_to_be_entered(plan, made) else made
 
     def opened(self, resource: _Manager) -> None:
-        """Note that a resource is open."""
+        """Note that a resource has opened."""
         plan = resource.plan
         is_shared = plan.scope != "step"
         if is_shared and any(r.plan.key == plan.key and not r.is_closed for r in self._opened):
@@ -187,83 +216,31 @@ class ScenarioWatch:
         self._opened.append(resource)
 
     def closes(self, resource: _Manager) -> None:
-        """Note that a resource begins to close."""
+        """Note that a resource is about to close."""
         name = resource.plan.name
         resource.closings += 1
         if resource not in self._opened:
-            self.problems.append(f"the resource {name} was closed, and had not been opened")
+            self.problems.append(f"the resource {name} was closed, but had not been opened")
         elif resource.closings > 1:
             self.problems.append(f"the resource {name} was closed {resource.closings} times")
-        elif resource.plan.scope == "step" or not self.runner.is_running:  # not by itself
+        elif resource.plan.scope == "step" or not self.run.is_running:  # not alone
             for later in self._opened[self._opened.index(resource) + 1 :]:
                 if later.owner == resource.owner and not later.is_closed:
                     self.disorder.append(f"the resource {name} was closed before {later.plan.name}")
 
     def left_open(self) -> Iterator[str]:
-        """Yield what is wrong with resources after the end."""
+        """Yield the resources that are open after the end."""
         for resource in self._opened:
             if not resource.closings:
                 yield f"the resource {resource.plan.name} was not closed"
 
 
-class AuditedRunner(Runner):
-    """A run whose books are kept to be looked at, and that tells what it publishes."""
-
-    __slots__ = ("books", "child_runs", "first", "halted", "kept", "seen")
-
-    #: The machine, and what workers were at when the run ended.
-    books: Machine | None
-    halted: tuple[InFlight, ...]
-    #: The scope of its resources, and the runs that were children of it.
-    kept: ResourceScope | None
-    child_runs: list[Runner]
-    seen: ScenarioWatch
-    first: int
-
-    @enable_ki_protection
-    def publish(self, event: Event | None) -> None:
-        """See the parent."""
-        super().publish(event)
-        if event is not None:
-            self.seen.published.append(event)
-
-    @enable_ki_protection
-    def _publish(self, event: Event) -> None:
-        self.seen.published.append(event)
-        super()._publish(event)
-
-    async def _host_run(self, backend: Backend, nursery: Any) -> None:
-        self.kept = self.resources
-        await super()._host_run(backend, nursery)
-
-    async def run_child(self, context: Any, handler: Any, stream: Any) -> Any:
-        """See the parent."""
-        self.child_runs.append(handler._runner)
-        return await super().run_child(context, handler, stream)
-
-    @enable_ki_protection
-    def _conclude(self, backend: Backend, interruption: BaseException | None) -> None:
-        self.books = self.machine
-        self.halted = tuple(self.in_flight or ())
-        super()._conclude(backend, interruption)
-
-
 def watched(handler: WorkflowHandler[Any], trial: Trial) -> ScenarioWatch:
-    """Have a handler that is not yet started run what is watched; the workflow stays as it is."""
-    watch, own = ScenarioWatch(trial), handler._runner
-    handler._runner = watch.runner = runner = AuditedRunner(
-        own.workflow,
-        with_steps(own.graph, map(watch.alter, own.graph.steps)),
-        run_id=own.run_id,
-        start_event=own.start_event,
-        log=own.log,
-        options=own.options,
-        state_store=own.state_store,
-        resumed=own.resumed,
-    )
-    runner.seen, runner.child_runs, runner.first = watch, [], own.log.next
-    runner.books, runner.halted, runner.kept = None, (), None
-    own.log.forward = watch.log
+    """Watch the run of a handler that is not yet started; the workflow stays unchanged."""
+    run = run_of(handler)
+    run.probe = watch = ScenarioWatch(trial, run)
+    run.graph = with_steps(run.graph, map(watch.alter, run.graph.steps))
+    run.log.forward = watch.log
     return watch
 
 
@@ -271,74 +248,61 @@ def watched(handler: WorkflowHandler[Any], trial: Trial) -> ScenarioWatch:
 
 
 def audit(handler: Any) -> list[str]:
-    """Look through the books of a run that is over.
+    """Return what a run that is over still holds.
 
-    Call it while no other run goes on that shares the workflow, or a limiter of one of its steps.
+    Call it while no other run shares the workflow, or a limiter of one of its steps.
 
     Args:
         handler: The run's handler.
 
     Returns:
-        What is wrong: what is still registered, taken or held, one text for each.
+        A text for each thing that is still registered, taken or held; empty if all is well.
     """
-    runner: Runner = getattr(handler, "_runner", handler)
-    log, clock, outcome = runner.log, runner.clock, runner.outcome
-    books = {
-        "workers": runner.workers,
-        "delays before attempts": runner.timers,
-        "children": runner.children,
-        "a parent": runner.parent,
-        "a nursery": runner.nursery,
-        "the task that ran it": runner.host,
-        "a place where that task waits": runner.parked,
-        "a place in the line of runs": runner.queue_scope,
-        "what watches its timeout": clock._scope,
-        "a scope of resources": runner.resources and not runner.resources._is_over,
-        "tasks that wait for its end": outcome.waiters,
-        "senders that wait": log._senders,
-        "readers that wait": log.waiting,
-        "a parent's stream": log.outer,
-        "a writer of its state": runner.state_store
-        and (runner.state_store._writer or runner.state_store._queue),
-    }
-    found = [f"there is still {what}: {brief(left)}" for what, left in books.items() if left]
+    return audit_run(run_of(handler))
+
+
+def audit_run(run: Runner) -> list[str]:
+    """Return what is wrong with a run that is over; see :func:`audit`."""
+    log, outcome = run.log, run.outcome
+    found = [
+        f"there is still {what}: {brief(left)}" for what, left in run.leftovers().items() if left
+    ]
     if not (outcome.is_over and outcome.status in TERMINAL):
         found.append(f"the run is not over, its status is {outcome.status!r}")
     if not log.closed:
         found.append("the stream is not closed")
-    machine, halted = runner.machine, tuple(runner.in_flight or ())
+    machine, in_flight = run.machine, tuple(run.in_flight or ())
     if machine is not None and not machine.is_retired:
         found.append("the machine still holds the run")
-    kept = [] if runner.options.resources is None else [runner.options.resources]
-    if isinstance(runner, AuditedRunner):
-        machine, halted = runner.books, runner.halted
-        kept += [] if runner.kept is None else [runner.kept]
-        found += [f"in a child: {text}" for child in runner.child_runs for text in audit(child)]
+    scopes, watch = [run.options.resources], run.probe
+    if isinstance(watch, ScenarioWatch):
+        machine, in_flight = watch.machine, watch.in_flight
+        scopes.append(watch.resources)
+        found += [f"in a child: {text}" for child in watch.children for text in audit_run(child)]
     if machine is not None:
-        found += _audit_machine(machine, halted, has_stopped=outcome.stop_event is not None)
-    for scope in kept:
-        left = [*scope._building, *scope._opened]
-        if left and (scope.scope == "run" or scope._manager is None):
-            found.append(
-                f"held in the {scope.scope}'s scope: {', '.join(e.plan.name for e in left)}"
-            )
-    limit = runner.options.run_limit
-    slots = None if limit is None else limit._slots._things.get(runner.loop)
+        found += _audit_machine(machine, in_flight, has_stopped=outcome.stop_event is not None)
+    for scope in scopes:
+        if scope is not None and (left := scope.leftovers()):
+            found.append(f"held in the {scope.scope}'s scope: {', '.join(left)}")
+    limit = run.options.run_limit
+    slots = None if limit is None else limit.on(run.loop)
     if slots is not None and (slots.inside or slots.waiting):
         found.append(f"num_concurrent_runs still counts runs: {slots!r}")
-    for step in runner.graph.steps:
-        found += [f"the limiter of {step.label} has {text}" for text in _held(step.options.limiter)]
+    for step in run.graph.steps:
+        limiter = step.options.limiter
+        found += [f"the limiter of {step.label} has {text}" for text in _held(limiter, run.loop)]
     return found
 
 
-def _held(limiter: Any) -> Iterator[str]:
+def _held(limiter: Any, loop: object) -> Iterator[str]:
+    if isinstance(limiter, RateLimiter):
+        if waiting := limiter.waiting_on(loop):
+            yield f"{waiting} waiting"
+        return
     tell = getattr(limiter, "statistics", None)
     for name in ("borrowers", "owner", "tasks_waiting"):
         if tell is not None and (left := getattr(tell(), name, None)):
             yield f"{name} {left!r}"
-    for bucket in getattr(getattr(limiter, "_buckets", None), "_things", {}).values():
-        if len(bucket._queue):
-            yield f"{len(bucket._queue)} in its queue"
 
 
 def _audit_machine(
@@ -353,7 +317,7 @@ def _audit_machine(
         ready, delayed = queue.ready or [], queue.delayed or {}
         if queue.inbox is not None or queue.in_inbox:
             yield f"{queue.step.label} has {queue.pending} pending, and {len(ready)} are there"
-        # Cancelled in its wait, an invocation continues beside those that have got its place.
+        # An invocation cancelled in its wait continues beside those that have got its place.
         forced = sum(invocation.step is queue.step for invocation in halted) + has_stopped
         if not 0 <= queue.running <= queue.limit + forced:
             yield f"{queue.step.label} has {queue.running} of {queue.limit} workers"

@@ -1,4 +1,4 @@
-"""Isolation: one step by itself, with everything that it does recorded and nothing delivered."""
+"""Runs one step by itself; records everything that it does, and delivers nothing."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from sluicegate._engine.machine import Machine
 from sluicegate._engine.resource_scopes import ResourceScope
 from sluicegate._engine.run import RunOptions
 from sluicegate._engine.runner import Runner
-from sluicegate._engine.step_operations import spent_branch
 from sluicegate._errors import WorkflowRuntimeError, brief
 from sluicegate._events import Event, StopEvent
 from sluicegate._handler import WorkflowHandler
 from sluicegate._state.drafts import DictState
 from sluicegate._state.store import StateStore
 from sluicegate._streams import EventLog
+from sluicegate._workflow import graph_in
 from sluicegate.testing._altering import Replacing, step_named
 from sluicegate.testing._records import StepOutcome
 from sluicegate.testing._running import check_workflow, run_session
-from sluicegate.testing._session import Expectations, Session, WatchedRunner
+from sluicegate.testing._session import Expectations, Session
 
 
 if TYPE_CHECKING:
-    from sluicegate._context import Branch, Context
+    from sluicegate._context import Context
     from sluicegate._definition.graph import Graph
     from sluicegate._definition.steps import Step
     from sluicegate._workflow import Workflow
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 
 class StepEnded(StopEvent):
-    """The step that ran by itself has ended."""
+    """Ends the run of a step that is run by itself."""
 
     value: Any
 
 
 class _Delivery:
-    """What a run begins with that has no start event: one delivery, at one step."""
+    """The saved run to begin with instead of a start event: one delivery, at one step."""
 
     elapsed = 0.0
     retried = 0
@@ -51,7 +51,7 @@ class _Delivery:
         self._event = event
 
     def load(self, _run: Runner, machine: Machine) -> None:
-        """Put it in."""
+        """Queue the delivery."""
         machine.enqueue(machine.queues[self._index], self._event, None)
 
 
@@ -59,48 +59,52 @@ def _unused(*_: object) -> Any:
     raise NotImplementedError
 
 
-class _SoleRunner(WatchedRunner):
-    """A run of one step: what the step sends is noted, and goes nowhere."""
+class _StepSession(Session):
+    """A session of a run of one step: replaces the step's function, and keeps what it sends.
 
-    __slots__ = ("sole",)
+    Args:
+        run: The run, not yet started.
+        expected: See :class:`Session`.
+        step: The step, with its resources replaced.
+    """
 
-    sole: _Sole
-
-    def send(self, context: Context[Any], event: Event, target: str | None) -> Branch:
-        """Note what is sent, if it may be sent at all."""
-        self.check_thread("send_event")
-        if not self.outcome.status:
-            assert context._step is not None
-            self.sole.books.check_sendable(context._step.index, event, target)
-            self.sole.sent.append((event, target))
-        return spent_branch()
-
-
-class _Sole:
-    """The step that runs by itself; stands in for its function."""
-
-    def __init__(self, graph: Graph, step: Step) -> None:
-        self._graph = graph
+    def __init__(self, run: Runner, expected: Expectations, step: Step) -> None:
+        super().__init__(run, expected)
         self._step = step
-        self.sent: list[tuple[Event, str | None]] = []
-        #: Knows what may be sent; nothing is delivered by it.
-        self.books = Machine(graph, _unused, _unused, _unused)
-        self.session: Session | None = None
+        self.outgoing: list[tuple[Event, str | None]] = []
+        #: Checks what is sent; delivers nothing.
+        self._machine = Machine(run.graph, _unused, _unused, _unused)
+        signature = step.signature
+        steps = list(run.graph.steps)
+        steps[step.index] = attrs.evolve(
+            step,
+            function=self._call,
+            elsewhere=None,  # _call() runs in the loop, and the function itself elsewhere
+            signature=attrs.evolve(signature, returns=(*signature.returns, StepEnded)),
+        )
+        graph = self.alter(steps)
+        graph.needs_scope = bool(step.resources)
+        graph.handlers = {}
 
-    async def __call__(self, workflow: object, *arguments: Any) -> StepEnded:
-        """Run the step, and check what it returns as the engine does."""
-        kept = len(self.sent)
+    def sent(self, context: Context[Any], event: Event, target: str | None) -> bool:  # noqa: ARG002
+        """Check and keep the event; it is not delivered."""
+        self._machine.check_sendable(self._step.index, event, target)
+        self.outgoing.append((event, target))
+        return False
+
+    async def _call(self, workflow: object, *arguments: Any) -> StepEnded:
+        """Run the step, and check its result as the engine does."""
+        kept = len(self.outgoing)
         try:
             result = await self._step.function(workflow, *arguments)
         except BaseException:
             if self._step.holds_sends:
-                del self.sent[kept:]
+                del self.outgoing[kept:]
             raise
         try:
             self._check(result)
         except WorkflowRuntimeError as error:
-            assert self.session is not None
-            self.session.fail(error)  # no retry and no handler has to do with it
+            self.fail(error)  # without a retry or a handler
             raise
         return StepEnded(value=result)
 
@@ -111,23 +115,13 @@ class _Sole:
                 graph.adopt(event, step.index)
         if isinstance(result, list):
             if not step.fans_out:
-                graph.output(step.index, list)  # raises, and says what was expected
+                graph.output(step.index, list)  # raises
             for event in cast("list[Any]", result):
                 graph.output(step.index, cast("type[Any]", type(event)), in_list=True)
         elif result is not None:
             graph.output(step.index, cast("type[Any]", type(result)))
         elif not step.may_end:
             graph.check_none(step)
-
-    def stand_in(self, altered: Step) -> Step:
-        """Return ``altered`` with this in the place of its function."""
-        signature = altered.signature
-        return attrs.evolve(
-            altered,
-            function=self.__call__,
-            elsewhere=None,  # the function itself goes there
-            signature=attrs.evolve(signature, returns=(*signature.returns, StepEnded)),
-        )
 
 
 async def run_step(
@@ -141,37 +135,38 @@ async def run_step(
 ) -> StepOutcome:
     """Run one step of a workflow by itself, within this call, and return everything that it did.
 
-    The step runs as in a run of its own, with its timeout, its retries, its limiter, its thread
-    or process, and a context on which everything works. What it sends and what it returns is
-    checked against its signature and goes nowhere: no other step runs, and a branch that it sends is
-    over at once. Failures are not handed to a handler. Resources of the workflow's scope
-    are made for this call. A checkpoint; cancelled, the step has unwound.
+    The step runs as in a normal run, with its timeout, retries, limiter, thread or process, and with
+    a fully working context. The events that it sends and returns are checked against its signature
+    and are not delivered: no other step runs, and a branch that it sends is over at once. Failures
+    are not passed to a handler. Resources of the workflow's scope are created for this call. A
+    checkpoint; when cancelled, it raises after the step has unwound.
 
     Args:
         workflow: The workflow object; it is ``self`` in the step.
         step: The name of the step.
-        *events: What the step takes: its event; for a join, the list of events; for a step with
-            several event parameters, one for each, in their order.
-        state: The state to begin with: an object of its class, or a mapping where the workflow
-            declares none. By default a new one.
-        resources: For factories of resources (or ``ResourceConfig`` objects), the values to give
-            in their place; these are neither entered nor closed.
-        answers: What is said when the step asks; see :func:`run_workflow`.
-        raises: What the step is to fail with; the failure is then in the outcome.
+        *events: The arguments of the step: its event; for a join, the list of events; for a step
+            with several event parameters, one event for each, in order.
+        state: The initial state: an object of its class, or a mapping if the workflow declares no
+            class. Default: a new state.
+        resources: For factories of resources (or ``ResourceConfig`` objects), the values to use
+            instead; they are neither entered nor closed.
+        answers: The answers to the step's questions; see :func:`run_workflow`.
+        raises: The exception class, or classes, that the step must fail with. The failure is then
+            in the outcome.
 
     Returns:
         What the step did.
 
     Raises:
-        Exception: What the step raised, unless ``raises`` names its class: that very object.
-        WorkflowRuntimeError: It returned or sent what it does not declare.
-        AssertionError: A question had no answer, or not all listed answers were asked for; the step
-            waits for an event that no answer gives; it ended well, and ``raises`` was given.
+        Exception: The step's exception, unless ``raises`` names its class; the original object.
+        WorkflowRuntimeError: The step returned or sent an event that it does not declare.
+        AssertionError: A question had no answer, or the step did not ask for all listed answers;
+            the step waits for an event that no answer gives; it succeeded and ``raises`` was given.
         TypeError: The events, or the state, are not of the classes that the step declares.
-        ValueError: There is no such step; or it does not ask for a resource that is replaced.
+        ValueError: There is no such step, or it does not use a replaced resource.
     """
     check_workflow(workflow, "run_step")
-    graph = workflow._built()
+    graph = graph_in(workflow)
     real = step_named(graph, step, "run_step()")
     event = _checked(graph, real, events)
     altered = real
@@ -182,7 +177,7 @@ async def run_step(
     expected = Expectations(answers=answers, raises=raises, expose_internal=False)
     store = StateStore[Any](graph.state_type, _state_from(graph, state))
     async with ResourceScope("workflow") as scope:
-        runner = Runner(
+        run = Runner(
             workflow,
             graph,
             run_id=f"run_step({step})",
@@ -192,15 +187,14 @@ async def run_step(
             state_store=store,
             resumed=cast("Any", _Delivery(real.index, event)),
         )
-        session = Session(runner, expected, kind=_SoleRunner)
-        sole = _prepare(session, altered)
-        await run_session(WorkflowHandler[Any](session.runner), session)
+        session = _StepSession(run, expected, altered)
+        await run_session(WorkflowHandler[Any](run), session)
     result = session.conclude()
     ended = result.stop_event
     return StepOutcome(
         returned=ended.value if isinstance(ended, StepEnded) else None,
-        sent=tuple(event for event, _ in sole.sent),
-        targets=tuple(target for _, target in sole.sent),
+        sent=tuple(event for event, _ in session.outgoing),
+        targets=tuple(target for _, target in session.outgoing),
         published=tuple(e for e in result.events if not isinstance(e, StopEvent)),
         steps=tuple(
             attrs.evolve(done, result=done.result.value)
@@ -213,25 +207,11 @@ async def run_step(
     )
 
 
-def _prepare(session: Session, step: Step) -> _Sole:
-    """Have a run go by one step alone, which stands in for what the workflow has there."""
-    graph = session.runner.graph
-    sole = _Sole(graph, step)
-    sole.session = session
-    cast("_SoleRunner", session.runner).sole = sole
-    steps = list(graph.steps)
-    steps[step.index] = sole.stand_in(step)
-    private = session.alter(steps)
-    private.needs_scope = bool(step.resources)
-    private.handlers = {}
-    return sole
-
-
 def _state_from(graph: Graph, state: Any) -> Any:
-    """Return the state to begin with.
+    """Return the initial state.
 
     Raises:
-        TypeError: It is not of the class that the workflow declares.
+        TypeError: The state is not of the class that the workflow declares.
     """
     if state is None:
         return None
@@ -240,16 +220,16 @@ def _state_from(graph: Graph, state: Any) -> Any:
         return DictState(cast("Mapping[str, Any]", state))
     if type(state) is not kind:
         how = "a mapping: state={...}" if kind is DictState else f"state={kind.__name__}(...)"
-        msg = f"state={brief(state)} is no state of {graph.name}; expected {how}"
+        msg = f"state={brief(state)} is not a state of {graph.name}; expected {how}"
         raise TypeError(msg)
     return state
 
 
 def _checked(graph: Graph, step: Step, events: tuple[Any, ...]) -> object:
-    """Return what the engine gives to a step, of what it is to be given here.
+    """Return the delivery for the events of a step.
 
     Raises:
-        TypeError: It does not fit the signature of the step.
+        TypeError: The events do not fit the signature of the step.
     """
     names = [kind.__name__ for kind in step.accepts]
     shown = ", ".join(f"{name}(...)" for name in names)
@@ -267,7 +247,7 @@ def _checked(graph: Graph, step: Step, events: tuple[Any, ...]) -> object:
     if not fits:
         got = ", ".join(brief(event) for event in events) or "no event"
         msg = (
-            f"the step {step.name} of {graph.name} was given {got}; expected "
+            f"the step {step.name} of {graph.name} got {got}; expected "
             f"run_step(workflow, {step.name!r}, {shown})"
         )
         raise TypeError(msg)

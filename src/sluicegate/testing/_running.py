@@ -1,13 +1,14 @@
-"""Running: a whole workflow under test, from its start event to its end."""
+"""Runs a whole workflow under test, from its start event to its end."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
 from sluicegate._errors import brief
+from sluicegate._handler import run_of
 from sluicegate._workflow import Workflow
 from sluicegate.testing._answering import is_class_of
-from sluicegate.testing._session import Expectations, Session, hand_over
+from sluicegate.testing._session import Expectations, Session
 
 
 if TYPE_CHECKING:
@@ -26,10 +27,10 @@ R = TypeVar("R")
 
 
 def check_workflow(workflow: object, call: str) -> None:
-    """Refuse what is no workflow object.
+    """Check that an argument is a workflow object.
 
     Raises:
-        TypeError: It is none; the message shows ``call``.
+        TypeError: It is not. The message shows ``call``.
     """
     if not isinstance(workflow, Workflow):
         is_class = is_class_of(workflow, Workflow)
@@ -51,18 +52,17 @@ def open_session(
     """Return a run under test, not yet started, and its session.
 
     Raises:
-        TypeError: As :meth:`Workflow.run`, or something given cannot be used.
-        ValueError: A name or a factory fits nothing in the workflow.
+        TypeError: As :meth:`Workflow.run`, or an argument has the wrong type.
+        ValueError: The workflow has no such step or factory.
         WorkflowRuntimeError: As :meth:`Workflow.run`.
     """
     handler = workflow.run(start_event=start_event, ctx=ctx, **fields)
     try:
-        session = Session(handler._runner, expected)
+        session = Session(run_of(handler), expected)
         session.replace(recorded, resources)
     except BaseException:
-        handler.cancel("it could not be tested")  # it is not to warn that it was never started
+        handler.cancel("it could not be tested")  # no warning that it was never started
         raise
-    hand_over(handler, session)
     return handler, session
 
 
@@ -82,43 +82,44 @@ async def run_workflow(
 ) -> WorkflowTestResult[R]:
     """Run a workflow to its end, within this call, and return everything that it did.
 
-    The workflow object is used as it is; nothing of it is changed, and other runs of it may go on
-    meanwhile. A checkpoint; cancelled, the run has unwound.
+    The workflow object is used unchanged, and may have other runs at the same time. A checkpoint;
+    when cancelled, it raises after the run has unwound.
 
     Args:
         workflow: The workflow.
-        start_event: The event to begin with; else it is made from ``fields``.
+        start_event: The start event; by default it is created from ``fields``.
         ctx: As for :meth:`sluicegate.Workflow.run`.
-        answers: What is said when the run asks (publishes an ``InputRequiredEvent``): a mapping
-            from the class of the question to the answer or to a function of the question, one
-            function for all questions, or answers in order. A function may be async. An answer
-            None leaves its question open. A question without an answer ends the run at once. So
-            does a run that waits for an event from outside with no question open, after what is
-            left of answers in order has been sent. ``answers=None`` lets it wait.
-        recorded: For names of steps, what they are to have returned: a list of results, one for
-            each invocation, or a function of the event (of the events, where the step takes
-            several), which may be async. The step itself is not called, and its resources and its
-            limiter are not used; its timeout, its retries and its declared types hold. A result
-            that is an exception is raised.
-        resources: For factories of resources (or ``ResourceConfig`` objects), the values to give
-            in their place; these are neither entered nor closed.
-        expose_internal: Whether the engine's own events are collected.
-        exclude_events: Classes of events that are not collected.
-        until: Ends the run as soon as it has published such an event: a class of events, several,
-            or a function of an event that returns True. The run is then ``"cancelled"``.
-        raises: What the run is to fail with; the failure is then in the result.
-        **fields: The fields of the start event. Those that have the name of a parameter here go
-            into ``start_event``.
+        answers: The answers to the run's questions (``InputRequiredEvent`` objects that it
+            publishes): a mapping from the class of a question to its answer or to a function of
+            the question, one function for all questions, or answers in order. A function may be
+            async. An answer None leaves its question open. A question without an answer ends the
+            run at once. So does a run that waits for an event from outside without an open
+            question, after the remaining answers in order have been sent. With ``answers=None``
+            the run may wait.
+        recorded: For names of steps, the results to return instead of calling the step: a list
+            with one result for each invocation, or a function of the event (of the events, if the
+            step takes several), which may be async. The step's resources and limiter are not used;
+            its timeout, retries and declared types apply. A result that is an exception is raised.
+        resources: For factories of resources (or ``ResourceConfig`` objects), the values to use
+            instead; they are neither entered nor closed.
+        expose_internal: Whether to collect the engine's internal events.
+        exclude_events: Classes of events not to collect.
+        until: Ends the run when it has published such an event: an event class, several, or a
+            function of an event that returns True. The run is then ``"cancelled"``.
+        raises: The exception class, or classes, that the run must fail with. The failure is then
+            in the result.
+        **fields: The fields of the start event. If a field has the name of a parameter here, use
+            ``start_event``.
 
     Returns:
         What the run did.
 
     Raises:
-        Exception: The run's failure, unless ``raises`` names its class: that very object.
-        AssertionError: A question had no answer; answers or recorded results, given as a list,
-            were too few or, in a run that completed, too many; the run completed and ``raises``
-            or ``until`` was given.
-        TypeError: The fields do not fit the start event, or an argument is of the wrong kind.
+        Exception: The run's failure, unless ``raises`` names its class; the original object.
+        AssertionError: A question had no answer; listed answers or recorded results were too few
+            or, in a completed run, too many; the run completed and ``raises`` or ``until`` was
+            given.
+        TypeError: The fields do not fit the start event, or an argument has the wrong type.
         ValueError: A step in ``recorded`` or a factory in ``resources`` is not in the workflow.
         WorkflowRuntimeError: As :meth:`sluicegate.Workflow.run`.
     """
@@ -144,11 +145,11 @@ async def run_workflow(
 
 
 async def run_session(handler: WorkflowHandler[Any], session: Session) -> None:
-    """Run what a session watches to its end. A checkpoint; cancelled, the run has unwound."""
+    """Run the run of a session to its end. A checkpoint; when cancelled, the run has unwound."""
     try:
         async with handler:
             await session.watch()
-            _ = handler.exceptions  # looked at, so that the block leaves them to conclude()
+            _ = handler.exceptions  # observed here, and raised by conclude()
     finally:
         session.end()
 
@@ -176,15 +177,15 @@ class WorkflowTestRunner(Generic[R]):
         exclude_events: Iterable[type[Event]] | None = None,
         **more: Any,
     ) -> WorkflowTestResult[R]:
-        """Run it to its end; see :func:`run_workflow`, also for what is raised. A checkpoint.
+        """Run it to its end. A checkpoint; see :func:`run_workflow`, also for the exceptions.
 
         Args:
-            start_event: The event to begin with.
+            start_event: The start event.
             ctx: As for :meth:`sluicegate.Workflow.run`.
-            expose_internal: Whether the engine's own events are collected.
-            exclude_events: Classes of events that are not collected.
-            **more: Further arguments of :func:`run_workflow`, the fields of the start event among
-                them.
+            expose_internal: Whether to collect the engine's internal events.
+            exclude_events: Classes of events not to collect.
+            **more: Further arguments of :func:`run_workflow`, including the fields of the start
+                event.
         """
         return await run_workflow(
             self._workflow,

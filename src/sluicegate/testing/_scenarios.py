@@ -1,4 +1,4 @@
-"""Scenarios: a run of a workflow for the sweep and the fuzz, and what must hold after each."""
+"""Runs of a workflow as scenarios for sweeps and fuzzing, and the checks after each run."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from sluicegate._events import (
     StopEvent,
 )
 from sluicegate._exceptions import URGENT, is_a
+from sluicegate._handler import run_of
 from sluicegate._loop import current_backend
 from sluicegate._state import store
 from sluicegate._streams import TURN
 from sluicegate._workflow import Workflow
 from sluicegate.testing._answering import Answerer
-from sluicegate.testing._auditing import TERMINAL, audit, watched
+from sluicegate.testing._auditing import TERMINAL, audit_run, watched
 from sluicegate.testing._running import check_workflow
 
 
@@ -46,26 +47,26 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False)
 class Reading:
-    """What one reader of a run's stream got, in ``outcome.state.readers``."""
+    """The events that one reader of a run's stream got; in ``outcome.state.readers``."""
 
     name: str
     events: list[Event] = attrs.Factory(list[Event])
-    """What it took, in order."""
+    """The events that it took, in order."""
     missed: int = 0
-    """How many events had been dropped before it came."""
+    """How many events had been dropped before it began."""
     sequence: int = 0
-    """The number of the last event that it took."""
+    """The sequence number of the last event that it took."""
     has_ended: bool = False
-    """Whether its iteration stopped by itself."""
+    """Whether its iteration reached the end."""
 
-    async def read(  # noqa: ASYNC910 - it comes to the terminal event, if to no other
+    async def read(  # noqa: ASYNC910 - there is at least a terminal event
         self,
         stream: EventStream,
         block: Callable[[], AbstractContextManager[None]] = nullcontext,
         *,
         breaks: bool = False,
     ) -> None:
-        """Read to the end; where a block of it was left, go on where it stopped. A checkpoint."""
+        """Read to the end; after a block was left early, resume at its position. A checkpoint."""
         with stream:
             self.missed = stream.missed
             try:
@@ -83,9 +84,9 @@ class Reading:
 
 @contextmanager
 def _steady_turns() -> Generator[None]:
-    """Have the engine give others a turn by how often it looks for it, and not by real time.
+    """Make the engine yield to other tasks after a number of checks instead of after real time.
 
-    A scenario has the same moments again only if nothing in it depends on how quick the machine is.
+    A scenario has the same moments in every run only if it does not depend on the machine's speed.
     """
     looks = count(10)
 
@@ -121,7 +122,7 @@ class WorkflowScenario:
     ) -> None:
         if isinstance(answers, Iterator):
             msg = (
-                f"answers={brief(cast('Any', answers))} is used up by the first of many runs; expected "
+                f"answers={brief(cast('Any', answers))} would be exhausted by the first of many runs; expected "
                 "a list, a mapping or a function: answers=[HumanResponseEvent(...)]"
             )
             raise TypeError(msg)
@@ -130,7 +131,7 @@ class WorkflowScenario:
             msg = f"until_status={until_status!r}; expected any of {', '.join(map(repr, TERMINAL))}"
             raise ValueError(msg)
         if type(readers) is not int or readers < 0:
-            msg = f"readers={readers!r}; expected how many read the stream: readers=2"
+            msg = f"readers={readers!r}; expected the number of readers of the stream: readers=2"
             raise ValueError(msg)
         self._given = cast("Any", workflow)
         self._is_one = isinstance(workflow, Workflow) or not callable(workflow)
@@ -147,18 +148,18 @@ class WorkflowScenario:
         self.__name__: str = f"workflow_scenario({name}, ...)"
 
     def is_consequence(self, error: BaseException, injected: BaseException) -> bool:
-        """Whether the engine says by ``error`` that ``injected`` has ended something, by its cause.
+        """Whether ``error`` is the engine's report that ``injected`` has ended something.
 
-        An error raised in an await of the engine, which keeps a resource or a run, does that.
+        The engine raises one if an error is injected into an await that keeps a resource or a run.
         """
         return isinstance(error, WorkflowRuntimeError) and error.__cause__ is injected
 
     async def __call__(self, trial: Trial) -> Any:
-        """Run the workflow once. A checkpoint; cancelled, nothing of the run is left.
+        """Run the workflow once. A checkpoint; when cancelled, it raises after the run has unwound.
 
         Raises:
-            BaseException: As ``await handler``; but a failure that came of a step that was
-                cancelled by itself stays in the handler.
+            BaseException: As ``await handler``; but a failure caused by a step that was cancelled
+                as a target stays in the handler.
         """
         workflow = self._given if self._is_one else self._given()
         check_workflow(workflow, "workflow_scenario")
@@ -167,7 +168,7 @@ class WorkflowScenario:
         state.readers, state.events = [], []
         return await self._run(workflow, trial)
 
-    #: Around each run of a sweep or a fuzz, also one that has to be given up.
+    #: Entered around each run of a sweep or a fuzz, also around one that is given up.
     around: Callable[[], AbstractContextManager[None]] = staticmethod(_steady_turns)
 
     async def _run(self, workflow: Workflow[Any], trial: Trial) -> Any:
@@ -183,7 +184,7 @@ class WorkflowScenario:
                     raise
                 return None
             finally:
-                watch.runner.log.forward, watch.runner.graph = None, workflow._built()
+                watch.run.log.forward, watch.run.graph = None, watch.graph
 
     async def _host(self, handler: WorkflowHandler[Any], trial: Trial) -> Any:
         state, result = trial.state, None
@@ -194,7 +195,7 @@ class WorkflowScenario:
                 read = self._read(handler, trial, reading, breaks=breaks)
                 nursery.start_soon(read, name=f"stream {reading.name}")
             state.events = state.readers[0].events if state.readers else []
-            state.answerer = answerer = Answerer(handler._runner.graph.name, self._answers)
+            state.answerer = answerer = Answerer(state.watch.graph.name, self._answers)
             if self._answers:
                 nursery.start_soon(self._answer, handler, answerer, name="answers")
             elif self._answers is not None:
@@ -204,7 +205,7 @@ class WorkflowScenario:
             except Exception as error:
                 if not handler.is_done():
                     raise
-                state.raised = error  # when the readers have come to the end
+                state.raised = error  # raised below, after the readers have ended
         state.readers.append(late := Reading("late reader"))
         await late.read(handler.stream_events(), partial(trial.target, late.name))
         if state.raised is not None:
@@ -223,7 +224,7 @@ class WorkflowScenario:
             except backend.Cancelled:
                 if backend.is_cancelled():
                     raise
-                # Natively, by itself: AnyIO would have it cancel its siblings and the host.
+                # A native cancellation of this task alone must not cancel its siblings and the host.
 
         return read
 
@@ -234,14 +235,14 @@ class WorkflowScenario:
                 asked = event.event if isinstance(event, ChildEvent) else event
                 if isinstance(asked, InputRequiredEvent):
                     answer = await answerer.answer(asked)
-                    if answer is not None and handler._runner.is_running:
+                    if answer is not None and run_of(handler).is_running:
                         handler.send_event(answer)
 
     async def check(self, outcome: Outcome) -> Any:
-        """Hold what came of a run to what must hold, then call the check that was given.
+        """Check the conditions after a run, then call the given check.
 
         Raises:
-            AssertionError: Something does not hold; the text says what, a line for each.
+            AssertionError: A condition does not hold; the text has a line for each problem.
         """
         state = outcome.state
         if state.handler is not None:
@@ -252,7 +253,7 @@ class WorkflowScenario:
             problems += [*state.watch.problems, *state.watch.left_open()]
             if not (outcome.struck and outcome.at.kind == "error"):
                 problems += state.watch.disorder
-            problems += audit(state.watch.runner)
+            problems += audit_run(state.watch.run)
             if problems:
                 raise AssertionError("\n".join(dict.fromkeys(problems)))
         if self._check is not None:
@@ -265,45 +266,44 @@ class WorkflowScenario:
         if status not in self._until:
             yield f"undisturbed, the run ended as {status!r}; expected {' or '.join(self._until)}"
         elif status == "completed" and (left := state.answerer.leftover()):
-            yield f"undisturbed, {left} of the answers were not asked for"
+            yield f"undisturbed, the run did not ask for {left} of the answers"
         for reading in state.readers:
             if not reading.has_ended:
-                yield f"undisturbed, {reading.name} did not come to the end"
+                yield f"undisturbed, {reading.name} did not reach the end"
 
 
 def _check_end(handler: WorkflowHandler[Any], state: Any, outcome: Outcome) -> Iterator[str]:
-    """Yield what does not agree of how a run ended and what was raised."""
-    ended, status, raised = handler._runner.outcome, handler.status, state.raised
+    """Yield contradictions between the end of a run and the exception that it raised."""
+    ended, status, raised = state.watch.run.outcome, handler.status, state.raised
     if status not in TERMINAL or not handler.is_done():
         yield f"the handler is left in the state {status!r}, is_done() is {handler.is_done()}"
         return
-    # A KeyboardInterrupt comes before a failure, a cancellation after it.
+    # A KeyboardInterrupt takes precedence over a failure, a cancellation does not.
     if outcome.cancelled and raised is None and outcome.at.kind != "interrupt":
-        if ended.unseen is not None:  # else they came in the tick of the cancellation
-            yield f"a cancellation left a run that had {status}, and not its failures: {ended.errors}"
+        if ended.unseen is not None:  # else they occurred in the same tick as the cancellation
+            yield f"a cancellation left a run that had {status}, instead of its failures: {ended.errors}"
         elif status not in ("cancelled", "completed"):
             yield f"a cancellation left a run that had {status}"
     if raised is not None and raised is not ended.error:
-        yield f"`await handler` raised {raised!r}, and the run's failure is {ended.error!r}"
+        yield f"`await handler` raised {raised!r}, but the run's failure is {ended.error!r}"
     is_kept = state.watch.is_of_target(ended.error)
     if outcome.completed and raised is None and not is_kept and status != "completed":
-        yield f"the scenario returned, and the status is {status!r}"
-    yield from _check_result(handler)
+        yield f"the scenario returned, but the status is {status!r}"
+    yield from _check_result(handler, ended.error)
     stop = handler.stop_event
     if stop is not None and not any(stop is returned for returned in state.watch.stops):
         yield f"the stop event is {stop!r}, which no step returned"
-    # A run whose clean-up fails after its stop event is a failed one.
+    # A run whose clean-up fails after its stop event has failed.
     has_stop = stop is not None
     if has_stop != (status == "completed") and not (has_stop and status == "failed"):
         yield f"the stop event is {stop!r}, the status is {status!r}"
 
 
-def _check_result(handler: WorkflowHandler[Any]) -> Iterator[str]:
-    failure, status = handler._runner.outcome.error, handler.status
-    errors = handler.exceptions
+def _check_result(handler: WorkflowHandler[Any], failure: BaseException | None) -> Iterator[str]:
+    status, errors = handler.status, handler.exceptions
     try:
         handler.result()
-    except BaseException as error:  # noqa: ASYNC103, BLE001 - looked at, and still the handler's
+    except BaseException as error:  # noqa: ASYNC103, BLE001 - inspected only; the handler keeps it
         if error is not failure or status == "completed":
             yield f"handler.result() raised {error!r}, the status is {status!r}"  # noqa: ASYNC104
         is_first = status == "cancelled" or is_a(error, URGENT) or errors[0] is error
@@ -315,27 +315,27 @@ def _check_result(handler: WorkflowHandler[Any]) -> Iterator[str]:
 
 
 async def _check_streams(handler: WorkflowHandler[Any], state: Any) -> list[str]:
-    """Return what is wrong with what was published and read; also by reading and writing now."""
-    watch, run = state.watch, state.watch.runner
+    """Return problems of the published and read events; reads and writes once more to find them."""
+    watch, run = state.watch, state.watch.run
     logged: list[Event] = watch.logged
     found: list[str] = []
     last = logged[-1] if logged else None
     public = [event for event in logged[:-1] if not isinstance(event, InternalEvent)]
-    if not _same(public, watch.published):
-        found.append(f"{len(watch.published)} events were published, the stream took {len(public)}")
+    if not _same(public, watch.written):
+        found.append(f"{len(watch.written)} events were published, the stream took {len(public)}")
     if type(last) is not (kind := TERMINAL[handler.status]) and not isinstance(last, kind):
         found.append(f"the stream ends with {last!r}, the status is {handler.status!r}")
     if any(isinstance(event, StopEvent) for event in public):
         found.append("the stream has more than one terminal event")
     if last is not (handler.stop_event or last) and handler.status == "completed":
         found.append(f"the stream ends with {last!r}, the stop event is {handler.stop_event!r}")
-    if run.log.next - run.first != len(logged) or not run.log.closed:
-        found.append(f"the stream counts {run.log.next - run.first} of {len(logged)} events")
-        return found  # noqa: ASYNC910 - a reader might wait for ever
+    if run.log.next - watch.first != len(logged) or not run.log.closed:
+        found.append(f"the stream counts {run.log.next - watch.first} of {len(logged)} events")
+        return found  # noqa: ASYNC910 - a reader might wait forever
     late = Reading("a reader after the end")
     await late.read(handler.stream_events())
     for reading in (*state.readers, late):
-        if not reading.has_ended:  # cancelled, it can go on
+        if not reading.has_ended:  # it was cancelled, and can be resumed
             rest = Reading(reading.name)
             await rest.read(handler.stream_events(after=reading.sequence))
             dropped = rest.missed
@@ -349,13 +349,13 @@ async def _check_streams(handler: WorkflowHandler[Any], state: Any) -> list[str]
                 f"{reading.name} got {len(got)} events {brief(got)}, not {brief(expected)}"
             )
     found += await _write_late(handler)
-    if run.log.next - run.first != len(logged):
+    if run.log.next - watch.first != len(logged):
         found.append("something was published after the end")
     return found
 
 
 async def _write_late(handler: WorkflowHandler[Any]) -> list[str]:
-    """Return which ways of writing to a run that is over are not refused."""
+    """Return the ways of writing to a run that is over that do not raise."""
     ctx, event, found = handler.ctx, Event(), list[str]()
     for write in (handler.send_event, ctx.write_event_to_stream, ctx.stream.send):
         try:
@@ -389,43 +389,43 @@ def workflow_scenario(
 
         sweep(workflow_scenario(Writer(), topic="locks"), backends=("trio", "asyncio"), kinds="all")
 
-    A block owns the run, readers take its stream in tasks of their own, and the host awaits the
-    handler, then opens one reader more. After every run, struck or not, these must hold beside
-    what :func:`sweep` checks. The handler has ended in one way, and that agrees with what was
-    raised. Each reader got every event from where it came, in order, and the terminal event last; one
-    that was cancelled can go on where it stopped. The stream took what was published, and takes nothing
-    after the end; it ended when no step ran. No step had too many workers. Resources were closed
-    once, in reverse order. Nothing is left in the books of the run.
+    An ``async with`` block owns the run, readers take its stream in separate tasks, and the host
+    awaits the handler and then opens another reader. After every run, struck or not, these
+    conditions are checked in addition to those of :func:`sweep`. The handler's status, result and
+    exception agree. Each reader got every event since its beginning, in order, and the terminal
+    event last; a cancelled reader can be resumed at its position. The stream has exactly the
+    published events, accepts none after the end, and ended when no step was running. No step had
+    too many workers. Resources were closed once, in reverse order. The run holds nothing any more.
 
-    Blocks that can be targets are ``"reader"`` (and ``"late reader"``, which is a part of the host)
-    and, for each invocation of a step, ``"step:<name>"``. A reader that is cancelled by a scope reads on. A step that is cancelled by a
-    scope or a timeout raises :class:`StepStruckError`, which is then its failure: it is
-    retried, handled, or fails the run, as any other. What the run fails with by that stays in
-    the handler.
+    The blocks that can be targets are ``"reader"`` (and ``"late reader"``, a part of the host), and
+    ``"step:<name>"`` for each invocation of a step. A reader that is cancelled by a scope continues
+    to read. A step that is cancelled by a scope or a timeout raises :class:`StepStruckError` as its
+    failure, which is retried, handled, or fails the run, like any other. If the run fails by that,
+    the failure stays in the handler.
 
-    ``outcome.state`` has, for the check: ``workflow``; ``handler`` (None where it was struck
+    ``outcome.state`` has, for the check: ``workflow``; ``handler`` (None if the run was struck
     before there was one); ``readers``, a list of :class:`Reading`; ``events``, those of the first
-    reader; ``raised``, what ``await handler`` raised.
+    reader; ``raised``, the exception of ``await handler``.
 
     Args:
-        workflow: A workflow object, or what makes one, called for each run: a class, a function.
-        readers: How many readers there are from the beginning. The last of several breaks off
-            after each event, and goes on.
-        start_event: The event to begin with; else it is made from ``fields``.
-        answers: What is said when the run asks: as for :func:`run_workflow`, but only questions
+        workflow: A workflow object; or a class or function that returns one, called for each run.
+        readers: The number of readers from the beginning. The last of several leaves its loop
+            after each event, and resumes.
+        start_event: The start event; by default it is created from ``fields``.
+        answers: The answers to the run's questions; as for :func:`run_workflow`, but only questions
             are answered.
-        enter: Whether it runs inside ``async with workflow:``.
-        check: Called with the outcome, after all this; as for :func:`sweep`.
-        until_status: How an undisturbed run is to end, or in which ways it may. Its failure leaves the
-            scenario: name it in ``raises`` of the sweep.
+        enter: Whether to run inside ``async with workflow:``.
+        check: Called with the outcome, after the checks above; as for :func:`sweep`.
+        until_status: The final status, or statuses, of an undisturbed run. A failure leaves the
+            scenario: name its class in ``raises`` of the sweep.
         **fields: The fields of the start event.
 
     Returns:
-        The scenario: call ``sweep(it, ...)``.
+        The scenario, for ``sweep(it, ...)``.
 
     Raises:
-        TypeError: It is no workflow; or the answers would be used up by the first run.
-        ValueError: ``readers`` is no number of them, or ``until_status`` no status.
+        TypeError: The workflow is not one, or the first run would exhaust the answers.
+        ValueError: ``readers`` is not a number of readers, or ``until_status`` not a status.
     """
     return WorkflowScenario(
         workflow,

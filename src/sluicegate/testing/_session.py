@@ -1,4 +1,4 @@
-"""Sessions: one run under test, watched, answered, and held to what was expected of it."""
+"""A session watches one run under test, answers its questions, and checks its end."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 
 from sluicegate._context import outer_context
-from sluicegate._engine.journal import Redelivery
-from sluicegate._engine.runner import Runner
+from sluicegate._engine.probe import Probe
 from sluicegate._engine.stalls import missing
 from sluicegate._errors import brief
 from sluicegate._events import ChildEvent, Event, InputRequiredEvent, InternalEvent, StopEvent
-from sluicegate._loop import current_backend, enable_ki_protection
-from sluicegate._observers import Observer, Several
+from sluicegate._loop import current_backend
 from sluicegate.testing._altering import Recording, Replacing, step_named, with_steps
 from sluicegate.testing._answering import Answerer, Answers, is_class_of
 from sluicegate.testing._records import StepInvocation, WorkflowTestResult
@@ -26,52 +24,20 @@ if TYPE_CHECKING:
 
     from sluicegate._definition.graph import Graph
     from sluicegate._definition.steps import Step
-    from sluicegate._engine.invocation import Worker
-    from sluicegate._engine.machine import Delivery
-    from sluicegate._engine.step_queue import StepQueue
-    from sluicegate._handler import WorkflowHandler
+    from sluicegate._engine.runner import Runner
     from sluicegate.testing._altering import Recorded, Resources
 
 
-#: Classes of exceptions that a run is to fail with.
+#: The exception classes that a run must fail with.
 Raises = type[BaseException] | tuple[type[BaseException], ...]
 
-#: When a run has done enough: an event of a class, or one that a function accepts.
+#: The event that ends a run: one of a class, or one that a function accepts.
 Until = type[Event] | tuple[type[Event], ...] | Callable[[Any], bool] | None
-
-
-class WatchedRunner(Runner):
-    """A run that tells its session when something in it comes to rest."""
-
-    __slots__ = ("session",)
-
-    session: Session | None
-
-    def _look(self) -> None:
-        if self.session is not None:
-            self.session.look()
-
-    def idle_changed(self) -> None:
-        """See the parent."""
-        super().idle_changed()
-        self._look()
-
-    def check_drained(self) -> None:
-        """See the parent; called wherever a step begins to wait."""
-        super().check_drained()
-        self._look()
-
-    @enable_ki_protection
-    async def _run_worker(self, queue: StepQueue, delivery: Delivery | None = None) -> None:
-        try:
-            await super()._run_worker(queue, delivery)
-        finally:
-            self._look()
 
 
 @attrs.frozen(kw_only=True)
 class Expectations:
-    """What a run under test is given, and what is expected of it."""
+    """The answers for a run under test, and the expectations of it."""
 
     answers: Answers = ()
     expose_internal: bool = True
@@ -80,80 +46,64 @@ class Expectations:
     raises: Raises = ()
 
 
-class Session(Observer):
-    """What watches a run and answers its questions; all in the task that owns the run.
+class Session(Probe):
+    """Watches a run and answers its questions, in the task that owns the run.
 
     Args:
-        runner: The run, not yet started.
-        expected: What it is given, and what is expected of it.
-        kind: The class of the run that takes its place.
+        run: The run, not yet started.
+        expected: The answers, and the expectations that :meth:`conclude` checks.
 
     Raises:
-        TypeError: The answers, or ``until``, are of no form that can be used.
+        TypeError: The answers, or ``until``, have the wrong type.
     """
 
-    def __init__(
-        self, runner: Runner, expected: Expectations, *, kind: type[WatchedRunner] = WatchedRunner
-    ) -> None:
-        self.runner = watched = kind(
-            runner.workflow,
-            runner.graph,
-            run_id=runner.run_id,
-            start_event=runner.start_event,
-            log=runner.log,
-            options=runner.options,
-            state_store=runner.state_store,
-            resumed=runner.resumed,
-        )
+    def __init__(self, run: Runner, expected: Expectations) -> None:
+        self.run = run
         self.expected = expected
         self.events: list[Event] = []
         self.invocations: list[StepInvocation] = []
         self.failure: BaseException | None = None
-        self._answerer = Answerer(runner.graph.name, expected.answers)
+        self._answerer = Answerer(run.graph.name, expected.answers)
         self._until = _predicate(expected.until)
-        self._graph = runner.graph
+        self._graph = run.graph
         self._questions: deque[Event] = deque()
         self._is_answering = False
-        #: Whether the run was ended on purpose.
+        #: Whether the run was ended on purpose, by ``until`` or by leaving a block.
         self.is_ended_early = False
-        self._working: dict[Worker, int] = {}
         self._recordings: list[Recording] = []
         self._waiter: Any = None
-        watched.session = self
-        watched.observer = (
-            self if runner.observer is None else Several((runner.observer, cast("Observer", self)))
-        )
-        watched.log.forward = self._note
-        watched.log.internal_readers += expected.expose_internal
+        run.probe = self
+        run.log.forward = self._note
+        run.log.internal_readers += expected.expose_internal
 
     # -- before the run ------------------------------------------------------------------------
 
     def alter(self, steps: Iterable[Step]) -> Graph:
-        """Have this run, and no other, go by other steps of the same shape; return its graph."""
-        self.runner.graph = graph = with_steps(self.runner.graph, steps)
+        """Replace the steps of this run by others of the same shape; return its new graph."""
+        self.run.graph = graph = with_steps(self.run.graph, steps)
         return graph
 
     def replace(self, recorded: Recorded | None, resources: Resources | None) -> None:
-        """Have some steps, and some resources, replaced.
+        """Replace steps by recorded results, and resources by values.
 
         Raises:
-            ValueError: A name or a factory fits nothing in the workflow.
-            TypeError: What is recorded is not of a form that can be used.
+            ValueError: The workflow has no such step or factory.
+            TypeError: The recorded results have the wrong type.
         """
-        steps = list(self.runner.graph.steps)
+        steps = list(self.run.graph.steps)
         replacing = Replacing(resources or {})
         if resources:
             steps = [replacing.alter(step) for step in steps]
-            replacing.check_used(self.runner.graph.name)
+            replacing.check_used(self.run.graph.name)
         for name, results in (recorded or {}).items():
-            step = step_named(self.runner.graph, name, "recorded")
+            step = step_named(self.run.graph, name, "recorded")
             recording = Recording(step, results, self.fail)
             self._recordings.append(recording)
             steps[step.index] = recording.stand_in()
         if recorded or resources:
             self.alter(steps)
 
-    # -- what the run tells ----------------------------------------------------------------------
+    # -- notifications from the run ----------------------------------------------------------------------
 
     def _note(self, event: Event) -> None:
         if not isinstance(event, self.expected.exclude_events) and (
@@ -170,61 +120,34 @@ class Session(Observer):
     def _look_for_end(self, until: Callable[[Any], bool], event: Event) -> None:
         try:
             reached = until(event)
-        except Exception as error:  # noqa: BLE001 - raised by conclude(); an observer must not raise
+        except Exception as error:  # noqa: BLE001 - raised by conclude(); a listener must not raise
             self.fail(error)
             return
-        if reached and not self.runner.outcome.status:
+        if reached and not self.run.outcome.status:
             self.is_ended_early = True
-            self.runner.cancel(f"until: {brief(event)} was published")
+            self.run.cancel(f"until: {brief(event)} was published")
 
-    def step_started(
-        self,
-        run_id: str,  # noqa: ARG002 - it is that of the one run
-        step: str,
-        invocation: int,
-        event: object,
-    ) -> None:
-        """Keep a record of the invocation."""
-        attempt = 1
-        for worker in self.runner.workers:
-            if worker in self._working or worker.step is None or worker.step.name != step:
-                continue
-            given, number = given_to(worker)
-            if given is event:
-                self._working[worker] = invocation
-                attempt = number
-                break
-        self.invocations.append(StepInvocation(invocation, step, event, attempt))
+    def invocation_began(self, number: int, step: Step, event: object, attempt: int) -> None:
+        """Record the invocation."""
+        self.invocations.append(StepInvocation(number, step.name, event, attempt))
 
-    def step_ended(
-        self,
-        run_id: str,  # noqa: ARG002
-        step: str,  # noqa: ARG002 - the number tells
-        invocation: int,
-        result: object,
-        error: BaseException | None,
-    ) -> None:
+    def invocation_ended(self, number: int, result: object, error: BaseException | None) -> None:
         """Complete the record of the invocation."""
-        at = invocation - 1
-        known = self.invocations[at]
-        self.invocations[at] = attrs.evolve(known, result=result, error=error, is_done=True)
-        for worker, number in self._working.items():
-            if number == invocation:
-                del self._working[worker]
-                break
+        known = self.invocations[number - 1]
+        self.invocations[number - 1] = attrs.evolve(known, result=result, error=error, is_done=True)
 
-    def look(self) -> None:
-        """Something in the run has come to rest: perhaps all of it."""
+    def idle_changed(self) -> None:
+        """Fail a run that waits for an event from outside without an open question."""
         self.wake()
         if self._questions or self._is_answering or not self._answerer.is_strict:
             return
-        if self.failure is None and not self.runner.outcome.status and self.runner.is_idle:
+        if self.failure is None and not self.run.outcome.status and self.run.is_idle:
             unasked = self._answerer.unasked()
             if unasked is not None:
                 self._questions.append(_Unasked(event=unasked))
                 return
-            _, machine = self.runner.live()
-            at = "a child of it waits" if self.runner.children else "no step runs"
+            _, machine = self.run.live()
+            at = "a child of it waits" if self.run.children else "no step runs"
             self.fail(
                 AssertionError(
                     f"the run of {self._graph.name} waits for an event from outside, and no "
@@ -234,27 +157,26 @@ class Session(Observer):
             )
 
     def fail(self, error: BaseException) -> None:
-        """Have the run end, and :meth:`conclude` raise ``error``."""
+        """End the run, and make :meth:`conclude` raise ``error``."""
         if self.failure is None:
             self.failure = error
-            self.runner.fail(error)
+            self.run.fail(error)
 
     def wake(self) -> None:
-        """Have :meth:`watch` look again."""
+        """Make :meth:`watch` check its condition again."""
         if self._waiter is not None:
             self._waiter.wake()
 
-    # -- while it goes on ------------------------------------------------------------------------
+    # -- during the run ------------------------------------------------------------------------
 
     async def watch(self, is_wanted: Callable[[], bool] | None = None) -> None:
-        """Answer what is asked until the run is over, or until ``is_wanted()``.
+        """Answer questions until the run is over, or until ``is_wanted()`` is true.
 
-        A checkpoint if there is anything to wait for or to answer. Cancelled, it leaves the run
-        alone.
+        A checkpoint if it has to wait or to answer. A cancellation does not affect the run.
 
         Raises:
             AssertionError: A question has no answer.
-            BaseException: Whatever comes out of the user's answers.
+            BaseException: The exception of the user's answer function.
         """
         backend = current_backend()
         self._waiter = backend.waiter()
@@ -262,14 +184,14 @@ class Session(Observer):
             while self._questions:
                 await backend.checkpoint()
                 await self._answer(self._questions.popleft())
-            if self.runner.outcome.is_over or (is_wanted is not None and is_wanted()):
+            if self.run.outcome.is_over or (is_wanted is not None and is_wanted()):
                 return  # noqa: ASYNC910
             await self._waiter.wait()
 
     async def _answer(self, question: Event) -> None:  # noqa: ASYNC910 - watch() has checkpoints
-        outcome = self.runner.outcome
+        outcome = self.run.outcome
         if outcome.status not in ("", "completed"):
-            return  # noqa: ASYNC910 - nobody waits for the answer any more
+            return  # noqa: ASYNC910 - the run no longer needs the answer
         self._is_answering = True
         try:
             if isinstance(question, _Unasked):
@@ -277,49 +199,46 @@ class Session(Observer):
             else:
                 answer = await self._answerer.answer(question)
             if answer is not None and not outcome.status:
-                self.runner.receive(answer, None)
+                self.run.receive(answer, None)
         finally:
             self._is_answering = False
-        self.look()
+        self.idle_changed()
 
-    # -- after it --------------------------------------------------------------------------------
+    # -- after the run --------------------------------------------------------------------------------
 
     def end(self) -> None:
-        """Let go of the run, which is over."""
-        runner = self.runner
-        runner.session = None
-        runner.observer = runner.options.observer
-        runner.log.forward = None
-        runner.log.internal_readers -= self.expected.expose_internal
-        runner.graph = self._graph
-        self._working.clear()
+        """Detach from the run, which is over."""
+        run = self.run
+        run.probe = run.log.forward = None
+        run.log.internal_readers -= self.expected.expose_internal
+        run.graph = self._graph
 
     def conclude(self) -> WorkflowTestResult[Any]:
-        """Return what the run did, if it is what was expected.
+        """Return what the run did, if it meets the expectations.
 
         Raises:
-            AssertionError: It is not; the message says what was.
+            AssertionError: It does not; the message has the difference.
             BaseException: The run's failure, if it was not expected.
         """
-        outcome = self.runner.outcome
+        outcome = self.run.outcome
         self._check_end()
         return WorkflowTestResult(
-            run_id=self.runner.run_id,
+            run_id=self.run.run_id,
             status=outcome.status,
             events=tuple(self.events),
             steps=tuple(self.invocations),
             stop_event=outcome.stop_event,
             error=outcome.error,
             errors=outcome.errors,
-            state=self.runner.store.snapshot_state(),
-            ctx=outer_context(self.runner),
+            state=self.run.store.snapshot_state(),
+            ctx=outer_context(self.run),
         )
 
     def _check_end(self) -> None:
-        outcome, expected = self.runner.outcome, self.expected
+        outcome, expected = self.run.outcome, self.expected
         error = self.failure
         if error is None:
-            # Where the run was ended on purpose, what counts is what failed in its clean-up.
+            # If the run was ended on purpose, only failures of its clean-up count.
             error = next(iter(outcome.errors), None) if self.is_ended_early else outcome.error
             if isinstance(error, expected.raises):
                 return
@@ -340,32 +259,23 @@ class Session(Observer):
         if expected.until is not None:
             msg = (
                 f"{name} completed with {brief(outcome.stop_event)} before it published what "
-                f"until={_names(expected.until)} waits for; expected such an event"
+                f"until={_names(expected.until)} expects; expected such an event"
             )
             raise AssertionError(msg)
         for recording in self._recordings:
             if text := recording.leftover():
                 raise AssertionError(text)
         if left := self._answerer.leftover():
-            msg = f"{left} of the answers were not asked for by {name}; expected as many questions"
+            msg = (
+                f"{name} did not ask for {left} of the answers; expected a question for each answer"
+            )
             raise AssertionError(msg)
 
 
 class _Unasked(Event):
-    """An event that is said to a run which waits and has asked nothing."""
+    """Wraps an event for a run that waits without an open question."""
 
     event: Event
-
-
-def given_to(worker: Worker) -> tuple[Any, int]:
-    """Return what a worker's step was given, and the number of the attempt."""
-    event = worker.event
-    return (event.event, event.number) if type(event) is Redelivery else (event, 1)
-
-
-def hand_over(handler: WorkflowHandler[Any], session: Session) -> None:
-    """Have a handler that is not yet started run what the session watches."""
-    handler._runner = session.runner
 
 
 def _predicate(until: Any) -> Callable[[Any], bool] | None:
@@ -374,7 +284,7 @@ def _predicate(until: Any) -> Callable[[Any], bool] | None:
         return lambda event: isinstance(event, kinds)
     if until is None or (callable(until) and not is_class_of(until, object)):
         return cast("Callable[[Any], bool] | None", until)
-    msg = f"until={brief(until)}; expected a class of events, or a function of an event"
+    msg = f"until={brief(until)}; expected an event class, or a function of an event"
     raise TypeError(msg)
 
 

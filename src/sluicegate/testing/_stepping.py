@@ -1,4 +1,4 @@
-"""Stepping: a run that stands still before each invocation of a step until it is let go on."""
+"""Runs a workflow step by step: each invocation is held until the caller releases it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import attrs
 from sluicegate._context import outer_context
 from sluicegate._engine.invocation import Place, place_in
 from sluicegate._errors import WorkflowRuntimeError
+from sluicegate._handler import mark_observed
 from sluicegate._loop import current_backend
 from sluicegate._loop.limits import leaves_nothing
 from sluicegate.testing._records import StepInvocation, WorkflowTestResult
 from sluicegate.testing._running import check_workflow, open_session
-from sluicegate.testing._session import Expectations, given_to
+from sluicegate.testing._session import Expectations
 
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ R = TypeVar("R")
 
 
 class _HeldInvocation:
-    """An invocation that stands at its gate."""
+    """An invocation that is held at its gate."""
 
     __slots__ = ("is_open", "step", "waiter", "worker")
 
@@ -52,30 +53,30 @@ class _HeldInvocation:
 
 
 class _StepGates:
-    """The gates of all steps of a run, and who stands at them.
+    """The gates of all steps of a run, and the invocations that they hold.
 
-    One is let through at a time, and only when all else stands at a gate, waits for an event or
-    a branch, or is over. Those that have come meanwhile are then put in order: by step, and within
-    a step in the order in which the engine took their events. So the order does not depend on
-    the order in which the event loop runs its tasks.
+    One invocation is released at a time, when every other one is held, waits for an event or a
+    branch, or has ended. Invocations that have arrived in the meantime are then ordered by step,
+    and within a step by the order in which the engine took their events. So the order does not
+    depend on the order in which the event loop runs its tasks.
     """
 
-    def __init__(self, runner: Runner, tell: Callable[[], None]) -> None:
-        self._runner = runner
+    def __init__(self, run: Runner, tell: Callable[[], None]) -> None:
+        self._run = run
         self._tell = tell
         self._arrived: list[_HeldInvocation] = []
         self._queue: list[_HeldInvocation] = []
-        #: The context of the last invocation of each worker that came to its gate.
+        #: For each worker, the context of the last invocation that arrived at a gate.
         self._met: dict[Worker, Context[Any] | None] = {}
 
-    async def pass_through(self, step: Step) -> Worker:  # noqa: ASYNC910 - a new one is closed
-        """Stand at the gate of a step until it opens, and return who stood there.
+    async def pass_through(self, step: Step) -> Worker:  # noqa: ASYNC910 - a new gate is closed
+        """Wait at the gate of a step until it opens, and return the worker of the invocation.
 
-        A checkpoint; cancelled, nobody stands.
+        A checkpoint; when cancelled, the invocation is no longer held.
         """
         worker = next(
             worker
-            for worker in self._runner.workers
+            for worker in self._run.workers
             if worker.step is step
             and worker.is_waiting
             and self._met.get(worker) is not worker.context
@@ -95,26 +96,26 @@ class _StepGates:
         return worker
 
     def is_still(self) -> bool:
-        """Whether somebody stands at a gate, and nothing else gets on by itself."""
-        machine = self._runner.machine
+        """Whether an invocation is held, and nothing else can make progress."""
+        machine = self._run.machine
         held = (*self._arrived, *self._queue)
         if machine is None or not held:
             return False
         if any(map(_is_cancelled, held)):
-            return False  # it is about to leave
-        resting = self._runner.at_rest()
+            return False  # it is about to be cancelled
+        resting = self._run.at_rest()
         return sum(queue.begun for queue in machine.queues) == len(held) + len(resting)
 
     def first(self) -> _HeldInvocation:
-        """Return who is to be let through next."""
-        places = {worker: place for place, worker in enumerate(self._runner.workers)}
+        """Return the invocation to release next."""
+        places = {worker: place for place, worker in enumerate(self._run.workers)}
         self._arrived.sort(key=lambda held: (held.step.index, places[held.worker]))
         self._queue += self._arrived
         self._arrived.clear()
         return self._queue[0]
 
     def let_through(self, held: _HeldInvocation) -> None:
-        """Open the gate for one invocation."""
+        """Release an invocation."""
         if held in self._queue:
             self._queue.remove(held)
         held.open()
@@ -126,7 +127,7 @@ def _is_cancelled(held: _HeldInvocation) -> bool:
 
 
 class _GatedLimiter:
-    """The limiter of a step in a run that stands still: its gate, then the limiter it has."""
+    """The limiter of a step in a stepped run: its gate, and then the step's own limiter."""
 
     def __init__(self, gates: _StepGates, step: Step) -> None:
         self._gates = gates
@@ -136,7 +137,7 @@ class _GatedLimiter:
 
     @property
     def holds_nothing(self) -> bool:
-        """Whether those who have passed the gate hold nothing that others wait for."""
+        """Whether invocations that have passed hold nothing that others wait for."""
         return self._limiter is None or leaves_nothing(self._limiter)
 
     async def __aenter__(self) -> None:
@@ -152,20 +153,20 @@ class _GatedLimiter:
     async def __aexit__(self, *exc_info: object) -> None:  # noqa: ASYNC910
         if self._limiter is not None:
             place = self._places.pop(current_backend().current_task())
-            await place.__aexit__(*exc_info)  # noqa: ASYNC102 - as the limiter's own
+            await place.__aexit__(*exc_info)  # noqa: ASYNC102 - like the limiter itself
 
 
 @final
 class SteppedRun(Generic[R]):
-    """A run that stands still; see :func:`step_through`."""
+    """A run that advances one invocation at a time; see :func:`step_through`."""
 
     def __init__(self, workflow: Workflow[R], expected: Expectations, **given: Any) -> None:
         self._handler, self._session = open_session(workflow, expected, **given)
-        self._gates = _StepGates(self._session.runner, self._session.wake)
+        self._gates = _StepGates(self._session.run, self._session.wake)
         steps: list[Step] = []
-        for step in self._session.runner.graph.steps:
+        for step in self._session.run.graph.steps:
             gate = _GatedLimiter(self._gates, step)
-            # It is a step of this run alone, so its options may name the gate.
+            # The step belongs to this run only, so its options can refer to the gate.
             gate.step = attrs.evolve(step, options=attrs.evolve(step.options, limiter=gate))
             steps.append(gate.step)
         self._session.alter(steps)
@@ -185,20 +186,20 @@ class SteppedRun(Generic[R]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Cancel what is left of the run, and wait until nothing of it is. A checkpoint.
+        """Cancel the rest of the run, and wait until it has unwound. A checkpoint.
 
         Raises:
-            BaseException: As :func:`run_workflow`, where the run went to its end; where it was left
-                before, the failure of a step that has ended or of the clean-up.
+            BaseException: As :func:`run_workflow`, if the run reached its end. If it was left
+                early: the failure of a step that has ended, or of the clean-up.
         """
         self._is_entered = False
         if not self._handler.is_done():
             self._session.is_ended_early = True
             self._handler.cancel("step_through() was left")
         if error is None:
-            self._handler._observe()  # what failed is conclude()'s to raise
+            mark_observed(self._handler)  # conclude() raises the failures
         try:
-            await self._handler.__aexit__(kind, error, trace)  # noqa: ASYNC102 - as a nursery's own
+            await self._handler.__aexit__(kind, error, trace)  # noqa: ASYNC102 - like a nursery
         finally:
             self._session.end()
         if error is None:
@@ -208,14 +209,14 @@ class SteppedRun(Generic[R]):
         return self
 
     async def __anext__(self) -> StepInvocation:
-        """Let the invocation go on that was given last, and return the next one.
+        """Release the last invocation, and return the next one before it begins.
 
-        A checkpoint. Cancelled, it leaves the run where it is, to go on until it next stands still.
+        A checkpoint. A cancellation does not affect the run, which continues to its next gate.
 
         Raises:
             StopAsyncIteration: The run is over.
             AssertionError: A question has no answer.
-            WorkflowRuntimeError: It is used outside of its block.
+            WorkflowRuntimeError: It was called outside of the ``async with`` block.
         """
         if not self._is_entered:
             msg = (
@@ -231,13 +232,13 @@ class SteppedRun(Generic[R]):
         if self._handler.is_done():
             raise StopAsyncIteration
         self._current = held = self._gates.first()
-        event, attempt = given_to(held.worker)
+        event, attempt = held.worker.delivered()
         number = len(self._session.invocations) + 1
         return StepInvocation(number, held.step.name, event, attempt)
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """What has been on the stream so far."""
+        """The events on the stream so far."""
         return tuple(self._session.events)
 
     @property
@@ -247,8 +248,8 @@ class SteppedRun(Generic[R]):
 
     @property
     def state(self) -> Any:
-        """The state as it is now; read only."""
-        return self._session.runner.store.snapshot_state()
+        """The current state; read only."""
+        return self._session.run.store.snapshot_state()
 
     @property
     def status(self) -> str:
@@ -257,18 +258,18 @@ class SteppedRun(Generic[R]):
 
     @property
     def ctx(self) -> Context[Any]:
-        """The context of the run, for a change of the state or for a snapshot."""
-        return outer_context(self._session.runner)
+        """The context of the run, to change its state or to take a snapshot."""
+        return outer_context(self._session.run)
 
     @property
     def result(self) -> WorkflowTestResult[R]:
-        """What the run did in the end, once the block has been left.
+        """What the run did, once the block has ended.
 
         Raises:
-            WorkflowRuntimeError: It has not, or it was left by an exception.
+            WorkflowRuntimeError: The block has not ended, or it ended with an exception.
         """
         if self._result is None:
-            msg = "the run is not over; expected `steps.result` behind the block of step_through()"
+            msg = "the run is not over; expected `steps.result` after the block of step_through()"
             raise WorkflowRuntimeError(msg)
         return self._result
 
@@ -286,7 +287,7 @@ def step_through(
     raises: Raises = (),
     **fields: Any,
 ) -> SteppedRun[R]:
-    """Make a run that stands still before each invocation of a step, not yet started.
+    """Return a run that pauses before each invocation of a step, not yet started.
 
     ::
 
@@ -295,23 +296,24 @@ def step_through(
                 print(invocation.step, invocation.event, steps.state)
         print(steps.result.result)
 
-    The loop gets each invocation before it begins, and lets it go on when it asks for the next. One
-    runs at a time: the next is given when all that runs has ended, or waits for an event, a branch
-    or a child. The order is the same every time. Before its gate an invocation has opened
-    no resource, and its timeout has not begun; the run's timeout goes on. Questions are answered
-    while the loop waits for the next invocation. Leaving the block early cancels the run. Steps
-    that wait for one another past the engine, by an event of the event loop's, cannot be stepped.
+    The loop gets each invocation before it begins, and releases it by asking for the next one. One
+    runs at a time: the next is returned when every running invocation has ended, or waits for an
+    event, a branch or a child. The order is always the same. An invocation that is held has opened
+    no resource, and its timeout has not begun; the run's timeout keeps running. Questions are
+    answered while the loop waits for the next invocation. Leaving the block early cancels the run.
+    Steps that wait for each other by other means than the context, such as a ``trio.Event``, cannot
+    be stepped.
 
     Args:
         workflow: The workflow.
-        start_event: As for :func:`run_workflow`, and so on below.
+        start_event: The start event; this and the following as for :func:`run_workflow`.
         ctx: The context to begin with.
-        answers: What is said when the run asks.
-        recorded: For names of steps, what they are to have returned.
-        resources: For factories, the values to give in their place.
-        expose_internal: Whether the engine's own events are collected.
-        exclude_events: Classes of events that are not collected.
-        raises: What the run is to fail with.
+        answers: The answers to the run's questions.
+        recorded: For names of steps, the results to return instead of calling them.
+        resources: For factories, the values to use instead.
+        expose_internal: Whether to collect the engine's internal events.
+        exclude_events: Classes of events not to collect.
+        raises: The exception class, or classes, that the run must fail with.
         **fields: The fields of the start event.
 
     Raises:
