@@ -1,10 +1,10 @@
-"""The machine without an event loop: random graphs, random orders, and a model that counts anew.
+"""The machine without an event loop: random graphs and orders, compared with a simple model.
 
-The machine keeps counters: how much is alive in a fan-out, how many work at a step; and it takes
-branches out of the way that nobody holds any more. The model does neither. It has a list of tokens,
-each in a chain of frames (fan-outs, branches, recoveries), and finds out by looking at all of them
-what waits, what is over, what was cancelled and what a join gets. After every single step of the
-machine the two are compared.
+The machine keeps counters of the deliveries in each fan-out and of the workers at each step, and
+removes branches that no step holds any more. The model does neither. It has a list of tokens, each
+in a chain of frames (fan-outs, branches, recoveries). It searches all of them to find which tokens
+wait, which frames are over or cancelled, and what a join gets. The test compares the two after
+every call of the machine.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from tests.helpers import calls_of
 
 
 def begin(machine, event):
-    """Take the start event, and give the first worker what it begins with."""
+    """Take the start event; return the first delivery."""
     machine.receive(event)
     return machine.next_start()
 
 
 class Inbox:
-    """What an event loop's channel does, with a deque."""
+    """An event loop's channel, as a deque."""
 
     def __init__(self) -> None:
         self.items: deque[Any] = deque()
@@ -72,7 +72,7 @@ class Inbox:
 
 
 class Plan:
-    """A workflow class put together from blocks, and what the model has to know of it."""
+    """A workflow class put together from random blocks, and the facts that the model needs."""
 
     def __init__(self, chooser: Chooser) -> None:
         self.chooser = chooser
@@ -154,7 +154,7 @@ class Plan:
         return made
 
     def risky(self, kind: type[Event], depth: int) -> type[Event]:
-        """A step, and what handles its failures: it returns what the step should have."""
+        """A step and the handler of its failures, which returns the same class as the step."""
         made = self.event()
         name, handler = self.name("risky"), self.name("risky") + "caught"
         self.add(name, [kind], "one", [made])
@@ -180,7 +180,7 @@ class Plan:
         return made
 
     def fan(self, kind: type[Event], depth: int) -> type[Event]:
-        """A list, something for each class in it, and a join of what came of it all."""
+        """A list, a block for each class in it, and a join of all their results."""
         name = self.name("fan")
         members = [self.event() for _ in range(self.chooser.number(1, 2))]
         self.members[name] = None  # holds its place; the join is made last
@@ -192,7 +192,7 @@ class Plan:
         return made
 
     def pair(self, kind: type[Event], depth: int) -> type[Event]:
-        """A list of two classes that are taken one of each, within the list's own join."""
+        """A list of two classes, with a join of one event of each inside the join of the list."""
         name = self.name("pairfan")
         members = [self.event(), self.event()]
         self.members[name] = None
@@ -206,7 +206,7 @@ class Plan:
         return made
 
     def both(self, kind: type[Event], depth: int) -> type[Event]:
-        """Two steps that take the same event, and one that takes one of each."""
+        """Two steps that take the same event, and a join of one result of each."""
         left, right, made = self.event(), self.event(), self.event()
         self.add(self.name("left"), [kind], "one", [left])
         self.add(self.name("right"), [kind], "one", [right])
@@ -219,7 +219,7 @@ class Numbered(Event):
 
 
 class Unmade(HumanResponseEvent):
-    """An answer that no step takes; some of its values can be looked up, and some cannot."""
+    """An answer that no step takes. Some of its values can be indexed, and some cannot."""
 
     n: int = 0
     tags: Any = None
@@ -244,7 +244,7 @@ def _method(name: str, params: dict[str, Any], returns: Any) -> Any:
 
 
 class Chooser:
-    """All that is random, from one source that hypothesis can shrink."""
+    """The source of all random choices, which Hypothesis can shrink."""
 
     def __init__(self, random: Any) -> None:
         self.random = random
@@ -260,7 +260,7 @@ class Chooser:
 
 
 class Frame:
-    """A fan-out, with what its join has got; a branch; or a recovery by a handler."""
+    """A fan-out with the events that its join has got, a branch, or a recovery by a handler."""
 
     def __init__(self, parent: Frame | None, *, join: str = "", handler: str = "") -> None:
         self.parent = parent
@@ -282,7 +282,7 @@ class Frame:
 
 
 class Token:
-    """A delivery: it waits at a step, runs there, or is laid aside."""
+    """A delivery: it waits at a step, runs there, or is delayed."""
 
     def __init__(self, at: str, carried: Any, frame: Frame | None) -> None:
         self.at = at
@@ -307,12 +307,12 @@ class Model:
         self.plan = plan
         self.tokens: list[Token] = []
         self.frames: list[Frame] = []
-        #: The waits of steps that are open, in the order in which they began; what each got.
+        #: The open waits, in the order in which they began; the event of each answered wait.
         self.waits: list[Wait] = []
         self.got: dict[Wait, Event] = {}
-        #: The waits whose steps have given up their place and want one again, in that order.
+        #: The waits whose steps queue for a place, in that order.
         self.returning: list[Wait] = []
-        #: The waits of steps that have given up their place.
+        #: The waits whose steps have given up their place.
         self.away: dict[Wait, Token] = {}
         self.early: list[Event] = []
         self.parts: dict[Any, dict[type[Event], list[tuple[Event, Frame | None]]]] = {}
@@ -348,7 +348,7 @@ class Model:
                     self.add(name, one_of_each, self.meet([f for _, f in pairs]))
 
     def give_first(self, carried: Event, *, in_front: bool = False) -> None:
-        """Give an answer from outside to the first wait that it fits, or keep it."""
+        """Give an answer from outside to the oldest wait that it fits, or keep it."""
         for wait in self.waits:
             if wait.fits(carried):
                 return self.answer(wait, carried)
@@ -361,12 +361,12 @@ class Model:
         self.reclaim(wait)
 
     def reclaim(self, wait: Wait) -> None:
-        """A step that has given up its place for this wait wants one again."""
+        """Queue a step that gave up its place for this wait, because it can continue."""
         if wait in self.away:
             self.returning.append(wait)
 
     def settle_places(self) -> None:
-        """See which steps have a place again: those that have waited for one the longest."""
+        """Note which steps have a place again; those that have queued longest come first."""
         let_in = [wait for wait in self.returning if not wait.is_away]
         for wait in let_in:
             name = self.away[wait].at
@@ -393,7 +393,7 @@ class Model:
         ending.got = None
 
     def meet(self, frames: list[Frame | None]) -> Frame | None:
-        """Find the innermost frame, not over, in which all are."""
+        """Find the innermost open frame that contains all frames."""
         chains = [list(frame.chain()) if frame else [] for frame in frames]
         shared = [f for f in chains[0] if f in self.frames and all(f in c for c in chains)]
         return next(iter(shared), None)
@@ -416,7 +416,7 @@ class Model:
         self.close_frames()
 
     def close_frames(self) -> None:
-        """Find the frames in which nothing is left, the innermost first."""
+        """Close the frames in which nothing is left, innermost first."""
         for frame in reversed(self.frames):
             inside = any(token.is_in(frame) for token in self.tokens)
             within = any(f is not frame and frame in f.chain() for f in self.frames)
@@ -434,8 +434,8 @@ class Model:
         return [t for t in self.tokens if t.at == name and t.state == "runs"]
 
     def start(self, name: str, carried: Any) -> Token:
-        """The machine has given ``carried`` to a worker: it has to be the oldest that waits."""
-        # Those that were let in just before, in the same call, are noted after it.
+        """Check that ``carried``, given to a worker, is the oldest delivery that waits, and start it."""
+        # Steps that got their place earlier in the same call are noted after it.
         queued = [wait for wait in self.returning if wait.is_away]
         assert not any(self.away[wait].at == name for wait in queued), "they come first"
         oldest = self.waiting(name)[0]
@@ -450,12 +450,12 @@ class Model:
         return oldest
 
     def at_work(self, name: str) -> int:
-        """Count those that run and have a place."""
+        """Count the running tokens that have a place."""
         return sum(not token.is_away for token in self.running(name))
 
 
 class Woken:
-    """Somebody who waits for the end of a branch."""
+    """A waiter for the end of a branch, which counts how often it was woken."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -465,7 +465,7 @@ class Woken:
 
 
 class Handle:
-    """What a step holds of a branch that it has sent."""
+    """A step's handle on a branch that it has sent."""
 
     def __init__(self, node: BranchNode, frame: Frame) -> None:
         self.node = node
@@ -474,7 +474,7 @@ class Handle:
 
 
 class Driver:
-    """Runs the machine like the runner does, in an order of its own, and compares."""
+    """Runs the machine like the runner does, in a random order, and compares it with the model."""
 
     def __init__(self, plan: Plan, chooser: Chooser) -> None:
         self.plan = plan
@@ -512,7 +512,7 @@ class Driver:
     def run(self, turns: int) -> None:
         start = StartEvent()
         self.model.deliver(start, None)
-        self.goes_on(begin(self.machine, start))
+        self.note_delivery(begin(self.machine, start))
         self.compare()
         while self.starting or self.running or self.delayed:
             turns -= 1
@@ -526,7 +526,7 @@ class Driver:
         what = self.chooser.number(0, 15)
         if self.starting and (not self.running or what < 6):
             index = self.chooser.number(0, len(self.starting) - 1)
-            self.goes_on(self.machine.take(self.starting.pop(index)))
+            self.note_delivery(self.machine.take(self.starting.pop(index)))
         elif self.delayed and (not self.running or what == 6):
             self.retry()
         elif self.handles and what == 7 and not hurry:
@@ -544,8 +544,8 @@ class Driver:
         elif self.running:
             self.finish(hurry=hurry)
 
-    def goes_on(self, delivery: Delivery | None) -> None:
-        """Take note of what a worker was given, and of what is to be started beside it."""
+    def note_delivery(self, delivery: Delivery | None) -> None:
+        """Note the delivery that a worker was given, and the workers to be started beside it."""
         self.model.settle_places()
         if delivery is not None:
             queue, carried, node = delivery
@@ -594,10 +594,10 @@ class Driver:
             self.model.away[wait] = token
         self.machine.begin_wait(token, wait)
         assert wait.is_away == token.is_away or not gives_place
-        self.goes_on(None)
+        self.note_delivery(None)
 
     def force(self, wait: Wait) -> None:
-        """Cancel a step that has no place: it goes on at once."""
+        """Cancel a step that has no place, so that it continues at once."""
         event("was cancelled in the line" if wait.is_queued else "was cancelled as it was away")
         name = self.model.away[wait].at
         self.forced[name] += 1
@@ -605,9 +605,9 @@ class Driver:
         self.machine.force_place(wait)
 
     def end_wait(self, wait: Wait, *, may_be_late: bool = True) -> None:
-        """Have a step go on with what it waited for, or give the waiting up.
+        """Have a step continue with the event that it waited for, or give up.
 
-        A step without a place is cancelled, or has waited for too long: then it wants one again.
+        A step without a place is cancelled, or its wait times out and it queues for a place.
         """
         is_late = wait.is_away and wait.event is None and may_be_late and self.chooser.number(0, 1)
         if wait.is_away and not is_late:
@@ -619,16 +619,16 @@ class Driver:
             self.model.waits.remove(wait)
         elif wait.is_from_outside and not is_taken:
             self.model.give_first(got, in_front=True)
-        event("went on with an event" if got is not None else "gave a wait up")
+        event("continued with an event" if got is not None else "gave a wait up")
         self.machine.end_wait(wait, is_taken=is_taken)
         if is_late:
             event("waited for too long")
             self.model.reclaim(wait)
             self.machine.reclaim_place(wait)
-        self.goes_on(None)
+        self.note_delivery(None)
 
     def receive(self) -> None:
-        """Have an answer come from outside."""
+        """Receive an answer from outside."""
         self.made += 1
         sent = Unmade(n=self.made, tags=self.chooser.one_of([[], [1], "plain"]))
         self.model.give_first(sent)
@@ -639,7 +639,7 @@ class Driver:
         return kind() if kind is StopEvent else kind(n=self.made)
 
     def send(self) -> None:
-        """Have a running step send what it might have returned, now or when it has succeeded."""
+        """Have a running step send an event that it declares, at once or kept back."""
         (queue, _, node), token = self.chooser.one_of(self.running)
         kinds = [k for k in self.plan.outputs[token.at] if isinstance(k, type)]
         kinds = [k for k in kinds if k is not StopEvent]
@@ -666,10 +666,10 @@ class Driver:
             self.model.deliver(sent, frame)
         self.model.close_frames()
         self.machine.send(route, sent, branch, None)
-        self.goes_on(None)
+        self.note_delivery(None)
 
     def use_handle(self) -> None:
-        """Cancel a branch, wait for it, or drop the handle."""
+        """Cancel a branch, wait for it, or drop its handle."""
         handle = self.chooser.one_of(self.handles)
         what = self.chooser.number(0, 3)
         if what == 0:
@@ -694,10 +694,10 @@ class Driver:
         assert self.told == {t for t in inside if is_new and t.state in ("runs", "delayed")}
         if is_new and any(t.state == "waits" for t in inside):
             event("cancelled what waits")
-        self.goes_on(None)
+        self.note_delivery(None)
 
     def fail(self) -> None:
-        """Have a running step fail: it is tried again later, or handed to its handler."""
+        """Have a running step fail: it is retried later, or its handler recovers it."""
         index = self.chooser.number(0, len(self.running) - 1)
         (_, _, node), token = self.running[index]
         name = token.at
@@ -721,13 +721,13 @@ class Driver:
             )
             if machine.recoveries(self.graph.index[handler], node) >= 3:
                 model.finish(token, None)
-                self.goes_on(machine.drop(queue, node))
+                self.note_delivery(machine.drop(queue, node))
                 return
             model.add(handler, failed, model.open(token.frame, handler=handler))
             model.tokens.remove(token)
             model.close_frames()
             machine.recover(self.graph.index[handler], failed, node)
-            self.goes_on(machine.drop(queue, node))
+            self.note_delivery(machine.drop(queue, node))
             event("recovered")
         else:
             token.state = "delayed"
@@ -738,7 +738,7 @@ class Driver:
                 node.cancel_record.running[token] = None
             self.delayed.append((queue, token))
             token.node = node  # type: ignore[attr-defined]
-            self.goes_on(machine.delay(queue, again, node))
+            self.note_delivery(machine.delay(queue, again, node))
 
     def retry(self) -> None:
         index = self.chooser.number(0, len(self.delayed) - 1)
@@ -752,7 +752,7 @@ class Driver:
             self.model.tokens.append(token)
         self.model.close_frames()
         self.machine.retry(queue, token.carried)
-        self.goes_on(None)
+        self.note_delivery(None)
         event("tried again")
 
     def finish(self, *, hurry: bool) -> None:
@@ -770,7 +770,7 @@ class Driver:
             event("stopped")
             return
         assert self.machine.stop is None
-        self.goes_on(delivery)
+        self.note_delivery(delivery)
 
     def result(self, name: str, *, hurry: bool) -> Any:
         outputs = self.plan.outputs[name]
@@ -779,7 +779,7 @@ class Driver:
             size = 0 if hurry else self.chooser.number(0, 6)
             return [self.event(self.chooser.one_of(kinds)) for _ in range(size)]
         if StopEvent in outputs:
-            # Mostly the run goes on: what comes after a stop event is nobody's business.
+            # Rarely stop: the machine is not used after a stop event.
             return None if hurry or self.chooser.number(0, 30) else self.event(StopEvent)
         if name in self.plan.loops:
             return self.event(outputs[not hurry and not self.chooser.number(0, 2)])
@@ -789,7 +789,7 @@ class Driver:
         return self.event(self.chooser.one_of(kinds))
 
     def compare(self) -> None:
-        """Nothing is lost, nothing waits in vain, and the books agree with what is there."""
+        """Compare: nothing is lost, no delivery waits without need, and all counts agree."""
         model, machine = self.model, self.machine
         model.settle_places()
         assert machine.alive == len(model.tokens)
@@ -806,12 +806,12 @@ class Driver:
             assert queue.in_inbox == (len(queue.inbox.items) if queue.inbox else 0)
             assert len(waiting) == sum(g is None or not g.is_cancelled for _, g in lined_up)
             assert queue.running == model.at_work(name) + about_to_start
-            # Only what is cancelled goes on without a place, and what ends then makes no room.
+            # Only a cancelled invocation runs beyond the limit, and the next to end makes no room.
             most = max(queue.limit, self.before[name] + self.forced[name])
             assert queue.running <= most
             assert queue.limit == self.plan.limits[name]
             self.before[name] = queue.running
-            # Nothing waits in vain: it has a worker on its way, or all are busy.
+            # A delivery waits only while its worker starts or all workers are busy.
             assert about_to_start >= len(waiting) or queue.running >= queue.limit
             assert not queued or queue.running >= queue.limit
         self.forced.clear()
@@ -826,7 +826,7 @@ class Driver:
             for handler in () if self.plan.slots else set(self.plan.handlers.values()):
                 known = self.machine.recoveries(self.graph.index[handler], node)
                 assert known == sum(f.handler == handler for f in frames)
-            # What nobody holds is no branch any more, and goes with the next event.
+            # A branch that no step holds is removed with the next delivery.
             assert len(around) <= len(frames)
         assert list(machine.waits) == model.waits
         assert {wait: wait.event for wait in machine.answered} == model.got
@@ -841,7 +841,7 @@ class Driver:
             assert all(waiter.count == expected for waiter in handle.waiters)
 
     def check_the_end(self) -> None:
-        """The books balance: nothing alive, running or pending, every fan-out closed."""
+        """Nothing is alive, running or pending, and every fan-out is closed."""
         assert self.model.tokens == []
         assert self.model.frames == []
         assert self.machine.alive == 0
@@ -974,7 +974,7 @@ def test_workers_are_started_up_to_the_limit_and_the_rest_waits_in_order():
 
 
 def test_worker_that_is_quicker_takes_the_oldest_and_a_late_one_is_sent_home():
-    """P14: what waits for a worker to start is taken by whoever comes first, the oldest first."""
+    """P14: the first free worker takes the oldest delivery that waits for a worker to start."""
     machine = machine_of(Wide)
     queue, _, node = begin(machine, StartEvent())
     delivery = machine.finish(queue, node, [A(n=n) for n in range(4)])
@@ -1008,7 +1008,7 @@ def test_join_fires_once_with_everything_when_the_last_branch_has_ended():
 
 
 def test_empty_list_fires_the_join_with_nothing():
-    """A fan-out of nothing has ended when it begins."""
+    """An empty list ends its fan-out at once."""
     machine = machine_of(Wide)
     queue, _, node = begin(machine, StartEvent())
 
@@ -1016,7 +1016,7 @@ def test_empty_list_fires_the_join_with_nothing():
 
 
 def test_single_successor_is_handed_over_without_an_inbox():
-    """P16: a chain passes through no channel, and counts one all the time."""
+    """P16: a chain passes through no channel, and one delivery is alive all the time."""
 
     class Chain(Workflow):
         @step
@@ -1070,7 +1070,7 @@ def groups_left() -> int:
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 5])
 def test_chain_of_sends_leaves_no_chain_of_groups(kept):
-    """P16: each step is held up until ``kept`` further ones have begun, with its handle."""
+    """P16: each step runs, and keeps its handle, until ``kept`` further ones have begun."""
     machine = machine_of(Loop)
     before = groups_left()
     machine.queues[0].limit = 10
@@ -1103,7 +1103,7 @@ def test_chain_of_sends_leaves_no_chain_of_groups(kept):
 
 
 def test_handle_that_is_kept_over_a_long_chain_still_cancels_it():
-    """P16: what is in between goes, and the branch at the bottom keeps what came of it."""
+    """P16: nodes in between are removed; the branch at the root keeps its deliveries."""
     machine = machine_of(Loop)
     queue, _, node = begin(machine, StartEvent())
     first = None
@@ -1126,7 +1126,7 @@ def test_handle_that_is_kept_over_a_long_chain_still_cancels_it():
 
 
 def test_cancelling_counts_off_what_waits_and_tells_what_runs():
-    """Nothing of a cancelled group is counted any more but what still has to unwind."""
+    """In a cancelled node, only invocations that still unwind are counted."""
     told: list[tuple[Any, str]] = []
     graph = graph_of(Loop)
     machine = Machine(graph, Inbox, [].append, lambda scope, reason: told.append((scope, reason)))
@@ -1158,7 +1158,7 @@ def test_cancelling_counts_off_what_waits_and_tells_what_runs():
 
 @pytest.mark.parametrize("order", [(A, B), (B, A)])
 def test_one_of_each_comes_in_the_order_of_the_parameters(order):
-    """Whatever comes first, the parameters get their own."""
+    """Each parameter gets the event of its class, in any order of arrival."""
     pair_join = PairJoin((A, B))
     first, second = (kind() for kind in order)
 
@@ -1211,7 +1211,7 @@ def test_parameters_whose_classes_overlap_are_filled_whatever_comes_first(kinds,
     kinds=st.lists(st.sampled_from([A, SubA, SubSubA, B, Mixed]), max_size=10),
 )
 def test_a_join_runs_as_soon_as_its_places_can_be_taken(places, kinds):
-    """However classes repeat and overlap: with each event that completes it, and never before."""
+    """It runs with each event that completes it and never before, however classes overlap."""
     pair_join = PairJoin(tuple(places))
     kept: list[Event] = []
     for n, kind in enumerate(kinds):
@@ -1228,7 +1228,7 @@ def test_a_join_runs_as_soon_as_its_places_can_be_taken(places, kinds):
         if got is not None:
             assert all(isinstance(part, p) for part, p in zip(got[0], places, strict=True))
             kept = [part for part in kept if part not in got[0]]
-            # What of one class was passed over has come later than what was taken.
+            # Within one class, the remaining events arrived after the taken ones.
             assert not any(
                 type(left) is type(part) and left.n < part.n for left in kept for part in got[0]
             )
@@ -1246,7 +1246,7 @@ def test_a_join_runs_as_soon_as_its_places_can_be_taken(places, kinds):
 
 
 def test_a_waiting_part_costs_the_same_however_many_wait():
-    """P16: adding to a join of three looks at classes, not at what waits."""
+    """P16: the cost of adding depends on the classes, not on the events that wait."""
     pair_join = PairJoin((A, A, B))
     for n in range(50):
         pair_join.add(A(n=n), None)
@@ -1348,7 +1348,7 @@ def test_question_that_is_open_keeps_the_run_waiting():
 
 
 def test_nothing_is_expected_where_nobody_was_asked():
-    """P12: a run without people can expect nothing."""
+    """P12: a workflow without questions and answers expects no input."""
     machine = machine_of(Wide)
     queue, _, node = begin(machine, StartEvent())
     delivery = machine.finish(queue, node, [A()])
@@ -1367,7 +1367,7 @@ def test_nothing_is_expected_where_nobody_was_asked():
     ],
 )
 def test_event_for_one_step_must_fit_it(target, message):
-    """P13: a wrong target names the steps there are, or what the step takes."""
+    """P13: the message for a wrong target names the steps, or the classes that the step takes."""
     machine = machine_of(Wide)
     begin(machine, StartEvent())
 
@@ -1403,7 +1403,7 @@ class SubTagged(Tagged):
 
 
 class Lists:
-    """What the books of waits should do, with two lists that are looked through."""
+    """The expected behaviour of waits and early answers, with two lists and linear search."""
 
     def __init__(self) -> None:
         self.waits: list[Wait] = []
@@ -1418,7 +1418,7 @@ VALUES = [0, 1, 2, 1.0, True, "1", (1, 2), [1], float("nan"), None]
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(random=st.randoms(use_true_random=False))
 def test_waits_and_early_answers_agree_with_lists_however_many_there_are(random):
-    """A8: the first wait that fits takes an answer, and the first answer that fits a wait, by any value."""
+    """A8: the oldest wait that fits takes an answer, and a wait takes the oldest answer that fits."""
     machine, lists = machine_of(Listening), Lists()
     for number in range(200):
         kind = random.choice([HumanResponseEvent, Tagged, SubTagged])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: The parameters of a join that an event fits, by index; that of the nearest class first.
 Places: TypeAlias = tuple[int, ...]
 
-#: What a :class:`PairJoin` keeps with each event: the machine keeps the event's branch node.
+#: A value that a :class:`PairJoin` keeps with each event. The machine keeps the branch node.
 Origin = TypeVar("Origin")
 
 

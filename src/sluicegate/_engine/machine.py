@@ -74,9 +74,13 @@ class Machine:
     * questions: ``note_question``, ``adopt_question``
     * a branch is cancelled: ``cancel``; the run ends: ``close``, ``retire``
 
-    An input that can be refused raises before it changes anything, except where its docstring
-    says otherwise. Inputs that can let deliveries start add their queues to ``startable``; the
-    caller starts a worker for each of them.
+    An input that can be refused raises before it changes anything. There is one exception:
+    ``receive``, ``send`` and ``finish`` raise WorkflowRuntimeError for an event that reaches a join
+    outside of its fan-out, after open waits and other steps may have got it.
+
+    An input that lets deliveries start adds their queues to ``startable``; the caller then starts
+    a worker for each of them. Each input is one synchronous call, so no task sees a state within
+    an input.
 
     Args:
         graph: The workflow's steps and the routes of its events.
@@ -178,6 +182,9 @@ class Machine:
 
         The oldest open wait that it fits gets it; otherwise the steps that accept its class;
         otherwise it is kept for a later wait. It closes the oldest question that it answers.
+
+        Raises:
+            WorkflowRuntimeError: No step accepts it and none can wait for it, or it is a stop event.
         """
         try:
             is_generic = event.__parameters__
@@ -361,8 +368,7 @@ class Machine:
         start at another step. A stop event sets ``stop`` and returns None.
 
         Raises:
-            WorkflowRuntimeError: The step does not declare the result. The run then fails: open
-                waits may already have got an event.
+            WorkflowRuntimeError: The step does not declare the result.
         """
         if (
             node is not None
@@ -499,7 +505,7 @@ class Machine:
             self._give_back(wait.event)
 
     def begin_branch_wait(self, step: object, node: BranchNode) -> None:
-        """Note that ``step`` waits, in its own task, for the end of ``node``."""
+        """Note that the task of ``step`` waits until ``node`` ends."""
         cancel_record = node.begin_tracking(node.live)
         cancel_record.resting = [*cancel_record.resting, step]
         self.branch_waits += 1
@@ -637,7 +643,7 @@ class Machine:
                     self.end_node(inner)
 
     def close(self) -> None:
-        """Close the inboxes. Their deliveries remain in ``ready``, for a snapshot."""
+        """Close the inboxes. Their deliveries move to ``ready``, where a snapshot finds them."""
         for queue in self.queues:
             if queue.inbox is not None:
                 ready = list(queue.ready or ())
@@ -803,6 +809,7 @@ class Machine:
             self._deliver_to(self.queues[index], event, node)
 
     def _deliver_to(self, queue: StepQueue, event: Event, node: BranchNode | None) -> None:
+        """Give an event to a step: as a delivery, or as a part of the step's join."""
         takes = queue.step.takes
         if takes == "one":
             self.enqueue(queue, event, node)
@@ -856,6 +863,7 @@ class Machine:
 
     @staticmethod
     def _put_aside(queue: StepQueue, event: Any, node: BranchNode | None) -> None:
+        """Keep a delivery until the time of its next attempt."""
         if queue.delayed is None:
             queue.delayed = {}
         queue.delayed[event] = node
@@ -865,6 +873,7 @@ class Machine:
     def _take_result(
         self, queue: StepQueue, node: BranchNode | None, result: Any, route: Route | None
     ) -> None:
+        """Route a result for which there is no hand-off: an event, a list, None or a stop event."""
         if route is not None:
             if route.is_stop:
                 self.stop = result
@@ -921,11 +930,13 @@ class Machine:
     # -- internals: lineage ----------------------------------------------------------------------
 
     def _count_off(self, node: BranchNode | None) -> None:
+        """Count one delivery less, in the run and in its node."""
         self.alive -= 1
         if node is not None:
             self.release(node)
 
     def _run_joins(self, node: BranchNode, parent: BranchNode | None) -> None:
+        """Enqueue the joins in which an ended fan-out ends; keep incomplete sets for diagnosis."""
         for index, pair_join in (node.pair_joins or {}).items():
             if pair_join.missing():
                 self.queues[index].unmatched = pair_join
@@ -1000,6 +1011,7 @@ class Machine:
         absence.waiter.wake()
 
     def _close_wait(self, wait: Wait) -> object:
+        """Take a wait out of the open ones, and return the context of its step."""
         step = self.waits.pop(wait)
         self.strict_waits -= wait.is_strict
         self.outside_waits -= wait.is_outside
@@ -1032,6 +1044,7 @@ class Machine:
         return bool(fitting)
 
     def _give(self, wait: Wait, event: Event, *, from_outside: bool) -> None:
+        """Answer an open wait: wake its step, and queue it for a place if it gave its own up."""
         step = self._close_wait(wait)
         self.answered = self.answered or {}
         self.answered[wait] = step
@@ -1051,12 +1064,14 @@ class Machine:
             self._open_early().put_back(event)
 
     def _open_early(self) -> EarlyAnswers:
+        """Return the container of early answers; open it if there is none."""
         self.early = self.early or EarlyAnswers()
         return self.early
 
     # -- internals: questions --------------------------------------------------------------------
 
     def _keep_question(self, asked: Asked) -> None:
+        """Add an open question; a second one makes a dict of ``questions``."""
         known = self.questions
         if isinstance(known, dict):
             known[asked.number] = asked
@@ -1065,6 +1080,7 @@ class Machine:
             self.questions = {one.number: one for one in both if one is not None}
 
     def _close_question(self, asked: Asked) -> None:
+        """Remove an open question; ``questions`` is None again after the last one."""
         if isinstance(self.questions, dict):
             del self.questions[asked.number]
         if self.questions is asked or not self.questions:

@@ -1,4 +1,8 @@
-"""Stalls: whether a run can still continue, and which events its joins and waits lack."""
+"""Stalls: whether a run can still continue, and which events its joins and waits lack.
+
+These functions only read the machine. The runner calls them when nothing is alive, or when every
+invocation rests; their lines are the text of WorkflowStalledError and of timeouts.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +58,7 @@ def expects_input(machine: Machine) -> bool:
 
 
 def _missing_kinds(machine: Machine) -> Iterator[type[Event]]:
+    """Yield the classes that the joins outside of fan-outs and the buffers lack."""
     for queue in machine.queues:
         if queue.pair_join is not None:
             yield from queue.pair_join.missing_kinds()

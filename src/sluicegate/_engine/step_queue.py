@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 class StepQueue:
     """The deliveries that wait at one step, and the count of workers that run it.
 
+    A delivery waits in ``ready`` for a worker that is about to start, in ``inbox`` for a worker that
+    finishes, or in ``delayed`` for the time of its next attempt. A join keeps events in ``buffers``
+    or ``pair_join`` until they make a delivery.
+
     Containers are made when they are first needed: a process holds many idle runs, and each
     empty container would cost memory in every run.
     """
@@ -70,7 +74,7 @@ class StepQueue:
 
     @property
     def in_inbox(self) -> int:
-        """How many deliveries wait in the inbox."""
+        """How many deliveries wait in the inbox: the rest of ``pending``."""
         others = len(self.ready or ()) + len(self.returning or ())
         return self.pending - others - max(self.running - self.limit, 0)
 
@@ -82,6 +86,9 @@ class StepQueue:
 
 class Absence:
     """An invocation that can give up its place at its step while it waits.
+
+    It counts in ``running`` as long as it has its place, and in ``away`` otherwise. To continue it
+    reclaims a place, for which it queues in ``returning`` if all are taken.
 
     Args:
         queue: The queue of its step; None where it keeps its place.

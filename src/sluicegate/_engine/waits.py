@@ -136,7 +136,11 @@ def _values(event: Event, names: tuple[str, ...]) -> tuple[Any, ...] | None:
 
 
 class WaitIndex:
-    """An index of open waits by class and required values."""
+    """An index of open waits by class and required values.
+
+    Attributes:
+        numbers: The waits by their number.
+    """
 
     __slots__ = ("_places", "_tables", "numbers")
 
@@ -146,7 +150,6 @@ class WaitIndex:
         ] = {}
         #: The key under which each was added: the step may have changed the values since.
         self._places: dict[Wait, Key] = {}
-        #: The waits by number.
         self.numbers: dict[int, Wait] = {}
         for wait in waits:
             self.add(wait)
@@ -184,7 +187,12 @@ class WaitIndex:
 
 
 class EarlyAnswers:
-    """Answers from outside, in order, kept until a step waits for them."""
+    """Answers from outside, in order, kept until a step waits for them.
+
+    Each answer has a number, by which it is ordered; an answer that is put back gets one below all
+    others. Up to ``FEW`` answers are searched one by one. From then on the first search for a class
+    and a set of names builds an index, which later changes keep up to date.
+    """
 
     __slots__ = ("_events", "_first", "_next", "_odd", "_tables")
 
@@ -237,6 +245,7 @@ class EarlyAnswers:
         return self._find(wait) is not None
 
     def _find(self, wait: Wait) -> int | None:
+        """Return the number of the first event that fits a wait; None where none does."""
         if len(self._events) <= FEW:
             return _first_fitting(wait, self._events)
         names, values = wait.key
@@ -251,6 +260,7 @@ class EarlyAnswers:
         return min((number for number in found if number is not None), default=None)
 
     def _enter_all(self, number: int, event: Event, *, last: bool) -> None:
+        """Add an event to every index of its classes, at the end or at the front."""
         for place in self._tables:
             if isinstance(event, place[0]):
                 self._enter(place, number, event, last=last)
@@ -265,6 +275,7 @@ class EarlyAnswers:
         line.move_to_end(number, last=last)
 
     def _strike(self, place: tuple[type, tuple[str, ...]], number: int, event: Event) -> None:
+        """Remove an event from one index."""
         if self._odd[place].pop(number, None) is not None:
             return
         values = _values(event, place[1])
