@@ -328,7 +328,7 @@ def test_marks_in_the_picture():
     assert 'class="arrow back"' in writer
     assert 'class="arrow stream"' in writer
     assert "written to the stream" in writer
-    assert "goes back to an earlier step" in writer
+    assert "leads back to an earlier step" in writer
     assert 'class="bar"' in fan
     assert "fan-out: a list of events" in fan
     assert 'class="arrow human"' in human

@@ -343,7 +343,7 @@ def test_children_that_cannot_be_told(body, text):
     root = ET.fromstring(picture_of(flow_of(cls)).svg)
     (frame,) = (e for e in root.iter() if e.get("class") == "frame unknown")
     assert [e.text for e in frame.iter(f"{SVG}text")] == [text]
-    assert "child workflow that the source does not tell" in page
+    assert "child workflow, not known from the source" in page
 
 
 def test_a_parameter_hides_a_name_of_the_module():
@@ -657,7 +657,7 @@ class Quiet(Workflow):
 @pytest.mark.parametrize(
     "meaning",
     [
-        "goes back to an earlier step",
+        "leads back to an earlier step",
         "fan-out: a list of events",
         "join: waits for several events",
         "timeout of the step",

@@ -176,7 +176,7 @@ def test_a_join_that_takes_the_first():
     """A join says of how many events it has enough."""
     assert marks_of_step(Busy, "first")["join"] == (
         "takes first 2",
-        "Runs with the first 2 that came of a fan-out, and cancels the rest",
+        "Runs with the first 2 events of a fan-out, and cancels the rest",
     )
 
 

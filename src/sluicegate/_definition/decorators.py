@@ -266,7 +266,7 @@ def _event_classes(waits_for: Any) -> tuple[type[Event], ...]:
 
 
 def _check_retry(retry: object, name: str) -> None:
-    from sluicegate._definition.retries import Retry  # noqa: PLC0415 - not everybody needs it
+    from sluicegate._definition.retries import Retry  # noqa: PLC0415 - not every program needs it
 
     if not isinstance(retry, Retry):
         msg = (

@@ -397,7 +397,7 @@ class Graph:
                 )
                 return [problem]
         if self.state_type is not None:
-            from sluicegate._state.store import StateStore  # noqa: PLC0415 - not everybody needs it
+            from sluicegate._state.store import StateStore  # noqa: PLC0415 - not every program needs it
 
             try:
                 StateStore(self.state_type)
@@ -413,7 +413,7 @@ class Graph:
         """
         codec = self._codecs.get((classes, drops_removed))
         if codec is None:
-            from sluicegate._data.codec import Codec  # noqa: PLC0415 - not everybody needs it
+            from sluicegate._data.codec import Codec  # noqa: PLC0415 - not every program needs it
 
             roots: list[Any] = [
                 kind for s in self.steps for kind in (*s.accepts, *s.returns, *s.fans_out)

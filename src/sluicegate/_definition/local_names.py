@@ -30,7 +30,7 @@ def names_around(function: Any, depth: int) -> dict[str, Any]:
     """Return the names that the annotations of ``function`` use from the functions around it.
 
     They can name the factory of a resource or the class of a configuration, which have annotations
-    too. If these are local as well, they keep the names of their own annotations.
+    too. If these are local as well, they keep the names in theirs.
 
     Args:
         function: A function that is being defined, for example by a decorator.

@@ -1,4 +1,4 @@
-"""Resources: what a step asks for by an annotation, and the plan that a factory's signature gives."""
+"""Resources: the annotations by which a step asks for one, and the plan for making it."""
 
 from __future__ import annotations
 
@@ -24,32 +24,33 @@ if TYPE_CHECKING:
 
 Scope = Literal["step", "run", "workflow"]
 
-#: From the narrowest to the widest; a resource may need those of its own and of wider scopes.
+#: From the narrowest to the widest; a resource can need those of the same and of wider scopes.
 SCOPES: tuple[Scope, ...] = ("step", "run", "workflow")
 
 
 @final
 @attrs.frozen
 class Resource:
-    """Asks for what a factory makes: ``llm: Annotated[LLM, Resource(make_llm)]``.
+    """Asks for an object that a factory makes: ``llm: Annotated[LLM, Resource(make_llm)]``.
 
-    The factory is a function, an async function, a generator or an async generator function
-    that yields once, or a class. If it gives a context manager, that is entered, the resource
-    is what entering gives, and it is left when the scope ends, with the exception that ended
-    it. (A lock is given as it is: what has an ``acquire`` is not entered.) The parameters of a
-    factory are filled like those of a step: with other resources and with the ``Context``.
+    The factory is a function, an async function, a generator or async generator function that
+    yields once, or a class. If it returns a context manager, the manager is entered, and the
+    value of entering it is the resource. It is exited when the scope ends, with the exception
+    that ended the scope. An object with an ``acquire`` method is treated as a lock and injected
+    unopened. The parameters of a factory are filled like those of a step: with other resources
+    and with the ``Context``.
 
-    A resource is known by the identity of its factory. Within a scope it is made once, also
-    when several steps ask at the same time; a bound method is known by object and function.
+    A resource is identified by its factory; a bound method by its object and its function.
+    Within a scope it is made once, even if several steps ask for it at the same time.
 
     Args:
-        factory: What makes it.
-        scope: How long it is kept: for one invocation of a ``"step"``, for the ``"run"``, or
-            for the block ``async with workflow:``.
-        cache: False is another way to say ``scope="step"``.
-        enter: Whether a context manager is entered; False gives the manager itself.
-        grace: Seconds that closing it may take; it is shielded from cancellation meanwhile, and
-            cancelled afterwards. Where several ask for one resource, the first who asks decides.
+        factory: The callable that makes it.
+        scope: How long it is kept: one invocation of a step (``"step"``), the run (``"run"``),
+            or the block ``async with workflow:`` (``"workflow"``).
+        cache: False means the same as ``scope="step"``.
+        enter: Whether a context manager is entered; with False the manager itself is injected.
+        grace: Seconds that closing it can take. It is shielded from cancellation for this time,
+            and cancelled afterwards. If several steps ask for one resource, the first one decides.
 
     Raises:
         WorkflowValidationError: An argument is not valid.
@@ -103,7 +104,7 @@ class Resource:
 
     @property
     def key(self) -> Hashable:
-        """What makes two askings one resource; valid as long as the factory lives."""
+        """The identity of the resource within its scope; valid while the factory is alive."""
         factory: Any = self.factory
         if isinstance(factory, types.MethodType):
             return (id(factory.__self__), id(factory.__func__), self.scope, self.enter)
@@ -117,17 +118,18 @@ class ResourceConfig:
 
     ``db: Annotated[Settings, ResourceConfig("app.toml", "databases.main")]``. The type is an
     attrs class, a dataclass, a msgspec ``Struct``, a pydantic model, or of built-in types. The
-    file is read once in a run, when a step or a factory first asks for something in it.
+    file is read once in a run, when a step or a factory first asks for a part of it.
 
     Args:
-        path: The file, by its suffix ``.json`` or ``.toml``. A relative path is relative to the
-            working directory.
-        selector: The way to the part, with dots; a number picks from a list. None means all.
+        path: The file, with the suffix ``.json`` or ``.toml``. A relative path is relative to
+            the working directory.
+        selector: The path of the part, with dots; a number selects from a list. None means the
+            whole file.
 
     Raises:
-        WorkflowValidationError: The suffix is another one, or the selector is empty. Reading
-            raises an ``OSError`` for a file that cannot be read, and a ``ValueError`` that names
-            file, selector and field for what does not fit.
+        WorkflowValidationError: The suffix is a different one, or a part of the selector is empty.
+            Reading raises an ``OSError`` if the file cannot be read, and a ``ValueError`` that
+            names file, selector and field if the content does not fit.
     """
 
     path: str | os.PathLike[str]
@@ -156,14 +158,14 @@ class ResourceConfig:
 
 @attrs.frozen(eq=False)
 class ResourcePlan:
-    """How to make one resource: what was found in the signature of its factory."""
+    """How to make one resource, as read from the signature of its factory."""
 
     name: str
     scope: Scope
     key: Hashable
-    #: Gives the value, a context manager for it, or a coroutine that gives one of them.
+    #: Returns the value, a context manager for it, or a coroutine that returns one of them.
     make: Callable[..., Any] = attrs.field(repr=False)
-    #: What it needs, by the names of the factory's parameters.
+    #: The resources that it needs, by the names of the factory's parameters.
     needs: tuple[tuple[str, ResourcePlan], ...] = ()
     #: The parameter that takes the context, or None.
     context_as: str | None = None
@@ -171,7 +173,7 @@ class ResourcePlan:
     grace: float = 5.0
 
     def walk(self) -> Iterator[ResourcePlan]:
-        """Yield this plan and each one that it needs, directly or not, once."""
+        """Yield this plan and all plans that it needs, directly or indirectly, each once."""
         seen: set[Hashable] = set()
         todo = [self]
         while todo:
@@ -195,7 +197,7 @@ def plan_resource(name: str, hint: Any) -> ResourcePlan | list[str]:
         hint: Its annotation, resolved, with ``Annotated`` left in; :func:`is_resource` of it.
 
     Returns:
-        The plan; or everything that is wrong, each text going on from the name of the step.
+        The plan, or all faults; each text continues from the name of the step.
     """
     planner = _Planner()
     plan = planner.plan(hint, "run", f"takes {name!r} from the resource")
@@ -212,7 +214,7 @@ class _Planner:
         self._path: dict[Hashable, str] = {}
 
     def plan(self, hint: Any, scope: Scope, where: str) -> ResourcePlan | None:
-        """Plan what ``hint`` asks for; ``scope`` is that of who asks."""
+        """Plan the resource that ``hint`` asks for in something of the given scope."""
         markers = _markers(hint)
         if len(markers) > 1:
             self.problems.append(
@@ -278,7 +280,7 @@ class _Planner:
     def _parameters(self, factory: Any, where: str) -> list[tuple[inspect.Parameter, Any]]:
         try:
             signature = inspect.signature(factory)
-        except ValueError:  # some built-in types have none, and are called without arguments
+        except ValueError:  # some built-in types have none; they are called without arguments
             return []
         listed = [
             p
@@ -328,7 +330,7 @@ class _Planner:
         return False
 
 
-# -- what an annotation and a factory say -------------------------------------------------------
+# -- annotations and factories ------------------------------------------------------------------
 
 
 def _markers(hint: Any) -> list[Resource | ResourceConfig]:
@@ -342,7 +344,7 @@ def _name(factory: Any) -> str:
 
 
 def _called(factory: Any) -> Any:
-    """Return the function that runs when ``factory``, which is no class, is called."""
+    """Return the function that runs when ``factory``, which is not a class, is called."""
     while isinstance(factory, functools.partial):
         factory = cast("functools.partial[Any]", factory).func
     if hasattr(factory, "__code__") or inspect.isroutine(factory):
@@ -371,7 +373,7 @@ def _managed(factory: Any) -> Callable[..., Any]:
 
 
 def _annotated(factory: Any) -> list[Any]:
-    """Return what carries the annotations of a factory's parameters; the last one decides."""
+    """Return the holders of the annotations of a factory's parameters; the last one decides."""
     if isinstance(factory, type):
         # A model of pydantic has its fields in the class, every other kind in its __init__.
         return [factory, factory.__init__]  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Retries: which failures of a step are tried again, after how long, and what became of them."""
+"""Retries: which failures of a step are retried and after how long, and their record."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tenacity import RetryCallState
 
 
-#: How many failures of one delivery are kept: the first, and the newest of the others.
+#: How many failures of one delivery are kept: the first, and the newest others.
 KEPT = 1000
 
 _SHOWN_LETTERS = 200
@@ -32,7 +32,7 @@ _SHOWN_FIRST, _SHOWN_LAST = 3, 5
 
 @attrs.frozen(kw_only=True, repr=False)
 class Retry:
-    """Which failures of a step are tried again, after how long, and how often.
+    """Which failures of a step are retried, after how long, and how often.
 
     ::
 
@@ -41,25 +41,25 @@ class Retry:
 
     Each argument is a plain value, or an object of tenacity (``pip install "sluicegate[retry]"``)
     with its combinations by ``|``, ``&`` and ``+``, or a function that takes tenacity's
-    ``RetryCallState``. Such a function is called in the event loop and must not block. What it
-    reads there are ``fn`` (the step), ``attempt_number``, ``outcome``, ``seconds_since_start``,
+    ``RetryCallState``. Such a function is called in the event loop and must not block. It can
+    read ``fn`` (the step), ``attempt_number``, ``outcome``, ``seconds_since_start``,
     ``idle_for`` and ``upcoming_sleep``; times count from the start of the first attempt.
 
-    Only an ``Exception`` is ever tried again: no cancellation, no ``KeyboardInterrupt``. All three
-    are asked in the order ``when``, ``wait``, ``stop``, as in tenacity. Nothing happens at
-    construction but checks; a policy may be shared by steps, runs and threads.
+    Only an ``Exception`` is retried: never a cancellation or a ``KeyboardInterrupt``. The three
+    are evaluated in the order ``when``, ``wait``, ``stop``, as in tenacity. The constructor only
+    checks its arguments; steps, runs and threads can share a policy.
 
     Args:
-        stop: After how many attempts to give up, the first one counted, or a stop of tenacity.
+        stop: After how many attempts to give up, including the first, or a stop of tenacity.
             3 by default.
         wait: How many seconds to wait before the next attempt, or a wait of tenacity. 0 by default:
-            the next attempt follows at once (LlamaIndex Workflows waits 5 seconds by default).
-        when: The exception class to try again, a tuple of such classes, or a condition of
-            tenacity. Every ``Exception`` by default.
+            the next attempt follows immediately (LlamaIndex Workflows waits 5 seconds by default).
+        when: The exception class to retry, a tuple of such classes, or a condition of tenacity.
+            Every ``Exception`` by default.
 
     Raises:
         WorkflowValidationError: An argument can never work; the message shows one that does.
-        ModuleNotFoundError: A function was given, and tenacity is not installed.
+        ModuleNotFoundError: An argument is a function, and tenacity is not installed.
     """
 
     stop: int | Callable[[RetryCallState], bool] = 3
@@ -88,24 +88,25 @@ class Retry:
         step: Callable[..., Any] | None = None,
         cancelled: type[BaseException] | tuple[()] = (),
     ) -> float | None:
-        """Decide what follows the last failure. Pure, but for what the strategies do themselves.
+        """Decide whether to retry after the last failure. Pure, except for the strategies.
 
-        What the wait draws from the module ``random`` depends on the seed and the attempt alone:
-        the same run waits equally long again. For this the state of ``random`` is kept, replaced
-        for the draw and put back; another thread that draws in this moment draws from the seed.
+        The random numbers that ``wait`` draws from the module ``random`` depend only on the seed
+        and the attempt, so the same run waits equally long again. To do this, the state of
+        ``random`` is replaced for the draw and restored; another thread that draws at this moment
+        draws from the seed.
 
         Args:
-            attempts: What has been tried; the last attempt failed.
-            seed: What distinguishes this delivery: the run's id, the step and the event's number.
-            step: What a strategy finds as ``fn`` in its ``RetryCallState``.
-            cancelled: The backend's cancellation, by which a group is not judged.
+            attempts: The attempts so far; the last one failed.
+            seed: Identifies this delivery: the run's id, the step and the event's number.
+            step: The value of ``fn`` in the ``RetryCallState`` of a strategy.
+            cancelled: The backend's cancellation, which is ignored in a group.
 
         Returns:
             Seconds from now to the next attempt, or None to give up.
 
         Raises:
-            WorkflowRuntimeError: There is no failure; or a strategy answered what is no answer.
-            Exception: What a strategy raised, as it is, with a note that names the strategy.
+            WorkflowRuntimeError: There is no failure, or a strategy returned an invalid value.
+            Exception: The exception that a strategy raised, with a note that names the strategy.
         """
         if not attempts.failures:
             msg = (
@@ -128,7 +129,7 @@ class Retry:
         return None if self._ask("stop", state.retry_object.stop, state) else float(delay)
 
     def _is_retryable(self, state: Any, leaves: list[BaseException]) -> bool:
-        """Ask for each leaf of a group, or for the one exception, whether it is worth another try."""
+        """Whether each leaf of a group, or the single exception, can be retried."""
         failed, answers = state.outcome, list[Any]()
         construct: Any = failed.construct  # a class method
         for leaf in leaves:
@@ -138,7 +139,7 @@ class Retry:
         return all(answers)
 
     def _state(self, attempts: Attempts, step: Callable[..., Any] | None) -> Any:
-        import tenacity  # noqa: PLC0415 - an extra, imported by those who made the strategy
+        import tenacity  # noqa: PLC0415 - an extra, imported by the strategies already
 
         stop, wait, when = cast("tuple[Any, Any, Any]", (self.stop, self.wait, self.when))
         policy = tenacity.Retrying(
@@ -197,7 +198,7 @@ def _is_exception_class(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, Exception)
 
 
-#: The arguments: whether a value is a plain one, and what is expected.
+#: For each argument, whether a value is a plain one, and the expectation in messages.
 _ARGUMENTS = {
     "stop": (
         is_count,
@@ -232,10 +233,10 @@ def _refusal(name: str, value: object, expected: str) -> WorkflowValidationError
 
 
 def _check_strategy(name: str, strategy: Any) -> None:
-    """Refuse what can be known to never work.
+    """Refuse a strategy that can never work.
 
     Raises:
-        WorkflowValidationError: It is of the wrong kind, asynchronous, or asks for results.
+        WorkflowValidationError: It is of the wrong kind, asynchronous, or depends on results.
         ModuleNotFoundError: tenacity is not installed.
     """
     try:
@@ -277,7 +278,7 @@ def _check_strategy(name: str, strategy: Any) -> None:
 
 
 def _parts(strategy: Any, bases: tuple[type, ...]) -> Iterator[Any]:
-    """Yield a strategy and all that it is made of."""
+    """Yield a strategy and all its parts."""
     todo: list[Any] = [strategy]
     seen: set[int] = set()
     while todo:
@@ -310,14 +311,14 @@ def _seeded(seed: str) -> Generator[None]:
             random.setstate(kept)
 
 
-#: Two threads would put back each other's states; a strategy may ask another policy.
+#: Two threads would restore each other's states; a strategy can call another policy.
 _drawing = threading.RLock()
 
 
 class PastError(Exception):
-    """Stands for an exception of an attempt that was made before a snapshot was taken.
+    """Represents an exception of an attempt that was made before a snapshot was taken.
 
-    Its text and its repr are what the repr of that exception was. It is only shown, never raised.
+    Its text and its repr are the repr of that exception. It is only shown, never raised.
     """
 
     def __repr__(self) -> str:
@@ -329,9 +330,9 @@ class Failure:
     """An attempt that failed.
 
     Attributes:
-        attempt: Which attempt it was; the first is 1.
+        attempt: The number of the attempt; the first is 1.
         at: When it failed, in seconds since the first attempt began.
-        exception: What it raised. It keeps its traceback, and so the frames of the attempt.
+        exception: The exception. It keeps its traceback, and so the frames of the attempt.
     """
 
     attempt: int
@@ -341,15 +342,16 @@ class Failure:
 
 @attrs.frozen
 class RetryInfo:
-    """What has been tried before, as ``ctx.retry_info()`` tells it to a step.
+    """The attempts before this one, as returned by ``ctx.retry_info()``.
 
     Attributes:
         retry_number: How many attempts failed before this one: 0 in the first.
         attempt: The number of this attempt: 1 in the first.
         elapsed_seconds: Seconds since the first attempt began.
-        last_exception: What the attempt before this one raised; None in the first.
-        last_failed_at: When it did, in seconds since the first attempt began; None in the first.
-        exceptions: What all attempts before this one raised, oldest first. Of more than 1,000
+        last_exception: The exception of the previous attempt; None in the first.
+        last_failed_at: When that attempt failed, in seconds since the first attempt began; None in
+            the first.
+        exceptions: The exceptions of all previous attempts, oldest first. Of more than 1,000
             the first and the newest 999.
     """
 
@@ -365,14 +367,14 @@ class RetryInfo:
 class Attempts:
     """The attempts at one delivery: one object from the first failure to the end.
 
-    It reads no clock: the caller says what the time is, on the backend's clock. What it keeps, and
-    what goes into a snapshot, counts in seconds from the start of the first attempt; the time
-    between a snapshot and its return does not count.
+    It reads no clock: the caller passes the time of the backend's clock. All times that it keeps
+    or writes to a snapshot are seconds since the start of the first attempt; the time between a
+    snapshot and the resumed run does not count.
 
     Attributes:
         started_at: When the first attempt began, on the backend's clock.
         failures: The attempts that failed, oldest first; at most :data:`KEPT`.
-        count: How many failed, also those that are not kept any more.
+        count: How many failed, including those that are no longer kept.
         idle: Seconds spent, or about to be spent, between attempts.
     """
 
@@ -382,7 +384,7 @@ class Attempts:
     idle: float = 0.0
 
     def failed(self, exception: BaseException, now: float) -> None:
-        """Record that the attempt under way has failed, with the time on the backend's clock."""
+        """Record that the current attempt has failed, given the backend's time."""
         self.count += 1
         self.failures.append(Failure(self.count, now - self.started_at, exception))
         if len(self.failures) > KEPT:
@@ -394,11 +396,11 @@ class Attempts:
 
     @property
     def exceptions(self) -> tuple[BaseException, ...]:
-        """What was raised, oldest first."""
+        """The exceptions, oldest first."""
         return tuple(failure.exception for failure in self.failures)
 
     def info(self, now: float) -> RetryInfo:
-        """Return what the attempt under way may know, with the time on the backend's clock."""
+        """Return the information for the current attempt, given the backend's time."""
         last = self.failures[-1] if self.failures else None
         return RetryInfo(
             retry_number=self.count,
@@ -410,9 +412,9 @@ class Attempts:
         )
 
     def encode(self, now: float) -> dict[str, Any]:
-        """Return plain data for a snapshot, with the time on the backend's clock.
+        """Return plain data for a snapshot, given the backend's time.
 
-        Of an exception only its repr goes into a snapshot.
+        A snapshot contains only the repr of an exception.
         """
         return {
             "elapsed": now - self.started_at,
@@ -423,16 +425,16 @@ class Attempts:
 
     @classmethod
     def decode(cls, data: Mapping[str, Any], now: float) -> Attempts:
-        """Return what :meth:`encode` made plain, with a :exc:`PastError` for each exception.
+        """Return the attempts from the data of :meth:`encode`, with a :exc:`PastError` for each.
 
         Args:
-            data: The data, which may come from outside.
+            data: The data, which can come from outside.
             now: The time on the backend's clock.
 
         Raises:
             ValueError: The data do not fit; the message says where.
         """
-        import msgspec  # noqa: PLC0415 - who reads no snapshot does not need it
+        import msgspec  # noqa: PLC0415 - only snapshots need it
 
         try:
             plain = msgspec.convert(data, _Encoded)
@@ -452,14 +454,14 @@ class _Encoded:
 
 
 def note_attempts(error: BaseException, attempts: Attempts, step: str) -> None:
-    """Add a note to the exception that a step ends with: which attempt it was, and the others.
+    """Add a note to the exception that a step ends with: its attempt, and the earlier ones.
 
-    Nothing is added if there was one attempt only, or if the note is there already (an exception
+    No note is added if there was only one attempt, or if the note is already there (an exception
     object that every attempt raises again). Of many attempts the first and the last are shown.
 
     Args:
-        error: What comes out of the run.
-        attempts: What was tried; ``error`` is what its last failure raised.
+        error: The exception that the run raises.
+        attempts: The attempts; ``error`` is the exception of the last one.
         step: The name of the step.
     """
     if attempts.count < 2:
@@ -480,13 +482,13 @@ def _tell(failure: Failure) -> str:
 
 
 def _show_text(value: object) -> str:
-    """Return the repr of a value on one line and cut, whatever the repr does."""
+    """Return the repr of a value on one line, shortened, even if the repr raises."""
     text = " ".join(brief(value, sys.maxsize).split())
     return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}..."
 
 
 def _show(value: object) -> str:
-    """Return what a user wrote for an argument, as far as that can be known."""
+    """Return the source of an argument as the user wrote it, as far as that is known."""
     if isinstance(value, tuple):
         parts = [_show(part) for part in cast("tuple[object, ...]", value)]
         return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"

@@ -290,7 +290,7 @@ def _variable_in(hint: Any) -> str:
 def _is_resource(hint: Any) -> bool:
     if typing.get_origin(hint) is not Annotated:
         return False
-    from sluicegate._definition.resources import is_resource  # noqa: PLC0415 - not everybody needs it
+    from sluicegate._definition.resources import is_resource  # noqa: PLC0415 - not every program needs it
 
     return is_resource(hint)
 

@@ -239,7 +239,7 @@ def _read(  # noqa: PLR0917 - everything that is known about a step
     signature = read_signature(written, options.names, has_self=has_self, meaning=meaning)
     resources, faults = _plan_resources(signature)
     if options.in_process:
-        from sluicegate._loop.processes import process_faults  # noqa: PLC0415 - not everybody needs it
+        from sluicegate._loop.processes import process_faults  # noqa: PLC0415 - not every program needs it
 
         made = (*signature.returns, *signature.fans_out)
         faults += process_faults(written, signature.accepts, made)
@@ -259,7 +259,7 @@ def _read(  # noqa: PLR0917 - everything that is known about a step
     called = written if has_self else _without_self(written)
     elsewhere: Elsewhere | None = None
     if options.in_process:
-        from sluicegate._loop.processes import ProcessStep  # noqa: PLC0415 - not everybody needs it
+        from sluicegate._loop.processes import ProcessStep  # noqa: PLC0415 - not every program needs it
 
         called = elsewhere = ProcessStep(written, signature.context_at)
     elif not is_async:
@@ -311,7 +311,7 @@ def _without_self(function: Callable[..., Any]) -> Callable[..., Any]:
 def _plan_resources(signature: Signature) -> tuple[tuple[tuple[int, ResourcePlan], ...], list[str]]:
     if not signature.resources:
         return (), []
-    from sluicegate._definition.resources import plan_resource  # noqa: PLC0415 - not everybody needs it
+    from sluicegate._definition.resources import plan_resource  # noqa: PLC0415 - not every program needs it
 
     plans: list[tuple[int, ResourcePlan]] = []
     faults: list[str] = []

@@ -1,4 +1,4 @@
-"""Drawing: a page that shows every flow of a workflow, without a network and without JavaScript."""
+"""Drawing: a page that shows all possible flows of a workflow, without network or JavaScript."""
 
 from __future__ import annotations
 
@@ -32,34 +32,34 @@ def draw_all_possible_flows(
 
     The page is one file: an SVG picture in HTML that opens offline, prints, and follows the
     reader's light or dark mode. The same workflow gives the same bytes. A workflow with faults
-    is drawn as far as its steps can be read, and the faults stand under the picture.
+    is drawn as far as its steps can be read, and the faults are listed below the picture.
 
-    Steps are boxes and events arrows; a dashed arrow leads from a step to the handler of its
-    failures. Below the name of a step stands what its decorator and its signature say beyond
-    the events: workers, timeouts, retries, limiter, thread or process, resources, state.
+    Steps are boxes and events are arrows; a dashed arrow leads from a step to the handler of its
+    failures. Below the name of a step are the other parts of its decorator and signature:
+    workers, timeouts, retries, limiter, thread or process, resources, state.
 
-    A step that calls ``ctx.run_child`` contains the flow of that workflow, in a frame with its
-    name; each workflow is drawn once, and further uses refer to it. The child is found by reading
-    the source of the step: ``Child(...)``, a name, an annotated parameter, or an attribute that
-    the class body or ``__init__`` assigns in such a way. Of an object, its own attributes tell.
-    Where this does not tell which workflow it is, a dashed frame holds the source of the argument.
+    A step that calls ``ctx.run_child`` contains the flow of the child, in a frame with its name;
+    each workflow is drawn once, and further uses refer to it. The child is found in the source
+    of the step: ``Child(...)``, a name, an annotated parameter, or an attribute that the class
+    body or ``__init__`` assigns in this way. For an object, its own attributes are read too.
+    If the source does not show which workflow it is, a dashed frame shows the argument's source.
 
-    Events that go to the stream only are found in the source as well: those made in a call of
-    ``ctx.write_event_to_stream``, ``ctx.stream.send`` or ``ctx.stream.send_nowait``, or assigned
-    to the name given to it, or declared for it as a parameter. Where there is no source, events
-    to the stream and children are missing from the picture.
+    Events that are only written to the stream are found in the source as well: those made in a
+    call of ``ctx.write_event_to_stream``, ``ctx.stream.send`` or ``ctx.stream.send_nowait``, or
+    assigned to the name passed to it, or declared as a parameter of that name. Without a source,
+    events to the stream and children are missing from the picture.
 
-    Writes a file and blocks while it does; not for an event loop in a hurry.
+    Blocks while it writes the file, so do not call it in an event loop that must respond.
 
     Args:
         workflow: The class, or an object of it; it is neither built nor run.
-        filename: Where to write the page; an existing file is replaced.
+        filename: The path of the page; an existing file is replaced.
 
     Returns:
         The path that was written, as given.
 
     Raises:
-        TypeError: ``workflow`` is neither a workflow nor a class of one.
+        TypeError: ``workflow`` is neither a workflow nor a workflow class.
         OSError: The file cannot be written.
     """
     page = page_of_all_possible_flows(workflow)
@@ -72,7 +72,7 @@ def page_of_all_possible_flows(workflow: type[Workflow[Any]] | Workflow[Any]) ->
     """Return the page that :func:`draw_all_possible_flows` writes, as text.
 
     Raises:
-        TypeError: ``workflow`` is neither a workflow nor a class of one.
+        TypeError: ``workflow`` is neither a workflow nor a workflow class.
     """
     return page_of(flow_of(workflow))
 
@@ -92,7 +92,7 @@ class Picture:
         self.page: str = page
 
     def _repr_html_(self) -> str:
-        """Return the page in a frame of its own, which keeps its style from the notebook's."""
+        """Return the page in a frame, which keeps its style apart from the notebook's."""
         return (
             f'<iframe title="{xml_text(self._name)}" srcdoc="{xml_text(self.page)}" sandbox '
             'style="width: 100%; height: 30em; border: 0; resize: vertical; overflow: auto">'
@@ -106,10 +106,10 @@ class Picture:
 def show_all_possible_flows(workflow: type[Workflow[Any]] | Workflow[Any]) -> Picture:
     """Return the page of :func:`draw_all_possible_flows` for a notebook, which shows it inline.
 
-    As the last line of a cell, ``show_all_possible_flows(Writer)`` is the picture below the cell.
+    As the last line of a cell, ``show_all_possible_flows(Writer)`` shows the picture below it.
 
     Raises:
-        TypeError: ``workflow`` is neither a workflow nor a class of one.
+        TypeError: ``workflow`` is neither a workflow nor a workflow class.
     """
     flow = flow_of(workflow)
     return Picture(flow.name, page_of(flow))

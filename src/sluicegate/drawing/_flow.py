@@ -48,12 +48,12 @@ class Child:
 
     Attributes:
         kind: ``"drawn"``: drawn here; ``"again"``: a reference to where it is drawn;
-            ``"unknown"``: looking at the source does not tell which one it is.
-        name: Its name, or the source text of what gives it.
-        title: What a pointer that rests on it shows.
-        number: That of the frame in which it is drawn, 0 for the whole picture; -1 where it is not.
-        hint: Where it is drawn, for a reference.
-        flow: What is drawn, if it is here.
+            ``"unknown"``: the source does not show which workflow it is.
+        name: Its name, or the source of the argument.
+        title: The tooltip.
+        number: The number of the frame with its drawing: 0 is the whole picture, -1 means none.
+        hint: For a reference, the place of its drawing.
+        flow: The flow, if it is drawn here.
     """
 
     kind: str
@@ -66,14 +66,14 @@ class Child:
 
 @attrs.frozen
 class Node:
-    """Something that arrows lead from or to.
+    """Something that arrows start from or lead to.
 
     Attributes:
         kind: ``"step"``, ``"start"``, ``"stop"``, ``"person"``, ``"failures"`` (of many steps) or
-            ``"gap"`` (a place where a step is missing).
+            ``"gap"`` (a missing step).
         join: ``"all"`` for a step that takes a list, ``"each"`` for one that takes one of each.
-        handles_failures: Whether it is a step that gets the failures of others.
-        marks: What stands below the name of a step.
+        handles_failures: Whether it is a step that handles the failures of others.
+        marks: The marks below the name of a step.
         notes: The events that the step writes to the stream.
         children: The workflows that the step runs.
     """
@@ -90,14 +90,14 @@ class Node:
 
 @attrs.frozen
 class Edge:
-    """An arrow; several events that go the same way share one.
+    """An arrow; several events with the same source and target share one.
 
     Attributes:
         source: The number of the node that it leaves.
         target: The number of the node that it reaches.
         kind: ``"event"``, ``"human"`` (a question or an answer), ``"fails"`` (to the handler of
-            a failure) or ``"gap"`` (it comes from nowhere or leads nowhere).
-        fans_out: Whether a list of events goes this way.
+            a failure) or ``"gap"`` (its source or target is missing).
+        fans_out: Whether it is for a list of events.
     """
 
     source: int
@@ -120,7 +120,7 @@ class Flow:
     faults: tuple[str, ...]
 
     def walk(self) -> Iterator[Flow]:
-        """Yield this flow and those of the children drawn in it, from the outside in."""
+        """Yield this flow and those of the children drawn in it, the outermost first."""
         yield self
         for node in self.nodes:
             for child in node.children:
@@ -129,10 +129,10 @@ class Flow:
 
 
 def flow_of(workflow: object) -> Flow:
-    """Return the model of a workflow's picture.
+    """Return the flow of a workflow.
 
     Raises:
-        TypeError: ``workflow`` is neither a workflow nor a class of one.
+        TypeError: ``workflow`` is neither a workflow nor a workflow class.
     """
     cls: type = workflow if isinstance(workflow, type) else type(workflow)
     if Workflow not in cls.__mro__:
@@ -145,7 +145,7 @@ def flow_of(workflow: object) -> Flow:
 
 
 class _Drawn:
-    """Which workflows have a frame in the picture already; each is drawn once."""
+    """The workflows that already have a frame in the picture; each is drawn once."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[type, int], int] = {}
@@ -165,14 +165,14 @@ class _Drawn:
         return "the one around this" if is_around else f"drawn in {self._places[number]}"
 
     def _key(self, cls: type, thing: object) -> tuple[type, int]:
-        # Two objects look alike, unless they hold children of their own.
+        # Two objects have the same flow unless they hold workflows as attributes.
         held: Iterable[Any] = getattr(thing, "__dict__", {}).values()
         is_own = any(isinstance(value, Workflow) for value in held)
         return cls, id(thing) if is_own else 0
 
 
 class _Sketch:
-    """A model in the making."""
+    """A flow under construction."""
 
     def __init__(self, cls: type, thing: object, drawn: _Drawn) -> None:
         graph: Graph = graph_of(cls)
@@ -195,7 +195,7 @@ class _Sketch:
         self._stop: int | None = None
 
     def finish(self) -> Flow:
-        """Add all arrows and return the model."""
+        """Add all arrows and return the flow."""
         graph = self._graph
         for step in graph.steps:
             self._add_inputs(step)
@@ -225,7 +225,7 @@ class _Sketch:
         )
 
     def _read(self, step: Step) -> StepSource:
-        # A function outside of the class has no `self`, and nor has a static method.
+        # A function outside the class has no `self`, nor has a static method.
         found = inspect.getattr_static(self._cls, step.name)
         owner = None if isinstance(found, staticmethod) else self._owner
         return read_source(step.source, owner, step.options.names)
@@ -256,7 +256,7 @@ class _Sketch:
 
     def _child(self, step: Step, call: ChildCall) -> Child:
         if call.kind is None:
-            title = "Which workflow this is, the source of the step does not tell"
+            title = "The source of the step does not show which workflow this is"
             return Child("unknown", call.text, title)
         name = call.kind.__name__
         title = f"{step.name} runs {name} as a child: {call.text}"
@@ -275,7 +275,7 @@ class _Sketch:
     def _person_node(self) -> int:
         if self._person is None:
             title = (
-                "Somebody outside: questions come on the stream, answers by handler.send_event()"
+                "A person outside: reads questions on the stream, answers with handler.send_event()"
             )
             self._person = self._add_node(Node("person", name="a person", title=title))
         return self._person
@@ -295,7 +295,7 @@ class _Sketch:
         shared.append((label_of(kind, many=many), many))
 
     def _add_inputs(self, step: Step) -> None:
-        """Add the arrows that no step is the source of."""
+        """Add the arrows that do not start from a step."""
         at = self._first_step + step.index
         if step.options.catches is not None:
             return
@@ -346,7 +346,7 @@ class _Sketch:
             for kind in handler.accepts:
                 self._events.setdefault(kind)
             if not covered:
-                gap = self._add_node(Node("gap", title="No step has its failures handled here"))
+                gap = self._add_node(Node("gap", title="This handler handles the failures of no step"))
                 self._connect(gap, at, "gap", StepFailedEvent)
             elif len(covered) > MANY:
                 covered.sort(key=lambda step: step.index)
@@ -358,14 +358,14 @@ class _Sketch:
             else:
                 for step in covered:
                     title = (
-                        f"When {step.name} fails for good, {handler.name} gets a StepFailedEvent"
+                        f"When {step.name} finally fails, {handler.name} gets a StepFailedEvent"
                     )
                     way = (self._first_step + step.index, at, "fails")
                     self._edges[way] = [(Label("fails", title), False)]
 
 
 def _lines_of(names: list[str]) -> list[str]:
-    """Return names in lines of bounded length and number; what is too much is counted."""
+    """Return names in lines of bounded length and number; the names left out are counted."""
     lines: list[str] = []
     for place, name in enumerate(names):
         if lines and len(lines[-1]) + len(name) <= NAMES_IN_A_LINE:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class Label:
-    """The name of an event, as it stands at an arrow or on a note."""
+    """The name of an event, as shown at an arrow or on a note."""
 
     text: str
-    #: What a pointer that rests on it shows: the fields.
+    #: The tooltip: the fields.
     title: str
 
 
@@ -46,23 +46,23 @@ def _fields(kind: type[Event]) -> list[str]:
 
 
 def _type_name(hint: Any) -> str:
-    """Return a type as it is written, the same in every process."""
+    """Return a type as it is written in source, the same in every process."""
     text = hint if isinstance(hint, str) else inspect.formatannotation(hint)
     return _without_addresses(text).replace("typing.", "")
 
 
 def short_name(hint: Any) -> str:
-    """Return a type without the module that it is from."""
+    """Return a type without its module."""
     return hint.__name__ if isinstance(hint, type) else _type_name(hint)
 
 
 def _without_addresses(text: str) -> str:
-    """Return ``text`` without the addresses of objects, which are others in each process."""
+    """Return ``text`` without the addresses of objects, which differ between processes."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
 def describe(step: Step) -> str:
-    """Return what a step takes and makes, and the first line of its docstring."""
+    """Return the events that a step takes and makes, and the first line of its docstring."""
     taken = [kind.__name__ for kind in step.accepts]
     made = [kind.__name__ for kind in step.returns]
     made += [f"list[{kind.__name__}]" for kind in step.fans_out]
@@ -87,9 +87,9 @@ class Mark:
     """One sign in the box of a step.
 
     Attributes:
-        kind: Which sign it is.
-        text: What stands beside the sign, or nothing.
-        title: What a pointer that rests on it shows.
+        kind: The kind of sign.
+        text: The text beside the sign, or nothing.
+        title: The tooltip.
     """
 
     kind: str
@@ -98,7 +98,7 @@ class Mark:
 
 
 def marks_of(step: Step, state_type: type | None) -> tuple[Mark, ...]:
-    """Return the marks of a step of a workflow with that state, in the order of reading."""
+    """Return the marks of a step of a workflow with the given state, in reading order."""
     return (
         *_times(step),
         *_join(step),
@@ -120,7 +120,7 @@ def _times(step: Step) -> Iterator[Mark]:
         text = f"{options.idle_timeout:g} s"
         yield Mark("idle", text, f"May be without progress for {text} (idle_timeout)")
     if options.retry is not None:
-        # A stop of tenacity, or a function, has no number that could be told.
+        # A stop of tenacity, or a function, has no number to show.
         stop = options.retry.stop
         text = f"{stop} tries" if isinstance(stop, int) else "retries"
         told = _without_addresses(repr(options.retry))
@@ -129,10 +129,10 @@ def _times(step: Step) -> Iterator[Mark]:
 
 def _join(step: Step) -> Iterator[Mark]:
     if step.takes == "list" and step.take is not None:
-        title = f"Runs with the first {step.take} that came of a fan-out, and cancels the rest"
+        title = f"Runs with the first {step.take} events of a fan-out, and cancels the rest"
         yield Mark("join", f"takes first {step.take}", title)
     elif step.takes == "list":
-        yield Mark("join", "joins all", "Runs once, with all that came of a fan-out")
+        yield Mark("join", "joins all", "Runs once, with all events of a fan-out")
     elif step.takes == "slot":
         yield Mark("join", "one of each", "Runs when one event of each class is there")
 
@@ -148,12 +148,12 @@ def _place(step: Step) -> Iterator[Mark]:
 def _limits(step: Step) -> Iterator[Mark]:
     limiter, catches = step.options.limiter, step.options.catches
     if limiter is not None:
-        # The repr of most limiters says how many are inside just now, or where it is in memory.
+        # The repr of most limiters shows their current use or their address in memory.
         told = repr(limiter) if isinstance(limiter, RateLimiter) else type(limiter).__name__
         yield Mark("limiter", "limited", f"Entered around each invocation: {told}")
     if catches is not None and catches.max_recoveries > 1:
         text = f"recovers {catches.max_recoveries}"
-        title = f"Recovers {catches.max_recoveries} times at most what came of one event"
+        title = f"Handles at most {catches.max_recoveries} failures among the events that one event led to"
         yield Mark("recoveries", text, f"{title} (max_recoveries)")
 
 
@@ -170,5 +170,5 @@ def _state(state: Any, state_type: type | None) -> Iterator[Mark]:
         return
     name = short_name(state)
     plain = get_origin(state) or state
-    # The picture tells the workflow's own state once; only another one has its name here.
+    # The picture names the workflow's own state once; only a different one is named here.
     yield Mark("state", "" if plain is state_type else name, f"Uses the state {_type_name(state)}")

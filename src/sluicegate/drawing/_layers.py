@@ -1,9 +1,9 @@
-"""Layers: which row each thing stands in, and in which order within its row.
+"""Layers: the row of each box, and the order within each row.
 
-The first half of a layered drawing after Sugiyama. Links that close a circle are turned round,
-rows follow from the longest path, a link that spans several rows gets a cell in each row between,
-and sweeps by barycentre order the cells so that few links cross. Boxes stand in even rows; the
-odd ones between are for the labels of the links, so that no label can lie on a box.
+This is the first half of Sugiyama's layered drawing. Links that close a circle are reversed. The
+row of a box is the length of the longest path to it. A link that spans several rows gets a cell in
+each row between. Sweeps by barycentre order the cells so that few links cross. Boxes are in even
+rows; odd rows are for the labels of the links, so that no label can lie on a box.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Cell:
 
     Attributes:
         box: The number of the box, or None.
-        link: The number of the link that goes through, or None.
-        has_label: Whether the link's label stands here.
+        link: The number of the link that passes through, or None.
+        has_label: Whether the link's label is here.
     """
 
     row: int
@@ -42,11 +42,11 @@ class Cell:
 
 @attrs.define
 class Layers:
-    """The cells, the rows that hold their numbers in order, and the way of each link.
+    """The cells, the rows that hold their numbers in order, and the path of each link.
 
     Attributes:
         ways: The cells of each link from top to bottom, its two boxes included.
-        turned: The links that go up: their ways are written from their target to their source.
+        turned: The links that lead up: their paths go from their target to their source.
     """
 
     cells: list[Cell]
@@ -56,7 +56,7 @@ class Layers:
 
 
 def arrange(count: int, links: Sequence[tuple[int, int]]) -> Layers:
-    """Put ``count`` boxes and the links between them into rows. Box 0 is where reading begins.
+    """Put ``count`` boxes and the links between them into rows. Reading begins at box 0.
 
     No link leads from a box to itself.
     """
@@ -67,7 +67,7 @@ def arrange(count: int, links: Sequence[tuple[int, int]]) -> Layers:
     ways: list[list[int]] = []
     for link, (top, bottom) in enumerate(down):
         first, last = 2 * ranks[top] + 1, 2 * ranks[bottom] - 1
-        # The label stands near the step that makes the event, which for a turned link is below.
+        # The label is near the step that makes the event, which for a turned link is below.
         at = last if link in turned else first
         way = [top]
         for row in range(first, last + 1):
@@ -85,7 +85,7 @@ def arrange(count: int, links: Sequence[tuple[int, int]]) -> Layers:
 
 
 def _back_links(count: int, links: Sequence[tuple[int, int]]) -> frozenset[int]:
-    """Find the links that close a circle, by a walk into the depth that begins at box 0."""
+    """Find the links that close a circle, by a depth-first walk from box 0."""
     leaving: list[list[int]] = [[] for _ in range(count)]
     entered = [False] * count
     for link, (source, target) in enumerate(links):
@@ -116,7 +116,7 @@ def _back_links(count: int, links: Sequence[tuple[int, int]]) -> frozenset[int]:
 
 
 def _ranks(count: int, down: Sequence[tuple[int, int]]) -> list[int]:
-    """Return the longest path to each box; what nothing leads to stands just above what it feeds."""
+    """Return the longest path to each box; a box without a source is just above its targets."""
     below: list[list[int]] = [[] for _ in range(count)]
     open_above = [0] * count
     for top, bottom in down:
@@ -138,7 +138,7 @@ def _ranks(count: int, down: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def _reading_order(cells: Sequence[Cell]) -> Iterable[int]:
-    """Return the cells in the order of a walk down from the first box, then from the others."""
+    """Return the cells in the order of a walk down from box 0, then from the others."""
     seen: dict[int, None] = {}
     for root in range(len(cells)):
         todo = [root]
@@ -168,7 +168,7 @@ def _with_few_crossings(cells: Sequence[Cell], rows: list[list[int]]) -> list[li
 
 
 def _sweep(cells: Sequence[Cell], rows: list[list[int]], *, goes_down: bool) -> None:
-    """Order each row by the mean place of what its cells are linked to in the row before."""
+    """Order each row by the mean position of the cells that its cells are linked to."""
     at = {number: place for row in rows for place, number in enumerate(row)}
     for row in rows if goes_down else reversed(rows):
         means: dict[int, float] = {}
@@ -180,7 +180,7 @@ def _sweep(cells: Sequence[Cell], rows: list[list[int]], *, goes_down: bool) -> 
 
 
 def _exchange(cells: Sequence[Cell], rows: list[list[int]]) -> None:
-    """Exchange neighbours for as long as that saves a crossing."""
+    """Exchange neighbours as long as that removes a crossing."""
     at = {number: place for row in rows for place, number in enumerate(row)}
     for _ in range(4):
         has_gained = False
@@ -197,7 +197,7 @@ def _exchange(cells: Sequence[Cell], rows: list[list[int]]) -> None:
 
 
 def _between(cells: Sequence[Cell], at: dict[int, int], left: int, right: int) -> int:
-    """Count the crossings of the links of two neighbours, standing in this order."""
+    """Count the crossings of the links of two neighbours, in this order."""
     count = 0
     for near_left, near_right in (
         (cells[left].above, cells[right].above),

@@ -1,9 +1,9 @@
-"""The layout: where each box stands and which way each arrow takes. Pure arithmetic.
+"""The layout: the position of each box and the path of each arrow. Pure arithmetic.
 
-The second half of the layered drawing: places from left to right by least squares, which a
-projection onto the order of each row makes exact (isotonic regression), then rows from top to
-bottom. A link runs straight down through its own cell in every row and bends only in the empty
-gaps between rows; so it cannot touch a box or the label of another link.
+This is the second half of the layered drawing. Horizontal positions are least squares, projected
+onto the order of each row (isotonic regression); rows follow from top to bottom. A link runs
+straight down through its own cell in every row and bends only in the empty gaps between rows, so
+it cannot touch a box or the label of another link.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Shape:
     """The size of a box.
 
     Attributes:
-        width: Of the box itself; arrows reach it above and below.
-        height: Of the box itself.
-        aside: What hangs on its right side takes this much more.
-        tall: The height of that, where it is more than the box's.
+        width: The width of the box itself; arrows reach it from above and below.
+        height: The height of the box itself.
+        aside: The further width of a note at its right side.
+        tall: The height of that note, if it is more than the box's.
     """
 
     width: float
@@ -61,12 +61,12 @@ class Link:
 
 @attrs.frozen
 class Way:
-    """Where an arrow goes.
+    """The path of an arrow.
 
     Attributes:
-        points: From the source to the target: straight lines and curves in turn, beginning with
-            a straight one. For a loop at one box: the two ends.
-        label: The middle of its label.
+        points: From the source to the target: straight lines and curves alternate, and the first
+            is straight. For a loop at one box, the two ends.
+        label: The centre of its label.
         goes_back: Whether it leads up, back to an earlier box.
         is_loop: Whether it leads from a box to itself.
     """
@@ -79,7 +79,7 @@ class Way:
 
 @attrs.frozen
 class Layout:
-    """A finished layout; ``centres`` are those of the boxes themselves."""
+    """A finished layout; ``centres`` are the centres of the boxes without their notes."""
 
     width: float
     height: float
@@ -89,7 +89,7 @@ class Layout:
 
 @attrs.define
 class _Extent:
-    """How far a cell reaches from its middle, or from the line that goes through it."""
+    """How far a cell extends from its centre, or from the line that passes through it."""
 
     left: float
     right: float
@@ -97,7 +97,7 @@ class _Extent:
 
 
 def lay_out(shapes: Sequence[Shape], links: Sequence[Link]) -> Layout:
-    """Lay out boxes and arrows. Box 0 is where reading begins; equal input gives equal output."""
+    """Lay out boxes and arrows. Reading begins at box 0; equal input gives equal output."""
     numbers = [i for i, link in enumerate(links) if link.source != link.target]
     layers = arrange(len(shapes), [(links[i].source, links[i].target) for i in numbers])
     between = [links[i] for i in numbers]
@@ -147,7 +147,7 @@ def _extents(
     return extents
 
 
-#: How far from the middle of a box a link meets it: by link and whether it is the box above.
+#: The distance between a link's end and the centre of its box, by link and whether that is above.
 _Ports = dict[tuple[int, bool], float]
 
 
@@ -172,7 +172,7 @@ def _ports(layers: Layers, shapes: Sequence[Shape]) -> _Ports:
 
 @attrs.frozen
 class _Pull:
-    """One cell wants to stand ``shift`` to the right of another one, this strongly."""
+    """A wish of a cell to be ``shift`` to the right of another one, with its weight."""
 
     other: int
     shift: float
@@ -195,7 +195,7 @@ def _places(layers: Layers, extents: Sequence[_Extent], ports: _Ports) -> list[f
     for turn in range(ROUNDS):
         order = list(zip(layers.rows, gaps, strict=True))
         for row, offsets in order if turn % 2 == 0 else reversed(order):
-            # First from one side only, which carries a shift far; then from both, which settles.
+            # First from one side, which moves a shift far; then from both, which settles.
             if turn < 4:
                 pulls = [(up if turn % 2 == 0 else down)[n] for n in row]
             else:
@@ -213,7 +213,7 @@ def _pulls(layers: Layers, ports: _Ports) -> tuple[list[list[_Pull]], list[list[
         for place in range(len(way) - 1):
             upper, lower = way[place], way[place + 1]
             boxes = (place == 0) + (place == len(way) - 2)
-            # A long arrow is to be straight; a link that goes back gives way to those that do not.
+            # A long arrow should be straight; a link that leads back yields to the others.
             weight = 8.0 if not boxes else 0.3 if link in layers.turned else 1.0
             shift = (ports[link, True] if place == 0 else 0.0) - (
                 ports[link, False] if place == len(way) - 2 else 0.0
@@ -226,7 +226,7 @@ def _pulls(layers: Layers, ports: _Ports) -> tuple[list[list[_Pull]], list[list[
 def _settle_row(
     row: Sequence[int], offsets: Sequence[float], pulls: Sequence[Sequence[_Pull]], xs: list[float]
 ) -> None:
-    """Move the cells of a row to the places of least squares that keep their order and gaps.
+    """Move the cells of a row to the least-squares positions that keep their order and gaps.
 
     Pool adjacent violators: cells that would come too close form a block with a common mean.
     """
@@ -251,7 +251,7 @@ def _settle_row(
 
 
 def _straighten(layers: Layers, gaps: Sequence[Sequence[float]], xs: list[float]) -> None:
-    """Put the cells of each link upright above one another, as far as their neighbours allow."""
+    """Align the cells of each link vertically, as far as their neighbours allow."""
     beside: dict[int, tuple[int | None, float, int | None, float]] = {}
     for row, offsets in zip(layers.rows, gaps, strict=True):
         for place, number in enumerate(row):
@@ -287,7 +287,7 @@ def _set_upright(numbers: Sequence[int], least: float, most: float, xs: list[flo
 
 @attrs.define
 class _Plan:
-    """Where everything stands: cells from left to right, rows from top to bottom."""
+    """All positions: cells from left to right, rows from top to bottom."""
 
     layers: Layers
     ports: _Ports
@@ -297,7 +297,7 @@ class _Plan:
     bottoms: list[float] = attrs.field(factory=list[float])
 
     def end(self, link: int, number: int) -> float:
-        """Return where ``link`` meets the cell ``number``, from left to right."""
+        """Return the horizontal position at which ``link`` meets the cell ``number``."""
         if self.layers.cells[number].box is None:
             return self.xs[number]
         is_above = number == self.layers.ways[link][0]
@@ -305,7 +305,7 @@ class _Plan:
 
 
 def _stack(plan: _Plan, extents: Sequence[_Extent]) -> None:
-    """Put the rows below one another; wide bends get more room."""
+    """Stack the rows; wide bends get more room."""
     layers = plan.layers
     bends = [0.0] * len(layers.rows)
     for link, way in enumerate(layers.ways):
@@ -323,7 +323,7 @@ def _stack(plan: _Plan, extents: Sequence[_Extent]) -> None:
         plan.bottoms.append(round(y, 1))
 
 
-# -- ways ------------------------------------------------------------------------------------
+# -- paths -----------------------------------------------------------------------------------
 
 
 def _way(link: int, plan: _Plan, shapes: Sequence[Shape]) -> Way:
@@ -350,7 +350,7 @@ def _way(link: int, plan: _Plan, shapes: Sequence[Shape]) -> Way:
 
 
 def _loop(link: Link, shape: Shape, centre: Point, reach: dict[int, float]) -> Way:
-    """Return the way of a loop, on the left side of its box; further ones lie further out."""
+    """Return the path of a loop, on the left side of its box; further loops are further out."""
     x = centre[0] - shape.width / 2
     out = reach.get(link.source, 0.0)
     reach[link.source] = out + LOOP_REACH + link.width

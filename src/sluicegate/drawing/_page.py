@@ -89,7 +89,7 @@ def _events(flow: Flow) -> Iterator[str]:
 
 
 def _legend(flow: Flow, *, goes_back: bool) -> Iterator[tuple[str, str]]:
-    """Yield each sign, as SVG, with its meaning; ``goes_back`` says whether an arrow does."""
+    """Yield each sign, as SVG, with its meaning; ``goes_back``: whether an arrow leads back."""
     nodes = [node for each in flow.walk() for node in each.nodes]
     edges = [edge for each in flow.walk() for edge in each.edges]
     yield from _legend_of_nodes(nodes)
@@ -100,7 +100,7 @@ def _legend(flow: Flow, *, goes_back: bool) -> Iterator[tuple[str, str]]:
         bar = '<rect class="bar" x="3" y="6.5" width="28" height="5" rx="2.5"/>'
         yield _icon(f'<g class="step">{bar}</g>'), "join: waits for several events"
     if goes_back:
-        yield _line("back"), "goes back to an earlier step"
+        yield _line("back"), "leads back to an earlier step"
     if any(node.kind == "person" for node in nodes):
         yield _line("human"), "question or answer of a person"
     if any(node.notes for node in nodes):
@@ -109,7 +109,7 @@ def _legend(flow: Flow, *, goes_back: bool) -> Iterator[tuple[str, str]]:
         yield _line("fails"), "failure of a step, to its handler"
     yield from _legend_of_children(nodes)
     if any(edge.kind == "gap" for edge in edges):
-        yield _line("gap"), "comes from nowhere or leads nowhere"
+        yield _line("gap"), "source or target is missing"
 
 
 def _legend_of_nodes(nodes: list[Node]) -> Iterator[tuple[str, str]]:
@@ -133,7 +133,7 @@ def _legend_of_children(nodes: list[Node]) -> Iterator[tuple[str, str]]:
         yield _icon(f'<g class="frame">{rect}</g>'), "child workflow that the step runs"
     if "unknown" in kinds:
         frame = _icon(f'<g class="frame unknown">{rect}</g>')
-        yield frame, "child workflow that the source does not tell"
+        yield frame, "child workflow, not known from the source"
 
 
 def _icon(inner: str) -> str:

@@ -1,4 +1,4 @@
-"""The picture: a flow as static SVG, its sizes taken from the text that has to fit."""
+"""The picture: a flow as static SVG, sized to fit its text."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 MARGIN = 24.0
 NOTE_DISTANCE = 34.0
 CORNER = 9.0
-#: From the frame of a child to what is in it, and to the edge of the step around it.
+#: The distance between a child's frame and its content, and between frame and step.
 PADDING = 14.0
 FRAME_HEAD = 30.0
 
 
 @attrs.frozen
 class FlowSvg:
-    """A flow as an ``<svg>`` element, and whether any of its arrows goes back."""
+    """A flow as an ``<svg>`` element, and whether any of its arrows leads back."""
 
     svg: str
     goes_back: bool
@@ -90,7 +90,7 @@ def _draw(flow: Flow) -> _Drawing:
     parts = [arrow(edge, way) for edge, way in drawn]
     for box, centre in zip(boxes, layout.centres, strict=True):
         parts += _DRAWN[box.node.kind](box, centre)
-    for edge, way in drawn:  # last, for each label stands on a piece of background
+    for edge, way in drawn:  # last, because each label has a background
         parts += labels_of(edge, way)
     goes_back = any(look_of(*both) == "back" for both in drawn)
     goes_back |= any(frame.goes_back for box in boxes for frame in box.frames)
@@ -102,7 +102,7 @@ def _draw(flow: Flow) -> _Drawing:
 
 @attrs.frozen
 class _Frame:
-    """A child in the box of a step: what it is, and its size; the drawing begins in its corner."""
+    """A child in the box of a step, and its size; the drawing begins in its corner."""
 
     child: Child
     width: float
@@ -114,7 +114,7 @@ class _Frame:
 
 @attrs.frozen
 class _Box:
-    """A node with its size, and what has to find room in it."""
+    """A node with its size and its content."""
 
     node: Node
     shape: Shape
@@ -123,11 +123,11 @@ class _Box:
 
     @property
     def head(self) -> float:
-        """How high the name of a step and its marks are."""
+        """The height of the name of a step and its marks."""
         return 36.0 + ROW_HEIGHT * len(self.rows)
 
 
-#: The sizes of what has no text in it.
+#: The sizes of the nodes without text.
 _PLAIN = {"start": 18.0, "stop": 28.0, "gap": 26.0, "failures": 22.0}
 
 
@@ -257,7 +257,7 @@ def _step(box: _Box, centre: Point) -> Iterator[str]:
 
 
 def _child(frame: _Frame, left: float, top: float) -> Iterator[str]:
-    """Yield the frame of a child, with its flow or in place of it."""
+    """Yield the frame of a child, with its flow if it is drawn here."""
     child = frame.child
     x = round(left + frame.width / 2, 1)
     classes = f"frame {child.kind}"
@@ -287,7 +287,7 @@ def _child(frame: _Frame, left: float, top: float) -> Iterator[str]:
 
 
 def _note(node: Node, side: float, y: float) -> str:
-    """Return the note beside a step: what it writes to the stream."""
+    """Return the note beside a step: the events that it writes to the stream."""
     left = side + NOTE_DISTANCE
     width, height = _note_width(node), _note_height(node)
     top = y - height / 2

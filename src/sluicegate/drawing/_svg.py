@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from sluicegate.drawing._layout import Point, Way
 
 
-#: Names are code, and stand in a typeface in which all letters are equally wide: so their width
-#: is known without having the font. The widest of those in use takes 0.602 of its size.
+#: Names are code and set in a monospaced font, so their width is known without the font. The
+#: widest font in use takes 0.602 of its size.
 ADVANCE = 0.61
 NAME_SIZE = 14.0
 EVENT_SIZE = 12.0
@@ -27,7 +27,7 @@ LONGEST = 44
 
 
 def text_width(text: str, size: float) -> float:
-    """Return how wide a line of text is at most, in a typeface of one width."""
+    """Return the greatest width of a line of text in a monospaced font."""
     cells = 0
     for letter in text:
         if unicodedata.combining(letter):
@@ -37,12 +37,12 @@ def text_width(text: str, size: float) -> float:
 
 
 def shortened(text: str) -> str:
-    """Return a name that is not too long for a box; the whole one is in its title."""
+    """Return a name that is not too long for a box; the tooltip has the full name."""
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def xml_text(text: str) -> str:
-    """Return ``text`` for XML: escaped, without the characters that XML has no way to write."""
+    """Return ``text`` for XML: escaped, without the characters that XML cannot contain."""
     kept = "".join(c for c in text if c in "\n\t" or not unicodedata.category(c).startswith("C"))
     return escape(kept)
 
@@ -65,7 +65,7 @@ SIGN_WIDTH = 11.0
 
 _RING = '<circle class="sign" cx="5" cy="5" r="4.6"/>'
 
-#: Signs of ten by ten; a kind of mark that is not here is a word, and has none.
+#: Signs of ten by ten; a kind of mark that is not here is shown as a word.
 SIGNS = {
     "timeout": f'{_RING}<path class="sign" d="M5 2v3l2 1.6"/>',
     "idle": f'{_RING}<path class="sign" d="M3.7 3.4v3.2M6.3 3.4v3.2"/>',
@@ -75,7 +75,7 @@ SIGNS = {
     'M0.9 2.1a4.1 1.7 0 0 0 8.2 0"/>',
 }
 
-#: What the signs mean, in the order of the legend.
+#: The meanings of the signs, in the order of the legend.
 MEANINGS = {
     "timeout": "timeout of the step",
     "idle": "timeout without progress",
@@ -98,7 +98,7 @@ def rows_of(marks: Sequence[Mark], width: float) -> list[list[Mark]]:
 
 
 def row_width(row: Sequence[Mark]) -> float:
-    """Return how wide a row of marks is."""
+    """Return the width of a row of marks."""
     return sum(map(_mark_width, row)) + MARK_GAP * max(len(row) - 1, 0)
 
 
@@ -135,7 +135,7 @@ FORK = 13.0
 
 
 def link_of(edge: Edge) -> Link:
-    """Return an arrow as the layout needs it, with the size of its labels."""
+    """Return an arrow for the layout, with the size of its labels."""
     width = max(text_width(shortened(label.text), EVENT_SIZE) for label in edge.labels)
     return Link(edge.source, edge.target, round(width + 16.0), LINE * len(edge.labels) + 5.0)
 
@@ -168,9 +168,9 @@ def arrow(edge: Edge, way: Way) -> str:
 
 
 def _path(points: tuple[Point, ...], stem: float = 0.0) -> str:
-    """Return straight lines and curves in turn; the curves leave and arrive upright.
+    """Return alternating straight lines and curves; the curves begin and end vertically.
 
-    The first line is at least ``stem`` long; the gap behind it is longer than that.
+    The first line is at least ``stem`` long; the gap after it is longer than that.
     """
     (x, y), at = points[0], points[1]
     stem = stem if at[1] > y or (at[1] == y and points[2][1] > y) else -stem
@@ -196,7 +196,7 @@ def _loop_path(way: Way) -> str:
 
 
 def _fork(way: Way, classes: str) -> str:
-    """Return the mark of a fan-out: two more lines that leave the step together with the arrow."""
+    """Return the mark of a fan-out: two more lines that leave the step beside the arrow."""
     x, y = way.points[0]
     if way.is_loop:
         return f'<path class="{classes}" d="M{x:g} {y - 5:g}l-8 3M{x:g} {y + 5:g}l-8 -3"/>'
@@ -207,12 +207,12 @@ def _fork(way: Way, classes: str) -> str:
 
 
 def look_of(edge: Edge, way: Way) -> str:
-    """Return how an arrow looks: as its kind says, or as one that goes back."""
+    """Return the look of an arrow: that of its kind, or of an arrow that leads back."""
     return "back" if edge.kind == "event" and way.goes_back else edge.kind
 
 
 def labels_of(edge: Edge, way: Way) -> Iterable[str]:
-    """Yield the labels of an arrow, on a piece of background."""
+    """Yield the labels of an arrow, on a background."""
     link = link_of(edge)
     x, y = way.label
     yield (
