@@ -263,7 +263,7 @@ def test_a_function_as_target_gets_the_timeout(cli, tmp_path):
 @pytest.mark.parametrize(
     ("target", "told"),
     [
-        ("flows_for_cli", "names no workflow; expected module:Name"),
+        ("flows_for_cli", "does not name a workflow; expected module:Name"),
         ("flows_for_cli:Nothing", "one of its workflows: Shout, Echo"),
         ("no_such_module:Nothing", "there is no module 'no_such_module'"),
         ("no/such/file.py:Nothing", "there is no file"),

@@ -1,8 +1,8 @@
 """The command line: run, draw and check workflows from a shell.
 
-Exit codes: 0 all went well; 1 the workflow raised, or has faults; 2 the command or its input was
-wrong, which one line on standard error says; 124 the run timed out; 130 it was interrupted by
-Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, after its clean-up; 141 whoever read the output is gone.
+Exit codes: 0 success; 1 the workflow raised, or has faults; 2 the command or its input was wrong,
+as a line on standard error explains; 124 the run timed out; 130 it was interrupted by Ctrl-C, 143
+by SIGTERM, 129 by SIGHUP, after its clean-up; 141 the reader of the output has gone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ READER_GONE = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. Starts an event loop; call it outside of one.
+    """Run one command and return its exit code. Starts an event loop; call it outside one.
 
     Args:
         argv: The arguments without the name of the program; by default those of the process.
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             arguments = build_parser().parse_args(argv)
-        except SystemExit as leaving:  # --help and --version; a workflow's own goes its way
+        except SystemExit as leaving:  # --help and --version; that of a workflow is not caught
             return leaving.code if isinstance(leaving.code, int) else 2
         # A console script has its own directory on the import path, not the current one.
         if "" not in sys.path and str(Path.cwd()) not in sys.path:
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _silence_stdout() -> None:
-    """Have what is still buffered go nowhere: the interpreter flushes once more at its exit."""
+    """Discard the buffered output: the interpreter flushes once more at its exit."""
     try:
         descriptor = sys.stdout.fileno()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What is said of a run that failed: which step, on which event, and the user's own lines."""
+"""The report of a failed run: the step, the event, and the user's own lines."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 from sluicegate._errors import brief
 
 
-#: Packages whose frames say nothing about the user's program.
+#: Packages whose frames are not part of the user's program.
 _MACHINERY = ("sluicegate", "trio", "anyio", "asyncio", "outcome")
 
 
 def report(workflow: str, step: str | None, error: BaseException) -> str:
-    """Return the report of a failed run, as it is printed: several lines, the last one ended."""
+    """Return the report of a failed run as it is printed, with a line break at its end."""
     where = f" in the step {step}" if step is not None else ""
     headline = f"sluicegate: {workflow} failed{where}\n"
     try:
         return headline + "".join(_without_machinery(error).format())
-    except Exception:  # noqa: BLE001 - an exception that refuses to be shown is still named
+    except Exception:  # noqa: BLE001 - an exception that cannot be formatted is still named
         return f"{headline}{type(error).__name__}: {brief(error)}\n"
 
 
@@ -39,7 +39,7 @@ def _without_machinery(error: BaseException) -> traceback.TracebackException:
 def _folders() -> tuple[str, ...]:
     found: list[str] = []
     for name in _MACHINERY:
-        # Nothing is imported for this: under Trio neither asyncio nor AnyIO is.
+        # Nothing is imported here: under Trio neither asyncio nor AnyIO is imported.
         module = sys.modules.get(name)
         if module is not None and module.__file__ is not None:
             found.append(f"{Path(module.__file__).parent.as_posix()}/")

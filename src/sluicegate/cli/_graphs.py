@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def draw(arguments: argparse.Namespace) -> int:
-    """Write the page of a workflow; print where it is."""
+    """Write the page of a workflow, and print its path."""
     cls, _ = _class_of(arguments.target)
     if arguments.output == "-":
         sys.stdout.write(page_of_all_possible_flows(cls))
@@ -42,11 +42,11 @@ def draw(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Print "ok" and a summary, or every fault; and which steps end in silence."""
+    """Print "ok" and a summary, or every fault; and the steps that can end silently."""
     cls, is_built = _class_of(arguments.target)
     graph = graph_of(cls)
     skipped = set(arguments.skip)
-    # An object was checked when it was built; what its constructor switched off stays so.
+    # An object was checked when it was built; the checks that it skipped are skipped here too.
     found = find_faults(graph)
     faults = [f for f in found if f.check not in skipped and not (is_built and f.check)]
     if faults:

@@ -1,4 +1,4 @@
-"""The input of a run: from the command line to the start event, checked field by field."""
+"""The input of a run: the start event, made from the command line and checked by field."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def start_event(kind: type[StartEvent], arguments: argparse.Namespace) -> StartEvent:
-    """Make the start event from what the command line says; only ever one of class ``kind``.
+    """Make the start event from the command line; always an object of class ``kind``.
 
     Raises:
-        UsageError: The input is no JSON object, or does not fit the fields of ``kind``.
+        UsageError: The input is not a JSON object, or does not fit the fields of ``kind``.
     """
     if arguments.pairs is not None:
         data = _from_pairs(kind, arguments.pairs)
@@ -66,7 +66,7 @@ def _read(name: str) -> bytes:
             raw = Path(name).read_bytes()
         elif hasattr(sys.stdin, "buffer"):
             raw = sys.stdin.buffer.read()
-        else:  # one that a program put in its place
+        else:  # a stream that a program has put in its place
             return sys.stdin.read().encode()
     except OSError as error:
         msg = f"cannot read {name}: {error.strerror or error}"
@@ -103,7 +103,7 @@ def _from_pairs(kind: type[Event], pairs: list[str]) -> dict[str, Any]:
 
 
 def _read_value(key: str, text: str, hint: Any) -> Any:
-    """Return a value as it was typed, or what it is as JSON where the field takes no string."""
+    """Return a value as it was typed, or decoded from JSON if the field takes no string."""
     if accepts(hint, text):
         return text
     try:

@@ -11,27 +11,27 @@ from sluicegate._data.json import encode, json_of, shown_fields
 from sluicegate._events import Event, InputRequiredEvent, StopEvent, fields_of
 
 
-#: Pieces of one text, always: such an event is printed as its text and nothing else.
+#: Fields that hold a piece of a longer text: such an event is printed as its text only.
 TOKENS = ("token", "delta", "chunk")
-#: A piece or a message, which the blank at the seam tells.
+#: Fields that hold a piece or a whole message; a blank between two texts shows which.
 TEXTS = ("msg", "message", "text", "content")
 LONGEST = 1000
 
 
 class OutputClosedError(BrokenPipeError):
-    """Raised when nobody reads the output any more: unlike a broken pipe of the workflow's own."""
+    """Raised when the reader of the output has gone; a broken pipe of the workflow is not this."""
 
 
 class Printer:
-    """Prints the events of a run as they come."""
+    """Prints the events of a run as they arrive."""
 
     def __init__(self, style: str, *, prompts: bool, out: TextIO | None = None) -> None:
         self._out = sys.stdout if out is None else out
         self._style = style
-        #: Whether questions are shown by a prompt.
+        #: Whether questions are shown as a prompt.
         self._prompts = prompts
         self._has_colour = _wants_colour(self._out)
-        #: The last text that was printed without a new line, and the class it came in.
+        #: The last text that was printed without a line break, and the class of its event.
         self._open_text: str | None = None
         self._open_kind: type[Event] | None = None
 
@@ -39,7 +39,7 @@ class Printer:
         """Print an event of the stream.
 
         Raises:
-            OutputClosedError: Nobody reads the output any more.
+            OutputClosedError: The reader of the output has gone.
         """
         if self._style == "jsonl":
             self._write(encode(event) + "\n")
@@ -50,10 +50,10 @@ class Printer:
                 self._pretty(event)
 
     def result(self, result: Any) -> None:
-        """Print the result of a run; as JSON lines it has been printed with the stop event.
+        """Print the result of a run; JSON lines already contain it in the stop event.
 
         Raises:
-            OutputClosedError: Nobody reads the output any more.
+            OutputClosedError: The reader of the output has gone.
         """
         if self._style == "jsonl":
             return
@@ -66,7 +66,7 @@ class Printer:
             )
 
     def end_line(self) -> None:
-        """End the line in which the last text stands, if there is one."""
+        """End the line of the last text, if there is one."""
         if self._open_text is not None:
             is_ended = self._open_text.endswith("\n")
             self._open_text = None
@@ -87,7 +87,7 @@ class Printer:
         ):
             self.end_line()
         self._open_kind = type(event)
-        # An empty piece leaves the seam where it was.
+        # An empty piece does not change the end of the text before it.
         self._open_text = text or self._open_text or ""
         self._write(printable(text))
 
@@ -111,7 +111,7 @@ def _wants_colour(out: TextIO) -> bool:
 
 
 def printable(text: str) -> str:
-    """Return ``text`` without what could steer a terminal."""
+    """Return ``text`` without control characters for the terminal."""
     if text.isprintable():
         return text
     return "".join(
@@ -131,13 +131,13 @@ def _only_text(event: Event) -> tuple[str, str] | None:
 
 
 def piece_of(event: Event) -> str | None:
-    """Return the text of an event that is nothing but a text, or None."""
+    """Return the text of an event whose only field is a text, or None."""
     only = _only_text(event)
     return only[1] if only is not None and only[0] in (*TOKENS, *TEXTS) else None
 
 
 def _continues(before: str, text: str, event: Event) -> bool:
-    """Whether a piece goes on in the line of the one before it."""
+    """Whether a piece continues the line of the one before it."""
     only = _only_text(event)
     if not text or (only is not None and only[0] in TOKENS):
         return True

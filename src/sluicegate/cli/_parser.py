@@ -12,11 +12,11 @@ from sluicegate.cli._targets import UsageError
 
 
 _TARGET = """\
-A TARGET is module:name, or path/to/file.py:name, of a Workflow class, an object of one, or a
-function without arguments that returns one. The current directory is on the import path."""
+A TARGET is module:name or path/to/file.py:name. It names a Workflow class, a workflow object, or
+a function without arguments that returns one. The current directory is on the import path."""
 
 _RUN = f"""\
-Run a workflow: print the events of its stream as they come, then its result.
+Run a workflow: print the events of its stream as they arrive, then its result.
 
 {_TARGET}
 
@@ -24,35 +24,35 @@ example:
   sluicegate run examples/fan_out.py:Duplicates -i root=src --timeout 30
 
 input:
-  -i count=3 keeps the value as a string where the start event's field takes one (also where the
-  workflow declares no field), and reads it as JSON where it does not. Input is checked against
-  the fields of the start event.
+  -i count=3 keeps the value as a string if the start event's field accepts one, or if the
+  workflow does not declare the field; otherwise the value is read as JSON. Input is checked
+  against the fields of the start event.
 
 events:
-  jsonl   a line of JSON for each, {{"event": "ClassName", "field": ...}}, the result last; the
-          default where standard output is no terminal. A path is its text; any other value
-          that JSON cannot hold stands there as its repr. A field of the name "event" is called
+  jsonl   one line of JSON for each, {{"event": "ClassName", "field": ...}}, the result last; the
+          default if standard output is not a terminal. A path is written as its text, any other
+          value that JSON cannot represent as its repr. A field named "event" is written as
           "event_".
-  pretty  for reading. An event whose only field is a string called token, delta or chunk is
-          printed as that text, without a new line. One called msg, message, text or content as
-          well, and goes on in the line of the one before it if there is a blank between them.
-  none    the result alone.
-  In pretty and none a result that is a string is printed as it is, any other as JSON.
+  pretty  for reading. An event whose only field is a string named token, delta or chunk is
+          printed as that text, without a line break. So is a field named msg, message, text or
+          content; it continues the line before it if there is a blank between the two.
+  none    only the result.
+  In pretty and none a string result is printed as it is, any other result as JSON.
 
 questions:
-  Where the workflow asks somebody (InputRequiredEvent), a line is read from standard input for
-  each question, with a prompt on a terminal. The answer is HumanResponseEvent(response=line);
-  a workflow that takes a class of its own gets the line in its only field, or in its field
-  called "response", and if it has several fields, the line is a JSON object.
+  For each question of the workflow (InputRequiredEvent) a line is read from standard input, with
+  a prompt on a terminal. The answer is HumanResponseEvent(response=line). If the workflow takes
+  another class of answers, the line fills its only field or its field "response"; if it has
+  several fields, the line is a JSON object.
 
 exit codes:
-  0 it completed   1 it raised   2 wrong usage or input   124 it timed out
-  130 interrupted, after the clean-up   141 the reader of the output is gone
+  0 completed   1 the workflow raised   2 wrong usage or input   124 timed out
+  130 interrupted, after the clean-up   141 the reader of the output has gone
 """
 
 _DRAW = f"""\
-Write a page that shows every possible flow of a workflow; it needs no network and no JavaScript.
-A workflow with faults is drawn as far as it can be.
+Write a page that shows all possible flows of a workflow. It needs no network and no JavaScript.
+A workflow with faults is drawn as far as possible.
 
 {_TARGET}
 
@@ -62,8 +62,8 @@ example:
 
 _CHECK = f"""\
 Check that the steps and events of a workflow fit together. Prints "ok" and a summary, or every
-fault with its fix; the exit code is 1 if there are faults. A note tells of each step whose source
-may return None although its signature does not declare it.
+fault with its fix; the exit code is 1 if there are faults. A note names each step that can return
+None although its signature does not declare it.
 
 {_TARGET}
 
@@ -73,7 +73,7 @@ example:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, raised and not printed."""
+    """A parser that raises its errors, one line each, instead of printing them."""
 
     def error(self, message: str) -> NoReturn:
         text = f"{message}; see `{self.prog} --help`"
@@ -86,7 +86,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < inf:
-        msg = f"{text!r} is no number of seconds above 0"
+        msg = f"{text!r} is not a number of seconds above 0"
         raise argparse.ArgumentTypeError(msg)
     return value
 
@@ -103,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_run(_command(commands, "run", "run a workflow and print its events", _RUN))
-    draw = _command(commands, "draw", "write a page with every possible flow", _DRAW)
+    draw = _command(commands, "draw", "write a page with all possible flows", _DRAW)
     draw.add_argument(
         "-o", "--output", metavar="FILE", help='default: NAME.html; "-" is standard output'
     )
@@ -114,12 +114,12 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         choices=SKIPPABLE,
-        help=f"leave a check out: {', '.join(SKIPPABLE)}; may be given again",
+        help=f"skip a check: {', '.join(SKIPPABLE)}; can be repeated",
     )
     check.add_argument(
         "--strict",
         action="store_true",
-        help="exit with 1 if a step may return None and does not declare it",
+        help="exit with 1 if a step can return None but does not declare it",
     )
     return parser
 
@@ -144,16 +144,18 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         dest="pairs",
         action="append",
-        help="a field of the start event; may be given again",
+        help="a field of the start event; can be repeated",
     )
-    source.add_argument("--input", metavar="JSON", help="all its fields, as a JSON object")
-    source.add_argument("--input-file", metavar="FILE", help='the same from a file; "-" is stdin')
+    source.add_argument("--input", metavar="JSON", help="all fields, as a JSON object")
+    source.add_argument(
+        "--input-file", metavar="FILE", help='the same from a file; "-" is standard input'
+    )
     run.add_argument("--backend", choices=("trio", "asyncio"), default="trio", help="default: trio")
     run.add_argument(
-        "--timeout", metavar="SECONDS", type=_seconds, help="instead of the workflow's own"
+        "--timeout", metavar="SECONDS", type=_seconds, help="replaces the workflow's own"
     )
     run.add_argument(
         "--events",
         choices=("jsonl", "pretty", "none"),
-        help="default: pretty on a terminal, else jsonl",
+        help="default: pretty on a terminal, otherwise jsonl",
     )

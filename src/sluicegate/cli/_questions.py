@@ -1,8 +1,8 @@
 """The questions of a run: a line of standard input for each, without blocking the event loop.
 
-A thread reads, for a terminal cannot be waited for in any other portable way. It is a daemon:
-a run that ends, or is interrupted, leaves it behind at its ``read``. So it must hold no lock that
-others want, as that of ``sys.stdin`` is; it reads the descriptor.
+A thread reads, because there is no other portable way to wait for a terminal. It is a daemon
+thread: when the run ends or is interrupted, it stays blocked in its ``read``. Therefore it must
+not hold a lock that others need, such as that of ``sys.stdin``; it reads the descriptor.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ PROMPTS = ("prefix", "prompt", "question", "message", "msg")
 
 
 class Questions:
-    """Answers the questions of one run, one after the other, from standard input.
+    """Answers the questions of one run, one by one, from standard input.
 
     Attributes:
-        failure: Why a question could not be answered; the run has been cancelled then.
+        failure: Why a question could not be answered; in this case the run has been cancelled.
     """
 
     def __init__(self, workflow: AnyWorkflow, handler: WorkflowHandler[Any]) -> None:
         backend = current_backend()
         self.failure: UsageError | None = None
         self._handler = handler
-        #: Has a function called in the event loop; the one thing the thread may do with it.
+        #: Calls a function in the event loop; the thread uses nothing else of the loop.
         self._post = backend.caller_into(backend.current_loop())
         self._lines: deque[str | None] = deque()
         self._waiter = backend.waiter()
@@ -59,13 +59,13 @@ class Questions:
         self._has_thread = False
 
     def ask(self, question: InputRequiredEvent) -> None:
-        """Put a question; its answer goes to the run when it comes."""
-        if not self._kinds:  # then somebody may wait for it in the middle of a step, or a child
+        """Ask a question; its answer is sent into the run when it arrives."""
+        if not self._kinds:  # a step, or a child, can wait for the answer
             wanted = (kind for asked in self._handler.questions for kind in asked.answers)
             self._waited_for = _answers_in(wanted) or self._waited_for
         if not (self._kinds or self._waited_for):
             name = type(question).__name__
-            text = f"sluicegate: nobody can answer {name}: no step takes a HumanResponseEvent"
+            text = f"sluicegate: {name} cannot be answered: no step takes a HumanResponseEvent"
             print(text, file=sys.stderr)  # noqa: T201
             return
         self._open.append(question)
@@ -73,7 +73,7 @@ class Questions:
             self._read()
 
     async def serve(self) -> None:
-        """Send the answers into the run as they come, until it is cancelled."""
+        """Send the answers into the run as they arrive, until cancelled."""
         while True:
             while self._lines:
                 self._take(self._lines.popleft())
@@ -102,7 +102,7 @@ class Questions:
                 line = None
             try:
                 self._post(partial(self._receive, line))
-            except RuntimeError:  # the event loop is over, and with it the question
+            except RuntimeError:  # the event loop has ended, and the question with it
                 return
 
     def _receive(self, line: str | None) -> None:
@@ -115,27 +115,27 @@ class Questions:
         try:
             answer = self._answer(question, line)
         except UsageError as error:
-            self.failure = error  # told by the command, when the run has unwound
+            self.failure = error  # raised by the command when the run has unwound
             self._handler.cancel(f"{type(question).__name__} was not answered")
             return
         if answer is not None:
             self._open.popleft()
-            # Its class is one that the steps take: it is refused only when the run unwinds.
-            # A question that has been answered, or given up, wants no answer any more.
+            # The steps take this class, so it is refused only while the run unwinds.
+            # A question that was answered elsewhere, or dropped, needs no answer.
             with suppress(WorkflowRuntimeError):
                 self._handler.send_event(answer, question=self._name_of(question, answer))
         if self._open:
             self._read()
 
     def _name_of(self, question: InputRequiredEvent, answer: HumanResponseEvent) -> str | None:
-        """Return the id of a question, where it is open and the answer is of a class for it."""
+        """Return the id of a question, if it is open and takes answers of this class."""
         for asked in self._handler.questions:
             if asked.event is question and isinstance(answer, asked.answers):
                 return asked.id
         return None
 
     def _answer(self, question: InputRequiredEvent, line: str | None) -> HumanResponseEvent | None:
-        """Return the answer in ``line``, or None where a person may try again."""
+        """Return the answer in ``line``, or None if a person can try again."""
         name = type(question).__name__
         if line is None:
             shown = prompt_of(question).strip()
@@ -151,7 +151,7 @@ class Questions:
 
 
 def answer_classes(workflow: AnyWorkflow) -> tuple[type[HumanResponseEvent], ...]:
-    """Return the classes of answers that the steps take; the plain one alone, where it is taken."""
+    """Return the classes of answers that the steps take; only the plain one if they take it."""
     graph = graph_of(type(workflow))
     if graph.targets(HumanResponseEvent):
         return (HumanResponseEvent,)
@@ -163,16 +163,16 @@ def _answers_in(kinds: Iterable[type[Event]]) -> tuple[type[HumanResponseEvent],
 
 
 def read_answer(kinds: tuple[type[HumanResponseEvent], ...], line: str) -> HumanResponseEvent:
-    """Make an answer of a line.
+    """Make an answer from a line.
 
     Raises:
-        UsageError: The line does not fit, or which class is meant cannot be told.
+        UsageError: The line does not fit, or several classes of answers are possible.
     """
     if len(kinds) > 1:
         names = ", ".join(kind.__name__ for kind in kinds)
         msg = (
-            f"a line cannot tell which answer is meant, of {names}; expected a workflow that takes "
-            "one class of answers"
+            f"a line does not show which class of answers is meant, {names}; expected a workflow "
+            "that takes one class of answers"
         )
         raise UsageError(msg)
     kind = next(iter(kinds))
@@ -186,7 +186,7 @@ def read_answer(kinds: tuple[type[HumanResponseEvent], ...], line: str) -> Human
     try:
         return decode_event(kind, data)
     except TypeError as error:
-        # More fields than a line can fill, or one that is no string.
+        # More fields than a line can fill, or one that is not a string.
         try:
             return decode_event(kind, json_object(line, "the answer"))
         except (TypeError, UsageError):
@@ -196,7 +196,7 @@ def read_answer(kinds: tuple[type[HumanResponseEvent], ...], line: str) -> Human
 
 
 def prompt_of(question: InputRequiredEvent) -> str:
-    """Return what to show somebody who is asked: the text of the question, or its name."""
+    """Return the prompt for a question: its text, or its repr."""
     fields = fields_of(question)
     for name in PROMPTS:
         text = fields.get(name)
@@ -206,7 +206,7 @@ def prompt_of(question: InputRequiredEvent) -> str:
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a stream is a terminal; one that is closed or missing is none."""
+    """Whether a stream is a terminal; a closed or missing stream is not."""
     try:
         return stream is not None and stream.isatty()
     except ValueError:
@@ -225,7 +225,7 @@ class Lines:
             self._descriptor = None
 
     def next(self) -> str | None:
-        """Return the next line without its end, or None after the last one. Blocks."""
+        """Return the next line without its line break, or None after the last one. Blocks."""
         if self._descriptor is None:
             line = self._stream.readline() if self._stream is not None else ""
             return line.removesuffix("\n") if line else None

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         UsageError: The target or the input is wrong, or a question could not be answered.
         KeyboardInterrupt: Ctrl-C, after the run has unwound.
         SystemExit: SIGTERM or SIGHUP, after the run has unwound.
-        BrokenPipeError: Nobody reads the output any more; the run has been cancelled.
+        BrokenPipeError: The reader of the output has gone; the run has been cancelled.
     """
     workflow = build(arguments.target, load(arguments.target), arguments.timeout)
     begin = start_event(graph_of(type(workflow)).start_event, arguments)
@@ -52,14 +52,14 @@ def run(arguments: argparse.Namespace) -> int:
         signals.run(execution.main, arguments.backend, {})
     except SystemExit:
         if signals.received is not None and signals.received != signal.SIGINT:
-            with suppress(OSError):  # the terminal may have gone
+            with suppress(OSError):  # the terminal may be gone
                 print(f"sluicegate: ended by {Signal(signals.received).name}", file=sys.stderr)  # noqa: T201
         raise
     return execution.conclude()
 
 
 class _Execution:
-    """One run under the command line, and what came of it."""
+    """One run of the command line, and its outcome."""
 
     def __init__(self, workflow: AnyWorkflow, begin: StartEvent, printer: Printer) -> None:
         self._workflow = workflow
@@ -72,18 +72,18 @@ class _Execution:
         self._result: Any = None
 
     async def main(self) -> None:
-        """Run to the end and keep what came of it. Ctrl-C and the output's end go through."""
+        """Run to the end and keep the outcome. Ctrl-C and a closed output are raised."""
         async with self._workflow, self._workflow.run(start_event=self._begin) as handler:
             self._questions = Questions(self._workflow, handler)
             await self._read(handler, self._questions)
             self._status = handler.status
             try:
                 self._result = handler.result()
-            except Exception as error:  # noqa: BLE001 - told by conclude()
+            except Exception as error:  # noqa: BLE001 - reported by conclude()
                 self._error = error
 
     async def _read(self, handler: WorkflowHandler[Any], questions: Questions) -> None:
-        """Print the stream to its end, while another task answers the questions in it."""
+        """Print the stream to its end, while another task answers its questions."""
         backend = current_backend()
         try:
             async with backend.open_nursery() as nursery:
@@ -97,11 +97,11 @@ class _Execution:
                         questions.ask(asked)
                 backend.cancel(nursery.cancel_scope, "the run is over")
         except BaseExceptionGroup as group:
-            # Only one task of the two raises: Ctrl-C, or the end of the output.
+            # Only one of the two tasks raises: Ctrl-C, or a closed output.
             raise single(group, backend.Cancelled) from None
 
     def conclude(self) -> int:
-        """Print the result or what went wrong, and return the exit code.
+        """Print the result or the failure, and return the exit code.
 
         Raises:
             UsageError: A question could not be answered.

@@ -1,4 +1,4 @@
-"""Targets: from ``module:name`` or ``file.py:name`` to a workflow."""
+"""Targets: the workflow that ``module:name`` or ``file.py:name`` names."""
 
 from __future__ import annotations
 
@@ -28,14 +28,16 @@ class UsageError(Exception):
 
 
 def load(target: str) -> Any:
-    """Import what ``module:name`` or ``path/to/file.py:name`` names.
+    """Import the object that ``module:name`` or ``path/to/file.py:name`` names.
 
     Raises:
         UsageError: It cannot be found or imported.
     """
     place, colon, name = target.rpartition(":")
     if not (colon and place and name):
-        msg = f"the target {target!r} names no workflow; expected module:Name or file.py:Name"
+        msg = (
+            f"the target {target!r} does not name a workflow; expected module:Name or file.py:Name"
+        )
         raise UsageError(msg)
     found: Any = _import(place)
     module = found
@@ -56,7 +58,7 @@ def _import(place: str) -> ModuleType:
     except (UsageError, WorkflowValidationError):
         raise
     except SystemExit as error:
-        msg = f"cannot import {place}: it exits; expected `if __name__ == '__main__':` before that"
+        msg = f"cannot import {place}: it exits; expected `if __name__ == '__main__':` before it"
         raise UsageError(msg) from error
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name in _parents(place):
@@ -72,9 +74,9 @@ def _parents(place: str) -> set[str]:
 
 
 def _where(error: Exception) -> str:
-    """Return the last line of the user's own that an import came through."""
+    """Return the last line of the user's code in the traceback of an import."""
     if isinstance(error, SyntaxError):
-        return ""  # its text says it
+        return ""  # its text has the line
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [f for f in frames if "importlib" not in f.filename and f.filename != __file__]
     return f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
@@ -93,14 +95,14 @@ def _import_file(path: Path) -> ModuleType:
         name = f"_sluicegate_target_{name}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        msg = f"{path.name!r} is no Python file"
+        msg = f"{path.name!r} is not a Python file"
         raise UsageError(msg)
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent))
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except BaseException:  # a module that failed to import must not look like one that is there
+    except BaseException:  # a module that failed to import must not look imported
         del sys.modules[name]
         raise
     return module
@@ -117,28 +119,28 @@ def _candidates(module: ModuleType) -> str:
 
 
 def is_workflow_class(found: object) -> bool:
-    """Whether a target is a class of workflows."""
+    """Whether a target is a workflow class."""
     return isinstance(found, type) and issubclass(found, Workflow)
 
 
 def build(target: str, found: Any, timeout: float | None = None) -> AnyWorkflow:
-    """Return the workflow of a target: built of the class, made by the function, or as it is.
+    """Return the workflow of a target: built from the class or function, or the object itself.
 
     Raises:
-        UsageError: It is no workflow, needs arguments, or cannot be given the timeout.
+        UsageError: It is not a workflow, needs arguments, or does not take the timeout.
         WorkflowValidationError: The workflow has faults.
     """
     if isinstance(found, Workflow):
         if timeout is not None:
             msg = (
-                f"--timeout comes too late for {target}, which is built already; expected its "
-                "class as target, or the timeout where it is built"
+                f"--timeout comes too late for {target}, which is already built; expected its "
+                "class as target, or the timeout in its constructor"
             )
             raise UsageError(msg)
         return found  # pyright: ignore[reportUnknownVariableType] - of whatever result
     if not callable(found):
         msg = (
-            f"{target} is {_shown(found)}; expected a Workflow class, an object of one, or a "
+            f"{target} is {_shown(found)}; expected a Workflow class, a workflow object, or a "
             "function that returns one"
         )
         raise UsageError(msg)
@@ -184,7 +186,7 @@ def _options(target: str, maker: Callable[..., Any], timeout: float | None) -> d
     if not takes_it:
         msg = (
             f"--timeout cannot be given to {target}, which takes no timeout; expected "
-            "`timeout=None` among its parameters, handed on to Workflow"
+            "`timeout=None` among its parameters, passed on to Workflow"
         )
         raise UsageError(msg)
     return {"timeout": timeout}

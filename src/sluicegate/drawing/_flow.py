@@ -346,7 +346,9 @@ class _Sketch:
             for kind in handler.accepts:
                 self._events.setdefault(kind)
             if not covered:
-                gap = self._add_node(Node("gap", title="This handler handles the failures of no step"))
+                gap = self._add_node(
+                    Node("gap", title="This handler handles the failures of no step")
+                )
                 self._connect(gap, at, "gap", StepFailedEvent)
             elif len(covered) > MANY:
                 covered.sort(key=lambda step: step.index)
@@ -357,9 +359,7 @@ class _Sketch:
                 self._edges[node, at, "fails"] = [(Label("fails:", title), False), *lines]
             else:
                 for step in covered:
-                    title = (
-                        f"When {step.name} finally fails, {handler.name} gets a StepFailedEvent"
-                    )
+                    title = f"When {step.name} finally fails, {handler.name} gets a StepFailedEvent"
                     way = (self._first_step + step.index, at, "fails")
                     self._edges[way] = [(Label("fails", title), False)]
 
