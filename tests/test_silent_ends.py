@@ -21,8 +21,8 @@ from sluicegate import (
     catch_error,
     step,
 )
-from sluicegate._definition.endings import silent_end
 from sluicegate._definition.graph import graph_of
+from sluicegate._definition.silent_ends import silent_end
 
 
 pytestmark = pytest.mark.filterwarnings("error")

@@ -151,7 +151,7 @@ def test_input_as_json(cli, tmp_path, monkeypatch):
         (["--input", "[1]"], "not a JSON object"),
         (["--input", "{}", "-i", "topic=a"], "not allowed with"),
         (["--input-file", "nowhere.json"], "cannot read nowhere.json"),
-        (["-i", "topic=a", "--timeout", "0"], "no number of seconds above 0"),
+        (["-i", "topic=a", "--timeout", "0"], "not a number of seconds above 0"),
         (["-i", "topic=a", "--backend", "curio"], "invalid choice"),
     ],
 )

@@ -18,7 +18,7 @@ from sluicegate._events import (
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from sluicegate._definition.graph import Graph
     from sluicegate._events import Event
@@ -40,10 +40,15 @@ def check_graph(graph: Graph, skip: Iterable[str] = ()) -> None:
     skipped: frozenset[str | None] = frozenset(skip)
     problems = tuple(fault.text for fault in find_faults(graph) if fault.check not in skipped)
     if problems:
-        listed = "\n".join(f"  {n}. {text}" for n, text in enumerate(problems, 1))
-        count = "1 fault" if len(problems) == 1 else f"{len(problems)} faults"
-        msg = f"the workflow {graph.name} has {count}:\n{listed}"
+        msg = f"the workflow {list_faults(graph, problems)}"
         raise WorkflowValidationError(msg, problems)
+
+
+def list_faults(graph: Graph, problems: Sequence[str]) -> str:
+    """Return the name of a workflow and its faults, numbered, each on a line."""
+    count = "1 fault" if len(problems) == 1 else f"{len(problems)} faults"
+    listed = (f"\n  {n}. {text}" for n, text in enumerate(problems, 1))
+    return f"{graph.name} has {count}:{''.join(listed)}"
 
 
 def find_faults(graph: Graph) -> tuple[Fault, ...]:

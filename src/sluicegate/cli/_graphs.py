@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from sluicegate._definition.checks import find_faults
-from sluicegate._definition.endings import silent_end
+from sluicegate._definition.checks import find_faults, list_faults
 from sluicegate._definition.graph import Graph, graph_of
+from sluicegate._definition.silent_ends import silent_end
 from sluicegate._events import StopEvent
 from sluicegate.cli._targets import UsageError, build, is_workflow_class, load
 from sluicegate.drawing import draw_all_possible_flows, page_of_all_possible_flows
@@ -15,8 +15,6 @@ from sluicegate.drawing import draw_all_possible_flows, page_of_all_possible_flo
 
 if TYPE_CHECKING:
     import argparse
-
-    from sluicegate._definition.steps import Fault
 
 
 def draw(arguments: argparse.Namespace) -> int:
@@ -50,14 +48,11 @@ def check(arguments: argparse.Namespace) -> int:
     found = find_faults(graph)
     faults = [f for f in found if f.check not in skipped and not (is_built and f.check)]
     if faults:
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        print(f"{graph.name} has {count}:")  # noqa: T201
-        for number, fault in enumerate(faults, 1):
-            print(f"  {number}. {fault.text}")  # noqa: T201
+        print(list_faults(graph, [fault.text for fault in faults]))  # noqa: T201
     else:
         print(f"ok: {_summary(graph)}")  # noqa: T201
         for fault in found:
-            print(f"  switched off: {_described(fault)}")  # noqa: T201
+            print(f"  switched off: {fault.check}: {fault.text}")  # noqa: T201
     silent = [text for text in map(silent_end, graph.steps) if text]
     for text in silent:
         print(f"  note: {text}")  # noqa: T201
@@ -81,7 +76,3 @@ def _summary(graph: Graph) -> str:
         f"{graph.name}, {steps}, {len(made | taken)} events, "
         f"begins with {graph.start_event.__name__}, ends with {' or '.join(stops)}"
     )
-
-
-def _described(fault: Fault) -> str:
-    return f"{fault.check}: {fault.text}"

@@ -46,14 +46,7 @@ def json_object(text: str | bytes, where: str) -> dict[str, Any]:
     Raises:
         UsageError: There is none.
     """
-    try:
-        data = msgspec.json.decode(text)
-    except RecursionError:
-        msg = f"{where} is nested too deeply to be read"
-        raise UsageError(msg) from None
-    except (msgspec.DecodeError, UnicodeError) as error:
-        msg = f"{where} is not JSON: {error}"
-        raise UsageError(msg) from error
+    data = _decode(text, where, f"{where} is not JSON")
     if not isinstance(data, dict):
         msg = f'{where} is not a JSON object; expected {{"field": value, ...}}'
         raise UsageError(msg)
@@ -106,11 +99,16 @@ def _read_value(key: str, text: str, hint: Any) -> Any:
     """Return a value as it was typed, or decoded from JSON if the field takes no string."""
     if accepts(hint, text):
         return text
+    return _decode(text, f"-i {key}=...", f"-i {key}={text} is neither {text_of(hint)} nor JSON")
+
+
+def _decode(text: str | bytes, where: str, otherwise: str) -> Any:
+    """Decode JSON; ``otherwise`` begins the message if ``text`` is not JSON."""
     try:
         return msgspec.json.decode(text)
     except RecursionError:
-        msg = f"-i {key}=... is nested too deeply to be read"
+        msg = f"{where} is nested too deeply to be read"
         raise UsageError(msg) from None
     except (msgspec.DecodeError, UnicodeError) as error:
-        msg = f"-i {key}={text} is neither {text_of(hint)} nor JSON: {error}"
+        msg = f"{otherwise}: {error}"
         raise UsageError(msg) from error

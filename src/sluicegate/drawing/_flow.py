@@ -139,12 +139,12 @@ def flow_of(workflow: object) -> Flow:
         msg = f"{workflow!r} cannot be drawn; expected a Workflow class or an object of one"
         raise TypeError(msg)
     thing = None if workflow is cls else workflow
-    drawn = _Drawn()
+    drawn = _DrawnWorkflows()
     drawn.number_of(cls, thing, "")
-    return _Sketch(cls, thing, drawn).finish()
+    return _FlowBuilder(cls, thing, drawn).finish()
 
 
-class _Drawn:
+class _DrawnWorkflows:
     """The workflows that already have a frame in the picture; each is drawn once."""
 
     def __init__(self) -> None:
@@ -171,10 +171,10 @@ class _Drawn:
         return cls, id(thing) if is_own else 0
 
 
-class _Sketch:
+class _FlowBuilder:
     """A flow under construction."""
 
-    def __init__(self, cls: type, thing: object, drawn: _Drawn) -> None:
+    def __init__(self, cls: type, thing: object, drawn: _DrawnWorkflows) -> None:
         graph: Graph = graph_of(cls)
         self._cls = cls
         self._owner = cls if thing is None else thing
@@ -265,7 +265,7 @@ class _Sketch:
             return Child("again", name, title, number, self._drawn.hint(number))
         place = f"{self._graph.name}.{step.name}"
         number = self._drawn.number_of(call.kind, call.thing, place)
-        flow = _Sketch(call.kind, call.thing, self._drawn).finish()
+        flow = _FlowBuilder(call.kind, call.thing, self._drawn).finish()
         return Child("drawn", name, title, number, flow=flow)
 
     def _add_node(self, node: Node) -> int:
