@@ -162,7 +162,7 @@ async def test_a_free_gate_is_no_checkpoint():
     slots = caught.value.value
 
     assert repr(concurrency) == "ConcurrencyLimit(2)"
-    assert repr(slots) == "<LoopSlots: 2 of 2 inside, 0 waiting>"
+    assert repr(slots) == "<LoopSlots: 2 of 2 taken, 0 waiting>"
 
 
 @pytest.mark.anyio
@@ -173,7 +173,7 @@ async def test_at_most_so_many_first_come_first_served():
             house = House(2, group)
             guests = await house.start_and_settle(5)
             assert house.states() == ["inside", "inside", "waiting", "waiting", "waiting"]
-            assert repr(house.slots) == "<LoopSlots: 2 of 2 inside, 3 waiting>"
+            assert repr(house.slots) == "<LoopSlots: 2 of 2 taken, 3 waiting>"
 
             guests[1].go.set()
             await wait_until_idle()

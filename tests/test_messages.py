@@ -462,7 +462,7 @@ class Flow(Workflow):
     def begin(self, ev: StartEvent) -> StopEvent: ...
 Flow()
 --> WorkflowValidationError: the workflow Flow has 1 fault: 1. Flow.begin takes 'self', which
-... stays behind when a step runs in a process; expected `@staticmethod` and the events alone:
+... is not sent to a worker process; expected `@staticmethod` and the events alone:
 ... `def name(ev: SomeEvent) -> OtherEvent`
 
 # process with resource

@@ -635,8 +635,10 @@ def test_process_faults(monkeypatch):
     assert "defined inside a function" in one(process_faults(local, [Tile], []))
     assert "is a lambda" in one(process_faults(lambda ev: ev, [Tile], []))
     assert "event class Local is defined" in one(process_faults(crunch, [Local], [Local]))
-    assert "not what tests.process_flows.Tile names" in one(process_faults(crunch, [shadowed], []))
-    assert "Nowhere is not what" in one(process_faults(crunch, [], [unknown]))
+    assert "not the object that tests.process_flows.Tile names" in one(
+        process_faults(crunch, [shadowed], [])
+    )
+    assert "Nowhere is not the object" in one(process_faults(crunch, [], [unknown]))
     assert "takes 'self'" in one(process_faults(Home.method, [Tile], []))
     assert "is async" in process_faults(never, [], [])[0]
 

@@ -278,7 +278,7 @@ def test_a_process_step_that_no_process_could_run_is_a_fault():
         Local()
 
     text = str(caught.value)
-    assert "takes 'self', which stays behind when a step runs in a process" in text
+    assert "takes 'self', which is not sent to a worker process" in text
     assert "defined inside a function" in text
 
 

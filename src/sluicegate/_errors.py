@@ -144,7 +144,7 @@ class RestoredError(Exception):
 
 
 def brief(value: object, limit: int = 200) -> str:
-    """Return the repr of a value in at most ``limit`` characters, for a message.
+    """Return the repr of a value in at most ``limit`` characters; for messages.
 
     If the repr raises, the text says so; only ``KeyboardInterrupt`` and ``SystemExit`` leave. Of a
     group only the first leaves are shown, because groups may contain each other.
@@ -188,8 +188,8 @@ def unasked_cancellation(who: str, around: str, cause: BaseException) -> Workflo
     """Return the failure for a cancellation that was raised although none was requested.
 
     Args:
-        who: What raised it: ``"the step Flow.work"``.
-        around: What was not cancelled: ``"nothing around it was"``.
+        who: The code that raised it: ``"the step Flow.work"``.
+        around: The scopes that were not cancelled: ``"nothing around it was"``.
         cause: The cancellation.
     """
     msg = (

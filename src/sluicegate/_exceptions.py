@@ -180,7 +180,7 @@ def raise_first(
         error: The exception that leaves the body of the block; it continues if this returns.
         raised: The exception raised by the owner's nursery.
         cancelled: The backend's cancellation.
-        tell: Returns the note about a failure that does not leave, for the exception that does.
+        tell: Returns the note to add to the exception that leaves, about a failure that does not.
 
     Raises:
         BaseException: The exception that leaves instead of ``error``.
@@ -247,7 +247,7 @@ def holds_cancelled(error: BaseException, cancelled: type[BaseException]) -> boo
 
 
 def without_cancelled(error: BaseException, cancelled: type[BaseException]) -> BaseException:
-    """Return a group without its cancellations, for a task that they do not concern."""
+    """Return a group without its cancellations, which concern another task."""
     if not is_a(error, BaseExceptionGroup) or not holds_cancelled(error, cancelled):
         return error
     try:

@@ -639,7 +639,6 @@ class WorkflowHandler(Generic[R]):
             find_loop=runner.find_loop,
             send_event=self.send_event,
             cancel=runner.cancel,
-            is_over=lambda: False,  # each of the two says it by itself
         )
 
     # -- looking -----------------------------------------------------------------------------

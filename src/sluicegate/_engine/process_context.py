@@ -1,4 +1,4 @@
-"""The context of a step in a worker process, as that process sees it."""
+"""The context of a step in a worker process."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def make_context(channel: Channel, call: Call, step: StepOfCall) -> Context[Any]
 
 @final
 class _ProcessOperations:
-    """The operations of a run, as far as they reach into a worker process.
+    """The operations of a run that are available in a worker process.
 
     See :class:`sluicegate._context.RunOperations`.
     """
 
     __slots__ = ("_channel", "_number", "run_id")
 
-    is_running = True  # or this process has been ended
+    is_running = True  # else this process would have ended
 
     def __init__(self, channel: Channel, number: int, run_id: str) -> None:
         self._channel = channel
@@ -83,7 +83,7 @@ class _ProcessOperations:
 
 
 class _Elsewhere:
-    """Refuses the operations of a branch that was sent from a worker process."""
+    """Refuses the operations on a branch that was sent from a worker process."""
 
     def cancel_branch(self, _node: object, _reason: str) -> Never:
         _refuse("Branch.cancel", "a step of the event loop that sends the event")
@@ -93,7 +93,7 @@ class _Elsewhere:
 
 
 class _FarLine:
-    """The lineage of a branch that was sent from a worker process, of which nothing is known."""
+    """The lineage of a branch that was sent from a worker process, which has no data on it."""
 
     is_held = True
 
@@ -108,7 +108,7 @@ class _FarLine:
 
 def _refuse(what: str, instead: str) -> Never:
     msg = (
-        f"{what} is not there in a step that runs in a process: its context has send_event, "
+        f"{what} is not available in a step that runs in a process: its context has send_event, "
         f"write_event_to_stream and report_progress; expected {instead}"
     )
     raise WorkflowRuntimeError(msg)

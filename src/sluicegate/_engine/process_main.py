@@ -9,13 +9,13 @@ import sys
 
 
 def main() -> None:
-    """Read where to import from, then do what the parent asks for."""
+    """Read the import path, then execute the parent's calls."""
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.set_inheritable(False)
     with connection.makefile("rb") as file:
-        # The parent sends no more before this process says that it is ready.
+        # The parent sends nothing further before this process reports that it is ready.
         sys.path[:] = pickle.load(file)  # noqa: S301 - the parent process made it
-        from sluicegate._engine.process_context import make_context  # noqa: PLC0415 - found by now
+        from sluicegate._engine.process_context import make_context  # noqa: PLC0415 - importable only now
         from sluicegate._loop.process_worker import serve  # noqa: PLC0415
 
         beginning, surroundings = pickle.load(file)  # noqa: S301

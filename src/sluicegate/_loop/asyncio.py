@@ -1,7 +1,7 @@
 """The backend for asyncio: AnyIO's task groups and scopes, so that cancellation means the same.
 
-The exceptions raised at the ends of a stream are AnyIO's and Trio's at once: whoever runs a
-workflow under asyncio may catch the names of either library.
+The exceptions raised at the ends of a stream derive from both AnyIO's and Trio's classes: a program
+on asyncio may catch the names of either library.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 
 
 class EndOfChannel(trio.EndOfChannel, anyio.EndOfStream):
-    """Raised when a stream has ended: Trio's and AnyIO's exception in one."""
+    """Raised when a stream has ended; both Trio's and AnyIO's exception."""
 
 
 class ClosedResourceError(trio.ClosedResourceError, anyio.ClosedResourceError):
-    """Raised when a closed stream is used: Trio's and AnyIO's exception in one."""
+    """Raised when a closed stream is used; both Trio's and AnyIO's exception."""
 
 
 class BusyResourceError(trio.BusyResourceError, anyio.BusyResourceError):
-    """Raised when two tasks read one reader: Trio's and AnyIO's exception in one."""
+    """Raised when two tasks read one reader; both Trio's and AnyIO's exception."""
 
     def __init__(self, message: str) -> None:
         Exception.__init__(self, message)
@@ -53,14 +53,14 @@ class BusyResourceError(trio.BusyResourceError, anyio.BusyResourceError):
 
 
 class WouldBlock(trio.WouldBlock, anyio.WouldBlock):
-    """Raised by ``send_nowait`` where ``send`` would wait: Trio's and AnyIO's in one."""
+    """Raised by ``send_nowait`` where ``send`` would wait; both Trio's and AnyIO's exception."""
 
 
 _open_stream = anyio.create_memory_object_stream[Any]
 
 
 class AsyncioInbox:
-    """An AnyIO memory stream with both ends in one hand."""
+    """Both ends of an AnyIO memory stream."""
 
     __slots__ = ("_receive", "_send", "put", "take")
 
@@ -71,8 +71,8 @@ class AsyncioInbox:
         self.take = self._receive.receive_nowait
 
     def close(self) -> None:
-        # Both ends: AnyIO warns about an end that is collected open, and keeps the items of a
-        # receiver that was closed first.
+        # Both ends are closed: AnyIO warns about an open end that is garbage-collected, and keeps
+        # the items of a receiver that was closed first.
         self._send.close()
         while self._receive.statistics().current_buffer_used:
             self._receive.receive_nowait()
@@ -98,9 +98,9 @@ class AsyncioWaiter:
 
 
 class ThreadCall:
-    """A call in a worker thread whose end is awaited, whatever comes in between.
+    """A call in a worker thread whose end is always awaited.
 
-    A native ``Task.cancel()`` goes through AnyIO's shield, and would leave the thread behind.
+    A native ``Task.cancel()`` ignores AnyIO's shield, and would leave the thread running.
     """
 
     __slots__ = ("_ended", "_failure", "_function", "_is_left")
@@ -125,14 +125,14 @@ class ThreadCall:
         captured: Any = None
         with anyio.CancelScope() as scope:
             try:
-                free = anyio.CapacityLimiter(1)  # the default one is for the program's own
+                free = anyio.CapacityLimiter(1)  # the default limiter is left to the program
                 captured = await anyio.to_thread.run_sync(self, limiter=free)
-            except asyncio.CancelledError as error:  # noqa: ASYNC103 - raised below, in the end
+            except asyncio.CancelledError as error:  # noqa: ASYNC103 - raised below
                 self._is_left = True
                 if self._ended.cancel() or self._ended.done():
                     raise
                 left = error
-                scope.cancel()  # so that the thread, and what it awaits in the loop, learns of it
+                scope.cancel()  # cancels the thread, and the coroutines that it awaits in the loop
                 await self._wait()  # noqa: ASYNC102 - it shields itself
         if left is None:
             return release(captured)
@@ -148,11 +148,11 @@ class ThreadCall:
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
 
-        def tell(_: object) -> None:
-            with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+        def notify(_: object) -> None:
+            with suppress(RuntimeError):  # the loop is closed, and no task waits
                 loop.call_soon_threadsafe(ended.set)
 
-        self._ended.add_done_callback(tell)
+        self._ended.add_done_callback(notify)
         while not ended.is_set():
             with suppress(asyncio.CancelledError), anyio.CancelScope(shield=True):
                 await ended.wait()  # cancelled again: the first cancellation is raised, later
@@ -160,7 +160,7 @@ class ThreadCall:
 
 @cache
 def _has_two_words() -> bool:
-    """Whether this AnyIO tells a thread of its cancellation in words that its scopes do not know."""
+    """Whether this AnyIO cancels a thread with a message that its scopes do not recognise."""
     from importlib.metadata import version  # noqa: PLC0415 - only a cancelled thread asks
 
     major, minor = version("anyio").split(".")[:2]
@@ -168,19 +168,19 @@ def _has_two_words() -> bool:
 
 
 def _own_functions() -> Any:
-    """Return what has AnyIO's own functions for asyncio; the public ones look for it at each call."""
+    """Return the namespace of AnyIO's asyncio functions, which the public ones look up each time."""
     find: Any = getattr(anyio.lowlevel, "get_async_backend", None)
     return anyio.lowlevel if find is None else find("asyncio")
 
 
 class OwnTasks:
-    """Runs in tasks of their own, which end before the block does.
+    """Runs in separate tasks, which end before the block does.
 
-    A task group of AnyIO is a cancel scope in the task that enters it, and stays the current one
-    there if the block is left in another task: by the fixture of a test, or a callback. Here the
-    task that has entered holds nothing. A cancellation of it reaches the runs when it leaves the
-    block, and while it waits there; deadlines around it hold for the runs as they were at entering.
-    The other way, a ``KeyboardInterrupt`` or ``SystemExit`` out of a run cancels that task.
+    AnyIO's task group is a cancel scope in the task that enters it. If another task leaves the
+    block (the fixture of a test, a callback), the scope stays the current one of the first. This
+    owner leaves no scope in the entering task. A cancellation of that task reaches the runs when it
+    leaves the block, and while it waits there; the deadline around it at entry holds for the runs.
+    Conversely, a ``KeyboardInterrupt`` or ``SystemExit`` raised by a run cancels that task.
     """
 
     __slots__ = ("_around", "_deadline", "_failure", "_has_cancelled", "_host", "_left", "_tasks")
@@ -228,14 +228,14 @@ class OwnTasks:
                 self._fail(error)
 
     def is_cancelled(self) -> bool:
-        """Whether a cancel scope around the block is cancelled, though the runs may not know yet."""
+        """Whether a cancel scope around the block is cancelled, which may not reach the runs yet."""
         return self._around is not None and bool(self._around._effectively_cancelled)
 
     def _fail(self, error: BaseException) -> None:
         if self._failure is not None:
             return
         host = self._host
-        if host is None:  # no block is around it: who awaits the run gets it
+        if host is None:  # a lasting owner: the task that awaits the run gets it
             return
         self._failure = error
         self._cancel()
@@ -260,8 +260,8 @@ class OwnTasks:
             while self._tasks:
                 try:
                     with anyio.CancelScope(shield=raised is not None):
-                        await self._left.wait()  # noqa: ASYNC102 - shielded, once something came
-                except BaseException as error:  # noqa: ASYNC103, BLE001 - raised below, first come
+                        await self._left.wait()  # noqa: ASYNC102 - shielded after the first exception
+                except BaseException as error:  # noqa: ASYNC103, BLE001 - the first is raised below
                     raised = raised or error
                     self._cancel()
             host, self._host = self._host, None
@@ -277,11 +277,11 @@ class OwnTasks:
 
 @contextmanager
 def _woken_by_signals() -> Generator[None]:
-    """Have each signal wake the running event loop, at whatever moment it comes.
+    """Make each signal wake the running event loop.
 
-    Python looks for signals between bytecodes. asyncio's loop misses one that comes after the last
-    look and before the selector sleeps, or that another thread gets: Ctrl-C then waits for whatever
-    happens next. ``signal.set_wakeup_fd`` is there for that; uvloop and Windows' own loop use it.
+    Python checks for signals between bytecodes. asyncio's loop misses a signal that arrives after
+    the last check and before the selector sleeps, or in another thread: Ctrl-C is then delayed
+    until the next event. ``signal.set_wakeup_fd`` prevents that; uvloop and Windows' loop use it.
     """
     loop = asyncio.get_running_loop()
     is_main = threading.current_thread() is threading.main_thread()
@@ -326,7 +326,7 @@ async def _at_end(function: Callable[[], object]) -> AsyncGenerator[None]:  # no
 
 def _innermost_scope(task: asyncio.Task[Any] | None) -> Any:
     """Return AnyIO's cancel scope around what a task does now, or None."""
-    # AnyIO has no public name for it: a scope tells the time of its end, and not that it has come.
+    # AnyIO has no public name for it, and a scope's deadline does not show that it is cancelled.
     from anyio._backends import _asyncio  # noqa: PLC0415
 
     states: Any = getattr(_asyncio, "_task_states", {})
@@ -334,10 +334,10 @@ def _innermost_scope(task: asyncio.Task[Any] | None) -> Any:
 
 
 def _context_of(task: asyncio.Task[Any]) -> contextvars.Context:
-    """Return the context of a task; an empty one where it cannot be told."""
+    """Return the context of a task; an empty one if it cannot be found."""
     if sys.version_info >= (3, 12):
         return task.get_context()
-    parts = gc.get_referents(task)  # Python 3.11 keeps it, and has no name for it
+    parts = gc.get_referents(task)  # Python 3.11 has no public name for it
     found = (part for part in parts if isinstance(part, contextvars.Context))
     return next(found, contextvars.Context())
 
@@ -378,7 +378,7 @@ class AsyncioBackend:
     open_lasting_owner = OwnTasks
 
     @staticmethod
-    def current_time() -> float:  # AnyIO's own needs a task, and callbacks of the loop ask too
+    def current_time() -> float:  # AnyIO's needs a task, and callbacks call this
         return asyncio.get_running_loop().time()
 
     @staticmethod
@@ -403,7 +403,7 @@ class AsyncioBackend:
         engine: Container[Any],
         /,
     ) -> bool:
-        # A task that is created has a copy of the context of its creator.
+        # A new task has a copy of the context of its creator.
         values = {id(value) for value in owners.values()}
         current = asyncio.current_task()
         return any(
@@ -422,7 +422,7 @@ class AsyncioBackend:
 
     @staticmethod
     def is_cancelled_around(nursery: Any) -> bool:
-        # AnyIO tells this only of the current task, which may be inside scopes of its own.
+        # AnyIO's public function covers only the current task, which may be inside other scopes.
         return bool(nursery.cancel_scope._effectively_cancelled)
 
     @staticmethod
@@ -434,7 +434,7 @@ class AsyncioBackend:
     def is_in_task(task: object) -> bool:
         try:
             return asyncio.current_task() is task
-        except RuntimeError:  # there is no event loop any more
+        except RuntimeError:  # the event loop has ended
             return False
 
     @staticmethod
@@ -452,7 +452,7 @@ class AsyncioBackend:
     @staticmethod
     async def run_in_thread(function: Callable[[], Any], /, *, abandon_on_cancel: bool) -> Any:
         if abandon_on_cancel:
-            free = anyio.CapacityLimiter(1)  # the default one is for the program's own
+            free = anyio.CapacityLimiter(1)  # the default limiter is left to the program
             return release(
                 await anyio.to_thread.run_sync(
                     capture, function, abandon_on_cancel=True, limiter=free
@@ -462,7 +462,7 @@ class AsyncioBackend:
 
     @staticmethod
     def hold_clock(seconds: float | None = None, /) -> None:
-        # A loop with virtual time looks for threads by itself.
+        # A loop with virtual time tracks threads by itself.
         holds: list[float] | None = getattr(asyncio.get_running_loop(), "_sluicegate_holds", None)
         if holds is not None and seconds is not None:
             holds.append(seconds)
@@ -479,13 +479,14 @@ class AsyncioBackend:
 
     @staticmethod
     def await_in_loop(async_function: Callable[[], Awaitable[Any]], /) -> Any:
-        # Handed over as a value: on its way through two kinds of futures AnyIO and asyncio turn a
-        # cancellation into an Exception, and a CancelledError of futures into a cancellation.
+        # The exception crosses as a value, because two kinds of futures are between: AnyIO and
+        # asyncio turn a cancellation into an Exception, and a futures.CancelledError into a
+        # cancellation.
         async def run() -> tuple[Any, BaseException | None]:
             if anyio.current_effective_deadline() == -inf:
-                # AnyIO has told those who were there, and nobody is left to be told; who comes
-                # later would wait for ever. Leaving a scope has it begin again.
-                with anyio.CancelScope():  # noqa: ASYNC100 - it is left, that is all
+                # AnyIO has delivered the cancellation to the tasks that waited, and stopped; a
+                # task that starts to wait now would never get it. Leaving a scope restarts it.
+                with anyio.CancelScope():  # noqa: ASYNC100 - entered only to be left
                     pass
             return await capture_async(async_function)
 
@@ -516,10 +517,10 @@ class AsyncioBackend:
 
     @staticmethod
     async def call_at_end(function: Callable[[], object], /) -> None:
-        # What closes an event loop closes its asynchronous generators, when all tasks are over. A
-        # callback of the main task would come too early, and a task would show among the tasks.
+        # Closing an event loop closes its asynchronous generators, after all tasks have ended. A
+        # callback of the main task would be too early, and a task would show among the tasks.
         ending = _at_end(function)
         await anext(ending)
-        # The loop has its generators in a weak set. They know it, so nothing else may keep them.
+        # The loop keeps its generators in a weak set. They refer to it, so only it may keep them.
         loop: Any = asyncio.get_running_loop()
         loop._sluicegate_endings = [*getattr(loop, "_sluicegate_endings", ()), ending]

@@ -1,4 +1,4 @@
-"""What a step has opened and nobody closed: remembered here, closed when the step ends."""
+"""Resources that a step opened: registered here, and closed when the step ends."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 
 
 class Closable(Protocol):
-    """Anything with an ``aclose`` that may be called twice."""
+    """An object with an ``aclose`` that may be called twice."""
 
     def aclose(self) -> Awaitable[None]:
-        """Close at once; with the current task cancelled too, nothing may be left open."""
+        """Close at once; nothing stays open, even if the current task is cancelled."""
         ...
 
 
 class CleanupList(Protocol):
-    """The end of a step as the things that it opens see it."""
+    """The list of resources to close when a step ends."""
 
     def add(self, resource: Closable) -> None:
-        """Have ``resource`` closed when the step ends, for whatever reason it ends."""
+        """Close ``resource`` when the step ends, however it ends."""
         ...
 
     def discard(self, resource: Closable) -> None:
-        """Forget ``resource``: it has been closed already. Unknown resources are ignored."""
+        """Remove ``resource``, which is closed already. Unknown resources are ignored."""
         ...
 
 
-#: Set by the engine for every invocation of a step, in that invocation's own context.
+#: Set by the engine for every invocation of a step, in the context variables of that invocation.
 current_cleanup: ContextVar[CleanupList | None] = ContextVar("sluicegate_cleanup", default=None)
 
 

@@ -1,4 +1,4 @@
-"""Answers from any thread: what ``handler.from_thread`` does, and how it gets into the loop."""
+"""``handler.from_thread``: sending events to a run, and cancelling it, from any thread."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import threading
 from contextvars import copy_context
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, TypeVar, cast, final
 
 from sluicegate._errors import WorkflowRuntimeError
 from sluicegate._exceptions import is_a
-from sluicegate._loop import current_backend, enable_ki_protection
+from sluicegate._loop import enable_ki_protection, in_event_loop
+from sluicegate._loop.seam import capture, release
 
 
 if TYPE_CHECKING:
@@ -22,19 +23,19 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Seconds after which a thread that waits for the event loop looks whether there still is one.
+#: Seconds after which a waiting thread checks whether the event loop still runs.
 _LOOK_AGAIN = 0.05
 
 
 @final
 class HandlerFromThread:
-    """What may be done with a run from any thread: ``handler.from_thread``.
+    """The methods of a handler that may be called from any thread: ``handler.from_thread``.
 
-    A call blocks until it has been done in the event loop, and raises in its own thread what it
+    A call blocks until the event loop has executed it, and raises in the calling thread what it
     raised there. In the loop's thread it is an ordinary call. Any number of threads may call.
     """
 
-    __slots__ = ("_cancel", "_find_loop", "_is_over", "_send_event")
+    __slots__ = ("_cancel", "_find_loop", "_send_event")
 
     def __init__(
         self,
@@ -42,22 +43,18 @@ class HandlerFromThread:
         find_loop: Callable[[], tuple[int, CallSoon] | None],
         send_event: Callable[..., object],
         cancel: Callable[[str], object],
-        is_over: Callable[[], bool],
     ) -> None:
-        """Take what to call in the event loop.
+        """Take the functions to call in the event loop.
 
         Args:
-            find_loop: Returns the identifier of the thread of the run's loop, and what
-                ``backend.caller_into(loop)`` returns for that loop; None while the run has not
-                been started. It is asked at each call.
-            send_event: Sends an event into the run, to all steps or to the one named.
+            find_loop: Returns the thread of the run's loop, and ``backend.caller_into(loop)``; None
+                while the run has not been started. It is called at each use.
+            send_event: ``handler.send_event``.
             cancel: Cancels the run, with a reason.
-            is_over: Whether the run has ended.
         """
         self._find_loop = find_loop
         self._send_event = send_event
         self._cancel = cancel
-        self._is_over = is_over
 
     def send_event(
         self,
@@ -65,91 +62,75 @@ class HandlerFromThread:
         step: str | None = None,
         *,
         question: str | None = None,
-        id: str | None = None,  # noqa: A002 - what it is
+        id: str | None = None,  # noqa: A002 - the name that handler.send_event() has for it
     ) -> None:
-        """Send an event into the run, and wait until it is there. Not a checkpoint.
+        """Call ``handler.send_event()`` in the event loop, and wait for it. Not a checkpoint.
 
         Args:
             event: As for ``handler.send_event()``.
-            step: The name of the one step that gets it; by default all that take its class do.
+            step: The name of the only step that receives it; by default all steps that accept
+                its class.
             question: The id of the question that it answers.
-            id: A name of your own for this event; the same one is not applied twice.
+            id: A name of your choice for this event; a second event with it is not applied.
 
         Raises:
-            QuestionClosedError: The question is open no longer.
-            EventConflictError: An event with other content came under the same ``id``.
+            QuestionClosedError: The question is no longer open.
+            EventConflictError: An event with the same ``id`` had different content.
             WorkflowRuntimeError: As for ``handler.send_event()``; the run has not been started or
-                has ended, or the event loop is over.
+                has ended, or the event loop has ended.
             TypeError: Both ``step`` and ``question`` are given.
         """
         self._do("send_event", partial(self._send_event, event, step, question=question, id=id))
 
     def cancel(self, reason: str = "handler.from_thread.cancel() was called") -> None:
-        """Cancel the run, and wait until that has begun; not for its end. Not a checkpoint.
+        """Cancel the run; wait until that has begun, not for its end. Not a checkpoint.
+
+        A run that has ended is not changed.
 
         Args:
-            reason: What ``WorkflowCancelledError`` and the terminal event say.
-
-        A run that is over stays as it is.
+            reason: The reason in ``WorkflowCancelledError`` and in the terminal event.
 
         Raises:
-            WorkflowRuntimeError: The run has not been started, or the event loop is over.
+            WorkflowRuntimeError: The run has not been started, or the event loop has ended.
         """
         self._do("cancel", partial(self._cancel, reason))
 
     def _do(self, what: str, function: Callable[[], object]) -> None:
         found = self._find_loop()
-        if found is None:
-            try:
-                current_backend()
-            except RuntimeError:
-                msg = (
-                    f"from_thread.{what}() was called before the run was started; expected a run "
-                    "that its owner has started: `async with workflow.run(...) as handler: ...`"
-                )
-                raise WorkflowRuntimeError(msg) from None
-            function()  # in an event loop, where the call itself may start the run
-            return
-        thread, call_soon = found
-        if threading.get_ident() == thread:
-            function()
+        if found is not None and found[0] != threading.get_ident():
+            call_and_wait(found[1], function)
+        elif found is not None or in_event_loop():
+            function()  # before the start: the call itself may start the run
         else:
-            call_and_wait(call_soon, partial(self._in_loop, what, function))
-
-    @enable_ki_protection
-    def _in_loop(self, what: str, function: Callable[[], object]) -> None:
-        if self._is_over():
             msg = (
-                f"from_thread.{what}() came after the end of the run; expected it while the run is "
-                "under way: `if not handler.is_done(): ...`"
+                f"from_thread.{what}() was called before the run was started; expected a run "
+                "that its owner has started: `async with workflow.run(...) as handler: ...`"
             )
             raise WorkflowRuntimeError(msg)
-        function()
 
 
 def call_and_wait(call_soon: CallSoon, function: Callable[[], T]) -> T:
-    """Have an event loop call ``function``, in the context of the caller, and wait for it.
+    """Have an event loop call ``function``, in the caller's context variables, and wait for it.
 
     Args:
-        call_soon: What ``backend.caller_into(loop)`` returned for that loop.
-        function: What to call; for a caller in any other thread.
+        call_soon: The result of ``backend.caller_into(loop)`` for the loop.
+        function: The function; the caller is in another thread than the loop.
 
     Returns:
-        What the function returns.
+        The result of the function.
 
     Raises:
-        BaseException: What the function raises.
-        WorkflowRuntimeError: The loop is over, or ended before it called the function.
+        BaseException: The exception of the function.
+        WorkflowRuntimeError: The loop has ended, or ended before it called the function.
     """
-    answers: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+    answers: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
 
+    @enable_ki_protection
     def work() -> None:
-        try:
-            answers.put((function(), None))
-        except BaseException as error:  # noqa: ASYNC103 - raised by the thread that waits
-            answers.put((None, error))
-            if not is_a(error, Exception):
-                raise
+        captured = capture(function)
+        answers.put(captured)
+        if not is_a(captured[1], (Exception, type(None))):
+            release(captured)  # a KeyboardInterrupt ends the loop as well
 
     try:
         call_soon(partial(copy_context().run, work))
@@ -160,13 +141,10 @@ def call_and_wait(call_soon: CallSoon, function: Callable[[], T]) -> T:
             "the call while the run is under way"
         )
         raise WorkflowRuntimeError(msg) from error
-    value, failure = answer
-    if failure is None:
-        return cast("T", value)
     try:
-        raise failure
+        return cast("T", release(answer))
     finally:
-        del failure, answer  # or this frame and its exception keep each other alive
+        del answer  # or this frame and its exception keep each other alive
 
 
 def _wait(answers: SimpleQueue[T], call_soon: CallSoon) -> T:
@@ -182,4 +160,4 @@ def _wait(answers: SimpleQueue[T], call_soon: CallSoon) -> T:
 
 
 def _nothing() -> None:
-    """Be called by an event loop that is alive."""
+    """Do nothing; scheduling it fails if the event loop has ended."""

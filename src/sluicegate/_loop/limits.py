@@ -1,4 +1,4 @@
-"""Limits that runs share: how many entries per second, and how many at a time."""
+"""Limits shared by runs: a rate of entries, and a number of concurrent runs."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: How many threads of steps there are at most in an event loop, unless a workflow says otherwise.
+#: The maximal number of threads of steps in an event loop, unless a workflow sets another.
 MAX_THREADS = 1_000
 
 
 class PerLoop(Generic[T]):
-    """One thing for each event loop, made on first use there and dropped with the loop.
+    """One object for each event loop, made on first use there and dropped with the loop.
 
-    A loop is known by the object, not by a number that another may get after it: what was left
-    in a loop that is over can neither be seen nor changed from the next one.
+    The key is the loop object, not an id that a later loop may reuse: the state of a loop that has
+    ended can be neither seen nor changed from the next one.
     """
 
     __slots__ = ("_make", "_things")
@@ -37,7 +37,7 @@ class PerLoop(Generic[T]):
         self._things: WeakKeyDictionary[Any, T] = WeakKeyDictionary()
 
     def here(self, backend: Backend) -> T:
-        """Return the thing of the running loop; no other thread touches the same one."""
+        """Return the object of the running loop, which no other thread uses."""
         loop = backend.current_loop()
         thing = self._things.get(loop)
         if thing is None:
@@ -50,11 +50,11 @@ class PerLoop(Generic[T]):
 
 
 class WaitQueue:
-    """Tasks that wait their turn, first come, first served; only the first of them may go.
+    """Waiting tasks in order of arrival; only the first may proceed.
 
-    Nobody is ever let in by another: who is woken looks whether it is first and whether there is
-    room, and takes. So a task that is cancelled in the moment in which it is woken has taken
-    nothing, and has only to wake the next as it leaves the line.
+    No task hands a place to another: a task that is woken checks that it is first and that there
+    is room, and takes the place itself. So a task that is cancelled just after it was woken has
+    taken nothing, and only has to wake the next one when it leaves the queue.
     """
 
     __slots__ = ("_places", "loop")
@@ -74,7 +74,7 @@ class WaitQueue:
         return next(iter(self._places)) is place
 
     def quit(self, place: Waiter, *, is_room: bool) -> None:
-        """Leave the line, by whatever way; if another comes first by that and may go, wake it."""
+        """Leave the queue; wake the task that becomes the first, if there is room for it."""
         was_first = self.is_first(place)
         del self._places[place]
         if was_first and is_room:
@@ -85,10 +85,10 @@ class WaitQueue:
             next(iter(self._places)).wake()
 
     def _is_loop_running(self) -> bool:
-        """Whether the caller runs in the loop of this line.
+        """Whether the caller runs in the event loop of this queue.
 
-        It does not where the coroutines of an abandoned loop are closed. There is nobody to wake
-        then, and the tasks of one loop must not be given to another.
+        It does not when the coroutines of an abandoned loop are closed. Then no task can run, and
+        another loop must not schedule them.
         """
         try:
             backend = current_backend()
@@ -111,20 +111,20 @@ class RateLimiter:
             async def ask(self, ev: Question) -> Answer:
                 return await call_a_model(ev)
 
-    It is a token bucket. Whoever enters takes a token; one is put in every ``per / rate`` seconds
-    and ``burst`` of them fit. So entries are evenly spaced where ``burst`` is 1, and in no period
-    of ``per`` seconds are there more than ``rate + burst`` of them. It limits how often a block
-    is entered, not how many tasks are inside: leaving the block gives nothing back and is no
-    checkpoint. Tasks enter in the order in which they asked.
+    It is a token bucket. Each entry takes a token; a token is added every ``per / rate`` seconds,
+    and the bucket holds ``burst`` tokens. With a ``burst`` of 1 entries are evenly spaced, and no
+    period of ``per`` seconds has more than ``rate + burst`` of them. It limits how often a block
+    is entered, not how many tasks are inside: leaving the block returns no token and is not a
+    checkpoint. Tasks enter in order of arrival.
 
     Time is the event loop's clock, so a mock clock drives it. A limiter may be made outside any
-    event loop and used in one after another. Each event loop has a full bucket of its own: two
-    loops in two threads are limited each by itself, and together enter twice as often.
+    event loop and used in one after another. Each event loop has a separate, full bucket: two
+    loops in two threads are limited separately, and together enter twice as often.
 
     Args:
-        rate: How many entries there may be in ``per`` seconds; any number above 0.
+        rate: The number of entries in ``per`` seconds; any number above 0.
         per: The period in seconds.
-        burst: How many entries may follow each other at once after a pause.
+        burst: The number of entries that may follow each other at once after a pause.
 
     Raises:
         ValueError: An argument is not valid; the message shows a valid call.
@@ -165,9 +165,8 @@ class RateLimiter:
     async def acquire(self) -> None:
         """Wait for a token and take it.
 
-        A checkpoint, also if there is a token at once. Cancelled, it has taken no token and
-        given up its place in the line; whoever is next is not delayed. May be called from any
-        number of tasks.
+        A checkpoint, even if a token is available. Cancelled, it has taken no token and has left
+        the queue; the next task is not delayed. May be called from any number of tasks.
 
         Raises:
             RuntimeError: There is no event loop.
@@ -180,7 +179,7 @@ class RateLimiter:
         await self.acquire()
 
     async def __aexit__(self, *_: object) -> None:
-        """Do nothing: a token that was taken is spent. No checkpoint."""
+        """Do nothing: the token is spent. Not a checkpoint."""
 
     def waiting_on(self, loop: object) -> int:
         """Return how many tasks of an event loop wait for a token."""
@@ -194,8 +193,8 @@ class RateLimiter:
 class _Bucket:
     """The tokens of a limiter in one event loop.
 
-    The bucket is not filled by a timer. It remembers when it was last full and how many tokens
-    were taken since; times are multiples of the interval from there, so rounding does not add up.
+    No timer fills the bucket. It stores when it was last full and how many tokens were taken
+    since. Times are multiples of the interval from there, so rounding errors do not add up.
     """
 
     __slots__ = ("_burst", "_full_at", "_interval", "_queue", "_taken")
@@ -217,8 +216,8 @@ class _Bucket:
         place = backend.waiter()
         self._queue.join(place)
         try:
-            # In the line already, so that those who come meanwhile stay behind. There is no
-            # await after the token is taken: it cannot be lost.
+            # It is queued before the checkpoint, so that tasks that arrive meanwhile come after
+            # it. No await follows the taking of the token, so it cannot be lost.
             await backend.checkpoint()
             while (wait_until := self._next_at(place, backend.current_time())) is not None:
                 await _sleep(backend, place, wait_until)
@@ -227,7 +226,7 @@ class _Bucket:
             self._queue.quit(place, is_room=True)  # or it waits for the next token itself
 
     def _next_at(self, place: Waiter, now: float) -> float | None:
-        """Return when to look again, or None if ``place`` may take a token now."""
+        """Return when to check again, or None if ``place`` may take a token now."""
         if not self._queue.is_first(place):
             return math.inf
         if now >= self._full_at + self._taken * self._interval:
@@ -237,28 +236,28 @@ class _Bucket:
 
 
 async def _sleep(backend: Backend, place: Waiter, until: float) -> None:
-    """Sleep until a time or until woken, whatever comes first."""
+    """Sleep until a time or until woken, whichever comes first."""
     if until == math.inf:
         await place.wait()
         return
     cancelled_before = backend.is_natively_cancelled()
     with backend.cancel_scope(deadline=until) as scope:
         await place.wait()
-    # Older AnyIO takes a native cancellation for its own if both come in the same turn.
+    # Older AnyIO absorbs a native cancellation that arrives in the same turn as the scope's own.
     if scope.cancelled_caught and not cancelled_before and backend.is_natively_cancelled():
         raise backend.Cancelled
 
 
 @final
 class ConcurrencyLimit:
-    """Lets at most ``limit`` runs of a workflow in at a time, in the order in which they came.
+    """Admits at most ``limit`` concurrent runs of a workflow, in order of arrival.
 
-    Made outside any event loop and used in any. Each event loop counts for itself: two loops in
-    two threads let ``limit`` runs in each. A loop that ended, or was abandoned, with runs inside
-    keeps nothing from the next.
+    It may be made outside any event loop and used in any. Each event loop counts separately: two
+    loops in two threads admit ``limit`` runs each. A loop that ended, or was abandoned, with
+    active runs does not reduce the limit of the next.
 
     Args:
-        limit: How many may be inside at a time.
+        limit: The maximal number of concurrent runs.
 
     Raises:
         WorkflowValidationError: The limit is not an int of at least 1.
@@ -281,10 +280,10 @@ class ConcurrencyLimit:
 
     @enable_ki_protection
     async def acquire(self) -> LoopSlots:
-        """Go in, as soon as there is room and all who came before are in or gone.
+        """Take a slot, after all earlier callers have taken one or given up.
 
-        A checkpoint only if it has to wait. Cancelled, it is not inside and has given up its
-        place in the line. There is no checkpoint after it is let in.
+        A checkpoint only if it has to wait. Cancelled, it holds no slot and has left the queue.
+        No checkpoint follows the taking of the slot.
 
         Returns:
             The slots of this event loop; the caller calls their ``release()`` once.
@@ -311,15 +310,15 @@ class ConcurrencyLimit:
 
 @final
 class LoopSlots:
-    """The slots of a limit in one event loop: which runs hold one, and which wait.
+    """The slots of a limit in one event loop, and the runs that wait for one.
 
-    A slot is released here, not at the limit: the coroutine of a loop that was abandoned is closed
-    whenever it is collected, and must not count as having left in the loop that runs then.
+    A slot is released on this object, not on the limit: the coroutine of an abandoned loop is
+    closed when it is garbage-collected, and must not release a slot of the loop that runs then.
 
     Attributes:
-        inside: How many are inside.
-        idle: Those inside that wait for an event from outside.
-        queued: What to call for each run outside that is to hear when all inside are idle, or not.
+        inside: How many slots are taken.
+        idle: The runs with a slot that wait for an event from outside.
+        queued: For each waiting run, the function to call when :attr:`is_idle` changes.
     """
 
     __slots__ = ("_limit", "_queue", "_was_idle", "idle", "inside", "queued")
@@ -334,26 +333,26 @@ class LoopSlots:
 
     @property
     def is_idle(self) -> bool:
-        """Whether all that are inside wait for an event from outside."""
+        """Whether all runs with a slot wait for an event from outside."""
         return 0 < self.inside == len(self.idle)
 
     def note(self, guest: object, *, is_idle: bool) -> None:
-        """Take note of whether one inside is idle, and tell those outside if that matters to them."""
+        """Note whether a run with a slot is idle, and notify the queued runs of a change."""
         if is_idle:
             self.idle.add(guest)
         else:
             self.idle.discard(guest)
         if self.is_idle is not self._was_idle:
             self._was_idle = not self._was_idle
-            for tell in tuple(self.queued.values()):
-                tell()
+            for notify in tuple(self.queued.values()):
+                notify()
 
     def __repr__(self) -> str:
-        return f"<LoopSlots: {self.inside} of {self._limit} inside, {self.waiting} waiting>"
+        return f"<LoopSlots: {self.inside} of {self._limit} taken, {self.waiting} waiting>"
 
     @property
     def waiting(self) -> int:
-        """How many wait outside."""
+        """How many runs wait for a slot."""
         return len(self._queue)
 
     @enable_ki_protection
@@ -374,10 +373,10 @@ class LoopSlots:
 
     @enable_ki_protection
     def release(self) -> None:
-        """Make room for the next. Never waits; may be called while its event loop unwinds.
+        """Free a slot. Never waits; may be called while the event loop unwinds.
 
         Raises:
-            WorkflowRuntimeError: Nobody is inside.
+            WorkflowRuntimeError: No slot is taken.
         """
         if not self.inside:
             msg = (
@@ -390,7 +389,7 @@ class LoopSlots:
 
 
 class _Use:
-    """Which event loop uses a limiter that serves one at a time, and how often."""
+    """The event loop that uses a limiter, and how many of its tasks do."""
 
     __slots__ = ("count", "loop", "thread")
 
@@ -406,15 +405,15 @@ _counting = threading.Lock()
 
 @final
 class SingleLoopLimiter:
-    """Enters a limiter of Trio, AnyIO or asyncio, unless an event loop in another thread is using it.
+    """Enters a limiter of Trio, AnyIO or asyncio, unless an event loop in another thread uses it.
 
-    Such a limiter is not thread-safe: it would wake its waiters in the wrong loop, and they would
-    wait for ever. One loop after another may use it.
+    Such a limiter is not thread-safe: it would wake its waiters in the wrong loop, where they never
+    run. Several loops may use it one after another.
 
     Args:
         limiter: The limiter.
-        place: What to enter, the limiter itself or a place in it.
-        user: The step that enters it, for the message.
+        place: The context manager to enter: the limiter, or a place in it.
+        user: The step that enters it, named in the message.
 
     Raises:
         WorkflowRuntimeError: On entering: the limiter is in use in another loop.
@@ -438,7 +437,7 @@ class SingleLoopLimiter:
 
     async def __aexit__(self, *exception: object) -> Any:
         try:
-            return await self._place.__aexit__(*exception)  # noqa: ASYNC102 - as the limiter has it
+            return await self._place.__aexit__(*exception)  # noqa: ASYNC102 - as the limiter does it
         finally:
             self._release()
 
@@ -455,7 +454,7 @@ class SingleLoopLimiter:
             f"the limiter of the step {self._user} is in use by the event loop in the thread "
             f"{use.thread!r}, and a {name} serves one event loop at a time: it would never wake "
             "the steps of another; expected one for each event loop, or a RateLimiter, which "
-            "counts in each loop by itself"
+            "counts in each loop separately"
         )
         raise WorkflowRuntimeError(msg)
 
@@ -467,12 +466,12 @@ class SingleLoopLimiter:
 
 
 def leaves_nothing(limiter: object) -> bool:
-    """Whether those who have entered a limiter hold nothing that others wait for."""
+    """Whether tasks that have entered a limiter hold nothing that other tasks wait for."""
     return getattr(limiter, "holds_nothing", False) or isinstance(limiter, RateLimiter)
 
 
 def serves_one_loop(limiter: object) -> bool:
-    """Whether a limiter is one of Trio, AnyIO or asyncio, which know nothing of other threads."""
+    """Whether a limiter belongs to Trio, AnyIO or asyncio, whose limiters are not thread-safe."""
     return type(limiter).__module__.partition(".")[0] in ("trio", "anyio", "asyncio")
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sluicegate._loop import Backend
 
 
-#: How many bytes are read or written before others get a turn.
+#: The number of bytes read or written between two checkpoints.
 CHUNK = 1 << 18
 #: Real seconds after which an unused process is closed, and seconds that closing may take.
 IDLE_TIME = 300.0
@@ -45,7 +45,7 @@ GRACE = 1.0
 
 
 class BrokenProcessError(Exception):
-    """Raised when a worker process ended, or failed to begin, instead of giving an answer."""
+    """Raised when a worker process ended, or failed to start, instead of answering."""
 
 
 @final
@@ -58,7 +58,7 @@ class WorkerProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._surroundings: protocol.Surroundings | None = None
-        #: How many calls it was sent, and since when it has none.
+        #: The number of calls sent to it, and the time since which it is idle.
         self.calls = 0
         self.idle_since = 0.0
         #: The functions that it has imported.
@@ -74,7 +74,7 @@ class WorkerProcess:
             OSError: The system did not start it.
         """
         try:
-            # In a thread, because forking and finding the interpreter on a disk may take long.
+            # In a thread, because forking and loading the interpreter may take long.
             await backend.run_in_thread(self._start, abandon_on_cancel=False)
             backend.hold_clock(inf)
             try:
@@ -95,7 +95,9 @@ class WorkerProcess:
         self._socket = ours
         with closing(theirs):
             self._process = launch(theirs)
-        with suppress(BrokenPipeError, ConnectionResetError):  # it has ended; that is read as well
+        with suppress(
+            BrokenPipeError, ConnectionResetError
+        ):  # it has ended; receive() reports that
             ours.sendall(first_words(surroundings))
         ours.setblocking(False)
 
@@ -105,11 +107,13 @@ class WorkerProcess:
         return None if self._process is None else self._process.pid
 
     def is_alive(self) -> bool:
-        """Whether it can take a call, as far as can be seen. Never waits."""
+        """Whether it can take a call, as far as known. Never waits."""
         if self._socket is None or self._process is None or self._process.poll() is not None:
             return False
         try:
-            return self._socket.recv(1, socket.MSG_PEEK) != b""  # else what was logged meanwhile
+            return (
+                self._socket.recv(1, socket.MSG_PEEK) != b""
+            )  # else a record that was logged meanwhile
         except BlockingIOError:
             return True
         except OSError:
@@ -125,7 +129,7 @@ class WorkerProcess:
         """Kill the process and its process group. Never waits."""
         process = self._process
         if process is None or process.returncode is not None:
-            return  # the number may be another's by now
+            return  # the system may have reused the number
         try:
             os.killpg(process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
@@ -136,7 +140,7 @@ class WorkerProcess:
         """Kill it and wait for its end. Shields itself; no checkpoint if it has ended.
 
         Raises:
-            BaseException: asyncio's own cancellation, which goes through shields; in the end.
+            BaseException: asyncio's own cancellation, which ignores shields; after the end.
         """
         self.hang_up()
         self.kill()
@@ -200,8 +204,8 @@ class WorkerProcess:
         await self.send(backend, protocol.CALL, pickle.dumps(call))
         await self.send(backend, protocol.REQUEST, request)
 
-    async def send(self, backend: Backend, kind: int, payload: bytes) -> None:  # noqa: ASYNC910 - where the socket takes it
-        """Send a frame. No checkpoint where the socket takes it at once.
+    async def send(self, backend: Backend, kind: int, payload: bytes) -> None:  # noqa: ASYNC910 - if the socket takes it
+        """Send a frame. Not a checkpoint if the socket takes it at once.
 
         Raises:
             BrokenProcessError: The process is gone.
@@ -259,7 +263,7 @@ class ProcessPool:
     """The worker processes of one event loop.
 
     Attributes:
-        slots: Bounds how many are at work at a time, to one for each processor.
+        slots: Limits the number of working processes to one for each processor.
     """
 
     __slots__ = ("__weakref__", "_closing", "_idle", "_owner", "_used", "_watched", "slots")
@@ -268,18 +272,18 @@ class ProcessPool:
         self.slots = LoopSlots(queue, processors())
         self._idle: list[WorkerProcess] = []
         self._used: set[WorkerProcess] = set()
-        #: Their sockets are closed, so that they end.
+        #: Processes that end because their sockets are closed.
         self._closing: list[WorkerProcess] = []
         self._owner = os.getpid()
         self._watched = False
 
     async def lend(self, backend: Backend) -> WorkerProcess:
-        """Return a worker that is ready. A checkpoint if it has to be started.
+        """Return a worker that is ready. A checkpoint if one has to be started.
 
         Raises:
             BrokenProcessError: It ended before it was ready.
             OSError: The system did not start it.
-            WorkflowRuntimeError: Here no process can be started.
+            WorkflowRuntimeError: No process can be started here.
         """
         check_startable()
         self._tidy()
@@ -302,7 +306,7 @@ class ProcessPool:
         return worker
 
     def give_back(self, worker: WorkerProcess) -> None:
-        """Keep a worker whose step has ended for the next. Never waits."""
+        """Keep a worker whose step has ended for the next step. Never waits."""
         self._used.discard(worker)
         worker.idle_since = time.monotonic()
         self._idle.append(worker)
@@ -323,9 +327,9 @@ class ProcessPool:
         self._closing = [worker for worker in self._closing if not _has_ended(worker)]
 
     def close(self) -> None:
-        """End all processes: the event loop is over. Blocks until they have ended."""
+        """End all processes, because the event loop has ended. Blocks until they have ended."""
         if os.getpid() != self._owner:
-            return  # they are those of the process that this one was forked from
+            return  # this process was forked; they belong to its parent
         for worker in self._used:  # of an event loop that was abandoned
             worker.hang_up()
             worker.kill()
@@ -346,7 +350,7 @@ def _has_ended(worker: WorkerProcess) -> bool:
 
 def _open_pool(queue: WaitQueue) -> ProcessPool:
     pool = ProcessPool(queue)
-    # A loop that is closed by hand, or never, does not call its callbacks.
+    # A loop that is closed by hand, or never, does not call the functions of call_at_end().
     finalize(queue.loop(), pool.close)
     return pool
 
@@ -358,8 +362,8 @@ _pools = PerLoop(_open_pool)
 class ProcessPlace:
     """A worker process for one call of a step, as an asynchronous context manager.
 
-    Entering waits for a turn and for a process that is ready. A checkpoint; cancelled, nothing is
-    taken. Leaving gives the process back, or ends it where it is still at work.
+    Entering waits for a slot and for a process that is ready. A checkpoint; cancelled, nothing is
+    taken. Leaving returns the process to the pool, or ends it if it is still working.
     """
 
     __slots__ = ("_backend", "_pool", "is_at_work", "worker")
@@ -382,7 +386,7 @@ class ProcessPlace:
         return self
 
     async def replace(self) -> WorkerProcess:
-        """Have another process instead of one that died while it was idle."""
+        """Replace a process that died while it was idle."""
         dead, self.worker = self.worker, None
         if dead is not None:
             await self._pool.drop(self._backend, dead)
@@ -413,7 +417,7 @@ class ProcessPlace:
 async def _wait_for_end(backend: Backend, process: subprocess.Popen[bytes]) -> None:
     try:
         descriptor = os.pidfd_open(process.pid)
-    except (AttributeError, OSError):  # no Linux, or an old one
+    except (AttributeError, OSError):  # not Linux, or an old one
         await backend.run_in_thread(process.wait, abandon_on_cancel=False)
         return
     try:
@@ -426,5 +430,5 @@ def processors() -> int:
     """Return how many processors this process may use."""
     try:
         return len(os.sched_getaffinity(0))
-    except AttributeError:  # no Linux
+    except AttributeError:  # not Linux
         return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Starting a worker process, and the surroundings that it takes over from its parent."""
+"""Starting a worker process, and the surroundings that it inherits from its parent."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def launch(connection: socket.socket) -> subprocess.Popen[bytes]:
     Raises:
         OSError: The system did not start it.
     """
-    # Above 2 also where this process has closed one of its first three.
+    # Above 2, even if this process has closed one of the standard descriptors.
     descriptor = fcntl.fcntl(connection.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
     try:
         return subprocess.Popen(  # noqa: S603 - ourselves
-            # -P: the directory of the script is no place to import from.
+            # -P: do not import from the directory of the script.
             [sys.executable, *_flags(), "-P", SCRIPT, str(descriptor)],
             stdin=subprocess.DEVNULL,
             stdout=2 if _is_open(2) else subprocess.DEVNULL,
@@ -43,16 +43,16 @@ def launch(connection: socket.socket) -> subprocess.Popen[bytes]:
 
 
 def first_words(surroundings: protocol.Surroundings) -> bytes:
-    """Return what a worker process reads first."""
+    """Return the data that a worker process reads first."""
     beginning = protocol.Beginning(main_module(), list(sys.argv), _levels())
     return pickle.dumps(surroundings.path) + pickle.dumps((beginning, surroundings))
 
 
 def current_surroundings() -> protocol.Surroundings:
-    """Return what a step is to see of this process."""
+    """Return the directory, import path and environment that the steps of this process get."""
     try:
-        directory = os.getcwd()  # noqa: PTH109 - a name to hand on
-    except OSError:  # it is gone
+        directory = os.getcwd()  # noqa: PTH109 - a name to pass on
+    except OSError:  # it was removed
         directory = None
     path = tuple(place or directory or "" for place in sys.path)
     return protocol.Surroundings(directory, path, dict(os.environ))
@@ -71,15 +71,15 @@ def main_module() -> tuple[str, str] | None:
 
 
 def check_startable() -> None:
-    """Refuse to start a worker process where none can be started, with the way out.
+    """Check that a worker process can be started here.
 
     Raises:
-        WorkflowRuntimeError: Here none can be started.
+        WorkflowRuntimeError: It cannot; the message says what to change.
     """
     if protocol.is_importing_main:
         msg = (
             "a worker process was asked to start others while it imports the program's main file; "
-            'expected what the program itself does below `if __name__ == "__main__":`'
+            'expected the program\'s own code below `if __name__ == "__main__":`'
         )
         raise WorkflowRuntimeError(msg)
     if getattr(sys, "frozen", False) or not sys.executable:

@@ -1,9 +1,10 @@
-"""The worker's end of a step in a process: frames in, the step's code called, frames out.
+"""The worker process of a step: it receives frames, calls the step, and sends frames.
 
-Only the worker process runs this, in its main thread; :mod:`sluicegate._loop.process_pool` is the parent's
-end. A frame is a kind, the length of the payload, and the payload. All frames go over one socket,
-inherited under a descriptor above 2: whatever a step or a child process of it prints cannot be
-taken for a frame. A second thread reads, so that the end of the parent is seen during a step too.
+Only the worker process runs this, in its main thread; the parent's side is
+:mod:`sluicegate._loop.process_pool`. A frame is a kind, the length of the payload, and the payload. All
+frames use one socket, inherited under a descriptor above 2, so that output of a step or its child
+processes cannot be mistaken for a frame. A second thread reads, so that the worker notices the end
+of the parent during a step too.
 """
 
 from __future__ import annotations
@@ -37,10 +38,13 @@ if TYPE_CHECKING:
 
 HEADER = struct.Struct("!BQ")
 
-# From the parent: what to import beforehand, a call, which is two frames, and the reply to an event.
+# From the parent: a function to import, a call, which is two frames, and the reply to an event.
 LOAD, CALL, REQUEST, REPLY = 1, 2, 3, 4
 # From the worker: ready, once; a request has begun; and one of the last three as its answer.
 READY, BEGAN, EVENT, PROGRESS, LOG, RESULT, ERROR, REFUSAL = range(10, 18)
+
+#: The end of messages about values that cannot be pickled.
+PICKLABLE = "fields that pickle takes, such as numbers, text, bytes, lists and classes of a module"
 
 #: The carrier of the current call, such as the identifiers of a trace.
 current_carrier: ContextVar[dict[str, str] | None] = ContextVar("sluicegate_carrier", default=None)
@@ -51,7 +55,7 @@ is_importing_main = False
 
 @attrs.frozen
 class Beginning:
-    """The first data that a worker process gets."""
+    """The first data that a worker process receives."""
 
     #: ``("module", name)`` or ``("path", path)`` of the user's main module, or None.
     main: tuple[str, str] | None
@@ -69,7 +73,7 @@ class Surroundings:
     environment: dict[str, str]
 
     def apply(self, before: Surroundings | None) -> None:
-        """Change to these, from what was applied before."""
+        """Apply these in place of the previous ones."""
         sys.path[:] = self.path
         if before is None:
             return  # it was started with the rest
@@ -83,7 +87,7 @@ class Surroundings:
 
 @attrs.frozen
 class StepOfCall:
-    """The step, as its context shows it; the fields are named as those of ``Step``."""
+    """The step, as its context shows it; the fields have the names of those of ``Step``."""
 
     run_id: str
     name: str
@@ -96,7 +100,7 @@ class StepOfCall:
 
 @attrs.frozen
 class Call:
-    """One call of a step; the function and its arguments come in the next frame."""
+    """One call of a step; the function and its arguments follow in the next frame."""
 
     number: int
     surroundings: Surroundings | None
@@ -106,10 +110,10 @@ class Call:
 
 
 class MainUnpickler(pickle.Unpickler):
-    """Reads a request, in which the user's main module goes by its first name.
+    """Reads a request, which may refer to the user's main module as ``__main__``.
 
-    The main module is imported as :mod:`multiprocessing` does it, under the name ``__mp_main__``,
-    and only if something in it is asked for.
+    The main module is imported under the name ``__mp_main__``, as :mod:`multiprocessing` does it,
+    and only if the request refers to it.
     """
 
     def __init__(self, data: bytes, main: tuple[str, str] | None) -> None:
@@ -124,7 +128,7 @@ class MainUnpickler(pickle.Unpickler):
 
 
 def import_main(main: tuple[str, str] | None) -> None:
-    """Import the user's main module, unless that is done."""
+    """Import the user's main module, unless it is imported already."""
     global is_importing_main  # noqa: PLW0603 - of the process, as the module is
     if "__mp_main__" in sys.modules or main is None:
         return
@@ -143,11 +147,11 @@ def import_main(main: tuple[str, str] | None) -> None:
 
 
 class Channel:
-    """The socket to the parent, for all threads of the worker process.
+    """The socket to the parent, shared by all threads of the worker process.
 
     Attributes:
-        number: The number of the call under way, or None.
-        calls: The calls that have come, and None at the end.
+        number: The number of the current call, or None.
+        calls: The calls received, and None at the end.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -160,7 +164,7 @@ class Channel:
 
     @property
     def is_forked(self) -> bool:
-        """Whether this is a process that a step has forked, where the channel is not to be used."""
+        """Whether a step has forked this process, in which the channel must not be used."""
         return self._connection is None
 
     def send(self, kind: int, payload: bytes) -> None:
@@ -178,7 +182,7 @@ class Channel:
             return self._replies.get()
 
     def read(self) -> None:
-        """Take what the parent sends, for as long as it is there."""
+        """Read frames until the parent has ended."""
         connection = self._connection
         assert connection is not None
         try:
@@ -208,11 +212,11 @@ class Channel:
                 self._replies.put(payload)
 
     def forget(self) -> None:
-        """Let go of the parent: this is a process that a step has forked."""
+        """Disconnect from the parent, in a process that a step has forked."""
         connection, self._connection = self._connection, None
         if connection is not None:
             os.close(connection.detach())
-        # A terminal and a supervisor are again for it to hear, and so is multiprocessing.
+        # It reacts again to signals of a terminal, a supervisor and multiprocessing.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -221,14 +225,14 @@ class Channel:
 
 
 def end_at_once() -> None:
-    """Kill this process and its process group: the parent is gone."""
+    """Kill this process and its process group, because the parent has ended."""
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 
 class _LogHandler(logging.Handler):
-    """Has the parent process log what is logged here."""
+    """Passes log records to the parent process."""
 
     def __init__(self, channel: Channel) -> None:
         super().__init__()
@@ -241,7 +245,7 @@ class _LogHandler(logging.Handler):
             return
         try:
             self._channel.send(LOG, _pack_record(record))
-        except Exception:  # noqa: BLE001 - as every handler has it
+        except Exception:  # noqa: BLE001 - as every handler does
             self.handleError(record)
 
 
@@ -254,7 +258,7 @@ def _pack_record(record: logging.LogRecord) -> bytes:
     fields["exc_info"] = None
     try:
         return pickle.dumps(fields, pickle.HIGHEST_PROTOCOL)
-    except Exception:  # noqa: BLE001 - without what was added to it
+    except Exception:  # noqa: BLE001 - without added fields
         kept = {
             name: value for name, value in fields.items() if isinstance(value, str | int | float)
         }
@@ -267,7 +271,7 @@ def serve(
     surroundings: Surroundings,
     make_context: Callable[[Channel, Call, StepOfCall], Any],
 ) -> None:
-    """Do what the parent asks for, one call after the other, until it is gone."""
+    """Execute the parent's calls, one after another, until the parent has ended."""
     pid = os.getpid()
     channel = Channel(connection)
     _settle(channel, beginning)
@@ -293,15 +297,15 @@ def serve(
         try:
             channel.send(kind, payload)
         except OSError:
-            return  # the parent is gone, or the step has closed the socket
+            return  # the parent has ended, or the step has closed the socket
         del item, request, payload  # they may be large
 
 
 def _settle(channel: Channel, beginning: Beginning) -> None:
     os.register_at_fork(after_in_child=channel.forget)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # They are the parent's to act on: it ends this process when it has unwound that far. A
-        # handler and not SIG_IGN, which the programs that a step runs would inherit.
+        # The parent handles them, and ends this process while it unwinds. This is a handler and
+        # not SIG_IGN, because child processes would inherit SIG_IGN.
         signal.signal(number, _leave_to_parent)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -310,7 +314,7 @@ def _settle(channel: Channel, beginning: Beginning) -> None:
         logging.getLogger(name).setLevel(level)
     logging.getLogger().addHandler(_LogHandler(channel))
     if not faulthandler.is_enabled():
-        faulthandler.enable()  # what crashes in native code says where, on stderr
+        faulthandler.enable()  # a crash in native code prints its place to stderr
 
 
 def _leave_to_parent(_number: int, _frame: object) -> None:
@@ -318,7 +322,7 @@ def _leave_to_parent(_number: int, _frame: object) -> None:
 
 
 def _end_fork() -> None:
-    """End a process that a step has forked and that has come back from the step."""
+    """End a process that a step has forked and that has returned from the step."""
     error = sys.exception()
     if error is not None:
         traceback.print_exception(error)
@@ -328,10 +332,10 @@ def _end_fork() -> None:
 
 
 def load(function: bytes, main: tuple[str, str] | None) -> tuple[int, bytes]:
-    """Import what a step needs, so that this is no part of the step; return as :func:`work`."""
+    """Import the modules of a step ahead of its call; return a frame as :func:`work` does."""
     try:
         MainUnpickler(function, main).load()
-    except BaseException as error:  # noqa: ASYNC103, BLE001 - told to the parent
+    except BaseException as error:  # noqa: ASYNC103, BLE001 - reported to the parent
         return _refuse("unread", "", f"{type(error).__name__}: {error}")  # noqa: ASYNC104
     return RESULT, pickle.dumps(None)
 
@@ -346,8 +350,8 @@ def work(
     """Call a step.
 
     Returns:
-        The kind and the payload of the frame that answers: the result, pickled; the error; or
-        why neither could be had.
+        The kind and the payload of the answering frame: the pickled result, the error, or the
+        reason why neither could be sent.
     """
     context = None
     try:
@@ -356,7 +360,7 @@ def work(
             place, step = call.context
             context = make_context(channel, call, step)
             arguments = [*arguments[:place], context, *arguments[place:]]
-    except BaseException as error:  # noqa: ASYNC103, BLE001 - told to the parent
+    except BaseException as error:  # noqa: ASYNC103, BLE001 - reported to the parent
         return _refuse("unread", "", f"{type(error).__name__}: {error}")  # noqa: ASYNC104
     try:
         try:
@@ -364,25 +368,25 @@ def work(
         finally:
             if context is not None:
                 context.end()
-    except BaseException as error:  # noqa: ASYNC103, BLE001 - told to the parent
+    except BaseException as error:  # noqa: ASYNC103, BLE001 - reported to the parent
         return _pack_error(error)  # noqa: ASYNC104
     if inspect.iscoroutine(result):
         result.close()
     try:
         return RESULT, pickle.dumps(result, pickle.HIGHEST_PROTOCOL)
-    except BaseException as why:  # noqa: ASYNC103, BLE001 - told to the parent
+    except BaseException as why:  # noqa: ASYNC103, BLE001 - reported to the parent
         return _refuse("unsent result", type(result).__name__, str(why))  # noqa: ASYNC104
 
 
 def _pack_error(error: BaseException) -> tuple[int, bytes]:
-    # Without the frames of this module, which are no part of the step.
+    # Without the frames of this module, which are not part of the step.
     trace = error.__traceback__
     inner = None if trace is None else trace.tb_next
     told = "".join(traceback.format_exception(type(error), error, inner))
     try:
         answer = pickle.dumps(error, pickle.HIGHEST_PROTOCOL)
-        pickle.loads(answer)  # noqa: S301 - an exception may refuse only there
-    except BaseException as why:  # noqa: ASYNC103, BLE001 - told to the parent
+        pickle.loads(answer)  # noqa: S301 - some exceptions fail only there
+    except BaseException as why:  # noqa: ASYNC103, BLE001 - reported to the parent
         return _refuse("unsent error", type(error).__name__, f"{why}\n{told}")  # noqa: ASYNC104
     return ERROR, pickle.dumps((answer, told), pickle.HIGHEST_PROTOCOL)
 
@@ -392,12 +396,12 @@ def _refuse(what: str, kind: str, told: str) -> tuple[int, bytes]:
 
 
 def ask_parent(channel: Channel, number: int, what: str, *arguments: Any) -> None:
-    """Have the parent call a method of the context of the call ``number``.
+    """Ask the parent to call a method of the context of the call ``number``.
 
     Raises:
-        Exception: What the parent raised.
-        WorkflowRuntimeError: The call is over, the process is a forked one, or an argument cannot
-            be pickled.
+        Exception: The exception of the method.
+        WorkflowRuntimeError: The call has ended, the process is a forked one, or an argument
+            cannot be pickled.
     """
     if channel.is_forked:
         msg = (
@@ -413,8 +417,7 @@ def ask_parent(channel: Channel, number: int, what: str, *arguments: Any) -> Non
     except Exception as error:
         msg = (
             f"{what} was given {type(arguments[0]).__name__}, which cannot be pickled ({error}); "
-            "expected fields that pickle takes, such as numbers, text, bytes, lists and classes of "
-            "a module"
+            f"expected {PICKLABLE}"
         )
         raise WorkflowRuntimeError(msg) from error
     refusal = pickle.loads(channel.ask(EVENT, payload))  # noqa: S301 - the parent process made it

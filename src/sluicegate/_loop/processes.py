@@ -1,4 +1,4 @@
-"""CPU-bound steps in worker processes: their calls, their answers, their faults."""
+"""CPU-bound steps in worker processes: their calls, answers and faults."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from sluicegate._loop.process_worker import (
     EVENT,
     LOAD,
     LOG,
+    PICKLABLE,
     PROGRESS,
     REFUSAL,
     REPLY,
@@ -37,29 +38,29 @@ if TYPE_CHECKING:
     from sluicegate._loop.process_pool import ProcessPlace, WorkerProcess
 
 
-#: Real seconds for which a clock that jumps waits for a step in a process.
+#: Real seconds for which a jumping clock waits for a step in a process.
 PATIENCE = 0.2
 
 
 @final
 class ProcessStep:
-    """The coroutine function by which the engine calls a step in a worker process.
+    """The coroutine function with which the engine calls a step in a worker process.
 
-    A checkpoint. Cancelled, it kills the process and waits for its end. The workflow does not go
-    along, because it is of this process. Of the context goes what can: see
+    A checkpoint. Cancelled, it kills the process and waits for its end. The workflow object is not
+    sent to the process. The step gets a context with the operations of
     :mod:`sluicegate._engine.process_context`.
 
-    Calling it waits for a process first. The engine waits by itself, because a step's timeout does
-    not count that: ``async with step.place() as place: await step.call(place, workflow,
+    Calling it waits for a free process first. The engine does that separately, because the step's
+    timeout excludes it: ``async with step.place() as place: await step.call(place, workflow,
     *arguments)``.
 
     Args:
         function: A static method or a free function, called as ``function(*arguments)``. It and
             its arguments are pickled; see :func:`process_faults`.
-        context_at: Where its context stands among the arguments, or None if it takes none.
+        context_at: The position of the context among the arguments, or None if it takes none.
 
     Raises:
-        BaseException: From a call: what the step raises, with a note that holds the traceback.
+        BaseException: From a call: the exception of the step, with its traceback in a note.
         WorkflowRuntimeError: From a call: an argument, the result or the exception cannot be
             pickled, the process died, or none could be started.
     """
@@ -76,12 +77,12 @@ class ProcessStep:
 
     @functools.cached_property
     def _place(self) -> type[ProcessPlace]:
-        from sluicegate._loop.process_pool import ProcessPlace  # noqa: PLC0415 - not everybody needs it
+        from sluicegate._loop.process_pool import ProcessPlace  # noqa: PLC0415 - imported on use
 
         return ProcessPlace
 
     def place(self, _limit: int = 0, /) -> _StepPlace:
-        """Return what waits for a worker process that has imported the step, and gives it back."""
+        """Return a context manager for a worker process that has imported the step."""
         return _StepPlace(self._place(), self._function, self._name)
 
     async def call(self, place: ProcessPlace, _workflow: object, /, *arguments: Any) -> Any:
@@ -102,7 +103,7 @@ class ProcessStep:
         try:
             kind, answer = await conversation.hold(place, request, about)
         except _process_error() as error:
-            # The process ended in the middle, with whatever it had started.
+            # The process and its child processes ended during the call.
             ending = await place.die()  # noqa: ASYNC120 - it shields itself
             msg = (
                 f"the worker process of the step {self._name} died before it answered ({ending}: "
@@ -122,14 +123,13 @@ def _pack(content: Any, name: str, kinds: str) -> bytes:
     except Exception as error:
         msg = (
             f"the process step {name} cannot be given {kinds}, because it cannot be pickled ({error}); "
-            "expected fields that pickle takes, such as numbers, text, bytes, lists and classes of "
-            "a module"
+            f"expected {PICKLABLE}"
         )
         raise WorkflowRuntimeError(msg) from error
 
 
 def in_process(function: Callable[..., Any], context_at: int | None = None) -> ProcessStep:
-    """Make the coroutine function by which the engine calls a step in a worker process."""
+    """Make the coroutine function with which the engine calls a step in a worker process."""
     return ProcessStep(function, context_at)
 
 
@@ -141,7 +141,7 @@ def _process_error() -> type[Exception]:
 
 @final
 class _StepPlace:
-    """A place in the pool of worker processes, for a step: the process has imported it."""
+    """A place in the pool of worker processes, whose process has imported the step."""
 
     __slots__ = ("_function", "_name", "_place")
 
@@ -189,7 +189,7 @@ class _StepPlace:
 
 @final
 class _Conversation:
-    """The frames of one call, from the event loop's side."""
+    """The frames of one call, on the event loop's side."""
 
     __slots__ = ("_backend", "_context", "_has_begun", "_invocation", "_name")
 
@@ -210,7 +210,7 @@ class _Conversation:
         *,
         load: bool = False,
     ) -> tuple[int, bytearray]:
-        """Send a call, or have a function imported; return the frame that answers it."""
+        """Send a call, or a function to import; return the answering frame."""
         worker = place.worker
         assert worker is not None
         is_used = worker.calls > 0
@@ -219,7 +219,7 @@ class _Conversation:
         except _process_error():
             if self._has_begun or not is_used:
                 raise
-        # It died while it was idle, in the moment in which it was lent: nothing has been done.
+        # It died while it was idle, before the call began, so the call can be repeated.
         return await self._hold(await place.replace(), request, about, load=load)
 
     async def _hold(
@@ -256,7 +256,7 @@ class _Conversation:
                 raise _process_error()(msg)
 
     def _apply(self, current: int, payload: bytearray) -> bytes:
-        """Do what the step asks of its context; return what it is to be answered."""
+        """Call the method of the context that the step asks for; return the reply."""
         refusal: Exception | None = None
         try:
             number, what, arguments = _Unpickler(BytesIO(payload)).load()
@@ -276,7 +276,7 @@ class _Conversation:
                     refusal = error
         try:
             return pickle.dumps(refusal)
-        except Exception:  # noqa: BLE001 - its text can be told in any case
+        except Exception:  # noqa: BLE001 - its text is sent in any case
             return pickle.dumps(WorkflowRuntimeError(f"{type(refusal).__name__}: {refusal}"))
 
 
@@ -303,19 +303,19 @@ def _log(payload: bytearray) -> None:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads what a worker process sends, in which the main module goes by another name."""
+    """Reads data from a worker process, which knows the main module as ``__mp_main__``."""
 
     def find_class(self, module: str, name: str, /) -> Any:
         return super().find_class("__main__" if module == "__mp_main__" else module, name)
 
 
 def read_answer(name: str, kind: int, answer: bytes | bytearray) -> Any:
-    """Return what a step has returned, or raise what it has raised.
+    """Return the result of a step, or raise its exception.
 
     Args:
         name: The name of the step.
         kind: The kind of the frame that holds the answer.
-        answer: The payload of that.
+        answer: The payload of the frame.
     """
     if kind == RESULT:
         try:
@@ -344,8 +344,7 @@ def read_answer(name: str, kind: int, answer: bytes | bytearray) -> Any:
     else:
         msg = (
             f"the process step {name} returned {kind_name}, which cannot be pickled ({told}); "
-            "expected fields that pickle takes, such as numbers, text, bytes, lists and classes of "
-            "a module"
+            f"expected {PICKLABLE}"
         )
     raise WorkflowRuntimeError(msg)
 
@@ -376,7 +375,7 @@ def _raise_error(name: str, answer: bytes | bytearray) -> None:
 def process_faults(
     function: Callable[..., Any], accepts: Sequence[type], returns: Sequence[type]
 ) -> list[str]:
-    """Find what keeps a function from being a process step, as far as that is known beforehand.
+    """Find the reasons why a function cannot be a process step, as far as they are known before.
 
     Args:
         function: The function itself, not the ``staticmethod`` around it.
@@ -384,7 +383,7 @@ def process_faults(
         returns: The event classes that it returns.
 
     Returns:
-        The faults, each with its fix. The texts go on from the name of the step.
+        The faults, each with its fix. Each text continues after the name of the step.
     """
     faults: list[str] = []
     if inspect.iscoroutinefunction(function):
@@ -394,7 +393,7 @@ def process_faults(
     first = next(iter(inspect.signature(function).parameters), "")
     if first in ("self", "cls"):
         faults.append(
-            f"takes {first!r}, which stays behind when a step runs in a process; expected "
+            f"takes {first!r}, which is not sent to a worker process; expected "
             "`@staticmethod` and the events alone: `def name(ev: SomeEvent) -> OtherEvent`"
         )
     if getattr(function, "__name__", "") == "<lambda>":
@@ -410,7 +409,7 @@ def process_faults(
 
 
 def _place_faults(thing: Any, begin: str) -> Iterator[str]:
-    """Say why a worker process would not find a function or a class under its name."""
+    """Yield the reasons why a worker process would not find a function or class by its name."""
     path, module_name = thing.__qualname__, thing.__module__
     module = sys.modules.get(module_name)
     if "<locals>" in path:
@@ -425,8 +424,8 @@ def _place_faults(thing: Any, begin: str) -> Iterator[str]:
         )
     elif _found(module, path) is not thing:
         yield (
-            f"{begin} not what {module_name}.{path} names, so that a worker process would find "
-            "something else; expected one definition of that name, at the top of its module"
+            f"{begin} not the object that {module_name}.{path} names, so a worker process would "
+            "find another; expected one definition of that name, at the top of its module"
         )
 
 
@@ -437,6 +436,6 @@ def _found(module: Any, path: str) -> Any:
 
 
 def _is_main_importable() -> bool:
-    from sluicegate._loop.process_start import main_module  # noqa: PLC0415 - not everybody needs it
+    from sluicegate._loop.process_start import main_module  # noqa: PLC0415 - imported on use
 
     return main_module() is not None

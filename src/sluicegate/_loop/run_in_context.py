@@ -1,4 +1,4 @@
-"""One invocation of a step: its coroutine, driven in a context of its own."""
+"""Running the coroutine of a step in its own context variables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class DeliveryListener(Protocol):
-    """What is told of the exceptions that are delivered into a coroutine."""
+    """Is notified of exceptions before they are delivered into a coroutine."""
 
     _run: Any
     was_interrupted: bool
@@ -31,14 +31,14 @@ class DeliveryListener(Protocol):
 
 
 class _HasCode:
-    """Carries a code object to Trio's decorator, which asks for no more than this."""
+    """Passes a code object to Trio's decorator, which reads only ``__code__``."""
 
     def __init__(self, code: types.CodeType) -> None:
         self.__code__ = code
 
 
 def _has_protection_set(code: types.CodeType) -> bool:
-    """Whether Trio's protection from Ctrl-C was enabled or disabled for this code before."""
+    """Whether protection from Ctrl-C was enabled or disabled for this code before."""
     try:
         return _ki_protection[code] is not None
     except KeyError:
@@ -46,12 +46,11 @@ def _has_protection_set(code: types.CodeType) -> bool:
 
 
 def let_interrupts_in(code: types.CodeType | None) -> None:
-    """Have Ctrl-C reach the frames of this code, and what they call, under the protected engine.
+    """Allow Ctrl-C in the frames of user code, and in their calls, under the protected engine.
 
-    The code is the user's: a step, a factory. What runs it is not marked, so an interrupt never
-    falls between the two: not before the coroutine has begun, which would then never be closed,
-    and not behind an answer of the event loop, which would then be lost. Code that the user has
-    protected stays protected.
+    The code is a step or a factory. The engine's frames around it stay protected, so an interrupt
+    cannot arrive before the coroutine has begun, which would leave it unclosed, or after the event
+    loop's answer, which would be lost. Code that the user has protected stays protected.
     """
     if code is not None and not _has_protection_set(code):
         disable_ki_protection(_HasCode(code))
@@ -63,14 +62,15 @@ def run_in_context(
     context: Context,
     worker: DeliveryListener | None = None,
 ) -> Generator[Any, Any, Any]:
-    """Await ``coroutine`` in ``context``; a context variable that it sets stays in there.
+    """Await ``coroutine`` in ``context``; context variables that it sets stay there.
 
-    The event loop sees what the coroutine yields, and the coroutine sees what the event loop
-    sends or throws, exactly as if it were awaited. Nurseries, threads and timeouts that it
-    starts take their context from ``context``.
+    Every value that the coroutine yields reaches the event loop, and every value or exception from
+    the loop reaches the coroutine, exactly as if it were awaited. Nurseries, threads and timeouts
+    that it starts inherit ``context``.
 
-    A ``worker`` is told of an exception before it is delivered into the coroutine, which may take
-    long to unwind. (Trio sends it in, and throws only to close; asyncio throws it.)
+    The ``worker`` is notified of an exception before it is delivered into the coroutine, because
+    unwinding may take long. (Trio sends an exception as a value, and throws only to close; asyncio
+    throws it.)
     """
     run = context.run
     send = coroutine.send
@@ -79,9 +79,9 @@ def run_in_context(
         while True:
             try:
                 answer = yield trap
-            except BaseException as error:  # noqa: ASYNC103, BLE001 - handed on, whatever it is
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - passed on to the coroutine
                 if worker is not None:
-                    if worker._run.outcome.status:  # settled: nothing is left to be decided
+                    if worker._run.outcome.status:  # the outcome is settled
                         worker.was_interrupted = True
                     else:
                         worker.note_delivery(error)

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Nursery(Protocol):
-    """A Trio nursery or an AnyIO task group, as far as they have the same face.
+    """The interface shared by Trio's nurseries and AnyIO's task groups.
 
-    Their cancel scopes have as well: ``deadline``, ``shield``, ``cancel_called`` and
-    ``cancelled_caught`` mean the same in both.
+    Their cancel scopes share ``deadline``, ``shield``, ``cancel_called`` and ``cancelled_caught``,
+    with the same meaning.
     """
 
     @property
@@ -30,38 +30,38 @@ class Nursery(Protocol):
 
 
 class Inbox(Protocol):
-    """A memory channel without a bound, both ends held by one owner."""
+    """An unbounded memory channel; one object holds both ends."""
 
     def put(self, delivery: Any, /) -> None:
         """Append a delivery; never waits."""
         ...
 
     def take(self) -> Any:
-        """Take the oldest delivery; there is one, the machine's books say so."""
+        """Take the oldest delivery. The machine's state guarantees that there is one."""
         ...
 
     def close(self) -> None:
-        """Close both ends and drop what is left."""
+        """Close both ends and drop the remaining deliveries."""
         ...
 
 
 class Waiter(Protocol):
-    """A place where one task sleeps until it is woken.
+    """Lets one task sleep until another wakes it.
 
-    A wake-up is a hint, never a delivery: whoever wakes looks again at what it waited for. So
-    a wake-up that is lost to a cancellation loses nothing else.
+    A wake-up carries no data: the woken task checks its condition again. So a wake-up that is lost
+    to a cancellation loses nothing else.
     """
 
     def wait(self, task: Any = None, /) -> Awaitable[None]:
         """Sleep until :meth:`wake`. A checkpoint; cancelled, it leaves nothing behind.
 
-        ``task`` is the current one, from a caller that has just looked.
-        What is returned has to be awaited at once.
+        ``task`` is the current task, if the caller has just looked it up. The caller awaits the
+        result at once.
         """
         ...
 
     def wake(self) -> None:
-        """Wake the sleeping task, if there is one. May be called any number of times."""
+        """Wake the sleeping task, if any. May be called any number of times."""
         ...
 
 
@@ -74,11 +74,11 @@ class Backend(Protocol):
     ClosedResourceError: type[Exception]
     BusyResourceError: type[Exception]
     WouldBlock: type[Exception]
-    #: Whether the task that runs a run may be its first worker. Under asyncio it may not: a
-    #: native ``Task.cancel()`` goes through every shield in the task that it hits, and one that
-    #: hits a task which only waits leaves the clean-up of the steps alone.
+    #: Whether the host task of a run may also be its first worker. Under asyncio it may not,
+    #: because a native ``Task.cancel()`` ignores the shields in the task that it hits. If it hits
+    #: a task that only waits, it does not disturb the clean-up of the steps.
     runs_steps_in_host: bool
-    #: Whether nothing can cancel a shielded wait; ``Task.cancel()`` goes through AnyIO's shields.
+    #: Whether a shielded wait cannot be cancelled; ``Task.cancel()`` ignores AnyIO's shields.
     shields_from_all: bool
     #: Whether :meth:`await_in_loop` runs its function in the task that waits for the thread.
     awaits_in_host: bool
@@ -94,16 +94,16 @@ class Backend(Protocol):
         ...
 
     def open_owner(self) -> AbstractAsyncContextManager[Any]:
-        """Open what owns runs for as long as a block lasts: a nursery, as far as tasks start in it.
+        """Open an owner of runs for the length of a block: like a nursery, tasks start in it.
 
-        It is left without an exception. Its tasks raise nothing but a cancellation, a
-        ``KeyboardInterrupt`` or a ``SystemExit``. Where the event loop allows it, nothing of it is
-        in the task that has entered it, so that another task may wait for the runs.
+        The engine leaves it without an exception. Its tasks raise only a cancellation, a
+        ``KeyboardInterrupt`` or a ``SystemExit``. Where the event loop allows it, the owner is not
+        bound to the task that entered it, so another task may wait for the runs.
         """
         ...
 
     def open_lasting_owner(self) -> Any:
-        """Return the same for as long as the event loop runs, and None where that is not possible."""
+        """Return an owner for as long as the event loop runs; None where that is not possible."""
         ...
 
     def cancel_scope(self, *, deadline: float = ..., shield: bool = False) -> Any: ...
@@ -137,22 +137,22 @@ class Backend(Protocol):
     def is_cancelled_around(self, nursery: Any, /) -> bool:
         """Whether a nursery is cancelled, by its own scope or one around it.
 
-        Asked from anywhere: the cancel scopes of the current task say nothing of it.
+        May be called from any task: the cancel scopes of the current task do not matter.
         """
         ...
 
     def is_natively_cancelled(self) -> bool:
-        """Whether the current task itself was asked to cancel, past all scopes (asyncio)."""
+        """Whether ``Task.cancel()`` was called on the current task (asyncio)."""
         ...
 
     def current_task(self) -> Any: ...
 
     def is_in_task(self, task: Any, /) -> bool:
-        """Whether the caller runs in ``task``: not so, if the task's coroutine is being closed."""
+        """Whether the caller runs in ``task``; False while the task's coroutine is being closed."""
         ...
 
     def current_loop(self) -> Any:
-        """Return what stands for the running event loop: one object, and another for another."""
+        """Return an object that identifies the running event loop."""
         ...
 
     def have_own_tasks(
@@ -163,20 +163,20 @@ class Backend(Protocol):
         engine: Container[Any],
         /,
     ) -> bool:
-        """Whether what runs in one of several tasks has started others that go on.
+        """Whether the code in one of several tasks has started further tasks that still run.
 
         Args:
-            owners: The tasks, each with the value that ``variable`` has in what runs in it.
-            variable: A context variable that what runs there hands on to tasks that it starts.
+            owners: The tasks, each with the value of ``variable`` in its code.
+            variable: A context variable that the tasks started there inherit.
             nursery: The nursery of the run, which may be open in one of the tasks.
-            engine: Further tasks that nothing in ``owners`` has started.
+            engine: Further tasks that the code in ``owners`` has not started.
         """
         ...
 
     def caller_into(self, loop: Any, /) -> Callable[[Callable[[], object]], object]:
-        """Return a function that has an event loop call something, from any thread.
+        """Return a function that schedules a call in an event loop, from any thread.
 
-        Once the loop is over, it raises ``RuntimeError``.
+        Once the loop has ended, it raises ``RuntimeError``.
         """
         ...
 
@@ -185,7 +185,7 @@ class Backend(Protocol):
     def task_name(self, task: Any, /) -> str: ...
 
     def living_tasks(self, loop: Any, main: Any, /) -> list[tuple[str, Any]]:
-        """Return the name and the coroutine of each task of a program, ``main`` being its first.
+        """Return the name and the coroutine of each task of a program whose first is ``main``.
 
         May be called from a signal handler.
         """
@@ -196,34 +196,34 @@ class Backend(Protocol):
     ) -> Any:
         """Call ``function`` in a worker thread, in a copy of the current context.
 
-        No limiter of the event loop bounds it; see :mod:`sluicegate._loop.thread_places`.
+        No limiter of the event loop applies; see :mod:`sluicegate._loop.thread_places`.
 
-        A checkpoint. Cancelled, it waits for the thread (a native cancellation included), which
-        learns of it from :meth:`check_cancelled`; or, if it may be abandoned, leaves it running.
+        A checkpoint. Cancelled, natively too, it waits for the thread, in which
+        :meth:`check_cancelled` raises; a thread that may be abandoned is left running.
         """
         ...
 
     def hold_clock(self, seconds: float | None = None, /) -> None:
-        """Have a clock that jumps, as a mock clock does, wait for what is not in the event loop.
+        """Keep a jumping clock, such as a mock clock, from jumping while a thread or process works.
 
-        It waits for so many real seconds without anything to do in the loop, 0.2 by default,
-        because what it waits for may itself wait for the loop.
+        It then jumps only after the loop has been idle for so many real seconds, 0.2 by default,
+        because the thread or process may itself wait for the loop.
         """
         ...
 
     def release_clock(self, seconds: float | None = None, /) -> None:
-        """Take back one :meth:`hold_clock` with the same number."""
+        """Undo one :meth:`hold_clock` with the same number."""
         ...
 
     def call_in_loop(self, function: Callable[[], Any], /) -> Any:
-        """Call ``function`` in the event loop; from the thread of a :meth:`run_in_thread`."""
+        """Call ``function`` in the event loop, from the thread of a :meth:`run_in_thread`."""
         ...
 
     def await_in_loop(self, async_function: Callable[[], Awaitable[Any]], /) -> Any:
-        """Run ``async_function`` in the event loop; from the thread of a :meth:`run_in_thread`.
+        """Run ``async_function`` in the event loop, from the thread of a :meth:`run_in_thread`.
 
         It is cancelled with the task that waits for the thread, and then raises
-        :attr:`Cancelled` in the thread. If the thread may be abandoned, that is not promised.
+        :attr:`Cancelled` in the thread. This is not guaranteed for a thread that may be abandoned.
         """
         ...
 
@@ -232,17 +232,17 @@ class Backend(Protocol):
         ...
 
     async def wait_readable(self, source: Any, /) -> None:
-        """Wait until a socket or a descriptor can be read. A checkpoint; cancelled, it leaves it."""
+        """Wait until a socket or descriptor is readable. A checkpoint; cancelled, nothing changes."""
         ...
 
     async def wait_writable(self, source: Any, /) -> None:
-        """Wait until a socket or a descriptor can be written to. As :meth:`wait_readable`."""
+        """Wait until a socket or descriptor is writable; see :meth:`wait_readable`."""
         ...
 
     async def call_at_end(self, function: Callable[[], object], /) -> None:
-        """Have ``function`` called when the event loop is over, and nothing runs in it any more.
+        """Call ``function`` when the event loop has ended and no task runs in it.
 
-        That is where it is closed as it should be; a loop that is just dropped tells nobody.
+        That holds for a loop that is closed properly, not for one that is only dropped.
         """
         ...
 
@@ -250,8 +250,8 @@ class Backend(Protocol):
 def capture(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
     """Call a function; return its result, or None and the exception that it raised.
 
-    An exception goes from thread to thread as a value. On its way through the queues and futures of
-    an event loop it would be asked for its class, its traceback and its truth, which it may refuse.
+    An exception crosses threads as a value, because the queues and futures of an event loop read
+    its class, its traceback and its truth value, and a user's class may make any of them raise.
     """
     try:
         return function(), None
@@ -260,7 +260,7 @@ def capture(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
 
 
 async def capture_async(function: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:  # noqa: ASYNC910 - as the function
-    """Await what an async function returns; see :func:`capture`."""
+    """Await an async function; see :func:`capture`."""
     try:
         return await function(), None
     except BaseException as error:  # noqa: ASYNC103, BLE001 - raised by release()
@@ -268,7 +268,7 @@ async def capture_async(function: Callable[[], Awaitable[Any]]) -> tuple[Any, Ba
 
 
 def release(captured: tuple[Any, BaseException | None]) -> Any:
-    """Return or raise what was captured."""
+    """Return the captured result, or raise the captured exception."""
     result, failure = captured
     if failure is None:
         return result

@@ -1,12 +1,12 @@
-"""Signals that end a program: the first unwinds it, the second tells what is left, the third ends it.
+"""Signals that end a program: the first unwinds it, the second prints a report, the third ends it.
 
-What is installed here is installed only where the disposition was the default one, in the main
-thread, and for the time of one event loop. So a program under ``nohup`` goes on ignoring SIGHUP,
-and one that handles a signal itself goes on handling it.
+A handler is installed only where the disposition is the default, in the main thread, while one
+event loop runs. So a program under ``nohup`` still ignores SIGHUP, and a program that handles a
+signal itself keeps its handler.
 
-Trio's own handler raises KeyboardInterrupt in whatever the main task awaits, through its shields;
-asyncio's cancels the main task, and at the second Ctrl-C leaves the clean-up where it is. Here a
-signal cancels a scope around everything, which knows of shields on either backend.
+Trio's own handler raises KeyboardInterrupt in the main task, despite shields; asyncio's cancels the
+main task, and the second Ctrl-C interrupts the clean-up. Here a signal cancels a scope around the
+whole program, and shields hold on both backends.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: How often a signal of one kind is taken before the process ends.
+#: The number of signals of one kind at which the process ends.
 _LAST = 3
 
 
 @final
 class Signals:
-    """Runs one event loop, with SIGINT, SIGTERM and SIGHUP as a cancellation of all that it runs.
+    """Runs one event loop, in which SIGINT, SIGTERM and SIGHUP cancel everything.
 
     Attributes:
-        received: The first signal that came, or None.
+        received: The first signal received, or None.
     """
 
     __slots__ = (
@@ -90,15 +90,15 @@ class Signals:
             name: The name of its task.
 
         Returns:
-            What the function returns.
+            The result of the function.
 
         Raises:
-            KeyboardInterrupt: SIGINT came, and everything has unwound.
-            SystemExit: SIGTERM or SIGHUP came, and everything has unwound: ``128 + n``.
-            BaseException: What the function raises.
+            KeyboardInterrupt: SIGINT was received, and everything has unwound.
+            SystemExit: SIGTERM or SIGHUP was received, and everything has unwound: ``128 + n``.
+            BaseException: The exception of the function.
         """
 
-        @disable_ki_protection  # what it awaits is the user's code
+        @disable_ki_protection  # it awaits user code
         async def main() -> list[T]:
             this = self._backend = current_backend()
             self._loop = this.current_loop()
@@ -118,7 +118,7 @@ class Signals:
             except BaseException as error:
                 if self.received is None or issubclass(type(error), URGENT):
                     raise
-                if self.received != signal.SIGINT:  # SystemExit shows nothing of it
+                if self.received != signal.SIGINT:  # SystemExit shows no traceback
                     sys.excepthook(type(error), error, error.__traceback__)
                 raise self._exception(self.received) from error  # noqa: ASYNC104 - its cause
             finally:
@@ -137,7 +137,7 @@ class Signals:
         ):
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is default:
-                with suppress(ValueError):  # a subinterpreter may install none
+                with suppress(ValueError):  # a subinterpreter cannot install any
                     self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -154,7 +154,7 @@ class Signals:
         if self.received is None:
             self.received = number
             if self._call_soon is not None:
-                with suppress(RuntimeError):  # the event loop is over
+                with suppress(RuntimeError):  # the event loop has ended
                     self._call_soon(self._cancel)
         elif count > 1 and is_stuck and not currently_ki_protected():
             raise self._exception(number)  # in the step that holds the event loop
@@ -186,8 +186,8 @@ def _name(number: int) -> str:
 
 
 def _end_process(number: int) -> None:
-    """End the process as the signal would have it."""
-    if os.getpid() != 1:  # the kernel keeps such signals from the first process of a namespace
+    """End the process in the way that the signal does by default."""
+    if os.getpid() != 1:  # the first process of a namespace does not receive them
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
     os._exit(128 + number)
@@ -208,7 +208,7 @@ _OTHERS = ("sluicegate", "trio", "anyio", "asyncio", "outcome")
 
 
 def _place(coroutine: Any, interrupted: FrameType | None) -> str:
-    """Say which line of the user's code a coroutine is at; the one that runs was interrupted."""
+    """Return the line of user code that a coroutine is at; ``interrupted`` is where one runs."""
     folders = tuple(
         str(Path(module.__file__).parent)
         for module in map(sys.modules.get, _OTHERS)
@@ -229,14 +229,14 @@ def _place(coroutine: Any, interrupted: FrameType | None) -> str:
 
 
 def _frames(coroutine: Any) -> Iterator[FrameType]:
-    """Yield the frames of a coroutine that is suspended, the outermost first."""
+    """Yield the frames of a suspended coroutine, the outermost first."""
     while coroutine is not None:
         frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
         if frame is None:
             return
         yield frame
         inner = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
-        if type(inner).__name__ == "coroutine_wrapper":  # what coroutine.__await__() gives
+        if type(inner).__name__ == "coroutine_wrapper":  # the result of coroutine.__await__()
             inner = next(iter(gc.get_referents(inner)), None)
         # run_in_context() drives a step itself, and so awaits nothing.
         coroutine = inner if inner is not None else frame.f_locals.get("coroutine")

@@ -1,7 +1,7 @@
-"""How many threads the steps of an event loop have, and how many of them compute at a time.
+"""Limits on the threads of synchronous steps: how many exist, and how many compute at a time.
 
-They are no tokens of the event loop's default limiter, which serves everybody: a server whose steps
-wait for people still has its 40 threads for its requests.
+They do not use the event loop's default limiter, which the whole program shares: a server whose
+steps wait for people still has its 40 threads for its requests.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from sluicegate._loop import Backend, Waiter
 
 
-#: How many bodies of steps compute in threads at a time, in one event loop. They share one
-#: interpreter lock with it, so each more makes the event loop later.
+#: How many threads of steps compute at a time, in one event loop. They share the GIL with the
+#: loop, so each further one delays it.
 MAX_RUNNING = 100
 
 
 @final
 class ThreadPlaces:
-    """The threads of the steps of one event loop; touched from there only.
+    """The threads of the steps of one event loop; used from the loop's thread only.
 
-    A thread that awaits something in the event loop does not count among those that run. It
-    counts again before it continues. So however few may run, what they wait for can run as well.
+    A thread that awaits something in the event loop does not count as running, and counts again
+    before it continues. So the work that running threads wait for can always get a thread.
 
     Attributes:
-        running: How many compute.
-        taken: All threads, each with the step that it runs.
+        running: How many threads compute.
+        taken: The places of all threads, each with the name of its step.
     """
 
     __slots__ = ("_beginning", "_returning", "running", "taken")
@@ -44,7 +44,7 @@ class ThreadPlaces:
         self._returning = WaitQueue(queue.loop)
 
     async def begin(self, backend: Backend, place: ThreadPlace) -> None:  # noqa: ASYNC910 - not where there is room
-        """Wait for room for one thread more, and take it."""
+        """Wait until a thread is free, and take it."""
         if self._has_room(place.limit) and not self._beginning:
             self._take(backend, place)
             return  # noqa: ASYNC910
@@ -70,19 +70,19 @@ class ThreadPlaces:
         self._run(backend)
 
     def end(self, backend: Backend, place: ThreadPlace) -> None:
-        """Give up the place of a thread that has ended."""
+        """Free the place of a thread that has ended."""
         del self.taken[place]
         self.rest(backend)
 
     def rest(self, backend: Backend) -> None:
-        """Count one thread less among those that run."""
+        """Count one running thread less."""
         self.running -= 1
         if not self.running:
             backend.release_clock()
         self._wake()
 
     def _wake(self) -> None:
-        """Wake the next waiter to look for room: threads that return come before new ones."""
+        """Wake the next waiter: threads that continue come before new ones."""
         if self._returning:
             self._returning.wake_first()
         else:
@@ -95,14 +95,14 @@ class ThreadPlaces:
 
     @property
     def is_free(self) -> bool:
-        """Whether one thread more may run at once, and none comes before it."""
+        """Whether a further thread may run at once, ahead of no waiter."""
         return self.running < MAX_RUNNING and not self._returning
 
     async def resume(self, backend: Backend) -> None:  # noqa: ASYNC910 - not where there is room
-        """Wait until one thread more may run, and count it; before any that is to begin.
+        """Wait until a thread may continue, ahead of threads that have not begun; count it.
 
-        Cancelled, it counts it at once: the thread continues in any case, if only to unwind,
-        and the result that it has waited for is not lost.
+        Cancelled, it counts the thread at once: the thread continues in any case, if only to
+        unwind, and the result that it waited for is not lost.
         """
         if self.is_free:
             self._run(backend)
@@ -112,7 +112,7 @@ class ThreadPlaces:
         try:
             while self.running >= MAX_RUNNING or not self._returning.is_first(waiter):
                 await waiter.wait()
-        except backend.Cancelled:  # noqa: ASYNC103 - the thread learns of it at its next call
+        except backend.Cancelled:  # noqa: ASYNC103 - the thread's next call raises it
             pass  # noqa: ASYNC104
         finally:
             self._returning.quit(waiter, is_room=False)
@@ -123,9 +123,9 @@ class ThreadPlaces:
         counted = Counter(self.taken.values()).most_common(5)
         names = ", ".join(f"{name} ({number})" for name, number in counted)
         msg = (
-            f"the step {place.name} needs a thread, and all {len(self.taken)} threads that there "
-            f"may be wait inside of calls of their context, in the steps {names}; expected "
-            "`async def` steps for what waits for long, or a higher max_threads: "
+            f"the step {place.name} needs a thread, and all {len(self.taken)} threads wait inside "
+            f"calls of their context, in the steps {names}; expected `async def` steps for long "
+            "waits, or a higher max_threads: "
             f"`MyWorkflow(max_threads={2 * place.limit})`"
         )
         return WorkflowRuntimeError(msg)
@@ -138,11 +138,11 @@ _places = PerLoop(ThreadPlaces)
 class ThreadPlace:
     """A place for one thread, as an asynchronous context manager.
 
-    Entering waits for it: a checkpoint only where there is none. Cancelled, it has taken none.
+    Entering waits for it: a checkpoint only if none is free. Cancelled, no place is taken.
 
     Args:
         name: The name of the step.
-        limit: How many threads there may be.
+        limit: The maximal number of threads.
     """
 
     __slots__ = ("_backend", "_places", "is_left", "limit", "name")
@@ -152,7 +152,7 @@ class ThreadPlace:
         self._places = _places.here(self._backend)
         self.name = name
         self.limit = limit
-        #: Whether its thread was left running; then that gives up the place when it ends.
+        #: Whether its thread was left running; the thread then frees the place when it ends.
         self.is_left = False
 
     @enable_ki_protection
@@ -166,12 +166,12 @@ class ThreadPlace:
 
     @enable_ki_protection
     def end(self) -> None:
-        """Give up the place; in the event loop."""
+        """Free the place; called in the event loop."""
         self._places.end(self._backend, self)
 
     @enable_ki_protection
     def rest(self) -> None:
-        """Take note that the thread waits for the event loop."""
+        """Note that the thread waits for the event loop."""
         self._places.rest(self._backend)
 
     @property

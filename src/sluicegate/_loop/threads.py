@@ -1,4 +1,4 @@
-"""Synchronous steps in worker threads, and their way into the event loop."""
+"""Synchronous steps in worker threads, and their calls into the event loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, final
 
 from sluicegate._errors import WorkflowRuntimeError
 from sluicegate._exceptions import is_a
-from sluicegate._loop import current_backend
+from sluicegate._loop import current_backend, in_event_loop
 from sluicegate._loop.cleanup import current_cleanup
 from sluicegate._loop.limits import MAX_THREADS
 from sluicegate._loop.run_in_context import let_interrupts_in, run_in_context
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: The call that a worker thread is in: set in the thread's own copy of the step's context.
+#: The call that runs in a worker thread; set in the thread's copy of the step's context.
 _current_call: ContextVar[_Call | None] = ContextVar("sluicegate_thread", default=None)
 
 
 @final
 class ThreadStep:
-    """The coroutine function by which the engine calls a plain ``def`` step.
+    """The coroutine function with which the engine calls a plain ``def`` step.
 
-    It is a checkpoint where it begins. Cancelled, it waits for the thread, which learns of the
-    cancellation at its next call of the context. With ``abandon_on_cancel`` it does not wait: it
-    warns, what the thread has running in the event loop is cancelled and waited for, and the
-    context refuses whatever the thread asks for from then on.
+    A checkpoint before the thread starts. Cancelled, it waits for the thread, in which the next
+    call of the context raises the cancellation. With ``abandon_on_cancel`` it does not wait for the
+    thread: it warns, cancels the coroutines that the thread runs in the event loop, waits for
+    those, and the context refuses every later call of the thread.
 
-    Calling it waits for a thread first. The engine waits by itself, because a step's timeout does
-    not count that: ``async with step.place(limit) as place: await step.call(place, workflow,
+    Calling it waits for a free thread first. The engine does that separately, because the step's
+    timeout excludes it: ``async with step.place(limit) as place: await step.call(place, workflow,
     *arguments)``.
 
     Args:
@@ -53,7 +53,7 @@ class ThreadStep:
         abandon_on_cancel: Whether a cancelled step leaves its thread behind.
 
     Raises:
-        BaseException: From a call: what the step raises.
+        BaseException: From a call: the exception of the step.
         WorkflowRuntimeError: From a call: the step raises ``StopIteration`` or returns a
             coroutine, or there are too many threads.
     """
@@ -69,8 +69,8 @@ class ThreadStep:
             return await self.call(place, *arguments)
 
     def place(self, limit: int = MAX_THREADS, /) -> ThreadPlace:
-        """Return what waits for a thread, of which there may be so many, and gives it back."""
-        from sluicegate._loop.thread_places import ThreadPlace  # noqa: PLC0415 - not everybody needs it
+        """Return a context manager that waits for one of ``limit`` threads and frees it."""
+        from sluicegate._loop.thread_places import ThreadPlace  # noqa: PLC0415 - imported on use
 
         return ThreadPlace(self._name, limit)
 
@@ -90,15 +90,15 @@ class ThreadStep:
 
 
 def in_thread(function: Callable[..., Any], *, abandon_on_cancel: bool) -> ThreadStep:
-    """Make the coroutine function by which the engine calls a plain ``def`` step."""
+    """Make the coroutine function with which the engine calls a plain ``def`` step."""
     return ThreadStep(function, abandon_on_cancel=abandon_on_cancel)
 
 
 class _Abandonment:
-    """Warns as it is dropped.
+    """Warns when it is deleted.
 
-    Where warnings are errors, this one must neither replace the cancellation nor be lost: raised
-    while an object is dropped, it goes to ``sys.unraisablehook``.
+    Where warnings are errors, the warning must neither replace the cancellation nor be lost. An
+    exception raised during deletion goes to ``sys.unraisablehook``.
     """
 
     __slots__ = ("_name",)
@@ -110,13 +110,13 @@ class _Abandonment:
         msg = (
             f"the step {self._name} was cancelled and its thread left running, as "
             "abandon_on_cancel=True allows; expected `ctx.from_thread.check_cancelled()` now and "
-            "then in what takes long, with abandon_on_cancel=False"
+            "then in long computations, with abandon_on_cancel=False"
         )
         warnings.warn(msg, RuntimeWarning, stacklevel=2)
 
 
 class _Call:
-    """One call of a step in a worker thread, as both sides see it."""
+    """One call of a step in a worker thread, used from the thread and from the event loop."""
 
     __slots__ = (
         "_call_soon",
@@ -140,24 +140,24 @@ class _Call:
         self.name = place.name
         self._place = place
         self._call_soon = backend.caller_into(backend.current_loop())
-        #: The worker of the run that the step runs in, for as long as that is so.
+        #: The invocation of the step.
         self._worker: Any = current_cleanup.get()
         self.loop_thread = threading.get_ident()
         self.thread: int | None = None
         self._may_be_abandoned = may_be_abandoned
         self._deadline = backend.current_effective_deadline() if may_be_abandoned else inf
         self._lock = threading.Lock()
-        #: ``"new"``, ``"running"``, ``"over"`` or ``"abandoned"``; it changes under the lock.
+        #: ``"new"``, ``"running"``, ``"over"`` or ``"abandoned"``; changed only under the lock.
         self._state = "new"
         self._refusal: WorkflowRuntimeError | None = None
-        #: Of what the thread awaits in the loop, where that does not end with the step by itself.
+        #: Cancel scopes around what the thread awaits in the loop, if it may be abandoned.
         self._scopes: set[Any] = set()
         self._waiter = backend.waiter()
 
     # -- in the event loop
 
     def give_up(self) -> bool:
-        """Let the thread be; return whether that leaves it running."""
+        """Stop waiting for the thread; return whether it is still running."""
         with self._lock:
             is_running = self._state == "running"
             if self._state != "over":
@@ -165,7 +165,7 @@ class _Call:
         return is_running
 
     async def unwind(self) -> None:
-        """Cancel what the thread awaits in the loop, and wait for the end of that."""
+        """Cancel the coroutines that the thread awaits in the loop, and wait for their end."""
         for scope in tuple(self._scopes):
             self.backend.cancel(scope, f"the thread of the step {self.name} was abandoned")
         while self._scopes:
@@ -197,8 +197,8 @@ class _Call:
             )
             raise TypeError(msg)
         let_interrupts_in(getattr(awaitable, "cr_code", None))
-        # Meanwhile others may have its place, and what looks at the run sees the step here: not
-        # everywhere is this the task that waits for the thread.
+        # Meanwhile another thread may use the place. Diagnosis looks for the step in this task,
+        # which under asyncio is not the one that waits for the thread.
         worker = self._worker
         task = getattr(worker, "task", None)
         if task is not None:
@@ -209,10 +209,10 @@ class _Call:
         finally:
             if task is not None and worker.task is not None:
                 worker.task = task
-            await self._return()  # noqa: ASYNC102 - cancelled, it goes on at once
+            await self._return()  # noqa: ASYNC102 - cancelled, it returns at once
 
     async def _return(self) -> None:
-        """Wait for a place again; the timeout of the step does not count that."""
+        """Wait for a place again; the step's timeout excludes that."""
         progress = getattr(self._worker, "progress", None)
         if progress is None or self._place.is_free:
             await self._place.resume()
@@ -231,7 +231,7 @@ class _Call:
         return cast("T", await run_in_context(self._await(function), context))
 
     async def _await_in_scope(self, function: Callable[[], Awaitable[T]]) -> list[T]:
-        """Return what the function returns, in a list; an empty one if it was cancelled."""
+        """Return a list with the function's result; an empty list if it was cancelled."""
         if self._state == "abandoned":
             raise self._refuse()
         with self.backend.cancel_scope() as scope:
@@ -256,13 +256,13 @@ class _Call:
         _current_call.set(self)
         try:
             result = self._call(function, arguments)
-        except BaseException as error:  # noqa: ASYNC103 - told where nobody waits for it
+        except BaseException as error:  # noqa: ASYNC103 - reported if it is not raised
             if self._leave():
                 raise
-            # Nobody waits for it any more. A failure is told as that of any other thread.
+            # The engine no longer waits for it: report a failure as that of any other thread.
             if error is not self._refusal and not is_a(error, self.backend.Cancelled):
-                told = (type(error), error, error.__traceback__, threading.current_thread())
-                threading.excepthook(threading.ExceptHookArgs(told))
+                report = (type(error), error, error.__traceback__, threading.current_thread())
+                threading.excepthook(threading.ExceptHookArgs(report))
             return None  # noqa: ASYNC104
         finally:
             self.thread = self._refusal = None
@@ -270,7 +270,7 @@ class _Call:
         return result
 
     def _leave(self) -> bool:
-        """Note that the step has ended; return whether anybody waits for it."""
+        """Note that the step has ended; return whether the engine still waits for it."""
         with self._lock:
             if self._state != "abandoned":
                 self._state = "over"
@@ -328,12 +328,12 @@ class _Call:
         return results[0]
 
     def find_deadline(self, find: Callable[[], float]) -> float:
-        """Return the nearest deadline around the step; no callback of a loop has one around it."""
+        """Return the nearest deadline around the step, which only a task in the loop can see."""
         if self._may_be_abandoned:
             self.check()
             return self._deadline
 
-        async def look() -> float:  # noqa: ASYNC124 - run in the loop for its place there
+        async def look() -> float:  # noqa: ASYNC124 - it has to run in a task
             return find()
 
         return self.run(look)
@@ -345,16 +345,17 @@ def call_of_this_thread() -> _Call | None:
 
 
 def in_loop(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a synchronous function in the event loop's thread, from wherever this is called.
+    """Call a synchronous function in the event loop's thread.
 
-    In the thread of a synchronous step it looks for a cancellation first, then blocks until the
-    loop has called the function. Anywhere else it just calls it. Not a checkpoint.
+    In the thread of a synchronous step this raises a pending cancellation, then blocks until the
+    loop has called the function. Elsewhere it calls the function directly. Not a checkpoint.
 
     Returns:
-        What the function returns.
+        The result of the function.
 
     Raises:
-        BaseException: What the function raises; the backend's Cancelled, if the step is cancelled.
+        BaseException: The exception of the function; the backend's Cancelled, if the step is
+            cancelled.
         WorkflowRuntimeError: The thread has been abandoned.
     """
     call = call_of_this_thread()
@@ -365,9 +366,9 @@ def in_loop(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T
 
 @final
 class FromThread:
-    """The way from the thread of a synchronous step into the event loop: ``ctx.from_thread``.
+    """Calls from the thread of a synchronous step into the event loop: ``ctx.from_thread``.
 
-    It holds nothing: each call finds the step that its thread is in.
+    It has no state: each call looks up the step that runs in its thread.
     """
 
     __slots__ = ()
@@ -377,18 +378,18 @@ class FromThread:
     ) -> T:
         """Run an async function in the event loop, as a part of the step, and wait for it.
 
-        A cancellation of the step cancels it. Its clean-up runs to the end before this raises.
+        A cancellation of the step cancels it. Its clean-up completes before this raises.
 
         Args:
             async_function: The function.
-            *args: What it is given by position.
-            **kwargs: What it is given by keyword.
+            *args: Its positional arguments.
+            **kwargs: Its keyword arguments.
 
         Returns:
-            What the function returns.
+            The result of the function.
 
         Raises:
-            BaseException: What the function raises; the backend's Cancelled, if the step is
+            BaseException: The exception of the function; the backend's Cancelled, if the step is
                 cancelled.
             TypeError: The function is not async.
             WorkflowRuntimeError: The caller is not the thread of a synchronous step, or that
@@ -402,14 +403,14 @@ class FromThread:
 
         Args:
             function: The function.
-            *args: What it is given by position.
-            **kwargs: What it is given by keyword.
+            *args: Its positional arguments.
+            **kwargs: Its keyword arguments.
 
         Returns:
-            What the function returns.
+            The result of the function.
 
         Raises:
-            BaseException: What the function raises; the backend's Cancelled, if the step was
+            BaseException: The exception of the function; the backend's Cancelled, if the step was
                 cancelled before.
             TypeError: The function is async.
             WorkflowRuntimeError: As for :meth:`run`.
@@ -418,7 +419,7 @@ class FromThread:
         return call.run_sync(partial(function, *args, **kwargs))
 
     def check_cancelled(self) -> None:
-        """Return at once, unless the step is cancelled. For loops that call nothing else.
+        """Raise if the step is cancelled; for loops that make no other call of the context.
 
         Raises:
             BaseException: The backend's Cancelled, if the step is cancelled.
@@ -447,9 +448,5 @@ class FromThread:
 def _is_in_loop() -> bool:
     call = _current_call.get()
     if call is not None and call.loop_thread == threading.get_ident():
-        return True  # in a callback of asyncio there is a loop, but with Trio's no task
-    try:
-        current_backend()
-    except RuntimeError:
-        return False
-    return True
+        return True  # a function that the loop calls for a thread is in no task of Trio
+    return in_event_loop()

@@ -1,4 +1,4 @@
-"""The backend for Trio: Trio's own calls, nothing between."""
+"""The backend for Trio: Trio's own calls, without a layer between."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _open_channel = trio.open_memory_channel[Any]
 
 
 class TrioInbox:
-    """A Trio memory channel with both ends in one hand."""
+    """Both ends of a Trio memory channel."""
 
     __slots__ = ("_receive", "put", "take")
 
@@ -74,7 +74,7 @@ PATIENCE = 0.2
 
 
 class _Hold:
-    """Why a mock clock does not jump at once, and when it would."""
+    """The holds on a mock clock, and the threshold that it had before."""
 
     def __init__(self, threshold: float) -> None:
         self._before = self._set = threshold
@@ -82,7 +82,7 @@ class _Hold:
 
     def apply(self, clock: Any) -> None:
         if clock.autojump_threshold != self._set:
-            self._before = clock.autojump_threshold  # somebody else has set it meanwhile
+            self._before = clock.autojump_threshold  # the program has set it meanwhile
         self._set = clock.autojump_threshold = max(self._before, *self.seconds, 0)
 
 
@@ -90,7 +90,7 @@ _holds: WeakKeyDictionary[Any, _Hold] = WeakKeyDictionary()
 
 
 class _AtEnd(trio.abc.Instrument):
-    """Calls a function when the run of the event loop is over; a task would show in its tree."""
+    """Calls a function when the event loop has ended. A task for that would show in its tree."""
 
     def __init__(self, function: Callable[[], object]) -> None:
         self._function = function
@@ -121,7 +121,7 @@ class TrioBackend:
 
     @staticmethod
     def open_lasting_owner() -> None:
-        return None  # each task of Trio has a parent that waits for it
+        return None  # in Trio each task has a parent that waits for it
 
     cancel_scope = staticmethod(trio.CancelScope)
     checkpoint = staticmethod(checkpoint)
@@ -147,7 +147,7 @@ class TrioBackend:
         _engine: Container[Any],
         /,
     ) -> bool:
-        # The nurseries of a task stand in the order of opening; the run's may be one of them.
+        # The nurseries of a task are listed in order of opening; the run's may be one of them.
         for task in owners:
             nurseries = task.child_nurseries
             if nurseries and nurseries[-1] is not nursery:
@@ -166,7 +166,7 @@ class TrioBackend:
 
     @staticmethod
     def is_cancelled_around(nursery: Any) -> bool:
-        # Trio tells this only of the current task, which may be inside scopes of its own.
+        # Trio's public function covers only the current task, which may be inside other scopes.
         return bool(nursery._cancel_status.effectively_cancelled)
 
     @staticmethod
@@ -177,7 +177,7 @@ class TrioBackend:
     def is_in_task(task: object) -> bool:
         try:
             return current_task() is task
-        except RuntimeError:  # there is no event loop any more
+        except RuntimeError:  # the event loop has ended
             return False
 
     @staticmethod
@@ -198,7 +198,7 @@ class TrioBackend:
     @staticmethod
     async def run_in_thread(function: Callable[[], Any], /, *, abandon_on_cancel: bool) -> Any:
         name = current_task().name
-        free = trio.CapacityLimiter(1)  # the default one is for the program's own
+        free = trio.CapacityLimiter(1)  # the default limiter is left to the program
         return release(
             await trio.to_thread.run_sync(
                 capture,
