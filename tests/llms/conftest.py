@@ -9,8 +9,9 @@ import anyio
 import pytest
 
 from sluicegate._loop.cleanup import current_cleanup
-from sluicegate.llms.local import LocalServer
 from sluicegate.llms.openai import OpenAI
+
+from .misbehaving import MisbehavingServer
 
 
 # Rules that keep these tests deterministic: loopback and port 0 only; "at once" is shown by a server
@@ -36,7 +37,7 @@ def _nothing_for_the_collector():
 @pytest.fixture
 def server():
     """A well-behaved model server; requests ask for misbehaviour by the name of the model."""
-    with LocalServer() as server:
+    with MisbehavingServer() as server:
         yield server
 
 

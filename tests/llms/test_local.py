@@ -19,10 +19,11 @@ import trio
 from sluicegate.llms import ChatMessage
 from sluicegate.llms._local_request import is_own_host
 from sluicegate.llms._markov import MarkovWriter, paragraphs_asked_for
-from sluicegate.llms.local import Behaviour, LocalServer, main, stand_in_model
+from sluicegate.llms.local import LocalServer, main, stand_in_model
 from sluicegate.llms.openai import OpenAI
 
 from .conftest import GUARD_SECONDS, guard
+from .misbehaving import MisbehavingServer
 
 
 def text(seed, prompt):
@@ -104,29 +105,6 @@ def test_values_for_tools():
 # -- the manners -----------------------------------------------------------------------------------
 
 
-def test_behaviour_in_words():
-    """Changes are written like a query and read with their types."""
-    changed = Behaviour(delay=1).changed("fail=429x2&cut=3&tools=1&reasoning_field=reasoning")
-
-    assert (
-        changed.delay,
-        changed.failure(),
-        changed.cut,
-        changed.tools,
-    ) == (1, (429, 2), 3, True)
-    assert (503, float("inf")) == Behaviour(fail="503").failure()
-    assert Behaviour(delay=1) == Behaviour(delay=1).changed("")
-
-
-@pytest.mark.parametrize(
-    "query", ["colour=red", "cut=soon", "fail=twice", "reasoning_field=x", "cut"]
-)
-def test_behaviour_that_does_not_exist(query):
-    """A misspelt wish is an error that says what there is, not a well-behaved server."""
-    with pytest.raises(ValueError, match=r"\S"):
-        Behaviour().changed(query)
-
-
 def get(url, body=None):
     request = urllib.request.Request(url, body and json.dumps(body).encode())
     with urllib.request.urlopen(request, timeout=20) as response:
@@ -155,16 +133,13 @@ def test_it_says_what_it_is(server):
 
 
 @pytest.mark.anyio
-async def test_behaviour_of_the_whole_server():
-    """What the server is made with holds for all requests; a request changes it for itself."""
+async def test_reasoning_on_request():
+    """With ``reasoning=2`` a reply has two words of reasoning before the text."""
     with guard():
-        async with LocalServer(stream_options=False, reasoning=2, seed=3) as server:
-            llm = OpenAI("any", base_url=server.base_url)
-            first = await llm.acomplete("Hi")
-            second = await llm.acomplete("Hi", model="any?reasoning=0")
+        async with LocalServer(reasoning=2, seed=3) as server:
+            reply = await OpenAI("any", base_url=server.base_url).acomplete("Hi")
 
-    assert len(first.reasoning.split()) == 2
-    assert second.reasoning == ""
+    assert len(reply.reasoning.split()) == 2
 
 
 @pytest.mark.trio
@@ -377,7 +352,7 @@ async def test_stop_in_a_cancelled_scope():
 async def test_stop_with_a_stream_open():
     """Stopping does not wait for replies that never end, and their readers learn of it."""
     with guard():
-        async with LocalServer(stall=3) as server:
+        async with MisbehavingServer(stall=3) as server:
             stream = await OpenAI("any", base_url=server.base_url).astream_complete("Hi")
             await anext(stream)
         assert server.exchanges[0].outcome == "stopped"
@@ -449,7 +424,7 @@ def test_command_line(how):
         "--seed=4",
     ]
     with subprocess.Popen(
-        [*command, "--behaviour", "reasoning=2"],
+        [*command, "--reasoning=2"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -471,9 +446,9 @@ def test_command_line(how):
 
 
 def test_command_line_mistakes(capsys):
-    """A behaviour that does not exist ends the program with usage and reason."""
+    """A delay that is no time ends the program with usage and reason."""
     with pytest.raises(SystemExit) as caught:
-        main(["--behaviour", "colour=red"])
+        main(["--delay", "-1"])
 
     assert caught.value.code == 2
-    assert "unknown behaviour: colour" in capsys.readouterr().err
+    assert "delay=-1.0; expected seconds, 0 or more" in capsys.readouterr().err

@@ -12,10 +12,11 @@ import pytest
 import trio
 
 from sluicegate.llms import LLM, ChatMessage, MockLLM, StreamClosedError
-from sluicegate.llms.local import BEHAVIOUR_HEADER, LocalServer
+from sluicegate.llms.local import LocalServer
 from sluicegate.llms.openai import OpenAI
 
 from .conftest import guard
+from .misbehaving import BEHAVIOUR_HEADER
 
 
 on_each_loop = pytest.mark.anyio

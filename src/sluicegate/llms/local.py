@@ -1,11 +1,11 @@
 """
-A model server on this machine: OpenAI's chat format, written by dice instead of a language model.
+A model server on this machine: OpenAI's chat format, without a language model.
 
-It stands in where there is no key and no network: ``python -m sluicegate.llms.local``, or `LocalServer`
-in a program, or `stand_in_model` around one. The words come from a Markov chain over a few pages of
-prose; the model is called ``sluicegate-markov`` and every reply says so in its ``system_fingerprint``.
-For tests it can be slow, fail, break off, call tools and "reason" on request, and it tells what it
-saw.
+It replaces a model where there is no key and no network: ``python -m sluicegate.llms.local``, or
+`LocalServer` in a program, or `stand_in_model` around one. A Markov chain over a few pages of prose
+writes the replies. The model's name is ``sluicegate-markov``, and every reply has a
+``system_fingerprint`` that says so. For tests it can be slow, call tools and "reason", and it keeps
+the requests that it received.
 """
 
 from __future__ import annotations
@@ -26,14 +26,12 @@ import trio
 from sluicegate._loop import current_backend
 from sluicegate._loop.cleanup import shielded_scope
 
-from ._behaviour import Behaviour
-
 
 try:
     import hypercorn.config
     import hypercorn.trio
 
-    from ._local_app import BEHAVIOUR_HEADER, MODEL, Exchange, LocalApp
+    from ._local_app import MODEL, Exchange, LocalApp
 except ModuleNotFoundError as _exc:
     _missing = (_exc.name or "").partition(".")[0]
     if _missing not in {"hypercorn", "starlette"}:
@@ -49,9 +47,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
-    "BEHAVIOUR_HEADER",
     "MODEL",
-    "Behaviour",
     "Exchange",
     "LocalServer",
     "main",
@@ -63,29 +59,36 @@ _KEYS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_API_BASE")
 
 class LocalServer:
     """
-    The server in a thread of its own, for programs on Trio, on asyncio or on neither.
+    The server in a separate thread, for programs on Trio, on asyncio or on neither.
 
     ::
 
         async with LocalServer(delay=0.01) as server:  # or: with LocalServer() as server:
             llm = OpenAI(base_url=server.base_url)
 
-    When the block is left the thread has ended and every connection is closed.
-
-    A single request can ask for another behaviour, in the spelling of `Behaviour.changed`: behind
-    the model's name (``"sluicegate-markov?fail=429x2"``) or in the header `BEHAVIOUR_HEADER`.
+    When the block is left, the thread has ended and every connection is closed.
 
     Args:
         host: The address to listen on.
-        port: The port; 0 has the system choose one.
+        port: The port; with 0 the system chooses one.
         seed: The same seed and prompt give the same reply.
-        behaviour: The fields of `Behaviour`, for all requests.
+        delay: Seconds before each piece of a reply.
+        tools: Call the first tool of a request, if it has one, as with ``tool_choice="required"``;
+            but answer in words if the last message is the result of a tool.
+        reasoning: The number of words of reasoning before the text.
     """
 
     def __init__(
-        self, *, host: str = "127.0.0.1", port: int = 0, seed: int = 0, **behaviour: Any
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        seed: int = 0,
+        delay: float = 0,
+        tools: bool = False,
+        reasoning: int = 0,
     ) -> None:
-        self._app = LocalApp(Behaviour(**behaviour), seed, host)
+        self._app = LocalApp(seed, host, delay=delay, tools=tools, reasoning=reasoning)
         self._address = host, port
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
@@ -101,7 +104,7 @@ class LocalServer:
     @property
     def base_url(self) -> str:
         """
-        What to give to ``OpenAI(base_url=...)``.
+        The address for ``OpenAI(base_url=...)``.
 
         Raises:
             RuntimeError: The server is not running.
@@ -113,7 +116,7 @@ class LocalServer:
 
     @property
     def exchanges(self) -> list[Exchange]:
-        """The requests for replies that the server has seen, in order; grows while it runs."""
+        """The requests that the server has received, in order; the list grows while it runs."""
         return self._app.exchanges
 
     def __enter__(self) -> Self:
@@ -173,7 +176,7 @@ class LocalServer:
             trio.run(self._serve, config)
         except Exception as exc:
             if self._ready.is_set():
-                raise  # the thread's own report, as nobody waits for this one
+                raise  # threading reports it, because no caller waits
             self._failure = exc
         finally:
             self._ready.set()
@@ -191,19 +194,19 @@ class LocalServer:
 @contextlib.contextmanager
 def stand_in_model(**options: Any) -> Generator[LocalServer | None]:
     """
-    Have a `LocalServer` answer in the block where there is neither a key nor another server.
+    Run a `LocalServer` for the block if neither a key nor another server is set.
 
     ::
 
         with stand_in_model():
             sluicegate.run(main)
 
-    With ``OPENAI_API_KEY``, ``OPENAI_BASE_URL`` or ``OPENAI_API_BASE`` set this does nothing at all.
-    Otherwise ``OPENAI_BASE_URL`` points at the server while the block runs, and a line on standard
-    error says that no language model is at work.
+    If ``OPENAI_API_KEY``, ``OPENAI_BASE_URL`` or ``OPENAI_API_BASE`` is set, this does nothing.
+    Otherwise ``OPENAI_BASE_URL`` is the address of the server while the block runs, and a line on
+    standard error says that no language model is used.
 
     Args:
-        options: Those of `LocalServer`.
+        options: The options of `LocalServer`.
     """
     if any(os.environ.get(name) for name in _KEYS):
         yield None
@@ -218,7 +221,7 @@ def stand_in_model(**options: Any) -> Generator[LocalServer | None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the server until it is told to stop by SIGINT or SIGTERM; print its address first."""
+    """Print the address of the server, and run it until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(
         prog="python -m sluicegate.llms.local",
         description=f"Serve {MODEL}, a stand-in for a language model, in OpenAI's chat format.",
@@ -226,23 +229,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=0, help="a free one unless given")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other words")
-    parser.add_argument("--delay", default="0", metavar="SECONDS", help="before each word")
     parser.add_argument(
-        "--behaviour",
-        default="",
-        metavar="QUERY",
-        help='the fields of Behaviour: "reasoning=20&fail=429x2"',
+        "--delay", type=float, default=0, metavar="SECONDS", help="before each word"
     )
+    parser.add_argument("--reasoning", type=int, default=0, metavar="WORDS", help="before the text")
+    parser.add_argument("--tools", action="store_true", help="call the first tool of a request")
     given = parser.parse_args(arguments)
+    options = {"delay": given.delay, "reasoning": given.reasoning, "tools": given.tools}
     try:
-        behaviour = Behaviour().changed(f"delay={given.delay}").changed(given.behaviour)
-    except ValueError as exc:
-        parser.error(str(exc))
-    try:
+        app = LocalApp(given.seed, given.host, **options)
         config = _listen(given.host, given.port)
-    except OSError as exc:
+    except (OSError, ValueError) as exc:
         parser.error(str(exc))
-    trio.run(_serve_until_told, LocalApp(behaviour, given.seed, given.host), config)
+    trio.run(_serve_until_signal, app, config)
     return 0
 
 
@@ -250,7 +249,7 @@ async def _in_thread(function: Callable[[], object]) -> None:
     await current_backend().run_in_thread(function, abandon_on_cancel=False)
 
 
-async def _serve_until_told(app: LocalApp, config: hypercorn.config.Config) -> None:
+async def _serve_until_signal(app: LocalApp, config: hypercorn.config.Config) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             base_url = await _start(nursery, app, config)
@@ -261,21 +260,21 @@ async def _serve_until_told(app: LocalApp, config: hypercorn.config.Config) -> N
 
 
 async def _start(nursery: trio.Nursery, app: LocalApp, config: hypercorn.config.Config) -> str:
-    # Hypercorn and Starlette describe the same ASGI with types that are not each other's.
+    # Hypercorn and Starlette have different types for the same ASGI.
     serve = cast("Any", hypercorn.trio.serve)  # pyright: ignore[reportUnknownMemberType]
     binds = await nursery.start(functools.partial(serve, app.asgi(), config, mode="asgi"))
     return f"{binds[0]}/v1"
 
 
 def _listen(host: str, port: int) -> hypercorn.config.Config:
-    # The socket is made here, so that a port in use is an OSError of the caller and nothing more.
+    # The socket is made here, so that a port in use is a plain OSError in the caller.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as listener:
-        # Accepted connections inherit it: small pieces go out at once.
+        # Accepted connections inherit it: small pieces are sent at once.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         config = hypercorn.config.Config()
         config.accesslog = None
-        # Hypercorn would greet everyone on standard error; what it says goes to who listens.
+        # Hypercorn would print a greeting to standard error; a logger is silent by default.
         config.errorlog = logging.getLogger(__name__)
         config.bind = [f"fd://{listener.detach()}"]
     return config

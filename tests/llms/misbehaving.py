@@ -1,14 +1,27 @@
-"""How the local model server behaves: well, unless a test wants it otherwise."""
+"""
+The stand-in server with a misbehaviour for each request, for the tests of the clients.
+
+A request asks for it with a query, as ``Behaviour.changed`` reads it: after the model's name
+(``"any?cut=3&tools=1"``) or in the header ``BEHAVIOUR_HEADER``.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 import attrs
 import msgspec
+import trio
 
+from sluicegate.llms._local_app import Answer, LocalApp, MarkovWriter, Reply, body, event, refusal
+from sluicegate.llms.local import LocalServer
+
+
+BEHAVIOUR_HEADER = "x-sluicegate-behaviour"
 
 _FAILURE = re.compile(r"(?P<status>[45]\d\d)(x(?P<times>\d+))?")
 
@@ -102,3 +115,84 @@ class Behaviour:
         if found is None:
             return None
         return int(found["status"]), float(found["times"] or "inf")
+
+
+class MisbehavingServer(LocalServer):
+    """The stand-in server; ``behaviour`` are the fields of `Behaviour` for all requests."""
+
+    def __init__(self, *, seed=0, **behaviour):
+        super().__init__(seed=seed)
+        self._app = MisbehavingApp(seed, "127.0.0.1")
+        self._app.behaviour = Behaviour(**behaviour)
+
+
+class MisbehavingApp(LocalApp):
+    def __init__(self, seed, host):
+        super().__init__(seed, host)
+        self._failures = {}
+
+    def reply(self, request, body, prompt):
+        _, _, suffix = str(body["model"]).partition("?")
+        header = request.headers.get(BEHAVIOUR_HEADER, "")
+        behaviour = self.behaviour.changed(header).changed(suffix)
+        return MisbehavingReply(self, body, behaviour, prompt)
+
+    def answer(self, exchange, reply):
+        behaviour = reply.behaviour
+        if (failure := behaviour.failure()) is not None:
+            status, times = failure
+            key = behaviour.fail, reply.prompt
+            failed = self._failures[key] = self._failures.get(key, 0) + 1
+            if failed <= times:
+                return refusal(exchange, status, "the local server was told to fail")
+        if "stream_options" in reply.body and not behaviour.stream_options:
+            return refusal(exchange, 400, "unrecognized request argument: stream_options")
+        return MisbehavingAnswer(exchange, reply, behaviour.delay)
+
+
+class MisbehavingReply(Reply):
+    def __init__(self, app, body, behaviour, prompt):
+        tools, reasoning = behaviour.tools, behaviour.reasoning
+        writer = MarkovWriter(app.seed, prompt)
+        super().__init__(body, writer, prompt, tools=tools, reasoning=reasoning)
+        self.behaviour, self.prompt = behaviour, prompt
+        self.reasoning_field = behaviour.reasoning_field
+
+    def chunk(self, delta):
+        comment = b": still here\n\n" if self.behaviour.comments else b""
+        return comment + super().chunk(delta)
+
+    def last_chunks(self):
+        chunks = list(super().last_chunks())
+        return chunks if self.behaviour.done else chunks[:-1]
+
+
+class _BrokenOff(Exception):
+    """Ends a stream before its end."""
+
+
+class MisbehavingAnswer(Answer):
+    async def pause(self, send):
+        behaviour, pieces = self.reply.behaviour, self.exchange.pieces
+        if pieces == behaviour.stall:
+            await trio.sleep_forever()
+        await super().pause(send)
+        if self.reply.streamed and pieces == behaviour.cut:
+            self.exchange.end("cut")
+            raise _BrokenOff  # with the body open: the server has to close the connection
+        if self.reply.streamed and pieces == behaviour.error:
+            error = {"error": {"message": "the local server was told to fail", "code": 500}}
+            self.exchange.end("completed")
+            await send(body(event(json.dumps(error)), last=True))
+            raise _BrokenOff
+
+    async def _stream(self, send):
+        with contextlib.suppress(_BrokenOff):
+            await super()._stream(send)
+
+    async def finish(self, send):
+        if self.reply.behaviour.linger:
+            for chunk in self.reply.last_chunks():
+                await send(body(chunk))
+            await trio.sleep_forever()
+        await super().finish(send)
