@@ -60,7 +60,7 @@ async def test_failure_in_mid_stream():
     assert caught.value is error
     assert seen == ["a", "a b"]
     assert llm.open_streams == 0
-    with pytest.raises(ConnectionError, match="told to fail"):
+    with pytest.raises(ConnectionError, match="a scripted failure"):
         await MockLLM(fail_after=0).acomplete("x")
 
 

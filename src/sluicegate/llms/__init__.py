@@ -1,10 +1,10 @@
 """
 Language models for steps: replies as streams that end with the step that opened them.
 
-`MockLLM` needs nothing installed. `sluicegate.llms.openai` has the ``OpenAI`` class, for which
+`MockLLM` has no dependencies. `sluicegate.llms.openai` has the ``OpenAI`` class and needs
 ``pip install "sluicegate[openai]"``; `sluicegate.llms.local` has a model server for programs and tests
-without a key, for which ``pip install "sluicegate[local]"``. None of them needs the engine: they
-serve any program on Trio or asyncio.
+without a key, and needs ``pip install "sluicegate[local]"``. All of them work without the engine,
+in any program on Trio or asyncio.
 """
 
 from __future__ import annotations

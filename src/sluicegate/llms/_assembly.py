@@ -1,4 +1,4 @@
-"""Putting a streamed reply together: pieces in, the reply so far out."""
+"""Joining the pieces of a streamed reply."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True)
 class ToolCallPiece:
-    """What one piece of a stream says about one tool call."""
+    """The part of one tool call that one piece of a stream contains."""
 
     index: int
     id: str = ""
@@ -25,7 +25,7 @@ class ToolCallPiece:
 
 @attrs.frozen(kw_only=True)
 class Piece:
-    """What one message of a stream adds to the reply, whoever the server is."""
+    """The part of the reply in one message of a stream, in the same form for every server."""
 
     text: str = ""
     reasoning: str = ""
@@ -37,7 +37,7 @@ class Piece:
 
 
 class Assembly:
-    """A reply in the making."""
+    """The reply so far."""
 
     def __init__(self) -> None:
         self._text = ""
@@ -54,7 +54,7 @@ class Assembly:
         return self._text
 
     def add(self, piece: Piece) -> None:
-        """Take one piece in."""
+        """Add one piece."""
         self._text += piece.text
         self._reasoning += piece.reasoning
         for part in piece.tool_calls:
@@ -65,8 +65,8 @@ class Assembly:
         self._last = piece
 
     def _add_call(self, part: ToolCallPiece) -> None:
-        # Id and name come whole with the first piece of a call; some servers repeat them with
-        # every piece, so they are taken and not appended.
+        # The first piece of a call has the whole id and name. Some servers repeat them in every
+        # piece, so they replace the earlier ones and are not appended.
         so_far = self._calls.get(part.index, ToolCall())
         self._calls[part.index] = ToolCall(
             id=part.id or so_far.id,
@@ -75,16 +75,16 @@ class Assembly:
         )
 
     def whole(self) -> Assembly:
-        """Say that the reply has come in one, so that there is no delta."""
+        """Mark the reply as received whole, so that it has no delta."""
         self._last = attrs.evolve(self._last, text="", reasoning="")
         return self
 
     def completion(self) -> CompletionResponse:
-        """Give the reply so far as a completion."""
+        """Return the reply so far as a completion."""
         return CompletionResponse(text=self._text, tool_calls=self._tool_calls(), **self._common())
 
     def chat(self) -> ChatResponse:
-        """Give the reply so far as a chat message."""
+        """Return the reply so far as a chat message."""
         message = ChatMessage(MessageRole.ASSISTANT, self._text, tool_calls=self._tool_calls())
         return ChatResponse(message=message, **self._common())
 

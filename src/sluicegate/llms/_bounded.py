@@ -1,4 +1,4 @@
-"""Bodies of responses: inflated piece by piece, so that none holds up the event loop or fills it."""
+"""Bodies of responses: inflated in pieces, so that none blocks the event loop or fills memory."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ if TYPE_CHECKING:
 #: The bytes of a reply that is not a stream, and of one event of a stream, once inflated.
 MOST_BYTES = 32 * 2**20
 
-#: What a request asks for; the other encodings that servers know cannot be inflated in pieces.
+#: The encodings that a request accepts; those of other names cannot be inflated in pieces.
 ENCODINGS = "gzip, deflate"
 
-#: The bytes that are inflated at a time, between two looks for a cancellation.
+#: The number of bytes inflated between two checkpoints.
 _PIECE = 64 * 2**10
 
 _EVENT_STREAM = "text/event-stream"
 
 
 def library_of(kind: Any) -> Any:
-    """Return httpx or httpx2, of which a class of clients or responses is."""
-    # The root class of either is the library's own, whoever derives from it.
+    """Return the library (httpx or httpx2) of a class of clients or responses."""
+    # The root class belongs to the library, even if a subclass does not.
     root = kind.__mro__[-2]
     return sys.modules[root.__module__.partition(".")[0]]
 
 
 def content_type(response: Any) -> str:
-    """Name the content type of a response, without its parameters."""
+    """Return the content type of a response, without its parameters."""
     return str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()
 
 
 def is_event_stream(response: Any) -> bool:
-    """Tell whether a response says that it is a stream of events."""
+    """Return whether a response declares a stream of events."""
     return content_type(response) == _EVENT_STREAM
 
 
 async def bound(response: Any) -> None:  # noqa: ASYNC124 - a hook is awaited
-    """Have the body of a response come in pieces; a hook of an async client of httpx or httpx2."""
+    """Deliver the body of a response in pieces; a hook of an async client of httpx or httpx2."""
     response.stream = _async_stream(library_of(type(response)))(response.stream, _Body(response))
 
 
@@ -58,7 +58,7 @@ def bound_sync(response: Any) -> None:
 
 
 class _Body:
-    """What is received of a body, and how much of it there has been."""
+    """The received part of a body, and its size so far."""
 
     def __init__(self, response: Any) -> None:
         self._response = response
@@ -71,24 +71,24 @@ class _Body:
             self._inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
 
     def feed(self, received: bytes) -> None:
-        """Take in what has arrived."""
+        """Add received bytes."""
         if self._encoding == "deflate" and self._inflater is None and received:
-            # Most mean zlib's format, as the standard does, and some the bare one.
+            # Most servers mean zlib's format, as the standard does, and some the raw one.
             is_zlib = received[0] & 0x0F == zlib.DEFLATED
             self._inflater = zlib.decompressobj(zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
         self._received = received
 
     @property
     def has_more(self) -> bool:
-        """Whether there is more of what has arrived."""
+        """Whether received bytes are left."""
         return bool(self._received)
 
     def next_piece(self) -> bytes:
         """
-        Give the next piece of what has arrived, of a bounded size; empty where there is none.
+        Return the next piece of the received bytes, of limited size; empty if none is left.
 
         Raises:
-            openai.APIError: The body is too large, or not what its encoding says.
+            openai.APIError: The body is too large, or its encoding is wrong.
         """
         if self._encoding not in {"", "identity", "gzip", "x-gzip", "deflate"}:
             msg = (
@@ -111,7 +111,7 @@ class _Body:
         except zlib.error as exc:
             msg = f"is not {self._encoding}, as its header says: {exc}"
             raise self._error(msg) from exc
-        # What is behind the end of the compressed data is no part of the body.
+        # Bytes after the end of the compressed data do not belong to the body.
         self._received = b"" if self._inflater.eof else self._inflater.unconsumed_tail
         return piece
 
@@ -121,7 +121,7 @@ class _Body:
 
 
 class _Chunks:
-    """The body of a response as the client has it, with a checkpoint between two pieces."""
+    """The body of a response for an async client, with a checkpoint between two pieces."""
 
     def __init__(self, stream: Any, body: _Body) -> None:
         self._stream = stream
@@ -143,13 +143,13 @@ class _Chunks:
                     body.feed(await anext(self._chunks))
         except StopAsyncIteration:
             raise
-        except BaseException:  # restores what a failed read of the chunks themselves does
+        except BaseException:  # close the chunks, as a failed read of them does
             await self._end_chunks()  # noqa: ASYNC102 - it shields itself, and is cancelled at once
             raise
         return piece
 
     async def _end_chunks(self) -> None:
-        # A nest of async generators; a cancellation ends all of them, see `ResponseSource`.
+        # These are nested async generators; a cancellation ends all of them, see `ResponseSource`.
         with shielded_scope() as scope:
             scope.cancel()
             with contextlib.suppress(Exception):
@@ -161,7 +161,7 @@ class _Chunks:
 
 
 class _SyncChunks:
-    """The body of a response as the client has it."""
+    """The body of a response for a blocking client."""
 
     def __init__(self, stream: Any, body: _Body) -> None:
         self._stream = stream

@@ -1,4 +1,4 @@
-"""Network clients with owners: one for each run of an event loop, open while somebody holds it."""
+"""Network clients with owners: one for each run of an event loop, open while it is in use."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ if TYPE_CHECKING:
 
 # A client is a pool of connections that belong to one event loop: it must be closed in that loop,
 # before the loop ends, and cannot be used in another. A model object may outlive loops, be shared
-# by many steps, or be made in a step and forgotten, so the client cannot simply be a field of it.
+# by many steps, or be made in a step and dropped, so the client cannot simply be a field of it.
 #
-# Instead it is counted who holds it: every call and every open stream, every `async with llm`, and
-# every step that has made a call, until the step ends. The last to let go closes it. So
+# Instead holds on the client are counted: one for every call and every open stream, for every
+# `async with llm`, and for every step that has made a call, until the step ends. Closing the last
+# hold closes the client. So
 #
 # * calls in a loop share connections within a step and within `async with`;
-# * a step that makes its own model object and forgets it leaves nothing behind;
-# * a call outside of both closes its connection itself: safe first, fast where it has an owner.
+# * a step that makes a model object and drops it leaves nothing open;
+# * a call outside of both closes its connection itself: safe, and slower than with an owner.
 #
-# The other design, a client that lives until the loop ends, needs a hook at the end of the loop
-# that Trio does not have for libraries, and keeps connections of forgotten objects until then.
+# The alternative, a client that lives until the loop ends, would keep connections of dropped objects
+# until then.
 
-#: Closing is a matter of microseconds; a peer that makes it longer does not hold up a shutdown.
+#: Closing takes microseconds; a peer that delays it must not delay a shutdown.
 _CLOSE_SECONDS = 1.0
 
 
 class Client(Protocol):
-    """A network client that is closed in the loop it was used in."""
+    """A network client that is closed in the loop in which it was used."""
 
     async def close(self) -> None:
         """Close every connection."""
@@ -45,14 +46,14 @@ _C = TypeVar("_C", bound=Client)
 
 
 class _Run(Generic[_C]):
-    """The client of one run of an event loop, and who holds it."""
+    """The client of one run of an event loop, and the holds on it."""
 
     def __init__(self, make: Callable[[], _C], *, owned: bool) -> None:
         self._make = make
         self._owned = owned
         self._client: _C | None = None
         self.holds: set[Hold[_C]] = set()
-        self.block_holds: list[Hold[_C]] = []  # any of them stands for any block
+        self.block_holds: list[Hold[_C]] = []  # they are interchangeable
         self.step_holds: dict[int, Hold[_C]] = {}  # by the id of the step's clean-up list
 
     def client(self) -> _C:
@@ -73,25 +74,25 @@ class Hold(Generic[_C]):
     def __init__(self, run: _Run[_C], cleanup: CleanupList | None = None) -> None:
         self._run = run
         self._cleanup = cleanup
-        self._user: Callable[[], Closable | None] = _nobody
+        self._user: Callable[[], Closable | None] = _no_stream
         run.holds.add(self)
 
     @property
     def client(self) -> _C:
-        """The client, made when it is first asked for."""
+        """The client, made on first use."""
         return self._run.client()
 
     def used_by(self, stream: Closable) -> None:
-        """Say which stream is to be closed when the client is closed under it."""
+        """Set the stream to close before the client is closed."""
         self._user = weakref.ref(stream)
 
     @property
     def user(self) -> Closable | None:
-        """The stream that holds the client, if one does."""
+        """The stream that uses the client, if any."""
         return self._user()
 
     async def aclose(self) -> None:
-        """Let go; who lets go last closes the client. May be called twice."""
+        """Release the hold; the last one closes the client. May be called twice."""
         if self not in self._run.holds:
             return
         self._run.holds.remove(self)
@@ -103,7 +104,7 @@ class Hold(Generic[_C]):
             await self._run.close()
 
 
-def _nobody() -> None:
+def _no_stream() -> None:
     """Refer to no stream."""
 
 
@@ -112,8 +113,8 @@ class Clients(Generic[_C]):
     The clients of one model object, by event-loop run.
 
     Args:
-        make: Makes a client, in the loop that it is for.
-        owned: Otherwise what `make` gives is somebody else's to close.
+        make: Makes a client, in the event loop that will use it.
+        owned: Whether to close the client; not so if the user has passed it.
     """
 
     def __init__(self, make: Callable[[], _C], *, owned: bool = True) -> None:
@@ -125,7 +126,7 @@ class Clients(Generic[_C]):
         """
         Hold the client of the running loop until the result is closed.
 
-        In a step this also has the step hold it, until the step ends.
+        In a step the step also holds it, until the step ends.
         """
         return Hold(self._current())
 
@@ -135,7 +136,7 @@ class Clients(Generic[_C]):
         run.block_holds.append(Hold(run))
 
     def leave_block(self) -> Hold[_C] | None:
-        """Give what `enter_block` held, to be closed; ``None`` after `aclose` has closed it."""
+        """Return the hold of `enter_block`, to be closed; ``None`` after `aclose` has closed it."""
         run = self._runs.get(current_backend().current_loop())
         return run.block_holds.pop() if run is not None and run.block_holds else None
 
@@ -145,14 +146,14 @@ class Clients(Generic[_C]):
         if run is None:
             run = self._runs[key] = _Run(self._make, owned=self._owned)
         cleanup = current_cleanup.get()
-        # The hold keeps the list alive, so its id cannot come to mean another one.
+        # The hold keeps the list alive, so its id cannot be reused.
         if cleanup is not None and id(cleanup) not in run.step_holds:
             run.step_holds[id(cleanup)] = step_hold = Hold(run, cleanup)
             cleanup.add(step_hold)
         return run
 
     async def aclose(self) -> None:
-        """Close the client of the running loop, and the open streams before it, held or not."""
+        """Close the open streams of the running loop, and then its client, despite holds."""
         run = self._runs.pop(current_backend().current_loop(), None)
         if run is None:
             return

@@ -67,10 +67,10 @@ class _Request(msgspec.Struct):
 
 def check(body: object) -> Mapping[str, Any]:
     """
-    Return the body of a request if its values are what the API takes.
+    Return the body of a request if the API accepts its values.
 
     Raises:
-        ValueError: They are not; the text says which and why.
+        ValueError: It does not; the message says which value and why.
     """
     try:
         request = msgspec.convert(body, _Request)
@@ -90,7 +90,7 @@ def check(body: object) -> Mapping[str, Any]:
 
 def _check_message(number: int, message: dict[str, Any]) -> None:
     try:
-        # Only an assistant may say nothing: it has called a tool.
+        # Only an assistant's message may be empty: it has called a tool.
         is_assistant = message.get("role") == "assistant"
         msgspec.convert(message, _AssistantMessage if is_assistant else _Message)
     except msgspec.ValidationError as exc:
@@ -100,10 +100,10 @@ def _check_message(number: int, message: dict[str, Any]) -> None:
 
 def is_own_host(header: str, bound_to: str) -> bool:
     """
-    Tell whether a ``Host`` header names a server that listens at the address ``bound_to``.
+    Return whether a ``Host`` header names a server that listens at the address ``bound_to``.
 
-    A page in a browser can have a name of its own resolve to this machine, and so read the replies
-    of a server that takes every name; it cannot have its requests name an address.
+    A web page can make a domain name resolve to this machine, and so read the replies of a server
+    that accepts every name. It cannot make the browser send an address as the host.
     """
     name, _, port = header.rpartition(":") if not header.endswith("]") else (header, "", "")
     if not name or (port and not port.isdigit()):

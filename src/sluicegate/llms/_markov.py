@@ -1,4 +1,4 @@
-"""A writer that knows one book: the stand-in for a language model of the local server."""
+"""A Markov chain that writes the replies of the local server."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ if TYPE_CHECKING:
 _NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _PARAGRAPHS = re.compile(rf"\b(\d+|{'|'.join(_NUMBERS)})\s+paragraphs?\b", re.IGNORECASE)
 _MOST_PARAGRAPHS = 100
-_MOST_WORDS = 60  # in a sentence; a chain may go in circles
+_MOST_WORDS = 60  # in a sentence, because a chain may repeat itself
 _SENTENCE_END = (".", "?", "!")
 
 
 class MarkovWriter:
     """
-    Writes by rolling dice: which word comes next is decided by the two before it and by chance.
+    Writes text in which each word depends on the two before it and on chance.
 
-    Nothing in here understands anything. The same seed and prompt give the same text, in every
-    process and on every platform.
+    The same seed and prompt give the same text, in every process and on every platform.
     """
 
     def __init__(self, seed: object, prompt: str) -> None:
@@ -34,7 +33,7 @@ class MarkovWriter:
         self._prompt = prompt
 
     def tokens(self) -> Iterator[str]:
-        """Give a reply word by word, each with the space before it, as models' tokens have it."""
+        """Yield a reply word by word, each with its preceding space, like the tokens of models."""
         for number in range(paragraphs_asked_for(self._prompt)):
             space = "\n\n" if number else ""
             for _ in range(self._dice.randint(3, 6)):
@@ -43,7 +42,7 @@ class MarkovWriter:
                     space = " "
 
     def sentence(self) -> Iterator[str]:
-        """Give the words of one sentence."""
+        """Yield the words of one sentence."""
         openings, followers = _chain()
         pair = self._dice.choice(openings)
         yield from pair
@@ -54,7 +53,7 @@ class MarkovWriter:
             yield pair[1]
 
     def value(self, schema: Mapping[str, Any]) -> Any:
-        """Make up a value that a JSON schema allows, for the arguments of a tool."""
+        """Make a value that matches a JSON schema, as an argument of a tool."""
         if choices := schema.get("enum"):
             return self._dice.choice(choices)
         match schema.get("type", "object"):
@@ -73,7 +72,7 @@ class MarkovWriter:
 
 
 def paragraphs_asked_for(prompt: str) -> int:
-    """Read out of a prompt how long the reply is to be: "the first 3 paragraphs of ..."."""
+    """Return the length of the reply that a prompt asks for: "the first 3 paragraphs of ..."."""
     found = _PARAGRAPHS.search(prompt)
     if found is None:
         return 1
@@ -87,13 +86,13 @@ def _chain() -> tuple[list[tuple[str, str]], dict[tuple[str, str], list[str]]]:
     openings: list[tuple[str, str]] = []
     followers: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     text = files(__package__).joinpath("pages.txt").read_text("utf-8")
-    # Quotation marks would end up without their partners.
+    # Quotation marks would appear unpaired.
     for page in text.replace('"', "").split("\n\n"):
         words = page.split()
         openings.append((words[0], words[1]))
         for first, second, third in zip(words, words[1:], words[2:], strict=False):
             followers[first, second].append(third)
-            # After '"Why?" asked the boy' the sentence goes on, and that is no way to begin one.
+            # In '"Why?" asked the boy' the sentence continues after the question mark.
             if first.endswith(_SENTENCE_END) and second[0].isupper():
                 openings.append((second, third))
     return openings, dict(followers)

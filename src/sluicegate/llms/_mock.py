@@ -1,4 +1,4 @@
-"""A language model that says what it is told to: for tests, examples and documentation."""
+"""A language model with scripted replies, for tests, examples and documentation."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ _TOKEN = re.compile(r"\s*\S+|\s+$")
 
 class MockLLM:
     """
-    A model that answers from a script, or with the user's own words when the script is over.
+    A model that answers from a script, and repeats the user's message after the script's end.
 
     ::
 
         llm = MockLLM(["First reply.", TimeoutError("no second")], delay=0.01)
 
     Args:
-        replies: One for each request, in order: a text, a `ToolCall` or several, a `ChatMessage`,
-            or an exception, which is raised instead. Requests beyond the last are echoed.
-        delay: Seconds before each token, on the event loop's clock, so that a test's clock may
-            drive it. Without it every token is a checkpoint still.
-        fail_after: Raise this many tokens into each reply, for a failure in mid-stream.
-        error: What `fail_after` raises; a `ConnectionError` unless given.
-        model: The name to go by.
+        replies: One reply to each request, in order: a text, a `ToolCall` or several, a
+            `ChatMessage`, or an exception to raise. Further requests are answered with the user's
+            message.
+        delay: Seconds before each token, on the event loop's clock, so that a test's clock can
+            drive it. With 0 every token is still a checkpoint.
+        fail_after: Raise after this number of tokens of each reply, to test a failure mid-stream.
+        error: The exception that `fail_after` raises; by default a `ConnectionError`.
+        model: The name of the model.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class MockLLM:
         self.model = model
         self.delay = delay
         self.fail_after = fail_after
-        self.error: BaseException = error or ConnectionError("the mock was told to fail")
+        self.error: BaseException = error or ConnectionError("a scripted failure of MockLLM")
         self._replies: deque[Reply] = deque(replies)
 
         self.requests: list[tuple[ChatMessage, ...]] = []
@@ -70,38 +71,38 @@ class MockLLM:
         """The options of every request so far."""
 
         self.open_streams = 0
-        """How many streams have been opened and not yet closed."""
+        """The number of open streams."""
 
     def __repr__(self) -> str:
         return f"<MockLLM {len(self.requests)} requests, {len(self._replies)} replies left>"
 
     @property
     def prompts(self) -> list[str]:
-        """What the user last said in each request so far."""
+        """The last message of the user in each request so far."""
         return [messages[-1].text if messages else "" for messages in self.requests]
 
     async def acomplete(self, prompt: str, **kwargs: Any) -> CompletionResponse:
-        """Give the next reply whole, after all of its delays."""
+        """Return the whole next reply, after all of its delays."""
         return (await self._whole(self._ask_prompt(prompt, kwargs))).completion()
 
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """Give the next reply whole, after all of its delays."""
+        """Return the whole next reply, after all of its delays."""
         return (await self._whole(self._ask(messages, kwargs))).chat()
 
     async def astream_complete(self, prompt: str, **kwargs: Any) -> CompletionStream:
-        """Give the next reply token by token."""
+        """Return the next reply as a stream of tokens."""
         source = self._ask_prompt(prompt, kwargs)
         await current_backend().checkpoint()
         return CompletionStream(source.opened())
 
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatStream:
-        """Give the next reply token by token."""
+        """Return the next reply as a stream of tokens."""
         source = self._ask(messages, kwargs)
         await current_backend().checkpoint()
         return ChatStream(source.opened())
 
     async def aclose(self) -> None:
-        """Do nothing: there is nothing to close but streams, which have their owners."""
+        """Do nothing but a checkpoint, because streams have their own owners."""
         await current_backend().checkpoint()
 
     async def __aenter__(self) -> Self:
@@ -116,7 +117,7 @@ class MockLLM:
         await self.aclose()
 
     def _ask_prompt(self, prompt: str, kwargs: dict[str, Any]) -> _Script:
-        from_prompt(prompt, None)  # refuses what the real thing refuses
+        from_prompt(prompt, None)  # refuses the same arguments as a real model
         return self._ask([ChatMessage(content=prompt)], kwargs)
 
     def _ask(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> _Script:

@@ -1,4 +1,4 @@
-"""A streamed response of the openai SDK, read and closed so that nothing is left behind."""
+"""Responses of the openai SDK, read and closed so that nothing stays open."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ if TYPE_CHECKING:
     from ._clients import Hold
 
 
-# openai 2 is built on httpx, openai 3 on httpx2; both hand out their response object, and the
-# names used of it are the same. The SDK's own iterator over it is a nest of async generators: an
-# outer one that stops early leaves the inner ones to the garbage collector, which closes the
-# connection late, and Trio warns about each. So the bytes are read here.
+# openai 2 is built on httpx, openai 3 on httpx2; both give access to the response object, with the
+# same names. The SDK's own iterator over it consists of nested async generators. If the outer one
+# stops early, the inner ones are closed by the garbage collector, which closes the connection late,
+# and Trio warns about each. So the bytes are read here.
 
-#: How long the end of a response may take after the last event before the connection is given up.
+#: Seconds to wait for the end of a response after its last event, before the connection is closed.
 _END_SECONDS = 0.1
 
-#: Closing is a matter of microseconds; a peer that makes it longer does not hold up a step's end.
+#: Closing takes microseconds; a peer that delays it must not delay the end of a step.
 _CLOSE_SECONDS = 1.0
 
 _END = "[DONE]"
 
-#: So many characters of what is not a reply are shown in an error, and so many of an error's own.
+#: The number of characters that an error shows of an invalid reply, and of a server's error.
 _SHOWN = 200
 _MOST_SHOWN = 2000
 
@@ -61,7 +61,7 @@ _R = TypeVar("_R", CompletionResponse, ChatResponse)
 
 
 class EventReader:
-    """The bytes of a response, read as pieces of a reply."""
+    """Reads the bytes of a response as pieces of a reply."""
 
     def __init__(self, response: Any) -> None:
         self._response = response
@@ -70,15 +70,15 @@ class EventReader:
         self._beginning = b""
         self._has_events = False
         self._events: deque[str] = deque()
-        self._finished = False  # the model has said why it stopped
+        self._finished = False  # a finish reason was received
         self.at_end = False
 
     def feed(self, received: bytes) -> None:
         """
-        Take in what has arrived.
+        Add received bytes.
 
         Raises:
-            openai.APIError: It is an event that is too large.
+            openai.APIError: An event is too large.
         """
         if not self._has_events and len(self._beginning) < _SHOWN:
             self._beginning += received[:_SHOWN]
@@ -94,11 +94,11 @@ class EventReader:
 
     def feed_end(self) -> None:
         """
-        Take in that nothing more will arrive.
+        Note the end of the response.
 
         Raises:
-            openai.APIConnectionError: That is too early: the reply is not complete.
-            openai.APIResponseValidationError: There was no event, and it is no stream of events.
+            openai.APIConnectionError: The reply is not complete.
+            openai.APIResponseValidationError: The response had no event, and is no event stream.
         """
         self._take(self._decoder.flush())
         if self._events:
@@ -113,10 +113,10 @@ class EventReader:
 
     def next_piece(self) -> Piece | None:
         """
-        Give the next piece; ``None`` when bytes are wanted first, or at the end.
+        Return the next piece; ``None`` if more bytes are needed, or at the end.
 
         Raises:
-            openai.APIError: The server reports an error, or writes what is not the chat format.
+            openai.APIError: The server reports an error, or does not use the chat format.
         """
         if not self._events or self.at_end:
             return None
@@ -133,7 +133,7 @@ class EventReader:
             chunk: object = json.loads(data)
             fields = cast("dict[str, Any]", chunk) if isinstance(chunk, dict) else None
             if fields is not None and not fields.get("error"):
-                # `model_construct` is what the SDK itself does: it takes a chunk as it was sent.
+                # Like the SDK, `model_construct` accepts a chunk without validation.
                 return to_piece(fields, ChatCompletionChunk.model_construct(**fields))
         except RecursionError as exc:
             raise self._bad_event(data, "is nested too deeply") from exc
@@ -152,7 +152,7 @@ class EventReader:
 
 def read_whole(response: Any) -> dict[str, Any]:
     """
-    Read a reply that came in one.
+    Read a reply that was received whole.
 
     Raises:
         openai.APIError: The server reports an error with a status of success.
@@ -176,7 +176,7 @@ def read_whole(response: Any) -> dict[str, Any]:
 
 
 def to_completion(fields: dict[str, Any]) -> ChatCompletion | None:
-    """Make the SDK's object of a reply; None where it is nested too deeply for that."""
+    """Make the SDK's object for a reply; None if the reply is nested too deeply."""
     try:
         return ChatCompletion.model_construct(**fields)
     except RecursionError:
@@ -184,7 +184,7 @@ def to_completion(fields: dict[str, Any]) -> ChatCompletion | None:
 
 
 def no_reply(response: Any, text: str, expected: str) -> openai.APIResponseValidationError:
-    """Make the error of a response that is something else than a model's reply."""
+    """Make the error for a response that is not a model's reply."""
     kind = content_type(response) or "no content type"
     msg = (
         f"{response.request.url} answered {response.status_code} with {kind}: {text[:_SHOWN]!r}; "
@@ -195,7 +195,7 @@ def no_reply(response: Any, text: str, expected: str) -> openai.APIResponseValid
 
 
 def server_error(request: Any, error: object) -> openai.APIError:
-    """Make the error that a server reports in a response of success."""
+    """Make the error that a server reports in a response with a status of success."""
     return openai.APIError(_error_text(error), request, body=error)
 
 
@@ -205,7 +205,7 @@ def _error_text(error: object) -> str:
 
 
 class ResponseSource:
-    """The pieces of a reply out of a response; closing it closes the connection, on every path."""
+    """The pieces of a reply from a response; closing it always closes the connection."""
 
     def __init__(self, response: Any, hold: Hold[openai.AsyncOpenAI]) -> None:
         self._response = response
@@ -230,7 +230,7 @@ class ResponseSource:
         return piece
 
     async def aclose(self) -> None:
-        """Close the connection, or give it back when the whole response has been read."""
+        """Close the connection, or return it to the pool if the whole response was read."""
         if self._closed:
             return
         self._closed = True
@@ -241,10 +241,10 @@ class ResponseSource:
 
     async def _finish(self) -> None:
         # `aiter_bytes` is the outermost of five async generators that read from each other. Closing
-        # it would end it alone. Going on inside a cancelled scope ends all of them: the cancellation
-        # is raised where the innermost waits for the socket, and each of them closes what it holds
-        # while it passes, from the inside out. After the last event there is only the end of the
-        # response left to read, and reading it gives the connection back to the pool.
+        # it would end only that one. Iterating in a cancelled scope ends all of them: the innermost
+        # raises the cancellation where it waits for the socket, and each one closes its resources
+        # as the exception passes. After the last event only the end of the response is left to
+        # read, and reading it returns the connection to the pool.
         with shielded_scope(_END_SECONDS) as scope:
             if not self._reader.at_end:
                 scope.cancel()
@@ -256,7 +256,7 @@ class ResponseSource:
 
 
 class _SyncStream(Generic[_R]):
-    """What both kinds of blocking stream are: an iterator, closed by ``with`` or when dropped."""
+    """The base of both kinds of blocking stream: an iterator, closed by ``with`` or on deletion."""
 
     def __init__(self, response: Any) -> None:
         self._http_response = response
@@ -271,7 +271,7 @@ class _SyncStream(Generic[_R]):
 
     @property
     def response(self) -> _R | None:
-        """The last reply that the stream gave, which has all of the text until then."""
+        """The last reply that the stream yielded, with the whole text so far."""
         return self._response
 
     def __iter__(self) -> Self:
@@ -285,7 +285,7 @@ class _SyncStream(Generic[_R]):
             raise StreamClosedError(msg)
         try:
             piece = self._receive()
-        except BaseException:  # restores the promise: a stream that failed holds no connection
+        except BaseException:  # a stream that failed must hold no connection
             self.close()
             raise
         if piece is None:
@@ -333,14 +333,14 @@ class _SyncStream(Generic[_R]):
 
 
 class SyncCompletionStream(_SyncStream[CompletionResponse]):
-    """The stream of `CompletionResponse` that ``llm.stream_complete(prompt)`` gives."""
+    """The stream of `CompletionResponse` from ``llm.stream_complete(prompt)``."""
 
     def _so_far(self) -> CompletionResponse:
         return self._assembly.completion()
 
 
 class SyncChatStream(_SyncStream[ChatResponse]):
-    """The stream of `ChatResponse` that ``llm.stream_chat(messages)`` gives."""
+    """The stream of `ChatResponse` from ``llm.stream_chat(messages)``."""
 
     def _so_far(self) -> ChatResponse:
         return self._assembly.chat()
@@ -348,7 +348,7 @@ class SyncChatStream(_SyncStream[ChatResponse]):
 
 @contextlib.contextmanager
 def own_errors() -> Generator[None]:
-    """Have what `bound` raises come out of a request as itself: openai 2 wraps whatever it meets."""
+    """Raise the errors of `bound` unchanged; openai 2 wraps every exception of a hook."""
     try:
         yield
     except openai.APIConnectionError as exc:
@@ -359,7 +359,7 @@ def own_errors() -> Generator[None]:
 
 @contextlib.contextmanager
 def translated_errors(response: Any) -> Generator[None]:
-    """Have a broken connection come out of a stream as the SDK has it come out of a request."""
+    """Raise the SDK's exceptions for a connection that breaks while a stream is read."""
     http = library_of(type(response))
     try:
         yield
@@ -370,12 +370,12 @@ def translated_errors(response: Any) -> Generator[None]:
 
 
 def network_errors(response: Any) -> tuple[type[Exception], ...]:
-    """List what reading ``response`` raises when the connection is not what it should be."""
+    """Return the exceptions that reading ``response`` raises when the connection is broken."""
     return (library_of(type(response)).RequestError, ssl.SSLError)
 
 
 def make_http_client() -> Any:
-    """Make what sends the requests of the async calls: the SDK's own, which bounds what it reads."""
+    """Make the client for the async calls: the SDK's own, with a limit on the size of replies."""
     return openai.DefaultAsyncHttpxClient(
         verify=_shared_ssl(),
         headers={"accept-encoding": ENCODINGS},
@@ -384,14 +384,14 @@ def make_http_client() -> Any:
 
 
 def make_sync_http_client() -> Any:
-    """Do as `make_http_client` does for the blocking calls; the client closes when it is dropped."""
+    """Make the client for the blocking calls, which closes when it is deleted."""
     return _SyncHttpClient(
         headers={"accept-encoding": ENCODINGS}, event_hooks={"response": [bound_sync]}
     )
 
 
 class _SyncHttpClient(openai.DefaultHttpxClient):
-    """Closes when it is dropped, as the one that the SDK makes for itself does."""
+    """Closes when it is deleted, like the client that the SDK makes for itself."""
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
@@ -400,6 +400,6 @@ class _SyncHttpClient(openai.DefaultHttpxClient):
 
 @functools.cache
 def _shared_ssl() -> ssl.SSLContext:
-    """Make the TLS context that all clients share; making one takes longer than a whole request."""
+    """Make the TLS context for all clients; making one takes longer than a whole request."""
     context: ssl.SSLContext = library_of(openai.DefaultAsyncHttpxClient).create_ssl_context()
     return context

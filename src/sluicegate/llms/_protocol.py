@@ -1,4 +1,4 @@
-"""What a step may expect of a language model, whoever makes it."""
+"""The interface of a language model."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 @runtime_checkable
 class LLM(Protocol):
     """
-    A language model, asked from a task.
+    A language model, for calls from a task.
 
     The four calls are checkpoints, may be made from any number of tasks at once, and leave no
-    connection behind when they are cancelled. ``kwargs`` are options of the one request; which
-    there are is the model's business.
+    connection open when they are cancelled. ``kwargs`` are options of the single request; each
+    model has its own.
     """
 
     @property
@@ -28,21 +28,21 @@ class LLM(Protocol):
         ...
 
     async def acomplete(self, prompt: str, **kwargs: Any) -> CompletionResponse:
-        """Go on from ``prompt``; give the whole reply."""
+        """Complete ``prompt``; return the whole reply."""
         ...
 
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """Take a turn after ``messages``; give the whole reply."""
+        """Reply to ``messages``; return the whole reply."""
         ...
 
     async def astream_complete(self, prompt: str, **kwargs: Any) -> CompletionStream:
-        """Go on from ``prompt``; ``await`` gives the stream, ``async for`` the reply so far."""
+        """Complete ``prompt``; ``await`` returns the stream, ``async for`` yields the reply so far."""
         ...
 
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatStream:
-        """Take a turn after ``messages``; ``await`` gives the stream, ``async for`` the reply."""
+        """Reply to ``messages``; ``await`` returns the stream, ``async for`` yields the reply."""
         ...
 
     async def aclose(self) -> None:
-        """Close what is open in the running event loop; works in a cancelled scope."""
+        """Close all connections of the running event loop; works in a cancelled scope."""
         ...

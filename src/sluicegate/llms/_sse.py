@@ -1,4 +1,4 @@
-"""Server-sent events: the data of each event out of the bytes of a response."""
+"""Server-sent events: reads the data of each event from the bytes of a response."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import re
 from math import inf
 
 
-# The three line ends of the event stream format. `str.splitlines` knows eight more, among them
-# U+2028, which JSON may contain as it is.
+# The three line ends of the event stream format. `str.splitlines` has eight more, among them U+2028,
+# which JSON text may contain.
 _LINE_END = re.compile("\r\n|\r|\n")
 
 
 class EventTooLargeError(Exception):
-    """Raised when an event has more characters than it may have."""
+    """Raised when an event has more characters than the limit."""
 
 
 class EventDecoder:
     """
-    Takes the bytes as they arrive, in pieces cut anywhere, and gives the ``data`` of whole events.
+    Accepts the bytes as they arrive, cut at any place, and returns the ``data`` of whole events.
 
-    Its time is linear in what it takes, however long a line is. An event of more than ``most``
-    characters is refused.
+    Its time is linear in the number of bytes, however long a line is. An event of more than
+    ``most`` characters is refused.
 
-    Comments (which servers send to keep a connection alive), ``event``, ``id`` and ``retry`` lines
-    are passed over: the API at hand puts everything into the data.
+    Comments (which servers send to keep a connection alive) and ``event``, ``id`` and ``retry``
+    lines are ignored, because this API puts everything into the data.
     """
 
     def __init__(self, most: float = inf) -> None:
@@ -37,18 +37,18 @@ class EventDecoder:
 
     def feed(self, received: bytes) -> list[str]:
         """
-        Give the data of the events that ``received`` completes.
+        Return the data of the events that ``received`` completes.
 
         Raises:
-            EventTooLargeError: The event being read is.
+            EventTooLargeError: The current event is too large.
         """
         return self._take(self._decoder.decode(received))
 
     def flush(self) -> list[str]:
         """
-        Give the data of an event that the end of the stream cuts short of its blank line.
+        Return the data of an event at the end of the stream that lacks its blank line.
 
-        The standard says to drop it; servers that forget the last line end mean it.
+        The standard drops such an event, but some servers omit the last line end.
         """
         return self._take(self._decoder.decode(b"", final=True) + "\n\n")
 

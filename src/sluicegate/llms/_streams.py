@@ -1,4 +1,4 @@
-"""Streams of replies: plain iterators with one owner, closed at the latest with their step."""
+"""Streams of replies: iterators with one owner, closed no later than their step."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ _R = TypeVar("_R", CompletionResponse, ChatResponse)
 
 
 class Source(Protocol):
-    """Where the pieces of a reply come from."""
+    """The source of the pieces of a reply."""
 
     async def receive(self) -> Piece | None:
-        """Wait for the next piece; ``None`` is the end. A cancellation in here breaks the source."""
+        """Wait for the next piece; ``None`` is the end. A cancellation breaks the source."""
         ...
 
     async def aclose(self) -> None:
-        """Release everything at once, in a cancelled scope too. May be called twice."""
+        """Release everything at once, even in a cancelled scope. May be called twice."""
         ...
 
 
 class _Stream(Generic[_R]):
     """
-    What both kinds of stream are: an iterator that releases its connection on every way out.
+    The base of both kinds of stream: an iterator that releases its connection however it ends.
 
-    An object and not an async generator: a generator that is left half-way keeps the connection
-    open, and the model writing, until the garbage collector comes by.
+    It is not an async generator, because a generator that is left early keeps the connection open,
+    and the model writing, until it is garbage-collected.
 
     How it ends:
 
-    * read to its end, failed, or cancelled while waiting: closed before the caller is told;
+    * read to its end, failed, or cancelled while waiting: closed before the call returns or raises;
     * left early: closed by `aclose`, by ``async with``, or by the end of the workflow step that
       opened it, whichever comes first. Outside of a step use ``async with``;
     * closed while another task waits for the next reply: that task gets `StreamClosedError`.
@@ -58,7 +58,7 @@ class _Stream(Generic[_R]):
         self._reader: tuple[Any, Any] | None = None
         self._closed = False
         self._at_end = False
-        # The end of a step may come in another context, so the list is kept and not looked up.
+        # The step may end in another context, so the list is stored here.
         self._cleanup = current_cleanup.get()
         if self._cleanup is not None:
             self._cleanup.add(self)
@@ -68,12 +68,12 @@ class _Stream(Generic[_R]):
 
     @property
     def response(self) -> _R | None:
-        """The last reply that the stream gave, which has all of the text until then."""
+        """The last reply that the stream yielded, with the whole text so far."""
         return self._response
 
     @property
     def text(self) -> str:
-        """All of the text until now, which is also ``str(stream)``."""
+        """The text so far, which is also ``str(stream)``."""
         return self._assembly.text
 
     def __str__(self) -> str:
@@ -115,7 +115,7 @@ class _Stream(Generic[_R]):
         try:
             with scope:
                 piece = await self._source.receive()
-        except BaseException:  # restores the promise: failed or cancelled, the connection is gone
+        except BaseException:  # however reading ends, the connection has to be closed
             self._reader = None
             try:
                 await self.aclose()
@@ -132,8 +132,8 @@ class _Stream(Generic[_R]):
         """
         Close the connection at once; the server stops writing. May be called twice, from any task.
 
-        Not a checkpoint that can be cancelled: also in a cancelled scope the connection is closed
-        when this returns, and the cancellation is seen at the next checkpoint.
+        It cannot be cancelled: even in a cancelled scope the connection is closed when this
+        returns, and the next checkpoint raises the cancellation.
         """
         reader, self._closed = self._reader, True
         try:
@@ -181,14 +181,14 @@ class _Stream(Generic[_R]):
 
 
 class CompletionStream(_Stream[CompletionResponse]):
-    """The stream of `CompletionResponse` that ``await llm.astream_complete(prompt)`` gives."""
+    """The stream of `CompletionResponse` from ``await llm.astream_complete(prompt)``."""
 
     def _so_far(self) -> CompletionResponse:
         return self._assembly.completion()
 
 
 class ChatStream(_Stream[ChatResponse]):
-    """The stream of `ChatResponse` that ``await llm.astream_chat(messages)`` gives."""
+    """The stream of `ChatResponse` from ``await llm.astream_chat(messages)``."""
 
     def _so_far(self) -> ChatResponse:
         return self._assembly.chat()

@@ -1,4 +1,4 @@
-"""Messages and replies: what goes to a language model, and what comes back."""
+"""Messages to a language model, and its replies."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import attrs
 import trio
 
 
-#: Text, or a list of parts in OpenAI's shape (``{"type": "image_url", ...}``) for what is not text.
+#: Text, or a list of parts in OpenAI's form (``{"type": "image_url", ...}``) for other content.
 Content: TypeAlias = str | Sequence[Mapping[str, Any]]
 
-#: So many characters of what a model wrote are shown in an error.
+#: The number of characters of a model's text that an error shows.
 _SHOWN = 200
 
 
 class StreamClosedError(trio.ClosedResourceError):
-    """Raised when a stream of replies is read that has been closed before its end."""
+    """Raised when a stream of replies is read that was closed before its end."""
 
 
 class MessageRole(StrEnum):
-    """Who speaks."""
+    """The author of a message."""
 
     SYSTEM = "system"
     DEVELOPER = "developer"
@@ -35,13 +35,13 @@ class MessageRole(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class ToolCall:
-    """A model's wish to have a function called."""
+    """A model's request to call a function."""
 
     id: str = ""
-    """Goes back as the ``tool_call_id`` of the message that carries the function's result."""
+    """The ``tool_call_id`` of the message with the function's result."""
 
     name: str = ""
-    """The function, as named in the request's ``tools``."""
+    """The name of the function in the request's ``tools``."""
 
     arguments: str = ""
     """The arguments as the model wrote them: JSON text, incomplete until the stream has ended."""
@@ -49,10 +49,10 @@ class ToolCall:
     @property
     def parsed(self) -> Any:
         """
-        The arguments as Python objects; no text at all counts as no arguments, ``{}``.
+        The arguments as Python objects; ``{}`` if the text is empty.
 
         Raises:
-            ValueError: What the model wrote is not JSON.
+            ValueError: The text of the model is not JSON.
         """
         if not self.arguments.strip():
             return {}
@@ -68,17 +68,17 @@ class ToolCall:
 
 @attrs.frozen(kw_only=True)
 class Usage:
-    """What a request cost, in tokens, as the server counted them."""
+    """The number of tokens of a request, as the server counted them."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
 
     reasoning_tokens: int = 0
-    """The part of `completion_tokens` that went into reasoning nobody is shown."""
+    """The part of `completion_tokens` used for hidden reasoning."""
 
     cached_tokens: int = 0
-    """The part of `prompt_tokens` that the server had seen before."""
+    """The part of `prompt_tokens` that the server had cached."""
 
 
 def _to_calls(calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
@@ -86,7 +86,7 @@ def _to_calls(calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
 
 
 def _to_dict(fields: Mapping[str, Any]) -> dict[str, Any]:
-    # A read-only view could not be pickled, copied or kept in a snapshot.
+    # A read-only view could not be pickled, copied or stored in a snapshot.
     return dict(fields)
 
 
@@ -107,10 +107,10 @@ class ChatMessage:
     content: Content = attrs.field(default="", converter=_to_content)
 
     name: str | None = attrs.field(default=None, kw_only=True)
-    """Tells speakers of the same role apart."""
+    """Distinguishes authors with the same role."""
 
     tool_calls: Sequence[ToolCall] = attrs.field(default=(), converter=_to_calls, kw_only=True)
-    """What an assistant wants called."""
+    """The calls that an assistant requests."""
 
     tool_call_id: str | None = attrs.field(default=None, kw_only=True)
     """The call that a ``tool`` message answers."""
@@ -122,7 +122,7 @@ class ChatMessage:
 
     @property
     def text(self) -> str:
-        """The content without what is not text."""
+        """The text of the content."""
         if isinstance(self.content, str):
             return self.content
         texts = (part.get("text", "") for part in self.content if part.get("type") == "text")
@@ -134,33 +134,33 @@ class ChatMessage:
 
 @attrs.frozen(kw_only=True)
 class _Response:
-    """What both kinds of reply have in common."""
+    """The common fields of both kinds of reply."""
 
     delta: str = ""
-    """The text that this piece of a stream adds; never ``None``, and empty in a reply got whole."""
+    """The text that this piece of a stream adds; never ``None``, empty in a reply received whole."""
 
     reasoning: str = ""
-    """The reasoning so far, where the model shows it."""
+    """The reasoning so far, if the model shows it."""
 
     reasoning_delta: str = ""
     """The reasoning that this piece of a stream adds."""
 
     usage: Usage | None = None
-    """Known at the end only, and not from every server."""
+    """Known only at the end, and not sent by every server."""
 
     finish_reason: str | None = None
     """``"stop"``, ``"length"``, ``"tool_calls"``, ...; ``None`` while the model is writing."""
 
     model: str = ""
-    """The model that wrote, by the server's own account."""
+    """The name of the model, as the server reports it."""
 
     raw: Any = attrs.field(default=None, repr=False, eq=False)
-    """What the server sent, as an object of the ``openai`` package."""
+    """The server's reply, as an object of the ``openai`` package."""
 
     additional_kwargs: Mapping[str, Any] = attrs.field(
         factory=dict[str, Any], converter=_to_dict, repr=False, eq=False
     )
-    """The token counts once more, under the names that programs for LlamaIndex look for."""
+    """The token counts again, under the names that programs for LlamaIndex use."""
 
 
 @attrs.frozen(kw_only=True)
@@ -168,10 +168,10 @@ class CompletionResponse(_Response):
     """A completion, whole or so far; ``str(response)`` is its text."""
 
     text: str = ""
-    """All of the text so far."""
+    """The text so far."""
 
     tool_calls: Sequence[ToolCall] = attrs.field(default=(), converter=_to_calls)
-    """What the model wants called, put together from all pieces so far."""
+    """The calls that the model requests, joined from all pieces so far."""
 
     def __str__(self) -> str:
         return self.text
@@ -182,16 +182,16 @@ class ChatResponse(_Response):
     """An assistant's turn, whole or so far; ``str(response)`` is ``"assistant: ..."``."""
 
     message: ChatMessage
-    """All of the turn so far, ready to be appended to the conversation."""
+    """The whole turn so far, ready to be appended to the conversation."""
 
     @property
     def text(self) -> str:
-        """All of the message's text so far."""
+        """The text of the message so far."""
         return self.message.text
 
     @property
     def tool_calls(self) -> Sequence[ToolCall]:
-        """What the model wants called, put together from all pieces so far."""
+        """The calls that the model requests, joined from all pieces so far."""
         return self.message.tool_calls
 
     def __str__(self) -> str:

@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 
-# Servers differ in everything that is optional, and in some of what is not. So chunks are read as
-# the dicts they are, taking nothing for granted, and not through a model that requires fields.
+# Servers differ in all optional fields, and in some required ones. So chunks are read as dicts, each
+# of whose fields may be missing, and not through a model that requires fields.
 
-#: Models that refuse `max_tokens` and want `max_completion_tokens`.
+#: Models that refuse `max_tokens` and need `max_completion_tokens`.
 _REASONING_MODEL = re.compile(r"(o\d|gpt-5)")
 
 
 def max_tokens_name(model: str) -> str:
-    """Name the option that limits a reply of ``model``."""
+    """Return the name of the option that limits a reply of ``model``."""
     return "max_completion_tokens" if _REASONING_MODEL.match(model) else "max_tokens"
 
 
 def from_prompt(prompt: str, system_prompt: str | None) -> list[dict[str, Any]]:
-    """Make the messages that ask for a completion of ``prompt``."""
+    """Make the messages of a request to complete ``prompt``."""
     if not isinstance(prompt, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         msg = (
             f"a prompt is a str, got {type(prompt).__name__}; "
@@ -40,7 +40,7 @@ def from_prompt(prompt: str, system_prompt: str | None) -> list[dict[str, Any]]:
 def from_messages(
     messages: Iterable[ChatMessage], system_prompt: str | None
 ) -> list[dict[str, Any]]:
-    """Make the ``messages`` of a request, the system prompt first unless they have their own."""
+    """Make the ``messages`` of a request, with the system prompt first unless they contain one."""
     if isinstance(messages, str | ChatMessage):
         msg = (
             f"messages are a list of ChatMessage, got one {type(messages).__name__}; "
@@ -92,7 +92,7 @@ def to_piece(data: Mapping[str, Any], raw: object) -> Piece:
 
 
 def _first_choice(choices: object) -> Mapping[str, Any]:
-    # The chunk with the usage has no choices; with n > 1 the others are in `raw` for who asked.
+    # The chunk with the usage has no choices; with n > 1 the other choices are only in `raw`.
     chosen = [c for c in _mappings(choices) if c.get("index") in {0, None}]
     return chosen[0] if chosen else {}
 

@@ -1,4 +1,4 @@
-"""OpenAI's models, and every server that speaks their chat format, on Trio and on asyncio."""
+"""OpenAI's models, and every server with their chat format, on Trio and on asyncio."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ __all__ = ["OpenAI", "SyncChatStream", "SyncCompletionStream"]
 
 _OFFICIAL_HOST = "api.openai.com"
 
-#: Servers on one's own machine ask for no key, the SDK does.
+#: Local servers need no key, but the SDK requires one.
 _NO_KEY = "not-needed"
 
 
 class OpenAI:
     """
-    A model behind OpenAI's chat completions, on any server that offers them.
+    A model with OpenAI's chat completions, on any server that implements them.
 
     ::
 
@@ -62,32 +62,33 @@ class OpenAI:
             async for response in stream:
                 print(response.delta, end="")
 
-    **Ownership.** Connections belong to somebody, always: in a workflow step to the step, in
-    ``async with llm`` to the block, elsewhere to the single call. Calls in a loop share connections
-    within a step and within a block. Nothing is left open when the owner is done, so a program in
-    which every call is made in steps need close nothing itself.
+    **Ownership.** Every connection has an owner: in a workflow step the step, in ``async with llm``
+    the block, elsewhere the single call. Calls in an event loop share connections within a step and
+    within a block. The end of the owner closes its connections, so a program that makes every call
+    in a step does not have to close anything.
 
-    **Retries** are the SDK's (`max_retries`) and nobody else's; they cover the request up to the
-    first piece of a reply. **Timeouts**: `timeout` bounds each phase of a request (connecting,
-    every wait for a piece), and so does the time that the cancel scopes around leave.
+    **Retries** are made by the SDK only (`max_retries`). They cover a request up to the first piece
+    of its reply. **Timeouts**: `timeout` bounds each phase of a request (connecting, every wait for
+    a piece), and so does the nearest deadline of the cancel scopes around the call.
 
-    One object may be used by any number of tasks at once, and in one event loop after the other.
+    One object may be used by any number of tasks at once, and in several event loops in turn.
 
     Args:
-        model: The model's name, as the server knows it.
-        temperature: Left to the server unless given.
-        max_tokens: The longest reply; left to the server unless given.
-        api_key: ``OPENAI_API_KEY`` unless given. Needed at the first request, and not at all by a
-            server of one's own.
-        base_url: ``OPENAI_BASE_URL`` unless given, then ``OPENAI_API_BASE``, then OpenAI's.
+        model: The name of the model on the server.
+        temperature: By default the server's.
+        max_tokens: The longest reply; by default the server's.
+        api_key: By default ``OPENAI_API_KEY``. Needed at the first request, except by a server
+            other than OpenAI's.
+        base_url: By default ``OPENAI_BASE_URL``, then ``OPENAI_API_BASE``, then OpenAI's.
         api_base: Another name for `base_url`.
-        timeout: Seconds; ``None`` waits for ever.
-        max_retries: How often the SDK tries again after 408, 409, 429, 5xx or a broken connection.
-        default_headers: Go with every request.
-        system_prompt: Goes before messages that have no system message of their own.
-        additional_kwargs: Further arguments of every request, in the SDK's spelling; those of a
-            single call are given to the call.
-        http_client: Used by the blocking calls instead of the SDK's own; its maker closes it.
+        timeout: Seconds; ``None`` for no limit.
+        max_retries: The number of retries after 408, 409, 429, 5xx or a broken connection.
+        default_headers: Headers of every request.
+        system_prompt: Added to messages without a system message.
+        additional_kwargs: Further arguments of every request, in the SDK's spelling; arguments of a
+            single request are given to the call.
+        http_client: The client for the blocking calls instead of the SDK's; this object does not
+            close it.
         async_http_client: The same for the async calls; belongs to one event loop.
     """
 
@@ -135,34 +136,34 @@ class OpenAI:
 
     async def acomplete(self, prompt: str, **kwargs: Any) -> CompletionResponse:
         """
-        Have the model go on from ``prompt``; wait for the whole reply.
+        Complete ``prompt``, and wait for the whole reply.
 
-        A checkpoint; cancelled, it closes the connection. What the model has written by then is
-        billed all the same.
+        A checkpoint; cancelled, it closes the connection. The server still bills the text that the
+        model has written by then.
 
         Args:
-            prompt: The user's words.
-            kwargs: Options of this one request, in the SDK's spelling; they win over the object's.
+            prompt: The user's text.
+            kwargs: Options of this request, in the SDK's spelling; they override the object's.
 
         Raises:
-            openai.OpenAIError: As it comes from the SDK.
+            openai.OpenAIError: The SDK's exception.
         """
         messages = from_prompt(prompt, self.system_prompt)
         return (await self._ask(messages, kwargs)).completion()
 
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """Have the model take its turn; see `acomplete` for the rest."""
+        """Reply to ``messages``; otherwise like `acomplete`."""
         return (await self._ask(from_messages(messages, self.system_prompt), kwargs)).chat()
 
     async def astream_complete(self, prompt: str, **kwargs: Any) -> CompletionStream:
         """
-        Have the model go on from ``prompt``; give the reply as it is written.
+        Complete ``prompt``, and stream the reply.
 
         ``await`` sends the request and returns when the server has accepted it; then read the
         stream with ``async for``. Its last response has the whole text.
 
         Raises:
-            openai.OpenAIError: As it comes from the SDK; also while the stream is read.
+            openai.OpenAIError: The SDK's exception; also while the stream is read.
         """
         messages = from_prompt(prompt, self.system_prompt)
         hold, source = await self._open(messages, kwargs)
@@ -171,7 +172,7 @@ class OpenAI:
         return stream
 
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatStream:
-        """Have the model take its turn; see `astream_complete` for the rest."""
+        """Reply to ``messages``; otherwise like `astream_complete`."""
         hold, source = await self._open(from_messages(messages, self.system_prompt), kwargs)
         stream = ChatStream(source)
         hold.used_by(stream)
@@ -179,7 +180,7 @@ class OpenAI:
 
     async def aclose(self) -> None:
         """
-        Close what this object has open in the running event loop: streams first, then connections.
+        Close the streams, then the connections, of this object in the running event loop.
 
         Works in a cancelled scope. A later call opens a new connection.
         """
@@ -222,7 +223,7 @@ class OpenAI:
             except (openai.BadRequestError, openai.UnprocessableEntityError) as exc:
                 request = self._without_stream_options(request, kwargs, exc)
                 stream = await _create(hold.client, request)
-        except BaseException:  # nobody will have the stream that would let go
+        except BaseException:  # no stream will release the hold
             await hold.aclose()
             raise
         return hold, ResponseSource(stream.response, hold)
@@ -230,29 +231,29 @@ class OpenAI:
     # -- the blocking calls ------------------------------------------------------------------------
 
     def complete(self, prompt: str, **kwargs: Any) -> CompletionResponse:
-        """Do as `acomplete` does, blocking. Raises `RuntimeError` where an event loop runs."""
+        """Like `acomplete`, but blocking. Raises `RuntimeError` where an event loop runs."""
         self._refuse_in_loop("complete")
         return self._ask_sync(from_prompt(prompt, self.system_prompt), kwargs).completion()
 
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """Do as `achat` does, blocking. Raises `RuntimeError` where an event loop runs."""
+        """Like `achat`, but blocking. Raises `RuntimeError` where an event loop runs."""
         self._refuse_in_loop("chat")
         return self._ask_sync(from_messages(messages, self.system_prompt), kwargs).chat()
 
     def stream_complete(self, prompt: str, **kwargs: Any) -> SyncCompletionStream:
-        """Do as `astream_complete` does, blocking. Raises `RuntimeError` where a loop runs."""
+        """Like `astream_complete`, but blocking. Raises `RuntimeError` where a loop runs."""
         self._refuse_in_loop("stream_complete")
         messages = from_prompt(prompt, self.system_prompt)
         return SyncCompletionStream(self._open_sync(messages, kwargs))
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> SyncChatStream:
-        """Do as `astream_chat` does, blocking. Raises `RuntimeError` where an event loop runs."""
+        """Like `astream_chat`, but blocking. Raises `RuntimeError` where an event loop runs."""
         self._refuse_in_loop("stream_chat")
         wire = from_messages(messages, self.system_prompt)
         return SyncChatStream(self._open_sync(wire, kwargs))
 
     def close(self) -> None:
-        """Close the connections of the blocking calls; dropping the object does the same."""
+        """Close the connections of the blocking calls; deleting the object does the same."""
         client, self._sync_client = self._sync_client, None
         if client is not None and self._http_client is None:
             client.close()
@@ -315,7 +316,7 @@ class OpenAI:
     def _without_stream_options(
         self, request: dict[str, Any], kwargs: dict[str, Any], refusal: openai.APIStatusError
     ) -> dict[str, Any]:
-        # Older servers know no stream_options and say so. What the caller asked for stays refused.
+        # Older servers refuse stream_options. The refusal stands if the caller has set them.
         asked_for = {**self.additional_kwargs, **kwargs}
         if (
             "stream_options" not in request
@@ -343,7 +344,7 @@ class OpenAI:
         return self._sync_client
 
     def _client_options(self) -> dict[str, Any]:
-        # The environment is read here, when the first request is made, and not when the object is.
+        # The environment is read at the first request, not when the object is made.
         base_url = self._find_base_url()
         return {
             "api_key": self._find_key(base_url),
@@ -364,7 +365,7 @@ class OpenAI:
             return _NO_KEY
         msg = (
             "no API key: set the environment variable OPENAI_API_KEY, or write "
-            f'OpenAI(model={self.model!r}, api_key="..."); a server of your own needs no key, write '
+            f'OpenAI(model={self.model!r}, api_key="..."); a local server needs no key, write '
             f'OpenAI(model={self.model!r}, base_url="http://127.0.0.1:8000/v1")'
         )
         raise openai.OpenAIError(msg)
@@ -376,17 +377,17 @@ def _seconds_left() -> float:
 
 
 def _within(timeout: Any, seconds_left: float) -> Any:
-    """Bound a timeout by a deadline; one that is over leaves the next checkpoint to say so."""
+    """Bound a timeout by a deadline; if that has passed, the next checkpoint raises."""
     if not isinstance(timeout, int | float | None):
-        return timeout  # the SDK knows a more detailed kind
+        return timeout  # the SDK also accepts httpx.Timeout
     bounds = [bound for bound in (timeout, seconds_left) if bound is not None]
     shortest = max(min(bounds), 0.001)
     return None if shortest == float("inf") else shortest
 
 
 def _create(client: openai.AsyncOpenAI | openai.OpenAI, request: dict[str, Any]) -> Any:
-    # The SDK has one overload for each way to ask, and none for a request that is made up elsewhere.
-    # It reads a reply without looking at it, so a whole one is taken as it came and read here.
+    # The SDK has overloads for each kind of request, but none for a dict of arguments. It does not
+    # validate a whole reply, so the raw response is read here.
     completions: Any = client.chat.completions
     if not request.get("stream"):
         completions = completions.with_raw_response
