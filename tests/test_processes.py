@@ -710,7 +710,7 @@ async def test_what_a_context_in_a_process_refuses():
     assert "nobody" in told[1]
     assert len(told) == 13, told
     assert "cannot be pickled" in told[3]
-    assert all("not there in a step that runs in a process" in text for text in told[4:10])
+    assert all("not available in a step that runs in a process" in text for text in told[4:10])
 
 
 @pytest.mark.slow

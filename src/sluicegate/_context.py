@@ -564,6 +564,11 @@ def step_context(run: RunOperations, step: Step | None, node: Any, again: Any) -
     return context
 
 
+def watch_progress(context: Context[Any], note: Callable[[], object]) -> None:
+    """Have every call of a context call ``note``, for the idle timeout of its step."""
+    context._progress = note
+
+
 def outer_context(run: Any) -> Context[Any]:
     """Return a context outside of a step; for the engine."""
     return step_context(run, None, None, None)

@@ -6,7 +6,7 @@ from functools import partial
 from math import inf, nextafter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sluicegate._context import Context, RunOperations, step_context
+from sluicegate._context import Context, RunOperations, step_context, watch_progress
 from sluicegate._engine.journal import Redelivery
 from sluicegate._engine.thread_operations import ThreadOperations
 from sluicegate._errors import StepTimeoutError, brief
@@ -320,7 +320,7 @@ class Worker:
         self.progress = progress = _Progress(backend, deadline, idle_timeout)
         if self.context is not None and idle_timeout is not None:
             note = progress.note
-            self.context._progress = note if step.runs_in == "loop" else partial(in_loop, note)
+            watch_progress(self.context, note if step.runs_in == "loop" else partial(in_loop, note))
         failure: BaseException | None = None
         try:
             with backend.cancel_scope(deadline=nextafter(progress.due, inf)) as scope:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Never, final
 
-from sluicegate._context import Branch, step_context
+from sluicegate._context import Branch, step_context, watch_progress
 from sluicegate._errors import WorkflowRuntimeError
 from sluicegate._loop.process_worker import PROGRESS, ask_parent
 
@@ -22,7 +22,7 @@ def make_context(channel: Channel, call: Call, step: StepOfCall) -> Context[Any]
     again = SimpleNamespace(number=step.attempt)
     context = step_context(operations, step, None, again)  # type: ignore[arg-type]
     if step.has_idle_timeout:
-        context._progress = operations.note_progress
+        watch_progress(context, operations.note_progress)
     return context
 
 
