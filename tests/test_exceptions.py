@@ -38,11 +38,13 @@ from sluicegate._errors import brief
 from sluicegate._exceptions import (
     add_note,
     is_cancellation,
+    is_first_urgent,
     leaves_of,
     matches,
     note_once,
     notes_of,
     raise_first,
+    refusal_or_urgent,
     set_trace,
     single,
     trace_of,
@@ -731,6 +733,43 @@ def test_what_leaves_an_owner(failures, error, raised, left):
     for failure in given:
         if kept is not None and failure is not kept:
             assert brief(failure) in kept.__notes__
+
+
+@pytest.mark.parametrize(
+    ("failures", "raised", "left"),
+    [("", None, "refusal"), ("F", "C", "refusal"), ("FV", None, "V"), ("F", "U", "U")],
+)
+def test_what_leaves_an_owner_left_elsewhere(failures, raised, left):
+    """An urgent exception leaves; else the refusal, caused by the first failure."""
+    known = {
+        "F": Mine("F"),
+        "U": KeyboardInterrupt("U"),
+        "V": SystemExit("V"),
+        "C": asyncio.CancelledError("C"),
+        "refusal": WorkflowRuntimeError("left elsewhere"),
+        None: None,
+    }
+    given = [known[name] for name in failures]
+
+    assert refusal_or_urgent(known["refusal"], given, known[raised], brief) is known[left]
+    if left == "refusal" and given:
+        assert known["refusal"].__cause__ is given[0]
+        assert brief(given[0]) in known["refusal"].__notes__
+
+
+@pytest.mark.parametrize(
+    ("error", "kept", "replaces"),
+    [
+        (KeyboardInterrupt(), None, True),
+        (KeyboardInterrupt(), Mine(), True),
+        (BaseExceptionGroup("", [Mine(), SystemExit()]), Mine(), True),
+        (SystemExit(), KeyboardInterrupt(), False),
+        (Mine(), asyncio.CancelledError(), False),
+    ],
+)
+def test_what_replaces_an_exception_on_its_way_out(error, kept, replaces):
+    """Only the first urgent exception replaces one that arrived before."""
+    assert is_first_urgent(error, kept) is replaces
 
 
 def test_observer_is_told_of_what_refuses_everything(capsys):

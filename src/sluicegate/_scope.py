@@ -18,7 +18,7 @@ from sluicegate._exceptions import (
     refusal_or_urgent,
     single,
 )
-from sluicegate._loop import current_backend, enable_ki_protection
+from sluicegate._loop import current_backend, enable_ki_protection, is_current_loop
 
 
 if TYPE_CHECKING:
@@ -290,12 +290,7 @@ class WorkflowScope:
 
     def is_here(self) -> bool:
         """Whether the caller runs in the scope's event loop; other threads inherit it as well."""
-        if get_ident() != self._thread:
-            return False
-        try:
-            return current_backend().current_loop() is self._loop
-        except RuntimeError:  # no event loop: nothing can run here
-            return False
+        return get_ident() == self._thread and is_current_loop(self._loop)
 
     def withdraw(self, run: OwnedRun) -> Context | None:
         """Leave a run that was offered to another owner; return its context variables."""

@@ -34,6 +34,7 @@ __all__ = [
     "disable_ki_protection",
     "enable_ki_protection",
     "in_event_loop",
+    "is_current_loop",
 ]
 
 
@@ -66,6 +67,17 @@ def in_event_loop() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def is_current_loop(loop: object) -> bool:
+    """Whether the caller runs in this event loop, as ``backend.current_loop()`` returned it.
+
+    It does not where the coroutines of an abandoned loop are closed.
+    """
+    try:
+        return current_backend().current_loop() is loop
+    except RuntimeError:
+        return False
 
 
 _loaded: dict[str, Backend] = {}

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary, ref
 
 from sluicegate._annotations import is_count
 from sluicegate._errors import WorkflowRuntimeError, WorkflowValidationError
-from sluicegate._loop import Backend, Waiter, current_backend, enable_ki_protection
+from sluicegate._loop import Backend, Waiter, current_backend, enable_ki_protection, is_current_loop
 
 
 if TYPE_CHECKING:
@@ -81,20 +81,9 @@ class WaitQueue:
             self.wake_first()
 
     def wake_first(self) -> None:
-        if self._places and self._is_loop_running():
+        # In another loop, which closes the coroutines of an abandoned one, no task may be woken.
+        if self._places and is_current_loop(self.loop()):
             next(iter(self._places)).wake()
-
-    def _is_loop_running(self) -> bool:
-        """Whether the caller runs in the event loop of this queue.
-
-        It does not when the coroutines of an abandoned loop are closed. Then no task can run, and
-        another loop must not schedule them.
-        """
-        try:
-            backend = current_backend()
-        except RuntimeError:
-            return False
-        return backend.current_loop() is self.loop()
 
 
 @final
