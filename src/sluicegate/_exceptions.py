@@ -92,6 +92,24 @@ def urgent_leaf(error: BaseException | None) -> BaseException | None:
     return next((leaf for leaf in leaves_of(error) if is_a(leaf, URGENT)), None)
 
 
+def bare(error: BaseException) -> BaseException:
+    """Return the first urgent leaf of an exception, else the exception itself."""
+    urgent = urgent_leaf(error)
+    return error if urgent is None else urgent
+
+
+def failures_in(error: BaseException, cancelled: type[BaseException]) -> list[BaseException]:
+    """Return the failures that an exception of a step counts as, in their order.
+
+    A group with an urgent leaf counts as that leaf and the others that are not cancellations.
+    """
+    first = bare(error)
+    if first is error:
+        return [error]
+    others = [leaf for leaf in leaves_of(error) if leaf is not first]
+    return [first, *(leaf for leaf in others if not is_a(leaf, cancelled))]
+
+
 def is_cancellation(error: BaseException, cancelled: type[BaseException]) -> bool:
     """Return whether an exception is a cancellation, or a group of nothing else."""
     if type(error) is cancelled:  # nearly always, and a check of Trio's class is expensive
@@ -223,8 +241,7 @@ def note_rest(
     kept: BaseException, failures: Iterable[BaseException], tell: Callable[[BaseException], str]
 ) -> None:
     """Note on the exception that leaves each failure that does not leave."""
-    urgent = urgent_leaf(kept)
-    target = kept if urgent is None else urgent
+    target = bare(kept)
     for failure in failures:
         if failure is not kept and failure is not target:
             note_once(target, tell(failure))

@@ -25,13 +25,13 @@ from sluicegate._events import (
 )
 from sluicegate._exceptions import (
     add_note,
+    bare,
+    failures_in,
     is_a,
     is_first_urgent,
-    leaves_of,
     note_once,
     set_trace,
     trace_of,
-    urgent_leaf,
 )
 
 
@@ -115,12 +115,7 @@ class Outcome:
 
         Of a group with an urgent leaf that leaf is the failure, and the others are further ones.
         """
-        urgent = urgent_leaf(error)
-        failures = [error]
-        if urgent is not None and urgent is not error:
-            others = [leaf for leaf in leaves_of(error) if leaf is not urgent]
-            failures = [urgent, *(leaf for leaf in others if not is_a(leaf, cancelled))]
-        for failure in failures:
+        for failure in failures_in(error, cancelled):
             if self._errors is None or id(failure) not in self._errors:
                 self.note(failure, step, event)
                 self._take(failure, step)
@@ -140,8 +135,7 @@ class Outcome:
 
     def fail_anyway(self, error: BaseException, step: Step | None) -> None:
         """Fail with ``error``, whose own book-keeping has failed: no note, no traceback cut."""
-        urgent = urgent_leaf(error)
-        self._take(error if urgent is None else urgent, step)
+        self._take(bare(error), step)
 
     def _take(self, error: BaseException, step: Step | None) -> None:
         self._keep(error)

@@ -382,17 +382,17 @@ def _pack_error(error: BaseException) -> tuple[int, bytes]:
     # Without the frames of this module, which are not part of the step.
     trace = error.__traceback__
     inner = None if trace is None else trace.tb_next
-    told = "".join(traceback.format_exception(type(error), error, inner))
+    details = "".join(traceback.format_exception(type(error), error, inner))
     try:
         answer = pickle.dumps(error, pickle.HIGHEST_PROTOCOL)
         pickle.loads(answer)  # noqa: S301 - some exceptions fail only there
     except BaseException as why:  # noqa: ASYNC103, BLE001 - reported to the parent
-        return _refuse("unsent error", type(error).__name__, f"{why}\n{told}")  # noqa: ASYNC104
-    return ERROR, pickle.dumps((answer, told), pickle.HIGHEST_PROTOCOL)
+        return _refuse("unsent error", type(error).__name__, f"{why}\n{details}")  # noqa: ASYNC104
+    return ERROR, pickle.dumps((answer, details), pickle.HIGHEST_PROTOCOL)
 
 
-def _refuse(what: str, kind: str, told: str) -> tuple[int, bytes]:
-    return REFUSAL, pickle.dumps((what, kind, told), pickle.HIGHEST_PROTOCOL)
+def _refuse(what: str, kind: str, details: str) -> tuple[int, bytes]:
+    return REFUSAL, pickle.dumps((what, kind, details), pickle.HIGHEST_PROTOCOL)
 
 
 def ask_parent(channel: Channel, number: int, what: str, *arguments: Any) -> None:

@@ -328,10 +328,10 @@ def read_answer(name: str, kind: int, answer: bytes | bytearray) -> Any:
             raise WorkflowRuntimeError(msg) from why
     if kind == ERROR:
         _raise_error(name, answer)
-    what, kind_name, told = pickle.loads(answer)  # noqa: S301 - our own words
+    what, kind_name, details = pickle.loads(answer)  # noqa: S301 - our own words
     if what == "unread":
         msg = (
-            f"the worker process cannot find what the step {name} needs ({told}); expected the "
+            f"the worker process cannot find what the step {name} needs ({details}); expected the "
             "function and the classes of its events at the top of a module that can be imported, "
             'and the script\'s own code below `if __name__ == "__main__":`'
         )
@@ -339,27 +339,27 @@ def read_answer(name: str, kind: int, answer: bytes | bytearray) -> Any:
         msg = (
             f"the process step {name} raised {kind_name}, which cannot be pickled; expected an "
             "exception that passes all arguments of its constructor to super().__init__(). "
-            f"In the process: {told.rstrip()}"
+            f"In the process: {details.rstrip()}"
         )
     else:
         msg = (
-            f"the process step {name} returned {kind_name}, which cannot be pickled ({told}); "
+            f"the process step {name} returned {kind_name}, which cannot be pickled ({details}); "
             f"expected {PICKLABLE}"
         )
     raise WorkflowRuntimeError(msg)
 
 
 def _raise_error(name: str, answer: bytes | bytearray) -> None:
-    pickled, told = pickle.loads(answer)  # noqa: S301 - our own words, around the error's
+    pickled, details = pickle.loads(answer)  # noqa: S301 - our own words, around the error's
     try:
         error: BaseException = _Unpickler(BytesIO(pickled)).load()
     except Exception as why:
         msg = (
             f"the exception of the process step {name} cannot be unpickled ({why}). In the process: "
-            f"{told.rstrip()}"
+            f"{details.rstrip()}"
         )
         raise WorkflowRuntimeError(msg) from why
-    note_once(error, f"raised in a worker process by the step {name}:\n{told.rstrip()}")
+    note_once(error, f"raised in a worker process by the step {name}:\n{details.rstrip()}")
     if issubclass(type(error), StopIteration):
         msg = (
             f"the step {name} raised StopIteration, which cannot leave a step; expected "
