@@ -85,7 +85,7 @@ def paragraphs_asked_for(prompt: str) -> int:
 def _chain() -> tuple[list[tuple[str, str]], dict[tuple[str, str], list[str]]]:
     openings: list[tuple[str, str]] = []
     followers: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
-    text = files(__package__).joinpath("pages.txt").read_text("utf-8")
+    text = files("sluicegate.llms").joinpath("pages.txt").read_text("utf-8")
     # Quotation marks would appear unpaired.
     for page in text.replace('"', "").split("\n\n"):
         words = page.split()
