@@ -378,7 +378,7 @@ async def test_reader_of_another_task_still_counts_while_the_maker_waits():
 
 @pytest.mark.anyio
 async def test_send_waits_while_the_slowest_reader_is_a_buffer_behind():
-    """P7: the sender goes on one by one, as the slowest of the readers does."""
+    """P7: the sender continues one by one, as the slowest of the readers does."""
     workflow = Sender(10, stream_buffer=3)
     async with workflow.run() as handler:
         slow, fast = handler.stream_events(), handler.stream_events()
@@ -398,7 +398,7 @@ async def test_send_waits_while_the_slowest_reader_is_a_buffer_behind():
 
 
 @pytest.mark.schedule_fuzz(seeds=20)
-async def test_readers_go_on_before_a_sender_that_gives_way():
+async def test_readers_continue_before_a_sender_that_gives_way():
     """P3: a sender that has had its time lets readers have the event before it does more (on Trio)."""
     order = []
 

@@ -170,7 +170,7 @@ async def test_more_answers_than_are_taken_at_once_make_one_join():
 
 
 @anywhere
-async def test_join_goes_on_while_the_losers_clean_up():
+async def test_join_continues_while_the_losers_clean_up():
     """The winners are not held up by the losers; the run ends when these have unwound."""
 
     class Slow(Race):
@@ -700,7 +700,7 @@ async def test_synchronous_step_may_cancel_and_wait_for_what_it_sends():
 
 @anywhere
 async def test_fan_out_inside_a_branch_is_cancelled_with_its_join():
-    """All that came of the event goes: what waits, what runs, and the join that lacks them."""
+    """All that came from the event goes: what waits, what runs, and the join that lacks them."""
 
     async def work(flow, ctx, ev):
         return [Part(n=n) for n in range(20)]
@@ -718,7 +718,7 @@ async def test_fan_out_inside_a_branch_is_cancelled_with_its_join():
 
 @anywhere
 async def test_branches_inside_a_branch_are_cancelled_with_it():
-    """What a branch has sent belongs to it, whether somebody holds it or not."""
+    """What a branch has sent belongs to it, whether someone holds it or not."""
 
     async def work(flow, ctx, ev):
         flow.log.append(ev.n)
@@ -744,7 +744,7 @@ async def test_branches_inside_a_branch_are_cancelled_with_it():
 
 @anywhere
 async def test_cancelled_branch_of_a_fan_out_counts_as_ended():
-    """The join runs with what came of the others."""
+    """The join runs with what came from the others."""
 
     class Wide(Workflow):
         branches: dict[int, Branch]
@@ -917,7 +917,7 @@ async def test_what_a_cancelled_branch_published_is_out_and_what_it_sends_is_not
 
 @anywhere
 async def test_cancelled_branch_that_fails_in_its_clean_up_fails_the_run():
-    """P9: its failure counts as any other, where nobody waits for it."""
+    """P9: its failure counts as any other, where no one waits for it."""
     error = Mine()
 
     async def work(flow, ctx, ev):
@@ -1003,7 +1003,7 @@ async def test_wait_returns_when_all_that_came_of_the_event_is_done():
 
 @anywhere
 async def test_wait_is_a_checkpoint_also_when_the_branch_is_over():
-    """A loop around it lets others go on."""
+    """A loop around it lets others continue."""
 
     async def work(flow, ctx, ev):
         pass
@@ -1021,7 +1021,7 @@ async def test_wait_is_a_checkpoint_also_when_the_branch_is_over():
 
 @anywhere
 async def test_failure_is_raised_where_the_branch_is_waited_for():
-    """P8: it is the very object, it says where it came up, and the run goes on."""
+    """P8: it is the same object, it says where it came up, and the run continues."""
     error = Mine("work")
 
     async def work(flow, ctx, ev):
@@ -1092,7 +1092,7 @@ async def test_failure_that_nobody_catches_fails_the_run():
 
 @anywhere
 async def test_failure_of_a_branch_whose_waiter_went_away_fails_the_run():
-    """P9: the waiter was cancelled while the branch unwound, and so nobody could catch it."""
+    """P9: the waiter was cancelled while the branch unwound, and so no one could catch it."""
     error = Mine()
 
     async def work(flow, ctx, ev):
@@ -1231,7 +1231,7 @@ async def test_one_waiter_that_was_told_is_enough():
 
 @anywhere
 async def test_failure_that_was_recovered_is_none_of_the_branch():
-    """What a handler makes of it goes on in the branch, and wait() waits for it."""
+    """What a handler makes of it continues in the branch, and wait() waits for it."""
 
     class Caught(Workflow):
         @step
@@ -1532,7 +1532,7 @@ def test_timeout_with_branches_under_way_leaves_nothing(backend):
 @anywhere
 @pytest.mark.parametrize("how", ["scope", "handler", "native", "break"])
 async def test_cancellation_with_branches_under_way_leaves_nothing(how):
-    """P2: whatever it comes from, all branches unwind before it goes on outward."""
+    """P2: whatever it comes from, all branches unwind before it continues outward."""
     flow = Lead(lead_of_all, work_of_all)
 
     async def begin(handler):
@@ -1933,7 +1933,7 @@ async def test_a_step_with_a_timer_of_its_own_is_not_stuck():
 @pytest.mark.anyio
 @pytest.mark.peer("note 1.2")
 async def test_losers_of_a_race_are_cancelled_and_cleaned_up():
-    """When the first have come, what is left of the fan-out ends before the run goes on."""
+    """When the first have come, what is left of the fan-out ends before the run continues."""
     cleaned: list[int] = []
 
     class Race(Workflow[list[int]]):

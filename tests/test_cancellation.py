@@ -221,7 +221,7 @@ async def test_no_thread_is_left(ending, form):
 @pytest.mark.anyio
 @on_each_ending
 async def test_no_stream_is_left_open(ending):
-    """P1: when a run is over its readers have ended, and nobody waits to send."""
+    """P1: when a run is over its readers have ended, and no one waits to send."""
 
     async def in_flight(ctx):
         while True:
@@ -671,7 +671,7 @@ async def test_run_in_place_within_a_step_ends_with_its_parent_s_cancellation():
 @pytest.mark.anyio
 @pytest.mark.peer("edge 13")
 async def test_run_that_a_step_does_not_await_never_starts_and_warns():
-    """P1: a run without an owner cannot outlive anything, for it does not start."""
+    """P1: a run without an owner cannot outlive anything, because it does not start."""
     child = Stuck()
 
     class Careless(Workflow):

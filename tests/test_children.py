@@ -397,7 +397,7 @@ async def test_failure_of_a_child_is_the_failure_of_the_step():
 
 @pytest.mark.anyio
 async def test_step_may_catch_the_failure_of_its_child():
-    """Caught, it is over: the run goes on, and nothing of the failure is left."""
+    """Caught, it is over: the run continues, and nothing of the failure is left."""
 
     async def fail(ctx, ev):
         raise Mine
@@ -472,7 +472,7 @@ def test_timeout_of_a_child_is_its_own(backend):
 @on_each_backend
 @pytest.mark.parametrize("how", ["parent", "step", "outside", "handler", "branch", "race"])
 def test_child_is_cancelled_with_what_it_is_in(backend, how):
-    """Nothing of a child goes on when its step ends, whatever ends that; its clean-up is run."""
+    """Nothing of a child continues when its step ends, whatever ends that; its clean-up is run."""
     unwound = []
 
     async def clean(ctx, ev):

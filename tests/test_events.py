@@ -324,7 +324,7 @@ def test_events_are_compared_and_hashed_by_identity():
 
 @pytest.mark.parametrize("event", [Plain(text="a"), Empty(x=1), StopEvent(result=0)])
 def test_events_cannot_be_changed(event):
-    """They are passed by reference to everybody, so nobody may change one."""
+    """They are passed by reference to everyone, so no one may change one."""
     name = next(iter(event))
     with pytest.raises(FrozenInstanceError):
         setattr(event, name, "b")

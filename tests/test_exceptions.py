@@ -447,7 +447,7 @@ def test_failure_that_refuses_everything_is_tried_again_and_handled(backend, mak
 @on_each_backend
 @pytest.mark.parametrize("form", ["block", "scope"])
 def test_failure_that_refuses_everything_is_raised_by_the_owner(backend, form):
-    """P9, P23: the owner raises what nobody has seen, as itself."""
+    """P9, P23: the owner raises what no one has seen, as itself."""
 
     async def check(error):
         handler = InStep(error).run()
@@ -468,7 +468,7 @@ def test_failure_that_refuses_everything_is_raised_by_the_owner(backend, form):
 @on_each_backend
 @each_hostile
 def test_failed_run_that_refuses_everything_can_be_kept(backend, make):
-    """P23: a snapshot of the failed run is taken, and a run goes on from it."""
+    """P23: a snapshot of the failed run is taken, and a run continues from it."""
     flow = InStep(make())
 
     async def main():
@@ -598,7 +598,7 @@ async def a_cancellation():
 
 @on_each_backend
 def test_group_passes_the_timeout_of_its_step_untouched(backend):
-    """P23: what the step's nursery raised while it was cancelled is raised as that very object."""
+    """P23: what the step's nursery raised while it was cancelled is raised as the same object."""
     raised = []
 
     class Slow(Workflow):
@@ -1139,7 +1139,7 @@ def test_ordinary_failure_gets_no_note_about_event_loops(backend):
 
 @on_each_backend
 def test_children_that_are_nested_too_deep_are_refused(backend):
-    """D7: the error is the engine's own, and says how to go on; nothing is left behind."""
+    """D7: the error is the engine's own, and says how to continue; nothing is left behind."""
 
     class Nested(Workflow):
         @step

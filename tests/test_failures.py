@@ -438,7 +438,7 @@ def test_cancellation_among_delays_is_not_taken_for_the_timeout(backend):
 
 
 def test_cancelled_delay_fails_the_run():
-    """Whoever cancels the task of a delay, and no more, has the run fail instead of hang."""
+    """Whoever cancels the task of a delay, and no more, makes the run fail instead of hang."""
 
     async def main():
         with nothing_left():
@@ -492,7 +492,7 @@ def test_stop_event_does_not_wait_for_a_delayed_attempt(backend):
 
 @on_each_backend
 def test_branch_is_cancelled_in_the_middle_of_a_delay(backend):
-    """The attempt is not made, and who waits for the branch goes on at once."""
+    """The attempt is not made, and who waits for the branch continues at once."""
     tried = []
 
     class Sender(Workflow):
@@ -862,7 +862,7 @@ async def test_named_handler_comes_before_the_general_one():
 @pytest.mark.anyio
 @pytest.mark.parametrize("most", [1, 2, 5])
 async def test_failure_after_the_last_recovery_is_raised_as_it_is(most):
-    """A handler recovers what came of one event so often; the next exception fails the run."""
+    """A handler recovers what came from one event so often; the next exception fails the run."""
     errors = []
 
     class Loop(Workflow):
@@ -1125,7 +1125,7 @@ async def test_step_of_a_cancelled_branch_is_not_recovered():
 def test_loop_of_recoveries_keeps_nothing(backend, held_for):
     """However often a handler has recovered, what the run keeps of it stays the same.
 
-    Also where a step still holds the branch that it sent while that goes on.
+    Also where a step still holds the branch that it sent while that continues.
     """
     counts = []
 

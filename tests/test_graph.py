@@ -1119,7 +1119,7 @@ def test_step_may_take_a_subclass_of_what_is_made():
 
 
 def test_step_may_take_a_parent_of_what_is_made():
-    """A step that takes Event takes everything that nobody else does."""
+    """A step that takes Event takes everything that no one else does."""
 
     class Wide(Workflow):
         @step

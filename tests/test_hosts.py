@@ -480,8 +480,8 @@ class Application:
 
 
 @pytest.mark.anyio
-async def test_run_of_the_application_goes_on_when_its_reader_hangs_up():
-    """P5, P6, P7: a client that has gone holds nobody up, and comes back where it was."""
+async def test_run_of_the_application_continues_when_its_reader_hangs_up():
+    """P5, P6, P7: a client that has gone blocks no one, and comes back where it was."""
     workflow = Serving(after="talk", stream_buffer=2)
     application = Application(workflow)
     before = living_tasks()

@@ -196,7 +196,7 @@ class Asked(Workflow):
 
 @pytest.mark.anyio
 async def test_a_snapshot_keeps_what_waits_for_which_parameter():
-    """What waits in a join is the same in a run that goes on, whatever classes repeat."""
+    """What waits in a join is the same in a run that continues, whatever classes repeat."""
     workflow = Asked()
     async with workflow.run() as handler:
         await wait_until_idle()

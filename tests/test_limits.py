@@ -192,7 +192,7 @@ async def test_at_most_so_many_first_come_first_served():
 
 @pytest.mark.anyio
 async def test_who_is_cancelled_in_the_line_gives_up_its_place(how):
-    """Cancelled while it waits, a run is out of the line; the others go on in order."""
+    """Cancelled while it waits, a run is out of the line; the others continue in order."""
     async with anyio.create_task_group() as group:
         house = House(1, group)
         guests = await house.start_and_settle(4)
@@ -305,7 +305,7 @@ def test_one_loop_after_another():
 
 
 def test_an_abandoned_loop_keeps_nothing_from_the_next():
-    """What is left of a loop that nobody unwound counts neither as inside nor as having left."""
+    """What is left of a loop that no one unwound counts neither as inside nor as having left."""
     limits = [ConcurrencyLimit(1)]
     old = []
     wrong = []
@@ -440,7 +440,7 @@ def test_entries_are_spaced(backend, limiter, expected):
 
 @on_each_backend
 def test_a_pause_fills_the_bucket_and_no_more(backend):
-    """However long nobody entered, no more than ``burst`` enter at once after it."""
+    """However long no one entered, no more than ``burst`` enter at once after it."""
 
     async def main():
         limiter = RateLimiter(1, burst=2)
@@ -459,7 +459,7 @@ def test_a_pause_fills_the_bucket_and_no_more(backend):
 @on_each_backend
 @pytest.mark.parametrize(("rate", "burst"), [(10, 10), (3, 7), (0.7, 30), (1000 / 7, 100)])
 def test_a_burst_needs_no_clock(backend, rate, burst):
-    """Rounding delays nobody: as many as may burst enter while the clock stands still."""
+    """Rounding delays no one: as many as may burst enter while the clock stands still."""
 
     async def main():
         limiter = RateLimiter(rate, burst=burst)
@@ -534,7 +534,7 @@ def test_first_come_first_served(backend):
 
 @on_each_backend
 def test_who_is_cancelled_while_waiting_takes_no_token(backend, how):
-    """Who gives up in the line, first or in its middle, delays nobody."""
+    """Who gives up in the line, first or in its middle, delays no one."""
 
     async def main():
         async with anyio.create_task_group() as group:
@@ -664,7 +664,7 @@ def test_any_crowd(backend, burst, guests):
 
 @pytest.mark.anyio
 async def test_on_the_real_clock():
-    """On a real clock, uvloop's coarse one too, everybody enters, and nothing is left."""
+    """On a real clock, uvloop's coarse one too, everyone enters, and nothing is left."""
     limiter = RateLimiter(1000, burst=2)
     with nothing_left():
         async with anyio.create_task_group() as group:
@@ -749,7 +749,7 @@ def test_bad_rates(arguments, message):
 
 
 @on_each_backend
-def test_runs_of_a_workflow_go_on_so_many_at_a_time(backend):
+def test_runs_of_a_workflow_continue_so_many_at_a_time(backend):
     """Further ones wait in the order in which they came; their timeouts begin when they do."""
     log = []
 

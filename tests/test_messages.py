@@ -1,4 +1,4 @@
-"""What the errors say: every kind of bad input, and the whole message that comes of it.
+"""What the errors say: every kind of bad input, and the whole message that comes from it.
 
 A case is a program and, behind the arrow, its error. Each message has been read and holds three
 things: what happened, what was expected, and how it is written right. Line breaks do not count.

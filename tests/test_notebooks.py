@@ -43,7 +43,7 @@ def close(scope):
 
 
 def test_a_run_of_one_cell_is_read_in_the_next(kernel):
-    """D2: it starts by itself, goes on between cells, and is awaited in a third."""
+    """D2: it starts by itself, continues between cells, and is awaited in a third."""
     go_on = anyio.Event()
 
     async def work(ctx):

@@ -258,7 +258,7 @@ def test_failure_that_nobody_saw_is_raised_by_the_owner(backend, form, which, ki
 @pytest.mark.parametrize("form", ["block", "scope"])
 @on_each_backend
 def test_failure_of_a_step_does_not_cancel_the_body(backend, form):
-    """A failed run is an outcome: the body goes on, and leaving raises the failure."""
+    """A failed run is an outcome: the body continues, and leaving raises the failure."""
 
     async def main():
         error = Mine()
@@ -518,7 +518,7 @@ def seen_on_its_way(seen):
 
 
 @on_each_form
-def test_cancellation_by_a_scope_cancels_the_run_and_goes_on(backend, form):
+def test_cancellation_by_a_scope_cancels_the_run_and_continues(backend, form):
     """P2: one cancelled exception leaves, never a group, after all clean-up."""
 
     async def main():
@@ -582,7 +582,7 @@ def test_urgent_failure_of_a_clean_up_leaves_in_place_of_the_cancellation(backen
 
 @pytest.mark.parametrize("form", [f for b, f in FORMS if b == "asyncio"])
 @pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
-def test_native_cancellation_cancels_the_run_and_goes_on(form, times):
+def test_native_cancellation_cancels_the_run_and_continues(form, times):
     """P2: ``task.cancel()`` under asyncio, also once more during the clean-up."""
 
     async def main():
@@ -694,7 +694,7 @@ def test_failure_that_nobody_saw_comes_before_a_cancellation_from_outside(backen
 
 @on_each_owner
 def test_cancelling_a_waiter_leaves_the_run_alone(backend, form):
-    """Who waits with ``await handler`` may be cancelled; the run goes on."""
+    """Who waits with ``await handler`` may be cancelled; the run continues."""
 
     async def main():
         go = anyio.Event()
@@ -948,7 +948,7 @@ def test_run_cancelled_before_its_first_turn_runs_no_step(backend, form):
 
 @on_each_owner
 def test_body_that_ends_early_lets_the_run_finish(backend, form):
-    """Leaving an owner normally waits for the run; readers that nobody reads block nothing."""
+    """Leaving an owner normally waits for the run; readers that no one reads block nothing."""
 
     async def main():
         async def chatter(ctx, number):
@@ -1006,7 +1006,7 @@ def test_step_that_ends_in_the_tick_in_which_the_body_fails(backend, form):
     [(b, form) for b, form in FORMS if form != "asyncio group"],
 )
 def test_run_in_a_cancelled_task_runs_no_step(backend, form):
-    """P2: where the task is cancelled already, no step begins, and the cancellation goes on."""
+    """P2: where the task is cancelled already, no step begins, and the cancellation continues."""
 
     async def main():
         began = []
@@ -1608,7 +1608,7 @@ async def test_waiter_that_is_cancelled_in_the_tick_of_the_failure():
 
 @pytest.mark.anyio
 async def test_reader_that_leaves_early_keeps_no_failure_from_a_nursery():
-    """P9: a reader that was closed before the end does not count as somebody who looks."""
+    """P9: a reader that was closed before the end does not count as someone who looks."""
     go = anyio.Event()
 
     async def work(ctx):
@@ -1628,7 +1628,7 @@ async def test_reader_that_leaves_early_keeps_no_failure_from_a_nursery():
 
 @pytest.mark.anyio
 async def test_failure_that_an_idle_reader_kept_from_a_nursery_is_warned_about():
-    """P9: where a reader is attached that nobody reads, the failure is still not silent."""
+    """P9: where a reader is attached that no one reads, the failure is still not silent."""
     async with anyio.create_task_group() as group:
         handler = Single(_fails).run().start_soon(group)
         reader = handler.stream_events()
@@ -1682,7 +1682,7 @@ async def test_failure_may_be_kept_out_of_a_nursery_on_request():
 @pytest.mark.anyio
 @pytest.mark.peer("edge 1")
 async def test_step_that_raises_ends_the_stream_and_arrives_as_itself():
-    """P4, P8: the stream ends with one failure event; the very exception is raised."""
+    """P4, P8: the stream ends with one failure event; the same exception is raised."""
     error = ValueError("boom")
 
     class Failing(Workflow):
@@ -1786,7 +1786,7 @@ async def test_step_that_raises_a_cancellation_of_its_own_fails_the_run():
 @pytest.mark.parametrize("spread", [False, True])
 @pytest.mark.peer("edge 16")
 async def test_step_that_awaits_a_cancelled_future_fails_the_run(anyio_backend, spread):
-    """P12: so does awaiting a future that somebody cancelled, in any worker."""
+    """P12: so does awaiting a future that someone cancelled, in any worker."""
 
     class Stray(Workflow):
         @step

@@ -66,8 +66,8 @@ async def first_question(handler):
 
 
 @pytest.mark.anyio
-async def test_idle_run_goes_on_with_the_answer():
-    """A run that has asked is idle, and goes on when it is answered."""
+async def test_idle_run_continues_with_the_answer():
+    """A run that has asked is idle, and continues when it is answered."""
     async with Asks().run() as handler:
         await first_question(handler)
         await anyio.wait_all_tasks_blocked()
@@ -155,7 +155,7 @@ async def test_answer_from_a_thread_goes_through_the_event_loop():
 
 @pytest.mark.anyio
 async def test_event_that_nobody_takes_is_refused():
-    """What no step takes is refused where it is sent, and the run goes on."""
+    """What no step takes is refused where it is sent, and the run continues."""
 
     class Stray(Event):
         pass
@@ -320,7 +320,7 @@ async def test_another_thread_is_refused_from_the_start_of_the_run(form, turns):
 @pytest.mark.anyio
 @pytest.mark.parametrize("other", ["trio", "asyncio"])
 async def test_a_stream_is_read_in_the_loop_of_its_run(other):
-    """P7: read or awaited in another loop, it refuses at once; the run and its readers go on."""
+    """P7: read or awaited in another loop, it refuses at once; the run and its readers continue."""
     workflow = Sends(3, stream_buffer=1)
     async with workflow.run() as handler:
         stream = handler.stream_events()
@@ -385,7 +385,7 @@ async def test_a_reader_closed_in_another_thread_holds_up_nobody(lossy):
 @pytest.mark.parametrize("second", ["trio", "asyncio"])
 @pytest.mark.parametrize("thread", ["the same thread", "another thread"])
 def test_a_stream_is_read_anywhere_once_its_run_is_over(first, second, thread):
-    """P6: a reader begun in one event loop goes on in another one, of either kind."""
+    """P6: a reader begun in one event loop continues in another one, of either kind."""
 
     async def run():
         workflow = Sends(3)

@@ -263,7 +263,7 @@ def test_resources_of_a_workflow_whose_block_is_left_in_another_task(use_uvloop,
 
 @OWNERS
 def test_block_left_in_another_task_on_trio(owner):
-    """P1: the run is over when the other task goes on. The task that entered cannot be mended."""
+    """P1: the run is over when the other task continues. The task that entered cannot be mended."""
     body = Body()
     seen = []
 

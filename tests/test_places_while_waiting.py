@@ -369,7 +369,7 @@ def test_timeouts_do_not_count_the_wait_for_a_place(backend):
 
 @on_each_backend
 def test_wait_that_times_out_takes_its_place_in_the_line(backend):
-    """Ten waits that nobody answers in time: four bodies at a time go on."""
+    """Ten waits that no one answers in time: four bodies at a time continue."""
     failed = []
 
     async def ask(ctx, n):
@@ -613,7 +613,7 @@ async def answer_one_by_one(handler, count=MEMBERS):
 
 @on_each_backend
 def test_step_keeps_its_place_while_it_holds_what_others_wait_for(backend):
-    """They would wait for that in its place, and it for a place: nothing would ever go on."""
+    """They would wait for that in its place, and it for a place: nothing would ever continue."""
 
     async def edit(ctx, n):
         async with ctx.store.edit_state():

@@ -209,7 +209,7 @@ async def test_an_event_returned_alone_goes_to_the_steps_that_take_it_alone(alon
 
 @pytest.mark.anyio
 async def test_an_event_returned_alone_that_only_a_join_takes_is_an_error():
-    """P13: where no step takes it alone, nothing could come of it."""
+    """P13: where no step takes it alone, nothing could come from it."""
 
     class OnlyJoin(Workflow):
         @step
@@ -293,7 +293,7 @@ class Counts(Count):
 
 @pytest.mark.anyio
 async def test_a_snapshot_keeps_a_state_of_a_derived_class():
-    """A state of a class that is named by `serializable` is there again in a run that goes on."""
+    """A state of a class that is named by `serializable` is there again in a run that continues."""
 
     class Keeps(Workflow):
         @step

@@ -139,7 +139,7 @@ async def test_events_results_and_failures_are_pickled():
 
 @every_loop
 async def test_any_exception_comes_back():
-    """``sys.exit()`` and its like come out as they are; the process goes on with the next step."""
+    """``sys.exit()`` and its like come out as they are; the process continues with the next step."""
     group = ExceptionGroup("two", [ValueError(1)])
     with anyio.fail_after(LONG):
         first = await pid()
@@ -212,7 +212,7 @@ async def test_an_idle_process_that_dies_is_replaced():
 @pytest.mark.slow
 @every_loop
 async def test_a_process_that_dies_as_it_is_lent_is_replaced(monkeypatch):
-    """Where nobody could see that it was dead, a call that has not begun is made again."""
+    """Where no one could see that it was dead, a call that has not begun is made again."""
     monkeypatch.setattr(pool.WorkerProcess, "is_alive", lambda _: True)
     with anyio.fail_after(LONG):
         first = await pid()
@@ -432,7 +432,7 @@ def test_idle_processes_end_with_their_loop(backend):
 
 
 def test_a_loop_that_is_closed_by_hand_leaves_no_process():
-    """Where nobody tells of the end of a loop, its processes end when it is collected."""
+    """Where no one tells of the end of a loop, its processes end when it is collected."""
     loop = asyncio.new_event_loop()
     number = loop.run_until_complete(pid())
     assert loop.run_until_complete(pid()) == number

@@ -268,7 +268,7 @@ async def test_run_in_place_that_waits_with_no_reader_says_so(workflow, caplog):
 
 @of_each_way
 async def test_run_in_a_block_does_not_log_that_it_waits(workflow, caplog):
-    """D5: one that somebody holds, or reads, is no surprise."""
+    """D5: one that someone holds, or reads, is no surprise."""
     with caplog.at_level(logging.WARNING, "sluicegate"):
         async with workflow().run() as handler:
             await idle(handler)

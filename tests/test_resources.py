@@ -668,7 +668,7 @@ async def test_what_a_failing_factory_needs_stays_open_for_others(is_async):
 
 @pytest.mark.anyio
 async def test_failure_that_nobody_waited_for_is_told():
-    """P9: it is kept for the next to ask, and told at the end if nobody does."""
+    """P9: it is kept for the next to ask, and told at the end if no one does."""
     error = Mine("no")
     told = []
 
@@ -699,7 +699,7 @@ async def test_failure_that_nobody_waited_for_is_told():
 
 @pytest.mark.anyio
 async def test_factory_that_raises_a_stray_cancellation_fails():
-    """A cancellation that nobody asked for is a failure, and hangs or cancels nobody."""
+    """A cancellation that no one asked for is a failure, and hangs or cancels no one."""
 
     async def make():
         if is_trio():
@@ -731,7 +731,7 @@ async def a_cancellation():
 @pytest.mark.anyio
 @pytest.mark.parametrize("at", ["opening", "closing"])
 async def test_failure_is_told_without_the_cancellations_beside_it(at):
-    """A nursery of the user's may raise both at once; the cancellation concerns nobody."""
+    """A nursery of the user's may raise both at once; the cancellation concerns no one."""
     error = Mine("x")
     group = BaseExceptionGroup("both", [await a_cancellation(), error])
     factory = Log().manager("a", **{at: fail_with(group)})
@@ -1000,7 +1000,7 @@ def test_cancellation_leaves_resources_open_while_the_block_unwinds(backend):
 
 
 @on_each_backend
-def test_cancellation_while_closing_waits_and_goes_on(backend):
+def test_cancellation_while_closing_waits_and_continues(backend):
     """Cancelled while resources are being closed, the scope closes them, and then says so."""
     log = Log()
 
@@ -1051,7 +1051,7 @@ async def test_manager_swallows_nothing():
 @pytest.mark.anyio
 @pytest.mark.parametrize("is_step", [True, False], ids=["step", "run"])
 async def test_manager_cannot_swallow_a_cancellation(is_step):
-    """The cancellation goes on outward, and it is no failure to have taken it for settled."""
+    """The cancellation continues outward, and it is no failure to have taken it for settled."""
 
     async def swallow():
         with suppress(BaseException):
@@ -1197,7 +1197,7 @@ async def test_what_is_still_being_opened_is_cancelled_and_cleaned_up():
 
 @pytest.mark.anyio
 async def test_clean_up_of_an_opening_that_fails_is_told():
-    """P9: also when nobody waits for it any more."""
+    """P9: also when no one waits for it any more."""
     error = Mine("clean-up")
     told = []
 
@@ -1217,7 +1217,7 @@ async def test_clean_up_of_an_opening_that_fails_is_told():
 
 @pytest.mark.anyio
 async def test_clean_up_of_an_opening_that_fails_is_told_once():
-    """It is raised to whoever waits, and then told to nobody else."""
+    """It is raised to whoever waits, and then told to no one else."""
     error = Mine("clean-up")
     told, caught = [], []
 
@@ -1442,7 +1442,7 @@ async def test_resource_that_ends_by_itself_is_a_failure(is_step):
 
 @pytest.mark.parametrize("at", ["open", "closing"])
 def test_keeper_that_is_cancelled_natively_is_a_failure(at):
-    """Under asyncio anybody may cancel any task: the resource is closed, and it is told."""
+    """Under asyncio anyone may cancel any task: the resource is closed, and it is told."""
     log, told = Log(), []
 
     def cancel_keeper():

@@ -125,7 +125,7 @@ def test_run_is_not_started_by_accident():
 @pytest.mark.anyio
 @pytest.mark.peer("edge 22")
 async def test_event_that_no_step_takes_is_an_error_where_it_is_sent():
-    """P13: sending an event that nobody takes raises in the step that sends it."""
+    """P13: sending an event that no one takes raises in the step that sends it."""
 
     class Loose(Workflow):
         @step

@@ -476,7 +476,7 @@ async def test_a_run_goes_from_one_scope_to_another():
 
 @pytest.mark.anyio
 async def test_a_scope_that_serves_long_keeps_nothing_of_runs_that_are_over():
-    """P16: neither of those that nobody claimed, nor of those it was given."""
+    """P16: neither of those that no one claimed, nor of those it was given."""
 
     async def work(ctx):
         return None

@@ -280,7 +280,7 @@ def test_second_signal_lists_what_still_cleans_up(loop, number, capfd):
 @LOOPS
 @SIGNALS
 def test_second_signal_is_raised_in_the_step_that_holds_the_event_loop(loop, number):
-    """P22: where the loop has had no turn since the first, there is nobody else to end it."""
+    """P22: where the loop has had no turn since the first, there is no one else to end it."""
     seen = []
 
     async def work(ctx):
@@ -826,7 +826,7 @@ async def check_ended(handler):
 @pytest.mark.slow_for("block", "scope", "nursery")
 @pytest.mark.parametrize("form", ["in place", "block", "scope", "nursery"])
 def test_interrupt_at_any_call_unwinds_the_run(form):
-    """P17: SIGINT at some two hundred places of a run; the books are right at each of them."""
+    """P17: SIGINT at some two hundred places of a run; the engine's state is consistent at each of them."""
     interrupt_at(10**9, form)  # what is done once only is left to the first run
     total = interrupt_at(10**9, form)
     assert total > 100
@@ -902,7 +902,7 @@ class Signals(Observer):
 
 
 def test_the_engines_own_code_is_not_interrupted():
-    """P17: a signal that comes while the engine keeps its books waits for the next checkpoint."""
+    """P17: a signal that comes while the engine changes its state waits for the next checkpoint."""
     calls = Signals(0)
     trio.run(own_run, "in place", Interrupted(observers=[calls]).run())
     assert calls.count > 15

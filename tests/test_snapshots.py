@@ -200,7 +200,7 @@ def counted(names: list[str], loose: frozenset[str]) -> Counter[str]:
 @pytest.mark.slow
 @on_each_backend
 @pytest.mark.parametrize("name", FLOWS)
-def test_a_run_goes_on_in_another_process_from_wherever_it_was(name, backend, resumed):
+def test_a_run_continues_in_another_process_from_wherever_it_was(name, backend, resumed):
     """Every snapshot leads to the same result; what was done is not done again, what was in flight is."""
     whole, pairs = resumed[name, backend]
     loose = FLOWS[name].loose
@@ -215,8 +215,8 @@ def test_a_run_goes_on_in_another_process_from_wherever_it_was(name, backend, re
 @pytest.mark.slow_for("asyncio")
 @on_each_backend
 @pytest.mark.parametrize("name", FLOWS)
-def test_numbers_of_events_and_answers_go_on(name, backend, resumed):
-    """The stream's numbers go on, nobody is asked again what was answered, the run keeps its name."""
+def test_numbers_of_events_and_answers_continue(name, backend, resumed):
+    """The stream's numbers continue, no one is asked again what was answered, the run keeps its name."""
     _, pairs = resumed[name, backend]
     for line, made in pairs:
         first = line["snapshot"]["sequence"] + 1
@@ -305,8 +305,8 @@ ENDINGS = ("cancelled", "cancelled outside", "stopped", "timed_out")
 @on_each_backend
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("name", FLOWS)
-def test_a_run_that_was_ended_early_goes_on(name, ending, backend):
-    """After a cancellation, a graceful stop or a timeout at any time, a run goes on from there."""
+def test_a_run_that_was_ended_early_continues(name, ending, backend):
+    """After a cancellation, a graceful stop or a timeout at any time, a run continues from there."""
     kind = FLOWS[name]
     whole = run_virtually(backend, Lens(kind).main)
     reached = Counter()
@@ -432,7 +432,7 @@ def test_what_was_cancelled_stays_so(backend):
 
 @on_each_backend
 def test_a_question_that_is_asked_again_is_open_once(backend):
-    """A run that went on and can never end says so: its question does not count twice."""
+    """A run that continued and can never end says so: its question does not count twice."""
 
     async def end_without(ctx: Context, answer: str) -> None:
         return None
@@ -518,7 +518,7 @@ async def one_snapshot(workflow: Workflow, seconds: float = 0.015) -> dict[str, 
 
 @on_each_backend
 def test_a_snapshot_between_two_steps_is_not_mixed_up(backend):
-    """What a step did is not taken for what the next one did that the same task goes on with."""
+    """What a step did is not taken for what the next one did that the same task continues with."""
 
     class First(Event):
         pass
@@ -591,7 +591,7 @@ async def finish(workflow: Workflow, snapshot: dict[str, Any], **options: Any) -
 
 @on_each_backend
 def test_the_time_taken_counts_for_the_timeout(backend):
-    """A run that goes on has what is left of its timeout; a larger one gives it more."""
+    """A run that continues has what is left of its timeout; a larger one gives it more."""
 
     class Slow(Workflow):
         @step
@@ -689,7 +689,7 @@ def test_what_an_attempt_keeps_back_is_sent_by_the_one_that_succeeds(backend):
 
 
 @on_each_backend
-def test_a_failed_run_goes_on_with_the_step_that_failed(backend):
+def test_a_failed_run_continues_with_the_step_that_failed(backend):
     """After a failure the step runs again, and what had been done beside it is still done."""
     broken = [True]
 
@@ -727,8 +727,8 @@ def test_a_failed_run_goes_on_with_the_step_that_failed(backend):
 
 
 @on_each_backend
-def test_two_runs_may_go_on_from_one_snapshot(backend):
-    """A snapshot is data: runs that go on from it at the same time know nothing of each other."""
+def test_two_runs_may_continue_from_one_snapshot(backend):
+    """A snapshot is data: runs that continue from it at the same time know nothing of each other."""
 
     async def main() -> None:
         snapshot = await one_snapshot(Flaky(), 0.5)
@@ -754,8 +754,8 @@ def test_two_runs_may_go_on_from_one_snapshot(backend):
 
 
 @pytest.mark.anyio
-async def test_a_context_goes_on_once():
-    """A context of a run that was not over is used up by the run that goes on from it."""
+async def test_a_context_continues_once():
+    """A context of a run that was not over is used up by the run that continues from it."""
     workflow = Ask()
     async with workflow.run() as handler:
         await wait_until_idle()
@@ -787,7 +787,7 @@ class Keeps(Workflow):
 
 @pytest.mark.anyio
 async def test_a_new_run_may_begin_with_a_state():
-    """The state of a context that was filled, of a run that is over, or of its snapshot goes on."""
+    """The state of a context that was filled, of a run that is over, or of its snapshot continues."""
     workflow = Keeps()
     context = Context(workflow)
     await context.store.set("number", 10)
@@ -809,7 +809,7 @@ async def test_a_new_run_may_begin_with_a_state():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("form", ["completed", "unstarted"])
-async def test_nothing_goes_on_from_a_run_that_is_over(form):
+async def test_nothing_continues_from_a_run_that_is_over(form):
     """resume() of a state alone says what is possible instead."""
     workflow = Keeps()
     handler = workflow.run()
@@ -821,7 +821,7 @@ async def test_nothing_goes_on_from_a_run_that_is_over(form):
 
 @pytest.mark.anyio
 async def test_a_context_fits_its_own_workflow_only():
-    """run(ctx=...) refuses the context of another workflow, or of a run that goes on."""
+    """run(ctx=...) refuses the context of another workflow, or of a run that continues."""
     other = Context(Ask())
     with pytest.raises(WorkflowRuntimeError, match=r"run\(ctx=...\) of Keeps was given .* of Ask"):
         Keeps().run(ctx=other)
@@ -835,7 +835,7 @@ async def test_a_context_fits_its_own_workflow_only():
 @pytest.mark.anyio
 @pytest.mark.parametrize("place", ["a task", "a thread"])
 async def test_a_step_may_take_a_snapshot_of_its_own_run(place):
-    """ctx.to_dict() in a step has that very step as one in flight."""
+    """ctx.to_dict() in a step has that step itself as one in flight."""
     taken: list[dict[str, Any]] = []
 
     class Inside(Workflow):
@@ -864,7 +864,7 @@ async def test_a_step_may_take_a_snapshot_of_its_own_run(place):
 
 @pytest.mark.anyio
 async def test_another_thread_may_look_when_the_run_is_over():
-    """While a run goes on, its snapshot is for its own thread; after the end anybody may have it."""
+    """While a run continues, its snapshot is for its own thread; after the end anyone may have it."""
     found: list[Any] = []
 
     def look() -> None:
@@ -939,7 +939,7 @@ class Client:
 @pytest.mark.anyio
 @pytest.mark.parametrize("place", ["the state", "the start event", "an event", "a collected event"])
 async def test_what_cannot_be_kept_is_named_with_its_place(place):
-    """A live object is refused; the message tells the way to it, and the run goes on."""
+    """A live object is refused; the message tells the way to it, and the run continues."""
 
     class Holder(Workflow):
         @step
@@ -1057,7 +1057,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_workflow_of_another_shape_says_what_differs(change):
-    """A snapshot does not go on in a workflow whose steps changed; each difference has its line."""
+    """A snapshot does not continue in a workflow whose steps changed; each difference has its line."""
     steps, told = CHANGES[change]
     snapshot = run_virtually("trio", one_snapshot, Base())
     with pytest.raises(SnapshotError) as caught:
@@ -1324,7 +1324,7 @@ async def test_snapshot_of_another_shape_is_refused():
 @pytest.mark.anyio
 @pytest.mark.peer("note 8.11")
 async def test_snapshot_does_not_grow_with_what_has_passed():
-    """It is read off the books, which hold what is pending and nothing else."""
+    """It is read from the engine's state, which holds what is pending and nothing else."""
 
     class Chain(Workflow):
         @step
@@ -1345,7 +1345,7 @@ async def test_snapshot_does_not_grow_with_what_has_passed():
 
 @pytest.mark.anyio
 @pytest.mark.peer("note 2")
-async def test_context_of_a_run_that_goes_on_starts_no_other_run():
+async def test_context_of_a_run_that_continues_starts_no_other_run():
     """Two runs in one context would share its state; it is refused with the right way."""
 
     async def stay(ctx):
@@ -1361,8 +1361,8 @@ async def test_context_of_a_run_that_goes_on_starts_no_other_run():
 
 @pytest.mark.anyio
 @pytest.mark.peer("note 1.1")
-async def test_fields_for_a_run_that_goes_on_are_refused():
-    """What would be left unused is an error: a run that goes on has begun already."""
+async def test_fields_for_a_run_that_continues_are_refused():
+    """What would be left unused is an error: a run that continues has begun already."""
 
     async def ask(ctx):
         await ctx.wait_for_event(Said)

@@ -150,7 +150,7 @@ def test_run_that_waits_for_a_person_is_not_stuck_and_may_become_so(backend):
 
 @on_each_backend
 def test_run_with_a_step_at_work_is_not_stuck(backend):
-    """P12: as long as anything runs, however slowly, something can still come of it."""
+    """P12: as long as anything runs, however slowly, something can still come from it."""
 
     async def main():
         class Slow(Workflow):
@@ -172,7 +172,7 @@ def test_run_with_a_step_at_work_is_not_stuck(backend):
 @pytest.mark.anyio
 @pytest.mark.peer("edge 24")
 async def test_run_that_can_never_end_fails_at_once_without_a_timeout():
-    """P12: nothing pending and nobody asked is an error, not a hang."""
+    """P12: nothing pending and no one asked is an error, not a hang."""
 
     class Ending(Workflow):
         @step
@@ -294,7 +294,7 @@ class Early(HumanResponseEvent):
 
 @on_each_backend
 def test_an_answer_to_somebody_else_leaves_the_question_open(backend):
-    """P12: an answer that nobody waits for yet is kept, and the run still waits for its own."""
+    """P12: an answer that no one waits for yet is kept, and the run still waits for its own."""
 
     class Form(Workflow):
         @step

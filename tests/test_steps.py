@@ -713,7 +713,7 @@ async def test_function_that_is_a_step_is_inherited():
 
 @pytest.mark.anyio
 async def test_context_collects_nothing_after_its_step():
-    """What a step left behind is told so, by every method alike."""
+    """What a step left behind gets an error that says so, by every method alike."""
     kept = []
 
     class Keeps(Workflow[None]):

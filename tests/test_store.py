@@ -277,7 +277,7 @@ async def test_edit_commits_real_containers(kind):
 @pytest.mark.anyio
 @anywhere
 async def test_error_undoes_everything(kind):
-    """After an error the state is the very object that it was, nested lists included."""
+    """After an error the state is the same object that it was, nested lists included."""
     store = new_store(kind)
     before, error = store.snapshot_state(), Mine()
     with pytest.raises(Mine) as caught:
@@ -380,7 +380,7 @@ async def test_draft_is_cut_off_when_its_block_is_left(kind):
 @pytest.mark.anyio
 @anywhere
 async def test_readers_see_what_is_committed(kind):
-    """In the middle of a block everybody, its own task too, reads the state as it was."""
+    """In the middle of a block everyone, its own task too, reads the state as it was."""
     store = new_store(kind)
     async with store.edit_state() as state:
         state.n = 1
@@ -808,7 +808,7 @@ def test_native_cancellation_of_a_writer_whose_turn_has_come():
 @pytest.mark.anyio
 @anywhere
 async def test_cancellation_in_the_block_undoes_it(kind):
-    """A block that is cancelled has changed nothing, and the next writer goes on."""
+    """A block that is cancelled has changed nothing, and the next writer continues."""
     store = new_store(kind)
     before = store.snapshot_state()
     with anyio.CancelScope() as scope:

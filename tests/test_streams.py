@@ -114,7 +114,7 @@ async def test_readers_at_different_speeds_do_not_disturb_each_other():
 
 @pytest.mark.anyio
 async def test_after_starts_behind_the_event_of_that_number():
-    """P6: with the number of the last event taken a new reader goes on where another was."""
+    """P6: with the number of the last event taken a new reader continues where another was."""
     handler = Counter(5).run()
     await handler
     first = handler.stream_events()
@@ -260,7 +260,7 @@ async def test_reader_waits_for_what_is_published_later():
 
 
 @pytest.mark.anyio
-async def test_reader_cancelled_while_it_waits_can_go_on():
+async def test_reader_cancelled_while_it_waits_can_continue():
     """P6: a cancelled receive has taken nothing."""
     workflow = Driven()
     async with workflow.run() as handler:
@@ -390,7 +390,7 @@ async def test_asyncio_timeout_in_the_moment_of_the_wake_loses_nothing(anyio_bac
 @pytest.mark.anyio
 @on_asyncio
 async def test_sweep_of_native_cancellation_over_a_reader_loses_nothing(anyio_backend):
-    """P6: cancelled natively at any turn of the event loop, a reader can go on without a gap."""
+    """P6: cancelled natively at any turn of the event loop, a reader can continue without a gap."""
     positions = 0
     for turn in range(40):
         workflow = Driven()
@@ -429,7 +429,7 @@ async def test_sweep_of_native_cancellation_over_a_reader_loses_nothing(anyio_ba
 
 @pytest.mark.anyio
 async def test_reader_is_closed_in_another_task():
-    """P5: a reader that waits in one task and is closed in another is told so."""
+    """P5: a reader closed in another task while it waits gets an error that says so."""
     workflow = Driven()
     caught = []
     async with workflow.run() as handler, anyio.create_task_group() as nursery:
@@ -477,7 +477,7 @@ async def test_reader_moves_between_tasks():
 
 @pytest.mark.anyio
 async def test_closing_twice_and_closing_after_the_end_are_nothing_special():
-    """P5: close and aclose may be called by anybody, at any time, again."""
+    """P5: close and aclose may be called by anyone, at any time, again."""
     handler = Counter(1).run()
     await handler
     stream = handler.stream_events()
@@ -733,7 +733,7 @@ async def test_sender_outside_of_the_steps_is_told_that_the_run_is_over():
 
 @pytest.mark.anyio
 async def test_publishing_after_the_end_is_an_error():
-    """P4: a writer that is too late is told so, in each of the three forms."""
+    """P4: a writer that is too late gets an error that says so, in each of the three forms."""
     workflow = Driven()
     async with workflow.run() as handler:
         await workflow.ready.wait()
@@ -921,7 +921,7 @@ async def test_endless_loop_over_ready_events_can_be_cancelled():
 
 @pytest.mark.anyio
 async def test_endless_sender_can_be_cancelled():
-    """P3: a step that only sends, with nobody reading, is stopped by its run's timeout."""
+    """P3: a step that only sends, with no one reading, is stopped by its run's timeout."""
 
     class Endless(Workflow):
         @step
@@ -1478,7 +1478,7 @@ async def test_stream_is_a_plain_object_over_a_channel():
 @pytest.mark.anyio
 @pytest.mark.parametrize("at", [0, 1, 3])
 @pytest.mark.peer("edge 31")
-async def test_second_loop_goes_on_where_the_first_stopped(at):
+async def test_second_loop_continues_where_the_first_stopped(at):
     """P5: after a ``break`` nothing is lost and nothing comes twice."""
     async with counting(5).run() as handler:
         reader = handler.stream_events()
@@ -1537,8 +1537,8 @@ async def test_reader_beside_the_block_gets_the_whole_story(ending, turns):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("form", ["block", "scope"])
-async def test_reader_of_a_run_that_goes_on_is_lossy_once_its_owner_waits(form):
-    """P4, P6, P7: it holds up nobody, is told what it missed, gets the terminal event, and stops."""
+async def test_reader_of_a_run_that_continues_is_lossy_once_its_owner_waits(form):
+    """P4, P6, P7: it blocks no one, is told what it missed, gets the terminal event, and stops."""
     handler = counting(50, stream_buffer=2, stream_history=10).run()
     async with handler if form == "block" else workflow_scope():
         reader = handler.stream_events()
@@ -1550,7 +1550,7 @@ async def test_reader_of_a_run_that_goes_on_is_lossy_once_its_owner_waits(form):
 
 
 @pytest.mark.anyio
-async def test_reader_that_waits_when_its_owner_leaves_goes_on_receiving():
+async def test_reader_that_waits_when_its_owner_leaves_continues_receiving():
     """P4: becoming lossy wakes no reader and costs it no event that the history has."""
     got = []
 
@@ -1744,7 +1744,7 @@ class Gated(Workflow):
 @pytest.mark.anyio
 @pytest.mark.peer("edge 18c")
 async def test_scope_around_the_stream_loop_alone_leaves_the_run_and_loses_nothing():
-    """P6: a reader that gives up leaves an owned run, and can go on reading."""
+    """P6: a reader that gives up leaves an owned run, and can continue reading."""
     workflow = Gated()
     async with workflow.run() as handler:
         stream = handler.stream_events()

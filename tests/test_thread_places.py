@@ -470,7 +470,7 @@ def test_a_limiter_serves_one_loop_after_another():
 
 
 async def test_a_limiter_that_refuses_is_given_back():
-    """Where the limiter itself raises, nobody counts as its user."""
+    """Where the limiter itself raises, no one counts as its user."""
 
     class Refusing:
         async def __aenter__(self):

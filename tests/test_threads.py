@@ -820,7 +820,7 @@ def test_handler_after_the_loop(backend):
 
 
 def test_loop_that_ends_while_a_thread_waits(monkeypatch):
-    """A thread that waits for a loop that ends without calling is told so; it does not hang."""
+    """A thread that waits for a loop that ends without calling gets an error that says so; it does not hang."""
     monkeypatch.setattr(answering, "_LOOK_AGAIN", 0.001)
     loop = asyncio.new_event_loop()
     waiting = threading.Event()

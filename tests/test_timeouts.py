@@ -283,7 +283,7 @@ def test_deadline_is_the_nearest_one(backend):
 
 
 @on_each_backend
-def test_cancellation_that_comes_with_the_timeout_goes_on_outward(backend):
+def test_cancellation_that_comes_with_the_timeout_continues_outward(backend):
     """What is around the run is cancelled at the step's deadline: that is no failure of the step."""
 
     async def function(ctx):
@@ -386,7 +386,7 @@ def test_time_spent_waiting_for_a_person_can_be_left_out(backend, how):
 @on_each_backend
 @pytest.mark.parametrize("how", ASKING)
 def test_time_spent_working_still_counts(backend, how):
-    """The clock goes on as soon as the answer is there."""
+    """The clock continues as soon as the answer is there."""
 
     async def main():
         began = anyio.current_time()
@@ -433,7 +433,7 @@ def test_clock_stands_still_only_while_nothing_runs(backend, is_child):
 
 
 @on_each_backend
-def test_clock_goes_on_when_a_child_that_waits_is_given_up(backend):
+def test_clock_continues_when_a_child_that_waits_is_given_up(backend):
     """A child that timed out while it waited for a person leaves its parent to work."""
 
     class Catches(Workflow):
@@ -515,7 +515,7 @@ def test_steps_in_flight_end_and_nothing_more_starts(backend):
 
 @on_each_backend
 def test_step_in_flight_may_still_complete_the_run(backend):
-    """A stop event that comes of a step in flight is the result."""
+    """A stop event that comes from a step in flight is the result."""
 
     async def function(ctx):
         await anyio.sleep(10)
@@ -573,7 +573,7 @@ WAITING = {
 @pytest.mark.parametrize("what", WAITING)
 @pytest.mark.parametrize("is_first", [False, True])
 def test_step_that_waits_is_cancelled_by_a_graceful_stop(backend, what, is_first):
-    """What waits for somebody would never end: it is cancelled when nothing else runs.
+    """What waits for someone would never end: it is cancelled when nothing else runs.
 
     It does not matter whether it waits before the stop or comes to wait after it.
     """
@@ -737,7 +737,7 @@ def test_graceful_stop_may_be_asked_for_again_and_overtaken(backend):
 
 @on_each_backend
 def test_timeout_still_strikes_during_a_graceful_stop(backend):
-    """The time of a run goes on; so does a cancellation from outside."""
+    """The time of a run continues; so does a cancellation from outside."""
 
     async def function(ctx):
         await anyio.sleep(3600)
@@ -774,7 +774,7 @@ async def test_graceful_stop_of_an_unstarted_run():
 
 @pytest.mark.anyio
 async def test_step_may_ask_for_the_graceful_stop_of_its_own_run():
-    """The step itself goes on to its end; what it returns starts nothing."""
+    """The step itself continues to its end; what it returns starts nothing."""
     log = []
 
     class Stops(Workflow):
@@ -1197,7 +1197,7 @@ def test_time_that_a_person_takes_is_left_out_of_the_timeout(backend):
 
 
 @on_each_backend
-def test_the_clock_goes_on_while_one_of_two_children_works(backend):
+def test_the_clock_continues_while_one_of_two_children_works(backend):
     """A run is idle only when all of it waits for a person."""
 
     class Asking(Workflow):

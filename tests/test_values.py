@@ -254,7 +254,7 @@ def test_a_state_goes_through_any_number_of_snapshots(backend, kind, make, tmp_p
 
 @pytest.mark.anyio
 async def test_only_changed_fields_are_checked():
-    """A field that the class itself made unfit stands in nobody's way; it may be looked at."""
+    """A field that the class itself made unfit stands in no one's way; it may be looked at."""
 
     @attrs.define
     class Odd:
@@ -1000,7 +1000,7 @@ def versions(old: bool) -> type[Workflow]:
 
 
 @on_each_backend
-def test_a_run_goes_on_although_its_classes_have_changed(backend):
+def test_a_run_continues_although_its_classes_have_changed(backend):
     """``resume`` and ``Context.from_dict`` take the option that drops removed fields."""
 
     async def main() -> None:

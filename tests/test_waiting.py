@@ -77,7 +77,7 @@ async def answer_all(handler, order=None):
 
 
 @pytest.mark.anyio
-async def test_step_goes_on_where_it_waited():
+async def test_step_continues_where_it_waited():
     """A wait is a suspension: the body of the step runs once, and gets the answer in its middle."""
     workflow = Asks("ann")
     async with workflow.run() as handler:
@@ -687,7 +687,7 @@ async def test_an_event_of_any_class_reaches_the_wait_of_a_child():
 @pytest.mark.anyio
 @pytest.mark.peer("note 2")
 async def test_wait_is_no_exception_that_a_step_could_catch():
-    """``try ... except Exception`` around a wait catches nothing, and the wait goes on."""
+    """``try ... except Exception`` around a wait catches nothing, and the wait continues."""
     caught: list[Exception] = []
 
     async def ask(ctx):

@@ -206,7 +206,7 @@ def test_a_prompt(program, backend):
 @pytest.mark.slow
 @POSIX
 def test_a_prompt_may_be_answered_again(program):
-    """Somebody at a terminal who types what does not fit is told, and asked again."""
+    """Someone at a terminal who types what does not fit is told, and asked again."""
     terminal = Terminal()
     process = program("run", "flows_for_cli:Approve", **terminal.ends())
     terminal.read_until("Approve? ")
@@ -223,7 +223,7 @@ def test_a_prompt_may_be_answered_again(program):
 @POSIX
 @BACKENDS
 def test_a_prompt_can_be_left_waiting(program, backend):
-    """A run that times out while somebody is asked ends at once: the prompt holds up nothing."""
+    """A run that times out while someone is asked ends at once: the prompt holds up nothing."""
     terminal = Terminal()
     process = program(
         *("run", "flows_for_cli:Greeter", "--timeout", "0.01", "--backend", backend),

@@ -220,7 +220,7 @@ def test_a_step_timeout_is_a_failure(cli):
 
 
 def test_a_workflow_with_faults_does_not_run(cli):
-    """Every fault is told, and the exit code is that of `check`."""
+    """Every fault is reported, and the exit code is that of `check`."""
     code, out, err = cli("run", "flows_for_cli:Faulty")
 
     assert (code, out) == (1, "")
@@ -292,7 +292,7 @@ def test_bad_targets(cli, target, told):
     ],
 )
 def test_a_module_that_cannot_be_imported(cli, tmp_path, source, told):
-    """What a module raises while it is imported is told in one line, with its place."""
+    """What a module raises while it is imported is reported in one line, with its place."""
     file = tmp_path / "broken_flows_for_cli.py"
     file.write_text(f"{source}\n")
     code, _, err = cli("run", f"{file}:Any")

@@ -199,7 +199,7 @@ def test_marks_and_titles():
 
 
 def test_a_faulty_workflow_is_drawn():
-    """What leads nowhere or comes from nowhere is drawn as such, and all faults are told."""
+    """What leads nowhere or comes from nowhere is drawn as such, and all faults are reported."""
     assert {
         ("start", "begin", "event", "StartEvent"),
         ("begin", "gap", "gap", "Draft"),

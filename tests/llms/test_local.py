@@ -276,7 +276,7 @@ def test_a_body_that_is_no_request_is_refused(server):
     ],
 )
 def test_whose_host_a_request_names(host, bound_to, is_own):
-    """Its own names and addresses, and none that somebody else's page may have resolve to it."""
+    """Its own names and addresses, and none that someone else's page may have resolve to it."""
     assert is_own_host(host, bound_to) is is_own
 
 
@@ -382,7 +382,7 @@ def test_used_once():
 
 
 def test_stand_in_without_a_key(monkeypatch, capsys):
-    """Without a key an unchanged program talks to the stand-in, and is told so."""
+    """Without a key an unchanged program talks to the stand-in, and a note says so."""
 
     async def program():
         return str(await OpenAI(model="gpt-4o-mini").acomplete("Hi"))
@@ -399,7 +399,7 @@ def test_stand_in_without_a_key(monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", ["OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_API_BASE"])
 def test_no_stand_in_where_there_is_a_model(monkeypatch, capsys, name):
-    """Where somebody has set a key or a server, the stand-in stays away."""
+    """Where someone has set a key or a server, the stand-in stays away."""
     monkeypatch.setenv(name, "mine")
     with stand_in_model() as server:
         assert server is None

@@ -35,7 +35,7 @@ async def test_tokens_make_up_the_text():
 
 @pytest.mark.anyio
 async def test_errors_on_demand():
-    """An exception in the script is raised as it is, and the script goes on behind it."""
+    """An exception in the script is raised as it is, and the script continues behind it."""
     error = TimeoutError("not today")
     llm = MockLLM([error, error, "fine"])
     for call in (llm.acomplete, llm.astream_complete):

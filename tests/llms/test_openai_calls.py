@@ -89,7 +89,7 @@ async def test_nothing_is_sent_unasked(server, llm):
 
 @on_each_loop
 async def test_one_layer_of_retries(server, llm):
-    """The SDK tries again as often as it was told, and nobody on top of it."""
+    """The SDK tries again as often as it was told, and no one on top of it."""
     with guard():
         assert (await llm.acomplete("Hi", model="any?fail=429x2")).text
         assert len(server.exchanges) == 3

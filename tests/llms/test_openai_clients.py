@@ -108,7 +108,7 @@ async def test_steps_at_the_same_time(server, llm):
 
 
 async def test_a_stream_outlives_the_call_that_opened_it(server, llm):
-    """An open stream keeps its connection when everybody else lets go."""
+    """An open stream keeps its connection when everyone else lets go."""
     with guard():
         stream = await llm.astream_complete("Hi")
         async with llm:

@@ -377,7 +377,7 @@ async def test_native_timeout(server, llm):
 
 
 async def test_dropped_outside_of_a_step(server):
-    """A stream that nobody owns and nobody closes says so when it is collected."""
+    """A stream that no one owns and no one closes says so when it is collected."""
 
     class Source:
         async def receive(self):

@@ -69,7 +69,7 @@ def test_no_content_is_no_text():
 
 
 def test_replies_are_frozen():
-    """Replies can be kept and shared: nobody changes them."""
+    """Replies can be kept and shared: no one changes them."""
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         CompletionResponse(text="x").text = "y"
 
@@ -242,7 +242,7 @@ def test_a_prompt_in_the_place_of_messages():
     ],
 )
 def test_name_of_the_token_limit(model, name):
-    """Reasoning models have another name for the limit, everybody else the old one."""
+    """Reasoning models have another name for the limit, everyone else the old one."""
     assert name == max_tokens_name(model)
 
 

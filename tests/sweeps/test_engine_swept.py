@@ -153,7 +153,7 @@ def test_ctrl_c_is_no_timeout():
 
 
 def test_ctrl_c_ends_an_idle_run_for_those_who_send_to_it():
-    """Whoever sends to a run that Ctrl-C has just ended is told so, and by nothing else."""
+    """To send to a run that Ctrl-C has just ended raises that error, and no other."""
     assert swept(Crossing, "trio", ("interrupt", "error")) > 5
 
 

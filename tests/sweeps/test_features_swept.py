@@ -172,7 +172,7 @@ def test_one_step_is_struck(scenario, backend, limit):
 @on_each_backend
 @pytest.mark.parametrize("scenario", WITH_STEPS, ids=named)
 def test_one_reader_is_struck(scenario, backend, limit):
-    """P6: a reader that is cancelled takes nothing from the run, and goes on where it was."""
+    """P6: a reader that is cancelled takes nothing from the run, and continues where it was."""
     sweep(
         scenario,
         backends=backend,
@@ -232,7 +232,7 @@ def test_what_a_thread_asks_for_as_its_step_is_cancelled_is_cancelled():
     """P1: what a thread of a step has running in the loop ends with the step, however late it came.
 
     AnyIO tells those of a cancellation that are there. When the only one waits for the thread,
-    shielded, nobody is told a second time.
+    shielded, no one is told a second time.
     """
     late = Late()
 

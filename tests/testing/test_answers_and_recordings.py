@@ -140,7 +140,7 @@ class Patient(Workflow[str]):
 @on_each_backend
 @pytest.mark.parametrize("answers", [None, {Ask: None}, [None], lambda question: None])
 def test_a_question_may_be_left_open(backend, answers):
-    """None says that nobody answers: the run then goes on waiting, and may run into its timeout."""
+    """None says that no one answers: the run then keeps waiting, and may run into its timeout."""
 
     async def main():
         assert (await run_workflow(Patient(), answers=answers, asks=True)).result == "nobody"

@@ -591,7 +591,7 @@ def test_the_anyio_mark_runs_it_on_each_backend(run):
 
 
 def test_beside_a_plugin_that_takes_whatever_is_async(run, pytester):
-    """A plugin that nobody knows finds nothing async in a swept test."""
+    """A plugin that no one knows finds nothing async in a swept test."""
     pytester.makepyfile(
         greedy="""
         import inspect, pytest

@@ -242,7 +242,7 @@ async def test_a_handled_failure_is_an_invocation_of_the_handler():
 
 @on_each_backend
 def test_until_ends_the_run_where_the_event_is_published(backend):
-    """The run is cancelled at that very moment: nothing behind it in the step happens."""
+    """The run is cancelled at that moment: nothing behind it in the step happens."""
     behind = []
 
     async def work(ctx):
@@ -372,7 +372,7 @@ def test_a_native_cancellation_leaves_nothing(way, turns):
 
 @pytest.mark.anyio
 async def test_the_workflow_is_left_as_it_is():
-    """P18: runs under test and ordinary ones go on side by side, and only the former are watched."""
+    """P18: runs under test and ordinary ones continue side by side, and only the former are watched."""
     told = []
 
     class Tell(Observer):

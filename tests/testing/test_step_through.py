@@ -155,7 +155,7 @@ def test_one_runs_at_a_time(backend):
 
 
 @on_each_backend
-def test_a_step_that_waits_lets_the_others_go_on(backend):
+def test_a_step_that_waits_lets_the_others_continue(backend):
     """While a step waits in its middle for what another makes, that other is given."""
 
     class Waits(Workflow):
@@ -216,7 +216,7 @@ def test_what_stands_at_its_gate_uses_nothing(backend):
 
 
 @on_each_backend
-def test_the_runs_own_timeout_goes_on(backend):
+def test_the_runs_own_timeout_continues(backend):
     """Who stands too long between two steps runs into it."""
 
     async def main():
@@ -295,7 +295,7 @@ def test_an_exception_of_the_block_cancels_the_run(backend):
 
 
 @on_each_backend
-def test_a_loop_that_was_cancelled_can_go_on(backend):
+def test_a_loop_that_was_cancelled_can_continue(backend):
     """Waiting for the next invocation may be cancelled: none is lost, and none is given twice."""
 
     async def main():

@@ -121,7 +121,7 @@ def test_a_target_has_the_positions_of_its_own(backend):
 
 @on_each_backend
 def test_two_targets_are_struck_each_at_its_own_moments(backend):
-    """A pattern may mean several tasks; each is cancelled alone, and the other goes on."""
+    """A pattern may mean several tasks; each is cancelled alone, and the other continues."""
 
     async def child(state, seconds):
         name = "first" if seconds == 1 else "second"
@@ -440,7 +440,7 @@ def test_the_earliest_failing_position_is_found_from_a_sample(backend):
 
 
 def test_a_fuzz_that_cancels_shrinks():
-    """The position is the earliest that fails, and what fails undisturbed is told so."""
+    """The position is the earliest that fails, and what fails undisturbed gets an error that says so."""
     failure = failure_of(ten_waits, fuzz, cancel=True, check=lambda o: o.at.position < 3)
     assert re.fullmatch(r"trio:[a-z]+:3(@\d+)?", failure.at)
     assert failure_of(race, fuzz, cancel=True, check=loses_the_race).at.count(":") == 0
@@ -816,7 +816,7 @@ def test_a_fresh_run_must_work(backend):
 
 @on_every_kind
 def test_nothing_of_the_cancellation_is_left_for_the_fresh_run(backend, kind):
-    """An interrupt that came too late is not for the next run, which nobody cancels."""
+    """An interrupt that came too late is not for the next run, which no one cancels."""
     kept = []
     sweep(two, backends=backend, kinds=kind, check=kept.append)
     whole = [outcome for outcome in kept if not outcome.struck]
@@ -826,7 +826,7 @@ def test_nothing_of_the_cancellation_is_left_for_the_fresh_run(backend, kind):
 
 @pytest.mark.parametrize("kind", KINDS["asyncio"])
 def test_a_fresh_run_that_is_cancelled_by_itself_does_not_work(kind):
-    """What comes of a task that an earlier run has broken is no cancellation of ours."""
+    """What comes from a task that an earlier run has broken is no cancellation of ours."""
     broken = []
 
     async def scenario():
@@ -1478,7 +1478,7 @@ _kept = []
 
 
 @on_each_backend
-def test_a_sweep_may_go_on_past_the_first_failure(backend):
+def test_a_sweep_may_continue_past_the_first_failure(backend):
     """With keep_going all runs are done; the failure counts those that failed, by what is wrong."""
 
     async def scenario():
@@ -1518,7 +1518,7 @@ def test_an_undisturbed_run_that_fails_is_counted_once(backend):
         assert "3 of 3 runs failed" in str(failure)
 
 
-def test_a_fuzz_may_go_on_past_the_first_failure():
+def test_a_fuzz_may_continue_past_the_first_failure():
     """The same for a fuzz: each seed counts."""
 
     async def scenario():
@@ -1538,6 +1538,6 @@ def test_a_fuzz_may_go_on_past_the_first_failure():
     assert f"{len(failure.failed)} of 20 runs failed:" in str(failure)
 
 
-def test_a_sweep_that_goes_on_and_finds_nothing_passes():
+def test_a_sweep_that_continues_and_finds_nothing_passes():
     """keep_going changes nothing about a scenario that works."""
     assert sweep(two, keep_going=True).positions == sweep(two).positions

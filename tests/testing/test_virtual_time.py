@@ -284,7 +284,7 @@ def test_an_unknown_backend_is_refused():
 
 
 def test_the_loop_serves_a_runner():
-    """As a loop factory, for several calls; the clock goes on."""
+    """As a loop factory, for several calls; the clock continues."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(asyncio.sleep(DAY))
         runner.run(asyncio.sleep(DAY))
@@ -390,7 +390,7 @@ def test_a_sleep_without_end_does_not_move_the_clock():
 
 
 def test_a_process_is_waited_for_where_no_timer_is_set():
-    """With one, the clock jumps to it: nobody can know how long a process would take."""
+    """With one, the clock jumps to it: no one can know how long a process would take."""
 
     async def talk():
         process = await asyncio.create_subprocess_exec("cat", stdin=-1, stdout=-1)
@@ -533,7 +533,7 @@ def test_the_task_tree_is_trio_s():
 
 
 def test_system_tasks_live_beside_the_scenario():
-    """One that ends by itself is nobody's leftover."""
+    """One that ends by itself is no one's leftover."""
 
     async def helper(event):
         await trio.sleep(1)

@@ -468,7 +468,7 @@ def test_bad_arguments_are_refused_at_once(given, error, text):
 
 @on_each_backend
 def test_the_audit_of_a_run_under_way_tells_what_it_holds(backend):
-    """The audit finds nothing in a run that is over, and everything in one that goes on."""
+    """The audit finds nothing in a run that is over, and everything in one that continues."""
 
     async def main():
         async with Fan().run() as handler:
