@@ -15,7 +15,7 @@ from sluicegate._streams import StreamSender
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from typing_extensions import TypeVar as TypeVarWithDefault
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from sluicegate._events import StartEvent
     from sluicegate._state.store import StateStore
     from sluicegate._streams import EventLog
-    from sluicegate._workflow import Workflow
 
     # A plain ``Context`` is a ``Context[Any]``, to the strictest checker too.
     StateT = TypeVarWithDefault("StateT", default=Any)
@@ -33,6 +32,7 @@ else:
 
 EventT = TypeVar("EventT", bound="Event")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 #: What becomes of the stream of a child; see :meth:`Context.run_child`.
 ChildStream = Literal["forward", "tag", "off"]
@@ -126,8 +126,20 @@ class Branch:
         self._node.is_held = False
 
 
+class WorkflowLike(Protocol[R_co]):
+    """A :class:`Workflow`, as far as a context needs it."""
+
+    def __open_saved_run__(
+        self, data: dict[str, Any] | None, *, drops_removed: bool = False
+    ) -> Any: ...
+
+    def run(
+        self, *, start_event: StartEvent | None = None, run_id: str | None = None, **fields: Any
+    ) -> Awaitable[R_co]: ...
+
+
 class RunOperations(Protocol):
-    """What the runner hands in, so that the context need not know it."""
+    """The operations of a run that its contexts use."""
 
     @property
     def run_id(self) -> str: ...
@@ -216,9 +228,9 @@ class Context(Generic[StateT]):
         "_stream",
     )
 
-    def __init__(self, workflow: Workflow[Any]) -> None:
+    def __init__(self, workflow: WorkflowLike[Any]) -> None:
         _check_workflow(workflow, "Context(...)", "Context(MyWorkflow())")
-        self._run: Any = workflow._open_seed(None)
+        self._run: Any = workflow.__open_saved_run__(None)
         self._step: Step | None = None
         self._node: Any = None
         self._redelivery: Any = None
@@ -230,7 +242,7 @@ class Context(Generic[StateT]):
 
     @classmethod
     def from_dict(
-        cls, workflow: Workflow[Any], data: dict[str, Any], *, drop_removed_fields: bool = False
+        cls, workflow: WorkflowLike[Any], data: dict[str, Any], *, drop_removed_fields: bool = False
     ) -> Context[Any]:
         """Return the context that :meth:`to_dict` was called on, for ``workflow.run(ctx=...)``.
 
@@ -246,7 +258,7 @@ class Context(Generic[StateT]):
             SnapshotError: The data is no snapshot of this workflow, or not of its present shape.
         """
         _check_workflow(workflow, "Context.from_dict(...)", "Context.from_dict(MyWorkflow(), data)")
-        seed = workflow._open_seed(data or {}, drops_removed=drop_removed_fields)
+        seed = workflow.__open_saved_run__(data or {}, drops_removed=drop_removed_fields)
         return outer_context(seed)
 
     def to_dict(self) -> dict[str, Any]:
@@ -468,7 +480,7 @@ class Context(Generic[StateT]):
 
     async def run_child(
         self,
-        workflow: Workflow[R],
+        workflow: WorkflowLike[R],
         *,
         stream: ChildStream = "forward",
         start_event: StartEvent | None = None,
@@ -539,7 +551,7 @@ _OLDER = {
 
 
 def _check_workflow(workflow: object, what: str, expected: str) -> None:
-    if isinstance(workflow, type) or not hasattr(workflow, "_open_seed"):
+    if isinstance(workflow, type) or not hasattr(workflow, "__open_saved_run__"):
         msg = (
             f"{what} was given {brief(workflow)}, which is no workflow object; expected {expected}"
         )
@@ -572,3 +584,8 @@ def watch_progress(context: Context[Any], note: Callable[[], object]) -> None:
 def outer_context(run: Any) -> Context[Any]:
     """Return a context outside of a step; for the engine."""
     return step_context(run, None, None, None)
+
+
+def run_of_context(context: Context[Any]) -> Any:
+    """Return the run of a context, or the saved run of one that was made before there is a run."""
+    return context._run

@@ -8,6 +8,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Generic, Never, Self, TypeVar, cast, get_origin
 
 from sluicegate._annotations import is_count, is_seconds
+from sluicegate._context import run_of_context
 from sluicegate._definition.checks import DISABLED, SKIPPABLE, check_graph
 from sluicegate._definition.decorators import add_step
 from sluicegate._definition.graph import Graph, forget_graph, graph_of
@@ -240,7 +241,7 @@ class Workflow(Generic[R]):
         """
         graph = self._built()
         _check_run_id(run_id)
-        seed = None if ctx is None else self._seed_of(ctx)
+        seed = None if ctx is None else self._saved_of(ctx)
         if seed is not None and not isinstance(seed, Runner) and seed.is_running:
             if start_event is not None or fields:
                 msg = (
@@ -304,7 +305,7 @@ class Workflow(Generic[R]):
             WorkflowRuntimeError: The run was completed, so nothing is left to be done.
         """
         _check_run_id(run_id)
-        seed = self._open_seed(snapshot or {}, drops_removed=drop_removed_fields)
+        seed = self.__open_saved_run__(snapshot or {}, drops_removed=drop_removed_fields)
         if not seed.is_running:
             msg = (
                 f"the run {seed.run_id} was completed when the snapshot was taken; expected one of "
@@ -335,16 +336,18 @@ class Workflow(Generic[R]):
             )
         )
 
-    def _open_seed(self, data: dict[str, Any] | None, *, drops_removed: bool = False) -> SavedRun:
+    def __open_saved_run__(
+        self, data: dict[str, Any] | None, *, drops_removed: bool = False
+    ) -> SavedRun:
         from sluicegate._engine.snapshot_read import SavedRun  # noqa: PLC0415 - imports msgspec
 
         return SavedRun(self._built(), self.__options.classes, data, drops_removed=drops_removed)
 
-    def _seed_of(self, ctx: Any) -> Any:
+    def _saved_of(self, ctx: Any) -> Any:
         if getattr(ctx, "_is_sluicegate_context", False) is not True:
             msg = f"run(ctx=...) was given {brief(ctx)}; expected Context(workflow), or handler.ctx"
             raise TypeError(msg)
-        seed = ctx._run
+        seed = run_of_context(ctx)
         if isinstance(seed, Runner) and not seed.outcome.is_over:
             msg = (
                 f"run(ctx=...) was given the context of the run {seed.run_id}, which is not over; "

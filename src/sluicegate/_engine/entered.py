@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Self, cast, final
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast, final
 
 from sluicegate._errors import WorkflowRuntimeError, brief
 from sluicegate._exceptions import add_note, is_a, is_cancellation, raise_first, trace_of
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from sluicegate._definition.resources import ResourcePlan
-    from sluicegate._engine.resource_scopes import ResourceScope
     from sluicegate._loop import Backend
 
 
@@ -186,6 +185,12 @@ def ended_early(plan: ResourcePlan, cause: BaseException) -> WorkflowRuntimeErro
     return failure
 
 
+class OuterScope(Protocol):
+    """The scope of the run, which a step asks for the resources that are not its own."""
+
+    async def get(self, plan: ResourcePlan) -> Any: ...
+
+
 @final
 class StepResources:
     """What one invocation of a step asks for; an async context manager around the step.
@@ -207,7 +212,7 @@ class StepResources:
 
     __slots__ = ("_backend", "_context", "_held", "_outer", "_values")
 
-    def __init__(self, outer: ResourceScope, context: object = None) -> None:
+    def __init__(self, outer: OuterScope, context: object = None) -> None:
         self._outer = outer
         self._context = context
         self._backend = current_backend()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from sluicegate._engine.lineage import BranchNode
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from sluicegate._definition.graph import Route
     from sluicegate._definition.retries import Attempts
     from sluicegate._definition.steps import Step
-    from sluicegate._engine.invocation import Worker
     from sluicegate._engine.joins import Entry
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.waits import Wait
@@ -224,6 +223,22 @@ def _matters(branch: BranchNode, *, is_held: bool) -> bool:
     return is_held and (branch.is_cancelled or not branch.is_over)
 
 
+class AtWork(Protocol):
+    """What a worker is at."""
+
+    @property
+    def step(self) -> Step | None: ...
+
+    @property
+    def event(self) -> Any: ...
+
+    @property
+    def node(self) -> BranchNode | None: ...
+
+    @property
+    def context(self) -> Any: ...
+
+
 class InFlight:
     """An invocation that was under way when its run ended or a snapshot was taken."""
 
@@ -238,7 +253,7 @@ class InFlight:
         self.journal = journal
 
     @classmethod
-    def of(cls, worker: Worker) -> InFlight:
+    def of(cls, worker: AtWork) -> InFlight:
         """Return what a worker is at."""
         assert worker.step is not None
         journal = worker.context._journal if worker.context is not None else None

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _DICTS = frozenset({dict, defaultdict, OrderedDict, Counter})
 _LISTS = frozenset({list, deque})
-_MISSING: Any = object()
+MISSING: Any = object()
 #: What a pydantic model holds beside its fields.
 _MODEL_PARTS = ("__pydantic_extra__", "__pydantic_private__")
 _RESERVED = frozenset({"get", "to_dict", "_data", "_origin", "_memo"})
@@ -63,19 +63,19 @@ class DictState:  # noqa: PLW1641 - it changes, so it has no hash
     def __getitem__(self, name: str) -> Any:
         value = self._data[name]
         origin = self._origin
-        if origin is not None and type(value) not in _ATOMS and origin.get(name, _MISSING) is value:
+        if origin is not None and type(value) not in _ATOMS and origin.get(name, MISSING) is value:
             self._data[name] = value = _copy(value, self._memo)
         return value
 
     def __getattr__(self, name: str) -> Any:
         if name[:2] != "__":
-            value = self._data.get(name, _MISSING)
+            value = self._data.get(name, MISSING)
             if type(value) in _ATOMS:
                 return value
-            if value is not _MISSING:
+            if value is not MISSING:
                 return self[name]
         msg = (
-            f"the state has no {name!r}, it has {_listed(self._data)}; expected state.get({name!r})"
+            f"the state has no {name!r}, it has {listed(self._data)}; expected state.get({name!r})"
         )
         raise AttributeError(msg, name=name, obj=self)
 
@@ -123,7 +123,7 @@ class DictState:  # noqa: PLW1641 - it changes, so it has no hash
         return f"DictState({self._data!r})"
 
 
-def _make(data: dict[str, Any], origin: dict[str, Any] | None = None) -> DictState:
+def make_dict_state(data: dict[str, Any], origin: dict[str, Any] | None = None) -> DictState:
     made = DictState.__new__(DictState)
     _put_data(made, data)
     _put_origin(made, origin)
@@ -132,7 +132,7 @@ def _make(data: dict[str, Any], origin: dict[str, Any] | None = None) -> DictSta
 
 _get: Any = object.__getattribute__
 _slots = cast("dict[str, Any]", vars(DictState))
-_put_data, _put_origin, _put_memo = (_slots[n].__set__ for n in ("_data", "_origin", "_memo"))
+_put_data, _put_origin, put_memo = (_slots[n].__set__ for n in ("_data", "_origin", "_memo"))
 
 
 def _copy(value: Any, memo: dict[int, Any]) -> Any:  # noqa: C901 - one for each form
@@ -153,12 +153,12 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:  # noqa: C901 - one for each
     elif kind is tuple or (tuple in kind.__mro__ and hasattr(kind, "_make")):
         made = _tuple_like(value, [_copy(part, memo) for part in cast("tuple[Any, ...]", value)])
     elif kind is DictState:
-        made = memo[id(value)] = _make(_copy(value._data, memo))
-    elif (shape := _class_fields(kind)) is not None and shape.is_value:
+        made = memo[id(value)] = make_dict_state(_copy(value._data, memo))
+    elif (shape := class_fields(kind)) is not None and shape.is_value:
         made = memo[id(value)] = shape.fill(kind.__new__(kind), value)
         for name in shape.parts():
             part = shape.load(made, name)
-            if type(part) not in _ATOMS and part is not _MISSING:
+            if type(part) not in _ATOMS and part is not MISSING:
                 shape.store(made, name, _copy(part, memo))
     return made
 
@@ -166,7 +166,7 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:  # noqa: C901 - one for each
 def _tuple_like(old: Any, parts: list[Any]) -> Any:
     if all(a is b for a, b in zip(old, parts, strict=True)):
         return old
-    return old._make(parts) if hasattr(old, "_make") else type(old)(parts)
+    return getattr(old, "_make", type(old))(parts)
 
 
 class _Draft:
@@ -184,22 +184,22 @@ class _Draft:
     def __copy__(self) -> Any:
         for name in type(self)._sluicegate_fields:
             getattr(self, name, None)
-        return _detached(self)
+        return detached(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return copy.deepcopy(_detached(self), memo)
+        return copy.deepcopy(detached(self), memo)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _detached(self).__reduce_ex__(protocol)
+        return detached(self).__reduce_ex__(protocol)
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
         if type(value) in _ATOMS or name not in type(self)._sluicegate_fields:
             return value
         old, memo = _get(self, "_sluicegate_draft")
-        if value is getattr(old, name, _MISSING):
+        if value is getattr(old, name, MISSING):
             value = _copy(value, memo)
-            cast("_ClassFields", _class_fields(type(old))).store(self, name, value)
+            cast("_ClassFields", class_fields(type(old))).store(self, name, value)
         return value
 
 
@@ -233,14 +233,14 @@ class _ClassFields:
 
     def load(self, holder: Any, name: str) -> Any:
         if holder is None:
-            return _MISSING
+            return MISSING
         slot = self._slots.get(name)
         if slot is None:
-            return holder.__dict__.get(name, _MISSING)
+            return holder.__dict__.get(name, MISSING)
         try:
             return slot.__get__(holder)
         except AttributeError:
-            return _MISSING
+            return MISSING
 
     def store(self, holder: Any, name: str, value: object) -> None:
         slot = self._slots.get(name)
@@ -255,7 +255,7 @@ class _ClassFields:
             made.__dict__.update(source.__dict__)
         for name, slot in self._slots.items():
             value = self.load(source, name)
-            if value is not _MISSING:
+            if value is not MISSING:
                 # What pydantic keeps of a model beside its fields is changed by every assignment.
                 slot.__set__(made, copy.copy(value) if self.is_pydantic else value)
         return made
@@ -281,7 +281,7 @@ class _ClassFields:
         self.fill(made, old)
         if self.is_pydantic:  # what is the old one's is copied when it is first looked at
             for name in _MODEL_PARTS:
-                if self.load(old, name) is not _MISSING:
+                if self.load(old, name) is not MISSING:
                     self.store(made, name, self.load(old, name))
         return made
 
@@ -302,8 +302,8 @@ class _ClassFields:
         """
         for name in names:
             value = self.load(made, name)
-            before = _MISSING if old is None else self.load(old, name)
-            if value is before or value is _MISSING:
+            before = MISSING if old is None else self.load(old, name)
+            if value is before or value is MISSING:
                 continue
             hint = self.hints.get(name, Any)
             if type(value) is hint or fits(hint, value):
@@ -325,7 +325,7 @@ class _ClassFields:
 
     def _was_made_so(self, name: str, value: Any, before: Any, *, is_whole: bool) -> bool:
         """Whether the class makes such values itself, whatever its annotation says."""
-        for example in (before, self._traits.defaults.get(name, _MISSING)):
+        for example in (before, self._traits.defaults.get(name, MISSING)):
             if type(value) is type(example) and not fits(self.hints.get(name, Any), example):
                 return True
         return name in self._traits.converted and (is_whole or self._traits.converts_on_set)
@@ -346,7 +346,7 @@ class _ClassFields:
         return self._known
 
 
-def _class_fields(cls: Any) -> _ClassFields | None:
+def class_fields(cls: Any) -> _ClassFields | None:
     shape: _ClassFields | None = cls.__dict__.get("_sluicegate_shape")
     marks = ("__attrs_attrs__", "__dataclass_fields__", "__pydantic_validator__")
     if shape is None and any(hasattr(cls, mark) for mark in marks) and not issubclass(cls, _Draft):
@@ -355,13 +355,13 @@ def _class_fields(cls: Any) -> _ClassFields | None:
     return shape
 
 
-def _detached(value: Any) -> Any:
+def detached(value: Any) -> Any:
     """Return a draft as an object of its own; anything else as it is."""
     if type(value) is DictState and value._origin is not None:
-        return _make(value._data.copy())
+        return make_dict_state(value._data.copy())
     if isinstance(value, _Draft):
         kind: Any = value.__class__
-        return cast("_ClassFields", _class_fields(kind)).fill(kind.__new__(kind), value)
+        return cast("_ClassFields", class_fields(kind)).fill(kind.__new__(kind), value)
     return value
 
 
@@ -378,61 +378,61 @@ def split_path(path: str) -> list[str]:
     return parts
 
 
-def _look(holder: Any, part: str) -> Any:
-    """Return what is called ``part`` in ``holder``, or _MISSING."""
+def look(holder: Any, part: str) -> Any:
+    """Return what is called ``part`` in ``holder``, or MISSING."""
     if isinstance(holder, DictState | abc.Mapping):
         found = cast("Mapping[str, Any]", holder)
-        return found.get(part, _MISSING)
+        return found.get(part, MISSING)
     if isinstance(holder, list | tuple | deque):
         if part.startswith("-"):
             msg = f"{part!r} counts from the end; expected an index from 0 on, as in 'user.tags.0'"
             raise StatePathError(msg)
         items = cast("list[Any]", holder)
         if part.isdecimal():
-            return items[int(part)] if int(part) < len(items) else _MISSING
-        return getattr(items, part, _MISSING) if part in getattr(items, "_fields", ()) else _MISSING
-    return _MISSING if type(holder) in _ATOMS else getattr(holder, part, _MISSING)
+            return items[int(part)] if int(part) < len(items) else MISSING
+        return getattr(items, part, MISSING) if part in getattr(items, "_fields", ()) else MISSING
+    return MISSING if type(holder) in _ATOMS else getattr(holder, part, MISSING)
 
 
-def _lost(path: list[str], depth: int, holder: Any, expected: str) -> StatePathError:
+def path_error(path: list[str], depth: int, holder: Any, expected: str) -> StatePathError:
     where = brief(".".join(path[:depth])) if depth else "the state"
-    shape, kind = _class_fields(type(holder)), type(holder).__name__
-    what = "" if shape is None else f" with {_listed(shape.fields)}"
+    shape, kind = class_fields(type(holder)), type(holder).__name__
+    what = "" if shape is None else f" with {listed(shape.fields)}"
     if isinstance(holder, DictState | abc.Mapping):
-        what = f" with {_listed(list(cast('Iterable[Any]', holder)))}"
+        what = f" with {listed(list(cast('Iterable[Any]', holder)))}"
     if isinstance(holder, list | tuple | deque):
         what = f" of {cast('list[Any]', holder).__len__()}"
     msg = f"{brief('.'.join(path))} leads nowhere: {where} is a {kind}{what}; {expected}"
     return StatePathError(msg)
 
 
-def _listed(names: Iterable[Any]) -> str:
+def listed(names: Iterable[Any]) -> str:
     shown = [brief(name, 60) for name in names]
     return ", ".join(shown[:8] + ["..."] * (len(shown) > 8)) or "nothing in it"
 
 
-def _replaced(holder: Any, path: list[str], depth: int, value: Any) -> Any:
+def replaced(holder: Any, path: list[str], depth: int, value: Any) -> Any:
     """Return a copy of ``holder`` in which ``path[depth:]`` leads to ``value``; the rest is shared."""
     kind = cast("Any", type(holder))
-    part, old = path[depth], _look(holder, path[depth])
-    shape = _class_fields(kind)
+    part, old = path[depth], look(holder, path[depth])
+    shape = class_fields(kind)
     has_names = kind is DictState or kind in _DICTS
     if shape is not None and shape.is_frozen:
-        raise TypeError(_frozen(kind))
+        raise TypeError(frozen_error(kind))
     if shape is not None and (shape.is_value or not depth):
         if part not in shape.fields:
-            raise _lost(path, depth, holder, "expected a field that it declares")
+            raise path_error(path, depth, holder, "expected a field that it declares")
     elif kind in _LISTS:
-        if old is _MISSING:
+        if old is MISSING:
             expected = "expected an index that it has, or append() in edit_state()"
-            raise _lost(path, depth, holder, expected)
+            raise path_error(path, depth, holder, expected)
     elif not has_names:
         expected = "expected a change in `async with ctx.store.edit_state() as state:`"
-        raise _lost(path, depth, holder, expected)
+        raise path_error(path, depth, holder, expected)
     if depth + 1 < len(path):
-        value = _replaced({} if old is _MISSING else old, path, depth + 1, value)
+        value = replaced({} if old is MISSING else old, path, depth + 1, value)
     if shape is None:
-        made: Any = _make(holder._data.copy()) if kind is DictState else copy.copy(holder)
+        made: Any = make_dict_state(holder._data.copy()) if kind is DictState else copy.copy(holder)
         made[part if has_names else int(part)] = value
         return made
     made = shape.fill(shape.cls.__new__(shape.cls), holder)
@@ -441,7 +441,7 @@ def _replaced(holder: Any, path: list[str], depth: int, value: Any) -> Any:
     return made
 
 
-def _frozen(kind: type) -> str:
+def frozen_error(kind: type) -> str:
     before = "await ctx.store.get_state()"
     call = f"dataclasses.replace({before}, ...)"
     if hasattr(kind, "model_fields"):

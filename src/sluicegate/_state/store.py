@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from sluicegate._errors import WorkflowRuntimeError, brief
 from sluicegate._loop import Backend, Waiter, current_backend, enable_ki_protection
 from sluicegate._state.drafts import (
-    _MISSING,
+    MISSING,
     DictState,
-    _class_fields,
-    _detached,
-    _frozen,
-    _listed,
-    _look,
-    _lost,
-    _make,
-    _put_memo,
-    _replaced,
+    class_fields,
+    detached,
+    frozen_error,
+    listed,
+    look,
+    make_dict_state,
+    path_error,
+    put_memo,
+    replaced,
     split_path,
 )
 
@@ -78,7 +78,7 @@ class StateStore(Generic[StateT]):
     ) -> None:
         kind: Any = typing.get_origin(state_type) or state_type or DictState
         self._type: type = kind
-        self._shape = _class_fields(kind) if isinstance(kind, type) else None
+        self._shape = class_fields(kind) if isinstance(kind, type) else None
         if self._shape is None and kind is not DictState:
             msg = f"{kind!r} cannot be a state; expected an attrs class, a dataclass, a pydantic model"
             raise TypeError(msg)
@@ -89,7 +89,7 @@ class StateStore(Generic[StateT]):
             self._committed = self._new()
         else:
             self._committed = self._of_type(state) if is_restored else self._accepted(state)
-        self._shape = self._shape and _class_fields(type(self._committed))
+        self._shape = self._shape and class_fields(type(self._committed))
         self._pace = 0.0
         #: The task that writes now, and those that wait for it, oldest first.
         self._writer: object = None
@@ -103,7 +103,7 @@ class StateStore(Generic[StateT]):
         ]
         if self._shape is not None and required:
             msg = (
-                f"{self._type.__name__} cannot be made without {_listed(required)}; expected a "
+                f"{self._type.__name__} cannot be made without {listed(required)}; expected a "
                 f"default for each, such as `{required[0]}: int = 0`"
             )
             raise TypeError(msg)
@@ -115,18 +115,18 @@ class StateStore(Generic[StateT]):
             call = f"set_state({self._type.__name__}(...))"
             msg = f"{brief(state)} is no {self._type.__name__}; expected {call}"
             raise TypeError(msg)
-        return _detached(state)
+        return detached(state)
 
     def _accepted(self, state: Any) -> Any:
         kind: type = state.__class__
         if self._shape is None:
             return self._of_type(state)
         if kind is not self._type and issubclass(self._type, kind):
-            parent = _class_fields(kind)
+            parent = class_fields(kind)
             if parent is not None:
-                return self._merged(_detached(state), parent)
+                return self._merged(detached(state), parent)
         made = self._of_type(state)
-        shape = _class_fields(kind) or self._shape
+        shape = class_fields(kind) or self._shape
         old = self._committed if isinstance(self._committed, kind) else None
         shape.check(made, shape.fields, old, is_whole=True)
         self._shape = shape
@@ -141,14 +141,14 @@ class StateStore(Generic[StateT]):
         made = shape.fill(cls.__new__(cls), before)
         for name in parent.fields:
             value = parent.load(state, name)
-            if value is not _MISSING:
+            if value is not MISSING:
                 shape.store(made, name, value)
                 if shape.is_pydantic:
                     made.__pydantic_fields_set__.add(name)
         shape.check(made, parent.fields, before, is_whole=True)
         return made
 
-    async def get(self, path: str, default: Any = _MISSING) -> Any:
+    async def get(self, path: str, default: Any = MISSING) -> Any:
         """Return what a path leads to: the committed value itself, not a copy; read only.
 
         Args:
@@ -162,11 +162,11 @@ class StateStore(Generic[StateT]):
         await self._breathe(current_backend())
         holder, parts = self._committed, split_path(path)
         for depth, part in enumerate(parts):
-            found = _look(holder, part)
-            if found is _MISSING:
-                if default is not _MISSING:
+            found = look(holder, part)
+            if found is MISSING:
+                if default is not MISSING:
                     return default
-                raise _lost(parts, depth, holder, f"expected get({brief(path)}, default=...)")
+                raise path_error(parts, depth, holder, f"expected get({brief(path)}, default=...)")
             holder = found
         return holder
 
@@ -188,7 +188,7 @@ class StateStore(Generic[StateT]):
         parts = split_path(path)
         await self._acquire()
         try:
-            self._committed = _replaced(self._committed, parts, 0, _detached(value))
+            self._committed = replaced(self._committed, parts, 0, detached(value))
         finally:
             self._release()
 
@@ -201,7 +201,7 @@ class StateStore(Generic[StateT]):
         await self._acquire()
         try:
             self._committed = self._new()
-            self._shape = self._shape and _class_fields(self._type)
+            self._shape = self._shape and class_fields(self._type)
         finally:
             self._release()
 
@@ -250,7 +250,7 @@ class StateStore(Generic[StateT]):
             WorkflowRuntimeError: This task is inside such a block already.
         """
         if self._shape is not None and self._shape.is_frozen:
-            raise TypeError(_frozen(self._type))
+            raise TypeError(frozen_error(self._type))
         return _Edit(self)
 
     def snapshot_state(self) -> object:
@@ -318,12 +318,12 @@ class StateStore(Generic[StateT]):
         old = self._committed
         if self._shape is not None:
             return self._shape.draft(old)
-        made = _make(old._data.copy(), old._data)
-        _put_memo(made, {})
+        made = make_dict_state(old._data.copy(), old._data)
+        put_memo(made, {})
         return made
 
     def _commit(self, draft: Any) -> None:
-        made = _detached(draft)
+        made = detached(draft)
         if self._shape is not None:
             self._shape.check(made, self._shape.fields, self._committed, is_whole=False)
         self._committed = made
