@@ -40,6 +40,9 @@ COLLECTIONS: dict[Any, Any] = {
     **dict.fromkeys((AbstractSet, MutableSet), set),
 }
 _FACTORY: Any = attrs.Factory
+#: The attributes that mark classes with inputs, and the attribute in which a class keeps them.
+_MARKS = ("__attrs_attrs__", "__dataclass_fields__", "__required_keys__", "__struct_config__")
+_KEPT = "_sluicegate_inputs"
 
 
 @attrs.frozen
@@ -90,6 +93,15 @@ def inputs_of(cls: Any, arguments: tuple[Any, ...] = ()) -> Inputs | None:
     Raises:
         DecodingError: An annotation cannot be resolved.
     """
+    if arguments or not any(hasattr(cls, mark) for mark in _MARKS):
+        return _inputs_of(cls, arguments)
+    if _KEPT not in vars(cls):
+        # In the class itself, so that both are garbage-collected together.
+        type.__setattr__(cls, _KEPT, _inputs_of(cls, ()))
+    return cast("Inputs | None", vars(cls)[_KEPT])
+
+
+def _inputs_of(cls: Any, arguments: tuple[Any, ...]) -> Inputs | None:
     if attrs.has(cls):
         event: Any = cls if issubclass(cls, Event) else None
         hints = hints_in(cls, arguments)
