@@ -837,7 +837,7 @@ BAD = [
     ({TAG: ["Draft"], "v": {}}, "names a list"),
     ({TAG: None, "v": {}}, "names None"),
     ({TAG: "os:system", "v": ["true"]}, "does not know"),
-    ({TAG: "Draft", "v": {}}, "lacks 'text'; expected all fields of Draft, or a default for what is new"),
+    ({TAG: "Draft", "v": {}}, "lacks 'text'; expected all fields of Draft, or a default for each new field"),
     ({TAG: "Draft"}, "in place of"),
     ({TAG: "Draft", "v": []}, "a Draft of a list in place of an object"),
     ({TAG: "Draft", "v": {"txt": "a"}}, ".txt is no field of Draft; expected its fields: text"),

@@ -805,7 +805,7 @@ P(n=1, _x=1)
 class P(Event):
     def __init__(self): ...
 --> TypeError: P defines __init__, which its fields make for it; expected fields as
-... annotations, and __attrs_post_init__ for what is to be done with them
+... annotations, and __attrs_post_init__ for further work with them
 
 # types
 class P(Event, validate=True):
@@ -1388,7 +1388,7 @@ async def f(ctx):
 await Calls(f).run(run_id='r')
 --> SnapshotError: the state['lock'] is a lock, which cannot be kept; expected a value of another
 ... class (an event, an attrs class, a dataclass, a named tuple, an enum, a pydantic model or a
-... Struct), or, for what lives (a lock, a socket, a function, a client), a resource:
+... Struct), or, for a live object (a lock, a socket, a function, a client), a resource:
 ... Annotated[lock, Resource(make)]
 
 # unknown class
@@ -1400,7 +1400,7 @@ async def f(ctx):
 await Calls(f).run(run_id='r')
 --> SnapshotError: the state['price'] is a Money, which cannot be kept; expected a value of another
 ... class (an event, an attrs class, a dataclass, a named tuple, an enum, a pydantic model or a
-... Struct), or, for what lives (a lock, a socket, a function, a client), a resource:
+... Struct), or, for a live object (a lock, a socket, a function, a client), a resource:
 ... Annotated[Money, Resource(make)]
 
 # goes on with fields
@@ -1447,7 +1447,7 @@ expected another event before the stop
 expected another name
 expected another name for the step
 expected event classes, lists of them, or None
-expected fields as annotations, and __attrs_post_init__ for what is to be done with them
+expected fields as annotations, and __attrs_post_init__ for further work with them
 expected in_process alone, because a cancelled process is killed
 expected it before, because steps are called by position, with only their events and the context
 expected one

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from itertools import count
-from typing import TYPE_CHECKING, Any, Generic, Never, Self, TypeVar, cast, get_origin
+from typing import TYPE_CHECKING, Any, Generic, Never, Self, TypeVar, cast
 
-from sluicegate._annotations import is_count, is_seconds
+from sluicegate._annotations import class_of, is_count, is_seconds
 from sluicegate._context import run_of_context
 from sluicegate._definition.checks import DISABLED, SKIPPABLE, check_graph
 from sluicegate._definition.decorators import add_step
@@ -434,7 +434,7 @@ def _checked_classes(name: str, serializable: Any, graph: Graph) -> tuple[type, 
     listed: list[Any] = [None]
     if isinstance(serializable, Iterable):
         listed = list(cast("Iterable[Any]", serializable))
-    if not all(isinstance(get_origin(each) or each, type) for each in listed):
+    if not all(isinstance(class_of(each), type) for each in listed):
         msg = (
             f"{name}(serializable={brief(cast('object', serializable))}); expected a list of classes: "
             f"{name}(serializable=[Money])"

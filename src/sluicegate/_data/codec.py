@@ -56,7 +56,7 @@ _encode_content = msgspec.json.Encoder(order="deterministic").encode
 
 _ATOMS = frozenset({str, int, float, bool, type(None)})
 _NO_PARTS: tuple[dict[str, Any], list[Any]] = ({}, [])
-_NO_STACK = "is nested too deeply for what is left of the stack; expected flatter values"
+_NO_STACK = "is nested too deeply for the rest of the stack; expected flatter values"
 
 
 class Codec:

@@ -109,7 +109,7 @@ def refuse_value(value: Any, _depth: int) -> NoReturn:
     else:
         msg = (
             f"is a {name}, which cannot be kept; expected a value of another class ({_KEPT}), or, "
-            f"for what lives (a lock, a socket, a function, a client), a resource: "
+            f"for a live object (a lock, a socket, a function, a client), a resource: "
             f"Annotated[{cls.__name__}, Resource(make)]"
         )
     raise MismatchError(msg)

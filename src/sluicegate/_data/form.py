@@ -139,7 +139,7 @@ class Form:
         if lost:
             msg = (
                 f"lacks {', '.join(map(repr, lost))}; expected all fields of {self.cls.__name__}, "
-                "or a default for what is new"
+                "or a default for each new field"
             )
             raise MismatchError(msg)
         for name in missing:
@@ -181,7 +181,7 @@ class Form:
         """Raise for a name in the data that is no field, unless removed fields are left out."""
         if not drops:
             option = "resume(snapshot, drop_removed_fields=True)"
-            msg = f"{self._no_field()}; or, to leave out what was removed, {option}"
+            msg = f"{self._no_field()}; or, to leave out removed fields, {option}"
             raise MismatchError(msg)
 
     def _no_field(self) -> str:

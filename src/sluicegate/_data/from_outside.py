@@ -24,11 +24,11 @@ import attrs
 import msgspec
 
 from sluicegate._annotations import behind, class_of, is_typeddict, is_union, text_of
-from sluicegate._data.inputs import (
+from sluicegate._data.data_fields import (
     COLLECTIONS,
-    Inputs,
+    DataFields,
+    data_fields_of,
     hints_in,
-    inputs_of,
     items_of,
     made_of_text,
     meant_by,
@@ -112,8 +112,8 @@ def _part(hint: Any, value: Any, step: str) -> Any:
 
 
 def _decode_event(cls: type[Event], data: Mapping[Any, Any]) -> Event:
-    inputs = cast("Inputs", inputs_of(cls))
-    hints = {field.keyword: field.hint for field in inputs.fields}
+    declared = cast("DataFields", data_fields_of(cls))
+    hints = {field.keyword: field.hint for field in declared.fields}
     values: dict[str, Any] = {}
     for name, value in data.items():
         if not isinstance(name, str):
@@ -172,8 +172,8 @@ def _decode(hint: Any, value: Any) -> Any:  # noqa: C901, PLR0911 - one for each
         return decode_by_pydantic(hint, value)
     if is_plain(hint):
         return _decode_plain(hint, value)
-    if (inputs := inputs_of(cls, arguments)) is not None:
-        return _decode_fields(cls, inputs, value)
+    if (declared := data_fields_of(cls, arguments)) is not None:
+        return _decode_fields(cls, declared, value)
     if _is_class(cls) and issubclass(cls, tuple):
         return _decode_tuple(cls, arguments, value)
     if _is_class(cls) and issubclass(cls, Mapping) and len(arguments) == 2:
@@ -362,23 +362,23 @@ def _decode_tuple(cls: Any, arguments: tuple[Any, ...], value: Any) -> Any:
     return tuple(made) if cls is tuple else cast("Any", cls)(*made)
 
 
-def _decode_fields(cls: Any, inputs: Inputs, value: Any) -> Any:
+def _decode_fields(cls: Any, declared: DataFields, value: Any) -> Any:
     """Make an object of a class with named fields, by its constructor."""
     if not is_typeddict(cls) and isinstance(value, cls):
         return value
     if not isinstance(value, Mapping):
         return _refuse(value, "object")
     data = dict(cast("Mapping[Any, Any]", value))
-    key, tag = inputs.tag or ("", None)
+    key, tag = declared.tag or ("", None)
     if data.pop(key, tag) != tag:
         msg = f"Expected `{tag}`"
         raise DecodingError(msg, f".{key}")
-    unknown = data.keys() - {name for field in inputs.fields for name in field.names}
-    if unknown and inputs.is_closed:
+    unknown = data.keys() - {name for field in declared.fields for name in field.names}
+    if unknown and declared.is_closed:
         msg = f"Object contains unknown field `{min(map(str, unknown))}`"
         raise DecodingError(msg)
     values: dict[str, Any] = {}
-    for field in inputs.fields:
+    for field in declared.fields:
         name = next((name for name in field.names if name in data), None)
         if name is not None:
             values[field.keyword] = _part(field.hint, data[name], f".{name}")
@@ -401,7 +401,7 @@ def _made(cls: Any, values: dict[str, Any]) -> Any:
 def _takes_fields(kind: Any) -> bool:
     """Whether the values of an annotation are made of named fields."""
     cls: Any = class_of(kind)
-    return hasattr(cls, "model_fields") or cls in (dict, Mapping) or inputs_of(cls) is not None
+    return hasattr(cls, "model_fields") or cls in (dict, Mapping) or data_fields_of(cls) is not None
 
 
 def _knows_all(kind: Any, data: Mapping[Any, Any]) -> bool:
@@ -410,10 +410,10 @@ def _knows_all(kind: Any, data: Mapping[Any, Any]) -> bool:
     if hasattr(cls, "model_fields"):
         fields = cast("dict[str, Any]", cls.model_fields)
         return data.keys() <= {*fields, *(f.alias for f in fields.values() if f.alias)}
-    inputs = inputs_of(cls)
-    if inputs is None:
+    declared = data_fields_of(cls)
+    if declared is None:
         return True
     # Fields that the constructor does not take count as well.
-    declared = {f.name for f in getattr(cls, "__attrs_attrs__", ())}
-    declared |= {*getattr(cls, "__dataclass_fields__", ())}
-    return data.keys() - declared <= {name for field in inputs.fields for name in field.names}
+    others = {f.name for f in getattr(cls, "__attrs_attrs__", ())}
+    others |= {*getattr(cls, "__dataclass_fields__", ())}
+    return data.keys() - others <= {name for field in declared.fields for name in field.names}

@@ -18,16 +18,16 @@ import attrs
 import msgspec
 
 from sluicegate._annotations import class_of, is_union, without_extras
-from sluicegate._data.from_outside import TAG, is_plain
-from sluicegate._data.inputs import (
+from sluicegate._data.data_fields import (
     COLLECTIONS,
-    Input,
-    Inputs,
-    inputs_of,
+    DataField,
+    DataFields,
+    data_fields_of,
     items_of,
     made_of_text,
     meant_by,
 )
+from sluicegate._data.from_outside import TAG, is_plain
 from sluicegate._data.pydantic import is_for_pydantic, is_pydantic
 from sluicegate._data.refusals import DecodingError
 from sluicegate._events import Event, StopEvent, fields_of
@@ -123,7 +123,7 @@ def schema_of(cls: type[Event]) -> dict[str, Any]:
     schemas = _Schemas()
     plain = plain_class(cls)
     try:
-        made = schemas.fields(plain, cast("Inputs", inputs_of(plain)))
+        made = schemas.fields(plain, cast("DataFields", data_fields_of(plain)))
     except DecodingError as error:
         raise TypeError(str(error)) from error.__cause__
     return {"$schema": DIALECT, **made, **({"$defs": schemas.defs} if schemas.defs else {})}
@@ -136,20 +136,20 @@ class _Schemas:
         self.defs: dict[str, Any] = {}
         self._names: dict[tuple[Any, str], str] = {}
 
-    def fields(self, cls: Any, inputs: Inputs) -> dict[str, Any]:
+    def fields(self, cls: Any, declared: DataFields) -> dict[str, Any]:
         """Return the schema of a class with named fields."""
         properties: dict[str, Any] = {}
         required: list[str] = []
         either: list[Any] = []
-        for field in inputs.fields:
+        for field in declared.fields:
             made = {**self.of(field.hint), **_described(field)}
             properties |= dict.fromkeys(field.names, made)
             if field.is_required and len(field.names) == 1:
                 required += field.names
             elif field.is_required:
                 either.append({"anyOf": [{"required": [name]} for name in field.names]})
-        if inputs.tag is not None:
-            properties[inputs.tag[0]] = {"const": inputs.tag[1]}
+        if declared.tag is not None:
+            properties[declared.tag[0]] = {"const": declared.tag[1]}
         schema = {"title": cls.__name__, "type": "object", "properties": properties}
         # The docstring of a dataclass without one is its signature.
         text: str = cast("Any", vars(cls)).get("__doc__") or ""
@@ -157,7 +157,7 @@ class _Schemas:
             schema["description"] = inspect.cleandoc(text)
         more = {"required": required, "allOf": either}
         schema |= {name: part for name, part in more.items() if part}
-        return {**schema, "additionalProperties": False} if inputs.is_closed else schema
+        return {**schema, "additionalProperties": False} if declared.is_closed else schema
 
     def of(self, hint: Any) -> dict[str, Any]:  # noqa: PLR0911 - one for each form, as in _decode
         """Return the schema of an annotation."""
@@ -172,8 +172,8 @@ class _Schemas:
             return self._of_pydantic(hint)
         if not isinstance(cls, type):
             return self._of_msgspec(hint)
-        if (inputs := inputs_of(cls, arguments)) is not None:
-            return self._named(cls, arguments, inputs)
+        if (declared := data_fields_of(cls, arguments)) is not None:
+            return self._named(cls, arguments, declared)
         if issubclass(cls, tuple) and (arguments or cls is not tuple):
             return self._tuple(cls, arguments)
         if issubclass(cls, Mapping) and len(arguments) == 2:
@@ -182,7 +182,7 @@ class _Schemas:
             return {"type": "array", "items": self.of(arguments[0])}
         return self._of_msgspec(hint)
 
-    def _named(self, cls: Any, arguments: tuple[Any, ...], inputs: Inputs) -> dict[str, Any]:
+    def _named(self, cls: Any, arguments: tuple[Any, ...], declared: DataFields) -> dict[str, Any]:
         """Return a reference to the definition of a class, which may refer to itself."""
         key = (cls, repr(arguments))
         if key not in self._names:
@@ -190,8 +190,8 @@ class _Schemas:
             name = next(name for name in map(plain.__add__, _suffixes()) if name not in self.defs)
             self._names[key] = name
             self.defs[name] = {}  # taken
-            made = self.defs[name] = self.fields(cls, inputs)
-            if issubclass(cls, Event) and inputs.is_closed:
+            made = self.defs[name] = self.fields(cls, declared)
+            if issubclass(cls, Event) and declared.is_closed:
                 made["properties"] = {TAG: {"const": cls.__name__}, **made["properties"]}
         return {"$ref": f"#/$defs/{self._names[key]}"}
 
@@ -287,7 +287,7 @@ def _suffixes() -> typing.Iterator[str]:
     yield from (f"_{number}" for number in itertools.count(2))
 
 
-def _described(field: Input) -> dict[str, Any]:
+def _described(field: DataField) -> dict[str, Any]:
     """Return the default of a field, if it is a value, and the options that describe it."""
     made: dict[str, Any] = {}
     is_value = field.default is not attrs.NOTHING

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Never, TypeVar, get_origin, overload
+from typing import TYPE_CHECKING, Any, Never, TypeVar, overload
 
 import attrs
 
-from sluicegate._annotations import is_count, is_seconds
+from sluicegate._annotations import class_of, is_count, is_seconds
 from sluicegate._definition.local_names import names_around
 from sluicegate._definition.steps import MARK, Catching, StepOptions
 from sluicegate._errors import WorkflowValidationError, brief, unknown_options
@@ -248,7 +248,7 @@ def _event_classes(waits_for: Any) -> tuple[type[Event], ...]:
     given: object = waits_for
     listed = isinstance(given, list | tuple | set | frozenset)
     kinds: list[Any] = [*waits_for] if listed else []
-    plain: tuple[Any, ...] = tuple(get_origin(kind) or kind for kind in kinds)
+    plain: tuple[Any, ...] = tuple(class_of(kind) for kind in kinds)
     if not listed or not all(isinstance(k, type) and issubclass(k, Event) for k in plain):
         shown = waits_for.__name__ if isinstance(waits_for, type) else brief(waits_for)
         msg = (

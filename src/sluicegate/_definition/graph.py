@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from types import UnionType
-from typing import TYPE_CHECKING, Any, get_origin
+from typing import TYPE_CHECKING, Any
 
+from sluicegate._annotations import class_of
 from sluicegate._definition.nesting import Nesting
 from sluicegate._definition.steps import Fault, Step, find_steps
 from sluicegate._errors import WorkflowRuntimeError, brief
@@ -384,7 +385,7 @@ class Graph:
             if step.signature.state not in (None, Any):
                 named.setdefault(step.signature.state, step.name)
         for kind, name in named.items():
-            plain: Any = get_origin(kind) or kind
+            plain: Any = class_of(kind)
             if not isinstance(plain, type) or plain is UnionType:
                 return [f"{name} takes `Context[{kind}]`; expected a class: `ctx: Context[State]`"]
             if self.state_type is None or issubclass(plain, self.state_type):

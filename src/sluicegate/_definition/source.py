@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import ast
 import inspect
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, get_origin
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import attrs
 
+from sluicegate._annotations import class_of
 from sluicegate._events import Event
 
 
@@ -210,7 +211,7 @@ class Names:
     def classes_of(self, value: ast.expr) -> Iterator[type]:
         """Yield the classes that ``value`` can be, a generic one without its arguments."""
         for thing in self._things(value, HOPS):
-            plain = get_origin(thing) or thing
+            plain = class_of(thing)
             if isinstance(plain, type):
                 yield plain
 

@@ -198,7 +198,7 @@ class Event:
         if "__init__" in cls.__dict__:
             msg = (
                 f"{cls.__name__} defines __init__, which its fields make for it; expected fields "
-                "as annotations, and __attrs_post_init__ for what is to be done with them"
+                "as annotations, and __attrs_post_init__ for further work with them"
             )
             raise TypeError(msg)
         if not cls.__module__.startswith("sluicegate."):

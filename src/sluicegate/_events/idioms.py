@@ -106,7 +106,7 @@ def translate(cls: type) -> None:
         if name not in annotations:
             problems += _unannotated(cls, name, value, has_annotations=bool(annotations))
     for name, note in annotations.items():
-        field = _Field(
+        field = _BodyField(
             cls, name, note, resolved.get(name, note), vars(cls).get(name, attrs.NOTHING)
         )
         problems += field.problems()
@@ -168,7 +168,7 @@ def _configured(cls: type, what: str, config: Mapping[str, Any]) -> str:
             text = "the class without it: an event refuses unknown fields"
         advice.append(text.format(cls=cls.__name__))
     wanted = "; ".join(dict.fromkeys(advice)) or "the class without it"
-    return f"{cls.__name__}.{what} is pydantic's and means nothing in an event; expected {wanted}"
+    return f"{cls.__name__}.{what} is pydantic's and has no effect in an event; expected {wanted}"
 
 
 def _unannotated(cls: type, name: str, value: Any, *, has_annotations: bool) -> list[str]:
@@ -223,7 +223,7 @@ def _decorated(cls: type, name: str, decorator: str, fields: tuple[str, ...]) ->
 # -- one field -------------------------------------------------------------------------------------
 
 
-class _Field:
+class _BodyField:
     """A field in the body of an event class."""
 
     def __init__(self, cls: type, name: str, note: Any, hint: Any, value: Any) -> None:
@@ -340,7 +340,7 @@ class _Field:
             given = ", ".join(f"{name}={value!r}" for name, value in self._refused.items())
             spelling = f"{self._spelling}({given})" if self._spelling else f"the constraint {given}"
             found.append(
-                f"{self._where} has {spelling}, which means nothing in an event; expected {self._line()}"
+                f"{self._where} has {spelling}, which has no effect in an event; expected {self._line()}"
             )
         elif self._functions:
             found.append(

@@ -7,11 +7,11 @@ holds an older state keeps it as it was.
 from __future__ import annotations
 
 import inspect
-import typing
 from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+from sluicegate._annotations import class_of
 from sluicegate._errors import WorkflowRuntimeError, brief
 from sluicegate._loop import Backend, Waiter, current_backend, enable_ki_protection
 from sluicegate._state.drafts import (
@@ -76,7 +76,7 @@ class StateStore(Generic[StateT]):
         *,
         is_restored: bool = False,
     ) -> None:
-        kind: Any = typing.get_origin(state_type) or state_type or DictState
+        kind: Any = class_of(state_type) or DictState
         self._type: type = kind
         self._shape = class_fields(kind) if isinstance(kind, type) else None
         if self._shape is None and kind is not DictState:

@@ -40,13 +40,13 @@ COLLECTIONS: dict[Any, Any] = {
     **dict.fromkeys((AbstractSet, MutableSet), set),
 }
 _FACTORY: Any = attrs.Factory
-#: The attributes that mark classes with inputs, and the attribute in which a class keeps them.
+#: The attributes that mark classes with such fields, and the attribute in which a class keeps them.
 _MARKS = ("__attrs_attrs__", "__dataclass_fields__", "__required_keys__", "__struct_config__")
-_KEPT = "_sluicegate_inputs"
+_KEPT = "_sluicegate_data_fields"
 
 
 @attrs.frozen
-class Input:
+class DataField:
     """A field that data can set.
 
     Attributes:
@@ -67,7 +67,7 @@ class Input:
 
 
 @attrs.frozen
-class Inputs:
+class DataFields:
     """The fields of a class that data can set.
 
     Attributes:
@@ -76,13 +76,13 @@ class Inputs:
         tag: The key that names the class in data, and its value, if the class has a tag.
     """
 
-    fields: list[Input]
+    fields: list[DataField]
     is_closed: bool = False
     tag: tuple[str, Any] | None = None
 
 
-def inputs_of(cls: Any, arguments: tuple[Any, ...] = ()) -> Inputs | None:
-    """Return the inputs of a class with named fields, or None for any other class.
+def data_fields_of(cls: Any, arguments: tuple[Any, ...] = ()) -> DataFields | None:
+    """Return the fields that data can set in a class with named fields, or None for any other class.
 
     These are events, attrs classes, dataclasses, typed dicts and structs. Pydantic decodes its own.
 
@@ -94,64 +94,64 @@ def inputs_of(cls: Any, arguments: tuple[Any, ...] = ()) -> Inputs | None:
         DecodingError: An annotation cannot be resolved.
     """
     if arguments or not any(hasattr(cls, mark) for mark in _MARKS):
-        return _inputs_of(cls, arguments)
+        return _data_fields_of(cls, arguments)
     if _KEPT not in vars(cls):
         # In the class itself, so that both are garbage-collected together.
-        type.__setattr__(cls, _KEPT, _inputs_of(cls, ()))
-    return cast("Inputs | None", vars(cls)[_KEPT])
+        type.__setattr__(cls, _KEPT, _data_fields_of(cls, ()))
+    return cast("DataFields | None", vars(cls)[_KEPT])
 
 
-def _inputs_of(cls: Any, arguments: tuple[Any, ...]) -> Inputs | None:
+def _data_fields_of(cls: Any, arguments: tuple[Any, ...]) -> DataFields | None:
     if attrs.has(cls):
         event: Any = cls if issubclass(cls, Event) else None
         hints = hints_in(cls, arguments)
-        return Inputs(
+        return DataFields(
             [_of_attrs(f, hints, event is not None) for f in attrs.fields(cls) if f.init],
             is_closed=event is not None and not is_open(event),
         )
     if isinstance(cls, type) and hasattr(cls, "__dataclass_fields__"):
-        return Inputs(_of_dataclass(cls, hints_in(cls, arguments)))
+        return DataFields(_of_dataclass(cls, hints_in(cls, arguments)))
     if is_typeddict(cls):
-        return Inputs([_of_key(cls, *item) for item in hints_in(cls, arguments).items()])
+        return DataFields([_of_key(cls, *item) for item in hints_in(cls, arguments).items()])
     config = getattr(cls, "__struct_config__", None)
     if config is None or config.array_like:
         return None
     tag = None if config.tag_field is None else (config.tag_field, config.tag)
     hints = hints_in(cls, arguments)
     fields = [
-        Input(f.name, (f.encode_name,), hints[f.name], f.required, _value(f.default))
+        DataField(f.name, (f.encode_name,), hints[f.name], f.required, _value(f.default))
         for f in msgspec.structs.fields(cls)
     ]
-    return Inputs(fields, is_closed=config.forbid_unknown_fields, tag=tag)
+    return DataFields(fields, is_closed=config.forbid_unknown_fields, tag=tag)
 
 
-def _of_attrs(field: Any, hints: dict[str, Any], is_event: bool) -> Input:
+def _of_attrs(field: Any, hints: dict[str, Any], is_event: bool) -> DataField:
     names = (field.alias,) if is_event else tuple(dict.fromkeys((field.alias, field.name)))
     hint = _given_to(field.converter, hints.get(field.name, Any))
     is_required = field.default is attrs.NOTHING
-    return Input(field.alias, names, hint, is_required, _value(field.default), field.metadata)
+    return DataField(field.alias, names, hint, is_required, _value(field.default), field.metadata)
 
 
-def _of_dataclass(cls: Any, hints: dict[str, Any]) -> list[Input]:
+def _of_dataclass(cls: Any, hints: dict[str, Any]) -> list[DataField]:
     import dataclasses  # noqa: PLC0415 - a dataclass is there, so it is imported
 
-    found: list[Input] = []
+    found: list[DataField] = []
     for name, field in cls.__dataclass_fields__.items():
         if field.init and field._field_type.name != "_FIELD_CLASSVAR":
             hint = hints.get(name, Any)
             hint = hint.type if is_init_var(hint) else hint
             is_required = field.default is field.default_factory is dataclasses.MISSING
             default = attrs.NOTHING if field.default is dataclasses.MISSING else field.default
-            found.append(Input(name, (name,), hint, is_required, default))
+            found.append(DataField(name, (name,), hint, is_required, default))
     return found
 
 
-def _of_key(cls: Any, name: str, hint: Any) -> Input:
+def _of_key(cls: Any, name: str, hint: Any) -> DataField:
     is_required = name in cls.__required_keys__
     while typing.get_origin(hint) in (typing.Required, typing.NotRequired):
         is_required = typing.get_origin(hint) is typing.Required
         (hint,) = typing.get_args(hint)
-    return Input(name, (name,), hint, is_required)
+    return DataField(name, (name,), hint, is_required)
 
 
 def _value(default: Any) -> Any:
