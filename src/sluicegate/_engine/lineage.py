@@ -108,8 +108,10 @@ class BranchNode:
 
     def known_recoveries(self) -> dict[int, int]:
         """Return how often each handler has recovered the nearest recovered node at or above it."""
-        recovered = (node.recoveries for node in self.upward())
-        return next((known for known in recovered if known is not None), {})
+        for node in self.upward():
+            if node.recoveries is not None:
+                return node.recoveries
+        return {}
 
     def upward(self) -> Iterator[BranchNode]:
         """Yield this node and all above it, innermost first."""
