@@ -46,8 +46,8 @@ def box_of(shape, centre):
     return (x - shape.width / 2, y - half, x + shape.width / 2 + shape.aside, y + half)
 
 
-def label_of(link, way):
-    x, y = way.label
+def label_of(link, path):
+    x, y = path.label
     return (x - link.width / 2, y - link.height / 2, x + link.width / 2, y + link.height / 2)
 
 
@@ -67,7 +67,7 @@ def test_boxes_and_labels_keep_apart(graph):
     layout = lay_out(shapes, links)
     things = [
         *(box_of(shape, at) for shape, at in zip(shapes, layout.centres, strict=True)),
-        *(label_of(link, way) for link, way in zip(links, layout.ways, strict=True)),
+        *(label_of(link, path) for link, path in zip(links, layout.paths, strict=True)),
     ]
 
     for one, other in combinations(things, 2):
@@ -87,12 +87,12 @@ def test_every_arrow_joins_its_boxes(graph):
     shapes, links = graph
     layout = lay_out(shapes, links)
 
-    assert len(links) == len(layout.ways)
-    for link, way in zip(links, layout.ways, strict=True):
-        for box, (x, y) in ((link.source, way.points[0]), (link.target, way.points[-1])):
+    assert len(links) == len(layout.paths)
+    for link, path in zip(links, layout.paths, strict=True):
+        for box, (x, y) in ((link.source, path.points[0]), (link.target, path.points[-1])):
             centre, shape = layout.centres[box], shapes[box]
             assert abs(x - centre[0]) <= shape.width / 2 + SLACK
-            if way.is_loop:
+            if path.is_loop:
                 assert abs(x - centre[0] + shape.width / 2) <= SLACK
                 assert abs(y - centre[1]) <= shape.height / 2
             else:
@@ -107,12 +107,12 @@ def test_arrows_keep_off_boxes_and_labels(graph):
     shapes, links = graph
     layout = lay_out(shapes, links)
     boxes = [box_of(shape, at) for shape, at in zip(shapes, layout.centres, strict=True)]
-    labels = [label_of(link, way) for link, way in zip(links, layout.ways, strict=True)]
+    labels = [label_of(link, path) for link, path in zip(links, layout.paths, strict=True)]
 
-    for number, (link, way) in enumerate(zip(links, layout.ways, strict=True)):
+    for number, (link, path) in enumerate(zip(links, layout.paths, strict=True)):
         others = [b for i, b in enumerate(boxes) if i not in (link.source, link.target)]
         others += [label for i, label in enumerate(labels) if i != number]
-        for (x1, y1), (x2, y2) in pairwise(way.points):
+        for (x1, y1), (x2, y2) in pairwise(path.points):
             # A bend stays within the rectangle of its ends, as the curve drawn for it does.
             span = (min(x1, x2) - 1, min(y1, y2), max(x1, x2) + 1, max(y1, y2))
             assert not any(overlap(span, other) for other in others)
@@ -126,9 +126,9 @@ def test_arrows_back_are_marked(graph):
     shapes, links = graph
     layout = lay_out(shapes, links)
 
-    for link, way in zip(links, layout.ways, strict=True):
+    for link, path in zip(links, layout.paths, strict=True):
         below = layout.centres[link.target][1] > layout.centres[link.source][1]
-        assert below != way.goes_back
+        assert below != path.goes_back
 
 
 @settings(max_examples=100, deadline=None)
@@ -137,7 +137,7 @@ def test_arrows_do_not_fall_together(graph):
     """Two arrows keep apart all the way between their boxes, also the two of a circle."""
     layout = lay_out(*graph)
 
-    for one, other in combinations(layout.ways, 2):
+    for one, other in combinations(layout.paths, 2):
         assert one.label != other.label
         assert set(one.points[2:-2]).isdisjoint(other.points[2:-2])
 
@@ -155,13 +155,13 @@ def test_a_chain_is_straight():
     layout = lay_out(shapes, [Link(0, 1, 50, 20), Link(1, 2, 90, 20), Link(2, 3, 10, 20)])
 
     assert len({x for x, _ in layout.centres}) == 1
-    assert all(len({x for x, _ in way.points}) == 1 for way in layout.ways)
+    assert all(len({x for x, _ in path.points}) == 1 for path in layout.paths)
 
 
 def test_the_arrows_of_a_circle_have_their_own_ends():
     """Two arrows between the same boxes leave and arrive side by side."""
     layout = lay_out([Shape(100, 50)] * 2, [Link(0, 1, 40, 22), Link(1, 0, 40, 22)])
-    there, back = layout.ways
+    there, back = layout.paths
 
     assert back.goes_back
     assert abs(there.points[0][0] - back.points[-1][0]) >= 20
@@ -171,16 +171,16 @@ def test_the_arrows_of_a_circle_have_their_own_ends():
 def test_a_loop_at_a_high_box_stays_small():
     """However high a box is, its loop leaves and arrives beside the label."""
     layout = lay_out([Shape(100, 900)], [Link(0, 0, 40, 22)])
-    (way,) = layout.ways
+    (path,) = layout.paths
 
-    assert all(abs(y - way.label[1]) < 20 for _, y in way.points)
+    assert all(abs(y - path.label[1]) < 20 for _, y in path.points)
 
 
 def test_reading_begins_at_the_first_box():
     """The walk that decides what goes back begins at the first box, not where names come first."""
     layout = lay_out([Shape(10, 10)] * 3, [Link(2, 1), Link(1, 2), Link(0, 2)])
 
-    assert [way.goes_back for way in layout.ways] == [False, True, False]
+    assert [path.goes_back for path in layout.paths] == [False, True, False]
 
 
 def test_crossings_are_undone():
@@ -197,4 +197,4 @@ def test_boxes_without_links(count):
     layout = lay_out([Shape(50, 20)] * count, [])
 
     assert count == len({x for x, _ in layout.centres})
-    assert list(layout.ways) == []
+    assert list(layout.paths) == []

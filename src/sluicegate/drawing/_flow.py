@@ -288,10 +288,10 @@ class _FlowBuilder:
     # -- arrows ----------------------------------------------------------------------------
 
     def _connect(
-        self, source: int, target: int, way: str, kind: type[Event], *, many: bool = False
+        self, source: int, target: int, look: str, kind: type[Event], *, many: bool = False
     ) -> None:
         self._events.setdefault(kind)
-        shared = self._edges.setdefault((source, target, way), [])
+        shared = self._edges.setdefault((source, target, look), [])
         shared.append((label_of(kind, many=many), many))
 
     def _add_inputs(self, step: Step) -> None:
@@ -360,8 +360,8 @@ class _FlowBuilder:
             else:
                 for step in covered:
                     title = f"When {step.name} finally fails, {handler.name} gets a StepFailedEvent"
-                    way = (self._first_step + step.index, at, "fails")
-                    self._edges[way] = [(Label("fails", title), False)]
+                    key = (self._first_step + step.index, at, "fails")
+                    self._edges[key] = [(Label("fails", title), False)]
 
 
 def _lines_of(names: list[str]) -> list[str]:

@@ -45,13 +45,13 @@ class Layers:
     """The cells, the rows that hold their numbers in order, and the path of each link.
 
     Attributes:
-        ways: The cells of each link from top to bottom, its two boxes included.
+        paths: The cells of each link from top to bottom, its two boxes included.
         turned: The links that lead up: their paths go from their target to their source.
     """
 
     cells: list[Cell]
     rows: list[list[int]]
-    ways: list[list[int]]
+    paths: list[list[int]]
     turned: frozenset[int]
 
 
@@ -64,24 +64,24 @@ def arrange(count: int, links: Sequence[tuple[int, int]]) -> Layers:
     down = [(b, a) if i in turned else (a, b) for i, (a, b) in enumerate(links)]
     ranks = _ranks(count, down)
     cells = [Cell(2 * rank, box=box) for box, rank in enumerate(ranks)]
-    ways: list[list[int]] = []
+    paths: list[list[int]] = []
     for link, (top, bottom) in enumerate(down):
         first, last = 2 * ranks[top] + 1, 2 * ranks[bottom] - 1
         # The label is near the step that makes the event, which for a turned link is below.
         at = last if link in turned else first
-        way = [top]
+        path = [top]
         for row in range(first, last + 1):
-            way.append(len(cells))
+            path.append(len(cells))
             cells.append(Cell(row, link=link, has_label=row == at))
-        way.append(bottom)
-        ways.append(way)
-        for upper, lower in pairwise(way):
+        path.append(bottom)
+        paths.append(path)
+        for upper, lower in pairwise(path):
             cells[upper].below.append(lower)
             cells[lower].above.append(upper)
     rows: list[list[int]] = [[] for _ in range(2 * max(ranks, default=0) + 1)]
     for number in _reading_order(cells):
         rows[cells[number].row].append(number)
-    return Layers(cells, _with_few_crossings(cells, rows), ways, turned)
+    return Layers(cells, _with_few_crossings(cells, rows), paths, turned)
 
 
 def _back_links(count: int, links: Sequence[tuple[int, int]]) -> frozenset[int]:

@@ -60,7 +60,7 @@ class Link:
 
 
 @attrs.frozen
-class Way:
+class ArrowPath:
     """The path of an arrow.
 
     Attributes:
@@ -84,7 +84,7 @@ class Layout:
     width: float
     height: float
     centres: tuple[Point, ...]
-    ways: tuple[Way, ...]
+    paths: tuple[ArrowPath, ...]
 
 
 @attrs.define
@@ -109,16 +109,16 @@ def lay_out(shapes: Sequence[Shape], links: Sequence[Link]) -> Layout:
     _stack(plan, extents)
 
     centres = tuple((xs[i], plan.middles[layers.cells[i].row]) for i in range(len(shapes)))
-    ways: dict[int, Way] = {}
+    paths: dict[int, ArrowPath] = {}
     for own, number in enumerate(numbers):
-        ways[number] = _way(own, plan, shapes)
+        paths[number] = _path_of(own, plan, shapes)
     reach: dict[int, float] = {}
     for number, link in enumerate(links):
         if link.source == link.target:
-            ways[number] = _loop(link, shapes[link.source], centres[link.source], reach)
+            paths[number] = _loop(link, shapes[link.source], centres[link.source], reach)
     width = max((xs[i] + extent.right for i, extent in enumerate(extents)), default=0.0)
     return Layout(
-        width, max(plan.bottoms, default=0.0), centres, tuple(ways[i] for i in sorted(ways))
+        width, max(plan.bottoms, default=0.0), centres, tuple(paths[i] for i in sorted(paths))
     )
 
 
@@ -155,9 +155,9 @@ def _ports(layers: Layers, shapes: Sequence[Shape]) -> _Ports:
     """Spread the links along the sides of their boxes, in the order in which they arrive."""
     at = {number: place for row in layers.rows for place, number in enumerate(row)}
     sides: dict[tuple[int, bool], list[tuple[int, int]]] = {}
-    for link, way in enumerate(layers.ways):
-        sides.setdefault((way[0], True), []).append((at[way[1]], link))
-        sides.setdefault((way[-1], False), []).append((at[way[-2]], link))
+    for link, path in enumerate(layers.paths):
+        sides.setdefault((path[0], True), []).append((at[path[1]], link))
+        sides.setdefault((path[-1], False), []).append((at[path[-2]], link))
     ports: _Ports = {}
     for (box, is_above), met in sides.items():
         span = max(shapes[box].width - 2 * 14.0, 0.0)
@@ -209,14 +209,14 @@ def _places(layers: Layers, extents: Sequence[_Extent], ports: _Ports) -> list[f
 def _pulls(layers: Layers, ports: _Ports) -> tuple[list[list[_Pull]], list[list[_Pull]]]:
     up: list[list[_Pull]] = [[] for _ in layers.cells]
     down: list[list[_Pull]] = [[] for _ in layers.cells]
-    for link, way in enumerate(layers.ways):
-        for place in range(len(way) - 1):
-            upper, lower = way[place], way[place + 1]
-            boxes = (place == 0) + (place == len(way) - 2)
+    for link, path in enumerate(layers.paths):
+        for place in range(len(path) - 1):
+            upper, lower = path[place], path[place + 1]
+            boxes = (place == 0) + (place == len(path) - 2)
             # A long arrow should be straight; a link that leads back yields to the others.
             weight = 8.0 if not boxes else 0.3 if link in layers.turned else 1.0
             shift = (ports[link, True] if place == 0 else 0.0) - (
-                ports[link, False] if place == len(way) - 2 else 0.0
+                ports[link, False] if place == len(path) - 2 else 0.0
             )
             up[lower].append(_Pull(upper, shift, weight))
             down[upper].append(_Pull(lower, -shift, weight))
@@ -261,10 +261,10 @@ def _straighten(layers: Layers, gaps: Sequence[Sequence[float]], xs: list[float]
             after = offsets[place + 1] - offsets[place] if right is not None else 0.0
             beside[number] = left, before, right, after
     for _ in range(3):
-        for way in layers.ways:
+        for path in layers.paths:
             upright: list[int] = []
             least, most = -inf, inf
-            for number in way[1:-1]:
+            for number in path[1:-1]:
                 left, before, right, after = beside[number]
                 low = xs[left] + before if left is not None else -inf
                 high = xs[right] - after if right is not None else inf
@@ -300,7 +300,7 @@ class _Plan:
         """Return the horizontal position at which ``link`` meets the cell ``number``."""
         if self.layers.cells[number].box is None:
             return self.xs[number]
-        is_above = number == self.layers.ways[link][0]
+        is_above = number == self.layers.paths[link][0]
         return round(self.xs[number] + self.ports[link, is_above], 1)
 
 
@@ -308,8 +308,8 @@ def _stack(plan: _Plan, extents: Sequence[_Extent]) -> None:
     """Stack the rows; wide bends get more room."""
     layers = plan.layers
     bends = [0.0] * len(layers.rows)
-    for link, way in enumerate(layers.ways):
-        for upper, lower in pairwise(way):
+    for link, path in enumerate(layers.paths):
+        for upper, lower in pairwise(path):
             row = layers.cells[lower].row
             bends[row] = max(bends[row], abs(plan.end(link, upper) - plan.end(link, lower)))
     y = 0.0
@@ -326,12 +326,12 @@ def _stack(plan: _Plan, extents: Sequence[_Extent]) -> None:
 # -- paths -----------------------------------------------------------------------------------
 
 
-def _way(link: int, plan: _Plan, shapes: Sequence[Shape]) -> Way:
+def _path_of(link: int, plan: _Plan, shapes: Sequence[Shape]) -> ArrowPath:
     layers = plan.layers
     points: list[Point] = []
     label = (0.0, 0.0)
-    way = layers.ways[link]
-    for number in way:
+    path = layers.paths[link]
+    for number in path:
         cell = layers.cells[number]
         x = plan.end(link, number)
         top, bottom = plan.tops[cell.row], plan.bottoms[cell.row]
@@ -341,15 +341,15 @@ def _way(link: int, plan: _Plan, shapes: Sequence[Shape]) -> Way:
                 label = (x, plan.middles[cell.row])
         else:
             half = shapes[cell.box].height / 2
-            if number == way[0]:
+            if number == path[0]:
                 points += [(x, round(plan.middles[cell.row] + half, 1)), (x, bottom)]
             else:
                 points += [(x, top), (x, round(plan.middles[cell.row] - half, 1))]
     goes_back = link in layers.turned
-    return Way(tuple(reversed(points)) if goes_back else tuple(points), label, goes_back)
+    return ArrowPath(tuple(reversed(points)) if goes_back else tuple(points), label, goes_back)
 
 
-def _loop(link: Link, shape: Shape, centre: Point, reach: dict[int, float]) -> Way:
+def _loop(link: Link, shape: Shape, centre: Point, reach: dict[int, float]) -> ArrowPath:
     """Return the path of a loop, on the left side of its box; further loops are further out."""
     x = centre[0] - shape.width / 2
     out = reach.get(link.source, 0.0)
@@ -357,4 +357,4 @@ def _loop(link: Link, shape: Shape, centre: Point, reach: dict[int, float]) -> W
     label = round(x - out - LOOP_REACH - link.width / 2, 1)
     bend = min(shape.height / 4, LOOP_BEND)
     ends = ((x, centre[1] + bend), (x, centre[1] - bend))
-    return Way(ends, (label, centre[1]), goes_back=True, is_loop=True)
+    return ArrowPath(ends, (label, centre[1]), goes_back=True, is_loop=True)

@@ -86,12 +86,12 @@ class _Drawing:
 def _draw(flow: Flow) -> _Drawing:
     boxes = [_box(node) for node in flow.nodes]
     layout = lay_out([box.shape for box in boxes], [link_of(edge) for edge in flow.edges])
-    drawn = list(zip(flow.edges, layout.ways, strict=True))
-    parts = [arrow(edge, way) for edge, way in drawn]
+    drawn = list(zip(flow.edges, layout.paths, strict=True))
+    parts = [arrow(edge, path) for edge, path in drawn]
     for box, centre in zip(boxes, layout.centres, strict=True):
         parts += _DRAWN[box.node.kind](box, centre)
-    for edge, way in drawn:  # last, because each label has a background
-        parts += labels_of(edge, way)
+    for edge, path in drawn:  # last, because each label has a background
+        parts += labels_of(edge, path)
     goes_back = any(look_of(*both) == "back" for both in drawn)
     goes_back |= any(frame.goes_back for box in boxes for frame in box.frames)
     return _Drawing(layout.width, layout.height, "\n".join(parts), goes_back)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from sluicegate.drawing._flow import Edge
     from sluicegate.drawing._labels import Label, Mark
-    from sluicegate.drawing._layout import Point, Way
+    from sluicegate.drawing._layout import ArrowPath, Point
 
 
 #: Names are code and set in a monospaced font, so their width is known without the font. The
@@ -156,18 +156,20 @@ def _at(point: Point) -> str:
     return f"{point[0]:g} {point[1]:g}"
 
 
-def arrow(edge: Edge, way: Way) -> str:
+def arrow(edge: Edge, path: ArrowPath) -> str:
     """Return the line of an arrow, without its labels."""
-    look = look_of(edge, way)
+    look = look_of(edge, path)
     classes = f"arrow {look}"
-    path = _loop_path(way) if way.is_loop else _path(way.points, FORK if edge.fans_out else 0.0)
-    lines = [f'<path class="{classes}" d="{path}" marker-end="url(#tip-{look})"/>']
+    data = (
+        _loop_data(path) if path.is_loop else _path_data(path.points, FORK if edge.fans_out else 0)
+    )
+    lines = [f'<path class="{classes}" d="{data}" marker-end="url(#tip-{look})"/>']
     if edge.fans_out:
-        lines.append(_fork(way, classes))
+        lines.append(_fork(path, classes))
     return "\n".join(lines)
 
 
-def _path(points: tuple[Point, ...], stem: float = 0.0) -> str:
+def _path_data(points: tuple[Point, ...], stem: float = 0.0) -> str:
     """Return alternating straight lines and curves; the curves begin and end vertically.
 
     The first line is at least ``stem`` long; the gap after it is longer than that.
@@ -189,36 +191,36 @@ def _path(points: tuple[Point, ...], stem: float = 0.0) -> str:
     return "".join(parts)
 
 
-def _loop_path(way: Way) -> str:
-    begin, end = way.points
+def _loop_data(path: ArrowPath) -> str:
+    begin, end = path.points
     out = round(begin[0] - LOOP_REACH - 4.0, 1)
     return f"M{_at(begin)}C{out:g} {begin[1]:g} {out:g} {end[1]:g} {_at(end)}"
 
 
-def _fork(way: Way, classes: str) -> str:
+def _fork(path: ArrowPath, classes: str) -> str:
     """Return the mark of a fan-out: two more lines that leave the step beside the arrow."""
-    x, y = way.points[0]
-    if way.is_loop:
+    x, y = path.points[0]
+    if path.is_loop:
         return f'<path class="{classes}" d="M{x:g} {y - 5:g}l-8 3M{x:g} {y + 5:g}l-8 -3"/>'
-    sign = -1 if way.goes_back else 1
+    sign = -1 if path.goes_back else 1
     return (
         f'<path class="{classes}" d="M{x - 6:g} {y:g}L{x:g} {y + sign * FORK:g}L{x + 6:g} {y:g}"/>'
     )
 
 
-def look_of(edge: Edge, way: Way) -> str:
+def look_of(edge: Edge, path: ArrowPath) -> str:
     """Return the look of an arrow: that of its kind, or of an arrow that leads back."""
-    return "back" if edge.kind == "event" and way.goes_back else edge.kind
+    return "back" if edge.kind == "event" and path.goes_back else edge.kind
 
 
-def labels_of(edge: Edge, way: Way) -> Iterable[str]:
+def labels_of(edge: Edge, path: ArrowPath) -> Iterable[str]:
     """Yield the labels of an arrow, on a background."""
     link = link_of(edge)
-    x, y = way.label
+    x, y = path.label
     yield (
         f'<rect class="ground" x="{x - link.width / 2:g}" y="{y - link.height / 2:g}" '
         f'width="{link.width:g}" height="{link.height:g}" rx="5"/>'
     )
     for place, label in enumerate(edge.labels):
         baseline = y + (place - (len(edge.labels) - 1) / 2) * LINE + 4.2
-        yield line_of(label, f"event {look_of(edge, way)}", x, baseline)
+        yield line_of(label, f"event {look_of(edge, path)}", x, baseline)
