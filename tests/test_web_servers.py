@@ -21,7 +21,7 @@ from hypercorn.trio import serve as serve_on_trio
 
 from sluicegate import Context, Event, StartEvent, StopEvent, Workflow, step
 from sluicegate.responses import EventStreamResponse, server_sent_event
-from test_documentation import ROOT, programs
+from tests.test_documentation import ROOT, programs
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*httptools:DeprecationWarning")

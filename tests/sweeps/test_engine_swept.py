@@ -14,7 +14,17 @@ from math import inf
 
 import anyio
 import pytest
-from flows_for_sweeps_a import (
+
+from sluicegate import (
+    WorkflowCancelledError,
+    WorkflowRuntimeError,
+    WorkflowTimeoutError,
+    workflow_scope,
+)
+from sluicegate.testing import run_virtually, sweep
+from sluicegate.testing._sweeps.trial import KINDS
+from tests.helpers import on_each_backend
+from tests.sweeps.flows_for_sweeps_a import (
     FEATURES,
     Block,
     Chain,
@@ -33,16 +43,6 @@ from flows_for_sweeps_a import (
     TrioNurseries,
     TwoFlow,
 )
-
-from sluicegate import (
-    WorkflowCancelledError,
-    WorkflowRuntimeError,
-    WorkflowTimeoutError,
-    workflow_scope,
-)
-from sluicegate.testing import run_virtually, sweep
-from sluicegate.testing._sweeps.trial import KINDS
-from tests.helpers import on_each_backend
 
 
 ALONE = {TrioNurseries: ("trio",), TaskGroups: ("asyncio",)}

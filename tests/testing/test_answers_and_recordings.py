@@ -5,25 +5,7 @@ from __future__ import annotations
 import itertools
 
 import anyio
-import flows_for_testing
 import pytest
-from flows_for_testing import (
-    Ask,
-    Asker,
-    Calls,
-    Catches,
-    Factory,
-    Greeter,
-    Made,
-    Pair,
-    Parent,
-    Part,
-    Say,
-    Tries,
-    make_client,
-    make_shared,
-    open_line,
-)
 
 from sluicegate import (
     Context,
@@ -40,6 +22,24 @@ from sluicegate import (
 )
 from sluicegate.testing import run_workflow
 from tests.helpers import Mine, nothing_left, on_each_backend, run_virtually
+from tests.testing import flows_for_testing
+from tests.testing.flows_for_testing import (
+    Ask,
+    Asker,
+    Calls,
+    Catches,
+    Factory,
+    Greeter,
+    Made,
+    Pair,
+    Parent,
+    Part,
+    Say,
+    Tries,
+    make_client,
+    make_shared,
+    open_line,
+)
 
 
 # -- answers ------------------------------------------------------------------------------------

@@ -8,28 +8,7 @@ from contextvars import ContextVar
 from typing import Annotated
 
 import anyio
-import flows_for_testing
 import pytest
-from flows_for_testing import (
-    Ask,
-    Asker,
-    Branches,
-    Calls,
-    Catches,
-    Factory,
-    Made,
-    Note,
-    Pair,
-    Parent,
-    Part,
-    Race,
-    Say,
-    Tally,
-    Tries,
-    make_client,
-    make_shared,
-    open_line,
-)
 
 from sluicegate import (
     Context,
@@ -54,6 +33,27 @@ from tests.helpers import (
     on_each_backend,
     run_virtually,
     timers_left,
+)
+from tests.testing import flows_for_testing
+from tests.testing.flows_for_testing import (
+    Ask,
+    Asker,
+    Branches,
+    Calls,
+    Catches,
+    Factory,
+    Made,
+    Note,
+    Pair,
+    Parent,
+    Part,
+    Race,
+    Say,
+    Tally,
+    Tries,
+    make_client,
+    make_shared,
+    open_line,
 )
 
 

@@ -10,19 +10,6 @@ import weakref
 
 import anyio
 import pytest
-from flows_for_testing import (
-    Ask,
-    Asker,
-    Catches,
-    Factory,
-    Made,
-    Note,
-    Parent,
-    Part,
-    Say,
-    Tally,
-    Tries,
-)
 
 from sluicegate import (
     Observer,
@@ -48,6 +35,19 @@ from tests.helpers import (
     on_each_backend,
     run_virtually,
     timers_left,
+)
+from tests.testing.flows_for_testing import (
+    Ask,
+    Asker,
+    Catches,
+    Factory,
+    Made,
+    Note,
+    Parent,
+    Part,
+    Say,
+    Tally,
+    Tries,
 )
 
 

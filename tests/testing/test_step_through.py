@@ -7,24 +7,6 @@ from typing import Annotated
 
 import anyio
 import pytest
-from flows_for_testing import (
-    Ask,
-    Asker,
-    Branches,
-    Catches,
-    Drops,
-    Factory,
-    Greeter,
-    Made,
-    Note,
-    Pair,
-    Parent,
-    Part,
-    Race,
-    Say,
-    Tally,
-    Tries,
-)
 
 from sluicegate import (
     Context,
@@ -46,6 +28,24 @@ from tests.helpers import (
     task_names,
     timers_left,
     wait_until_idle,
+)
+from tests.testing.flows_for_testing import (
+    Ask,
+    Asker,
+    Branches,
+    Catches,
+    Drops,
+    Factory,
+    Greeter,
+    Made,
+    Note,
+    Pair,
+    Parent,
+    Part,
+    Race,
+    Say,
+    Tally,
+    Tries,
 )
 
 

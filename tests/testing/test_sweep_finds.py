@@ -10,15 +10,15 @@ import anyio
 import anyio.to_thread
 import pytest
 import trio
-from faulty_things import (
+
+from sluicegate.testing import ScenarioFailure, fuzz, sweep
+from tests.testing.faulty_things import (
     BOTH,
     CATALOGUE,
     HandedToTheDead,
     one_turn,
     work,
 )
-
-from sluicegate.testing import ScenarioFailure, fuzz, sweep
 
 
 #: What a failure's ``problem`` says, for each invariant.
