@@ -308,7 +308,7 @@ def _held(limiter: Any, loop: object) -> Iterator[str]:
 def _audit_machine(
     machine: Machine, halted: tuple[InFlight, ...], *, has_stopped: bool
 ) -> Iterator[str]:
-    for what in ("waits", "answered", "still"):
+    for what in ("waits", "answered", "resting"):
         if left := getattr(machine, what):
             yield f"the machine has {what}: {brief(left)}"
     waiting = laid_aside = 0
