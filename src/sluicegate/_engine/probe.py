@@ -45,7 +45,7 @@ class Probe:
         """A step returned ``result``, or raised ``error``: a failure, a timeout, a cancellation."""
 
     def wait_began(self, context: Context[Any] | None, kind: type[Event] | None) -> None:
-        """A step begins to wait for an event of a class; for a branch if ``kind`` is None."""
+        """A step begins to wait for an event of class ``kind``, or for a branch if that is None."""
 
     def wait_ended(self, context: Context[Any] | None, kind: type[Event] | None) -> None:
         """The wait is over, because it got what it waited for or because it was cancelled."""

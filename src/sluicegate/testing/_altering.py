@@ -1,4 +1,4 @@
-"""Replaces steps and resources in a copy of a graph, for one run."""
+"""Replaces steps and resources of a single run, in a copy of the graph."""
 
 from __future__ import annotations
 

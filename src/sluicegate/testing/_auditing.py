@@ -135,7 +135,7 @@ class ScenarioWatch(Probe):
         self.written.append(event)
 
     def child_began(self, context: Context[Any], child: Any) -> None:  # noqa: ARG002
-        """Note a child run, for the audit."""
+        """Note a child run; the audit looks at it as well."""
         self.children.append(child)
 
     def log(self, event: Event) -> None:

@@ -155,7 +155,7 @@ async def run_step(
             in the outcome.
 
     Returns:
-        What the step did.
+        The result: everything that the step did.
 
     Raises:
         Exception: The step's exception, unless ``raises`` names its class; the original object.

@@ -1,4 +1,4 @@
-"""What a run under test did, as data."""
+"""The results of runs under test, as data."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def events_of(events: tuple[Event, ...], kind: type[E]) -> list[E]:
 @final
 @attrs.frozen(eq=False)
 class WorkflowTestResult(Generic[R]):
-    """What a run under test did, and how it ended.
+    """The result of a run under test: everything that it did, and how it ended.
 
     Attributes:
         run_id: The identifier of the run.
@@ -107,7 +107,7 @@ class WorkflowTestResult(Generic[R]):
 @final
 @attrs.frozen(eq=False)
 class StepOutcome:
-    """What one step did when it was run by itself.
+    """The result of a step that was run by itself.
 
     Attributes:
         returned: The return value; :attr:`result` raises the step's exception instead.

@@ -112,7 +112,7 @@ async def run_workflow(
             ``start_event``.
 
     Returns:
-        What the run did.
+        The result: everything that the run did, and how it ended.
 
     Raises:
         Exception: The run's failure, unless ``raises`` names its class; the original object.
@@ -156,7 +156,7 @@ async def run_session(handler: WorkflowHandler[Any], session: Session) -> None:
 
 @final
 class WorkflowTestRunner(Generic[R]):
-    """Runs one workflow under test, again and again.
+    """Runs one workflow under test, any number of times.
 
     Args:
         workflow: The workflow.

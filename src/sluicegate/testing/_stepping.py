@@ -263,7 +263,7 @@ class SteppedRun(Generic[R]):
 
     @property
     def result(self) -> WorkflowTestResult[R]:
-        """What the run did, once the block has ended.
+        """The result of the run, once the block has ended.
 
         Raises:
             WorkflowRuntimeError: The block has not ended, or it ended with an exception.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from sluicegate.testing._sweeps.asyncio_time import (
     VirtualLoop,
@@ -19,7 +19,6 @@ from sluicegate.testing._sweeps.stage import LONGEST, REASON, Block, Stage, Stra
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from types import TracebackType
 
     import anyio
 
@@ -84,12 +83,8 @@ class _TaskBlock(Block):
 
     def __enter__(self) -> None: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> Literal[False]:
+    def leave(self, *_: Any) -> bool:
+        """See the parent."""
         return False
 
     def strike(self) -> None:
@@ -115,14 +110,10 @@ class _AnyioScopeBlock(Block):
         if self.is_struck:
             self.strike()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
+    def leave(self, *exc_info: Any) -> bool:
+        """See the parent."""
         assert self.scope is not None
-        is_handled = bool(self.scope.__exit__(kind, error, trace))
+        is_handled = bool(self.scope.__exit__(*exc_info))
         self.has_caught = self.scope.cancelled_caught
         return is_handled
 
@@ -153,15 +144,11 @@ class _TimeoutBlock(Block):
         if self.is_struck:
             self.strike()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
+    def leave(self, *exc_info: Any) -> bool:
+        """See the parent."""
         assert self._timeout is not None
         try:
-            _drive(self._timeout.__aexit__(kind, error, trace))
+            _drive(self._timeout.__aexit__(*exc_info))
         except TimeoutError:
             self.has_caught = True
             return True

@@ -19,7 +19,6 @@ import trio
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Iterator
-    from types import TracebackType
 
 
 #: The real seconds that a thread has to end after its run.
@@ -86,12 +85,7 @@ class LeftoverWatch:
         self._counting.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._counting.__exit__(None, None, None)
         sys.unraisablehook, threading.excepthook = self._hooks
         self._catching.__exit__(None, None, None)

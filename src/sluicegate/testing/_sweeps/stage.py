@@ -13,17 +13,13 @@ from collections.abc import Callable, Coroutine, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatchcase
 from math import inf
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import attrs
 
 from sluicegate.testing._sweeps.frames import CodePlace, await_places, tell_await
 from sluicegate.testing._sweeps.leftovers import for_others
 from sluicegate.testing._sweeps.trial import At, InjectedError, Mode, Outcome, Scenario, Trial
-
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 
 #: The steps that a scenario may take after it was struck, in addition to a multiple of those before.
@@ -142,13 +138,12 @@ class Block(ABC):
     @abstractmethod
     def __enter__(self) -> None: ...
 
+    def __exit__(self, *exc_info: object) -> bool:
+        return self.leave(*exc_info)
+
     @abstractmethod
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool: ...
+    def leave(self, *exc_info: Any) -> bool:
+        """Leave it, like ``__exit__``."""
 
     @abstractmethod
     def strike(self) -> None:
@@ -201,7 +196,7 @@ class Stage(ABC, Generic[TaskT]):
         #: Why the run had to be given up, and the tasks alive then; empty if it was not.
         self.stuck = ""
         self.alive: list[str] = []
-        #: What has to end, in how many virtual seconds, and by which step.
+        #: The limits: a name for the part that has to end, its virtual seconds, its last step.
         self._doing = "it"
         self._seconds = LONGEST
         self._patience = THREAD_PATIENCE

@@ -173,7 +173,7 @@ class ScenarioFailure(AssertionError):  # noqa: N818 - pytest shows it as a fail
         failed: tuple[str, ...] = (),
     ) -> None:
         super().__init__(text)
-        #: What was wrong; tasks that were left running have a line each.
+        #: The problem; tasks that were left running have a line each.
         self.problem: str = problem
         #: The text of the run's ``At``: ``sweep(scenario, at=failure.at)``.
         self.at: str = at

@@ -19,7 +19,6 @@ from sluicegate.testing._sweeps.trio_time import (
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
-    from types import TracebackType
 
     from sluicegate.testing._sweeps.stage import Staging
     from sluicegate.testing._sweeps.trial import At, Mode
@@ -40,13 +39,9 @@ class _TrioScopeBlock(Block):
     def __enter__(self) -> None:
         self._scope.__enter__()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
-        is_handled = bool(self._scope.__exit__(kind, error, trace))
+    def leave(self, *exc_info: Any) -> bool:
+        """See the parent."""
+        is_handled = bool(self._scope.__exit__(*exc_info))
         self.has_caught = self._scope.cancelled_caught
         return is_handled
 
