@@ -308,9 +308,10 @@ def _held(limiter: Any, loop: object) -> Iterator[str]:
 def _audit_machine(
     machine: Machine, halted: tuple[InFlight, ...], *, has_stopped: bool
 ) -> Iterator[str]:
-    for what in ("waits", "answered", "resting"):
-        if left := getattr(machine, what):
-            yield f"the machine has {what}: {brief(left)}"
+    left = {"waits": machine.waits, "answered": machine.answered, "resting": machine.resting}
+    for what, steps in left.items():
+        if steps:
+            yield f"the machine has {what}: {brief(steps)}"
     waiting = laid_aside = 0
     nodes: list[BranchNode | None] = [invocation.node for invocation in halted]
     for queue in machine.queues:
