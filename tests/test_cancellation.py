@@ -58,6 +58,7 @@ class Ends(Workflow):
         super().__init__(timeout=0.05 if ending == "timed_out" else None, **options)
         self.ending = ending
         self.in_flight = in_flight
+        self.begun = 0
         self.busy = 0
         self.cleaned = 0
         self.all_here = anyio.Event()
@@ -76,6 +77,7 @@ class Ends(Workflow):
 
     @step
     async def work(self, ctx: Context, ev: Item) -> StopEvent:
+        self.begun += 1
         self.busy += 1
         if self.busy == 3:
             self.all_here.set()
@@ -141,7 +143,9 @@ async def test_no_task_is_left(ending, form):
     with nothing_left():
         await end(form, workflow, handler)
 
-        assert (workflow.busy, workflow.cleaned) == (0, 3)
+        assert (workflow.busy, workflow.cleaned) == (0, workflow.begun)
+        # A busy machine may have begun no step when the timeout strikes.
+        assert workflow.begun == 3 or ending == "timed_out"
         assert handler.is_done()
 
 

@@ -533,7 +533,7 @@ async def an_answer_goes_to_the_wait_that_it_fits():
         assert await handler == "yes"
 
 
-@shows("of an event that is no `HumanResponseEvent`")
+@shows("of an event that is not a `HumanResponseEvent`")
 async def a_plain_event_is_waited_for():
     async def begin(self: Any, ctx: Context, ev: StartEvent) -> StopEvent:
         return StopEvent(result=(await ctx.wait_for_event(A)).n)
@@ -632,7 +632,7 @@ async def answers_from_outside_are_plain_calls():
             assert await handler == how
 
 
-@shows("ctx.running_steps()", "the instrumentation's dispatcher")
+@shows("ctx.running_steps()", "the instrumentation dispatcher")
 async def observers_are_told_what_goes_on():
     told: list[str] = []
 
@@ -697,7 +697,7 @@ async def the_state_is_a_dict_by_default():
     assert await in_step(use) == (True, 1)
 
 
-@shows('ctx.store.set("live.slot", 7)', "`ValueError` for a path that leads nowhere")
+@shows('ctx.store.set("live.slot", 7)', "`ValueError` for a path that does not exist")
 async def paths_lead_into_data():
     async def use(ctx: Context) -> Any:
         await ctx.store.set("live", Live())
@@ -729,7 +729,12 @@ async def snapshots_are_json_and_keep_types():
 # -- resources -------------------------------------------------------------------------------------------
 
 
-@shows("Annotated[T, Resource(factory)]", "`cache=True`", "`cache=False`", "a factory that asks")
+@shows(
+    "Annotated[T, Resource(factory)]",
+    "`cache=True`",
+    "`cache=False`",
+    "a factory that requests resources",
+)
 async def resources_have_scopes():
     made: list[str] = []
 
