@@ -30,7 +30,7 @@ from sluicegate import (
 from sluicegate._loop import current_backend, processes
 from sluicegate._loop import process_pool as pool
 from sluicegate._loop import process_worker as worker
-from sluicegate._loop.processes import in_process, process_faults
+from sluicegate._loop.processes import ProcessStep, process_faults
 from tests.helpers import Catch, nothing_left, on_each_backend, run_virtually, wait_until_idle
 from tests.process_flows import (
     Home,
@@ -53,13 +53,13 @@ every_loop = pytest.mark.anyio
 pytestmark = pytest.mark.slow_for("asyncio")
 
 
-call = functools.partial(in_process(crunch), None)
+call = functools.partial(ProcessStep(crunch), None)
 
 
 async def pid():
     """Return the process of the next call."""
     return int(
-        (await call(Job(what="double", data=b"")) and await in_process(here)(None, Job())).data
+        (await call(Job(what="double", data=b"")) and await ProcessStep(here)(None, Job())).data
     )
 
 
@@ -341,7 +341,7 @@ async def test_cancel_while_the_process_starts():
 
     async def host(scope):
         with scope:
-            await in_process(here)(None, Job())
+            await ProcessStep(here)(None, Job())
 
     for turns in (0, 1, 2, 5, 50):
         scope = anyio.CancelScope()
@@ -396,7 +396,7 @@ async def test_no_more_than_one_process_for_each_processor(one_process):
     used = set()
 
     async def host():
-        used.add((await in_process(here)(None, Job())).data)
+        used.add((await ProcessStep(here)(None, Job())).data)
 
     with anyio.fail_after(LONG):
         async with anyio.create_task_group() as group:
@@ -459,7 +459,7 @@ def test_a_process_ends_with_its_parent(tmp_path, what):
         f"""
 import os, sys, time, trio
 from sluicegate import Event
-from sluicegate._loop.processes import in_process
+from sluicegate._loop.processes import ProcessStep
 
 class Job(Event):
     pass
@@ -471,7 +471,7 @@ def crunch(ev):
     return Job()
 
 async def main():
-    await in_process(crunch)(None, Job(long={what != "idle"}))
+    await ProcessStep(crunch)(None, Job(long={what != "idle"}))
     await trio.sleep_forever()
 
 if __name__ == "__main__":
@@ -496,7 +496,7 @@ SCRIPT = """
 import trio
 from tenacity import stop_after_attempt, wait_none
 from sluicegate import Event
-from sluicegate._loop.processes import in_process, process_faults
+from sluicegate._loop.processes import ProcessStep, process_faults
 
 class Tile(Event):
     number: int
@@ -511,10 +511,10 @@ def crunch(ev):
 
 async def main():
     print(process_faults(crunch, [Tile], [Tile]))
-    result = await in_process(crunch)(None, Tile(number=21))
+    result = await ProcessStep(crunch)(None, Tile(number=21))
     print(type(result) is Tile, result)
     try:
-        await in_process(crunch)(None, Tile(number=0))
+        await ProcessStep(crunch)(None, Tile(number=0))
     except Sour as error:
         print(repr(error))
 
@@ -680,7 +680,7 @@ async def test_a_process_that_cannot_start(monkeypatch, where):
         for _ in range(pool.processors() + 1):
             told = "frozen program" if where == "frozen" else "no worker process could be started"
             with pytest.raises(WorkflowRuntimeError, match=told):
-                await in_process(here)(None, Job())
+                await ProcessStep(here)(None, Job())
 
 
 # -- in a workflow ------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from sluicegate._loop import current_backend
 from sluicegate._loop import thread_places as places
 from sluicegate._loop.limits import SingleLoopLimiter
 from sluicegate._loop.thread_places import ThreadPlace, thread_places
-from sluicegate._loop.threads import FromThread, in_thread
+from sluicegate._loop.threads import FromThread, ThreadStep
 from tests.helpers import Catch, Done, Item, on_each_backend, wait_until_idle
 
 
@@ -128,7 +128,7 @@ async def test_no_more_bodies_run_than_may(running):
             threads.run(anyio.sleep, 0)
 
     threads = FromThread()
-    bound = in_thread(body, abandon_on_cancel=False)
+    bound = ThreadStep(body, abandon_on_cancel=False)
     with anyio.fail_after(LONG):
         async with anyio.create_task_group() as group:
             for _ in range(20):
@@ -208,7 +208,7 @@ async def test_an_abandoned_thread_keeps_its_place_until_it_ends():
 
     async def host():
         with scope:
-            await in_thread(body, abandon_on_cancel=True)(None)
+            await ThreadStep(body, abandon_on_cancel=True)(None)
 
     async def cancel_and_wait(scope):
         scope.cancel()
@@ -363,7 +363,7 @@ def test_a_mock_clock_does_not_wait_for_ever(monkeypatch):
     async def main():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
-                in_thread(lambda _: release.wait(LONG), abandon_on_cancel=False), None
+                ThreadStep(lambda _: release.wait(LONG), abandon_on_cancel=False), None
             )
             await trio.sleep(100)
             release.set()

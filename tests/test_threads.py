@@ -33,7 +33,7 @@ from sluicegate._loop import from_thread as answering
 from sluicegate._loop.from_thread import HandlerFromThread, call_and_wait
 from sluicegate._loop.run_in_context import run_in_context
 from sluicegate._loop.thread_places import ThreadPlace
-from sluicegate._loop.threads import FromThread, in_loop, in_thread
+from sluicegate._loop.threads import FromThread, ThreadStep, in_loop
 from tests.helpers import (
     Catch,
     Done,
@@ -140,7 +140,7 @@ def context_of(run):
 
 def call(function, *arguments, abandon=False):
     """Run a synchronous step: ``function(*arguments)``."""
-    step = in_thread(lambda _workflow, *rest: function(*rest), abandon_on_cancel=abandon)
+    step = ThreadStep(lambda _workflow, *rest: function(*rest), abandon_on_cancel=abandon)
     return step(None, *arguments)
 
 
@@ -872,14 +872,14 @@ def test_threads_under_trio_import_no_anyio():
     code = """
 import sys, trio
 from sluicegate._loop.thread_places import ThreadPlace
-from sluicegate._loop.threads import FromThread, in_thread
+from sluicegate._loop.threads import FromThread, ThreadStep
 here = FromThread()
 def body(workflow):
     here.check_cancelled()
     here.run(trio.sleep, 0)
     return here.run_sync(int)
 for abandon in (False, True):
-    assert trio.run(in_thread(body, abandon_on_cancel=abandon), None) == 0
+    assert trio.run(ThreadStep(body, abandon_on_cancel=abandon), None) == 0
 print(sorted({"anyio", "asyncio"} & set(sys.modules)))
 """
     printed = subprocess.run(

@@ -184,6 +184,14 @@ def unknown_options(call: str, given: Iterable[str], older: dict[str, str]) -> s
     return f"{call} has no option {', and none '.join(told)}"
 
 
+def stop_iteration(step: str) -> str:
+    """Return the message about a step that raised ``StopIteration``."""
+    return (
+        f"the step {step} raised StopIteration, which cannot leave a step; expected "
+        "`next(iterator, default)`, or an exception that says what is missing"
+    )
+
+
 def unasked_cancellation(who: str, around: str, cause: BaseException) -> WorkflowRuntimeError:
     """Return the failure for a cancellation that was raised although none was requested.
 

@@ -13,7 +13,7 @@ from sluicegate._definition.signatures import Signature, SignatureError, read_si
 from sluicegate._events import StepFailedEvent
 from sluicegate._events.generics import meanings_of
 from sluicegate._loop.run_in_context import let_interrupts_in
-from sluicegate._loop.threads import in_thread
+from sluicegate._loop.threads import ThreadStep
 
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ def _read(  # noqa: PLR0917 - everything that is known about a step
 
         called = elsewhere = ProcessStep(written, signature.context_at)
     elif not is_async:
-        called = elsewhere = in_thread(called, abandon_on_cancel=options.abandon_on_cancel)
+        called = elsewhere = ThreadStep(called, abandon_on_cancel=options.abandon_on_cancel)
     else:
         called = _interruptible(called, written)
     return Step(

@@ -11,7 +11,7 @@ from io import BytesIO
 from math import inf
 from typing import TYPE_CHECKING, Any, final
 
-from sluicegate._errors import WorkflowRuntimeError
+from sluicegate._errors import WorkflowRuntimeError, stop_iteration
 from sluicegate._events.generics import named_classes
 from sluicegate._exceptions import note_once
 from sluicegate._loop import current_backend
@@ -75,15 +75,11 @@ class ProcessStep:
         async with self.place() as place:
             return await self.call(place, _workflow, *arguments)
 
-    @functools.cached_property
-    def _place(self) -> type[ProcessPlace]:
-        from sluicegate._loop.process_pool import ProcessPlace  # noqa: PLC0415 - imported on use
-
-        return ProcessPlace
-
     def place(self, _limit: int = 0, /) -> _StepPlace:
         """Return a context manager for a worker process that has imported the step."""
-        return _StepPlace(self._place(), self._function, self._name)
+        from sluicegate._loop.process_pool import ProcessPlace  # noqa: PLC0415 - imported on use
+
+        return _StepPlace(ProcessPlace(), self._function, self._name)
 
     async def call(self, place: ProcessPlace, _workflow: object, /, *arguments: Any) -> Any:
         """Call the step in the process of ``place``. A checkpoint."""
@@ -126,11 +122,6 @@ def _pack(content: Any, name: str, kinds: str) -> bytes:
             f"expected {PICKLABLE}"
         )
         raise WorkflowRuntimeError(msg) from error
-
-
-def in_process(function: Callable[..., Any], context_at: int | None = None) -> ProcessStep:
-    """Make the coroutine function with which the engine calls a step in a worker process."""
-    return ProcessStep(function, context_at)
 
 
 def _process_error() -> type[Exception]:
@@ -361,11 +352,7 @@ def _raise_error(name: str, answer: bytes | bytearray) -> None:
         raise WorkflowRuntimeError(msg) from why
     note_once(error, f"raised in a worker process by the step {name}:\n{details.rstrip()}")
     if issubclass(type(error), StopIteration):
-        msg = (
-            f"the step {name} raised StopIteration, which cannot leave a step; expected "
-            "`next(iterator, default)`, or an exception that says what is missing"
-        )
-        raise WorkflowRuntimeError(msg) from error
+        raise WorkflowRuntimeError(stop_iteration(name)) from error
     try:
         raise error
     finally:

@@ -81,7 +81,7 @@ def run_in_context(
                 answer = yield trap
             except BaseException as error:  # noqa: ASYNC103, BLE001 - passed on to the coroutine
                 if worker is not None:
-                    if worker._run.outcome.status:  # the outcome is settled
+                    if worker._run.outcome.status:  # settled; a call less than asking
                         worker.was_interrupted = True
                     else:
                         worker.note_delivery(error)

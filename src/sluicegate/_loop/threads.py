@@ -12,7 +12,7 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, final
 
-from sluicegate._errors import WorkflowRuntimeError
+from sluicegate._errors import WorkflowRuntimeError, stop_iteration
 from sluicegate._exceptions import is_a
 from sluicegate._loop import current_backend, in_event_loop
 from sluicegate._loop.cleanup import current_cleanup
@@ -87,11 +87,6 @@ class ThreadStep:
                 await call.unwind()  # noqa: ASYNC102, ASYNC120 - it shields itself
                 _Abandonment(self._name)  # and drop it
             raise
-
-
-def in_thread(function: Callable[..., Any], *, abandon_on_cancel: bool) -> ThreadStep:
-    """Make the coroutine function with which the engine calls a plain ``def`` step."""
-    return ThreadStep(function, abandon_on_cancel=abandon_on_cancel)
 
 
 class _Abandonment:
@@ -283,11 +278,7 @@ class _Call:
         try:
             result = function(*arguments)
         except StopIteration as error:
-            msg = (
-                f"the step {self.name} raised StopIteration, which cannot leave a step; expected "
-                "`next(iterator, default)`, or an exception that says what is missing"
-            )
-            raise WorkflowRuntimeError(msg) from error
+            raise WorkflowRuntimeError(stop_iteration(self.name)) from error
         if inspect.iscoroutine(result):
             result.close()
             msg = (
