@@ -1661,7 +1661,7 @@ class Hopping(Workflow):
         return None
 
 
-@pytest.mark.slow_for("asyncio")
+@pytest.mark.slow
 @anywhere
 @pytest.mark.parametrize("keeps", ["nothing", "local", "overlap", "last", "first"])
 async def test_long_loop_of_sends_leaves_nothing_behind(keeps):

@@ -815,6 +815,7 @@ def hierarchy(size):
     return written(lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make", [chain, nested, looping, overlapping, broken, hierarchy], ids=lambda f: f.__name__
 )
@@ -828,6 +829,7 @@ def test_building_costs_the_same_for_each_step(make):
     assert costs[1] <= 1.1 * costs[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [chain, nested, broken], ids=lambda f: f.__name__)
 def test_drawing_costs_the_same_for_each_step(make):
     """A picture of four times as many steps takes four times as much, where no arrow is long."""

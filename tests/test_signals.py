@@ -378,6 +378,7 @@ def program(backend, number, times, *before):
     return done.returncode, done.stdout
 
 
+@pytest.mark.slow_for("asyncio")
 @BACKENDS
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_third_signal_ends_the_process(backend, number):

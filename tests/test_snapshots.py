@@ -212,7 +212,7 @@ def test_a_run_continues_in_another_process_from_wherever_it_was(name, backend, 
         assert done == counted(whole["done"], loose), line["snapshot"]
 
 
-@pytest.mark.slow_for("asyncio")
+@pytest.mark.slow
 @on_each_backend
 @pytest.mark.parametrize("name", FLOWS)
 def test_numbers_of_events_and_answers_continue(name, backend, resumed):

@@ -261,7 +261,7 @@ class Crunching(Workflow):
         return StopEvent(result=sorted(ev.n for ev in evs))
 
 
-@pytest.mark.slow_for("asyncio")
+@pytest.mark.slow
 async def test_a_process_step_takes_and_returns_events():
     """A static method runs in a worker process; its events go in and out by pickling."""
     assert await Crunching(timeout=60).run() == [0, 1, 4]

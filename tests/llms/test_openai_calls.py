@@ -316,7 +316,7 @@ async def test_blocking_call_in_a_thread_of_a_loop(llm):
 # -- importing -------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow_for("asyncio")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("missing", "module", "extra"),
     [

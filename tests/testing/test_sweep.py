@@ -1052,7 +1052,7 @@ HANGS = [
 ]
 
 
-@pytest.mark.slow_for("asyncio")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scenario", "options", "problem"),
     HANGS,
@@ -1272,7 +1272,7 @@ WAYS_OUT = [
 ]
 
 
-@pytest.mark.slow_for("asyncio")
+@pytest.mark.slow
 @pytest.mark.parametrize(("scenario", "options", "error"), WAYS_OUT)
 @on_each_backend
 def test_everything_is_put_back(backend, scenario, options, error, capfd):
