@@ -7,7 +7,6 @@ only read it. Neither hands an async generator to the server, and neither polls 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 
@@ -38,23 +37,12 @@ from sluicegate import (
     WorkflowTimeoutError,
     step,
 )
+from tests.helpers import limit, live_tasks
 
 
 class Item(Event):
     n: int
     padding: str = ""
-
-
-def living_tasks() -> int:
-    """Return how many tasks the event loop has, this one included."""
-    if trio.lowlevel.in_trio_run():
-        return trio.lowlevel.current_statistics().tasks_living
-    return len(asyncio.all_tasks())
-
-
-def limit() -> anyio.CancelScope:
-    """Fail, rather than hang, where a test waits for what never comes; no test measures it."""
-    return anyio.fail_after(5)
 
 
 # -- pytest-trio -------------------------------------------------------------------------------------
@@ -363,7 +351,7 @@ async def test_client_that_stays_gets_the_whole_stream(owner):
     """P4: served to its end, the response has every event, the terminal one last."""
     workflow = Serving(after="talk")
     app = owner(workflow)
-    before = living_tasks()
+    before = len(live_tasks())
     with limit():
         async with (
             served(Starlette(routes=[Route("/", app)])) as port,
@@ -375,7 +363,7 @@ async def test_client_that_stays_gets_the_whole_stream(owner):
     assert text.index("101: StopEvent -") > text.index("100: Item 99")
     assert [handler.status for handler in app.handlers] == ["completed"]
     assert workflow.seen == ["cleaned up"]
-    assert living_tasks() == before
+    assert len(live_tasks()) == before
 
 
 @pytest.mark.anyio
@@ -384,7 +372,7 @@ async def test_client_that_hangs_up_cancels_the_step(owner):
     """P1, P2: also on an idle stream the step sees the cancellation; its clean-up finishes."""
     workflow = Serving(after="wait")
     app = owner(workflow)
-    before = living_tasks()
+    before = len(live_tasks())
     with limit():
         async with served(Starlette(routes=[Route("/", app)])) as port:
             async with request(port, "/") as client:
@@ -397,7 +385,7 @@ async def test_client_that_hangs_up_cancels_the_step(owner):
 
     assert workflow.seen == ["cancelled", "cleaned up"]
     assert [handler.status for handler in app.handlers] == ["cancelled"]
-    assert living_tasks() == before
+    assert len(live_tasks()) == before
 
 
 @pytest.mark.anyio
@@ -405,7 +393,7 @@ async def test_client_that_does_not_read_and_hangs_up_cancels_the_step():
     """P2, P7: also while the response itself is stuck in sending to a client that reads nothing."""
     workflow = Serving(after="flood", stream_buffer=2, stream_history=4)
     app = OwnedByResponse(workflow)
-    before = living_tasks()
+    before = len(live_tasks())
     with limit():
         async with served(Starlette(routes=[Route("/", app)])) as port:
             async with request(port, "/"):
@@ -421,7 +409,7 @@ async def test_client_that_does_not_read_and_hangs_up_cancels_the_step():
 
     assert workflow.seen == ["cancelled", "cleaned up"]
     assert [handler.status for handler in app.handlers] == ["cancelled"]
-    assert living_tasks() == before
+    assert len(live_tasks()) == before
 
 
 @pytest.mark.anyio
@@ -429,7 +417,7 @@ async def test_many_clients_that_hang_up_leave_nothing_behind():
     """P1, P18: one workflow object serves them all, and each run ends with its own client."""
     workflow = Serving(after="wait")
     app = OwnedByResponse(workflow)
-    before = living_tasks()
+    before = len(live_tasks())
 
     async def visit(port: int) -> None:
         async with request(port, "/") as client:
@@ -445,7 +433,7 @@ async def test_many_clients_that_hang_up_leave_nothing_behind():
 
     assert [handler.status for handler in app.handlers] == ["cancelled"] * 10
     assert workflow.seen.count("cleaned up") == workflow.seen.count("cancelled")
-    assert living_tasks() == before
+    assert len(live_tasks()) == before
 
 
 # -- runs that the application owns ----------------------------------------------------------------------
@@ -484,7 +472,7 @@ async def test_run_of_the_application_continues_when_its_reader_hangs_up():
     """P5, P6, P7: a client that has gone blocks no one, and comes back where it was."""
     workflow = Serving(after="talk", stream_buffer=2)
     application = Application(workflow)
-    before = living_tasks()
+    before = len(live_tasks())
     with limit():
         async with served(application.app) as port:
             async with request(port, "/runs", "POST") as client:
@@ -502,7 +490,7 @@ async def test_run_of_the_application_continues_when_its_reader_hangs_up():
     assert "101: StopEvent" in text
     assert [f"{n + 1}: Item {n} " in whole for n in range(100)] == [True] * 100
     assert workflow.seen == ["cleaned up"]
-    assert living_tasks() == before
+    assert len(live_tasks()) == before
 
 
 @pytest.mark.anyio
@@ -530,7 +518,7 @@ async def test_runs_of_the_application_end_with_the_server():
     """P1, P2: the lifespan's nursery takes its runs with it, clean-up included."""
     workflow = Serving(after="wait")
     application = Application(workflow)
-    before = living_tasks()
+    before = len(live_tasks())
     with limit():
         async with served(application.app) as port:
             async with request(port, "/runs", "POST") as client:
@@ -539,7 +527,7 @@ async def test_runs_of_the_application_end_with_the_server():
 
     assert workflow.seen == ["cancelled", "cleaned up"]
     assert application.runs[0].status == "cancelled"
-    assert living_tasks() == before
+    assert len(live_tasks()) == before
 
 
 @pytest.mark.anyio

@@ -48,6 +48,7 @@ from tests.helpers import (
     Note,
     Single,
     nothing_left,
+    on_each_backend,
     own_run,
     wait_until_idle,
 )
@@ -62,7 +63,6 @@ LOOPS = pytest.mark.parametrize(
     [("trio", {}), ("asyncio", {}), ("asyncio", {"use_uvloop": True})],
     ids=["trio", "asyncio", "uvloop"],
 )
-BACKENDS = pytest.mark.parametrize("backend", ["trio", "asyncio"])
 SIGNALS = pytest.mark.parametrize(
     "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name
 )
@@ -379,7 +379,7 @@ def program(backend, number, times, *before):
 
 
 @pytest.mark.slow_for("asyncio")
-@BACKENDS
+@on_each_backend
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_third_signal_ends_the_process(backend, number):
     """P22: it ends as the signal has it where nothing handles it."""
@@ -398,7 +398,7 @@ def makes_namespaces():
 
 
 @pytest.mark.slow
-@BACKENDS
+@on_each_backend
 @pytest.mark.parametrize("times", [1, 3])
 def test_first_process_of_a_namespace(backend, times):
     """P22: PID 1 of a container, which the kernel lets ignore signals, unwinds and ends as others."""

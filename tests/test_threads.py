@@ -42,6 +42,7 @@ from tests.helpers import (
     Note,
     cancelled_class,
     nothing_left,
+    on_asyncio,
     wait_until_idle,
 )
 
@@ -51,14 +52,6 @@ variable: ContextVar[str] = ContextVar("variable", default="unset")
 
 #: What must not take long on any machine, in seconds.
 LONG = 20
-
-on_asyncio = pytest.mark.parametrize(
-    "anyio_backend",
-    [
-        pytest.param(("asyncio", {}), id="asyncio"),
-        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
-    ],
-)
 
 
 def caller_into_this_loop():

@@ -11,8 +11,9 @@ import sys
 
 import pytest
 
+from tests.helpers import on_each_backend
 
-BACKENDS = pytest.mark.parametrize("backend", ["trio", "asyncio"])
+
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals and terminals")
 #: No test waits that long; a hang fails instead of holding up the suite.
 LIMIT = 30
@@ -23,7 +24,7 @@ def finish(process):
     return process.returncode, out.decode(), err.decode()
 
 
-@BACKENDS
+@on_each_backend
 def test_exit_code_and_streams(program, backend):
     """The program is the same as main(): events and result on standard output, exit code 0."""
     code, out, err = finish(
@@ -50,7 +51,7 @@ def test_trio_imports_trio_only(program):
 
 
 @POSIX
-@BACKENDS
+@on_each_backend
 def test_interrupt_runs_the_clean_up(program, backend, tmp_path):
     """Ctrl-C cancels the run, lets its finally blocks run to their end, and gives 130."""
     mark = tmp_path / "mark"
@@ -66,7 +67,7 @@ def test_interrupt_runs_the_clean_up(program, backend, tmp_path):
 
 @pytest.mark.slow
 @POSIX
-@BACKENDS
+@on_each_backend
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
 def test_other_signals_run_the_clean_up(program, backend, name, code, tmp_path):
     """P22: SIGTERM and SIGHUP unwind the run as Ctrl-C does, and give 128 and their number."""
@@ -101,7 +102,7 @@ def test_a_hang_up_under_nohup_is_ignored(program, tmp_path):
 
 @pytest.mark.slow
 @POSIX
-@BACKENDS
+@on_each_backend
 def test_a_reader_that_goes_away(program, backend, tmp_path):
     """As in `| head -1`: the run is cancelled with its clean-up, and nothing is complained of."""
     mark = tmp_path / "mark"
@@ -189,7 +190,7 @@ def test_colour(program, variables, is_coloured):
 
 @pytest.mark.slow
 @POSIX
-@BACKENDS
+@on_each_backend
 def test_a_prompt(program, backend):
     """On a terminal a question is a prompt, and the line typed is the answer."""
     terminal = Terminal()
@@ -221,7 +222,7 @@ def test_a_prompt_may_be_answered_again(program):
 
 @pytest.mark.slow
 @POSIX
-@BACKENDS
+@on_each_backend
 def test_a_prompt_can_be_left_waiting(program, backend):
     """A run that times out while someone is asked ends at once: the prompt holds up nothing."""
     terminal = Terminal()
@@ -237,7 +238,7 @@ def test_a_prompt_can_be_left_waiting(program, backend):
 
 @pytest.mark.slow
 @POSIX
-@BACKENDS
+@on_each_backend
 def test_interrupt_at_a_prompt(program, backend):
     """Ctrl-C at a prompt ends the program although its thread still reads the terminal."""
     terminal = Terminal()

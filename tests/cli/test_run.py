@@ -8,8 +8,7 @@ import sys
 
 import pytest
 
-
-BACKENDS = pytest.mark.parametrize("backend", ["trio", "asyncio"])
+from tests.helpers import on_each_backend
 
 
 def lines_of(text):
@@ -23,7 +22,7 @@ def is_one_line(text):
 # -- events and results ------------------------------------------------------------------------
 
 
-@BACKENDS
+@on_each_backend
 def test_events_as_json_lines(cli, backend):
     """Each event of the stream is one line of JSON with the name of its class; the stop is last."""
     code, out, err = cli("run", "flows_for_cli:Shout", "-i", "topic=ab", "--backend", backend)
@@ -175,7 +174,7 @@ def test_input_makes_only_the_start_event(cli):
 # -- failures --------------------------------------------------------------------------------------
 
 
-@BACKENDS
+@on_each_backend
 def test_a_failure_names_step_event_and_lines(cli, backend):
     """A run that raised exits with 1 and tells the step, its event and the user's lines alone."""
     code, out, err = cli("run", "flows_for_cli:Fails", "--backend", backend)
@@ -191,7 +190,7 @@ def test_a_failure_names_step_event_and_lines(cli, backend):
     assert all("flows_for_cli.py" in line for line in files)
 
 
-@BACKENDS
+@on_each_backend
 def test_a_timeout(cli, backend, tmp_path):
     """--timeout overrides the workflow's own; a run that times out exits with 124."""
     mark = tmp_path / "mark"
@@ -316,7 +315,7 @@ def test_a_timeout_that_cannot_be_given(cli, target):
 # -- questions -------------------------------------------------------------------------------------
 
 
-@BACKENDS
+@on_each_backend
 @pytest.mark.parametrize("flow", ["AsksInside", "AsksInAChild"])
 def test_a_question_in_the_middle_of_a_step_is_asked_too(cli, monkeypatch, backend, flow):
     """What a step waits for can be answered, that of a child's step as well."""
@@ -328,7 +327,7 @@ def test_a_question_in_the_middle_of_a_step_is_asked_too(cli, monkeypatch, backe
     assert lines_of(out)[-1]["result"] == "fine"
 
 
-@BACKENDS
+@on_each_backend
 def test_answers_come_from_standard_input(cli, monkeypatch, backend):
     """A question is answered with a line of standard input, where that is no terminal."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("Ada\nrest\n"))
@@ -341,7 +340,7 @@ def test_answers_come_from_standard_input(cli, monkeypatch, backend):
     ]
 
 
-@BACKENDS
+@on_each_backend
 def test_several_questions_at_once(cli, monkeypatch, backend):
     """Questions are answered one after the other, each with a line of its own."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("red\nblue\n"))
@@ -357,7 +356,7 @@ def test_an_answer_of_several_fields(cli, monkeypatch):
     assert cli("run", "flows_for_cli:Approve", "--events", "none") == (0, "True ok\n", "")
 
 
-@BACKENDS
+@on_each_backend
 @pytest.mark.parametrize(
     ("target", "line", "told"),
     [

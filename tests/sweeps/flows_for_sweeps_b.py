@@ -40,18 +40,7 @@ from sluicegate import (
 from sluicegate._loop.limits import ConcurrencyLimit
 from sluicegate.llms import MockLLM
 from sluicegate.testing import run_step, run_workflow, step_through, workflow_scenario
-
-
-class Item(Event):
-    number: int
-
-
-class Done(Event):
-    number: int
-
-
-class Note(Event):
-    number: int
+from tests.helpers import Done, Item, Note
 
 
 class Question(InputRequiredEvent):

@@ -34,11 +34,9 @@ from sluicegate.testing import (
 from sluicegate.testing._sweeps import leftovers, stage
 from sluicegate.testing._sweeps.asyncio_time import workers_of
 from sluicegate.testing._sweeps.trial import KINDS
-from tests.helpers import steady_id
+from tests.helpers import BACKENDS, on_each_backend, steady_id
 
 
-BACKENDS = ("trio", "asyncio")
-on_each_backend = pytest.mark.parametrize("backend", BACKENDS)
 EVERY_KIND = [(backend, kind) for backend in BACKENDS for kind in KINDS[backend]]
 on_every_kind = pytest.mark.parametrize(("backend", "kind"), EVERY_KIND)
 

@@ -28,10 +28,9 @@ from sluicegate.testing import VirtualLoop, jump_clock, run_virtually, sweep
 from sluicegate.testing._sweeps import asyncio_time
 from sluicegate.testing._sweeps.asyncio_time import NumberedTask, task_of
 from sluicegate.testing._sweeps.trio_time import seeded_trio
+from tests.helpers import on_each_backend
 
 
-BACKENDS = ("trio", "asyncio")
-on_each_backend = pytest.mark.parametrize("backend", BACKENDS)
 DAY = 86_400.0
 
 

@@ -11,7 +11,6 @@ import pytest
 
 from sluicegate import (
     Context,
-    Event,
     HumanResponseEvent,
     InputRequiredEvent,
     Resource,
@@ -44,23 +43,7 @@ from sluicegate.testing import (
     sweep,
     workflow_scenario,
 )
-from tests.helpers import steady_id
-
-
-BACKENDS = ("trio", "asyncio")
-on_each_backend = pytest.mark.parametrize("backend", BACKENDS)
-
-
-class Item(Event):
-    number: int
-
-
-class Done(Event):
-    number: int
-
-
-class Note(Event):
-    number: int
+from tests.helpers import Done, Item, Note, on_each_backend, steady_id
 
 
 class Fan(Workflow[int]):
