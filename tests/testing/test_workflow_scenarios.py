@@ -669,7 +669,7 @@ PLANTED = {
     settles_twice: (Fan, {}, "there is a result, the status is 'cancelled'"),
     raises_a_copy: (Fails, {"raises": ValueError}, "the run has failed: ValueError"),
     loses_the_cancellation: (Fan, {}, "which no step returned"),
-    keeps_a_worker: (Fan, {}, "there is still workers"),
+    keeps_a_worker: (Fan, {}, "the run still holds workers"),
     keeps_a_slot: (limited, {}, "the limiter of Limited.work has borrowers"),
     keeps_the_gate: (
         Fan(num_concurrent_runs=1),
@@ -678,7 +678,7 @@ PLANTED = {
     ),
     miscounts: (Fan, {}, "the machine counts"),
     keeps_a_wait: (Asks, {}, "the machine has (waits|answered)"),
-    has_too_many_workers: (Fan, {}, "more than 2 at a time ran Fan.work"),
+    has_too_many_workers: (Fan, {}, "more than 2 workers at a time ran Fan.work"),
     loses_a_failure: (
         Fails,
         {"raises": ValueError},

@@ -153,7 +153,9 @@ class ScenarioWatch(Probe):
         async def call(*arguments: Any) -> Any:
             self.working[step.name] += 1
             if self.working[step.name] - self._away(step) > step.num_workers:
-                self.problems.append(f"more than {step.num_workers} at a time ran {step.label}")
+                self.problems.append(
+                    f"more than {step.num_workers} workers at a time ran {step.label}"
+                )
             try:
                 with self.trial.target(f"step:{step.name}"):
                     try:
@@ -265,7 +267,9 @@ def audit_run(run: Runner) -> list[str]:
     """Return what is wrong with a run that is over; see :func:`audit`."""
     log, outcome = run.log, run.outcome
     found = [
-        f"there is still {what}: {brief(left)}" for what, left in run.leftovers().items() if left
+        f"the run still holds {what}: {brief(left)}"
+        for what, left in run.leftovers().items()
+        if left
     ]
     if not (outcome.is_over and outcome.status in TERMINAL):
         found.append(f"the run is not over, its status is {outcome.status!r}")
@@ -312,26 +316,26 @@ def _audit_machine(
     for what, steps in left.items():
         if steps:
             yield f"the machine has {what}: {brief(steps)}"
-    waiting = laid_aside = 0
+    waiting = delayed_count = 0
     nodes: list[BranchNode | None] = [invocation.node for invocation in halted]
     for queue in machine.queues:
         ready, delayed = queue.ready or [], queue.delayed or {}
         if queue.inbox is not None or queue.in_inbox:
-            yield f"{queue.step.label} has {queue.pending} pending, and {len(ready)} are there"
+            yield f"{queue.step.label} has {queue.pending} pending deliveries, but {len(ready)} are queued"
         # An invocation cancelled in its wait continues beside those that have got its place.
         forced = sum(invocation.step is queue.step for invocation in halted) + has_stopped
         if not 0 <= queue.running <= queue.limit + forced:
             yield f"{queue.step.label} has {queue.running} of {queue.limit} workers"
         if queue.away or queue.returning:
-            yield f"{queue.step.label} has {queue.away} away"
+            yield f"{queue.step.label} has {queue.away} released places"
         waiting += sum(node is None or not node.is_cancelled for _, node in ready)
-        laid_aside += len(delayed)
+        delayed_count += len(delayed)
         nodes += [*(node for _, node in ready), *delayed.values()]
-    under_way = len(halted) + has_stopped
-    if machine.alive != waiting + laid_aside + under_way:
+    in_progress = len(halted) + has_stopped
+    if machine.alive != waiting + delayed_count + in_progress:
         yield (
-            f"the machine counts {machine.alive} deliveries; {waiting} wait, {laid_aside} are laid "
-            f"aside, {under_way} were under way"
+            f"the machine counts {machine.alive} deliveries, but {waiting} are queued, {delayed_count} "
+            f"are delayed, and {in_progress} were in progress"
         )
     for node in {around for inner in nodes if inner for around in inner.upward()}:
         if node.cancel_record is not None and (
