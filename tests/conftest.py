@@ -8,7 +8,8 @@
 * What must hold everywhere is marked ``anyio`` and runs on Trio, asyncio and uvloop. What is
   Trio's own (its clock, its instruments) is marked ``trio``.
 * ``-m "not slow"`` is the inner loop. ``slow`` marks a test that takes long, ``slow_for("asyncio")`` one
-  that takes long on a second event loop (or with another parameter); on uvloop, everything is slow.
+  that takes long on a second event loop (or with another parameter); on uvloop, everything is slow,
+  and on asyncio the tests of ``testing`` and ``llms``.
 * ``peer("edge 3")`` names the row of a table of other engines' faults that the test answers.
 """
 
@@ -26,15 +27,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+#: Folders whose subject is the same on every event loop.
+ON_ONE_LOOP = {"testing", "llms"}
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark slow what repeats a rule: on uvloop, or with the parameters that ``slow_for`` names."""
+    """Mark slow what repeats a rule: on another event loop, or with the ids that ``slow_for`` has."""
     for item in items:
         if hasattr(item, "callspec"):
-            repeated = {
-                "uvloop",
-                *(name for mark in item.iter_markers("slow_for") for name in mark.args),
-            }
+            repeated = {name for mark in item.iter_markers("slow_for") for name in mark.args}
+            repeated |= (
+                {"uvloop", "asyncio"} if item.path.parent.name in ON_ONE_LOOP else {"uvloop"}
+            )
             if repeated & {*item.callspec.id.split("-")}:
                 item.add_marker("slow")
 

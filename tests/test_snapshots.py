@@ -227,6 +227,7 @@ def test_numbers_of_events_and_answers_continue(name, backend, resumed):
         assert made["run_id"] == line["snapshot"]["run_id"]
 
 
+@pytest.mark.slow
 @on_each_backend
 def test_delayed_attempts_keep_what_is_left_of_their_delay(backend, resumed):
     """What a run took before its snapshot and what it takes after add up, but for what is repeated."""

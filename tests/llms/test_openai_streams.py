@@ -318,7 +318,6 @@ async def test_other_refusals_are_not_repeated(server, llm):
     assert len(server.exchanges) == 1
 
 
-@pytest.mark.slow_for("asyncio")
 async def test_many_at_once(server, llm):
     """Streams of one object at the same time do not disturb each other, nor do early ends."""
 

@@ -111,7 +111,6 @@ NO_REPLIES = [
 ]
 
 
-@pytest.mark.slow_for("asyncio")
 @on_each_loop
 @pytest.mark.parametrize("how", WHOLES + STREAMS)
 async def test_a_response_that_is_no_reply(how):
@@ -170,7 +169,6 @@ NO_PIECES = [
 ]
 
 
-@pytest.mark.slow_for("asyncio")
 @on_each_loop
 @pytest.mark.parametrize("how", STREAMS)
 @pytest.mark.parametrize("kind", ["text/event-stream", "text/html"])
@@ -196,7 +194,6 @@ def compressed(encoding, body):
     return zlib.compress(body) if encoding == "deflate" else bare.compress(body) + bare.flush()
 
 
-@pytest.mark.slow_for("asyncio")
 @on_each_loop
 @pytest.mark.parametrize("how", WHOLES + STREAMS)
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "bare deflate"])
@@ -211,7 +208,6 @@ async def test_a_compressed_reply_is_read(how, encoding):
     assert "accept-encoding: gzip, deflate\r\n" in seen[0] + "\r\n"
 
 
-@pytest.mark.slow_for("asyncio")
 @on_each_loop
 @pytest.mark.parametrize("how", WHOLES + STREAMS)
 @pytest.mark.parametrize("status", [200, 418])
@@ -261,7 +257,6 @@ async def test_a_bomb_does_not_hold_up_the_loop(how, monkeypatch):
     assert turns < 40
 
 
-@pytest.mark.slow_for("asyncio")
 @on_each_loop
 @pytest.mark.parametrize("how", WHOLES + STREAMS)
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def swept(feature, backend, kinds, *more, target=None, **options):
     return runs
 
 
-@pytest.mark.slow_for("asyncio")
+@pytest.mark.slow
 @pytest.mark.parametrize(("feature", "backend"), EACH)
 def test_a_feature_keeps_its_promises_wherever_it_is_cancelled(feature, backend):
     """Each feature keeps what it promises, cancelled at any moment by a scope, or natively."""

@@ -379,7 +379,6 @@ async def test_a_step_runs_in_its_thread():
     assert [note.text for note in outcome.published] == ["from a thread"]
 
 
-@pytest.mark.slow_for("asyncio")
 @pytest.mark.anyio
 async def test_a_step_runs_in_its_process():
     """What it returns comes back as ever."""

@@ -399,7 +399,6 @@ async def test_the_workflow_is_left_as_it_is():
     assert workflow.called == 3
 
 
-@pytest.mark.slow_for("asyncio")
 @pytest.mark.anyio
 async def test_a_run_under_test_is_collected_when_its_result_is_dropped():
     """Neither the session nor the private graph keeps a run alive."""

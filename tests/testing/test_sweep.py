@@ -1089,7 +1089,6 @@ def test_a_spin_in_spite_of_a_native_cancel_ends_it_swallows():
     assert problem.startswith("the cancellation was swallowed")
 
 
-@pytest.mark.slow_for("asyncio")
 @pytest.mark.parametrize("kind", ["native", "timeout"])
 def test_a_hang_in_a_shield_is_given_up_whatever_struck_it(kind, capfd):
     """AnyIO's shields hold out against native cancellations once these have been handled."""
@@ -1098,7 +1097,6 @@ def test_a_hang_in_a_shield_is_given_up_whatever_struck_it(kind, capfd):
         assert failure.problem == "it did not end within 60 virtual seconds"
 
 
-@pytest.mark.slow_for("asyncio")
 @on_each_backend
 def test_the_check_of_a_run_that_was_given_up_is_not_called(backend):
     """There is no outcome to be looked at; also not when the wreck is collected."""
@@ -1303,7 +1301,6 @@ async def interrupted_when_struck(trial):
             signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.slow_for("asyncio")
 @pytest.mark.parametrize("scenario", [interrupted_in_a_child, interrupted_when_struck])
 @on_each_backend
 def test_a_real_interrupt_leaves_the_sweep_bare(backend, scenario, capfd):

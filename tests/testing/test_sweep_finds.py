@@ -86,7 +86,6 @@ def test_a_fault_is_found(fault, backend, monkeypatch):
     assert re.search(SAYS[fault.caught_by], again.value.problem), again.value.problem
 
 
-@pytest.mark.slow_for("asyncio")
 @on_each
 def test_its_healthy_twin_passes(fault, backend):
     """Without the mistake there is nothing to be found."""
@@ -235,7 +234,6 @@ TRICKY = [
 ]
 
 
-@pytest.mark.slow_for("asyncio")
 @pytest.mark.parametrize(("scenario", "backend"), TRICKY)
 def test_what_is_healthy_and_tricky_is_not_reported(scenario, backend):
     """A false alarm would teach users to look away; every kind of cancellation is tried."""

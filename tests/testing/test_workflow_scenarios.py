@@ -201,7 +201,6 @@ HEALTHY = {
 }
 
 
-@pytest.mark.slow_for("asyncio")
 @on_each_backend
 @pytest.mark.parametrize("name", HEALTHY)
 def test_every_feature_that_the_books_know_passes(backend, name):
