@@ -54,7 +54,7 @@ LIBRARIES: tuple[Library, ...] = ("trio", "asyncio")
 
 #: The counts, in the order in which they are shown, and where to look when one has grown.
 COUNTS = {
-    "spawns": "Runner.start_workers: a worker is started where one could have gone on",
+    "spawns": "start_workers: a worker is started where one could have gone on",
     "turns": "an await in the engine that gives the turn away; on asyncio every callback counts",
     "passes": "backend.checkpoint(), or a wake-up that takes a round through the scheduler",
     "scopes": "backend.cancel_scope(), and on asyncio AnyIO's shielded checkpoints; a nursery has one",

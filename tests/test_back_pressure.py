@@ -291,7 +291,7 @@ async def test_reader_collected_just_before_its_sender_sleeps_holds_up_nobody(mo
     readers = []
 
     def wait(self, *task, own=waiter.wait):
-        if handler._runner.log._senders:
+        if handler._run.log._senders:
             readers.clear()
         return own(self, *task)
 

@@ -35,7 +35,7 @@ from sluicegate import (
     step,
 )
 from sluicegate._definition.graph import graph_of
-from sluicegate._engine import runner
+from sluicegate._engine import invocation, runner
 from sluicegate._engine.machine import Machine
 from sluicegate._engine.snapshot_write import shape_of
 from sluicegate._loop import backend_named
@@ -239,7 +239,7 @@ def test_a_scope_per_invocation_is_found(monkeypatch, library):
 
         return with_scope
 
-    told = added(monkeypatch, library, "hop", "scopes", runner.Worker, "invoke", make)
+    told = added(monkeypatch, library, "hop", "scopes", invocation.Worker, "invoke", make)
 
     assert "scopes: 1 instead of at most 0\n    (+1); look for backend.cancel_scope()" in told
 
@@ -254,12 +254,14 @@ def test_a_spawn_per_item_is_found(monkeypatch, library):
 
     def make(invoke):
         async def with_spawn(self, *args):
-            self._run.nursery.start_soon(nothing)
+            self.run.nursery.start_soon(nothing)
             return await invoke(self, *args)
 
         return with_spawn
 
-    told = added(monkeypatch, library, "item, 4 workers", "spawns", runner.Worker, "invoke", make)
+    told = added(
+        monkeypatch, library, "item, 4 workers", "spawns", invocation.Worker, "invoke", make
+    )
 
     assert "spawns: 1 instead of at most 0" in told
 
@@ -291,7 +293,7 @@ def test_an_object_per_hop_is_found(monkeypatch, library):
         ("hop", Machine, "finish"),
         ("item, 4 workers", Machine, "finish"),
         ("event nobody reads", EventLog, "append"),
-        ("run of 3 steps", runner.Runner, "_conclude"),
+        ("run of 3 steps", runner, "conclude"),
     ],
 )
 def test_a_list_that_only_grows_is_found(monkeypatch, library, name, owner, attribute):
@@ -324,9 +326,7 @@ def test_a_cycle_per_run_is_found(monkeypatch, library):
 
         return with_cycle
 
-    counts = added(
-        monkeypatch, library, "run of 3 steps", "garbage", runner.Runner, "_conclude", make
-    )
+    counts = added(monkeypatch, library, "run of 3 steps", "garbage", runner, "conclude", make)
 
     assert counts.numbers["garbage"] == 1024
 
@@ -439,7 +439,7 @@ def test_a_reader_comes_and_goes_at_the_same_cost_however_many_there_are(library
                 reader.close()
             for _ in range(count):
                 handler.stream_events().close()
-            kept = handler._runner.log._readers
+            kept = handler._run.log._readers
             assert len(kept.keeping) <= 4 * count + 40
             if slow is not None:
                 assert len(kept.keeping) <= 24
@@ -711,10 +711,10 @@ def imports():
 IMPORTED = """
 ._annotations ._context ._definition ._definition.checks ._definition.decorators
 ._definition.graph ._definition.local_names ._definition.nesting ._definition.signatures ._definition.steps ._engine
-._engine.clock ._engine.control ._engine.failures ._engine.invocation
+._engine.clock ._engine.control ._engine.ending ._engine.idle ._engine.failures ._engine.invocation
 ._engine.joins ._engine.journal ._engine.lineage ._engine.machine ._engine.outcome
 ._engine.run ._engine.runner ._engine.stalls ._engine.step_operations ._engine.step_queue
-._engine.thread_operations ._engine.waiting ._engine.waits ._errors ._events
+._engine.waits ._errors ._events
 ._events.generics ._events.methods ._exceptions ._handler ._loop ._loop.cleanup
 ._loop.from_thread ._loop.limits ._loop.run_in_context ._loop.seam ._loop.threads ._observers
 ._questions ._scope ._streams ._workflow sluicegate

@@ -313,7 +313,7 @@ async def test_another_thread_is_refused_from_the_start_of_the_run(form, turns):
                 error = in_other_thread(use)
                 assert type(error) is WorkflowRuntimeError, use
                 assert "another thread" in str(error), use
-            assert not handler._runner.log.has_readers
+            assert not handler._run.log.has_readers
             handler.cancel()
 
 

@@ -119,7 +119,7 @@ async def until_asked(handler, count=MEMBERS):
 
 def check_places(handler, *, running=0, away=0):
     """Look into the books of the step that asks."""
-    machine = handler._runner.machine
+    machine = handler._run.machine
     queue = next(s for s in machine.queues if s.step.name == "work")
     assert (queue.running, queue.away) == (running, away)
     assert machine.held_up == sum(w.is_queued for w in machine.answered)
@@ -432,7 +432,7 @@ def test_cancelled_wait_leaves_the_books_balanced(backend, moment, how):
                     scopes[5].cancel()
                     await anyio.sleep(0.1)
                     assert gave_up in ([5], [])
-                    kept = [*handler._runner.machine.early]
+                    kept = [*handler._run.machine.early]
                     assert len(kept) == (bool(gave_up) and moment != "waits")
                     for n in range(6 if moment == "queues" else 0, MEMBERS):
                         if n != 5:
@@ -454,10 +454,10 @@ def test_cancelled_wait_leaves_the_books_balanced(backend, moment, how):
         if how == "scope":
             return
         assert handler.status == "cancelled" or how == "native"
-        for queue in handler._runner.machine.queues:
+        for queue in handler._run.machine.queues:
             assert queue.away == 0
             assert queue.returning is None
-        assert handler._runner.machine.held_up == 0
+        assert handler._run.machine.held_up == 0
 
     if how == "native":
         with pytest.raises(BaseException):  # noqa: B017 - whatever the run makes of it

@@ -2077,6 +2077,6 @@ def test_a_cancelled_run_lets_go_of_its_resources(backend):
                 await anyio.sleep(100)
 
         assert handler.status == "cancelled"
-        assert handler._runner.resources is None
+        assert handler._run.resources is None
 
     run_virtually(backend, main)

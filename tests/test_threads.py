@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import subprocess
 import sys
 import threading
@@ -27,7 +28,7 @@ from sluicegate import (
     step,
 )
 from sluicegate._context import Branch, step_context
-from sluicegate._engine.thread_operations import ThreadOperations
+from sluicegate._engine.step_operations import StepOperations
 from sluicegate._loop import current_backend, thread_places, threads
 from sluicegate._loop import from_thread as answering
 from sluicegate._loop.from_thread import HandlerFromThread, call_and_wait
@@ -67,14 +68,39 @@ class Pixels(Event):
     data: bytes
 
 
-class Run:
-    """What a context needs of its run; notes what it was asked for, and in which thread."""
+class Record:
+    """The record of a run, as far as its operations hop by it."""
 
     run_id = "run-1"
-    is_running = True
     log = object()
+    graph = SimpleNamespace(name="Flow")
+    outcome = SimpleNamespace(status="", is_over=False)
 
     def __init__(self):
+        self.thread = threading.get_ident()
+        self._backend = current_backend()
+
+    def live(self):
+        return self._backend, None
+
+
+def hops(function):
+    """Have an operation go the engine's way from another thread, which calls it again in the loop."""
+
+    @functools.wraps(function)
+    def operation(self, *arguments):
+        if threading.get_ident() != self.run.thread:
+            return getattr(StepOperations, function.__name__)(self, *arguments)
+        return function(self, *arguments)
+
+    return operation
+
+
+class Run(StepOperations):
+    """The operations of a run; notes what it was asked for, and in which thread."""
+
+    def __init__(self):
+        super().__init__(Record())
         self.calls = []
         self.error = None
 
@@ -85,13 +111,17 @@ class Run:
 
     @property
     def store(self):
+        if threading.get_ident() != self.run.thread:
+            return super().store
         self._note("store")
         return "the store"
 
+    @hops
     def send(self, context, event, target):
         self._note("send", context, event, target)
         return Branch(self, SimpleNamespace(is_over=False, is_cancelled=False), context)
 
+    @hops
     def cancel_branch(self, group, reason):
         self._note("cancel_branch", reason)
 
@@ -99,9 +129,11 @@ class Run:
         await anyio.lowlevel.checkpoint()
         self._note("wait_for_branch", step)
 
+    @hops
     def publish(self, event):
         self._note("publish", event)
 
+    @hops
     def collect(self, context, event, expected, key):
         self._note("collect", context, event, expected, key)
         return [event]
@@ -115,20 +147,19 @@ class Run:
         await anyio.lowlevel.checkpoint()
         return handler, stream
 
+    @hops
     def retry_info(self, context):
         self._note("retry_info", context)
         return "info"
 
-    def deadline(self):
-        return current_backend().current_effective_deadline()
-
+    @hops
     def snapshot(self):
         self._note("snapshot")
         return {}
 
 
 def context_of(run):
-    return step_context(ThreadOperations(run), SimpleNamespace(name="crunch", index=3), None, None)
+    return step_context(run, SimpleNamespace(name="crunch", index=3), None, None)
 
 
 def call(function, *arguments, abandon=False):
@@ -198,7 +229,7 @@ async def test_operations_are_done_in_the_loop():
         ctx.write_event_to_stream(event)
         found.append(ctx.collect_events(event, [Tile]))
         found.append((ctx.run_id, ctx.is_running, ctx.store, ctx.retry_info(), ctx.to_dict()))
-        return ctx.from_thread.run(ThreadOperations(run).run_child, ctx, "child", "off")
+        return ctx.from_thread.run(run.run_child, ctx, "child", "off")
 
     with anyio.fail_after(LONG):
         assert await call(step) == ("child", "off")

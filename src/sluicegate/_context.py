@@ -399,7 +399,7 @@ class Context(Generic[StateT]):
             WorkflowRuntimeError: The class is not declared, no step takes it, the named step does
                 not exist or does not take it, or this step has ended.
         """
-        if self._step is None and hasattr(self._run, "receive"):
+        if self._step is None and hasattr(self._run, "send_from_outside"):
             return self._run.send_from_outside(event, step)  # type: ignore[no-any-return]
         self._in_step(f"send {type(event).__name__}")
         return self._run.send(self, event, step)  # type: ignore[no-any-return]

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Coroutine
+from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar, cast, final
 
 from sluicegate._context import Context, outer_context
+from sluicegate._engine.control import abandon, drain, find_loop, receive, snapshot
+from sluicegate._engine.ending import cancel_run
+from sluicegate._engine.idle import is_idle, open_questions
 from sluicegate._engine.invocation import is_step_of
 from sluicegate._engine.outcome import OUTSIDE
-from sluicegate._engine.runner import Runner, current_scope
+from sluicegate._engine.run import check_thread
+from sluicegate._engine.runner import current_scope, execute
+from sluicegate._engine.step_operations import StepOperations
 from sluicegate._errors import WorkflowRuntimeError, brief, unknown_name
 from sluicegate._events import StopEvent
 from sluicegate._exceptions import is_cancellation, is_first_urgent, set_trace, urgent_leaf
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
     from contextlib import AbstractAsyncContextManager
 
+    from sluicegate._engine.run import Run
     from sluicegate._events import Event
     from sluicegate._loop import Nursery
 
@@ -131,13 +138,13 @@ class WorkflowHandler(Generic[R]):
         "_block",
         "_is_observed",
         "_keeps_failure",
-        "_runner",
+        "_run",
         "_scope",
         "_started",
     )
 
-    def __init__(self, runner: Any) -> None:
-        self._runner: Runner = runner
+    def __init__(self, run: Run) -> None:
+        self._run = run
         self._started = ""
         self._awaiting = 0
         self._scope: WorkflowScope | None = None
@@ -174,7 +181,7 @@ class WorkflowHandler(Generic[R]):
 
     @enable_ki_protection
     async def _await(self) -> R:
-        if is_step_of(self._runner):
+        if is_step_of(self._run):
             msg = (
                 f"a step of the run {self.run_id} awaits its own run, which cannot end before the "
                 "step does; expected the step to return, or another run"
@@ -182,7 +189,7 @@ class WorkflowHandler(Generic[R]):
             raise WorkflowRuntimeError(msg)
         if not self._started:
             self._start("in place")
-            self._runner.warns_of_idle = True
+            self._run.warns_of_idle = True
             await self._run_alone()
         else:
             self._awaiting += 1
@@ -198,14 +205,14 @@ class WorkflowHandler(Generic[R]):
     @enable_ki_protection
     async def _wait(self) -> None:
         """Wait for the end. A checkpoint."""
-        outcome = self._runner.outcome
+        outcome = self._run.outcome
         backend = current_backend()
         if outcome.is_over:
             await backend.checkpoint()
             return
-        self._runner.check_thread("await handler")
+        check_thread(self._run, "await handler")
         # This task reads no stream while it waits here; its readers must not hold up the run.
-        log = self._runner.log
+        log = self._run.log
         resting = log.rest(backend.current_task())
         waiter = backend.waiter()
         if outcome.waiters is None:
@@ -226,7 +233,7 @@ class WorkflowHandler(Generic[R]):
         """
         backend = current_backend()
         interruption: BaseException | None = None
-        while not self._runner.outcome.is_over:
+        while not self._run.outcome.is_over:
             try:
                 with backend.cancel_scope(shield=interruption is not None):
                     await self._wait()
@@ -250,10 +257,10 @@ class WorkflowHandler(Generic[R]):
         self._start("in a block")
         manager = backend.open_owner()
         nursery = await manager.__aenter__()
-        self._runner.is_owner_cancelled = getattr(manager, "is_cancelled", None)
+        self._run.is_owner_cancelled = getattr(manager, "is_cancelled", None)
         self._block = manager, task, loop
-        own = self._runner.run if backend.shields_from_all else self._own
-        run_task = nursery.start_soon(own, name=f"{self._runner.graph.name}.run")
+        own = partial(execute, self._run) if backend.shields_from_all else self._own
+        run_task = nursery.start_soon(own, name=f"{self._run.graph.name}.run")
         if run_task is not None:  # as in _start_in()
             run_task.add_done_callback(self._abandon)
         return self
@@ -293,7 +300,7 @@ class WorkflowHandler(Generic[R]):
         self._abandon()
         failure = self._unobserved()
         if is_elsewhere:
-            raise left_elsewhere(self._runner.graph.name, failure, raised)
+            raise left_elsewhere(self._run.graph.name, failure, raised)
         settle(failure, error, raised, backend.Cancelled)
 
     @enable_ki_protection
@@ -376,7 +383,7 @@ class WorkflowHandler(Generic[R]):
             scope.check_open()
             context = None if before is None else before.withdraw(self)
             self._start(_IN_SCOPE)
-            self._runner.is_owner_cancelled = scope.is_cancelled
+            self._run.is_owner_cancelled = scope.is_cancelled
             scope.start(self, context, is_own=not keep_failure)
         self._scope = scope
         self._keeps_failure = keep_failure
@@ -388,11 +395,11 @@ class WorkflowHandler(Generic[R]):
             if self._scope is not None:
                 self._scope.withdraw(self)
                 self._scope = None
-            self._runner.abandon(reason)
+            abandon(self._run, reason)
 
     def _abandon(self, _task: object = None, /) -> None:
         """Conclude a run whose task was cancelled natively before it began, if it was."""
-        self._runner.abandon(OUTSIDE)
+        abandon(self._run, OUTSIDE)
 
     def _start(self, how: str) -> None:
         if self._started:
@@ -401,11 +408,11 @@ class WorkflowHandler(Generic[R]):
                 "`workflow.run(...)` for another run"
             )
             raise WorkflowRuntimeError(msg)
-        runner = self._runner
+        run = self._run
         # From here on the run belongs to this loop and thread, though its first turn is to come.
-        runner.backend = backend = current_backend()
-        runner.thread = runner.log.thread = get_ident()
-        runner.loop = backend.current_loop()
+        run.backend = backend = current_backend()
+        run.thread = run.log.thread = get_ident()
+        run.loop = backend.current_loop()
         self._started = how
         if self._scope is not None:
             self._scope.withdraw(self)
@@ -437,7 +444,7 @@ class WorkflowHandler(Generic[R]):
         failure: BaseException | None = None
         cancelled = current_backend().Cancelled
         try:
-            await self._runner.run()
+            await execute(self._run)
         except cancelled:
             failure = self._unobserved()
             if failure is None:
@@ -452,7 +459,7 @@ class WorkflowHandler(Generic[R]):
     async def _own(self) -> None:  # noqa: ASYNC910 - the run is a checkpoint, however it ends
         backend = current_backend()
         try:
-            await self._runner.run()
+            await execute(self._run)
         except backend.Cancelled:
             # This task alone, natively? AnyIO would then cancel the owner's body, and other runs.
             if backend.is_cancelled():
@@ -472,23 +479,23 @@ class WorkflowHandler(Generic[R]):
         # it is cancelled just now.
         while self._awaiting:
             await current_backend().cancel_shielded_checkpoint()
-        if self._keeps_failure or self._runner.log.has_readers:
+        if self._keeps_failure or self._run.log.has_readers:
             return
         error = self._unobserved()
         if error is not None:
             raise error
 
     def _cancel(self, reason: str) -> None:
-        self._runner.cancel(reason)
+        cancel_run(self._run, reason)
 
     def _note_owner_cancelled(self) -> None:
-        self._runner.outcome.is_owner_cancelled = True
+        self._run.outcome.is_owner_cancelled = True
 
     def _detach_readers(self) -> None:
-        self._runner.log.detach_all()
+        self._run.log.detach_all()
 
     def _has_failed(self) -> bool:
-        return bool(self._runner.outcome.errors)
+        return bool(self._run.outcome.errors)
 
     def _observe(self) -> None:
         self._is_observed = True
@@ -498,7 +505,7 @@ class WorkflowHandler(Generic[R]):
 
     def _unobserved(self) -> BaseException | None:
         """Return the failure that the owner has to raise, if any, and take it as observed."""
-        outcome = self._runner.outcome
+        outcome = self._run.outcome
         if self._is_observed or outcome.unseen is None:
             return None
         self._is_observed = True
@@ -533,11 +540,9 @@ class WorkflowHandler(Generic[R]):
             )
             raise ValueError(msg)
         self._ensure_started("stream_events()")
-        if not self._runner.outcome.is_over:
-            self._runner.check_thread("stream_events")
-        return EventStream(
-            self._runner.log, after=after, expose_internal=expose_internal, lossy=lossy
-        )
+        if not self._run.outcome.is_over:
+            check_thread(self._run, "stream_events")
+        return EventStream(self._run.log, after=after, expose_internal=expose_internal, lossy=lossy)
 
     @enable_ki_protection
     def send_event(
@@ -580,7 +585,7 @@ class WorkflowHandler(Generic[R]):
             )
             raise TypeError(msg)
         self._ensure_started("send_event()")
-        is_new = self._runner.receive(event, step, question, id)
+        is_new = receive(self._run, event, step, question, id)
         return APPLIED if is_new else REPEATED
 
     @enable_ki_protection
@@ -619,9 +624,9 @@ class WorkflowHandler(Generic[R]):
         if not self._started:
             self._refuse(reason)
         elif after == "steps":
-            self._runner.drain(reason)
+            drain(self._run, reason)
         else:
-            self._runner.cancel(reason)
+            cancel_run(self._run, reason)
         return Unwound(self._wait)
 
     def cancel_run(self, reason: str = "handler.cancel_run() was called") -> Unwound:
@@ -634,11 +639,11 @@ class WorkflowHandler(Generic[R]):
 
         It may be taken at any time, also before the run is started.
         """
-        runner = self._runner
+        run = self._run
         return HandlerFromThread(
-            find_loop=runner.find_loop,
+            find_loop=partial(find_loop, run),
             send_event=self.send_event,
-            cancel=runner.cancel,
+            cancel=partial(cancel_run, run),
         )
 
     # -- looking -----------------------------------------------------------------------------
@@ -646,7 +651,7 @@ class WorkflowHandler(Generic[R]):
     @property
     def ctx(self) -> Context[Any]:
         """The context of the run: its state, during the run and after it."""
-        return outer_context(self._runner)
+        return outer_context(StepOperations(self._run))
 
     def snapshot(self) -> dict[str, Any]:
         """Return the run as it is now: plain JSON data. Not a checkpoint.
@@ -662,7 +667,7 @@ class WorkflowHandler(Generic[R]):
             SnapshotError: A value cannot be kept; the message names it, and what to do.
             WorkflowRuntimeError: The call comes from another thread.
         """
-        return self._runner.snapshot()
+        return snapshot(self._run)
 
     @property
     def questions(self) -> tuple[OpenQuestion, ...]:
@@ -671,12 +676,12 @@ class WorkflowHandler(Generic[R]):
         Each is a question that a step returned or published, or a wait in the middle of a step,
         also one that published no question. A run that is over has none.
         """
-        return self._runner.open_questions()
+        return open_questions(self._run)
 
     @property
     def run_id(self) -> str:
         """The identifier of the run."""
-        return self._runner.run_id
+        return self._run.run_id
 
     @property
     def status(self) -> str:
@@ -686,16 +691,16 @@ class WorkflowHandler(Generic[R]):
         it ended: ``"completed"``, ``"failed"``, ``"timed_out"``, ``"cancelled"``. A run that
         still unwinds is ``"running"``.
         """
-        outcome = self._runner.outcome
+        outcome = self._run.outcome
         if outcome.is_over:
             return outcome.status
         if not self._started:
             return "unstarted"
-        return "idle" if self._runner.is_idle else "running"
+        return "idle" if is_idle(self._run) else "running"
 
     def is_done(self) -> bool:
         """Whether the run is over and nothing of it is left."""
-        return self._runner.outcome.is_over
+        return self._run.outcome.is_over
 
     def result(self) -> R:
         """Return the result of a run that is over. Not a checkpoint.
@@ -704,7 +709,7 @@ class WorkflowHandler(Generic[R]):
             WorkflowRuntimeError: The run is not over yet.
             BaseException: As ``await handler``.
         """
-        outcome = self._runner.outcome
+        outcome = self._run.outcome
         if not outcome.is_over:
             msg = f"the run {self.run_id} is not over ({self.status}); expected `await handler`"
             raise WorkflowRuntimeError(msg)
@@ -721,14 +726,14 @@ class WorkflowHandler(Generic[R]):
     @property
     def stop_event(self) -> StopEvent | None:
         """The stop event that a step returned, or None."""
-        return self._runner.outcome.stop_event
+        return self._run.outcome.stop_event
 
     @property
     def exceptions(self) -> tuple[BaseException, ...]:
         """All failures of the run, in the order in which they came; looking observes them."""
-        if self._runner.outcome.is_over:
+        if self._run.outcome.is_over:
             self._observe()
-        return self._runner.outcome.errors
+        return self._run.outcome.errors
 
     if not TYPE_CHECKING:
 
@@ -736,30 +741,30 @@ class WorkflowHandler(Generic[R]):
             raise AttributeError(unknown_name("WorkflowHandler", name, _OLDER))
 
     def __repr__(self) -> str:
-        return f"<WorkflowHandler of {self._runner.graph.name}, run {self.run_id}, {self.status}>"
+        return f"<WorkflowHandler of {self._run.graph.name}, run {self.run_id}, {self.status}>"
 
     def __del__(self) -> None:
-        runner = getattr(self, "_runner", None)
-        if runner is None:
+        run = getattr(self, "_run", None)
+        if run is None:
             return
         if not self._started:
-            msg = f"a run of {runner.graph.name} was never started; {_SPELLINGS}"
+            msg = f"a run of {run.graph.name} was never started; {_SPELLINGS}"
             warnings.warn(msg, RuntimeWarning, stacklevel=2, source=self)
         elif (
             (self._started in ("in a nursery", _IN_NURSERY) or self._keeps_failure)
             and not self._is_observed
-            and runner.outcome.unseen is not None
+            and run.outcome.unseen is not None
         ):
             msg = (
-                f"a run of {runner.graph.name} failed, and nobody looked at it: "
-                f"{brief(runner.outcome.error)}"
+                f"a run of {run.graph.name} failed, and nobody looked at it: "
+                f"{brief(run.outcome.error)}"
             )
             warnings.warn(msg, RuntimeWarning, stacklevel=2, source=self)
 
 
-def run_of(handler: WorkflowHandler[Any]) -> Runner:
+def run_of(handler: WorkflowHandler[Any]) -> Run:
     """Return the run of a handler, for the rest of the package."""
-    return handler._runner
+    return handler._run
 
 
 def mark_observed(handler: WorkflowHandler[Any]) -> None:

@@ -12,8 +12,8 @@ from sluicegate._context import run_of_context
 from sluicegate._definition.checks import DISABLED, SKIPPABLE, check_graph
 from sluicegate._definition.decorators import add_step
 from sluicegate._definition.graph import Graph, forget_graph, graph_of
-from sluicegate._engine.run import RunOptions
-from sluicegate._engine.runner import Runner
+from sluicegate._engine.run import Run, RunOptions
+from sluicegate._engine.step_operations import StepOperations
 from sluicegate._errors import (
     SnapshotError,
     WorkflowRuntimeError,
@@ -242,7 +242,7 @@ class Workflow(Generic[R]):
         graph = self._built()
         _check_run_id(run_id)
         seed = None if ctx is None else self._saved_of(ctx)
-        if seed is not None and not isinstance(seed, Runner) and seed.is_running:
+        if seed is not None and not isinstance(seed, StepOperations) and seed.is_running:
             if start_event is not None or fields:
                 msg = (
                     "run() was given a start event and the context of a run that goes on; expected "
@@ -267,7 +267,7 @@ class Workflow(Generic[R]):
             )
             raise TypeError(msg)
         return WorkflowHandler(
-            Runner(
+            Run(
                 self,
                 graph,
                 run_id=_new_run_id() if run_id is None else run_id,
@@ -321,7 +321,7 @@ class Workflow(Generic[R]):
         if saved.progress is not None:
             log.begin_after(saved.progress.sequence)
         return WorkflowHandler(
-            Runner(
+            Run(
                 self,
                 self._built(),
                 run_id=run_id or saved.run_id or _new_run_id(),
@@ -348,7 +348,7 @@ class Workflow(Generic[R]):
             msg = f"run(ctx=...) was given {brief(ctx)}; expected Context(workflow), or handler.ctx"
             raise TypeError(msg)
         seed = run_of_context(ctx)
-        if isinstance(seed, Runner) and not seed.outcome.is_over:
+        if isinstance(seed, StepOperations) and not seed.run.outcome.is_over:
             msg = (
                 f"run(ctx=...) was given the context of the run {seed.run_id}, which is not over; "
                 "expected `await handler` before, or Context(workflow)"

@@ -201,7 +201,7 @@ class Feature:
 
 def check_books(handler: Any) -> None:
     """A run that is over is in one terminal state, and its books are empty where they have to be."""
-    runner = handler._runner
+    runner = handler._run
     assert handler.is_done(), handler
     assert handler.status in {"completed", *ENDS}, handler.status
     assert (handler.stop_event is not None) or handler.status != "completed"
@@ -213,7 +213,9 @@ def check_books(handler: Any) -> None:
         assert first[0] is outcome.error, handler.exceptions
     for error in handler.exceptions:
         if type(error) is WorkflowTimeoutError:
-            assert runner.time_taken() >= error.timeout, f"{error!r} after {runner.time_taken()} s"
+            assert runner.clock.taken(None) >= error.timeout, (
+                f"{error!r} after {runner.clock.taken(None)} s"
+            )
     assert not runner.workers
     assert not runner.children
     assert runner.timers == 0
@@ -1023,7 +1025,7 @@ class Streams(Feature):
             assert outcome.value == self.result
         said = scene.of("said")
         assert said == list(range(5))[: len(said)]
-        assert len(said) == handler._runner.log.next - 2  # and the terminal event
+        assert len(said) == handler._run.log.next - 2  # and the terminal event
 
 
 class Told(Feature):
@@ -1074,7 +1076,7 @@ class BackPressure(Feature):
                 for _ in range(2):
                     reading.events.append(await stream.receive())
                     await anyio.sleep(3)
-                    assert handler.is_done() or handler._runner.log.next - stream.sequence <= 2
+                    assert handler.is_done() or handler._run.log.next - stream.sequence <= 2
             return await handler
 
 

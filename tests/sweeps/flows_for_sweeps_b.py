@@ -940,7 +940,7 @@ async def _go_on(handler) -> int:
 @checked_by(sees(resumes_to_the_same))
 async def snapshot_where_struck(trial):
     def answer(_: Event) -> Answer:
-        trial.state.is_answered = trial.state.handler._runner.is_running
+        trial.state.is_answered = not trial.state.handler._run.outcome.status
         return Answer(text="yes")
 
     return await host(trial, Pages(), answers={Question: answer})

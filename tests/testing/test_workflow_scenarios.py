@@ -514,14 +514,14 @@ def takes_late_events(patch):
 
 def settles_twice(patch):
     """A run that has completed is then taken for cancelled."""
-    conclude = runner.Runner._conclude
+    conclude = runner.conclude
 
     def faulty(self, backend, interruption):
         conclude(self, backend, interruption)
         if self.outcome.status == "completed":
             self.outcome.status = "cancelled"
 
-    patch.setattr(runner.Runner, "_conclude", faulty)
+    patch.setattr(runner, "conclude", faulty)
 
 
 def raises_a_copy(patch):
@@ -548,7 +548,7 @@ def loses_the_cancellation(patch):
 
 def keeps_a_worker(patch):
     """A worker that is cancelled stays registered."""
-    run = runner.Runner._run_worker
+    run = runner.run_worker
 
     async def faulty(self, *delivery):
         try:
@@ -559,7 +559,7 @@ def keeps_a_worker(patch):
         if self.outcome.status == "cancelled":
             self.workers["gone"] = None
 
-    patch.setattr(runner.Runner, "_run_worker", faulty)
+    patch.setattr(runner, "run_worker", faulty)
 
 
 def keeps_a_slot(patch):
@@ -649,13 +649,13 @@ def does_not_close(patch):
 
 def ends_before_the_steps(patch):
     """The stream ends with the stop event, while other steps still unwind."""
-    stop, close = runner.Runner._stop, EventLog.close
+    stop, close = runner.stop, EventLog.close
 
     def faulty(self, event):
         self.log.close(event)
         stop(self, event)
 
-    patch.setattr(runner.Runner, "_stop", faulty)
+    patch.setattr(runner, "stop", faulty)
     patch.setattr(EventLog, "close", lambda self, last: self.closed or close(self, last))
 
 

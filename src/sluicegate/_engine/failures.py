@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from sluicegate._engine.ending import fail, is_cancelled
+from sluicegate._engine.idle import check_stuck, idle_changed, rest, start_workers
 from sluicegate._engine.journal import Redelivery
 from sluicegate._engine.outcome import drop_own_frames
+from sluicegate._engine.run import content_key
 from sluicegate._errors import WorkflowRuntimeError
 from sluicegate._events import StepFailedEvent
 from sluicegate._loop import enable_ki_protection
@@ -17,12 +21,12 @@ if TYPE_CHECKING:
     from sluicegate._engine.invocation import Worker
     from sluicegate._engine.lineage import BranchNode
     from sluicegate._engine.machine import Delivery
-    from sluicegate._engine.runner import Runner
+    from sluicegate._engine.run import Run
     from sluicegate._engine.step_queue import StepQueue
 
 
 def recover(
-    run: Runner, worker: Worker, queue: StepQueue, node: BranchNode | None, error: BaseException
+    run: Run, worker: Worker, queue: StepQueue, node: BranchNode | None, error: BaseException
 ) -> Delivery | None:
     """Decide what becomes of a failed invocation; return what its worker goes on with.
 
@@ -39,7 +43,7 @@ def recover(
     in_thread = queue.step.runs_in != "loop"
     note_mixing(error, queue.step.label, backend.name, in_thread=in_thread)
     drop_own_frames(error)
-    if run.outcome.status or run.is_cancelled():
+    if run.outcome.status or is_cancelled(run):
         raise error
     now = backend.current_time()  # one reading for all that is decided about this failure
     step = queue.step
@@ -55,7 +59,7 @@ def recover(
             redelivery = _next_attempt(run, step, given, known, attempts)
             if redelivery is not None:
                 if journal is not None:
-                    journal.carry_over(redelivery, run.content_key)
+                    journal.carry_over(redelivery, partial(content_key, run))
                 return _try_later(run, queue, redelivery, node, now)
             note_attempts(error, attempts, step.label)
         if _hand_to_handler(run, queue, node, given, attempts):
@@ -70,7 +74,7 @@ def recover(
 
 
 def _next_attempt(
-    run: Runner, step: Step, given: Any, known: Redelivery | None, attempts: Attempts
+    run: Run, step: Step, given: Any, known: Redelivery | None, attempts: Attempts
 ) -> Redelivery | None:
     """Return the delivery to be tried next, or None to give up.
 
@@ -78,7 +82,7 @@ def _next_attempt(
         Exception: What a strategy of the retry raises.
     """
     assert step.options.retry is not None
-    seed = known.seed if known is not None and known.seed else run.new_seed(step.name)
+    seed = known.seed if known is not None and known.seed else _new_seed(run, step.name)
     delay = step.options.retry.next_delay(
         attempts, seed=seed, step=step.source, cancelled=run.live()[0].Cancelled
     )
@@ -95,7 +99,7 @@ def _next_attempt(
 
 
 def _hand_to_handler(
-    run: Runner, queue: StepQueue, node: BranchNode | None, given: Any, attempts: Attempts
+    run: Run, queue: StepQueue, node: BranchNode | None, given: Any, attempts: Attempts
 ) -> bool:
     """Give a failure to the step's handler; return whether there is one that may recover it."""
     _, machine = run.live()
@@ -119,7 +123,7 @@ def _hand_to_handler(
 
 
 def _try_later(
-    run: Runner, queue: StepQueue, redelivery: Redelivery, node: BranchNode | None, now: float
+    run: Run, queue: StepQueue, redelivery: Redelivery, node: BranchNode | None, now: float
 ) -> Delivery | None:
     """Have a delivery tried again when its delay is over; return the worker's next delivery."""
     _, machine = run.live()
@@ -133,7 +137,7 @@ def _try_later(
 
 
 def begin_delay(
-    run: Runner, queue: StepQueue, redelivery: Redelivery, node: BranchNode | None
+    run: Run, queue: StepQueue, redelivery: Redelivery, node: BranchNode | None
 ) -> None:
     """Start the timer of a delivery that was laid aside."""
     name = f"{queue.step.label}: waiting for attempt {redelivery.number}"
@@ -143,7 +147,7 @@ def begin_delay(
 
 @enable_ki_protection
 async def _wait_and_retry(
-    run: Runner, queue: StepQueue, redelivery: Redelivery, node: BranchNode | None
+    run: Run, queue: StepQueue, redelivery: Redelivery, node: BranchNode | None
 ) -> None:
     backend, machine = run.live()
     cancel_record = node.cancel_record if node is not None else None
@@ -161,18 +165,18 @@ async def _wait_and_retry(
     except backend.Cancelled as error:  # noqa: ASYNC103 - the task that runs the run raises it
         # Raised here, it would cancel the nursery, and look as the run's own timeout does.
         if not (run.outcome.status or backend.is_cancelled()):
-            run.fail(_cut_short(redelivery, queue.step, error))
+            fail(run, _cut_short(redelivery, queue.step, error))
         return  # noqa: ASYNC910 - the wait was a checkpoint
     finally:
         run.timers -= 1
     if not run.outcome.status:
         machine.retry(queue, redelivery)
-        run.start_workers()
-        run.check_stuck()
+        start_workers(run)
+        check_stuck(run)
         if not machine.alive:
-            run.rest()
+            rest(run)
         else:
-            run.idle_changed()
+            idle_changed(run)
 
 
 def _cut_short(redelivery: Redelivery, step: Step, cause: BaseException) -> WorkflowRuntimeError:
@@ -184,3 +188,9 @@ def _cut_short(redelivery: Redelivery, step: Step, cause: BaseException) -> Work
     failure = WorkflowRuntimeError(msg)
     failure.__cause__ = cause
     return failure
+
+
+def _new_seed(run: Run, step: str) -> str:
+    """Return the seed for the jitter of a delivery's retries: reproducible, one per delivery."""
+    run.retried += 1
+    return f"{run.run_id}/{step}/{run.retried}"

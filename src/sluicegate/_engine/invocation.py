@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from math import inf, nextafter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from sluicegate._context import Context, RunOperations, step_context, watch_progress
+from sluicegate._context import Context, step_context, watch_progress
+from sluicegate._engine.ending import note_delivery
+from sluicegate._engine.idle import check_drained, note_rest
 from sluicegate._engine.journal import Redelivery
-from sluicegate._engine.thread_operations import ThreadOperations
 from sluicegate._errors import StepTimeoutError, brief
 from sluicegate._events import StepStateChanged
 from sluicegate._exceptions import behind_scope, holds_cancelled, note_once
@@ -23,45 +24,21 @@ if TYPE_CHECKING:
     from contextvars import Context as ContextVars
 
     from sluicegate._definition.steps import Step
-    from sluicegate._engine.entered import StepResources
     from sluicegate._engine.lineage import BranchNode
     from sluicegate._engine.machine import Machine
-    from sluicegate._engine.probe import Probe
+    from sluicegate._engine.run import Run
     from sluicegate._engine.step_queue import Absence
     from sluicegate._loop import Backend
-    from sluicegate._observers import Observer
 
 
 #: Seconds that closing what a step left open may take.
 CLOSING_GRACE = 5.0
 
 
-class Run(RunOperations, Protocol):
-    """What a worker needs of its run."""
-
-    workflow: object
-    observer: Observer | None
-    probe: Probe | None
-    options: Any
-    #: Why nothing more is to be started, once that is so.
-    draining: str | None
-
-    def check_drained(self) -> None: ...
-
-    def number_invocation(self) -> int: ...
-
-    def note_delivery(self, error: BaseException) -> bool: ...
-
-    def note_rest(self) -> None: ...
-
-    def step_resources(self, context: Context[Any]) -> StepResources: ...
-
-
 class Worker:
     """A task of a run; for what its step opens, the list of what to close."""
 
     __slots__ = (
-        "_run",
         "_variables",
         "absence",
         "began_at",
@@ -71,6 +48,7 @@ class Worker:
         "node",
         "opened",
         "progress",
+        "run",
         "step",
         "task",
         "turn",
@@ -78,7 +56,7 @@ class Worker:
     )
 
     def __init__(self, run: Run, variables: ContextVars) -> None:
-        self._run = run
+        self.run = run
         self._variables = variables.copy()
         self._variables.run(current_cleanup.set, self)
         #: The step that it runs, or None before the first and after the last; its event, the
@@ -106,7 +84,7 @@ class Worker:
 
     def end(self) -> None:
         """Let go of the run: the worker and its context variables hold each other."""
-        del self._variables, self._run
+        del self._variables, self.run
         self.step = self.event = self.node = self.context = self.task = None
         self.absence = self.turn = None
 
@@ -144,7 +122,7 @@ class Worker:
             progress.pause()
         try:
             if absence.is_away:
-                self._run.note_rest()
+                note_rest(self.run)
             while absence.is_away:
                 await absence.waiter.wait()
             if turn is not None and not turn.is_held:
@@ -186,10 +164,10 @@ class Worker:
             or (node is not None and node.cancel_record is not None)
         ):
             return self._invoke_with_care(backend, step, event, node)
-        run = self._run
+        run = self.run
         arguments = [event] if step.takes == "one" else _several(step, event)
         if step.context_at is not None:
-            self.context = context = step_context(run, step, node, None)
+            self.context = context = step_context(run.operations, step, node, None)
             arguments.insert(step.context_at, context)
         coroutine = step.function(run.workflow, *arguments)
         if run.observer is not None or run.probe is not None or run.log.internal_readers:
@@ -204,10 +182,9 @@ class Worker:
         """Run a step that may be cancelled by itself, tried again, or needs something first."""
         self.began_at = backend.current_time()
         redelivery = event if type(event) is Redelivery else None
-        run: Any = self._run if step.runs_in == "loop" else ThreadOperations(self._run)
         if redelivery is not None:
             event = redelivery.event
-        self.context = context = step_context(run, step, node, redelivery)
+        self.context = context = step_context(self.run.operations, step, node, redelivery)
         context._began_at = self.began_at
         if node is None or node.cancel_record is None:
             return await self._prepare(backend, step, event, context)
@@ -262,11 +239,11 @@ class Worker:
     ) -> Any:
         """Call ``function`` within ``manager``, unless the run is drained while that is entered."""
         self.is_waiting = True
-        if self._run.draining is not None:
-            self._run.check_drained()  # it may have been the last that was about to begin
+        if self.run.draining is not None:
+            check_drained(self.run)  # it may have been the last that was about to begin
         try:
             async with manager as place:
-                if self._run.draining is None:
+                if self.run.draining is None:
                     self.is_waiting = False
                     return await function(place)
             while self.is_waiting:  # until the run is cancelled, as soon as what runs has ended
@@ -281,7 +258,10 @@ class Worker:
             inserted.append((step.context_at, context))
         if not step.resources:
             return await self._call(backend, step, event, _arguments(step, event, inserted))
-        async with self._run.step_resources(context) as resources:
+        from sluicegate._engine.entered import StepResources  # noqa: PLC0415 - few steps need it
+
+        assert self.run.resources is not None
+        async with StepResources(self.run.resources, context) as resources:
             for place, plan in step.resources:
                 inserted.append((place, await resources.get(plan)))
             return await self._call(backend, step, event, _arguments(step, event, inserted))
@@ -289,21 +269,21 @@ class Worker:
     async def _call(self, backend: Backend, step: Step, event: Any, arguments: list[Any]) -> Any:
         elsewhere = step.elsewhere
         if elsewhere is None:
-            coroutine = step.function(self._run.workflow, *arguments)
+            coroutine = step.function(self.run.workflow, *arguments)
             return await self._run_body(backend, step, event, coroutine)
         # The step begins when there is a thread or a process for it; its timeout begins then, too.
         return await self._in_turn(
             backend,
-            elsewhere.place(self._run.options.max_threads),
+            elsewhere.place(self.run.options.max_threads),
             lambda place: self._run_body(
-                backend, step, event, elsewhere.call(place, self._run.workflow, *arguments)
+                backend, step, event, elsewhere.call(place, self.run.workflow, *arguments)
             ),
         )
 
     async def _run_body(
         self, backend: Backend, step: Step, event: Any, coroutine: Coroutine[Any, Any, Any]
     ) -> Any:
-        run = self._run
+        run = self.run
         if run.observer is not None or run.probe is not None or run.log.internal_readers:
             return await self._drive_and_tell(backend, step, event, coroutine)
         return await self._drive(backend, step, coroutine)
@@ -332,7 +312,7 @@ class Worker:
                     if failure is None or holds_cancelled(error, backend.Cancelled):
                         raise
                 else:
-                    if backend.current_time() <= progress.due or not self._run.is_running:
+                    if backend.current_time() <= progress.due or self.run.outcome.status:
                         return result
         except BaseException:  # noqa: ASYNC103 - the scope has made another group of it
             if failure is None:
@@ -352,7 +332,7 @@ class Worker:
 
     def note_delivery(self, error: BaseException) -> None:
         """Take note of an exception that is about to be delivered into the step."""
-        if self._run.note_delivery(error):
+        if note_delivery(self.run, error):
             self.was_interrupted = True
 
     async def _drive_and_tell(
@@ -384,8 +364,8 @@ class Worker:
                 await self.close_opened(backend)  # noqa: ASYNC102 - it shields itself
 
     def _tell_started(self, step: Step, event: Any) -> int:
-        run = self._run
-        number = run.number_invocation()
+        run = self.run
+        number = run.invocations = run.invocations + 1
         if run.log.internal_readers:
             run.log.append(
                 StepStateChanged(name=step.name, state="running", input_event_name=_name(event))
@@ -400,7 +380,7 @@ class Worker:
     def _tell_ended(
         self, number: int, step: Step, event: Any, result: Any, error: BaseException | None
     ) -> None:
-        run = self._run
+        run = self.run
         if run.log.internal_readers:
             run.log.append(
                 StepStateChanged(
@@ -532,12 +512,12 @@ def _several(step: Step, events: Any) -> list[Any]:
     return [list(events)] if step.takes == "list" else [*events]
 
 
-def is_step_of(run: object) -> bool:
+def is_step_of(run: Run) -> bool:
     """Whether the caller is a step of ``run`` or of a child of it, or a task that one started."""
     worker = current_cleanup.get()
     if not isinstance(worker, Worker) or worker.step is None:
         return False
-    own: Any = worker._run
+    own: Run | None = worker.run
     while own is not None and own is not run:
         own = own.parent
     return own is run

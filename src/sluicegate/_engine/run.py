@@ -7,6 +7,7 @@ change the fields below.
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -14,6 +15,7 @@ import attrs
 from sluicegate._engine.clock import Clock
 from sluicegate._engine.machine import EMPTY
 from sluicegate._engine.outcome import Outcome
+from sluicegate._errors import WorkflowRuntimeError
 from sluicegate._loop.limits import MAX_THREADS
 
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
     from sluicegate._context import Context
     from sluicegate._definition.graph import Graph
-    from sluicegate._engine.invocation import Worker
     from sluicegate._engine.journal import InFlight
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.probe import Probe
@@ -93,6 +94,7 @@ class Run:
         "machine",
         "nursery",
         "observer",
+        "operations",
         "options",
         "outcome",
         "parent",
@@ -114,6 +116,7 @@ class Run:
         "turn_due",
         "variables",
         "warns_of_idle",
+        "work",
         "workers",
         "workflow",
     )
@@ -197,7 +200,11 @@ class Run:
         #: The nursery of all workers and timers.
         self.nursery: Any = None
         #: The tasks that run steps, in the order in which they began.
-        self.workers: dict[Worker, None] = {}
+        self.workers: dict[Any, None] = {}
+        #: The coroutine function that a new worker runs.
+        self.work: Any = None
+        #: The object that its contexts call while it runs.
+        self.operations: Any = None
         #: When a worker has to let other tasks run, on ``perf_counter``.
         self.turn_due = 0.0
         #: The scope of the resources that live as long as the run.
@@ -216,14 +223,14 @@ class Run:
         # -- its parent and its children
 
         #: The run whose step waits for this one.
-        self.parent: Any = None
+        self.parent: Run | None = None
         #: The worker of that step, and the place that it gives up while this run is idle.
-        self.lender: Worker | None = None
+        self.lender: Any = None
         self.absence: Absence | None = None
         #: Whether the parent counts the step as waiting, because this run is idle.
         self.rests_in_parent = False
         #: The runs that its steps wait for, each with the context of the step.
-        self.children: dict[Any, Context[Any]] = EMPTY
+        self.children: dict[Run, Context[Any]] = EMPTY
         #: How many of them do not wait for an event from outside.
         self.busy_children = 0
 
@@ -253,3 +260,31 @@ class Run:
         assert self.backend is not None
         assert self.machine is not None
         return self.backend, self.machine
+
+
+def check_thread(run: Run, what: str) -> None:
+    """Refuse a call that comes from another thread than the one that runs the run.
+
+    Raises:
+        WorkflowRuntimeError: It does; the message shows the way into the run's thread.
+    """
+    if run.thread and get_ident() != run.thread:
+        has_way = what in ("send_event", "cancel")
+        way = f"`handler.from_thread.{what}(...)`, or " if has_way else ""
+        msg = (
+            f"{what} was called from another thread than the one that runs {run.graph.name}; "
+            f"expected {way}trio.from_thread.run_sync(...{what}, ...) or its AnyIO counterpart"
+        )
+        raise WorkflowRuntimeError(msg)
+
+
+def content_key(run: Run, value: Any) -> int:
+    """Return a number that values of equal content share, in every process."""
+    return run.graph.codec(run.options.classes).content_key(value)
+
+
+def time_now(run: Run) -> float:
+    """Return the time on the backend's clock; of a run that is over, the time of its end."""
+    if run.backend is None or run.outcome.is_over:
+        return run.clock.ended_at
+    return run.backend.current_time()

@@ -11,6 +11,7 @@ from sluicegate._engine.failures import begin_delay
 from sluicegate._engine.joins import PairJoin
 from sluicegate._engine.journal import Redelivery
 from sluicegate._engine.lineage import BranchNode
+from sluicegate._engine.run import time_now
 from sluicegate._engine.snapshot_format import (
     FORMAT,
     Snapshot,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from sluicegate._definition.graph import Graph
     from sluicegate._definition.steps import Step
     from sluicegate._engine.machine import Machine
-    from sluicegate._engine.runner import Runner
+    from sluicegate._engine.run import Run
     from sluicegate._engine.snapshot_format import (
         Places,
         SavedBranch,
@@ -177,9 +178,9 @@ class SavedMachine:
     unmatched: list[tuple[int, Places]] = attrs.field(factory=list)
     buffers: list[tuple[int, str, list[type[Event]], list[Event]]] = attrs.field(factory=list)
 
-    def load(self, run: Runner, machine: Machine) -> None:
+    def load(self, run: Run, machine: Machine) -> None:
         """Put all of it into a new machine."""
-        now = run.now()
+        now = time_now(run)
         for asked in self.questions:
             asked.since += now
             machine.reopen(asked)
@@ -196,7 +197,7 @@ class SavedMachine:
             queue = machine.queues[index]
             queue.unmatched = PairJoin(queue.step.accepts)
             queue.unmatched.fill([[(event, None) for event, _ in queue] for queue in places])
-        self._deliver(run, machine, run.now())
+        self._deliver(run, machine, time_now(run))
         for node in reversed(self.nodes):
             if not node.live and not node.is_over:
                 machine.end_node(node)
@@ -210,7 +211,7 @@ class SavedMachine:
             if is_inside or node.is_held or any(steps[join].take for join in node.joins):
                 node.begin_tracking()
 
-    def _deliver(self, run: Runner, machine: Machine, now: float) -> None:
+    def _deliver(self, run: Run, machine: Machine, now: float) -> None:
         for index, event, number, due in self.deliveries:
             queue, node = machine.queues[index], self._at(number)
             if type(event) is Redelivery and event.attempts is not None:

@@ -6,8 +6,10 @@ from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING, Any, cast
 
+from sluicegate._engine.idle import is_idle
 from sluicegate._engine.journal import InFlight, Redelivery, copy_lists
 from sluicegate._engine.lineage import meeting_point
+from sluicegate._engine.run import time_now
 from sluicegate._engine.snapshot_format import (
     FORMAT,
     SavedAttempts,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from sluicegate._engine.journal import KeyOf
     from sluicegate._engine.lineage import BranchNode
     from sluicegate._engine.machine import Machine
-    from sluicegate._engine.runner import Runner
+    from sluicegate._engine.run import Run
     from sluicegate._engine.snapshot_format import Places
     from sluicegate._engine.step_queue import StepQueue
     from sluicegate._engine.waits import Wait
@@ -42,18 +44,18 @@ if TYPE_CHECKING:
     from sluicegate._state.store import StateStore
 
 
-def take_snapshot(run: Runner) -> dict[str, Any]:
+def take_snapshot(run: Run) -> dict[str, Any]:
     """Return a run as plain data; see :meth:`sluicegate.WorkflowHandler.snapshot`.
 
     Raises:
         SnapshotError: Something cannot be kept; the message names its path.
     """
     codec = run.graph.codec(run.options.classes)
-    status: Any = run.outcome.status or ("idle" if run.is_idle else "running")
+    status: Any = run.outcome.status or ("idle" if is_idle(run) else "running")
     state = None if run.state_store is None else _encode_state(codec, run.state_store)
     found = _head(run.graph, status, state)
     found.run_id = run.run_id
-    found.elapsed = run.time_taken()
+    found.elapsed = run.clock.taken(None if run.outcome.is_over else run.backend)
     found.sequence = run.log.next - 1
     found.carrier = dict(run.carrier)
     if status == "completed":
@@ -109,11 +111,11 @@ def shape_of(graph: Graph) -> dict[str, StepShape]:
 class _Writer:
     """Turns the state of one run into the parts of a snapshot."""
 
-    def __init__(self, codec: Codec, machine: Machine, run: Runner, *, has_unwound: bool) -> None:
+    def __init__(self, codec: Codec, machine: Machine, run: Run, *, has_unwound: bool) -> None:
         self._codec = codec
         self._machine = machine
         self._run = run
-        self._now = run.now()
+        self._now = time_now(run)
         self._has_unwound = has_unwound
         #: What the steps are at, by step. Those of cancelled branches do not begin again.
         self._working: dict[int, list[tuple[InFlight, Redelivery]]] = {}
@@ -195,7 +197,13 @@ class _Writer:
             if asked.answer is None
         ]
         found += [
-            (wait.number, wait.shown, wait.since, wait.kind, self._run.content_of(wait))
+            (
+                wait.number,
+                wait.shown,
+                wait.since,
+                wait.kind,
+                wait.content_key(self._codec.content_key),
+            )
             for wait in (*machine.waits, *machine.unended)
             if wait.is_outside or wait.asks
         ]

@@ -1,189 +1,248 @@
-"""What a run does for its contexts and branches: see sluicegate._context.RunOperations."""
+"""What the contexts and branches of a run may do with it.
+
+A context calls these operations in the thread of the event loop, or in the worker thread of its own
+``def`` step. From there the check that refuses every other thread hops into the loop instead, after
+a look for a cancellation of the step; so an operation exists once.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 from functools import partial
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, final
 
 from sluicegate._context import Branch
+from sluicegate._engine.control import open_store, receive, snapshot
+from sluicegate._engine.ending import fail
+from sluicegate._engine.idle import (
+    check_drained,
+    check_stuck,
+    idle_changed,
+    rest,
+    start_soon,
+)
 from sluicegate._engine.invocation import Worker, is_step_of
 from sluicegate._engine.journal import StepJournal
 from sluicegate._engine.lineage import BranchNode
-from sluicegate._engine.run import Run
-from sluicegate._engine.stalls import is_stuck
+from sluicegate._engine.run import check_thread, content_key
 from sluicegate._engine.step_queue import Absence
-from sluicegate._engine.waiting import wait_for
 from sluicegate._engine.waits import Wait
-from sluicegate._errors import WorkflowRuntimeError, brief
-from sluicegate._events import (
-    ChildEvent,
-    InputRequiredEvent,
-    InternalEvent,
-    StopEvent,
-)
+from sluicegate._errors import WorkflowRuntimeError, WorkflowTimeoutError, brief
+from sluicegate._events import ChildEvent, InputRequiredEvent, InternalEvent, StopEvent
 from sluicegate._exceptions import note_once
 from sluicegate._loop import current_backend, enable_ki_protection
 from sluicegate._loop.cleanup import current_cleanup
 from sluicegate._loop.limits import leaves_nothing
+from sluicegate._loop.threads import call_of_this_thread
 from sluicegate._streams import check_publishable
 
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sluicegate._context import ChildStream, Context
+    from sluicegate._definition.graph import Graph
     from sluicegate._definition.retries import Attempts, RetryInfo
     from sluicegate._definition.steps import Step
-    from sluicegate._engine.entered import StepResources
     from sluicegate._engine.machine import Machine
+    from sluicegate._engine.run import Run
     from sluicegate._events import Event
     from sluicegate._loop import Backend
     from sluicegate._state.store import StateStore
+    from sluicegate._streams import EventLog
 
+
+LOGGER = logging.getLogger("sluicegate")
 
 #: Levels of nested runs that fit into any stack.
 _SHALLOW = 20
 
 
-class Operations(Run):
-    """The part of a run that its steps call."""
+def in_own_thread(run: Run, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call an operation in the run's thread, for a caller that is in another one.
 
-    __slots__ = ()
+    Raises:
+        WorkflowRuntimeError: The caller is not the thread of a step of this loop; or that thread
+            has been abandoned.
+        BaseException: What the operation raises; the backend's Cancelled, if the step is cancelled.
+    """
+    call = call_of_this_thread()
+    if call is None or call.loop_thread != run.thread:
+        check_thread(run, what)
+        return function(*arguments)
+    return call.run_sync(partial(function, *arguments))
 
-    if TYPE_CHECKING:  # what the run has, and these operations use
 
-        def start_soon(self) -> None: ...
-        def stall(self) -> None: ...
-        def rest(self) -> None: ...
-        def fail(self, error: BaseException) -> None: ...
-        def idle_changed(self) -> None: ...
-        def check_drained(self) -> None: ...
-        @property
-        def is_idle(self) -> bool: ...
+@final
+class StepOperations:
+    """The operations of one run, for all its contexts and branches.
 
-    def check_thread(self, what: str) -> None:
-        """Refuse a call from a foreign thread, and tell the way."""
-        if self.thread and get_ident() != self.thread:
-            has_way = what in ("send_event", "cancel")
-            way = f"`handler.from_thread.{what}(...)`, or " if has_way else ""
-            msg = (
-                f"{what} was called from another thread than the one that runs {self.graph.name}; "
-                f"expected {way}trio.from_thread.run_sync(...{what}, ...) or its AnyIO counterpart"
-            )
-            raise WorkflowRuntimeError(msg)
+    The context documents each of them. The operations hold the run; the run holds them only while
+    it is active.
+    """
+
+    __slots__ = ("run",)
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    @property
+    def run_id(self) -> str:
+        """The identifier of the run; for every thread."""
+        return self.run.run_id
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of the workflow."""
+        return self.run.graph
+
+    @property
+    def log(self) -> EventLog:
+        """The stream of the run; for every thread."""
+        return self.run.log
 
     @property
     def is_running(self) -> bool:
-        """Whether the outcome is still open."""
-        return not self.outcome.status
+        """Whether the outcome is still open. In the thread of a step it looks for a cancellation.
+
+        Raises:
+            BaseException: The backend's Cancelled: a step that only polls ends as well.
+            WorkflowRuntimeError: The thread has been abandoned.
+        """
+        run = self.run
+        if get_ident() != run.thread and (call := call_of_this_thread()) is not None:
+            call.check()
+        return not run.outcome.status
 
     @property
     def store(self) -> StateStore[Any]:
-        """The state of the run."""
-        if self.state_store is None:
-            from sluicegate._state.store import StateStore  # noqa: PLC0415 - not everybody needs it
-
-            self.state_store = StateStore(self.graph.state_type)
-        return self.state_store
+        """The state of the run. In the thread of a step it looks for a cancellation."""
+        run = self.run
+        if get_ident() != run.thread and (call := call_of_this_thread()) is not None:
+            store: StateStore[Any] = call.run_sync(lambda: self.store)
+            return store
+        return run.state_store or open_store(run)
 
     def deadline(self) -> float:
-        """See :attr:`sluicegate.Context.deadline`."""
-        backend, _ = self.live()
-        return backend.current_effective_deadline()
+        """See :attr:`sluicegate.Context.deadline`.
+
+        A thread that may be abandoned has the deadline that applied when it began.
+        """
+        backend, _ = self.run.live()
+        call = call_of_this_thread()
+        if call is None:
+            return backend.current_effective_deadline()
+        return call.find_deadline(backend.current_effective_deadline)
+
+    @enable_ki_protection
+    def snapshot(self) -> dict[str, Any]:
+        """See :meth:`sluicegate.Context.to_dict`."""
+        run = self.run
+        if get_ident() != run.thread and run.thread and not run.outcome.is_over:
+            found: dict[str, Any] = in_own_thread(run, "snapshot", self.snapshot)
+            return found
+        return snapshot(run)
 
     # -- events ------------------------------------------------------------------------------
 
     @enable_ki_protection
     def send(self, context: Context[Any], event: Event, target: str | None) -> Branch:
         """See :meth:`sluicegate.Context.send_event`."""
-        self.check_thread("send_event")
+        run = self.run
+        if get_ident() != run.thread:
+            sent: Branch = in_own_thread(run, "send_event", self.send, context, event, target)
+            return sent
         step = context._step
         assert step is not None
-        if self.outcome.status:
+        if run.outcome.status:
             # The run is unwinding, and the step with it.
             return spent_branch(reason="the run is over")
-        if self.probe is not None and not self.probe.sent(context, event, target):
+        if run.probe is not None and not run.probe.sent(context, event, target):
             return spent_branch()
-        assert self.machine is not None
-        route = self.machine.check_sendable(step.index, event, target)
-        journal = _journal_of(context)
+        machine = run.machine
+        assert machine is not None
+        route = machine.check_sendable(step.index, event, target)
+        journal = journal_of(context)
         if journal.replayed.sent:
-            known = journal.find_sent(self.content_key(event))
+            known = journal.find_sent(content_key(run, event))
             if known is not None:  # it is out, from before the snapshot
-                journal.note_sent(event, known, self.content_key)
+                journal.note_sent(event, known, partial(content_key, run))
                 return Branch(self, known, context)
-        node = self.machine.open_branch(context._node, is_kept_back=step.holds_sends)
+        node = machine.open_branch(context._node, is_kept_back=step.holds_sends)
         if step.holds_sends:
             journal.held.append((route, event, node, target))
         else:
-            journal.note_sent(event, node, self.content_key)
-            self.machine.send(route, event, node, target)
-            self.start_soon()
+            journal.note_sent(event, node, partial(content_key, run))
+            machine.send(route, event, node, target)
+            start_soon(run)
         return Branch(self, node, context)
 
-    def content_key(self, value: Any) -> int:
-        """Return what values of equal content share, also in another process."""
-        return self.graph.codec(self.options.classes).content_key(value)
-
-    @enable_ki_protection
-    def release_held(self, journal: StepJournal) -> None:
-        """Let out what an attempt sent that has succeeded."""
-        assert self.machine is not None
-        for route, event, node, target in journal.held:
-            self.machine.send(route, event, node, target)
-        journal.held.clear()
+    def send_from_outside(self, event: Event, target: str | None) -> Branch:
+        """See :meth:`sluicegate.Context.send_event`, called outside of a step."""
+        receive(self.run, event, target)
+        return spent_branch()
 
     @enable_ki_protection
     def publish(self, event: Event | None) -> None:
         """See :meth:`sluicegate.Context.write_event_to_stream`."""
-        if get_ident() != self.thread:
-            self.check_thread("write_event_to_stream")
+        run = self.run
+        if get_ident() != run.thread and run.thread:
+            in_own_thread(run, "write_event_to_stream", self.publish, event)
+            return
         if event is None:
             return
-        if type(event) not in self.graph.published or self.log.closed:
-            check_publishable(event, self.log)
+        if type(event) not in run.graph.published or run.log.closed:
+            check_publishable(event, run.log)
             if not isinstance(event, InputRequiredEvent):
-                self.graph.published.add(type(event))
-            elif self.machine is not None:
-                self._note_published(self.machine, event)
-        self.log.append(event)  # as below; it is a call less for each event of a stream
-        if self.observer is not None:
-            self.observer.event_published(self.run_id, event)
-        if self.probe is not None:
-            self.probe.published(event)
-
-    def _note_published(self, machine: Machine, question: Event) -> None:
-        """Take note of a question that a step has put on the stream itself."""
-        asked = machine.note_question(question, self.live()[0].current_time())
-        worker = current_cleanup.get()
-        if isinstance(worker, Worker) and worker.context is not None:
-            _journal_of(worker.context).asked = asked  # a wait of the step may be for its answer
+                run.graph.published.add(type(event))
+            elif run.machine is not None:
+                _note_published(run, run.machine, event)
+        run.log.append(event)  # as below; it is a call less for each event of a stream
+        if run.observer is not None:
+            run.observer.event_published(run.run_id, event)
+        if run.probe is not None:
+            run.probe.published(event)
 
     @enable_ki_protection
-    def _publish(self, event: Event) -> float | None:
-        """Put an event on the stream, and return when."""
-        self.log.append(event)
-        if self.observer is not None:
-            self.observer.event_published(self.run_id, event)
-        if self.probe is not None:
-            self.probe.published(event)
-        return None if self.backend is None else self.backend.current_time()
+    def put_on_stream(self, event: Event) -> float | None:
+        """Put an event on the stream that is known to be fit for it; return the time."""
+        run = self.run
+        run.log.append(event)
+        if run.observer is not None:
+            run.observer.event_published(run.run_id, event)
+        if run.probe is not None:
+            run.probe.published(event)
+        return None if run.backend is None else run.backend.current_time()
+
+    def report_ended(self, step: Step) -> None:
+        """Log that ``step`` has returned None without declaring it; once in a run."""
+        LOGGER.warning(
+            "the step %s of the run %s returned None, which its signature does not declare: its "
+            "branch ends there; expected one of its events, or `| None` in the signature",
+            step.label,
+            self.run.run_id,
+        )
 
     @enable_ki_protection
     def collect(
         self, context: Context[Any], event: Event, expected: Sequence[type[Event]], key: str
     ) -> list[Event] | None:
         """See :meth:`sluicegate.Context.collect_events`."""
-        self.check_thread("collect_events")
-        assert self.machine is not None
+        run = self.run
+        if get_ident() != run.thread:
+            found: list[Event] | None = in_own_thread(
+                run, "collect_events", self.collect, context, event, expected, key
+            )
+            return found
+        assert run.machine is not None
         assert context._step is not None
-        journal = _journal_of(context)
+        journal = journal_of(context)
         reported = journal.find_reported(key)
         if reported is not None and reported[1] is not None:
             return [*reported[1]]
-        buffer = self.machine.buffer(context._step.index, key)
+        buffer = run.machine.buffer(context._step.index, key)
         if expected and buffer.class_for(event, expected) is None:
             return None  # it does not wait for such an event
         if reported is None:
@@ -200,7 +259,7 @@ class Operations(Run):
     # -- waiting -----------------------------------------------------------------------------
 
     @enable_ki_protection
-    async def wait_for(  # noqa: C901, PLR0912 - one frame: thousands may wait
+    async def wait_for(  # noqa: C901, PLR0912, PLR0915 - one frame: thousands may wait
         self,
         context: Context[Any],
         kind: type[Event],
@@ -208,169 +267,90 @@ class Operations(Run):
         waiter_event: Event | None,
         timeout: float | None,  # noqa: ASYNC109 - whose message tells what was waited for
     ) -> Event:
-        """See :meth:`sluicegate.Context.wait_for_event`."""
-        self.check_thread("wait_for_event")
-        backend, machine = self.backend, self.machine
+        """See :meth:`sluicegate.Context.wait_for_event`.
+
+        Where the step may give up its place, its worker has no place while it waits.
+        """
+        run = self.run
+        check_thread(run, "wait_for_event")
+        backend, machine = run.backend, run.machine
         assert backend is not None
         assert machine is not None
-        journal = context._journal or _journal_of(context)
+        journal = context._journal or journal_of(context)
         wait = Wait(kind, requirements, backend.waiter())
-        wait.asks = isinstance(waiter_event, InputRequiredEvent)
-        wait.question = waiter_event
-        wait.since = backend.current_time()
-        replayed = journal.replayed
-        left: float | None = None
-        if replayed.received or replayed.left:
-            if await self._receive_again(backend, journal, wait):
-                assert wait.event is not None
-                return wait.event
-            if times := replayed.left.get(wait.content_key(self.content_key)):
-                left = times.pop(0)
-        if timeout is not None:
-            wait.due = backend.current_time() + (timeout if left is None else min(left, timeout))
-        if self.parent is not None:
-            self._claim_early(machine, wait)
-        is_outside = self.graph.answerable.get(kind)
-        wait.is_outside = self.graph.is_answerable(kind) if is_outside is None else is_outside
-        if machine.questions is not None:
-            self._adopt_question(machine, wait, journal)
-        worker = _worker_of(backend, context)
-        if worker is not None and not wait.is_outside:
-            # Whether no timer of the step's own can let it go on.
-            near = self.clock.is_nearer
-            wait.is_strict = timeout is None and not near(backend.current_effective_deadline())
-            worker = None
-        elif worker is not None:
-            step: Any = worker.step
-            is_free = step.options.limiter is None and self.state_store is None
-            if worker.absence is None and (
-                step.options.release_while_waiting if is_free else self._may_leave(worker)
-            ):
-                wait.queue = machine.queues[step.index]
-            else:
-                worker = None
-        if self.probe is not None:
-            self.probe.wait_began(context, kind)
+        if await _prepare(run, backend, machine, wait, journal, waiter_event, timeout):
+            assert wait.event is not None
+            return wait.event
+        worker = _lending_worker(run, backend, machine, wait, context, timeout)
+        if run.probe is not None:
+            run.probe.wait_began(context, kind)
         try:
-            event = await wait_for(
-                wait,
-                context,
-                backend=backend,
-                machine=machine,
-                ask=partial(self._ask, waiter_event),
-                is_over=self.outcome.has_ended,
-                timeout=timeout,
-                worker=worker,
-            )
+            await backend.checkpoint_if_cancelled()
+            machine.begin_wait(context, wait)
+            if wait.is_away:
+                assert worker is not None
+                worker.absence = wait
+                if worker.turn is not None:
+                    worker.turn.give_up()
+            is_taken = is_late = False
+            try:
+                _ask(run, waiter_event)
+                if wait.is_over:
+                    await backend.checkpoint()
+                if timeout is None:  # thousands may wait, and a scope is expensive as well
+                    while not wait.is_over:
+                        await wait.waiter.wait()
+                else:
+                    with backend.cancel_scope(deadline=wait.due):
+                        while not wait.is_over:
+                            await wait.waiter.wait()
+                if wait.event is None:
+                    is_late = True
+                elif worker is not None and (wait.is_away or worker.turn is not None):
+                    await worker.come_back(wait)
+                is_taken = wait.is_over
+            finally:
+                if not is_late and worker is not None:
+                    worker.is_back(machine, wait)
+                machine.end_wait(wait, is_taken=is_taken, is_over=bool(run.outcome.status))
+            if wait.event is None:
+                if worker is not None:
+                    await worker.reclaim(machine, wait)
+                msg = f"no {wait!r} came within {timeout:g} s"
+                raise WorkflowTimeoutError(msg, timeout)
         finally:
             if machine.startable:
-                self.start_soon()  # what it did not take has gone to a step
-            if self.probe is not None:
-                self.probe.wait_ended(context, kind)
-            self.idle_changed()
+                start_soon(run)  # what it did not take has gone to a step
+            if run.probe is not None:
+                run.probe.wait_ended(context, kind)
+            idle_changed(run)
         journal.received.append(wait)
-        return event
-
-    async def _receive_again(self, backend: Backend, journal: StepJournal, wait: Wait) -> bool:  # noqa: ASYNC910 - not where there is none
-        """Give a wait what an attempt before this one has had; return whether there was anything."""
-        events = journal.replayed.received.get(wait.content_key(self.content_key))
-        if not events:
-            return False  # noqa: ASYNC910
-        event = wait.event = events.pop(0)
-        journal.received.append(wait)
-        try:
-            await backend.checkpoint()
-        except BaseException:  # cancelled, it has taken no event
-            journal.received.remove(wait)
-            events.insert(0, event)
-            raise
-        return True
-
-    def _adopt_question(self, machine: Machine, wait: Wait, journal: StepJournal) -> None:
-        """Have a wait take over a question: of the run before, or one that its step has published."""
-        asked = journal.asked
-        if not wait.asks and asked is not None and machine.find_question(asked.number):
-            journal.asked = None
-            machine.adopt_question(wait, asked)
-            return
-        if any(asked.kind is not None for asked in machine.open_questions):
-            key = self.content_of(wait)
-            for asked in machine.open_questions:
-                if asked.kind is not None and asked.key == key:
-                    machine.adopt_question(wait, asked)
-                    return
-
-    def content_of(self, wait: Wait) -> int:
-        """Return a number that stands for what a wait is for, in every process."""
-        return wait.content_key(self.content_key)
-
-    def note_rest(self) -> None:
-        """Take note that a step waits for a place to continue, or that a worker went home."""
-        if self.machine is not None and self.machine.strict:
-            self.check_stuck()
-        self.idle_changed()
-        if self.draining is not None:
-            self.check_drained()
-
-    def _claim_early(self, machine: Machine, wait: Wait) -> None:
-        """Take over an answer that came to a parent before anybody in here waited for it."""
-        run = self.parent
-        while run is not None and not (machine.early and machine.early.has(wait)):
-            outer: Machine = run.machine
-            event = outer.early.take(wait) if outer.early else None
-            if event is not None:
-                machine.keep_early(event)
-            run = run.parent
-
-    def _ask(self, question: Event | None) -> None:
-        if isinstance(question, InputRequiredEvent):
-            check_publishable(question, self.log)
-            if self.machine is not None:
-                self.machine.has_asked = True
-            self._publish(question)  # it is open for as long as the wait is
-        else:
-            self.publish(question)
-        if self.machine is not None and self.machine.startable:
-            self.start_soon()  # the place that the step has given up
-        if self.machine is not None and self.machine.strict:
-            self.check_stuck()
-        self.idle_changed()
-        if self.draining is not None:
-            self.check_drained()
-
-    def check_stuck(self) -> None:
-        """End a run in which nothing can let any step go on."""
-        machine = self.machine
-        if machine is not None and machine.strict and is_stuck(machine) and self._are_alone():
-            self.stall()
-
-    def _are_alone(self) -> bool:
-        """Whether no step has started tasks that may yet do something."""
-        backend, _ = self.live()
-        owners = {worker.task: worker for worker in self.workers if worker.step is not None}
-        engine = {worker.task for worker in self.workers} | {self.host}
-        return not backend.have_own_tasks(owners, current_cleanup, self.nursery, engine)
+        return wait.event
 
     @enable_ki_protection
     def cancel_branch(self, node: BranchNode, reason: str) -> None:
         """See :meth:`sluicegate.Branch.cancel`."""
-        self.check_thread("Branch.cancel")
-        machine = self.machine
-        if machine is not None and not self.outcome.status:
+        run = self.run
+        if get_ident() != run.thread:
+            in_own_thread(run, "Branch.cancel", self.cancel_branch, node, reason)
+            return
+        machine = run.machine
+        if machine is not None and not run.outcome.status:
             machine.cancel(node, reason)
-            self.start_soon()  # the join of a fan-out that it was the last of
+            start_soon(run)  # the join of a fan-out that it was the last of
             if not machine.alive:
-                self.rest()
+                rest(run)
 
     @enable_ki_protection
     async def wait_for_branch(self, node: BranchNode, step: Any) -> None:
         """See :meth:`sluicegate.Branch.wait`."""
-        self.check_thread("Branch.wait")
+        run = self.run
+        check_thread(run, "Branch.wait")
         backend = current_backend()
         if node.is_over:
             await backend.checkpoint()
         else:
-            await self._wait_in_step(backend, node, step)
+            await _wait_in_step(run, backend, node, step)
         if node.cancel_record is not None and node.cancel_record.errors:
             node.cancel_record.is_reported = True
             first, *others = node.cancel_record.errors
@@ -381,83 +361,26 @@ class Operations(Run):
             finally:
                 del first, others  # or this frame and its exceptions form a circle
 
-    async def _wait_in_step(  # noqa: ASYNC910 - it is not over yet, so there is one
-        self, backend: Backend, node: BranchNode, sender: Any
-    ) -> None:
-        worker = current_cleanup.get()
-        if self.machine is None or not (isinstance(worker, Worker) and is_step_of(self)):
-            msg = (
-                f"Branch.wait() was called outside of the steps of {self.graph.name}; expected "
-                "`await branch.wait()` in a step of the run, or in a task that one started"
-            )
-            raise WorkflowRuntimeError(msg)
-        self._check_awaitable(node, worker, sender)
-        cancel_record = node.begin_tracking(node.live)
-        waiter = backend.waiter()
-        cancel_record.waiters.append(waiter)
-        # A timer of the step's own, or another task of it, may yet free its worker.
-        has_timer = self.clock.is_nearer(backend.current_effective_deadline())
-        rests = not has_timer and backend.current_task() is worker.task
-        step = worker.context or worker
-        machine = self.machine
-        if rests:
-            machine.begin_branch_wait(step, node)
-        is_reported = False
-        if self.probe is not None:
-            self.probe.wait_began(worker.context, None)
-        try:
-            self.check_stuck()
-            self.idle_changed()
-            self.check_drained()
-            while not node.is_over:
-                await waiter.wait()
-            is_reported = True
-        finally:
-            cancel_record.waiters.remove(waiter)
-            if rests:
-                machine.end_branch_wait(step, node)
-            if self.probe is not None:
-                self.probe.wait_ended(worker.context, None)
-            if not (is_reported or cancel_record.is_reported or cancel_record.waiters):
-                for error in cancel_record.errors:
-                    self.fail(error)  # nobody is left to catch it
-
-    def _check_awaitable(self, node: BranchNode, worker: Worker, sender: Context[Any]) -> None:
-        if worker.node is not None and node in worker.node.upward():
-            msg = (
-                "a step waits for the branch that it is itself a part of, which cannot end before "
-                "the step does; expected the step that sent the event to wait"
-            )
-            raise WorkflowRuntimeError(msg)
-        journal = sender._journal if sender is worker.context else None
-        if journal is not None and any(held[2] is node for held in journal.held):
-            assert worker.step is not None
-            msg = (
-                f"the step {worker.step.name} waits for an event that is kept back until the step "
-                "has succeeded, because it has retries; expected `@step(retry=..., "
-                "send_at_once=True)`"
-            )
-            raise WorkflowRuntimeError(msg)
-
     # -- children and attempts -------------------------------------------------------------------
 
     @enable_ki_protection
     async def run_child(self, context: Context[Any], handler: Any, stream: ChildStream) -> Any:
         """See :meth:`sluicegate.Context.run_child`."""
-        self.check_thread("run_child")
-        child = handler._runner
-        self._check_depth(handler)
+        run = self.run
+        check_thread(run, "run_child")
+        child: Run = handler._run
+        _check_depth(run, handler, child)
         if stream != "off":
-            child.log.forward = partial(self._forward, child.graph.name, stream)
-            child.log.outer = self.log
-        child.parent = self
-        self.children = self.children or {}
-        self.children[child] = context
-        self.busy_children += 1
-        self._offer_place(child, context)
-        if self.probe is not None:
-            self.probe.child_began(context, child)
-        self.idle_changed()  # it may be idle for another child of the same step
+            child.log.forward = partial(_forward, run, child.graph.name, stream)
+            child.log.outer = run.log
+        child.parent = run
+        run.children = run.children or {}
+        run.children[child] = context
+        run.busy_children += 1
+        _offer_place(run, child, context)
+        if run.probe is not None:
+            run.probe.child_began(context, child)
+        idle_changed(run)  # it may be idle for another child of the same step
         result: Any = None
         failure: Exception | None = None
         try:
@@ -465,18 +388,18 @@ class Operations(Run):
         except Exception as error:  # noqa: BLE001 - raised when the step has its place again
             failure = error
         except BaseException:
-            self._end_child(child, context)
+            _end_child(run, child, context)
             if child.lender is not None:
-                child.lender.is_back(self.live()[1], child.absence)
-            self.idle_changed()
+                child.lender.is_back(run.live()[1], child.absence)
+            idle_changed(run)
             raise
-        self._end_child(child, context)
-        self.idle_changed()
+        _end_child(run, child, context)
+        idle_changed(run)
         try:
             if child.absence is not None and child.absence.is_away:
-                _, machine = self.live()
+                _, machine = run.live()
                 await child.lender.reclaim(machine, child.absence)
-                self.idle_changed()
+                idle_changed(run)
             if failure is not None:
                 raise failure
         finally:
@@ -484,80 +407,13 @@ class Operations(Run):
             del failure  # or this frame and its exception keep each other alive
         return result
 
-    def _end_child(self, child: Any, context: Context[Any]) -> None:
-        if child.rests_in_parent:
-            child.rests_in_parent = False
-            self.live()[1].end_rest(context, is_strict=False)
-        else:
-            self.busy_children -= 1
-        del self.children[child]
-        child.log.forward = child.log.outer = child.parent = None
-        if self.probe is not None:
-            self.probe.child_ended(context, child)
-
-    def _offer_place(self, child: Any, context: Context[Any]) -> None:
-        """Have a step give up its place as soon as the child that it waits for is idle."""
-        backend, machine = self.live()
-        worker = _worker_of(backend, context)
-        if worker is None or worker.absence is not None:
-            return
-        if worker.turn is not None and worker.turn.is_of_task:
-            return  # a task of the child is the one to notice that it is idle
-        if self._may_leave(worker):
-            index = cast("Step", worker.step).index
-            child.absence = Absence(machine.queues[index], backend.waiter())
-            child.lender = worker
-
-    def _may_leave(self, worker: Worker) -> bool:
-        """Whether a step may give up its place, so far as it holds nothing that others wait for.
-
-        They would wait for it with its place, and it for a place.
-        """
-        options = cast("Step", worker.step).options
-        limiter: Any = options.limiter
-        return (
-            options.release_while_waiting
-            and (self.state_store is None or not self.state_store.is_written_by(worker.task))
-            and (limiter is None or worker.turn is not None or leaves_nothing(limiter))
-        )
-
-    def _check_depth(self, handler: Any) -> None:
-        """Refuse a child, while there is still room for it, whose frames would not fit in the stack.
-
-        Under Trio a child runs in the task of its step, and its frames lie on top of the parent's.
-        """
-        levels, run = 1, self.parent
-        while run is not None:
-            levels, run = levels + 1, run.parent
-        if levels < _SHALLOW:
-            return
-        frames, frame = 0, sys._getframe()
-        while frame is not None:
-            frames, frame = frames + 1, cast("Any", frame.f_back)
-        most = sys.getrecursionlimit()
-        if frames + 2 * levels > most * 3 // 4:  # parents are told of what happens, by calls
-            handler.cancel("it is nested too deep")
-            msg = (
-                f"{handler._runner.graph.name} would be a child at level {levels} of nested runs, "
-                f"for which Python's stack of {most} frames is too small; expected fewer levels "
-                "(a loop in one workflow, or children side by side), or "
-                f"`sys.setrecursionlimit({most * 2})` before the run"
-            )
-            raise WorkflowRuntimeError(msg)
-
-    def _forward(self, name: str, stream: ChildStream, event: Event) -> None:
-        if self.log.closed or isinstance(event, StopEvent | InternalEvent):
-            return
-        if stream == "tag":
-            path: tuple[str, ...] = (name,)
-            if isinstance(event, ChildEvent):
-                path, event = (name, *event.path), event.event
-            event = ChildEvent(path=path, event=event)
-        self._publish(event)
-
     def retry_info(self, context: Context[Any]) -> RetryInfo:
         """See :meth:`sluicegate.Context.retry_info`."""
-        backend, _ = self.live()
+        run = self.run
+        if get_ident() != run.thread:
+            info: RetryInfo = in_own_thread(run, "retry_info", self.retry_info, context)
+            return info
+        backend, _ = run.live()
         now = backend.current_time()
         attempts: Attempts | None = (
             context._redelivery.attempts if context._redelivery is not None else None
@@ -568,34 +424,273 @@ class Operations(Run):
             attempts = Attempts(now if context._began_at is None else context._began_at)
         return attempts.info(now)
 
-    def step_resources(self, context: Context[Any]) -> StepResources:
-        """Return what gives a step its resources, and closes its own when it ends."""
-        from sluicegate._engine.entered import StepResources  # noqa: PLC0415 - not everybody needs it
 
-        assert self.resources is not None
-        return StepResources(self.resources, context)
-
-    @enable_ki_protection  # it takes what waits out of the inboxes, and puts it back
-    def snapshot(self) -> dict[str, Any]:
-        """See :meth:`sluicegate.WorkflowHandler.snapshot`."""
-        from sluicegate._engine.snapshot_write import take_snapshot  # noqa: PLC0415 - not everybody needs it
-
-        if not self.outcome.is_over:
-            self.check_thread("snapshot")
-        return take_snapshot(self)  # type: ignore[arg-type]
-
-    def new_seed(self, step: str) -> str:
-        """Return what the jitter of a delivery's retries comes of: reproducible, and its own."""
-        self.retried += 1
-        return f"{self.run_id}/{step}/{self.retried}"
-
-    def number_invocation(self) -> int:
-        """Count an invocation that an observer is told of."""
-        self.invocations += 1
-        return self.invocations
+# -- waiting ---------------------------------------------------------------------------------
 
 
-def _worker_of(backend: Backend, context: Context[Any]) -> Worker | None:
+def _lending_worker(  # noqa: PLR0917
+    run: Run,
+    backend: Backend,
+    machine: Machine,
+    wait: Wait,
+    context: Context[Any],
+    timeout: float | None,
+) -> Worker | None:
+    """Return the worker of a step that gives up its place while it waits; None if it keeps it."""
+    worker = worker_of(backend, context)
+    if worker is None:
+        return None
+    if not wait.is_outside:
+        # Whether no timer of the step's own can let it continue.
+        near = run.clock.is_nearer
+        wait.is_strict = timeout is None and not near(backend.current_effective_deadline())
+        return None
+    step: Any = worker.step
+    is_free = step.options.limiter is None and run.state_store is None
+    if worker.absence is None and (
+        step.options.release_while_waiting if is_free else _may_leave(run, worker)
+    ):
+        wait.queue = machine.queues[step.index]
+        return worker
+    return None
+
+
+async def _prepare(  # noqa: ASYNC910, PLR0917 - a checkpoint only where an earlier attempt had the event
+    run: Run,
+    backend: Backend,
+    machine: Machine,
+    wait: Wait,
+    journal: StepJournal,
+    waiter_event: Event | None,
+    timeout: float | None,  # noqa: ASYNC109 - as above
+) -> bool:
+    """Fill in what a wait is for; return whether an earlier attempt has had its event."""
+    wait.asks = isinstance(waiter_event, InputRequiredEvent)
+    wait.question = waiter_event
+    wait.since = backend.current_time()
+    replayed = journal.replayed
+    left: float | None = None
+    if replayed.received or replayed.left:
+        if await _receive_again(run, backend, journal, wait):
+            return True
+        if times := replayed.left.get(wait.content_key(partial(content_key, run))):
+            left = times.pop(0)
+    if timeout is not None:
+        wait.due = backend.current_time() + (timeout if left is None else min(left, timeout))
+    if run.parent is not None:
+        _claim_early(run.parent, machine, wait)
+    is_outside = run.graph.answerable.get(wait.kind)
+    wait.is_outside = run.graph.is_answerable(wait.kind) if is_outside is None else is_outside
+    if machine.questions is not None:
+        _adopt_question(run, machine, wait, journal)
+    return False  # noqa: ASYNC910
+
+
+async def _receive_again(run: Run, backend: Backend, journal: StepJournal, wait: Wait) -> bool:  # noqa: ASYNC910 - not where there is none
+    """Give a wait what an attempt before this one has had; return whether there was anything."""
+    events = journal.replayed.received.get(wait.content_key(partial(content_key, run)))
+    if not events:
+        return False  # noqa: ASYNC910
+    event = wait.event = events.pop(0)
+    journal.received.append(wait)
+    try:
+        await backend.checkpoint()
+    except BaseException:  # cancelled, it has taken no event
+        journal.received.remove(wait)
+        events.insert(0, event)
+        raise
+    return True
+
+
+def _adopt_question(run: Run, machine: Machine, wait: Wait, journal: StepJournal) -> None:
+    """Have a wait take over a question: of the run before, or one that its step has published."""
+    asked = journal.asked
+    if not wait.asks and asked is not None and machine.find_question(asked.number):
+        journal.asked = None
+        machine.adopt_question(wait, asked)
+        return
+    if any(asked.kind is not None for asked in machine.open_questions):
+        key = wait.content_key(partial(content_key, run))
+        for asked in machine.open_questions:
+            if asked.kind is not None and asked.key == key:
+                machine.adopt_question(wait, asked)
+                return
+
+
+def _claim_early(parent: Run, machine: Machine, wait: Wait) -> None:
+    """Take over an answer that came to a parent before anybody in here waited for it."""
+    run: Run | None = parent
+    while run is not None and not (machine.early and machine.early.has(wait)):
+        outer = run.machine
+        assert outer is not None
+        event = outer.early.take(wait) if outer.early else None
+        if event is not None:
+            machine.keep_early(event)
+        run = run.parent
+
+
+def _ask(run: Run, question: Event | None) -> None:
+    if isinstance(question, InputRequiredEvent):
+        check_publishable(question, run.log)
+        if run.machine is not None:
+            run.machine.has_asked = True
+        run.operations.put_on_stream(question)  # it is open for as long as the wait is
+    else:
+        run.operations.publish(question)
+    if run.machine is not None and run.machine.startable:
+        start_soon(run)  # the place that the step has given up
+    if run.machine is not None and run.machine.strict:
+        check_stuck(run)
+    idle_changed(run)
+    if run.draining is not None:
+        check_drained(run)
+
+
+def _note_published(run: Run, machine: Machine, question: Event) -> None:
+    """Take note of a question that a step has put on the stream itself."""
+    asked = machine.note_question(question, run.live()[0].current_time())
+    worker = current_cleanup.get()
+    if isinstance(worker, Worker) and worker.context is not None:
+        journal_of(worker.context).asked = asked  # a wait of the step may be for its answer
+
+
+async def _wait_in_step(  # noqa: ASYNC910 - it is not over yet, so there is one
+    run: Run, backend: Backend, node: BranchNode, sender: Any
+) -> None:
+    worker = current_cleanup.get()
+    if run.machine is None or not (isinstance(worker, Worker) and is_step_of(run)):
+        msg = (
+            f"Branch.wait() was called outside of the steps of {run.graph.name}; expected "
+            "`await branch.wait()` in a step of the run, or in a task that one started"
+        )
+        raise WorkflowRuntimeError(msg)
+    _check_awaitable(node, worker, sender)
+    cancel_record = node.begin_tracking(node.live)
+    waiter = backend.waiter()
+    cancel_record.waiters.append(waiter)
+    # A timer of the step's own, or another task of it, may yet free its worker.
+    has_timer = run.clock.is_nearer(backend.current_effective_deadline())
+    rests = not has_timer and backend.current_task() is worker.task
+    step = worker.context or worker
+    machine = run.machine
+    if rests:
+        machine.begin_branch_wait(step, node)
+    is_reported = False
+    if run.probe is not None:
+        run.probe.wait_began(worker.context, None)
+    try:
+        check_stuck(run)
+        idle_changed(run)
+        check_drained(run)
+        while not node.is_over:
+            await waiter.wait()
+        is_reported = True
+    finally:
+        cancel_record.waiters.remove(waiter)
+        if rests:
+            machine.end_branch_wait(step, node)
+        if run.probe is not None:
+            run.probe.wait_ended(worker.context, None)
+        if not (is_reported or cancel_record.is_reported or cancel_record.waiters):
+            for error in cancel_record.errors:
+                fail(run, error)  # nobody is left to catch it
+
+
+def _check_awaitable(node: BranchNode, worker: Worker, sender: Context[Any]) -> None:
+    if worker.node is not None and node in worker.node.upward():
+        msg = (
+            "a step waits for the branch that it is itself a part of, which cannot end before "
+            "the step does; expected the step that sent the event to wait"
+        )
+        raise WorkflowRuntimeError(msg)
+    journal = sender._journal if sender is worker.context else None
+    if journal is not None and any(held[2] is node for held in journal.held):
+        assert worker.step is not None
+        msg = (
+            f"the step {worker.step.name} waits for an event that is kept back until the step "
+            "has succeeded, because it has retries; expected `@step(retry=..., "
+            "send_at_once=True)`"
+        )
+        raise WorkflowRuntimeError(msg)
+
+
+def _end_child(run: Run, child: Run, context: Context[Any]) -> None:
+    if child.rests_in_parent:
+        child.rests_in_parent = False
+        run.live()[1].end_rest(context, is_strict=False)
+    else:
+        run.busy_children -= 1
+    del run.children[child]
+    child.log.forward = child.log.outer = child.parent = None
+    if run.probe is not None:
+        run.probe.child_ended(context, child)
+
+
+def _offer_place(run: Run, child: Run, context: Context[Any]) -> None:
+    """Have a step give up its place as soon as the child that it waits for is idle."""
+    backend, machine = run.live()
+    worker = worker_of(backend, context)
+    if worker is None or worker.absence is not None:
+        return
+    if worker.turn is not None and worker.turn.is_of_task:
+        return  # a task of the child is the one to notice that it is idle
+    if _may_leave(run, worker):
+        index = cast("Step", worker.step).index
+        child.absence = Absence(machine.queues[index], backend.waiter())
+        child.lender = worker
+
+
+def _may_leave(run: Run, worker: Worker) -> bool:
+    """Whether a step may give up its place, so far as it holds nothing that others wait for.
+
+    They would wait for it with its place, and it for a place.
+    """
+    options = cast("Step", worker.step).options
+    limiter: Any = options.limiter
+    return (
+        options.release_while_waiting
+        and (run.state_store is None or not run.state_store.is_written_by(worker.task))
+        and (limiter is None or worker.turn is not None or leaves_nothing(limiter))
+    )
+
+
+def _check_depth(run: Run, handler: Any, child: Run) -> None:
+    """Refuse a child, while there is still room for it, whose frames would not fit in the stack.
+
+    Under Trio a child runs in the task of its step, and its frames lie on top of the parent's.
+    """
+    levels, above = 1, run.parent
+    while above is not None:
+        levels, above = levels + 1, above.parent
+    if levels < _SHALLOW:
+        return
+    frames, frame = 0, sys._getframe()
+    while frame is not None:
+        frames, frame = frames + 1, cast("Any", frame.f_back)
+    most = sys.getrecursionlimit()
+    if frames + 2 * levels > most * 3 // 4:  # parents are told of what happens, by calls
+        handler.cancel("it is nested too deep")
+        msg = (
+            f"{child.graph.name} would be a child at level {levels} of nested runs, "
+            f"for which Python's stack of {most} frames is too small; expected fewer levels "
+            "(a loop in one workflow, or children side by side), or "
+            f"`sys.setrecursionlimit({most * 2})` before the run"
+        )
+        raise WorkflowRuntimeError(msg)
+
+
+def _forward(run: Run, name: str, stream: ChildStream, event: Event) -> None:
+    if run.log.closed or isinstance(event, StopEvent | InternalEvent):
+        return
+    if stream == "tag":
+        path: tuple[str, ...] = (name,)
+        if isinstance(event, ChildEvent):
+            path, event = (name, *event.path), event.event
+        event = ChildEvent(path=path, event=event)
+    run.operations.put_on_stream(event)
+
+
+def worker_of(backend: Backend, context: Context[Any]) -> Worker | None:
     """Return the worker of a step that itself calls its context; None if a task of it does."""
     worker: Any = current_cleanup.get()
     if (
@@ -609,7 +704,7 @@ def _worker_of(backend: Backend, context: Context[Any]) -> Worker | None:
     return None
 
 
-def _journal_of(context: Context[Any]) -> StepJournal:
+def journal_of(context: Context[Any]) -> StepJournal:
     if context._journal is None:
         context._journal = StepJournal(context._redelivery)
     journal: StepJournal = context._journal

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class DeliveryListener(Protocol):
     """Is notified of exceptions before they are delivered into a coroutine."""
 
-    _run: Any
+    run: Any
     was_interrupted: bool
 
     def note_delivery(self, error: BaseException) -> None: ...
@@ -81,14 +81,14 @@ def run_in_context(
                 answer = yield trap
             except BaseException as error:  # noqa: ASYNC103, BLE001 - passed on to the coroutine
                 if worker is not None:
-                    if worker._run.outcome.status:  # settled; a call less than asking
+                    if worker.run.outcome.status:  # settled; a call less than asking
                         worker.was_interrupted = True
                     else:
                         worker.note_delivery(error)
                 trap = run(coroutine.throw, error)
             else:
                 if worker is not None and type(answer) is Error:
-                    if worker._run.outcome.status:
+                    if worker.run.outcome.status:
                         worker.was_interrupted = True
                     else:
                         worker.note_delivery(answer.error)

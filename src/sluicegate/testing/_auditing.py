@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from sluicegate._engine.ending import fail
 from sluicegate._engine.entered import has_to_be_entered, is_async_manager
 from sluicegate._engine.probe import Probe
 from sluicegate._errors import brief
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from sluicegate._engine.lineage import BranchNode
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.resource_scopes import ResourceScope
-    from sluicegate._engine.runner import Runner
+    from sluicegate._engine.run import Run
     from sluicegate._handler import WorkflowHandler
     from sluicegate.testing._sweeps.trial import Trial
 
@@ -93,7 +94,7 @@ class _Manager:
 class ScenarioWatch(Probe):
     """Observes one run of a scenario, and collects the problems that show at once."""
 
-    def __init__(self, trial: Trial, run: Runner) -> None:
+    def __init__(self, trial: Trial, run: Run) -> None:
         self.trial = trial
         self.run = run
         #: The workflow's own graph.
@@ -105,7 +106,7 @@ class ScenarioWatch(Probe):
         self.in_flight: tuple[InFlight, ...] = ()
         #: The run's scope of resources, and its child runs.
         self.resources: ResourceScope | None = None
-        self.children: list[Runner] = []
+        self.children: list[Run] = []
         self.problems: list[str] = []
         #: Problems that do not count if an error was injected into an await of the engine.
         self.disorder: list[str] = []
@@ -145,7 +146,7 @@ class ScenarioWatch(Probe):
         self.logged.append(event)
         asked = event.event if isinstance(event, ChildEvent) else event
         if self.refuse is not None and isinstance(asked, InputRequiredEvent):
-            self.run.fail(AssertionError(self.refuse(asked)))
+            fail(self.run, AssertionError(self.refuse(asked)))
 
     def alter(self, step: Step) -> Step:
         """Return a copy of a step that can be a target, and whose resources are observed."""
@@ -225,7 +226,7 @@ class ScenarioWatch(Probe):
             self.problems.append(f"the resource {name} was closed, but had not been opened")
         elif resource.closings > 1:
             self.problems.append(f"the resource {name} was closed {resource.closings} times")
-        elif resource.plan.scope == "step" or not self.run.is_running:  # not alone
+        elif resource.plan.scope == "step" or self.run.outcome.status:  # not alone
             for later in self._opened[self._opened.index(resource) + 1 :]:
                 if later.owner == resource.owner and not later.is_closed:
                     self.disorder.append(f"the resource {name} was closed before {later.plan.name}")
@@ -263,7 +264,7 @@ def audit(handler: Any) -> list[str]:
     return audit_run(run_of(handler))
 
 
-def audit_run(run: Runner) -> list[str]:
+def audit_run(run: Run) -> list[str]:
     """Return what is wrong with a run that is over; see :func:`audit`."""
     log, outcome = run.log, run.outcome
     found = [

@@ -9,8 +9,7 @@ import attrs
 
 from sluicegate._engine.machine import Machine
 from sluicegate._engine.resource_scopes import ResourceScope
-from sluicegate._engine.run import RunOptions
-from sluicegate._engine.runner import Runner
+from sluicegate._engine.run import Run, RunOptions
 from sluicegate._errors import WorkflowRuntimeError, brief
 from sluicegate._events import Event, StopEvent
 from sluicegate._handler import WorkflowHandler
@@ -50,7 +49,7 @@ class _Delivery:
         self._index = index
         self._event = event
 
-    def load(self, _run: Runner, machine: Machine) -> None:
+    def load(self, _run: Run, machine: Machine) -> None:
         """Queue the delivery."""
         machine.enqueue(machine.queues[self._index], self._event, None)
 
@@ -68,7 +67,7 @@ class _StepSession(Session):
         step: The step, with its resources replaced.
     """
 
-    def __init__(self, run: Runner, expected: Expectations, step: Step) -> None:
+    def __init__(self, run: Run, expected: Expectations, step: Step) -> None:
         super().__init__(run, expected)
         self._step = step
         self.outgoing: list[tuple[Event, str | None]] = []
@@ -177,7 +176,7 @@ async def run_step(
     expected = Expectations(answers=answers, raises=raises, expose_internal=False)
     store = StateStore[Any](graph.state_type, _state_from(graph, state))
     async with ResourceScope("workflow") as scope:
-        run = Runner(
+        run = Run(
             workflow,
             graph,
             run_id=f"run_step({step})",

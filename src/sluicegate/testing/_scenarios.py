@@ -235,7 +235,7 @@ class WorkflowScenario:
                 asked = event.event if isinstance(event, ChildEvent) else event
                 if isinstance(asked, InputRequiredEvent):
                     answer = await answerer.answer(asked)
-                    if answer is not None and run_of(handler).is_running:
+                    if answer is not None and not run_of(handler).outcome.status:
                         handler.send_event(answer)
 
     async def check(self, outcome: Outcome) -> Any:

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 
 from sluicegate._context import outer_context
+from sluicegate._engine.control import open_store, receive
+from sluicegate._engine.ending import cancel_run, fail
+from sluicegate._engine.idle import is_idle
 from sluicegate._engine.probe import Probe
 from sluicegate._engine.stalls import missing
+from sluicegate._engine.step_operations import StepOperations
 from sluicegate._errors import brief
 from sluicegate._events import ChildEvent, Event, InputRequiredEvent, InternalEvent, StopEvent
 from sluicegate._loop import current_backend
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
 
     from sluicegate._definition.graph import Graph
     from sluicegate._definition.steps import Step
-    from sluicegate._engine.runner import Runner
+    from sluicegate._engine.run import Run
     from sluicegate.testing._altering import Recorded, Resources
 
 
@@ -57,7 +61,7 @@ class Session(Probe):
         TypeError: The answers, or ``until``, have the wrong type.
     """
 
-    def __init__(self, run: Runner, expected: Expectations) -> None:
+    def __init__(self, run: Run, expected: Expectations) -> None:
         self.run = run
         self.expected = expected
         self.events: list[Event] = []
@@ -125,7 +129,7 @@ class Session(Probe):
             return
         if reached and not self.run.outcome.status:
             self.is_ended_early = True
-            self.run.cancel(f"until: {brief(event)} was published")
+            cancel_run(self.run, f"until: {brief(event)} was published")
 
     def invocation_began(self, number: int, step: Step, event: object, attempt: int) -> None:
         """Record the invocation."""
@@ -141,7 +145,7 @@ class Session(Probe):
         self.wake()
         if self._questions or self._is_answering or not self._answerer.is_strict:
             return
-        if self.failure is None and not self.run.outcome.status and self.run.is_idle:
+        if self.failure is None and not self.run.outcome.status and is_idle(self.run):
             unasked = self._answerer.unasked()
             if unasked is not None:
                 self._questions.append(_Unasked(event=unasked))
@@ -160,7 +164,7 @@ class Session(Probe):
         """End the run, and make :meth:`conclude` raise ``error``."""
         if self.failure is None:
             self.failure = error
-            self.run.fail(error)
+            fail(self.run, error)
 
     def wake(self) -> None:
         """Make :meth:`watch` check its condition again."""
@@ -199,7 +203,7 @@ class Session(Probe):
             else:
                 answer = await self._answerer.answer(question)
             if answer is not None and not outcome.status:
-                self.run.receive(answer, None)
+                receive(self.run, answer, None)
         finally:
             self._is_answering = False
         self.idle_changed()
@@ -230,8 +234,8 @@ class Session(Probe):
             stop_event=outcome.stop_event,
             error=outcome.error,
             errors=outcome.errors,
-            state=self.run.store.snapshot_state(),
-            ctx=outer_context(self.run),
+            state=open_store(self.run).snapshot_state(),
+            ctx=outer_context(StepOperations(self.run)),
         )
 
     def _check_end(self) -> None:

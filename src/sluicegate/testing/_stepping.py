@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, final
 import attrs
 
 from sluicegate._context import outer_context
+from sluicegate._engine.control import open_store
+from sluicegate._engine.idle import steps_at_rest
 from sluicegate._engine.invocation import Place, place_in
+from sluicegate._engine.step_operations import StepOperations
 from sluicegate._errors import WorkflowRuntimeError
 from sluicegate._handler import mark_observed
 from sluicegate._loop import current_backend
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from sluicegate._context import Context
     from sluicegate._definition.steps import Step
     from sluicegate._engine.invocation import Worker
-    from sluicegate._engine.runner import Runner
+    from sluicegate._engine.run import Run
     from sluicegate._events import Event, StartEvent
     from sluicegate._loop import Waiter
     from sluicegate._workflow import Workflow
@@ -61,7 +64,7 @@ class _StepGates:
     depend on the order in which the event loop runs its tasks.
     """
 
-    def __init__(self, run: Runner, tell: Callable[[], None]) -> None:
+    def __init__(self, run: Run, tell: Callable[[], None]) -> None:
         self._run = run
         self._tell = tell
         self._arrived: list[_HeldInvocation] = []
@@ -74,7 +77,7 @@ class _StepGates:
 
         A checkpoint; when cancelled, the invocation is no longer held.
         """
-        worker = next(
+        worker: Worker = next(
             worker
             for worker in self._run.workers
             if worker.step is step
@@ -103,7 +106,7 @@ class _StepGates:
             return False
         if any(map(_is_cancelled, held)):
             return False  # it is about to be cancelled
-        resting = self._run.at_rest()
+        resting = steps_at_rest(self._run)
         return sum(queue.begun for queue in machine.queues) == len(held) + len(resting)
 
     def first(self) -> _HeldInvocation:
@@ -249,7 +252,7 @@ class SteppedRun(Generic[R]):
     @property
     def state(self) -> Any:
         """The current state; read only."""
-        return self._session.run.store.snapshot_state()
+        return open_store(self._session.run).snapshot_state()
 
     @property
     def status(self) -> str:
@@ -259,7 +262,7 @@ class SteppedRun(Generic[R]):
     @property
     def ctx(self) -> Context[Any]:
         """The context of the run, to change its state or to take a snapshot."""
-        return outer_context(self._session.run)
+        return outer_context(StepOperations(self._session.run))
 
     @property
     def result(self) -> WorkflowTestResult[R]:

@@ -1,0 +1,202 @@
+"""Whether a run gets on: idle, at rest, stuck or drained, and what it asks of the outside."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import attrs
+
+from sluicegate._engine.ending import cancel_run, stall
+from sluicegate._engine.stalls import at_rest, expects_input, is_stuck
+from sluicegate._events import WorkflowIdleEvent
+from sluicegate._loop.cleanup import current_cleanup
+from sluicegate._questions import OpenQuestion, id_of
+
+
+if TYPE_CHECKING:
+    from sluicegate._engine.run import Run
+    from sluicegate._questions import Asked
+
+
+LOGGER = logging.getLogger("sluicegate")
+
+
+def is_idle(run: Run) -> bool:
+    """Whether nothing runs and the run waits for an event from outside."""
+    if run.awaits_outside or run.machine is None:
+        return run.awaits_outside
+    machine = run.machine
+    has_questions = machine.outside_waits or len(run.children) > run.busy_children
+    return bool(has_questions) and not run.busy_children and machine.is_at_rest
+
+
+def idle_changed(run: Run) -> None:
+    """Tell those who asked whether the run is idle: readers, the clock of its timeout, parents."""
+    if run.log.internal_readers and is_idle(run) is not run.reported_idle:
+        run.reported_idle = not run.reported_idle
+        if run.reported_idle:
+            run.log.append(WorkflowIdleEvent())
+    if run.warns_of_idle and is_idle(run):
+        warn_of_idle(run)
+    if run.slots is not None:
+        run.slots.note(run, is_idle=is_idle(run))
+    if run.options.excludes_waiting and run.backend is not None:
+        run.clock.stand(run.backend, still=is_idle(run))
+    if run.parent is not None:
+        child_idle_changed(run.parent, run)
+        check_drained(run.parent)
+    if run.probe is not None:
+        run.probe.idle_changed()
+
+
+def warn_of_idle(run: Run) -> None:
+    """Tell of a run that is awaited in place, and waits with nothing to show its questions."""
+    run.warns_of_idle = False
+    if run.log.has_readers or run.parent is not None:  # a child asks through its parent
+        return
+    waits = [
+        f"{question.id}: {' or '.join(kind.__name__ for kind in question.answers) or 'an event'}"
+        for question in open_questions(run)
+    ]
+    LOGGER.warning(
+        "the run %s of %s, awaited in place, waits for an event from outside (%s), and no reader "
+        "is there to show what it asks; expected `async with workflow.run(...) as handler:`, and "
+        "`handler.send_event(...)` in it",
+        run.run_id,
+        run.graph.name,
+        ", ".join(waits),
+    )
+
+
+def open_questions(run: Run) -> tuple[OpenQuestion, ...]:
+    """See :attr:`sluicegate.WorkflowHandler.questions`."""
+    if run.outcome.status:
+        return ()
+    machine = run.machine
+    if machine is None:
+        resumed = () if run.resumed is None else run.resumed.questions
+        answered = {question for _, _, question in run.early}
+        found_before = [shown(run, asked) for asked in resumed]
+        return tuple(question for question in found_before if question.id not in answered)
+    found = {
+        asked.number: shown(run, asked) for asked in machine.open_questions if asked.answer is None
+    }
+    for wait in machine.waits:
+        if wait.is_outside or wait.asks:
+            found[wait.number] = OpenQuestion(
+                id_of(wait.number), wait.shown, wait.since, (wait.kind,)
+            )
+    own = [found[number] for number in sorted(found)]
+    for child in run.children:
+        inner = open_questions(child)
+        own += [attrs.evolve(q, id=f"{child.run_id}/{q.id}") for q in inner]
+    return tuple(own)
+
+
+def shown(run: Run, asked: Asked) -> OpenQuestion:
+    answers = run.graph.answers if asked.kind is None else (asked.kind,)
+    return OpenQuestion(id_of(asked.number), asked.event, asked.since, answers)
+
+
+def child_idle_changed(run: Run, child: Run) -> None:
+    """Take note of whether a child of a step waits for an event from outside."""
+    # One that waits for its turn behind runs that wait for people waits for these, too.
+    rests = is_idle(child) or (child.queued_at is not None and child.queued_at.is_idle)
+    if rests is not child.rests_in_parent:
+        child.rests_in_parent = rests
+        machine, context = run.machine, run.children[child]
+        assert machine is not None
+        if rests:
+            run.busy_children -= 1
+            machine.begin_rest(context, is_strict=False)
+            lender, absence = child.lender, child.absence
+            if lender is not None and absence is not None and lender.absence is None:
+                machine.leave_place(absence)
+                lender.absence = absence
+                if lender.turn is not None:
+                    lender.turn.give_up()
+                start_soon(run)
+        else:
+            run.busy_children += 1
+            machine.end_rest(context, is_strict=False)
+    idle_changed(run)
+
+
+def note_rest(run: Run) -> None:
+    """Take note that a step waits for a place to continue, or that a worker went home."""
+    if run.machine is not None and run.machine.strict:
+        check_stuck(run)
+    idle_changed(run)
+    if run.draining is not None:
+        check_drained(run)
+
+
+def rest(run: Run) -> None:
+    """Nothing is alive: the run waits for somebody outside, or it can never go on."""
+    if run.draining is not None:
+        return
+    assert run.machine is not None
+    if expects_input(run.machine):
+        run.awaits_outside = True
+        idle_changed(run)
+    else:
+        stall(run)
+
+
+def steps_at_rest(run: Run) -> set[int]:
+    """Return the ids of the contexts of all steps that wait in their middle."""
+    if run.machine is None:
+        return set()
+    busy = {id(step) for child, step in run.children.items() if not child.rests_in_parent}
+    return at_rest(run.machine) - busy
+
+
+def check_drained(run: Run) -> None:
+    """End a run that starts nothing more as soon as nothing of it gets on."""
+    machine = run.machine
+    if run.draining is None or run.outcome.status or machine is None:
+        return
+    resting = steps_at_rest(run)
+    active = (
+        worker
+        for worker in run.workers
+        if not (worker.step is None or worker.is_waiting)
+        # One that queues for its place continues when one that has a place ends.
+        and (worker.absence is None or not worker.absence.is_queued)
+    )
+    if any(id(w.context or w) not in resting for w in active):
+        return
+    cancel_run(run, run.draining)
+
+
+def check_stuck(run: Run) -> None:
+    """End a run in which nothing can let any step go on."""
+    machine = run.machine
+    if machine is not None and machine.strict and is_stuck(machine) and are_alone(run):
+        stall(run)
+
+
+def are_alone(run: Run) -> bool:
+    """Whether no step has started tasks that may yet do something."""
+    backend, _ = run.live()
+    owners = {worker.task: worker for worker in run.workers if worker.step is not None}
+    engine = {worker.task for worker in run.workers} | {run.host}
+    return not backend.have_own_tasks(owners, current_cleanup, run.nursery, engine)
+
+
+def start_workers(run: Run) -> None:
+    """Start a worker for each delivery that waits for one."""
+    _, machine = run.live()
+    nursery = run.nursery
+    for queue in machine.startable:
+        nursery.start_soon(run.work, run, queue, name=queue.step.label)
+    machine.startable.clear()
+
+
+def start_soon(run: Run) -> None:
+    """Have what may start be started."""
+    if run.parked is None:
+        start_workers(run)
+    elif run.machine is not None and run.machine.startable:
+        run.parked.wake()  # the host does: AnyIO starts tasks from tasks only
