@@ -56,6 +56,9 @@ if TYPE_CHECKING:
 current_scope: ContextVar[Any] = ContextVar("sluicegate_scope", default=None)
 
 
+_new = object.__new__
+
+
 @enable_ki_protection
 async def execute(run: Run) -> None:
     """Run to the end. When this returns or raises, nothing of the run is left.
@@ -67,7 +70,8 @@ async def execute(run: Run) -> None:
     backend = run.backend
     assert backend is not None
     run.work = run_worker
-    run.operations = run.operations or StepOperations(run)
+    run.operations = operations = _new(StepOperations)  # a call less for each run
+    operations.run = run
     run.variables = copy_context()
     # What a step starts without an owner must not end up in a scope that outlives the run.
     run.variables.run(current_scope.set, False)

@@ -272,7 +272,8 @@ class StepOperations:
         Where the step may give up its place, its worker has no place while it waits.
         """
         run = self.run
-        check_thread(run, "wait_for_event")
+        if get_ident() != run.thread:
+            check_thread(run, "wait_for_event")
         backend, machine = run.backend, run.machine
         assert backend is not None
         assert machine is not None
