@@ -217,15 +217,15 @@ class Context(Generic[StateT]):
     _is_sluicegate_context: ClassVar[bool] = True
 
     __slots__ = (
-        "_began_at",
         "_is_over",
-        "_journal",
         "_node",
         "_progress",
-        "_redelivery",
         "_run",
         "_step",
         "_stream",
+        "began_at",
+        "journal",
+        "redelivery",
     )
 
     def __init__(self, workflow: WorkflowLike[Any]) -> None:
@@ -233,9 +233,11 @@ class Context(Generic[StateT]):
         self._run: Any = workflow.__open_saved_run__(None)
         self._step: Step | None = None
         self._node: Any = None
-        self._redelivery: Any = None
-        self._journal: Any = None
-        self._began_at: float | None = None
+        # For the engine, and not a part of the public API: an attempt before this one, the record of
+        # what this one has done, and when it began, on the backend's clock.
+        self.redelivery: Any = None
+        self.journal: Any = None
+        self.began_at: float | None = None
         self._progress: Callable[[], object] | None = None
         self._is_over = False
         self._stream: StreamSender | None = None
@@ -291,7 +293,7 @@ class Context(Generic[StateT]):
     def end(self) -> None:
         """Take note that the step has ended; for the engine."""
         self._is_over = True
-        self._redelivery = self._progress = self._stream = None  # or they and this form circles
+        self.redelivery = self._progress = self._stream = None  # or they and this form circles
 
     @property
     def run_id(self) -> str:
@@ -317,7 +319,7 @@ class Context(Generic[StateT]):
             workflow=step.label.rpartition(".")[0],
             num_workers=step.num_workers,
             timeout=step.timeout,
-            attempt=1 if self._redelivery is None else self._redelivery.number,
+            attempt=1 if self.redelivery is None else self.redelivery.number,
         )
 
     @property
@@ -570,9 +572,9 @@ def step_context(run: RunOperations, step: Step | None, node: Any, again: Any) -
     context._run = run
     context._step = step
     context._node = node
-    context._redelivery = again
+    context.redelivery = again
     context._is_over = False
-    context._stream = context._journal = context._progress = context._began_at = None
+    context._stream = context.journal = context._progress = context.began_at = None
     return context
 
 

@@ -49,7 +49,7 @@ def recover(
     step = queue.step
     known = worker.event if type(worker.event) is Redelivery else None
     given = worker.event if known is None else known.event
-    journal = worker.context._journal if worker.context is not None else None
+    journal = worker.context.journal if worker.context is not None else None
     if journal is not None:
         journal.undo(machine, queue.index)
     attempts = (known.attempts if known is not None else None) or Attempts(worker.began_at)

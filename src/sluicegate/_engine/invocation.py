@@ -185,7 +185,7 @@ class Worker:
         if redelivery is not None:
             event = redelivery.event
         self.context = context = step_context(self.run.operations, step, node, redelivery)
-        context._began_at = self.began_at
+        context.began_at = self.began_at
         if node is None or node.cancel_record is None:
             return await self._prepare(backend, step, event, context)
         cancel_record = node.cancel_record

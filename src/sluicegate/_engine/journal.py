@@ -256,5 +256,5 @@ class InFlight:
     def of(cls, worker: AtWork) -> InFlight:
         """Return what a worker is at."""
         assert worker.step is not None
-        journal = worker.context._journal if worker.context is not None else None
+        journal = worker.context.journal if worker.context is not None else None
         return cls(worker.step, worker.event, worker.node, journal)

@@ -8,7 +8,7 @@ change the fields below.
 from __future__ import annotations
 
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.probe import Probe
     from sluicegate._engine.resource_scopes import ResourceScope
-    from sluicegate._engine.snapshot_read import SavedMachine
     from sluicegate._engine.step_queue import Absence
     from sluicegate._events import Event
     from sluicegate._loop import Backend, Waiter
     from sluicegate._loop.limits import ConcurrencyLimit, LoopSlots
     from sluicegate._observers import Observer
+    from sluicegate._questions import Asked
     from sluicegate._state.store import StateStore
     from sluicegate._streams import EventLog
 
@@ -44,6 +44,25 @@ Early = tuple["Event", "str | None", "str | None"]
 
 #: The content of an event that arrived with an id, and the step and the question that it named.
 Key = tuple[str, "str | None", "str | None"]
+
+
+class Resumable(Protocol):
+    """What a run is resumed from: a decoded snapshot.
+
+    Attributes:
+        elapsed: Seconds that the run has taken before.
+        retried: How many deliveries have been given a seed for the jitter of their retries.
+        questions: The open questions, each with the seconds since it was asked.
+        saved: The structs that it was read from, for a snapshot before the run begins.
+    """
+
+    elapsed: float
+    retried: int
+    questions: list[Asked]
+    saved: Any
+
+    def load(self, run: Run, machine: Machine) -> None:
+        """Put the pending work into the new machine of a run; synchronous, once."""
 
 
 @attrs.frozen
@@ -130,7 +149,7 @@ class Run:
         log: EventLog,
         options: RunOptions,
         start_event: Event | None,
-        resumed: SavedMachine | None = None,
+        resumed: Resumable | None = None,
         early: list[Early] | tuple[Early, ...] = (),
         keys: dict[str, Key] = EMPTY,
         carrier: dict[str, str] = EMPTY,

@@ -181,8 +181,8 @@ async def host_run(run: Run, backend: Backend, nursery: Nursery) -> None:
         if run.outcome.status:
             break
         run.parked = backend.waiter()
+        outcome = run.outcome  # other tasks settle it while this one waits
         try:
-            outcome = run.outcome  # is settled by others while this waits
             while not (outcome.status or machine.startable):
                 await run.parked.wait()
         except BaseException as error:
@@ -286,7 +286,7 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
             else:
                 if run.outcome.status:
                     break  # the run is over; what came of this step has nowhere to go
-                if context is not None and (journal := context._journal) and journal.held:
+                if context is not None and (journal := context.journal) and journal.held:
                     # Checked before the sends are out: else a resumed run would have them twice.
                     machine.check_result(queue, result)
                     release_held(run, journal)

@@ -440,7 +440,7 @@ class _Reader:
 
 def _checked(data: Any, graph: Graph) -> Snapshot:
     """Return a snapshot in its structs, if it is of this format and of this workflow."""
-    version = data.get("sluicegate") if isinstance(data, dict) else None
+    version = cast("dict[str, Any]", data).get("sluicegate") if isinstance(data, dict) else None
     if type(version) is not int or version != FORMAT:
         msg = (
             f"this is no snapshot that this version of sluicegate can read (format {brief(version)}); "

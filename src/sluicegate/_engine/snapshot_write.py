@@ -135,11 +135,11 @@ class _Writer:
         answers: dict[int, list[Wait]] = {}
         for wait, context in self._machine.answered.items():
             assert wait.event is not None
-            answers.setdefault(id(cast("Any", context)._journal), []).append(wait)
+            answers.setdefault(id(cast("Any", context).journal), []).append(wait)
         timed: dict[int, list[Wait]] = {}
         for wait, context in self._machine.waits.items():
             if wait.due != inf:
-                timed.setdefault(id(cast("Any", context)._journal), []).append(wait)
+                timed.setdefault(id(cast("Any", context).journal), []).append(wait)
         key_of = self._codec.content_key
         for item in working:
             if item.node is None or not item.node.is_cancelled:

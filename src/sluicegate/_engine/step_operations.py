@@ -277,7 +277,7 @@ class StepOperations:
         backend, machine = run.backend, run.machine
         assert backend is not None
         assert machine is not None
-        journal = context._journal or journal_of(context)
+        journal = context.journal or journal_of(context)
         wait = Wait(kind, requirements, backend.waiter())
         if await _prepare(run, backend, machine, wait, journal, waiter_event, timeout):
             assert wait.event is not None
@@ -417,12 +417,12 @@ class StepOperations:
         backend, _ = run.live()
         now = backend.current_time()
         attempts: Attempts | None = (
-            context._redelivery.attempts if context._redelivery is not None else None
+            context.redelivery.attempts if context.redelivery is not None else None
         )
         if attempts is None:
             from sluicegate._definition.retries import Attempts  # noqa: PLC0415 - not everybody needs it
 
-            attempts = Attempts(now if context._began_at is None else context._began_at)
+            attempts = Attempts(now if context.began_at is None else context.began_at)
         return attempts.info(now)
 
 
@@ -604,7 +604,7 @@ def _check_awaitable(node: BranchNode, worker: Worker, sender: Context[Any]) -> 
             "the step does; expected the step that sent the event to wait"
         )
         raise WorkflowRuntimeError(msg)
-    journal = sender._journal if sender is worker.context else None
+    journal = sender.journal if sender is worker.context else None
     if journal is not None and any(held[2] is node for held in journal.held):
         assert worker.step is not None
         msg = (
@@ -706,9 +706,9 @@ def worker_of(backend: Backend, context: Context[Any]) -> Worker | None:
 
 
 def journal_of(context: Context[Any]) -> StepJournal:
-    if context._journal is None:
-        context._journal = StepJournal(context._redelivery)
-    journal: StepJournal = context._journal
+    if context.journal is None:
+        context.journal = StepJournal(context.redelivery)
+    journal: StepJournal = context.journal
     return journal
 
 

@@ -166,7 +166,7 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:  # noqa: C901 - one for each
 def _tuple_like(old: Any, parts: list[Any]) -> Any:
     if all(a is b for a, b in zip(old, parts, strict=True)):
         return old
-    return getattr(old, "_make", type(old))(parts)
+    return getattr(old, "_make", cast("Any", type(old)))(parts)
 
 
 class _Draft:
