@@ -14,19 +14,16 @@ from tests import layers
 KNOW_A_LOOP = ("_errors", "_loop", "llms", "cli", "testing._sweeps")
 
 
-@pytest.mark.xfail(strict=False)  # until issue 12 is done
 def test_imports_run_down():
     """A module imports from lower layers, and never up; what is imported for types counts."""
     assert layers.upward() == []
 
 
-@pytest.mark.xfail(strict=False)  # until issue 12 is done
 def test_no_imports_make_a_circle():
     """No module imports itself through others, not even for types or inside a function."""
     assert layers.circles() == []
 
 
-@pytest.mark.xfail(strict=False)  # until issue 12 is done
 def test_private_names_stay_private():
     """No file reads a private name of another package, and few read one of their neighbours."""
     across, within = layers.private_accesses()

@@ -172,11 +172,11 @@ class SavedMachine:
     early: list[Event]
     nodes: list[BranchNode]
     #: Step number, event, branch number, seconds until it is due (or None).
-    deliveries: list[tuple[int, Any, int, float | None]] = attrs.field(factory=list)
+    deliveries: list[tuple[int, Any, int, float | None]]
     #: Step number, branch number, the events in the places of the join.
-    places: list[tuple[int, int, Places]] = attrs.field(factory=list)
-    unmatched: list[tuple[int, Places]] = attrs.field(factory=list)
-    buffers: list[tuple[int, str, list[type[Event]], list[Event]]] = attrs.field(factory=list)
+    places: list[tuple[int, int, Places]]
+    unmatched: list[tuple[int, Places]]
+    buffers: list[tuple[int, str, list[type[Event]], list[Event]]]
 
     def load(self, run: Run, machine: Machine) -> None:
         """Put all of it into a new machine."""
@@ -247,6 +247,10 @@ class _Reader:
             has_asked=part.has_asked,
             early=self._events(part.early, "run.early"),
             nodes=self._nodes,
+            deliveries=[],
+            places=[],
+            unmatched=[],
+            buffers=[],
         )
         for number, branch in enumerate(part.branches, 1):
             path = f"run.branches[{number - 1}].places"
@@ -287,7 +291,7 @@ class _Reader:
     def arrived(
         self, data: Any, target: str | None, question: str | None, path: str
     ) -> tuple[Event, str | None, str | None]:
-        event = self.event(data, path)
+        event: Event = self.event(data, path)
         try:
             if question is None and target is None:
                 self._graph.input(type(event))
@@ -447,7 +451,7 @@ def _checked(data: Any, graph: Graph) -> Snapshot:
             f"expected the dict that handler.snapshot() returned, of format {FORMAT}"
         )
         raise SnapshotError(msg)
-    found = read_part(data, Snapshot)
+    found = read_part(cast("dict[str, Any]", data), Snapshot)
     before, now = found.shape, shape_of(graph)
     differences: list[str] = []
     if found.workflow != graph.name:
