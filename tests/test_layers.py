@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 
 import pytest
 
+from sluicegate._engine.machine import Machine
 from tests import layers
 
 
@@ -30,6 +32,108 @@ def test_private_names_stay_private():
 
     assert across == []
     assert len(within) <= layers.MOST_PRIVATE, "\n".join(within)
+
+
+#: The modules of the engine that give the machine an input, by the name of the input. Whatever records
+#: the inputs of a run, in the order in which they are applied, does so in these methods.
+INPUTS = {
+    # the start, events from outside
+    "receive": {"runner", "control"},
+    "receive_at": {"control"},
+    "answer_wait": {"control"},
+    "answer_question": {"control"},
+    # events that a step sends or collects
+    "check_sendable": {"step_operations"},
+    "open_branch": {"step_operations"},
+    "send": {"runner", "step_operations"},
+    "release": {"journal"},
+    "buffer": {"step_operations", "journal", "snapshot_read"},
+    # a worker takes a delivery; its invocation ends
+    "take": {"runner"},
+    "next_start": {"runner", "failures"},
+    "check_result": {"runner"},
+    "finish": {"runner"},
+    # what is done about a failure
+    "drop": {"failures"},
+    "delay": {"failures"},
+    "retry": {"failures"},
+    "recover": {"failures"},
+    # waits, and the places that they give up
+    "take_early": {"step_operations"},
+    "keep_early": {"step_operations", "snapshot_read"},
+    "begin_wait": {"step_operations"},
+    "end_wait": {"step_operations"},
+    "begin_branch_wait": {"step_operations"},
+    "end_branch_wait": {"step_operations"},
+    "begin_rest": {"idle"},
+    "end_rest": {"idle"},
+    "leave_place": {"idle"},
+    "reclaim_place": {"invocation"},
+    "force_place": {"invocation"},
+    "note_question": {"step_operations"},
+    "adopt_question": {"step_operations"},
+    # the end of a branch, and of the run
+    "cancel": {"failures", "step_operations"},
+    "drain": {"control"},
+    "close": {"ending"},
+    "retire": {"ending"},
+    # the loading of a snapshot
+    "load_asked": {"snapshot_read"},
+    "reopen": {"snapshot_read"},
+    "enqueue": {"snapshot_read"},
+    "load_delayed": {"snapshot_read"},
+    "end_node": {"snapshot_read"},
+    "pair_join_of": {"snapshot_read"},
+}
+
+
+def uses_of_the_machine():
+    """Yield each use of a machine in the engine: module, attribute, whether it is assigned."""
+    for module in layers.modules():
+        if module.startswith("_engine.") and module != "_engine.machine":
+            for node in ast.walk(layers.tree(module)):
+                match node:
+                    case (
+                        ast.Attribute(value=ast.Name(id="machine" | "outer"))
+                        | ast.Attribute(value=ast.Attribute(attr="machine"))
+                    ):
+                        is_assigned = not isinstance(node.ctx, ast.Load)
+                        yield module.removeprefix("_engine."), node.attr, is_assigned
+                    case _:
+                        pass
+
+
+def test_the_machine_changes_only_through_its_inputs():
+    """Each input comes from the modules that are listed for it, and no other code sets its state."""
+    inputs = defaultdict(set)
+    for module, name, is_assigned in uses_of_the_machine():
+        assert not is_assigned, f"{module} assigns machine.{name}"
+        if name in INPUTS:
+            inputs[name].add(module)
+        elif callable(getattr(Machine, name, None)):
+            assert name in QUERIES, (
+                f"{module} calls machine.{name}, which is no known input or query"
+            )
+
+    assert inputs == INPUTS
+
+
+#: The methods of the machine that change nothing.
+QUERIES = {"first_wait", "find_wait", "find_question", "was_asked", "recoveries"}
+
+
+def test_one_function_calls_the_body_of_every_step():
+    """``Worker.invoke`` runs bodies in the loop, in threads and processes, and the hop calls it once."""
+    calls = [
+        (module, node.func.attr)
+        for module in layers.modules()
+        for node in ast.walk(layers.tree(module))
+        if module.startswith("_engine.") and isinstance(node, ast.Call)
+        if isinstance(node.func, ast.Attribute)
+    ]
+
+    assert [module for module, name in calls if name == "invoke"] == ["_engine.runner"]
+    assert {module for module, name in calls if name == "function"} == {"_engine.invocation"}
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def drain(run: Run, reason: str) -> None:
         cancel_run(run, reason)
         return
     run.draining = reason
-    run.machine.is_draining = True
+    run.machine.drain()
     check_drained(run)
 
 

@@ -68,11 +68,14 @@ class Machine:
     * a worker takes a delivery: ``take``, ``next_start``
     * an invocation ends: ``check_result``, ``finish``, ``drop``
     * an invocation has failed: ``delay`` and ``retry``, or ``recover``
-    * a step waits: ``begin_wait``, ``end_wait``, ``begin_branch_wait``, ``end_branch_wait``,
+    * a step waits: ``take_early``, ``begin_wait``, ``end_wait``, ``begin_branch_wait``, ``end_branch_wait``,
       ``begin_rest``, ``end_rest``
     * a waiting step's place: ``leave_place``, ``reclaim_place``, ``force_place``
     * questions: ``note_question``, ``adopt_question``
-    * a branch is cancelled: ``cancel``; the run ends: ``close``, ``retire``
+    * a branch is cancelled: ``cancel``; the run is drained: ``drain``; it ends: ``close``, ``retire``
+
+    No other code changes the state, so durable runs can record the inputs here, in the order in which
+    they are applied. The machine reads no clock: a caller that needs the time reads it once and passes it.
 
     An input that can be refused raises before it changes anything. There is one exception:
     ``receive``, ``send`` and ``finish`` raise WorkflowRuntimeError for an event that reaches a join
@@ -453,6 +456,10 @@ class Machine:
             queue.buffers = {}
         return queue.buffers.setdefault(key, EventBuffer())
 
+    def take_early(self, wait: Wait) -> Event | None:
+        """Hand over an event that arrived early and fits a wait of a child run; None if there is none."""
+        return self.early.take(wait) if self.early else None
+
     def begin_wait(self, step: object, wait: Wait) -> None:
         """Open ``wait``: it gets the next event that fits, or one that arrived early.
 
@@ -469,6 +476,7 @@ class Machine:
         if not wait.number:
             self._number += 1
             wait.number = self._number
+        self.has_asked |= wait.asks
         self.waits = self.waits or {}
         self.waits[wait] = step
         self.strict_waits += wait.is_strict
@@ -556,6 +564,10 @@ class Machine:
         wait.since = asked.since
         if asked.answer is not None:
             self._open_early().put_back(asked.answer)
+
+    def drain(self) -> None:
+        """Start no further delivery; running invocations continue. It cannot be undone."""
+        self.is_draining = True
 
     # -- inputs: the places of waiting invocations -----------------------------------------------
 
@@ -751,6 +763,10 @@ class Machine:
     def keep_early(self, event: Event) -> None:
         """Keep an event from outside until a step waits for it."""
         self._open_early().keep(event)
+
+    def load_asked(self, has_asked: bool) -> None:
+        """Set whether the run has asked a question before."""
+        self.has_asked = has_asked
 
     def reopen(self, asked: Asked) -> None:
         """Open a question that was asked before, in the order of the numbers."""

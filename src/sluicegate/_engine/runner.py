@@ -265,6 +265,8 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
                 run.turn_due = perf_counter() + TURN
             else:
                 await backend.checkpoint_if_cancelled()
+            # The gate before a step's body: nothing of it has begun, and a wait here would be a plain
+            # checkpoint. Durable runs wait here until the cause of the delivery is on disk.
             if handlers:
                 worker.began_at = backend.current_time()
             backend.rename_task(task, step.label)

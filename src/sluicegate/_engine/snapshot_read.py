@@ -184,7 +184,7 @@ class SavedMachine:
         for asked in self.questions:
             asked.since += now
             machine.reopen(asked)
-        machine.has_asked = self.has_asked
+        machine.load_asked(self.has_asked)
         for event in self.early:
             machine.keep_early(event)
         self._open_nodes(machine)

@@ -524,7 +524,7 @@ def _claim_early(parent: Run, machine: Machine, wait: Wait) -> None:
     while run is not None and not (machine.early and machine.early.has(wait)):
         outer = run.machine
         assert outer is not None
-        event = outer.early.take(wait) if outer.early else None
+        event = outer.take_early(wait)
         if event is not None:
             machine.keep_early(event)
         run = run.parent
@@ -533,8 +533,6 @@ def _claim_early(parent: Run, machine: Machine, wait: Wait) -> None:
 def _ask(run: Run, question: Event | None) -> None:
     if isinstance(question, InputRequiredEvent):
         check_publishable(question, run.log)
-        if run.machine is not None:
-            run.machine.has_asked = True
         run.operations.put_on_stream(question)  # it is open for as long as the wait is
     else:
         run.operations.publish(question)
