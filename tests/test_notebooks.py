@@ -126,7 +126,7 @@ def test_a_failure_stays_with_its_handler(kernel):
     handler = kernel(Single(work).run)
     kernel(wait_until_idle)
     assert len(scope._runs) == 0
-    with pytest.warns(RuntimeWarning, match="failed, and nobody looked at it"):
+    with pytest.warns(RuntimeWarning, match="failed, and its failure was never observed"):
         del handler
     gc.collect()
     kernel(close, scope)

@@ -1636,7 +1636,7 @@ async def test_failure_that_an_idle_reader_kept_from_a_nursery_is_warned_about()
     assert handler.status == "failed"
     kept = [handler, reader]
     del handler, group, reader
-    with pytest.warns(RuntimeWarning, match=r"nobody looked at it: Mine\(\)"):
+    with pytest.warns(RuntimeWarning, match=r"its failure was never observed: Mine\(\)"):
         drop(kept)
 
 
@@ -1755,7 +1755,7 @@ async def test_failure_kept_from_the_nursery_and_never_looked_at_warns():
     assert handler.status == "failed"
     kept = [handler]
     del handler
-    with pytest.warns(RuntimeWarning, match=r"nobody looked at it: Mine\(\)"):
+    with pytest.warns(RuntimeWarning, match=r"its failure was never observed: Mine\(\)"):
         drop(kept)
 
 

@@ -1,4 +1,4 @@
-"""The context: what a step may do beside returning an event."""
+"""The context of a step: how it sends events, waits, publishes and reads the state."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ EventT = TypeVar("EventT", bound="Event")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
-#: What becomes of the stream of a child; see :meth:`Context.run_child`.
+#: The handling of the events of a child; see :meth:`Context.run_child`.
 ChildStream = Literal["forward", "tag", "off"]
 
 
 class BranchOperations(Protocol):
-    """What the runner does for a branch."""
+    """The operations of a run that its branches use."""
 
     def cancel_branch(self, node: Any, reason: str) -> None: ...
 
@@ -47,7 +47,7 @@ class BranchOperations(Protocol):
 
 
 class Line(Protocol):
-    """What a branch knows of its lineage."""
+    """The node of a branch in the lineage of a run."""
 
     is_held: bool
 
@@ -60,10 +60,11 @@ class Line(Protocol):
 
 @final
 class Branch:
-    """What ``ctx.send_event()`` returns: the event, and everything that comes of it.
+    """The result of ``ctx.send_event()``: the event, and every event and step that follows from it.
 
-    It ends when nothing of it waits or runs any more. What has arrived in a join, or in a buffer
-    of ``ctx.collect_events``, has left it. Whoever does not need it drops it.
+    A branch ends when none of its events is queued and none of its steps runs. An event that has
+    arrived in a join, or in a buffer of ``ctx.collect_events``, no longer belongs to it. A step that
+    does not need the branch can ignore it.
     """
 
     __slots__ = ("_node", "_run", "_step")
@@ -74,14 +75,15 @@ class Branch:
         self._step = step
 
     def cancel(self, reason: str = "branch.cancel() was called") -> None:
-        """Cancel the branch: what waits is dropped, what runs is cancelled. Not a checkpoint.
+        """Cancel the branch: drop its queued events and cancel its steps. Not a checkpoint.
 
-        A fan-out around it counts it as ended; a fan-out within it is dropped with its join.
-        The clean-up of steps runs to its end; :meth:`wait` waits for it. A failure of it counts as
-        any other. Cancelling a branch that is over, or was cancelled, changes nothing.
+        A fan-out around the branch counts it as ended. A fan-out within it is dropped with its
+        join. Each step runs its clean-up to the end, and :meth:`wait` waits for that. A failure in
+        the clean-up counts like any other. Cancelling a branch that has ended or was cancelled
+        changes nothing.
 
         Args:
-            reason: Why; it shows in Trio's ``Cancelled``.
+            reason: The reason, which Trio's ``Cancelled`` shows.
 
         Raises:
             WorkflowRuntimeError: The call comes from another thread.
@@ -90,18 +92,17 @@ class Branch:
             self._run.cancel_branch(self._node, reason)
 
     async def wait(self) -> None:
-        """Wait until nothing of the branch is left.
+        """Wait until the branch has ended. A checkpoint; cancelled, it leaves the branch running.
 
-        A failure in the branch is raised here while somebody waits, and then does not fail the
-        run: the rest of the branch is cancelled first. A checkpoint. Cancelled, it leaves
-        the branch alone.
+        A failure in the branch cancels the rest of the branch and is then raised here. It does not
+        fail the run while a step waits for the branch.
 
         Raises:
-            Exception: What a step of the branch raised: that object, with a note for each further
-                failure.
-            WorkflowRuntimeError: The branch waits for the very step that calls this, or its event
-                is kept back until that step has succeeded; or the branch is not over, and the
-                caller is no step of the run, nor a task that one started.
+            Exception: The exception object that a step of the branch raised, with a note for each
+                further failure.
+            WorkflowRuntimeError: The branch waits for the step that called this, or its event is
+                held back until that step has succeeded; or the branch has not ended, and the
+                caller is neither a step of the run nor a task that one started.
         """
         if self._run is None:
             await current_backend().checkpoint()
@@ -110,12 +111,12 @@ class Branch:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing of the branch is left."""
+        """Whether the branch has ended."""
         return self._node.is_over
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether the branch, or one around it, was cancelled."""
+        """Whether the branch, or a branch around it, was cancelled."""
         return self._node.is_cancelled
 
     def __repr__(self) -> str:
@@ -181,14 +182,14 @@ class RunOperations(Protocol):
 
 @attrs.frozen
 class StepInfo:
-    """What ``ctx.step`` tells of the step.
+    """The description of the step that runs: ``ctx.step``.
 
     Attributes:
-        name: Its name.
+        name: The name of the step.
         workflow: The name of the workflow class.
-        num_workers: How many invocations of it may run at a time within the run.
-        timeout: Seconds that an invocation may take, or None.
-        attempt: Which attempt at its event this is; the first is 1.
+        num_workers: The number of its invocations that may run at a time within the run.
+        timeout: The seconds that an invocation may take, or None.
+        attempt: The number of this attempt at the event; the first is 1.
     """
 
     name: str
@@ -200,18 +201,21 @@ class StepInfo:
 
 @final
 class Context(Generic[StateT]):
-    """What a step knows of its run and may do with it; the engine makes one per invocation.
+    """The interface of a step to its run. The engine makes one for each invocation of a step.
 
-    It serves the step and the tasks that the step starts, as long as the step runs. In a step
-    that is a plain ``def``, and so runs in a worker thread, all that is no coroutine may be called
-    as it is, and coroutines through :attr:`from_thread`. From any other thread go through
-    ``trio.from_thread.run_sync`` or ``anyio.from_thread.run_sync``.
+    The step and the tasks that it starts may use it while the step runs. A plain ``def`` step runs
+    in a worker thread: it calls the synchronous methods directly, and runs coroutines with
+    :attr:`from_thread`. Any other thread has to use ``trio.from_thread.run_sync`` or
+    ``anyio.from_thread.run_sync``.
 
-    ``Context(workflow)`` is one outside of a step: for the state that a run begins with, handed to
-    ``workflow.run(ctx=...)``. ``handler.ctx`` is one of a run that goes on or is over.
+    ``Context(workflow)`` makes a context without a run: set its state, and pass it to
+    ``workflow.run(ctx=...)``. ``handler.ctx`` is the context of a run, outside of its steps.
 
     Args:
-        workflow: The workflow that it is to be used with.
+        workflow: The workflow object that will run with it.
+
+    Raises:
+        TypeError: ``workflow`` is not a workflow object.
     """
 
     _is_sluicegate_context: ClassVar[bool] = True
@@ -246,30 +250,32 @@ class Context(Generic[StateT]):
     def from_dict(
         cls, workflow: WorkflowLike[Any], data: dict[str, Any], *, drop_removed_fields: bool = False
     ) -> Context[Any]:
-        """Return the context that :meth:`to_dict` was called on, for ``workflow.run(ctx=...)``.
+        """Restore a context from a snapshot, for ``workflow.run(ctx=...)``. Not a checkpoint.
 
-        A run that was not over goes on where it was, like :meth:`Workflow.resume`; one that was
-        over leaves its state to a new run.
+        If the run had not ended, ``workflow.run(ctx=...)`` continues it, as
+        :meth:`Workflow.resume` does. Otherwise a new run begins with its state.
 
         Args:
-            workflow: The workflow object that is to run.
-            data: What :meth:`to_dict` or ``handler.snapshot()`` returned.
+            workflow: The workflow object that will run.
+            data: The dict that :meth:`to_dict` or ``handler.snapshot()`` returned.
             drop_removed_fields: As for :meth:`Workflow.resume`.
 
         Raises:
-            SnapshotError: The data is no snapshot of this workflow, or not of its present shape.
+            SnapshotError: The data are not a snapshot of this workflow with its present steps, or
+                are damaged; the message names the place.
+            TypeError: ``workflow`` is not a workflow object.
         """
         _check_workflow(workflow, "Context.from_dict(...)", "Context.from_dict(MyWorkflow(), data)")
         seed = workflow.__open_saved_run__(data or {}, drops_removed=drop_removed_fields)
         return outer_context(seed)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a snapshot of the run, or of the state alone before it; plain JSON data.
+        """Return a snapshot of the run, or, without a run, of the state. Not a checkpoint.
 
-        See :meth:`WorkflowHandler.snapshot`. Not a checkpoint.
+        The snapshot is plain JSON data; see :meth:`WorkflowHandler.snapshot`.
 
         Raises:
-            SnapshotError: Something in it cannot be kept; the message names its path.
+            SnapshotError: A value cannot be kept; the message names its path.
         """
         return self._run.snapshot()  # type: ignore[no-any-return]
 
@@ -291,7 +297,7 @@ class Context(Generic[StateT]):
         return self._step
 
     def end(self) -> None:
-        """Take note that the step has ended; for the engine."""
+        """Mark the step as ended. Internal: the engine calls it."""
         self._is_over = True
         self.redelivery = self._progress = self._stream = None  # or they and this form circles
 
@@ -302,7 +308,7 @@ class Context(Generic[StateT]):
 
     @property
     def is_running(self) -> bool:
-        """Whether the run goes on: not stopped, failed, cancelled or timed out yet."""
+        """Whether the run is active: not completed, failed, cancelled or timed out."""
         return self._run.is_running  # type: ignore[no-any-return]
 
     @property
@@ -312,7 +318,7 @@ class Context(Generic[StateT]):
 
     @property
     def step(self) -> StepInfo:
-        """What is known of the step."""
+        """The description of the step: its name, workflow, limits and attempt."""
         step = self._in_step("step")
         return StepInfo(
             name=step.name,
@@ -324,9 +330,10 @@ class Context(Generic[StateT]):
 
     @property
     def deadline(self) -> float:
-        """When the step is cancelled at the latest, on the event loop's clock; ``inf`` if never.
+        """The time at which the step is cancelled at the latest; ``inf`` if there is no deadline.
 
-        The nearest of its own timeout, the run's, and those of what is around it.
+        It is on the event loop's clock: the earliest deadline of the step's timeout, the run's
+        timeout, and the cancel scopes around the run.
         """
         self._in_step("deadline")
         return self._run.deadline()  # type: ignore[no-any-return]
@@ -340,12 +347,12 @@ class Context(Generic[StateT]):
 
     @property
     def from_thread(self) -> FromThread:
-        """The way from the worker thread of a plain ``def`` step into the event loop."""
+        """The interface of a plain ``def`` step, in its worker thread, to the event loop."""
         return FromThread()
 
     @property
     def stream(self) -> StreamSender:
-        """The sending end of the run's stream, with back-pressure: ``await ctx.stream.send(ev)``."""
+        """The sender of the run's stream: ``await ctx.stream.send(ev)`` applies back-pressure."""
         if self._stream is None:
             if not hasattr(self._run, "log"):
                 self._in_step("stream")  # raises: there is no run yet
@@ -355,51 +362,51 @@ class Context(Generic[StateT]):
         return self._stream
 
     def write_event_to_stream(self, event: Event | None) -> None:
-        """Publish an event to all readers of the run. Never waits; not a checkpoint.
+        """Publish an event to all readers of the run's stream. Never waits; not a checkpoint.
 
         Args:
             event: The event; None is ignored.
 
         Raises:
-            WorkflowRuntimeError: The run is over, it is a ``StopEvent`` (return it instead), or
-                the call comes from another thread.
+            WorkflowRuntimeError: The run has ended; or the event is a ``StopEvent``, which a step
+                returns instead; or the call comes from another thread.
         """
         if self._progress is not None:
             self._progress()
         self._run.publish(event)
 
     def report_progress(self) -> None:
-        """Say that the step gets on, to its ``idle_timeout``. Not a checkpoint.
+        """Restart the step's ``idle_timeout``. Not a checkpoint.
 
         Raises:
-            BaseException: In the thread of a plain ``def`` step, the backend's Cancelled, if the
-                step is cancelled.
-            WorkflowRuntimeError: The step has ended, or this is none.
+            BaseException: In the thread of a plain ``def`` step: the backend's ``Cancelled``, if
+                the step is cancelled.
+            WorkflowRuntimeError: The step has ended, or the context is not that of a step.
         """
         self._in_step("report progress")
         if not self._run.is_running:  # in a thread, looking looks for a cancellation
             return
 
     def send_event(self, event: Event, step: str | None = None) -> Branch:
-        """Send an event to the steps that take it, while this step goes on. Not a checkpoint.
+        """Send an event to the steps that take it, and continue this step. Not a checkpoint.
 
-        Outside of a step, on ``handler.ctx``, it is :meth:`WorkflowHandler.send_event`, and the
-        branch that it returns is over.
+        If this step runs in a fan-out, the event belongs to the same fan-out. In a step with
+        ``retry``, the engine holds the event back until the attempt has succeeded.
 
-        What came of a fan-out stays in it: the event counts as a branch of whatever fan-out
-        this step runs in. In a step with ``retry`` it is kept back until the attempt has
-        succeeded.
+        On ``handler.ctx``, outside of a step, it is the same as :meth:`WorkflowHandler.send_event`
+        and returns a branch that has ended.
 
         Args:
             event: An event of a class that this step's return annotation names.
-            step: The name of the one step that gets it; by default all that take its class do.
+            step: The name of the only step that gets the event; by default every step that takes
+                its class.
 
         Returns:
-            The event and all that comes of it, to be cancelled or waited for.
+            The branch that the event begins, which can be cancelled or waited for.
 
         Raises:
-            WorkflowRuntimeError: The class is not declared, no step takes it, the named step does
-                not exist or does not take it, or this step has ended.
+            WorkflowRuntimeError: The return annotation does not name the class; no step takes it;
+                the named step does not exist or does not take it; or this step has ended.
         """
         if self._step is None and hasattr(self._run, "send_from_outside"):
             return self._run.send_from_outside(event, step)  # type: ignore[no-any-return]
@@ -414,30 +421,31 @@ class Context(Generic[StateT]):
         requirements: Mapping[str, Any] | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - whose message tells what was waited for
     ) -> EventT:
-        """Wait, here in the middle of the step, for an event; usually an answer from outside.
+        """Suspend the step until an event arrives, usually an answer from outside.
 
-        The step is suspended and keeps its place: nothing of it runs twice. It may wait for
-        several events at once, in tasks of its own. Meanwhile the run is idle, if nothing else
-        of it runs.
+        A checkpoint; cancelled, it has taken no event. The step continues after the wait and
+        repeats nothing. Its tasks may wait for several events at once. While every step of the run
+        waits, the run is idle.
 
-        An event that a step makes goes to its steps and to every wait that is open and fits. One
-        from outside goes to the first wait that fits, or else to the steps that take its class. An
-        answer (a ``HumanResponseEvent``) and an event of a class that a step declares in
-        ``waits_for``, and that no step takes, are kept until a step waits for them; any other event
-        has to find an open wait.
-
-        A checkpoint. Cancelled, it has taken no event.
+        An event from a step goes to the steps that take it and to every open wait that it fits. An
+        event from outside goes to the first open wait that it fits, or else to the steps that take
+        its class. Two kinds of events are kept until a step waits for them: an answer (a
+        ``HumanResponseEvent``), and an event that no step takes but a step declares in
+        ``waits_for``. Any other event needs an open wait.
 
         Args:
             event_type: The class of the event.
-            waiter_event: An event to publish once the waiting has begun: the question.
-            requirements: Fields that the event must have, with their values.
-            timeout: Seconds to wait; None means no limit.
+            waiter_event: An event to publish once the wait is open, such as the question.
+            requirements: The fields that the event must have, with their values.
+            timeout: The seconds to wait; None means no limit.
+
+        Returns:
+            The event.
 
         Raises:
-            WorkflowTimeoutError: No event came in time.
+            WorkflowTimeoutError: No event arrived in time.
             WorkflowRuntimeError: The step has ended.
-            TypeError: It is no class of events, or ``requirements`` is no mapping.
+            TypeError: ``event_type`` is not an event class, or ``requirements`` is not a mapping.
         """
         kind: Any = event_type
         if not (isinstance(kind, type) and issubclass(kind, Event)):
@@ -461,21 +469,23 @@ class Context(Generic[StateT]):
     def collect_events(
         self, event: EventT, expected: Sequence[type[EventT]], buffer_id: str = "default"
     ) -> list[EventT] | None:
-        """Keep events until one of each expected class is there. Not a checkpoint.
+        """Put the event into a buffer, and return a complete set of events. Not a checkpoint.
+
+        Events beyond the expected ones stay in the buffer for the next set. An event of a class
+        that is not expected is ignored.
 
         Args:
-            event: The event that this invocation got.
-            expected: The classes to wait for; a class that stands twice is waited for twice.
-            buffer_id: Which of the step's buffers to use, where it has several.
+            event: The event of this invocation.
+            expected: The classes of a set; a class listed twice needs two events.
+            buffer_id: The name of the buffer, if the step uses several.
 
         Returns:
-            The events in the order of ``expected``, to the invocation that completes them;
-            None to every other one, which then usually returns None. Events beyond the
-            expected ones stay for the next time; one of no expected class is left alone.
+            The events in the order of ``expected`` if this event completes a set. Otherwise None,
+            and the step usually returns None too.
 
         Raises:
             WorkflowRuntimeError: The step has ended.
-            TypeError: What is expected is no list of event classes.
+            TypeError: ``expected`` is not a list of event classes.
         """
         self._in_step(f"collect {type(event).__name__}")
         return self._run.collect(self, event, expected, buffer_id)  # type: ignore[no-any-return]
@@ -491,24 +501,30 @@ class Context(Generic[StateT]):
     ) -> R:
         """Run another workflow within this step, and return its result.
 
-        It lives no longer than the step: it is cancelled with it, and its failure is the step's.
-        It has its own timeout and its own state. A person's answer sent to this run goes to the
-        child where this workflow has no use for it. A checkpoint; cancelled, the child has unwound.
+        A checkpoint; cancelled, it returns after the child has unwound. The child is cancelled
+        with the step, and a failure of the child is raised here. It has its own timeout and state.
+        An answer that is sent to this run goes to the child if this workflow does not take it.
 
         Args:
             workflow: The child.
-            stream: What becomes of what the child publishes: ``"forward"`` puts it on this run's
-                stream, ``"tag"`` does so within a :class:`ChildEvent` that names the child,
-                ``"off"`` does not.
+            stream: The handling of events that the child publishes: ``"forward"`` puts them on
+                this run's stream, ``"tag"`` does so within a :class:`ChildEvent` that names the
+                child, ``"off"`` drops them.
             start_event: As for :meth:`Workflow.run`.
             run_id: An identifier for the child's run; by default a new one.
             **fields: The fields of the child's start event.
 
+        Returns:
+            The result of the child, as ``await handler`` returns it.
+
         Raises:
-            Exception: What a step of the child raised: that object, with a note for each level.
-            WorkflowTimeoutError: The child did not end by its own timeout.
-            ValueError: ``stream`` is none of the three.
-            TypeError: The fields do not fit the child's start event, or it is no workflow object.
+            Exception: The exception object that a step of the child raised, with a note for each
+                level.
+            WorkflowTimeoutError: The child did not end by its timeout.
+            ValueError: ``stream`` is not one of the three.
+            TypeError: The fields do not fit the child's start event, or ``workflow`` is not a
+                workflow object.
+            WorkflowRuntimeError: The step has ended, or runs are nested too deeply.
         """
         self._in_step(f"run {type(workflow).__name__}")
         if isinstance(workflow, type):
@@ -523,7 +539,7 @@ class Context(Generic[StateT]):
         return cast("R", await self._run.run_child(self, handler, stream))
 
     def retry_info(self) -> RetryInfo:
-        """Tell which attempt this is, and what became of the others. Not a checkpoint."""
+        """Return the number of this attempt, and the failures of the earlier ones. Not a checkpoint."""
         self._in_step("retry_info")
         return self._run.retry_info(self)  # type: ignore[no-any-return]
 
@@ -537,7 +553,7 @@ class Context(Generic[StateT]):
         return f"<Context{where} in run {self.run_id}>"
 
 
-#: Names of LlamaIndex Workflows that a context has no more, and what takes their place.
+#: Names of LlamaIndex Workflows that a context does not have, and their replacements.
 _OLDER = {
     "data": "`await ctx.store.get(path)` and `await ctx.store.set(path, value)`",
     "get": "`await ctx.store.get(path)`",
@@ -567,7 +583,7 @@ _new = object.__new__
 
 
 def step_context(run: RunOperations, step: Step | None, node: Any, again: Any) -> Context[Any]:
-    """Return the context of one invocation; for the engine."""
+    """Return the context of one invocation."""
     context: Context[Any] = _new(Context)
     context._run = run
     context._step = step
@@ -579,12 +595,12 @@ def step_context(run: RunOperations, step: Step | None, node: Any, again: Any) -
 
 
 def watch_progress(context: Context[Any], note: Callable[[], object]) -> None:
-    """Have every call of a context call ``note``, for the idle timeout of its step."""
+    """Let every call of a context call ``note``; the step's idle timeout uses this."""
     context._progress = note
 
 
 def outer_context(run: Any) -> Context[Any]:
-    """Return a context outside of a step; for the engine."""
+    """Return a context outside of a step."""
     return step_context(run, None, None, None)
 
 

@@ -1,4 +1,4 @@
-"""The handler: one run in the hands of whoever owns it, reads it, or waits for it."""
+"""The handler of a run: the interface to start it, read its stream, answer it and await it."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 _IN_SCOPE = "in a workflow_scope"
-#: Where a nursery waits for a run that goes on in a task of the scope.
+#: A nursery waits for a run whose task belongs to the scope.
 _IN_NURSERY = "in a workflow_scope, and then given to a nursery"
 
 
-#: Names of LlamaIndex Workflows that a handler has no more, and what takes their place.
+#: Names of LlamaIndex Workflows that a handler does not have, and their replacements.
 _OLDER = {
     "add_done_callback": "`await handler`, in a task of a nursery",
     "cancelled": '`handler.status == "cancelled"`',
@@ -77,7 +77,7 @@ _SPELLINGS = """expected one of
 
 @final
 class Unwound:
-    """What ``handler.cancel()`` returns: awaited, it waits until nothing of the run is left."""
+    """The result of ``handler.cancel()``. Await it to wait until the run has unwound."""
 
     __slots__ = ("_wait",)
 
@@ -85,16 +85,17 @@ class Unwound:
         self._wait = wait
 
     def __await__(self) -> Generator[Any, Any, None]:
-        """Wait. A checkpoint; cancelled, it leaves the run to unwind by itself."""
+        """Wait. A checkpoint; cancelled, it leaves the run unwinding."""
         return self._wait().__await__()
 
 
 @final
 class _Begins(Coroutine[Any, Any, None]):
-    """A coroutine that begins even if asyncio cancels its task before.
+    """A coroutine that begins even if asyncio cancels its task first.
 
-    A task that is cancelled before its first turn has the cancellation thrown into a coroutine that
-    has not begun, of which nothing runs then: here it runs to its first await, and is cancelled there.
+    If asyncio cancels a task before its first turn, it throws the cancellation into a coroutine that
+    has not begun, so that none of its code runs. This one runs to its first await, and is cancelled
+    there.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -122,14 +123,13 @@ class _Begins(Coroutine[Any, Any, None]):
 class WorkflowHandler(Generic[R]):
     """One run of a workflow: unstarted when ``run()`` returns it, then started once.
 
-    It is started by awaiting it (in place), by ``async with`` (the block owns the run), by
-    :meth:`start_soon` (a nursery owns it), or, inside a :func:`workflow_scope`, by using it in
-    any other way (the scope owns it). The owner is left only when nothing of the run is left.
+    Four things start it: ``await`` (in place), ``async with`` (the block owns the run),
+    :meth:`start_soon` (a nursery owns it), and, inside a :func:`workflow_scope`, any other use (the
+    scope owns it). The owner's block is left only after all tasks of the run have ended.
 
-    Leaving the ``async with`` block normally waits for the run; while that goes on, its readers
-    become lossy, so that no step waits for them. Leaving it by an exception or a cancellation
-    cancels the run and waits for its clean-up. A failure that nobody has seen is raised when the
-    owner is left.
+    Leaving the ``async with`` block normally waits for the run. Its readers become lossy then, so
+    that no step waits for them. Leaving the block by an exception or a cancellation cancels the run
+    and waits for its clean-up. The owner raises an unobserved failure when its block is left.
     """
 
     __slots__ = (
@@ -164,17 +164,17 @@ class WorkflowHandler(Generic[R]):
     def __await__(self) -> Generator[Any, Any, R]:
         """Run in place and return the result, or wait for a run that was started otherwise.
 
-        A checkpoint. Where the run is in place, a cancellation cancels it, and is raised when
-        everything has unwound. Where it only waits, a cancellation leaves the run alone.
+        A checkpoint. If the run is in place, a cancellation cancels it, and is raised after the run
+        has unwound. If the call only waits, a cancellation leaves the run running.
 
         Returns:
-            ``StopEvent.result``, or the event itself where it is of a subclass of StopEvent.
+            ``StopEvent.result``, or the event itself if it is of a subclass of StopEvent.
 
         Raises:
-            Exception: Whatever a step raised: that very object, with a note that names the run,
-                the step and the event.
+            Exception: The exception object that a step raised, with a note that names the run, the
+                step and the event.
             WorkflowTimeoutError: The run did not end by its timeout.
-            WorkflowStalledError: The run could never have gone on.
+            WorkflowStalledError: The run could never have continued.
             WorkflowCancelledError: The run was cancelled.
         """
         return self._await().__await__()
@@ -204,7 +204,7 @@ class WorkflowHandler(Generic[R]):
 
     @enable_ki_protection
     async def _wait(self) -> None:
-        """Wait for the end. A checkpoint."""
+        """Wait for the end of the run. A checkpoint."""
         outcome = self._run.outcome
         backend = current_backend()
         if outcome.is_over:
@@ -227,9 +227,9 @@ class WorkflowHandler(Generic[R]):
 
     @enable_ki_protection
     async def _outlast(self) -> BaseException | None:
-        """Wait until nothing of the run is left, whatever comes.
+        """Wait until all tasks of the run have ended, even if the wait is interrupted.
 
-        An interruption cancels the run, is waited out, and returned.
+        An interruption cancels the run. It is returned after the run has unwound.
         """
         backend = current_backend()
         interruption: BaseException | None = None
@@ -247,7 +247,7 @@ class WorkflowHandler(Generic[R]):
 
     @enable_ki_protection
     async def __aenter__(self) -> Self:
-        """Start the run, which this block then owns; one that a scope has started is taken over."""
+        """Start the run, or take it over from the scope that started it; the block owns it then."""
         backend = current_backend()
         task, loop = backend.current_task(), backend.current_loop()
         if self._started == _IN_SCOPE:
@@ -267,21 +267,21 @@ class WorkflowHandler(Generic[R]):
 
     @enable_ki_protection
     async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        """Wait for the run, which an exception of the block cancels; raise what nobody saw.
+        """Wait for the run, cancelled if the block failed, and raise its unobserved failure.
 
         Raises:
-            BaseException: The run's failure, if nobody observed it and the block itself did not
+            BaseException: The run's failure, if it is unobserved and the block itself did not
                 fail; a cancellation from outside.
-            WorkflowRuntimeError: The block was entered in another task. The run has been cancelled
-                and is over, unless that task runs in another event loop.
+            WorkflowRuntimeError: The block was entered in another task. The run was cancelled and
+                has ended, unless that task runs in another event loop.
         """
         assert self._block is not None
         manager, task, loop = self._block
         backend = current_backend()
         if loop is not backend.current_loop():
             msg = (
-                "the block of a run was entered in one event loop and left in another, and can "
-                "wait for nothing there; expected both in one"
+                "the block of a run was entered in one event loop and left in another, and cannot "
+                "wait for the run there; expected both in one event loop"
             )
             raise WorkflowRuntimeError(msg)
         self._detach_readers()
@@ -309,11 +309,11 @@ class WorkflowHandler(Generic[R]):
     ) -> Self:
         """Start the run in a nursery, which then owns it. Not a checkpoint.
 
-        A failure is raised into the nursery, unless by then somebody awaits the handler or reads
-        its stream, and so learns of it.
+        A failure is raised into the nursery, unless another task observes it: one that awaits the
+        handler or reads its stream when the run ends.
 
-        A run that a :func:`workflow_scope` has started is waited for in the nursery, which cancels
-        it when it is cancelled.
+        If a :func:`workflow_scope` has started the run, a task of the nursery waits for it. If the
+        nursery is cancelled, that cancels the run.
 
         Args:
             nursery: A Trio nursery, an AnyIO task group, an ``asyncio.TaskGroup`` or a
@@ -325,7 +325,7 @@ class WorkflowHandler(Generic[R]):
 
         Raises:
             WorkflowRuntimeError: The run was started before.
-            TypeError: It is no nursery.
+            TypeError: ``nursery`` is not a nursery.
         """
         if isinstance(nursery, WorkflowScope):
             self._start_in_scope(nursery, keep_failure=keep_failure)
@@ -343,7 +343,7 @@ class WorkflowHandler(Generic[R]):
             self._start("in a nursery")
         try:
             self._start_in(nursery)
-        except BaseException:  # the nursery takes no task any more: all is as it was
+        except BaseException:  # the nursery takes no more tasks: restore the state
             self._started = before
             raise
         self._keeps_failure = keep_failure
@@ -356,20 +356,20 @@ class WorkflowHandler(Generic[R]):
             nursery.start_soon(self._own_in_nursery)
             return
         coroutine: Coroutine[Any, Any, None] = self._own_in_nursery()
-        if self._started == _IN_NURSERY:  # it goes on elsewhere, and has to be waited for
+        if self._started == _IN_NURSERY:  # it runs in the scope: wait for it
             coroutine = _Begins(coroutine)
         try:
             task = nursery.create_task(coroutine)
         except BaseException:
             coroutine.close()
             raise
-        # asyncio may cancel a task before it has begun; then nothing in it ever runs.
+        # asyncio may cancel a task before it has begun; then none of its code runs.
         if self._started != _IN_NURSERY:
             task.add_done_callback(self._abandon)
 
     @enable_ki_protection
     def _start_in_scope(self, scope: WorkflowScope, *, keep_failure: bool = False) -> None:
-        """Have a scope own the run; one that another scope has started is waited for there."""
+        """Start the run in a scope; if another scope has started it, wait for it there."""
         keep_failure = keep_failure or scope.is_lasting
         before = self._scope
         if self._started == _IN_SCOPE:
@@ -389,16 +389,16 @@ class WorkflowHandler(Generic[R]):
         self._keeps_failure = keep_failure
 
     def _refuse(self, reason: str) -> None:
-        """Take note that the run will never start."""
+        """Record that the run will never start."""
         if not self._started:
-            self._started = "or rather cancelled before it could"  # which needs no event loop
+            self._started = "or cancelled before it started"  # which needs no event loop
             if self._scope is not None:
                 self._scope.withdraw(self)
                 self._scope = None
             abandon(self._run, reason)
 
     def _abandon(self, _task: object = None, /) -> None:
-        """Conclude a run whose task was cancelled natively before it began, if it was."""
+        """Conclude the run if its task was cancelled natively before it began."""
         abandon(self._run, OUTSIDE)
 
     def _start(self, how: str) -> None:
@@ -409,7 +409,7 @@ class WorkflowHandler(Generic[R]):
             )
             raise WorkflowRuntimeError(msg)
         run = self._run
-        # From here on the run belongs to this loop and thread, though its first turn is to come.
+        # From here on the run belongs to this loop and thread, although it has not had a turn yet.
         run.backend = backend = current_backend()
         run.thread = run.log.thread = get_ident()
         run.loop = backend.current_loop()
@@ -419,7 +419,7 @@ class WorkflowHandler(Generic[R]):
             self._scope = None
 
     def _take_over(self, how: str) -> None:
-        """Have another owner than the scope, in whose task the run goes on."""
+        """Replace the scope as the owner of the run, which still runs in a task of the scope."""
         self._started = how
         if self._scope is not None:
             self._scope.let_go(self)
@@ -440,7 +440,7 @@ class WorkflowHandler(Generic[R]):
         self._start_in_scope(scope)
 
     async def _run_alone(self) -> None:
-        """Run where nothing else would raise a failure that a cancellation brought about."""
+        """Run in place, where no owner would raise the failure that a cancellation caused."""
         failure: BaseException | None = None
         cancelled = current_backend().Cancelled
         try:
@@ -450,7 +450,7 @@ class WorkflowHandler(Generic[R]):
             if failure is None:
                 raise
         except BaseException:
-            self._is_observed = True  # KeyboardInterrupt or SystemExit: there it goes
+            self._is_observed = True  # KeyboardInterrupt or SystemExit: it is raised here
             raise
         if failure is not None:
             raise failure
@@ -461,7 +461,7 @@ class WorkflowHandler(Generic[R]):
         try:
             await execute(self._run)
         except backend.Cancelled:
-            # This task alone, natively? AnyIO would then cancel the owner's body, and other runs.
+            # Was only this task cancelled, natively? AnyIO would cancel the owner's body and other runs.
             if backend.is_cancelled():
                 raise
 
@@ -475,8 +475,8 @@ class WorkflowHandler(Generic[R]):
                 raise interruption if failure is None else failure
         else:
             await self._run_alone()
-        # Who awaits the handler has been woken, and observes the failure in its next turn, unless
-        # it is cancelled just now.
+        # The tasks that await the handler were woken. They observe the failure in their next turn,
+        # unless they are cancelled just now.
         while self._awaiting:
             await current_backend().cancel_shielded_checkpoint()
         if self._keeps_failure or self._run.log.has_readers:
@@ -504,14 +504,14 @@ class WorkflowHandler(Generic[R]):
             self._scope = None
 
     def _unobserved(self) -> BaseException | None:
-        """Return the failure that the owner has to raise, if any, and take it as observed."""
+        """Return the failure that the owner has to raise, if any, and mark it as observed."""
         outcome = self._run.outcome
         if self._is_observed or outcome.unseen is None:
             return None
         self._is_observed = True
         return outcome.unseen
 
-    # -- reading and steering ----------------------------------------------------------------
+    # -- reading and control -----------------------------------------------------------------
 
     @enable_ki_protection
     def stream_events(
@@ -519,20 +519,20 @@ class WorkflowHandler(Generic[R]):
     ) -> EventStream:
         """Attach a reader to the run's stream. Not a checkpoint.
 
-        Each reader gets every event. One that comes late, also after the end, starts at the
-        oldest event kept.
+        Each reader gets every event. A late reader, also one after the end, starts at the oldest
+        event that is kept.
 
         Args:
-            after: Start behind the event with this number (see :attr:`EventStream.sequence`).
-            expose_internal: Give the engine's own events as well.
-            lossy: Hold up no sender and keep no event in memory. A lossy reader that is more than
-                ``stream_history`` events behind misses the oldest of them;
-                :attr:`EventStream.missed` counts them. It gets the terminal event in any case.
+            after: Start after the event with this number (see :attr:`EventStream.sequence`).
+            expose_internal: Return the engine's internal events as well.
+            lossy: Do not hold up senders, and keep no event in memory. A lossy reader that is more
+                than ``stream_history`` events behind misses the oldest of them;
+                :attr:`EventStream.missed` counts them. It always gets the terminal event.
 
         Raises:
             WorkflowRuntimeError: The run has not been started and there is no
                 :func:`workflow_scope` to start it in.
-            ValueError: ``after`` is no int of at least 0.
+            ValueError: ``after`` is not an int of at least 0.
         """
         if type(after) is not int or after < 0:
             msg = (
@@ -553,35 +553,38 @@ class WorkflowHandler(Generic[R]):
         question: str | None = None,
         id: str | None = None,  # noqa: A002 - what it is
     ) -> Acknowledgement:
-        """Send an event into the run from outside: at once. Not a checkpoint.
+        """Send an event into the run from outside, at once. Not a checkpoint.
 
-        An event that names no question goes to the oldest open question that it fits. A question
-        of a wait is answered there; one that a step returned, by the steps that take the event.
+        Without ``question``, the event goes to the oldest open question that it fits. If a wait
+        asked the question, the wait gets the event. If a step returned the question, the event goes
+        to the steps that take it.
 
         Args:
             event: Usually a ``HumanResponseEvent``; any event that a step takes or waits for.
-            step: The name of the one step that gets it; by default all that take its class do.
-            question: The id of the question that it answers, of :attr:`questions`.
-            id: A name of your own for this event. The same id with the same content is
-                acknowledged again and not applied, so that a client may send it again. The run
-                keeps it to its end.
+            step: The name of the only step that gets the event; by default every step that takes
+                its class.
+            question: The id of the question that it answers; see :attr:`questions`.
+            id: An idempotency key for this event. A second event with the same id and content is
+                acknowledged and not applied, so that a client may send it again. The run keeps the
+                id until it ends.
 
         Returns:
-            An object to ``await`` (a checkpoint) for the acknowledgement. It need not be awaited.
+            An object to ``await`` (a checkpoint) for the acknowledgement. Awaiting it is optional.
 
         Raises:
-            QuestionClosedError: The question was answered, under another id or under none, or it
-                was given up.
-            EventConflictError: An event with other content came under the same ``id``.
-            WorkflowRuntimeError: The run is over or has no owner, nothing takes the event, it does
-                not answer the question, there is no such question, or the call comes from another
-                thread.
+            QuestionClosedError: The question was answered, with another id or without one, or it
+                was withdrawn.
+            EventConflictError: The run has received an event with the same ``id`` and other
+                content.
+            WorkflowRuntimeError: The run has ended or has no owner; no step takes the event; it
+                does not answer the question; there is no such question; or the call comes from
+                another thread.
             TypeError: Both ``step`` and ``question`` are given.
         """
         if step is not None and question is not None:
             msg = (
                 f"send_event was given both step={step!r} and question={question!r}; expected one of "
-                "the two, for a question says where its answer goes"
+                "the two, because a question determines which step gets its answer"
             )
             raise TypeError(msg)
         self._ensure_started("send_event()")
@@ -595,27 +598,27 @@ class WorkflowHandler(Generic[R]):
         *,
         after: Literal["now", "steps"] = "now",
     ) -> Unwound:
-        """Cancel the run: at once, and awaited, until everything has unwound.
+        """Cancel the run at once. Not a checkpoint; await the result to wait until it has unwound.
 
         Every step in flight is cancelled at its next checkpoint, and its clean-up runs to the
-        end. A run that is over stays as it is; cancelling again changes nothing. An unstarted
-        run never starts.
+        end. Cancelling a run that has ended or was cancelled changes nothing. An unstarted run
+        never starts.
 
-        ``after="steps"`` stops gracefully: steps in flight go on to their end, nothing more is
-        started, and then the run ends, cancelled (or completed, if one of them returns the stop
-        event). A step that waits for an event or a branch is cancelled then. What had still to be
-        done is in :meth:`snapshot`.
+        ``after="steps"`` stops gracefully: steps in flight run to their end, and no further step
+        starts. Then the run ends as cancelled, or as completed if one of them returns the stop
+        event. A step that waits for an event or a branch is cancelled then. :meth:`snapshot`
+        contains the remaining work.
 
         Args:
-            reason: What ``WorkflowCancelledError`` and the terminal event say.
+            reason: The reason that ``WorkflowCancelledError`` and the terminal event show.
             after: ``"now"``, or ``"steps"`` to let the steps in flight end.
 
         Returns:
             An object to ``await`` (a checkpoint) for the end; a failure of the clean-up is then
-            in :attr:`exceptions`. It need not be awaited.
+            in :attr:`exceptions`. Awaiting it is optional.
 
         Raises:
-            ValueError: ``after`` is neither of the two.
+            ValueError: ``after`` is neither ``"now"`` nor ``"steps"``.
             WorkflowRuntimeError: The call comes from another thread.
         """
         if after not in ("now", "steps"):
@@ -630,14 +633,14 @@ class WorkflowHandler(Generic[R]):
         return Unwound(self._wait)
 
     def cancel_run(self, reason: str = "handler.cancel_run() was called") -> Unwound:
-        """Cancel the run; another name of :meth:`cancel`."""
+        """Cancel the run; an alias of :meth:`cancel`."""
         return self.cancel(reason)
 
     @property
     def from_thread(self) -> HandlerFromThread:
-        """The run in the hands of another thread: ``handler.from_thread.send_event(event)``.
+        """The interface for other threads: ``handler.from_thread.send_event(event)``.
 
-        It may be taken at any time, also before the run is started.
+        It is available at any time, also before the run is started.
         """
         run = self._run
         return HandlerFromThread(
@@ -646,7 +649,7 @@ class WorkflowHandler(Generic[R]):
             cancel=partial(cancel_run, run),
         )
 
-    # -- looking -----------------------------------------------------------------------------
+    # -- inspection --------------------------------------------------------------------------
 
     @property
     def ctx(self) -> Context[Any]:
@@ -654,27 +657,28 @@ class WorkflowHandler(Generic[R]):
         return outer_context(StepOperations(self._run))
 
     def snapshot(self) -> dict[str, Any]:
-        """Return the run as it is now: plain JSON data. Not a checkpoint.
+        """Return a snapshot of the run: plain JSON data. Not a checkpoint.
 
-        May be called at any moment, also after the end; the run does not notice. What is done is
-        not done again by a run that goes on from it (:meth:`Workflow.resume`); steps in flight
-        begin again, and find the answers they had received, while what they had sent is not sent
-        twice. In it are the state, the events that wait, the joins, the answers and open
-        questions, retries with their times, the time taken and the number of the last event of
-        the stream. Not in it are the stream's events and the children of steps in flight.
+        It may be called at any time, also after the end, and does not affect the run.
+        :meth:`Workflow.resume` continues the run from it and repeats no completed step. Steps in
+        flight begin again: they find the answers that they had received, and events that they had
+        sent are not sent twice. The snapshot contains the state, the queued events, the joins, the
+        answers and open questions, retries with their times, the elapsed time and the number of the
+        stream's last event. It does not contain the stream's events or the children of steps in
+        flight.
 
         Raises:
-            SnapshotError: A value cannot be kept; the message names it, and what to do.
+            SnapshotError: A value cannot be kept; the message names it and the fix.
             WorkflowRuntimeError: The call comes from another thread.
         """
         return snapshot(self._run)
 
     @property
     def questions(self) -> tuple[OpenQuestion, ...]:
-        """What the run waits for from outside, the oldest first; those of children come last.
+        """The open questions of the run, oldest first, then those of its children.
 
-        Each is a question that a step returned or published, or a wait in the middle of a step,
-        also one that published no question. A run that is over has none.
+        Each is a question that a step returned or published, or a ``ctx.wait_for_event()``, even
+        one that published no question. A run that has ended has none.
         """
         return open_questions(self._run)
 
@@ -687,9 +691,9 @@ class WorkflowHandler(Generic[R]):
     def status(self) -> str:
         """The state of the run.
 
-        ``"unstarted"``, ``"running"``, ``"idle"`` (it waits for an answer from outside), or how
-        it ended: ``"completed"``, ``"failed"``, ``"timed_out"``, ``"cancelled"``. A run that
-        still unwinds is ``"running"``.
+        ``"unstarted"``, ``"running"``, ``"idle"`` (it waits for an answer from outside), or, after
+        the end, ``"completed"``, ``"failed"``, ``"timed_out"`` or ``"cancelled"``. A run that is
+        unwinding is ``"running"``.
         """
         outcome = self._run.outcome
         if outcome.is_over:
@@ -699,14 +703,14 @@ class WorkflowHandler(Generic[R]):
         return "idle" if is_idle(self._run) else "running"
 
     def is_done(self) -> bool:
-        """Whether the run is over and nothing of it is left."""
+        """Whether the run and all of its tasks have ended."""
         return self._run.outcome.is_over
 
     def result(self) -> R:
-        """Return the result of a run that is over. Not a checkpoint.
+        """Return the result of a run that has ended. Not a checkpoint.
 
         Raises:
-            WorkflowRuntimeError: The run is not over yet.
+            WorkflowRuntimeError: The run has not ended yet.
             BaseException: As ``await handler``.
         """
         outcome = self._run.outcome
@@ -730,7 +734,7 @@ class WorkflowHandler(Generic[R]):
 
     @property
     def exceptions(self) -> tuple[BaseException, ...]:
-        """All failures of the run, in the order in which they came; looking observes them."""
+        """All failures of the run, in order. Reading this property observes them."""
         if self._run.outcome.is_over:
             self._observe()
         return self._run.outcome.errors
@@ -756,17 +760,17 @@ class WorkflowHandler(Generic[R]):
             and run.outcome.unseen is not None
         ):
             msg = (
-                f"a run of {run.graph.name} failed, and nobody looked at it: "
+                f"a run of {run.graph.name} failed, and its failure was never observed: "
                 f"{brief(run.outcome.error)}"
             )
             warnings.warn(msg, RuntimeWarning, stacklevel=2, source=self)
 
 
 def run_of(handler: WorkflowHandler[Any]) -> Run:
-    """Return the run of a handler, for the rest of the package."""
+    """Return the run of a handler. Internal to the package."""
     return handler._run
 
 
 def mark_observed(handler: WorkflowHandler[Any]) -> None:
-    """Have the failures of a run taken as seen, so that its owner does not raise them."""
+    """Mark the failures of a run as observed, so that its owner does not raise them."""
     handler._observe()

@@ -1,4 +1,4 @@
-"""Observers: what goes on in a run, told as it happens."""
+"""Observers: objects that the engine calls when a run begins, ends, runs a step or publishes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ if TYPE_CHECKING:
 
 
 class Observer:
-    """A base class for what is told what goes on in runs: override what you want to hear of.
+    """A base class for observers of runs: override the methods that you need.
 
-    The calls are synchronous, have to be quick, and must not raise. ``invocation`` numbers the
-    step invocations of a run from 1, in the order in which they begin. Without an observer nothing
-    of this is built.
+    The engine calls the methods synchronously; they must return quickly and must not raise.
+    ``invocation`` numbers the step invocations of a run from 1, in the order in which they begin.
     """
 
     def run_started(self, run_id: str, workflow: str, event: Event | None) -> None:
-        """A run has begun with ``event``, or gone on from a snapshot: then it is None."""
+        """A run has begun with ``event``; None if it continues from a snapshot."""
 
     def step_started(self, run_id: str, step: str, invocation: int, event: object) -> None:
-        """A step has begun; for a join, ``event`` is the list or tuple of what it joins."""
+        """A step has begun. The ``event`` of a join is the list or tuple of its events."""
 
     def step_ended(
         self, run_id: str, step: str, invocation: int, result: object, error: BaseException | None
@@ -33,17 +32,14 @@ class Observer:
         """A step has returned ``result`` or raised ``error``."""
 
     def event_published(self, run_id: str, event: Event) -> None:
-        """An event went to the stream."""
+        """An event was published on the stream."""
 
     def run_ended(self, run_id: str, status: str, error: BaseException | None) -> None:
-        """A run is over and nothing of it is left."""
+        """A run has ended, and all of its tasks have."""
 
 
 class Verbose(Observer):
-    """Prints a line for everything that happens, with the time since the run began.
-
-    The lines go to standard error, which leaves standard output to the program.
-    """
+    """Prints a line to standard error for each call, with the time since the run began."""
 
     def __init__(self) -> None:
         self._began: dict[str, float] = {}
@@ -55,7 +51,7 @@ class Verbose(Observer):
 
     def run_started(self, run_id: str, workflow: str, event: Event | None) -> None:
         self._began[run_id] = perf_counter()
-        begins = "goes on" if event is None else f"begins with {brief(event)}"
+        begins = "continues" if event is None else f"begins with {brief(event)}"
         self._print(run_id, f"{workflow} {begins}")
 
     def step_started(self, run_id: str, step: str, invocation: int, event: object) -> None:
@@ -79,7 +75,7 @@ class Verbose(Observer):
 
 
 class Several(Observer):
-    """Several observers in one."""
+    """Calls several observers in order."""
 
     def __init__(self, observers: tuple[Observer, ...]) -> None:
         self._observers = observers

@@ -1,4 +1,4 @@
-"""Open questions, and what becomes of an event that is sent into a run."""
+"""Open questions, and the acknowledgement of an event that was sent into a run."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ class OpenQuestion:
     """A question that a run waits to be answered: one of ``handler.questions``.
 
     Attributes:
-        id: Names it in ``handler.send_event(answer, question=...)``. It is the same in a snapshot
-            and in the run that continues from it. That of a child begins with the child's run id.
-        event: The event by which it was asked; None for a wait that published none.
-        since: When it was asked, in seconds on the event loop's clock; before a resumed run has
-            begun, how long ago that was, as a negative number.
+        id: The identifier for ``handler.send_event(answer, question=...)``. It stays the same in a
+            snapshot and in the run that continues from it. The id of a child's question begins
+            with the child's run id.
+        event: The event that asked it; None for a wait that published no event.
+        since: The time at which it was asked, in seconds on the event loop's clock. Before a
+            resumed run begins, it is negative: how long ago the question was asked.
         answers: The classes of events that answer it.
     """
 
@@ -36,13 +37,13 @@ class OpenQuestion:
 
 @final
 class Acknowledgement:
-    """What ``handler.send_event()`` returns. Awaited, it waits until the event is kept for good.
+    """The result of ``handler.send_event()``. Await it to wait until the event is stored durably.
 
-    A run without a store keeps it at once. It need not be awaited.
+    A run without a durable store has taken the event at once, and there is no need to await.
 
     Attributes:
-        is_repeated: Whether an event of the same ``id`` and content came before, so that this one
-            was not applied.
+        is_repeated: Whether an event with the same ``id`` and content arrived before, so that this
+            one was not applied.
     """
 
     __slots__ = ("is_repeated",)
@@ -51,32 +52,35 @@ class Acknowledgement:
         self.is_repeated: bool = is_repeated
 
     def __await__(self) -> Generator[Any, Any, None]:
-        """Wait. A checkpoint; cancelled, it leaves the event where it is."""
+        """Wait. A checkpoint; cancelled, it does not take the event back."""
         return current_backend().checkpoint().__await__()
 
     def __repr__(self) -> str:
         return f"<Acknowledgement of {'a repeated' if self.is_repeated else 'an'} event>"
 
 
-#: The two that there are: a run without a store keeps an event at once.
+#: The only two: a run without a durable store has taken an event at once.
 APPLIED = Acknowledgement(is_repeated=False)
 REPEATED = Acknowledgement(is_repeated=True)
 
 
 def id_of(number: int) -> str:
-    """Return the id of the question that was asked as number ``number`` in its run."""
+    """Return the id of question ``number`` of a run."""
     return f"q{number}"
 
 
 def number_of(question: str) -> int:
-    """Return the number of the question that an id names; 0 for an id of no question."""
+    """Return the number of the question that an id names, or 0 if it is not such an id."""
     digits = question[1:]
     is_id = question[:1] == "q" and digits.isascii() and digits.isdigit() and len(digits) < 18
     return int(digits) if is_id else 0
 
 
 class Asked:
-    """A question that no wait has asked, or whose wait has not begun again: it is open."""
+    """An open question without an open wait.
+
+    A step returned or published it, or its wait has not begun again in a resumed run.
+    """
 
     __slots__ = ("answer", "event", "key", "kind", "number", "since")
 
@@ -91,9 +95,9 @@ class Asked:
         self.number = number
         self.event = event
         self.since = since
-        #: What the wait that has to begin again waits for, and a number that stands for its
-        #: content; None for a question of no wait.
+        #: The class that the wait is for, and the number of its content, if there is a wait that
+        #: has to begin again; else None.
         self.kind = kind
         self.key = key
-        #: What was sent for that wait.
+        #: The event that was sent for that wait.
         self.answer: Event | None = None

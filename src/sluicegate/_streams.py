@@ -1,10 +1,10 @@
 """The stream of a run: one log of events, a sending end, and any number of readers.
 
-The log is the buffer: an event stays in it until every attached reader has taken it, and after
-that as long as it is among the newest ``history`` ones. A reader is a position in the log. A lossy
-reader holds up no sender and keeps no event: where the log has moved on, it skips and counts.
-Nothing is ever handed to a reader: woken, it looks and takes. So a wake-up that is lost to a
-cancellation (``asyncio`` can cancel a task that is already woken) loses no event.
+The log is the buffer. It keeps an event until every attached reader has taken it, and longer while
+it is among the newest ``history`` events. A reader is a position in the log. A lossy reader holds up
+no sender and keeps no event: it skips events that the log has dropped, and counts them. No event is
+ever handed to a reader: a woken reader takes it from the log itself. So a wake-up that a
+cancellation discards (``asyncio`` can cancel a task that is already woken) loses no event.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TURN = 0.0005
 
 
 class EventLog:
-    """What a run has published, and how far each reader is."""
+    """The published events of a run, and the positions of its readers."""
 
     __slots__ = (
         "_events",
@@ -60,12 +60,12 @@ class EventLog:
     def __init__(self, *, window: int, history: int) -> None:
         self._window = window
         self._history = history
-        #: More than this many are trimmed. It is 1/64 more than the history: batches cost least.
+        #: The log is trimmed beyond this length: 1/64 above the history, so that it drops batches.
         self._limit = history + (history >> 6)
         self._events: list[Event] = []
-        #: None until a reader comes.
+        #: None until a reader is attached.
         self._readers: _Readers | None = None
-        #: Events with lower numbers have room, whatever the readers do: they only go forward.
+        #: Events with lower numbers have room, because readers only move forward.
         self._room_until = 1
         #: In the order in which they began to wait.
         self._senders: dict[Waiter, None] | None = None
@@ -73,24 +73,24 @@ class EventLog:
         self._first = 1
         self.next: int = 1
         self.closed: bool = False
-        #: Called with every event; the way of a child's events to its parent.
+        #: Called with every event; it forwards a child's events to the parent.
         self.forward: Callable[[Event], None] | None = None
-        #: The log of the parent that gets them, whose readers hold up the child's senders too.
+        #: The parent's log, which gets them and whose readers hold up the child's senders too.
         self.outer: EventLog | None = None
-        #: How many readers ask for internal events; while there are none, none are built.
+        #: The number of readers that ask for internal events; without one, none are built.
         self.internal_readers: int = 0
         #: The thread of the run's event loop; 0 before the run is started.
         self.thread: int = 0
 
     @property
     def has_readers(self) -> bool:
-        """Whether any reader is attached that somebody still has."""
+        """Whether any reader is attached whose stream was not dropped."""
         readers = self._readers
         return readers is not None and readers.attached > len(readers.dropped)
 
     @property
     def senders_waiting(self) -> int:
-        """How many senders wait for room."""
+        """The number of senders that wait for room."""
         return len(self._senders or ())
 
     @property
@@ -99,10 +99,10 @@ class EventLog:
         return {} if self._readers is None else self._readers.waiting
 
     def check_thread(self, what: str, way: str) -> None:
-        """Refuse a call from another thread than the run's, which would wake tasks of this one.
+        """Refuse a call from another thread: waking a task is safe only in the run's own thread.
 
         Raises:
-            WorkflowRuntimeError: It is another one, and the run is not over.
+            WorkflowRuntimeError: It is another thread, and the run has not ended.
         """
         if self.thread and self.thread != get_ident() and not self.closed:
             msg = (
@@ -127,11 +127,11 @@ class EventLog:
             self.forward(event)
 
     def begin_after(self, number: int) -> None:
-        """Have the next event be the one after ``number``; nothing was published before."""
+        """Number the next event ``number + 1``. No event has been published yet."""
         self._first = self.next = number + 1
 
     def oldest(self) -> int:
-        """Return the number of the oldest event kept: not yet taken by all, or in the history."""
+        """Return the number of the oldest event kept: in the history, or not yet taken by all."""
         keep = self.next - self._history
         readers = self._readers
         if readers is not None:
@@ -141,21 +141,21 @@ class EventLog:
         return max(keep, self._first)
 
     def _trim(self) -> None:
-        """Drop what is not kept, once that is worth moving the rest."""
+        """Drop the events that need not be kept, if there are enough to justify moving the rest."""
         keep, least = self.next - self._history, len(self._events) >> 7
         readers = self._readers
-        if readers is not None:  # as in oldest(), without a call more for an event
+        if readers is not None:  # as in oldest(), inlined to save a call per event
             if readers.dropped:
                 self.sweep()
             keep = readers.slowest(readers.keeping, keep, keep)
-        # From here on nothing is called, so no collection comes in between.
+        # From here on no function is called, so no garbage collection can interfere.
         spare = keep - self._first
         if spare > least:
             self._first = keep
             del self._events[:spare]
 
     def close(self, last: Event) -> None:
-        """Publish the terminal event and end the stream for everybody."""
+        """Publish the terminal event and end the stream for all readers."""
         self.append(last)
         self.closed = True
         for sender in tuple(self._senders or ()):
@@ -175,16 +175,17 @@ class EventLog:
         return self.next >= self._room_until
 
     def wake_sender(self) -> None:
-        """Have the first of the waiting senders look again whether there is room.
+        """Wake the first waiting sender, so that it checks for room again.
 
-        It wakes the next one when it has left, so an event costs the same however many wait.
+        It wakes the next one when it leaves, so the cost of an event does not depend on the number
+        of waiting senders.
         """
         for sender in self._senders or ():
             sender.wake()
             break
 
     def attach(self, after: int, *, internal: bool, lossy: bool = False) -> _Position:
-        """Attach a reader behind the event number ``after``."""
+        """Attach a reader that starts after event number ``after``."""
         readers = self._readers
         if readers is None:
             readers = self._readers = _Readers()
@@ -197,19 +198,19 @@ class EventLog:
         return position
 
     def detach(self, position: _Position) -> None:
-        """Let a reader go; what was kept for it alone is dropped."""
+        """Detach a reader, and drop the events that were kept for it alone."""
         if self._let_go(position):
             self._trim()
             self.wake_sender()
 
     def release(self) -> None:
-        """Let go of the readers that were dropped."""
+        """Detach the readers whose streams were dropped."""
         if self.sweep():
             self._trim()
             self.wake_sender()
 
     def sweep(self) -> bool:
-        """Strike off the readers that were dropped; return whether there were any."""
+        """Remove the readers whose streams were dropped; return whether there were any."""
         dropped = [] if self._readers is None else self._readers.dropped
         found = False
         while dropped:
@@ -228,9 +229,9 @@ class EventLog:
         return True
 
     def detach_all(self) -> None:
-        """Make all readers lossy, because their owner's block is left while the run goes on.
+        """Make all readers lossy, because their owner's block is left while the run is active.
 
-        Once the run is over no sender waits, so there is nothing to let go.
+        After the end of the run no sender waits, so there is nothing to do.
         """
         if self._readers is not None and not self.closed:
             self._readers.make_lossy()
@@ -239,7 +240,7 @@ class EventLog:
 
     @enable_ki_protection
     async def wait_for_room(self) -> None:
-        """Wait until no reader is a window behind."""
+        """Wait until no reader is a whole window behind."""
         waiter = current_backend().waiter()
         if self._senders is None:
             self._senders = {}
@@ -252,7 +253,7 @@ class EventLog:
             self.wake_sender()
 
     def rest(self, task: object, *, but: _Position | None = None) -> list[_Position]:
-        """Let the readers of ``task`` hold up no sender: the task does something else now."""
+        """Stop the readers of ``task`` from holding up senders: the task is not reading now."""
         readers = self._readers
         peers = None if readers is None else readers.by_task.get(task)
         resting = [p for p in tuple(peers or ()) if p is not but and p.keeps and not p.at_rest]
@@ -263,7 +264,7 @@ class EventLog:
         return resting
 
     def read_on(self, resting: Iterable[_Position]) -> None:
-        """Have the readers that were at rest hold up senders again."""
+        """Let the readers that were at rest hold up senders again."""
         readers = self._readers
         for position in resting:
             position.at_rest = False
@@ -273,14 +274,14 @@ class EventLog:
 
 
 class _Readers:
-    """The readers of a log. It costs the same whether there are few of them or many.
+    """The readers of a log. The cost does not depend on their number.
 
-    The slowest is found in a heap. An entry says where its reader was at some time, and readers
-    only go forward, so what the first entry says is a bound. It is brought up to date when that
-    matters, at most once for each event that the reader has taken meanwhile.
+    A heap finds the slowest reader. An entry records an earlier position of its reader. Readers only
+    move forward, so the first entry is a lower bound. It is updated when the exact position matters,
+    at most once for each event that the reader has taken since.
 
-    The collector may drop a reader in any thread and at any line. So dropping one only appends to
-    ``dropped``; the heaps change when the event loop's thread looks next.
+    The garbage collector may drop a reader in any thread and at any line. So a drop only appends to
+    ``dropped``; the event loop's thread changes the heaps when it next uses them.
     """
 
     __slots__ = (
@@ -296,38 +297,39 @@ class _Readers:
     )
 
     def __init__(self) -> None:
-        #: How many are attached, and how many of these keep events and hold up senders.
+        #: The number of attached readers, and of those that keep events and hold up senders.
         self.attached: int = 0
         self._count = 0
-        #: How many were ever added; it decides between two entries of the same number.
+        #: The number of readers ever added; it orders two entries with the same event number.
         self._made = 0
-        #: Entries [number, order, position]: all that keep events; those that hold up senders.
+        #: Entries [number, order, position]: of all readers that keep events; of those that hold up
+        #: senders.
         self.keeping: list[list[Any]] = []
         self.counting: list[list[Any]] = []
-        #: The readers that each task has read last.
+        #: The readers that each task was the last to read.
         self.by_task: dict[object, dict[_Position, None]] = {}
         self.waiting: dict[Waiter, None] = {}
-        #: The readers whose stream was dropped and that are still attached.
+        #: The readers that are still attached although their stream was dropped.
         self.dropped: list[_Position] = []
-        #: Whether a heap is being changed.
+        #: Whether a heap is being modified.
         self._is_busy = False
 
     def add(self, position: _Position) -> None:
-        """Have a reader keep events and hold up senders."""
+        """Let a reader keep events and hold up senders."""
         position.keeps = True
         self._count += 1
         self._push(self.keeping, position)
         self.count(position)
 
     def count(self, position: _Position) -> None:
-        """Have a reader hold up senders."""
+        """Let a reader hold up senders."""
         if not position.is_counted:
             position.is_counted = True
             self._push(self.counting, position)
 
     def _push(self, heap: list[list[Any]], position: _Position) -> None:
         self._is_busy = True
-        if len(heap) > 2 * self._count + 16:  # most of it are readers that have gone
+        if len(heap) > 2 * self._count + 16:  # most entries are of detached readers
             heap[:] = [entry for entry in heap if entry[2].keeps]
             heapify(heap)
         self._made += 1
@@ -335,7 +337,7 @@ class _Readers:
         self._is_busy = False
 
     def remove(self, position: _Position) -> None:
-        """Strike off a reader."""
+        """Remove a reader."""
         self.attached -= 1
         self.assign(position, None)
         if position.keeps:
@@ -346,7 +348,7 @@ class _Readers:
                 self.counting.clear()
 
     def make_lossy(self) -> None:
-        """Have no reader keep events or hold up senders any more."""
+        """Stop all readers from keeping events and from holding up senders."""
         for _, _, position in self.keeping:
             position.keeps = False
         self.keeping.clear()
@@ -354,7 +356,7 @@ class _Readers:
         self._count = 0
 
     def assign(self, position: _Position, task: object) -> None:
-        """Take note of the task that reads now, if any."""
+        """Record the task that reads now, if any."""
         if position.task is not None:
             peers = self.by_task[position.task]
             del peers[position]
@@ -365,11 +367,11 @@ class _Readers:
             self.by_task.setdefault(task, {})[position] = None
 
     def slowest(self, heap: list[list[Any]], limit: int, most: int) -> int:
-        """Return where the slowest reader in ``heap`` is, if that is below ``limit``.
+        """Return the position of the slowest reader in ``heap``, if it is below ``limit``.
 
-        Otherwise return a bound: at least ``limit``, and at most ``most``, which is not less.
+        Otherwise return a bound between ``limit`` and ``most``.
         """
-        if self._is_busy:  # a collection in the midst of a change: nothing is known, all is kept
+        if self._is_busy:  # called by a collection during a modification: keep every event
             return 0
         self._is_busy = True
         result = most
@@ -396,7 +398,7 @@ class _Readers:
 
 
 class _Position:
-    """A reader, as the log sees it."""
+    """The position of a reader in the log."""
 
     __slots__ = (
         "at",
@@ -416,11 +418,11 @@ class _Position:
         self.log: EventLog = log
         self.at: int = at
         self.internal: bool = internal
-        #: How many events it has not taken and never will.
+        #: The number of events that it has missed.
         self.missed: int = 0
         self.closed: bool = False
         self.is_attached: bool = True
-        #: Whether it keeps events and holds up senders; otherwise it is lossy.
+        #: Whether it keeps events and holds up senders; False if it is lossy.
         self.keeps: bool = False
         #: Whether it is in the heap of those that hold up senders.
         self.is_counted: bool = False
@@ -430,14 +432,14 @@ class _Position:
         self.waiter: Waiter | None = None
 
     def read_by(self, task: object) -> None:
-        """Take note of the task that reads; it does not rest then, whatever the last one does."""
+        """Record the task that reads; the reader is not at rest then, even if the last task is."""
         if self.is_attached and self.log._readers is not None:
             self.log._readers.assign(self, task)
             if self.at_rest:
                 self.log.read_on((self,))
 
     def skip(self) -> None:
-        """Go on to the oldest event kept, which a lossy reader does before it takes one."""
+        """Move to the oldest event kept; a lossy reader does so before it takes an event."""
         oldest = self.log.oldest()
         if self.at < oldest:
             self.missed += oldest - self.at
@@ -448,20 +450,20 @@ class _Position:
 class EventStream(ReceiveChannel[Event]):
     """One reader of a run's events: an async iterator that ends cleanly when the run ends.
 
-    It gets every event published from where it starts, in order, each once, whatever other
-    readers do; then the terminal event; then the iteration stops. It belongs to no task: it may
-    be iterated in one and closed in another, and a second loop goes on where the first one
-    stopped. A reader that is cancelled while it waits has lost nothing and can go on.
+    It gets every event published after its start, in order and once each, independently of other
+    readers. Then it gets the terminal event, and the iteration stops. It belongs to no task: one
+    task may iterate it and another may close it, and a second loop continues where the first one
+    stopped. A reader that is cancelled while it waits has lost no event and can continue.
 
-    Closing it (``close``, ``aclose``, leaving ``with`` or ``async with``, or dropping it) lets
-    senders that waited for it go on.
+    Closing it (``close``, ``aclose``, leaving ``with`` or ``async with``, or dropping it) releases
+    the senders that waited for it.
 
     A lossy reader (``stream_events(lossy=True)``) holds up no sender and keeps no event. It gets
-    what is still in the history when it comes to read, and always the terminal event. A reader
-    becomes lossy when the block or the scope that owns the run is left while the run goes on.
+    the events that are still in the history when it reads, and always the terminal event. A reader
+    becomes lossy when the block or the scope that owns the run is left while the run is active.
 
     Attributes:
-        missed: How many events were dropped from the history before this reader took them.
+        missed: The number of events dropped from the history before this reader took them.
         sequence: The number of the last event taken; ``stream_events(after=...)`` takes it.
     """
 
@@ -499,11 +501,11 @@ class EventStream(ReceiveChannel[Event]):
     @property
     @enable_ki_protection
     def missed(self) -> int:
-        """How many events were dropped from the history before this reader took them.
+        """The number of events dropped from the history before this reader took them.
 
-        Counted like ``sequence``: internal events count too. It grows only for a lossy reader,
-        also while that one does not read (elsewhere than in the run's thread, only then when it
-        reads). What it missed when it was closed stays.
+        Like ``sequence``, it includes internal events. It grows only for a lossy reader, even while
+        that reader does not read; in a thread other than the run's, it is updated when the reader
+        reads. Closing the reader freezes it.
         """
         position = self._position
         is_here = position.log.closed or self._thread == get_ident()
@@ -517,19 +519,19 @@ class EventStream(ReceiveChannel[Event]):
         return self._position.at - 1
 
     async def receive(self) -> Event:
-        """Take the next event, waiting for it if need be.
+        """Return the next event, and wait for it if necessary.
 
-        Looks for a cancellation always, and gives others a turn at the latest every 0.5 ms.
-        Cancelled, it has taken nothing.
+        It always checks for a cancellation, and yields to other tasks at least every 0.5 ms.
+        Cancelled, it has taken no event.
 
         Raises:
-            trio.EndOfChannel: The run is over and everything has been taken (under asyncio it
-                is ``anyio.EndOfStream`` as well, and so on below).
-            trio.ClosedResourceError: This reader was closed, before or meanwhile.
-            trio.BusyResourceError: Another task is waiting at this reader; each needs its own
+            trio.EndOfChannel: The run has ended and all events have been taken. Under asyncio it is
+                ``anyio.EndOfStream`` as well, and likewise below.
+            trio.ClosedResourceError: This reader was closed, before the call or during it.
+            trio.BusyResourceError: Another task waits at this reader; each task needs a separate
                 ``stream_events()``.
-            WorkflowRuntimeError: The call comes from another thread than the run's, which goes on.
-                A run that is over may be read in any thread, one at a time.
+            WorkflowRuntimeError: The call comes from another thread than the run's, and the run is
+                active. A run that has ended may be read in any thread, one at a time.
         """
         return await self.__anext__(None)
 
@@ -564,7 +566,7 @@ class EventStream(ReceiveChannel[Event]):
                         self._waiter = backend.waiter()
                     readers = log._readers
                     assert readers is not None
-                    # While this task waits here it reads no other of its readers of this run.
+                    # While this task waits here, it does not read its other readers of this run.
                     resting = log.rest(task, but=position) if readers.attached > 1 else ()
                     position.waiter = self._waiter
                     readers.waiting[self._waiter] = None
@@ -591,7 +593,7 @@ class EventStream(ReceiveChannel[Event]):
                         position.skip()
                     event = log._events[position.at - log._first]
                     position.at += 1
-                    # Only the slowest makes room; the bound is exact while a sender sleeps.
+                    # Only the slowest reader makes room; the bound is exact while a sender waits.
                     if log._senders and position.at <= log._room_until - log._window + 1:
                         log.wake_sender()
                     if len(log._events) > log._limit:
@@ -605,9 +607,9 @@ class EventStream(ReceiveChannel[Event]):
 
     @enable_ki_protection
     def close(self) -> None:
-        """Detach from the run; may be called from any task and thread, and again.
+        """Detach from the run. Any task and thread may call it, also more than once.
 
-        Not a checkpoint. From another thread than the run's, its event loop lets the reader go.
+        Not a checkpoint. After a call from another thread, the run's event loop detaches the reader.
         """
         position = self._position
         if position.closed:
@@ -633,8 +635,8 @@ class EventStream(ReceiveChannel[Event]):
 
     @enable_ki_protection
     def __del__(self) -> None:
-        # A reader that was dropped must hold nobody up. The collector may find it in any thread,
-        # and in the midst of what a sender does; so the event loop takes it out.
+        # A dropped reader must not hold up senders. The garbage collector may run in any thread and
+        # during an operation of a sender, so the event loop removes the reader later.
         if not self._position.closed:
             self._position.closed = True
             self._let_go_in_loop()
@@ -644,7 +646,7 @@ class EventStream(ReceiveChannel[Event]):
         assert log._readers is not None
         log._readers.dropped.append(self._position)
         if self._call_soon is not None and not log.closed:
-            with suppress(RuntimeError):  # the event loop is gone, and nobody waits any more
+            with suppress(RuntimeError):  # the event loop has ended, so no task waits
                 self._call_soon(log.release)
         elif get_ident() == self._thread:
             log.release()
@@ -658,7 +660,7 @@ class EventStream(ReceiveChannel[Event]):
 
 @final
 class StreamSender(SendChannel[Event]):
-    """The sending end of a run's stream, as a step sees it: ``ctx.stream``."""
+    """The sending end of a run's stream for a step: ``ctx.stream``."""
 
     __slots__ = ("_backend", "_log", "_pace", "_publish")
 
@@ -670,24 +672,24 @@ class StreamSender(SendChannel[Event]):
 
     @enable_ki_protection
     async def send(self, value: Event) -> None:
-        """Publish an event, waiting while the slowest attached reader is a buffer behind.
+        """Publish an event, and wait while the slowest attached reader is a whole buffer behind.
 
-        Looks for a cancellation always, and gives others a turn at the latest every 0.5 ms; on
-        Trio whoever waits for the event has it then before this returns. Cancelled, it has
-        published nothing. With no reader attached it does not wait.
+        It always checks for a cancellation, and yields to other tasks at least every 0.5 ms. On
+        Trio, when it yields, the waiting readers have the event before it returns. Cancelled, it
+        has not published the event. Without an attached reader it does not wait.
 
         Raises:
-            WorkflowRuntimeError: The run is over, it is a ``StopEvent`` (return it instead), or
-                the call comes from another thread than the run's.
+            WorkflowRuntimeError: The run has ended; or the event is a ``StopEvent``, which a step
+                returns instead; or the call comes from another thread than the run's.
         """
         log: EventLog | None = self._log
         backend = self._backend
         if self._log.thread != get_ident():
             self._log.check_thread("ctx.stream.send", "run(ctx.stream.send, event)")
-        if backend is None:  # it was made in the thread of a plain step
+        if backend is None:  # it was created in the thread of a plain step
             backend = self._backend = current_backend()
         is_due = perf_counter() - self._pace > TURN
-        # Others get their turn once the event is out, if nothing can cancel that turn.
+        # Yield after the event is published, if the yield cannot be cancelled.
         if is_due and not backend.shields_from_all:
             await backend.checkpoint()
         else:
@@ -696,11 +698,11 @@ class StreamSender(SendChannel[Event]):
             if log.next >= log._room_until and log.is_full():
                 await log.wait_for_room()
             log = log.outer
-        self._publish(value)  # what follows cannot be cancelled
+        self._publish(value)  # from here on it cannot be cancelled
         if is_due:
             if backend.shields_from_all:
                 await backend.cancel_shielded_checkpoint()
-                if self._log.has_readers:  # Trio shuffles, and they go on first
+                if self._log.has_readers:  # Trio shuffles its tasks; so the readers run first
                     await backend.cancel_shielded_checkpoint()
             self._pace = perf_counter()
 
@@ -708,12 +710,12 @@ class StreamSender(SendChannel[Event]):
     def send_nowait(self, value: Event) -> None:
         """Publish an event, or raise if :meth:`send` would wait. Not a checkpoint.
 
-        In the thread of a synchronous step it hops to the event loop.
+        In the thread of a synchronous step, the call runs in the event loop.
 
         Raises:
-            trio.WouldBlock: The slowest attached reader is a buffer behind.
-            WorkflowRuntimeError: The run is over, it is a ``StopEvent``, or the call comes from
-                another thread.
+            trio.WouldBlock: The slowest attached reader is a whole buffer behind.
+            WorkflowRuntimeError: The run has ended; the event is a ``StopEvent``; or the call comes
+                from another thread.
         """
         in_loop(self._send_nowait, value)
 
@@ -727,22 +729,23 @@ class StreamSender(SendChannel[Event]):
         self._publish(value)
 
     async def aclose(self) -> None:
-        """Pass a checkpoint and nothing else: the stream ends when its run ends."""
+        """Pass a checkpoint. It does not end the stream, which ends with its run."""
         await current_backend().checkpoint()
 
 
 def _backend_if_any() -> Backend | None:
     try:
         return current_backend()
-    except RuntimeError:  # a reader made outside any event loop, after the end
+    except RuntimeError:  # the reader was created outside an event loop, after the end
         return None
 
 
 def check_publishable(event: Any, log: EventLog) -> None:
-    """Refuse what does not belong on the stream.
+    """Refuse an object that may not be published.
 
     Raises:
-        WorkflowRuntimeError: The run is over; or it is no event, or one that ends a run.
+        WorkflowRuntimeError: The run has ended; or the object is not an event; or it is an event
+            that ends a run.
     """
     if log.closed:
         msg = (
