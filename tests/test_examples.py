@@ -90,7 +90,7 @@ def test_approval_over_http(tmp_path):
     assert "StopEvent" not in hung_up
     assert "Verdict.approved is 'perhaps', which is not bool" in answered
     assert 'data: {"result": "paid by ann"}' in answered
-    assert "is over (completed), so Verdict reaches nobody" in answered
+    assert "is over (completed), so Verdict cannot be delivered" in answered
 
 
 @pytest.mark.parametrize(

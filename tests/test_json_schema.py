@@ -276,7 +276,9 @@ def test_classes_of_one_name_have_definitions_of_their_own():
     """Classes with the same name do not share a definition, whoever makes it."""
 
     def named(hint):
-        return attrs.make_class("Same", {"field": attrs.field(type=hint)})
+        made = attrs.make_class("Same", {"field": attrs.field(type=hint)})
+        made.__annotations__ = {"field": hint}  # attrs before 24.1 sets none
+        return made
 
     class Both(Event):
         one: Any

@@ -917,8 +917,8 @@ async with Asks().run(run_id='r') as handler:
 handler = Simple().run(run_id='r')
 await handler
 handler.send_event(Answer(text='x'))
---> WorkflowRuntimeError: the run r of Simple is over (completed), so Answer reaches nobody;
-... expected it while the run is under way: `if not handler.is_done(): ...`
+--> WorkflowRuntimeError: the run r of Simple is over (completed), so Answer cannot be delivered;
+... expected it while the run is active: `if not handler.is_done(): ...`
 
 # ctx of another
 Simple().run(ctx=Context(Waits()))
@@ -961,7 +961,7 @@ class Flow(Workflow):
     async def begin(self, ev: StartEvent) -> StopEvent | None: ...
 await Flow().run(run_id='r')
 --> WorkflowStalledError: the run r of Flow can never end: no step runs, no event is pending,
-... and nobody was asked anything; expected some step to return a StopEvent
+... and no question is open; expected some step to return a StopEvent
 
 # handler thread
 async with Waits().run(run_id='r') as handler:
@@ -1052,7 +1052,7 @@ await Calls(f).run(run_id='r')
 async def f(ctx): ctx.collect_events(A(n=1), [B])
 await Calls(f).run(run_id='r')
 --> WorkflowStalledError: the run r of Calls can never end: no step runs, no event is pending,
-... and nobody was asked anything: Calls.only lacks 1 x B; Calls.only returned None, which its
+... and no question is open: Calls.only lacks 1 x B; Calls.only returned None, which its
 ... signature does not declare, and so ended its branch; expected some step to return a StopEvent
 
 # wait no event
@@ -1071,8 +1071,8 @@ await Calls(f).run(run_id='r')
 handler = Simple().run(run_id='r')
 await handler
 handler.ctx.send_event(A(n=1))
---> WorkflowRuntimeError: the run r of Simple is over (completed), so A reaches nobody;
-... expected it while the run is under way: `if not handler.is_done(): ...`
+--> WorkflowRuntimeError: the run r of Simple is over (completed), so A cannot be delivered;
+... expected it while the run is active: `if not handler.is_done(): ...`
 
 # ctx before a run
 Context(Simple()).send_event(A(n=1))
@@ -1406,8 +1406,8 @@ await Calls(f).run(run_id='r')
 # goes on with fields
 w = Simple()
 w.run(ctx=Context.from_dict(w, w.run(run_id='r').snapshot()), topic='x')
---> TypeError: run() was given a start event and the context of a run that goes on; expected
-... run(ctx=...) alone, for it has begun
+--> TypeError: run() was given a start event and the context of an unfinished run; expected
+... run(ctx=...) alone, because that run has already started
 
 # tampered
 data = Simple().run(run_id='r').snapshot()

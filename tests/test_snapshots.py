@@ -762,12 +762,12 @@ async def test_a_context_continues_once():
         await wait_until_idle()
         context = Context.from_dict(workflow, through_json(handler.snapshot()))
         handler.cancel()
-    with pytest.raises(TypeError, match="start event and the context of a run that goes on"):
+    with pytest.raises(TypeError, match="start event and the context of an unfinished run"):
         workflow.run(ctx=context, topic="x")
     with pytest.raises(TypeError):
         workflow.run(ctx=context, start_event=StartEvent())
     again = workflow.run(ctx=context)
-    with pytest.raises(WorkflowRuntimeError, match=r"has gone on from this context before"):
+    with pytest.raises(WorkflowRuntimeError, match=r"was already resumed from this context"):
         workflow.run(ctx=context)
     async with again:
         await wait_until_idle()
@@ -1374,7 +1374,7 @@ async def test_fields_for_a_run_that_continues_are_refused():
         saved = handler.ctx.to_dict()
         await handler.cancel()
 
-    with pytest.raises(TypeError, match="goes on"):
+    with pytest.raises(TypeError, match="unfinished run"):
         workflow.run(ctx=Context.from_dict(workflow, saved), topic="unused")
 
 

@@ -491,7 +491,7 @@ async def test_the_context_is_refused_where_it_cannot_work():
     with pytest.raises(WorkflowRuntimeError, match="has ended, so it cannot send Number"):
         kept[0].send_event(Number(n=1))
     with pytest.raises(
-        WorkflowRuntimeError, match=r"is over \(completed\), so Number reaches nobody"
+        WorkflowRuntimeError, match=r"is over \(completed\), so Number cannot be delivered"
     ):
         handler.ctx.send_event(Number(n=1))
     with pytest.raises(WorkflowRuntimeError, match="outside of a step; expected the `ctx`"):

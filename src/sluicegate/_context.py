@@ -595,7 +595,7 @@ def step_context(run: RunOperations, step: Step | None, node: Any, again: Any) -
 
 
 def watch_progress(context: Context[Any], note: Callable[[], object]) -> None:
-    """Let every call of a context call ``note``; the step's idle timeout uses this."""
+    """Make every call of a context call ``note``: progress that resets the idle timeout."""
     context._progress = note
 
 

@@ -1,4 +1,4 @@
-"""The handler of a run: the interface to start it, read its stream, answer it and await it."""
+"""The handler of a run: start it, read its stream, send events, cancel it, await its result."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 _IN_SCOPE = "in a workflow_scope"
-#: A nursery waits for a run whose task belongs to the scope.
+#: A nursery waits for a run that executes in a task of the scope.
 _IN_NURSERY = "in a workflow_scope, and then given to a nursery"
 
 
@@ -77,7 +77,7 @@ _SPELLINGS = """expected one of
 
 @final
 class Unwound:
-    """The result of ``handler.cancel()``. Await it to wait until the run has unwound."""
+    """The awaitable that ``handler.cancel()`` returns: it waits until the run has unwound."""
 
     __slots__ = ("_wait",)
 
@@ -85,17 +85,16 @@ class Unwound:
         self._wait = wait
 
     def __await__(self) -> Generator[Any, Any, None]:
-        """Wait. A checkpoint; cancelled, it leaves the run unwinding."""
+        """Wait. A checkpoint; if it is cancelled, the run still unwinds."""
         return self._wait().__await__()
 
 
 @final
 class _Begins(Coroutine[Any, Any, None]):
-    """A coroutine that begins even if asyncio cancels its task first.
+    """A coroutine that starts even if asyncio cancels its task before.
 
-    If asyncio cancels a task before its first turn, it throws the cancellation into a coroutine that
-    has not begun, so that none of its code runs. This one runs to its first await, and is cancelled
-    there.
+    If a task is cancelled before its first step, asyncio throws the cancellation into the unstarted
+    coroutine, so none of it would run. This one first runs to its first await and is cancelled there.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -123,13 +122,14 @@ class _Begins(Coroutine[Any, Any, None]):
 class WorkflowHandler(Generic[R]):
     """One run of a workflow: unstarted when ``run()`` returns it, then started once.
 
-    Four things start it: ``await`` (in place), ``async with`` (the block owns the run),
-    :meth:`start_soon` (a nursery owns it), and, inside a :func:`workflow_scope`, any other use (the
-    scope owns it). The owner's block is left only after all tasks of the run have ended.
+    Start it by awaiting it (in place), with ``async with`` (the block owns the run), with
+    :meth:`start_soon` (a nursery owns it), or, inside a :func:`workflow_scope`, by using it in
+    any other way (the scope owns it). The owner exits only after the run has unwound.
 
-    Leaving the ``async with`` block normally waits for the run. Its readers become lossy then, so
-    that no step waits for them. Leaving the block by an exception or a cancellation cancels the run
-    and waits for its clean-up. The owner raises an unobserved failure when its block is left.
+    A normal exit of the ``async with`` block waits for the run; meanwhile its readers
+    become lossy, so that no step waits for them. An exit with an exception or a cancellation
+    cancels the run and waits for its clean-up. The owner raises a failure that was never
+    observed.
     """
 
     __slots__ = (
@@ -143,8 +143,8 @@ class WorkflowHandler(Generic[R]):
         "_started",
     )
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: Any) -> None:  # Any: the record of a run is no part of the typed API
+        self._run: Run = run
         self._started = ""
         self._awaiting = 0
         self._scope: WorkflowScope | None = None
@@ -162,19 +162,19 @@ class WorkflowHandler(Generic[R]):
     # -- starting --------------------------------------------------------------------------
 
     def __await__(self) -> Generator[Any, Any, R]:
-        """Run in place and return the result, or wait for a run that was started otherwise.
+        """Run in place and return the result, or wait for a run that was started before.
 
-        A checkpoint. If the run is in place, a cancellation cancels it, and is raised after the run
-        has unwound. If the call only waits, a cancellation leaves the run running.
+        A checkpoint. In place, a cancellation cancels the run and propagates after the run has
+        unwound. If the call only waits, a cancellation does not affect the run.
 
         Returns:
-            ``StopEvent.result``, or the event itself if it is of a subclass of StopEvent.
+            ``StopEvent.result``, or the event itself if its class is a subclass of StopEvent.
 
         Raises:
-            Exception: The exception object that a step raised, with a note that names the run, the
-                step and the event.
-            WorkflowTimeoutError: The run did not end by its timeout.
-            WorkflowStalledError: The run could never have continued.
+            Exception: The original exception of a step, with a note that names the run,
+                the step and the event.
+            WorkflowTimeoutError: The run did not end within its timeout.
+            WorkflowStalledError: Nothing more could happen in the run.
             WorkflowCancelledError: The run was cancelled.
         """
         return self._await().__await__()
@@ -211,7 +211,7 @@ class WorkflowHandler(Generic[R]):
             await backend.checkpoint()
             return
         check_thread(self._run, "await handler")
-        # This task reads no stream while it waits here; its readers must not hold up the run.
+        # This task reads no stream while it waits, so its readers must not hold up the run.
         log = self._run.log
         resting = log.rest(backend.current_task())
         waiter = backend.waiter()
@@ -227,9 +227,9 @@ class WorkflowHandler(Generic[R]):
 
     @enable_ki_protection
     async def _outlast(self) -> BaseException | None:
-        """Wait until all tasks of the run have ended, even if the wait is interrupted.
+        """Wait until the run has unwound, and return the exception that interrupted the wait, if any.
 
-        An interruption cancels the run. It is returned after the run has unwound.
+        An interruption cancels the run; the wait then continues, shielded.
         """
         backend = current_backend()
         interruption: BaseException | None = None
@@ -247,7 +247,7 @@ class WorkflowHandler(Generic[R]):
 
     @enable_ki_protection
     async def __aenter__(self) -> Self:
-        """Start the run, or take it over from the scope that started it; the block owns it then."""
+        """Start the run and own it; a run that a scope has started gets this block as its new owner."""
         backend = current_backend()
         task, loop = backend.current_task(), backend.current_loop()
         if self._started == _IN_SCOPE:
@@ -267,13 +267,13 @@ class WorkflowHandler(Generic[R]):
 
     @enable_ki_protection
     async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        """Wait for the run, cancelled if the block failed, and raise its unobserved failure.
+        """Wait for the run, after cancelling it if the block failed; raise an unobserved failure.
 
         Raises:
-            BaseException: The run's failure, if it is unobserved and the block itself did not
+            BaseException: The run's failure, if it was not observed and the block itself did not
                 fail; a cancellation from outside.
-            WorkflowRuntimeError: The block was entered in another task. The run was cancelled and
-                has ended, unless that task runs in another event loop.
+            WorkflowRuntimeError: The block was entered in another task. The run has been cancelled
+                and has ended, unless that task runs in another event loop.
         """
         assert self._block is not None
         manager, task, loop = self._block
@@ -309,23 +309,23 @@ class WorkflowHandler(Generic[R]):
     ) -> Self:
         """Start the run in a nursery, which then owns it. Not a checkpoint.
 
-        A failure is raised into the nursery, unless another task observes it: one that awaits the
-        handler or reads its stream when the run ends.
+        The nursery gets a failure of the run, unless a task awaits the handler or a reader is
+        attached, which observes it.
 
-        If a :func:`workflow_scope` has started the run, a task of the nursery waits for it. If the
-        nursery is cancelled, that cancels the run.
+        If a :func:`workflow_scope` has started the run, a task of the nursery waits for it, and
+        cancels it when the nursery is cancelled.
 
         Args:
             nursery: A Trio nursery, an AnyIO task group, an ``asyncio.TaskGroup`` or a
-                :func:`workflow_scope`, which raises a failure when it is left.
-            keep_failure: Never raise a failure into the nursery; it stays with the handler.
+                :func:`workflow_scope`, which raises a failure when it exits.
+            keep_failure: Keep a failure in the handler, and never raise it in the nursery.
 
         Returns:
             The handler itself.
 
         Raises:
             WorkflowRuntimeError: The run was started before.
-            TypeError: ``nursery`` is not a nursery.
+            TypeError: ``nursery`` is not one of these.
         """
         if isinstance(nursery, WorkflowScope):
             self._start_in_scope(nursery, keep_failure=keep_failure)
@@ -343,7 +343,7 @@ class WorkflowHandler(Generic[R]):
             self._start("in a nursery")
         try:
             self._start_in(nursery)
-        except BaseException:  # the nursery takes no more tasks: restore the state
+        except BaseException:  # the nursery accepts no more tasks; nothing has changed
             self._started = before
             raise
         self._keeps_failure = keep_failure
@@ -356,20 +356,20 @@ class WorkflowHandler(Generic[R]):
             nursery.start_soon(self._own_in_nursery)
             return
         coroutine: Coroutine[Any, Any, None] = self._own_in_nursery()
-        if self._started == _IN_NURSERY:  # it runs in the scope: wait for it
+        if self._started == _IN_NURSERY:  # it runs elsewhere, and this task waits for it
             coroutine = _Begins(coroutine)
         try:
             task = nursery.create_task(coroutine)
         except BaseException:
             coroutine.close()
             raise
-        # asyncio may cancel a task before it has begun; then none of its code runs.
+        # asyncio may cancel a task before it has started; then none of its code runs.
         if self._started != _IN_NURSERY:
             task.add_done_callback(self._abandon)
 
     @enable_ki_protection
     def _start_in_scope(self, scope: WorkflowScope, *, keep_failure: bool = False) -> None:
-        """Start the run in a scope; if another scope has started it, wait for it there."""
+        """Make a scope the owner; if another scope has started the run, the new one waits for it."""
         keep_failure = keep_failure or scope.is_lasting
         before = self._scope
         if self._started == _IN_SCOPE:
@@ -389,9 +389,9 @@ class WorkflowHandler(Generic[R]):
         self._keeps_failure = keep_failure
 
     def _refuse(self, reason: str) -> None:
-        """Record that the run will never start."""
+        """Conclude a run that will never start."""
         if not self._started:
-            self._started = "or cancelled before it started"  # which needs no event loop
+            self._started = "or rather cancelled before it could"  # this needs no event loop
             if self._scope is not None:
                 self._scope.withdraw(self)
                 self._scope = None
@@ -409,7 +409,7 @@ class WorkflowHandler(Generic[R]):
             )
             raise WorkflowRuntimeError(msg)
         run = self._run
-        # From here on the run belongs to this loop and thread, although it has not had a turn yet.
+        # From here on the run belongs to this loop and thread, before its first step.
         run.backend = backend = current_backend()
         run.thread = run.log.thread = get_ident()
         run.loop = backend.current_loop()
@@ -419,7 +419,7 @@ class WorkflowHandler(Generic[R]):
             self._scope = None
 
     def _take_over(self, how: str) -> None:
-        """Replace the scope as the owner of the run, which still runs in a task of the scope."""
+        """Replace the scope as the owner; the run continues in the task of the scope."""
         self._started = how
         if self._scope is not None:
             self._scope.let_go(self)
@@ -440,7 +440,7 @@ class WorkflowHandler(Generic[R]):
         self._start_in_scope(scope)
 
     async def _run_alone(self) -> None:
-        """Run in place, where no owner would raise the failure that a cancellation caused."""
+        """Run, and raise an unobserved failure in place of the cancellation that caused it."""
         failure: BaseException | None = None
         cancelled = current_backend().Cancelled
         try:
@@ -450,18 +450,18 @@ class WorkflowHandler(Generic[R]):
             if failure is None:
                 raise
         except BaseException:
-            self._is_observed = True  # KeyboardInterrupt or SystemExit: it is raised here
+            self._is_observed = True  # KeyboardInterrupt or SystemExit propagates here
             raise
         if failure is not None:
             raise failure
 
     @enable_ki_protection
-    async def _own(self) -> None:  # noqa: ASYNC910 - the run is a checkpoint, however it ends
+    async def _own(self) -> None:  # noqa: ASYNC910 - the run is a checkpoint on every path
         backend = current_backend()
         try:
             await execute(self._run)
         except backend.Cancelled:
-            # Was only this task cancelled, natively? AnyIO would cancel the owner's body and other runs.
+            # If only this task was cancelled, natively, AnyIO would cancel the owner's body and other runs.
             if backend.is_cancelled():
                 raise
 
@@ -475,8 +475,8 @@ class WorkflowHandler(Generic[R]):
                 raise interruption if failure is None else failure
         else:
             await self._run_alone()
-        # The tasks that await the handler were woken. They observe the failure in their next turn,
-        # unless they are cancelled just now.
+        # A task that awaits the handler has been woken and observes the failure in its next step,
+        # unless it is cancelled now.
         while self._awaiting:
             await current_backend().cancel_shielded_checkpoint()
         if self._keeps_failure or self._run.log.has_readers:
@@ -504,14 +504,14 @@ class WorkflowHandler(Generic[R]):
             self._scope = None
 
     def _unobserved(self) -> BaseException | None:
-        """Return the failure that the owner has to raise, if any, and mark it as observed."""
+        """Return the failure that the owner must raise, if any, and mark it as observed."""
         outcome = self._run.outcome
         if self._is_observed or outcome.unseen is None:
             return None
         self._is_observed = True
         return outcome.unseen
 
-    # -- reading and control -----------------------------------------------------------------
+    # -- reading and control ----------------------------------------------------------------
 
     @enable_ki_protection
     def stream_events(
@@ -519,14 +519,14 @@ class WorkflowHandler(Generic[R]):
     ) -> EventStream:
         """Attach a reader to the run's stream. Not a checkpoint.
 
-        Each reader gets every event. A late reader, also one after the end, starts at the oldest
-        event that is kept.
+        Each reader gets every event. A late reader, even after the end, starts at the
+        oldest event kept.
 
         Args:
             after: Start after the event with this number (see :attr:`EventStream.sequence`).
-            expose_internal: Return the engine's internal events as well.
-            lossy: Do not hold up senders, and keep no event in memory. A lossy reader that is more
-                than ``stream_history`` events behind misses the oldest of them;
+            expose_internal: Include the engine's internal events.
+            lossy: Hold up no sender and keep no event in memory. A lossy reader that is more than
+                ``stream_history`` events behind misses the oldest of them;
                 :attr:`EventStream.missed` counts them. It always gets the terminal event.
 
         Raises:
@@ -551,40 +551,38 @@ class WorkflowHandler(Generic[R]):
         step: str | None = None,
         *,
         question: str | None = None,
-        id: str | None = None,  # noqa: A002 - what it is
+        id: str | None = None,  # noqa: A002 - the public name
     ) -> Acknowledgement:
-        """Send an event into the run from outside, at once. Not a checkpoint.
+        """Send an event into the run from outside; it is applied at once. Not a checkpoint.
 
-        Without ``question``, the event goes to the oldest open question that it fits. If a wait
-        asked the question, the wait gets the event. If a step returned the question, the event goes
-        to the steps that take it.
+        Without ``question``, the oldest open question that the event matches gets it. An answer to a
+        wait resumes that wait; an answer to a question that a step returned goes to the steps that
+        take the event.
 
         Args:
             event: Usually a ``HumanResponseEvent``; any event that a step takes or waits for.
-            step: The name of the only step that gets the event; by default every step that takes
-                its class.
-            question: The id of the question that it answers; see :attr:`questions`.
-            id: An idempotency key for this event. A second event with the same id and content is
-                acknowledged and not applied, so that a client may send it again. The run keeps the
-                id until it ends.
+            step: The name of the only step that gets it; by default all steps that take its class.
+            question: The id of the question that it answers, from :attr:`questions`.
+            id: Your idempotency key for this event. A repeated id with the same content is
+                acknowledged again and not applied, so a client may retry. The run
+                keeps the id until its end.
 
         Returns:
             An object to ``await`` (a checkpoint) for the acknowledgement. Awaiting it is optional.
 
         Raises:
             QuestionClosedError: The question was answered, with another id or without one, or it
-                was withdrawn.
-            EventConflictError: The run has received an event with the same ``id`` and other
-                content.
-            WorkflowRuntimeError: The run has ended or has no owner; no step takes the event; it
-                does not answer the question; there is no such question; or the call comes from
-                another thread.
+                was given up.
+            EventConflictError: An event with other content was sent with the same ``id``.
+            WorkflowRuntimeError: The run has ended or has no owner, no step takes the event, it does
+                not answer the question, there is no such question, or the call comes from another
+                thread.
             TypeError: Both ``step`` and ``question`` are given.
         """
         if step is not None and question is not None:
             msg = (
                 f"send_event was given both step={step!r} and question={question!r}; expected one of "
-                "the two, because a question determines which step gets its answer"
+                "the two, because the question determines which step gets the answer"
             )
             raise TypeError(msg)
         self._ensure_started("send_event()")
@@ -598,20 +596,20 @@ class WorkflowHandler(Generic[R]):
         *,
         after: Literal["now", "steps"] = "now",
     ) -> Unwound:
-        """Cancel the run at once. Not a checkpoint; await the result to wait until it has unwound.
+        """Cancel the run at once; await the return value to wait until it has unwound.
 
-        Every step in flight is cancelled at its next checkpoint, and its clean-up runs to the
-        end. Cancelling a run that has ended or was cancelled changes nothing. An unstarted run
-        never starts.
+        Every running step is cancelled at its next checkpoint, and its clean-up runs to
+        completion. Cancelling a run again, or after its end, has no effect. An unstarted
+        run never starts.
 
-        ``after="steps"`` stops gracefully: steps in flight run to their end, and no further step
-        starts. Then the run ends as cancelled, or as completed if one of them returns the stop
-        event. A step that waits for an event or a branch is cancelled then. :meth:`snapshot`
+        ``after="steps"`` stops gracefully: running steps finish, no others
+        start, and then the run ends, cancelled (or completed, if one of them returns the stop
+        event). A step that waits for an event or a branch is cancelled then. :meth:`snapshot`
         contains the remaining work.
 
         Args:
-            reason: The reason that ``WorkflowCancelledError`` and the terminal event show.
-            after: ``"now"``, or ``"steps"`` to let the steps in flight end.
+            reason: The reason in ``WorkflowCancelledError`` and the terminal event.
+            after: ``"now"``, or ``"steps"`` to let the running steps finish.
 
         Returns:
             An object to ``await`` (a checkpoint) for the end; a failure of the clean-up is then
@@ -638,9 +636,9 @@ class WorkflowHandler(Generic[R]):
 
     @property
     def from_thread(self) -> HandlerFromThread:
-        """The interface for other threads: ``handler.from_thread.send_event(event)``.
+        """Calls for other threads: ``handler.from_thread.send_event(event)``.
 
-        It is available at any time, also before the run is started.
+        You can get this object at any time, even before the run has started.
         """
         run = self._run
         return HandlerFromThread(
@@ -649,7 +647,7 @@ class WorkflowHandler(Generic[R]):
             cancel=partial(cancel_run, run),
         )
 
-    # -- inspection --------------------------------------------------------------------------
+    # -- state -------------------------------------------------------------------------------
 
     @property
     def ctx(self) -> Context[Any]:
@@ -657,28 +655,27 @@ class WorkflowHandler(Generic[R]):
         return outer_context(StepOperations(self._run))
 
     def snapshot(self) -> dict[str, Any]:
-        """Return a snapshot of the run: plain JSON data. Not a checkpoint.
+        """Return the current state of the run as plain JSON data. Not a checkpoint.
 
-        It may be called at any time, also after the end, and does not affect the run.
-        :meth:`Workflow.resume` continues the run from it and repeats no completed step. Steps in
-        flight begin again: they find the answers that they had received, and events that they had
-        sent are not sent twice. The snapshot contains the state, the queued events, the joins, the
-        answers and open questions, retries with their times, the elapsed time and the number of the
-        stream's last event. It does not contain the stream's events or the children of steps in
-        flight.
+        You can call it at any moment, even after the end; it does not affect the run. A run resumed
+        from it (:meth:`Workflow.resume`) does not repeat completed steps. Steps in progress
+        start again with the answers that they had received, and events that they had sent are not
+        sent twice. The snapshot contains the state, the queued events, the joins, the answers and open
+        questions, retries with their times, the elapsed time and the number of the last event of
+        the stream, but not the stream's events or the children of steps in progress.
 
         Raises:
-            SnapshotError: A value cannot be kept; the message names it and the fix.
+            SnapshotError: A value is not supported; the message names it and the way out.
             WorkflowRuntimeError: The call comes from another thread.
         """
         return snapshot(self._run)
 
     @property
     def questions(self) -> tuple[OpenQuestion, ...]:
-        """The open questions of the run, oldest first, then those of its children.
+        """The open questions of the run, oldest first, followed by those of its children.
 
-        Each is a question that a step returned or published, or a ``ctx.wait_for_event()``, even
-        one that published no question. A run that has ended has none.
+        Each is a question that a step returned or published, or a wait for an event from outside,
+        even without a published question. A run that has ended has none.
         """
         return open_questions(self._run)
 
@@ -691,9 +688,9 @@ class WorkflowHandler(Generic[R]):
     def status(self) -> str:
         """The state of the run.
 
-        ``"unstarted"``, ``"running"``, ``"idle"`` (it waits for an answer from outside), or, after
-        the end, ``"completed"``, ``"failed"``, ``"timed_out"`` or ``"cancelled"``. A run that is
-        unwinding is ``"running"``.
+        ``"unstarted"``, ``"running"``, ``"idle"`` (it waits for an answer from outside), or how
+        it ended: ``"completed"``, ``"failed"``, ``"timed_out"``, ``"cancelled"``. A run that
+        is still unwinding is ``"running"``.
         """
         outcome = self._run.outcome
         if outcome.is_over:
@@ -703,7 +700,7 @@ class WorkflowHandler(Generic[R]):
         return "idle" if is_idle(self._run) else "running"
 
     def is_done(self) -> bool:
-        """Whether the run and all of its tasks have ended."""
+        """Whether the run has ended and unwound."""
         return self._run.outcome.is_over
 
     def result(self) -> R:
@@ -734,7 +731,7 @@ class WorkflowHandler(Generic[R]):
 
     @property
     def exceptions(self) -> tuple[BaseException, ...]:
-        """All failures of the run, in order. Reading this property observes them."""
+        """All failures of the run in order; reading this property observes them."""
         if self._run.outcome.is_over:
             self._observe()
         return self._run.outcome.errors

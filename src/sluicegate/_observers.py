@@ -51,7 +51,7 @@ class Verbose(Observer):
 
     def run_started(self, run_id: str, workflow: str, event: Event | None) -> None:
         self._began[run_id] = perf_counter()
-        begins = "continues" if event is None else f"begins with {brief(event)}"
+        begins = "resumes" if event is None else f"begins with {brief(event)}"
         self._print(run_id, f"{workflow} {begins}")
 
     def step_started(self, run_id: str, step: str, invocation: int, event: object) -> None:

@@ -77,9 +77,8 @@ def number_of(question: str) -> int:
 
 
 class Asked:
-    """An open question without an open wait.
-
-    A step returned or published it, or its wait has not begun again in a resumed run.
+    """An open question without an open wait: a step returned or published it, or its wait has not
+    begun again in a resumed run.
     """
 
     __slots__ = ("answer", "event", "key", "kind", "number", "since")

@@ -47,10 +47,10 @@ def settle(
     raised: BaseException | None,
     cancelled: type[BaseException],
 ) -> None:
-    """Decide what leaves an owner of runs, the same way for a block and a scope.
+    """Decide which exception an owner of runs raises, in the same way for a block and a scope.
 
     Args:
-        failure: A failure of a run that nobody has seen.
+        failure: An unobserved failure of a run.
         error: The exception of the block's body.
         raised: The exception out of the nursery: a cancellation from outside, a KeyboardInterrupt
             or a SystemExit.
@@ -69,7 +69,7 @@ def _tell_failure(failure: BaseException) -> str:
 def left_elsewhere(
     name: str | None, failure: BaseException | None, raised: BaseException | None
 ) -> BaseException:
-    """Return what leaves an owner that is left in another task, once nothing of it is left."""
+    """Return the exception of an owner that exits in another task, after its runs have unwound."""
     owner = "a workflow_scope" if name is None else f"the block of a run of {name}"
     msg = (
         f"{owner} was entered in one task and left in another, so it cancelled its runs; expected "
@@ -126,9 +126,9 @@ class WorkflowScope:
     def __init__(self) -> None:
         self._manager: AbstractAsyncContextManager[Nursery] | None = None
         self._nursery: Nursery | None = None
-        #: The runs that go on here, and whether it is the scope that raises their failures.
+        #: The runs that execute here, and whether the scope raises their failures.
         self._runs: dict[OwnedRun, bool] = {}
-        #: The runs that nobody has claimed yet, with the context variables that they begin with.
+        #: The runs that no owner has claimed yet, with their context variables.
         self._offered: dict[ReferenceType[OwnedRun], Context] = {}
         self._token: Token[WorkflowScope | None] | None = None
         self._starter: Waiter | None = None
@@ -214,7 +214,7 @@ class WorkflowScope:
         return raised
 
     def _failure(self) -> BaseException | None:
-        """Return the first failure that nobody has seen, with a note for each further one."""
+        """Return the first unobserved failure, with a note for each further one."""
         owned = [run for run, is_own in self._runs.items() if is_own]
         failures = [failure for run in owned if (failure := run._unobserved()) is not None]
         for other in failures[1:]:
@@ -298,7 +298,7 @@ class WorkflowScope:
 
     @enable_ki_protection
     async def _start_offered(self, starter: Waiter) -> None:
-        """Start what nobody has claimed; one task for all of it, woken once for each batch."""
+        """Start the unclaimed runs: one task for all, woken once per batch."""
         while self._nursery is not None:
             if not self._offered:
                 await starter.wait()
@@ -314,12 +314,12 @@ class WorkflowScope:
                 run._start_in_scope(self)
 
     def is_cancelled(self) -> bool:
-        """Whether what is around the scope is cancelled, though its runs may not know yet."""
+        """Whether a scope around this one is cancelled, even if its runs do not see it yet."""
         ask: Any = getattr(self._manager, "is_cancelled", None)
         return ask is not None and bool(ask())
 
     def check_open(self) -> None:
-        """Raise if the scope was left."""
+        """Raise if the scope has exited, or belongs to another event loop."""
         if self._nursery is None:
             msg = (
                 "the workflow_scope has been left, so it can own no run any more; expected "
@@ -346,9 +346,9 @@ class WorkflowScope:
 
         Args:
             run: The run.
-            context: The context variables that it begins with; by default the present ones.
-            is_own: Whether leaving the scope raises a failure that nobody has seen.
-            goes_on: Whether another scope has started it, so that this one waits for it.
+            context: The context variables of the run; by default the current ones.
+            is_own: Whether the scope raises an unobserved failure of the run on exit.
+            goes_on: Whether another scope has started it, so that this one only waits for it.
         """
         self.check_open()
         assert self._nursery is not None
@@ -356,17 +356,17 @@ class WorkflowScope:
         own = self._wait_for if goes_on else self._own
         task = start_soon(own, run) if context is None else context.run(start_soon, own, run)
         if task is not None and not goes_on:
-            # asyncio may cancel a task before it has begun; then nothing in it ever runs.
+            # asyncio may cancel a task before it has started; then none of its code runs.
             task.add_done_callback(run._abandon)
         self._runs[run] = is_own
 
     def let_go(self, run: OwnedRun) -> None:
-        """Leave a run that goes on here to another owner, which raises its failure."""
+        """Give a run that executes here another owner, which raises its failure."""
         if run in self._runs:
             self._runs[run] = False
 
     def forget(self, run: OwnedRun) -> None:
-        """Let go of a run that is over and whose failure has been seen."""
+        """Drop a run that has ended and whose failure was observed."""
         self._runs.pop(run, None)
 
     @enable_ki_protection
@@ -396,7 +396,7 @@ lasting = _Lasting()
 
 
 def workflow_scope() -> WorkflowScope:
-    """Open an owner for runs that are used without one of their own.
+    """Open an owner for runs that are used without another owner.
 
     ::
 
@@ -406,43 +406,43 @@ def workflow_scope() -> WorkflowScope:
                 print(event)
             print(await handler)
 
-    Inside the block a run that is not awaited, entered or given to a nursery by the next turn of
-    the event loop is started by the scope, or earlier, when its handler is first used; it begins
-    with the context variables of the moment of ``workflow.run()``. Such a run may still be claimed
-    later: ``async with handler`` waits for it or cancels it as the block does, and
-    ``handler.start_soon(nursery)`` has the nursery wait for it; they raise its failure then.
-    A handler that is dropped before that turn never runs, and warns.
+    Inside the block, the scope starts each run that is not awaited, entered or given to a nursery
+    by the next pass of the event loop, or earlier, when its handler is first used. The run gets
+    a copy of the context variables at the call of ``workflow.run()``. You can claim it
+    later: ``async with handler`` waits for it or cancels it as that block does, and with
+    ``handler.start_soon(nursery)`` the nursery waits for it; the new owner then raises its failure.
+    If a handler is dropped before that pass, its run never starts, and a warning says so.
 
-    The scope can be handed to other tasks, which start runs in it by ``handler.start_soon(scope)``:
-    so the requests of a server have runs that outlive them. Leaving the block normally
-    waits for all its runs; the readers of those that go on become lossy, so that no step waits
-    for them. Leaving it by an exception or a cancellation cancels the runs and waits for their
+    You can pass the scope to other tasks, which start runs in it with ``handler.start_soon(scope)``,
+    for example for the requests of a server whose runs outlive them. A normal exit of the block
+    waits for all its runs; the readers of the active ones become lossy, so that no step waits
+    for them. An exit with an exception or a cancellation cancels the runs and waits for their
     clean-up.
 
     Raises:
-        BaseException: On leaving: the first failure of a run that nobody has seen, with a note
+        BaseException: On exit: the first unobserved failure of a run, with a note
             for each further one.
-        WorkflowRuntimeError: It was left in another task than it was entered in; its runs have
-            been cancelled, and are over, unless that task runs in another event loop.
+        WorkflowRuntimeError: The block exited in another task than it was entered in. Its runs have
+            been cancelled and have ended, unless that task runs in another event loop.
     """
     return WorkflowScope()
 
 
 def open_scope() -> WorkflowScope:
-    """Open an owner for the runs of a notebook, which lasts over its cells. Not a checkpoint.
+    """Open an owner for the runs of a notebook that lasts across cells. Not a checkpoint.
 
     ::
 
         scope = sluicegate.open_scope()  # in the first cell
-        handler = Writer().run(topic="locks")  # in another: it starts by itself
+        handler = Writer().run(topic="locks")  # in another: it starts automatically
         async for event in handler.stream_events():
             ...  # in a third
-        await scope.aclose()  # in the last: cancels what still runs
+        await scope.aclose()  # in the last: cancels the active runs
 
-    Until it is closed, runs of this event loop start in it that have no other owner, whatever
-    cell or task they are made in, as in the block of a :func:`workflow_scope`. Called again, it
-    returns the scope that is open. A failure stays with its handler: awaiting it raises the
-    failure, and dropping a handler whose failure nobody has seen warns.
+    Until it is closed, it owns the runs of this event loop without another owner, whatever
+    cell or task creates them, as in the block of a :func:`workflow_scope`. Calling it again
+    returns the open scope. A failure stays with its handler: awaiting the handler raises it,
+    and dropping a handler with an unobserved failure warns.
 
     Returns:
         The scope; ``await scope.aclose()`` ends it.
@@ -477,12 +477,12 @@ def run(
 ) -> T:
     """Run an async function in a new event loop, inside a :func:`workflow_scope`.
 
-    SIGINT (Ctrl-C), SIGTERM and SIGHUP unwind the program like a cancellation, and wake the event
-    loop at whatever moment they come: every clean-up runs to its end, if it is shielded where it
-    awaits. A second signal of the same kind lists on standard error what still cleans up; while
-    a step computes and lets nothing else run, it is raised in that step. A third ends the process.
-    This holds in the main thread, and for signals whose disposition was the default one; it is
-    the default one again afterwards.
+    SIGINT (Ctrl-C), SIGTERM and SIGHUP unwind the program like a cancellation and wake the event
+    loop at any moment: every clean-up runs to completion if its awaits are shielded.
+    A second signal of the same kind lists the tasks that still unwind on standard error; if
+    a step blocks the event loop, the signal is raised in that step. A third ends the process.
+    This applies in the main thread, to signals with the default disposition, which is restored
+    afterwards.
 
     Args:
         main: The async function; it is called with ``args``.
@@ -492,7 +492,7 @@ def run(
             ``anyio.run`` (``{"use_uvloop": True}``).
 
     Returns:
-        What ``main`` returns, once every run that it started is over.
+        The return value of ``main``, after every run that it started has ended.
 
     Raises:
         WorkflowRuntimeError: An event loop runs here already, as in a notebook.

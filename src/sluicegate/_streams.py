@@ -38,7 +38,7 @@ TURN = 0.0005
 
 
 class EventLog:
-    """The published events of a run, and the positions of its readers."""
+    """The published events of a run, and the position of each reader."""
 
     __slots__ = (
         "_events",
@@ -84,7 +84,7 @@ class EventLog:
 
     @property
     def has_readers(self) -> bool:
-        """Whether any reader is attached whose stream was not dropped."""
+        """Whether any reader is attached that still has a reference."""
         readers = self._readers
         return readers is not None and readers.attached > len(readers.dropped)
 
@@ -198,7 +198,7 @@ class EventLog:
         return position
 
     def detach(self, position: _Position) -> None:
-        """Detach a reader, and drop the events that were kept for it alone."""
+        """Detach a reader and drop the events that were kept only for it."""
         if self._let_go(position):
             self._trim()
             self.wake_sender()
@@ -229,9 +229,9 @@ class EventLog:
         return True
 
     def detach_all(self) -> None:
-        """Make all readers lossy, because their owner's block is left while the run is active.
+        """Make all readers lossy, because their owner's block exits while the run is active.
 
-        After the end of the run no sender waits, so there is nothing to do.
+        After the run has ended no sender waits, so there is nothing to do.
         """
         if self._readers is not None and not self.closed:
             self._readers.make_lossy()
@@ -439,7 +439,7 @@ class _Position:
                 self.log.read_on((self,))
 
     def skip(self) -> None:
-        """Move to the oldest event kept; a lossy reader does so before it takes an event."""
+        """Advance to the oldest event kept; a lossy reader does so before it takes one."""
         oldest = self.log.oldest()
         if self.at < oldest:
             self.missed += oldest - self.at
@@ -450,17 +450,17 @@ class _Position:
 class EventStream(ReceiveChannel[Event]):
     """One reader of a run's events: an async iterator that ends cleanly when the run ends.
 
-    It gets every event published after its start, in order and once each, independently of other
-    readers. Then it gets the terminal event, and the iteration stops. It belongs to no task: one
-    task may iterate it and another may close it, and a second loop continues where the first one
-    stopped. A reader that is cancelled while it waits has lost no event and can continue.
+    It gets every event published after its start position, in order, each once, independently of
+    other readers; then the terminal event; then the iteration stops. It is not bound to a task: you can
+    iterate it in one task and close it in another, and a second loop continues where the first
+    stopped. A reader that is cancelled while it waits loses no event and can continue.
 
-    Closing it (``close``, ``aclose``, leaving ``with`` or ``async with``, or dropping it) releases
-    the senders that waited for it.
+    Closing it (``close``, ``aclose``, the exit of ``with`` or ``async with``, or dropping it)
+    releases the senders that waited for it.
 
     A lossy reader (``stream_events(lossy=True)``) holds up no sender and keeps no event. It gets
     the events that are still in the history when it reads, and always the terminal event. A reader
-    becomes lossy when the block or the scope that owns the run is left while the run is active.
+    becomes lossy when the block or scope that owns the run exits while the run is active.
 
     Attributes:
         missed: The number of events dropped from the history before this reader took them.
@@ -503,9 +503,9 @@ class EventStream(ReceiveChannel[Event]):
     def missed(self) -> int:
         """The number of events dropped from the history before this reader took them.
 
-        Like ``sequence``, it includes internal events. It grows only for a lossy reader, even while
-        that reader does not read; in a thread other than the run's, it is updated when the reader
-        reads. Closing the reader freezes it.
+        Internal events count too, as in ``sequence``. The number grows only for a lossy reader,
+        even while it does not read (in a thread other than the run's, only when it
+        reads). Closing the reader keeps the number.
         """
         position = self._position
         is_here = position.log.closed or self._thread == get_ident()
@@ -519,19 +519,19 @@ class EventStream(ReceiveChannel[Event]):
         return self._position.at - 1
 
     async def receive(self) -> Event:
-        """Return the next event, and wait for it if necessary.
+        """Return the next event, waiting for it if necessary.
 
-        It always checks for a cancellation, and yields to other tasks at least every 0.5 ms.
-        Cancelled, it has taken no event.
+        It always checks for cancellation, and lets other tasks run at least every 0.5 ms.
+        If it is cancelled, it has taken no event.
 
         Raises:
-            trio.EndOfChannel: The run has ended and all events have been taken. Under asyncio it is
-                ``anyio.EndOfStream`` as well, and likewise below.
-            trio.ClosedResourceError: This reader was closed, before the call or during it.
-            trio.BusyResourceError: Another task waits at this reader; each task needs a separate
+            trio.EndOfChannel: The run has ended and all events have been taken (under asyncio the
+                exception is also an ``anyio.EndOfStream``, and likewise below).
+            trio.ClosedResourceError: This reader was closed, before or during the call.
+            trio.BusyResourceError: Another task is waiting on this reader; each needs a separate
                 ``stream_events()``.
-            WorkflowRuntimeError: The call comes from another thread than the run's, and the run is
-                active. A run that has ended may be read in any thread, one at a time.
+            WorkflowRuntimeError: The run is active, and the call comes from another thread than the
+                run's. After the run has ended, any thread may read, one at a time.
         """
         return await self.__anext__(None)
 
@@ -635,8 +635,8 @@ class EventStream(ReceiveChannel[Event]):
 
     @enable_ki_protection
     def __del__(self) -> None:
-        # A dropped reader must not hold up senders. The garbage collector may run in any thread and
-        # during an operation of a sender, so the event loop removes the reader later.
+        # A dropped reader must hold up no sender. The garbage collector may run in any thread, even
+        # within a call of a sender, so the event loop removes the reader later.
         if not self._position.closed:
             self._position.closed = True
             self._let_go_in_loop()
@@ -646,7 +646,7 @@ class EventStream(ReceiveChannel[Event]):
         assert log._readers is not None
         log._readers.dropped.append(self._position)
         if self._call_soon is not None and not log.closed:
-            with suppress(RuntimeError):  # the event loop has ended, so no task waits
+            with suppress(RuntimeError):  # the event loop has closed, so no sender waits
                 self._call_soon(log.release)
         elif get_ident() == self._thread:
             log.release()
@@ -674,13 +674,13 @@ class StreamSender(SendChannel[Event]):
     async def send(self, value: Event) -> None:
         """Publish an event, and wait while the slowest attached reader is a whole buffer behind.
 
-        It always checks for a cancellation, and yields to other tasks at least every 0.5 ms. On
-        Trio, when it yields, the waiting readers have the event before it returns. Cancelled, it
-        has not published the event. Without an attached reader it does not wait.
+        It always checks for cancellation, and lets other tasks run at least every 0.5 ms; on
+        Trio a waiting reader then has the event before the call returns. If it is cancelled, it has
+        not published the event. Without an attached reader it does not wait.
 
         Raises:
-            WorkflowRuntimeError: The run has ended; or the event is a ``StopEvent``, which a step
-                returns instead; or the call comes from another thread than the run's.
+            WorkflowRuntimeError: The run has ended, the event is a ``StopEvent`` (return it instead),
+                or the call comes from another thread than the run's.
         """
         log: EventLog | None = self._log
         backend = self._backend
@@ -689,7 +689,7 @@ class StreamSender(SendChannel[Event]):
         if backend is None:  # it was created in the thread of a plain step
             backend = self._backend = current_backend()
         is_due = perf_counter() - self._pace > TURN
-        # Yield after the event is published, if the yield cannot be cancelled.
+        # Other tasks run after the event was published, if that checkpoint can be shielded.
         if is_due and not backend.shields_from_all:
             await backend.checkpoint()
         else:
@@ -698,11 +698,11 @@ class StreamSender(SendChannel[Event]):
             if log.next >= log._room_until and log.is_full():
                 await log.wait_for_room()
             log = log.outer
-        self._publish(value)  # from here on it cannot be cancelled
+        self._publish(value)  # the rest cannot be cancelled
         if is_due:
             if backend.shields_from_all:
                 await backend.cancel_shielded_checkpoint()
-                if self._log.has_readers:  # Trio shuffles its tasks; so the readers run first
+                if self._log.has_readers:  # Trio shuffles its tasks; readers continue first
                     await backend.cancel_shielded_checkpoint()
             self._pace = perf_counter()
 

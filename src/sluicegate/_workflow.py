@@ -47,7 +47,7 @@ else:
     R = TypeVar("R")
 
 
-#: Names of LlamaIndex Workflows that a workflow has no more, and what takes their place.
+#: Names of LlamaIndex Workflows that a workflow does not have, and their replacements.
 _OLDER = {
     "events": "`sluicegate check` and the drawing, which tell them",
     "run_step": "`sluicegate.testing.step_through(workflow, ...)`",
@@ -68,33 +68,33 @@ _OLDER_OPTIONS = {
 
 
 class Workflow(Generic[R]):
-    """A definition of event-driven work: subclass it, and make async methods steps by ``@step``.
+    """The base class of workflows: subclass it and decorate its steps with ``@step``.
 
-    An object of it is checked when it is built, never changes, and may be run any number of
-    times at once. ``Workflow[str]`` says that ``await workflow.run()`` gives a ``str``.
+    A workflow object is checked when it is built, is immutable, and supports any number of
+    concurrent runs. ``Workflow[str]`` declares that the result of a run is a ``str``.
 
     Args:
         timeout: Seconds that a run may take; None means no limit.
-        verbose: Print a line to standard error for everything that happens.
+        verbose: Print a line to standard error for each step and each published event.
         stream_buffer: How many events a reader may lag before ``await ctx.stream.send()`` waits.
-        stream_history: How many events are kept for readers that come late.
-        skip_graph_checks: Checks to leave out, of ``"reachability"``, ``"terminal_event"`` and
+        stream_history: How many events are kept for late readers.
+        skip_graph_checks: Checks to skip, of ``"reachability"``, ``"terminal_event"`` and
             ``"dead_end"``.
-        observers: What to tell of everything that happens.
-        timeout_excludes_waiting: Whether the clock of the timeout stands still while the run is
-            idle, that is while nothing of it runs and it waits for a person.
-        num_concurrent_runs: How many runs of this object may go on at a time, in one event loop;
-            further ones wait in order, and their timeouts begin when they do. None: any number.
-        max_threads: How many threads of ``def`` steps there may be in an event loop when a step of
-            this object needs one more. Beyond, it waits for one that computes; if all wait inside
-            of calls of their context, it fails.
-        serializable: Classes whose objects may be in a snapshot, beside those that the fields of
-            its events and its state name.
-        disable_validation: Leave out all checks that may be left out, and deliver the events that
-            steps return or send without declaring them.
+        observers: The observers that are notified of steps, published events and the end of each run.
+        timeout_excludes_waiting: Whether the clock of the timeout pauses while the run is
+            idle: no step runs, and the run waits for a person.
+        num_concurrent_runs: How many runs of this object may be active in one event loop;
+            further runs queue in order, and their timeouts start after the queue. None means no limit.
+        max_threads: The number of threads for ``def`` steps in an event loop from which a step of
+            this object gets no new thread. It then waits for one that computes; if all threads wait
+            inside calls of their context, the step fails.
+        serializable: Classes whose objects a snapshot may contain, in addition to the classes in the
+            annotations of its events and its state.
+        disable_validation: Skip all optional checks, and deliver undeclared events that
+            steps return or send.
         strict_none: Whether a step that returns None without ``| None`` in its signature fails
-            the run. By default its branch ends there, and the logger ``sluicegate`` says so.
-        **older: None; options of LlamaIndex Workflows are told with the new spelling.
+            the run. By default its branch ends there, and the logger ``sluicegate`` warns.
+        **older: Accepts no value: options of LlamaIndex Workflows raise an error with the new spelling.
 
     Raises:
         WorkflowValidationError: The steps and events do not fit together (every fault is in the
@@ -220,24 +220,24 @@ class Workflow(Generic[R]):
         ctx: Context[Any] | None = None,
         **fields: Any,
     ) -> WorkflowHandler[R]:
-        """Make a run, not yet started. Not a checkpoint; needs no event loop.
+        """Create a run without starting it. Not a checkpoint; needs no event loop.
 
         Args:
-            start_event: The event to begin with; else it is made from ``fields``.
-            run_id: An identifier of your own; by default a new one.
-            ctx: A context with the state to begin with: ``Context(workflow)``, or
-                ``handler.ctx`` of a run that is over. One from ``Context.from_dict()`` of a run that
-                was not over has that run go on, and takes no start event.
+            start_event: The start event; by default it is created from ``fields``.
+            run_id: Your identifier of the run; by default a new one.
+            ctx: A context with the initial state: ``Context(workflow)``, or
+                ``handler.ctx`` of a run that has ended. A context from ``Context.from_dict()`` of an
+                unfinished run resumes that run and takes no start event.
             **fields: The fields of the workflow's start event.
 
         Returns:
-            A handler; await it, enter it, or hand it a nursery.
+            A handler; await it, enter it, or give it to a nursery.
 
         Raises:
             TypeError: The fields do not fit the start event, or it is not of the class that this
                 workflow begins with.
-            WorkflowRuntimeError: ``super().__init__()`` was not called; or ``ctx`` is of a run that
-                goes on, or of another workflow.
+            WorkflowRuntimeError: ``super().__init__()`` was not called; or ``ctx`` belongs to an
+                active run or to another workflow.
         """
         graph = self._built()
         _check_run_id(run_id)
@@ -245,8 +245,8 @@ class Workflow(Generic[R]):
         if seed is not None and not isinstance(seed, StepOperations) and seed.is_running:
             if start_event is not None or fields:
                 msg = (
-                    "run() was given a start event and the context of a run that goes on; expected "
-                    "run(ctx=...) alone, for it has begun"
+                    "run() was given a start event and the context of an unfinished run; expected "
+                    "run(ctx=...) alone, because that run has already started"
                 )
                 raise TypeError(msg)
             return self._resume(seed, run_id)
@@ -285,24 +285,24 @@ class Workflow(Generic[R]):
         run_id: str | None = None,
         drop_removed_fields: bool = False,
     ) -> WorkflowHandler[R]:
-        """Make a run that goes on from a snapshot, not yet started. Not a checkpoint.
+        """Create a run that continues from a snapshot, without starting it. Not a checkpoint.
 
-        It is a run like any other: await it, enter it, or hand it a nursery. What had been done
-        is not done again; steps that were in flight begin again.
+        It is a run like any other: await it, enter it, or give it to a nursery. Completed steps are
+        not repeated; steps in progress start again.
 
         Args:
-            snapshot: What ``handler.snapshot()`` returned, perhaps in another process, perhaps
-                through JSON.
-            run_id: An identifier; by default that of the run that the snapshot was taken of.
-            drop_removed_fields: Whether values are left out whose fields the classes of events and
-                state no longer have. By default they are an error. A field that is new takes its
+            snapshot: The return value of ``handler.snapshot()``, possibly from another process and
+                decoded from JSON.
+            run_id: An identifier; by default the one in the snapshot.
+            drop_removed_fields: Whether to drop values of fields that the classes of events and
+                state no longer have. By default they are an error. A new field gets its
                 default.
 
         Raises:
-            SnapshotError: It is no snapshot of this workflow in its present shape; or something in
-                it is bad, or of a class that this workflow does not know. Nothing but the
-                classes that it declares is ever made of it.
-            WorkflowRuntimeError: The run was completed, so nothing is left to be done.
+            SnapshotError: The snapshot does not belong to this workflow in its current shape, or
+                contains damaged data or an unknown class. It is only ever decoded into classes that
+                the workflow declares.
+            WorkflowRuntimeError: The run had completed, so there is nothing left to do.
         """
         _check_run_id(run_id)
         seed = self.__open_saved_run__(snapshot or {}, drops_removed=drop_removed_fields)
@@ -338,7 +338,7 @@ class Workflow(Generic[R]):
 
     def __open_saved_run__(
         self, data: dict[str, Any] | None, *, drops_removed: bool = False
-    ) -> SavedRun:
+    ) -> Any:  # a SavedRun, which is no part of the typed API
         from sluicegate._engine.snapshot_read import SavedRun  # noqa: PLC0415 - imports msgspec
 
         return SavedRun(self._built(), self.__options.classes, data, drops_removed=drops_removed)
@@ -401,7 +401,7 @@ class Workflow(Generic[R]):
 
 
 def graph_in(workflow: Workflow[Any]) -> Graph:
-    """Return the graph of a workflow object, for the rest of the package."""
+    """Return the graph of a workflow object; the rest of the package uses this."""
     return workflow._built()
 
 

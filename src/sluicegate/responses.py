@@ -60,13 +60,13 @@ def server_sent_event(event: Event, sequence: int) -> bytes:
 class EventStreamResponse(Response):
     """A response that sends the events of a run, one by one, until the terminal event.
 
-    Given a handler, the response owns the run: it starts it, and when the client goes away, the
-    server stops or sending fails, the run is cancelled, and its clean-up done before the
-    response ends. Given a stream, it only reads: the run goes on without it.
+    With a handler, the response owns the run: it starts the run, and if the client disconnects, the
+    server stops or sending fails, it cancels the run and waits for its clean-up before the
+    response ends. With a stream, it only reads, and does not affect the run.
 
-    The run is entered and left in the task that calls the response, and no async generator is
-    involved, so it is safe on every server, whatever the client does in whatever moment.
-    A failure of a run that the response owns is raised once the terminal event has been sent: the
+    The task that calls the response enters and exits the block of the run, without an async
+    generator, so it is safe on every server, whenever the client disconnects.
+    A failure of an owned run is raised after the terminal event has been sent, so the
     server logs it.
 
     ::
@@ -81,7 +81,7 @@ class EventStreamResponse(Response):
         status_code: The status.
         headers: Further headers.
         media_type: The content type.
-        background: What to do once the response is complete.
+        background: A task to run after the response is complete.
     """
 
     media_type = "text/event-stream"

@@ -167,6 +167,8 @@ class _Schemas:
             return self._annotated(hint)
         if is_union(hint):
             return {"anyOf": self._members(arguments)}
+        if typing.get_origin(hint) is typing.Literal:  # msgspec 0.19 cannot sort mixed values
+            return {"enum": [*arguments]}
         cls: Any = plain_class(hint)
         if is_pydantic(cls):
             return self._of_pydantic(hint)

@@ -1,4 +1,4 @@
-"""The time of a run: its timeout, what it has taken, and when the clock stands still."""
+"""The clock of a run: its timeout, its elapsed time, and the pauses of the timeout."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Clock:
         #: Seconds that the run had taken before it began here; in the end, those of all of it.
         self._taken = taken
         self._started_at: float | None = None
-        #: Seconds left while the clock stands still.
+        #: Seconds left while the clock is paused.
         self._left: float | None = None
         #: The cancel scope that the timeout cancels; None without a timeout and after the end.
         self.scope: Any = None
@@ -51,15 +51,15 @@ class Clock:
 
     def _set(self, deadline: float) -> None:
         self.deadline = deadline
-        # The deadline itself still belongs to the run: a stop event at that very moment wins.
+        # A stop event exactly at the deadline is in time, so the scope expires just after it.
         self.scope.deadline = nextafter(deadline, inf)
 
     def is_nearer(self, deadline: float) -> bool:
-        """Whether a deadline comes before the timeout and before all that is around the run."""
+        """Whether a deadline is earlier than the timeout and the deadlines of the scopes around the run."""
         return deadline < min(self.outer, nextafter(self.deadline, inf))
 
     def stand(self, backend: Backend, *, still: bool) -> None:
-        """Have the clock of the timeout stand still, or go on; not once the timeout has passed."""
+        """Pause or resume the clock of the timeout; no effect after the timeout has passed."""
         now = backend.current_time()
         if self.scope is None or now > self.deadline:
             return
@@ -71,7 +71,7 @@ class Clock:
             self._left = None
 
     def taken(self, backend: Backend | None) -> float:
-        """Return the seconds that the run has taken, but for those in which the clock stood."""
+        """Return the seconds that the run has taken, without those in which the clock was paused."""
         if self._started_at is None or backend is None:
             return self._taken
         return self._taken_at(backend.current_time())

@@ -1,4 +1,4 @@
-"""What the owner of a run may do with it: send events, stop it, take a snapshot, look at it."""
+"""The operations of a run's owner: send events, cancel the run, take a snapshot, query its state."""
 
 from __future__ import annotations
 
@@ -31,7 +31,13 @@ if TYPE_CHECKING:
 
 @enable_ki_protection
 def drain(run: Run, reason: str) -> None:
-    """Start nothing more, and end when what runs has ended or waits for somebody."""
+    """Start no more steps; cancel the run after the running ones have ended or wait for an event.
+
+    Synchronous; a run that has not begun is cancelled at once, and one that has ended is left alone.
+
+    Raises:
+        WorkflowRuntimeError: The call comes from another thread.
+    """
     check_thread(run, "cancel")
     if run.outcome.status or run.draining is not None:
         return
@@ -73,7 +79,7 @@ def receive(
     if run.outcome.status:
         msg = (
             f"the run {run.run_id} of {run.graph.name} is over ({run.outcome.status}), so "
-            f"{type(event).__name__} reaches nobody; expected it while the run is under way: "
+            f"{type(event).__name__} cannot be delivered; expected it while the run is active: "
             "`if not handler.is_done(): ...`"
         )
         raise WorkflowRuntimeError(msg)
@@ -103,17 +109,17 @@ def check_repeated(
         return
     msg = (
         f"send_event({type(event).__name__}(...), id={key!r}) came after another event with "
-        "that id; expected an id of its own for each event, and the same content with the same id"
+        "that id; expected a separate id for each event, and the same content with the same id"
     )
     raise EventConflictError(msg, key)
 
 
 def content_of_event(run: Run, event: Event) -> str:
-    """Return what stands for the class and the content of an event, in every process."""
+    """Return a text that identifies the class and the content of an event, in every process."""
     codec = run.graph.codec(run.options.classes)
     try:
         codec.encode(event, "an event")
-    except SnapshotError:  # it is known by its repr alone: rather a conflict than a loss
+    except SnapshotError:  # compared by its repr: a conflict is better than a lost event
         return f"{type(event).__qualname__}: {event!r}"
     return f"{codec.content_key(event):016x}"
 

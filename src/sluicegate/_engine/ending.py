@@ -44,7 +44,7 @@ def cancel_run(run: Run, reason: str) -> None:
 
 
 def fail(run: Run, error: BaseException) -> None:
-    """Fail with an error that comes from no step of its own accord."""
+    """Fail the run with an error that no step raised."""
     run.outcome.fail(error, None, None, current_backend().Cancelled)
     halt(run, "the run failed")
 
@@ -125,13 +125,17 @@ def is_cancelled(run: Run) -> bool:
 
 
 def take_error(run: Run, worker: Any, error: BaseException) -> bool:
-    """Keep the failure of a step as the outcome; return whether ``error`` is to go on."""
+    """Record the failure of a step as the outcome; return whether the worker re-raises ``error``.
+
+    Called by a worker for each exception that its step or the engine raised. It re-raises only a
+    cancellation of the host task, so the nursery never sees a failure.
+    """
     backend, _ = run.live()
     try:
         is_over = bool(run.outcome.status)
         cancelled = (is_over and run.nursery.cancel_scope.cancel_called) or is_cancelled(run)
         if cancelled and not run.outcome.status:
-            # What was delivered before the deadline was not the deadline's.
+            # A cancellation delivered before the deadline was not caused by it.
             is_late = backend.current_time() > run.clock.deadline and not worker.was_interrupted
             settle_cancellation(run, is_late)
         if is_cancellation(error, backend.Cancelled):
@@ -151,7 +155,7 @@ def take_error(run: Run, worker: Any, error: BaseException) -> bool:
 
 
 def keep_both(run: Run, worker: Any, error: BaseException, fault: BaseException) -> bool:
-    """Keep a failure whose book-keeping failed; return whether ``error`` is to go on."""
+    """Record a failure and the fault of its recording; return whether the worker re-raises ``error``."""
     backend, _ = run.live()
     is_to_go_on = is_cancellation(error, backend.Cancelled)
     if not is_to_go_on:
@@ -162,11 +166,11 @@ def keep_both(run: Run, worker: Any, error: BaseException, fault: BaseException)
 
 
 def came_of_cancellation(run: Run, worker: Any, error: BaseException) -> bool:
-    """Whether a failure of a cancelled run is one of the clean-up, and no chance neighbour.
+    """Whether the cancellation of the run caused a failure, rather than only coincided with it.
 
-    It is if the cancellation had been delivered into the attempt. What goes on in a thread is
-    told by the exception alone; and under Trio so are the tasks of a nursery in the step, for
-    the task that waits for them is not delivered anything.
+    It did if the cancellation was delivered into the attempt. For a step in a thread only the
+    exception shows that. On Trio the same holds for tasks of a nursery in the step, because
+    the cancellation is not delivered into the task that waits for them.
     """
     backend, _ = run.live()
     if worker.was_interrupted and (worker.step is None or worker.step.runs_in == "loop"):

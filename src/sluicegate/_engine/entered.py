@@ -1,9 +1,9 @@
-"""Holding: a context manager that is entered in one task, and left there in time, shielded.
+"""Entered context managers: each is entered and exited in one task, and its exit is shielded.
 
-It may open a nursery or a cancel scope. So it has to be left in the task that entered it, with
-everything opened since closed before; and the scope that shields the leaving has to be around it
-from the beginning. What a step keeps for itself is held in the step's own task; for what a run or a
-workflow keeps see :mod:`sluicegate._engine.resource_scopes`.
+A manager may open a nursery or a cancel scope. So it must exit in the task that entered it, after
+everything that was opened later has closed; and the scope that shields the exit must be around it
+from the start. The resources of a step are entered in the step's task; for those of a run or a
+workflow see :mod:`sluicegate._engine.resource_scopes`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def has_to_be_entered(plan: ResourcePlan, value: object) -> bool:
 
 
 class EnteredManager:
-    """One resource in the task that keeps it: opened, and closed under a grace of its own."""
+    """One resource in the task that entered it; its exit is shielded and limited by its ``grace``."""
 
     __slots__ = ("_backend", "_manager", "_plan", "_scope")
 
@@ -224,14 +224,14 @@ class StepResources:
 
     @enable_ki_protection
     async def get(self, plan: ResourcePlan) -> Any:
-        """Return a resource, made on first use.
+        """Return a resource, created on first use.
 
-        A checkpoint if it has to be made and that is one. Cancelled, it leaves what it had opened
-        to the end of the block.
+        A checkpoint if the factory is one and has to run. After a cancellation, the end of the block
+        closes whatever was opened.
 
         Raises:
-            BaseException: What the factory or the context manager raises.
-            WorkflowRuntimeError: Its scope has ended, or is not open and has to be.
+            BaseException: The exception of the factory or the context manager.
+            WorkflowRuntimeError: The scope of the resource has ended, or must be entered first.
         """
         if plan.scope != "step":
             return await self._outer.get(plan)

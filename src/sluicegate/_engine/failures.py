@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 def recover(
     run: Run, worker: Worker, queue: StepQueue, node: BranchNode | None, error: BaseException
 ) -> Delivery | None:
-    """Decide what becomes of a failed invocation; return what its worker goes on with.
+    """Decide how to handle a failed invocation; return the next delivery of its worker, if any.
 
-    In this order: a further attempt, the step's handler, whoever waits for the branch.
+    The order is: another attempt, the handler of the step, a step that waits for the branch. The
+    clock is read once for the whole decision, and the decision is one synchronous block.
 
     Raises:
-        BaseException: ``error`` itself, where it fails the run; or what a retry's strategy raised.
+        BaseException: ``error`` itself, if it fails the run; or the exception of a retry's strategy.
     """
     from sluicegate._definition.retries import Attempts, note_attempts  # noqa: PLC0415 - not everybody needs it
 
@@ -76,10 +77,10 @@ def recover(
 def _next_attempt(
     run: Run, step: Step, given: Any, known: Redelivery | None, attempts: Attempts
 ) -> Redelivery | None:
-    """Return the delivery to be tried next, or None to give up.
+    """Return the delivery of the next attempt, or None after the last one.
 
     Raises:
-        Exception: What a strategy of the retry raises.
+        Exception: The exception of a strategy of the retry.
     """
     assert step.options.retry is not None
     seed = known.seed if known is not None and known.seed else _new_seed(run, step.name)
@@ -139,7 +140,7 @@ def _try_later(
 def begin_delay(
     run: Run, queue: StepQueue, redelivery: Redelivery, node: BranchNode | None
 ) -> None:
-    """Start the timer of a delivery that was laid aside."""
+    """Start the timer of a delayed delivery."""
     name = f"{queue.step.label}: waiting for attempt {redelivery.number}"
     run.timers += 1
     run.nursery.start_soon(_wait_and_retry, run, queue, redelivery, node, name=name)
@@ -180,7 +181,7 @@ async def _wait_and_retry(
 
 
 def _cut_short(redelivery: Redelivery, step: Step, cause: BaseException) -> WorkflowRuntimeError:
-    """Return what stands for the cancellation of a delay alone: a failure, with its cause."""
+    """Return the failure for a delay that was cancelled while its run was not."""
     msg = (
         f"the delay before attempt {redelivery.number} of the step {step.label} was cancelled; expected "
         "its run, or its branch, to be cancelled"

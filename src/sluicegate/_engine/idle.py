@@ -1,4 +1,4 @@
-"""Whether a run gets on: idle, at rest, stuck or drained, and what it asks of the outside."""
+"""The progress of a run: idle, at rest, stuck or drained, and its open questions."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def note_rest(run: Run) -> None:
 
 
 def rest(run: Run) -> None:
-    """Nothing is alive: the run waits for somebody outside, or it can never go on."""
+    """Handle a run without live deliveries: it waits for an event from outside, or it has stalled."""
     if run.draining is not None:
         return
     assert run.machine is not None
@@ -171,7 +171,7 @@ def check_drained(run: Run) -> None:
 
 
 def check_stuck(run: Run) -> None:
-    """End a run in which nothing can let any step go on."""
+    """Fail a run in which no event can let any step continue."""
     machine = run.machine
     if machine is not None and machine.strict and is_stuck(machine) and are_alone(run):
         stall(run)

@@ -59,8 +59,8 @@ class Worker:
         self.run = run
         self._variables = variables.copy()
         self._variables.run(current_cleanup.set, self)
-        #: The step that it runs, or None before the first and after the last; its event, the
-        #: group of that, and its context, if it takes one.
+        #: The current step, or None before the first and after the last; its event, the
+        #: branch of the event, and the context, if the step takes one.
         self.step: Step | None = None
         self.event: Any = None
         self.node: BranchNode | None = None
@@ -69,21 +69,21 @@ class Worker:
         self.task: Any = None
         #: When it began, on the backend's clock; kept only where a retry or a handler asks.
         self.began_at = 0.0
-        #: Whether the cancellation of the run, or of what it runs in, has reached the step.
+        #: Whether a cancellation of the run, or of a scope around it, has reached the step.
         self.was_interrupted = False
-        #: Whether it waits for the step's limiter, and so has not begun the step.
+        #: Whether it waits for the step's limiter, so that the step has not started.
         self.is_waiting = False
         #: The step's own clock, while a step with a timeout runs.
         self.progress: _Progress | None = None
-        #: While it has given up its place, what is known of that; and its place in the step's
-        #: limiter, which it gives up as well.
+        #: Its absence while it has given up its place; and its place in the step's limiter, which
+        #: it gives up as well.
         self.absence: Absence | None = None
         self.turn: Place | None = None
-        #: What the step has opened, and not closed.
+        #: The resources that the step has opened and not closed.
         self.opened: list[Closable] | None = None
 
     def end(self) -> None:
-        """Let go of the run: the worker and its context variables hold each other."""
+        """Drop the references to the run: the worker and its context variables form a circle."""
         del self._variables, self.run
         self.step = self.event = self.node = self.context = self.task = None
         self.absence = self.turn = None
@@ -107,10 +107,10 @@ class Worker:
     # -- its place while it waits -----------------------------------------------------------------
 
     async def come_back(self, absence: Absence) -> None:
-        """Wait for its place, and then for that in the step's limiter.
+        """Wait for its place among the workers, and then for its place in the step's limiter.
 
-        The step's timeout counts neither. Cancelled, it has not got what it waited for. It is a
-        checkpoint only where it waits.
+        The step's timeout includes neither wait. A checkpoint only if it waits; after a cancellation
+        it may have no place.
         """
         step, turn = self.step, self.turn
         has_turn = turn is None or turn.is_held
@@ -132,14 +132,14 @@ class Worker:
                 progress.proceed()
 
     def is_back(self, machine: Machine, absence: Absence) -> None:
-        """Have it continue in any case: where it has no place, because it was cancelled."""
+        """End the absence; a cancelled step continues without a place, beyond the limit."""
         if absence.is_away:
             machine.force_place(absence)
         if self.absence is absence:
             self.absence = None
 
     async def reclaim(self, machine: Machine, absence: Absence) -> None:
-        """Get its place again; cancelled, it has it at once. A checkpoint only where it waits."""
+        """Regain its place; a cancelled step gets it at once. A checkpoint only if it waits."""
         try:
             if absence.is_away:
                 machine.reclaim_place(absence)
@@ -150,13 +150,14 @@ class Worker:
     def invoke(
         self, backend: Backend, step: Step, event: Any, node: BranchNode | None
     ) -> Awaitable[Any]:
-        """Return what runs ``step`` once, in a context of its own.
+        """Return an awaitable that runs the body of ``step`` once, in a new context.
 
-        In the end that has to be ended, and what was opened closed.
+        Every body runs through here: in the loop, in a thread or in a process. The caller then ends
+        the context and closes the resources that the step left open.
 
         Raises:
-            BaseException: Whatever the step raises.
-            StepTimeoutError: The step's own timeout passed.
+            BaseException: The exception of the step.
+            StepTimeoutError: The timeout of the step has passed.
         """
         if (
             not step.is_plain
@@ -179,7 +180,7 @@ class Worker:
     async def _invoke_with_care(
         self, backend: Backend, step: Step, event: Any, node: BranchNode | None
     ) -> Any:
-        """Run a step that may be cancelled by itself, tried again, or needs something first."""
+        """Run a step that can be cancelled with its branch, is retried, or needs resources or a limiter."""
         self.began_at = backend.current_time()
         redelivery = event if type(event) is Redelivery else None
         if redelivery is not None:
@@ -237,18 +238,18 @@ class Worker:
     async def _in_turn(
         self, backend: Backend, manager: Any, function: Callable[[Any], Awaitable[Any]]
     ) -> Any:
-        """Call ``function`` within ``manager``, unless the run is drained while that is entered."""
+        """Call ``function`` inside ``manager``, unless the run is drained while it is being entered."""
         self.is_waiting = True
         if self.run.draining is not None:
-            check_drained(self.run)  # it may have been the last that was about to begin
+            check_drained(self.run)  # it may have been the last one about to start
         try:
             async with manager as place:
                 if self.run.draining is None:
                     self.is_waiting = False
                     return await function(place)
-            while self.is_waiting:  # until the run is cancelled, as soon as what runs has ended
+            while self.is_waiting:  # until the run is cancelled, after the running steps have ended
                 await backend.waiter().wait()
-            return None  # the manager has settled what the step raised
+            return None  # the manager has suppressed the exception of the step
         finally:
             self.is_waiting = False
 
@@ -271,7 +272,7 @@ class Worker:
         if elsewhere is None:
             coroutine = step.function(self.run.workflow, *arguments)
             return await self._run_body(backend, step, event, coroutine)
-        # The step begins when there is a thread or a process for it; its timeout begins then, too.
+        # The step, and its timeout, start when there is a thread or a process for it.
         return await self._in_turn(
             backend,
             elsewhere.place(self.run.options.max_threads),
@@ -331,7 +332,7 @@ class Worker:
         raise StepTimeoutError(msg, step.timeout, (step.name,))
 
     def note_delivery(self, error: BaseException) -> None:
-        """Take note of an exception that is about to be delivered into the step."""
+        """Record that an exception is about to be delivered into the step."""
         if note_delivery(self.run, error):
             self.was_interrupted = True
 
@@ -351,7 +352,7 @@ class Worker:
         return result
 
     async def close_opened(self, backend: Backend) -> None:
-        """Close what the step left open, the latest first. It shields itself."""
+        """Close the resources that the step left open, in reverse order; shielded, within a grace."""
         opened, self.opened = self.opened, None
         deadline = backend.current_time() + CLOSING_GRACE
         try:
@@ -359,7 +360,7 @@ class Worker:
                 with backend.cancel_scope(shield=True, deadline=deadline):
                     await opened.pop().aclose()
         finally:
-            if opened:  # one failed to close; the others are closed all the same
+            if opened:  # one failed to close; the others are still closed
                 self.opened = opened
                 await self.close_opened(backend)  # noqa: ASYNC102 - it shields itself
 
@@ -397,9 +398,9 @@ class Worker:
 
 
 class Place:
-    """A place in a limiter, of one invocation, which can be given up and regained.
+    """The place of one invocation in a limiter; it can be given up and regained.
 
-    In a capacity limiter it is not that of its task, as ``async with limiter`` has it: a step of a
+    In a capacity limiter it belongs to the invocation and not to the task, because a step of a
     child may run in the task of the step that waits for the child.
     """
 
@@ -412,7 +413,7 @@ class Place:
 
     @property
     def is_of_task(self) -> bool:
-        """Whether only the task that has taken it may give it up: that of a lock."""
+        """Whether only the task that acquired it may release it, as with a lock."""
         if hasattr(self._limiter, "acquire_on_behalf_of"):
             return False
         return all(kind.__name__ != "Semaphore" for kind in type(self._limiter).__mro__)
@@ -446,8 +447,8 @@ def place_in(limiter: Any, step: Step) -> Any:
     """Return what to enter for an invocation of ``step``: a :class:`Place` if that can be given up.
 
     It can in a capacity limiter; in a semaphore of Trio, AnyIO or asyncio; and in a lock of these
-    where one task takes it and gives it back. What else a context manager does, a rate limiter or
-    one of the user's, belongs to the whole invocation.
+    if the same task acquires and releases it. Any other context manager, such as a rate limiter,
+    is held for the whole invocation.
     """
     if hasattr(limiter, "acquire_on_behalf_of"):
         return Place(limiter)
@@ -459,7 +460,7 @@ def place_in(limiter: Any, step: Step) -> Any:
 
 
 class _Progress:
-    """When a step has to end, or to have got on."""
+    """The deadline of a running step: its timeout and its idle timeout."""
 
     __slots__ = ("_backend", "_idle", "_paused_at", "_pauses", "deadline", "due", "scope")
 
@@ -473,21 +474,21 @@ class _Progress:
         self.scope: Any = None
 
     def note(self) -> None:
-        """Begin the idle timeout anew, unless it has passed."""
+        """Restart the idle timeout, unless it has passed."""
         now = self._backend.current_time()
         if now <= self.due:
             self.due = min(self.deadline, now + self._idle)
             self._set_scope()
 
     def pause(self) -> None:
-        """Stop the step's clock: it waits for its turn. Each call needs one :meth:`proceed`."""
+        """Pause the clock of the step while it waits for a place. Each call needs one :meth:`proceed`."""
         if not self._pauses:
             self._paused_at = self._backend.current_time()
         self._pauses += 1
         self._set_scope()
 
     def proceed(self) -> None:
-        """Let the step's clock run again, unless there is another :meth:`pause`."""
+        """Resume the clock of the step, unless there was another :meth:`pause`."""
         self._pauses -= 1
         if not self._pauses and self._paused_at <= self.due:
             passed = self._backend.current_time() - self._paused_at
@@ -508,7 +509,7 @@ def _arguments(step: Step, event: Any, inserted: list[tuple[int, Any]]) -> list[
 
 
 def _several(step: Step, events: Any) -> list[Any]:
-    # A list of its own: what the step does to it must not show in a further attempt.
+    # A copy: changes that the step makes to the list must not be visible to another attempt.
     return [list(events)] if step.takes == "list" else [*events]
 
 

@@ -28,9 +28,9 @@ T = TypeVar("T")
 
 
 class Redelivery:
-    """A delivery that was tried before: after a failure, or in a run that a snapshot was taken of.
+    """A delivery that was attempted before: after a failure, or in a run resumed from a snapshot.
 
-    It stands in the place of its event.
+    It replaces its event.
     """
 
     __slots__ = (
@@ -50,16 +50,16 @@ class Redelivery:
         self.attempts = attempts
         #: How long it waits, and until when on the backend's clock.
         self.delay = self.due = 0.0
-        #: What the jitter of its delays comes of.
+        #: The seed of the jitter of its delays.
         self.seed = ""
-        #: What the step waited for and received: by what the wait was, in the order of the answers.
+        #: The events that the step received: by the key of the wait, in the order of the answers.
         self.received: dict[int, list[Event]] = {}
-        #: The seconds that its open waits had left until their timeout, by what each wait was.
+        #: The seconds that its open waits had left until their timeout, by the key of each wait.
         self.left: dict[int, list[float]] = {}
-        #: What it sent, which is out: by content, the branch of each such event in the order of the
-        #: sends, or None where nothing of the branch is left.
+        #: The events that it has sent: by content, the branch of each in the order of the
+        #: sends, or None if the branch has ended.
         self.sent: dict[int, list[BranchNode | None]] = {}
-        #: The buffers that have had its event, each with what it completed.
+        #: The buffers that have received its event, each with the events that it completed.
         self.collected: list[tuple[str, list[Event] | None]] = []
 
     @property
@@ -89,7 +89,7 @@ class StepJournal:
     )
 
     def __init__(self, redelivery: Redelivery | None) -> None:
-        #: What is still to be taken from the journal of the attempt before.
+        #: The part of the previous attempt's journal that is not yet replayed.
         self.replayed = _NOTHING
         if redelivery is not None:
             self.replayed = Redelivery(None)
@@ -107,11 +107,11 @@ class StepJournal:
         self._branches: list[tuple[int, BranchNode]] | None = None
         self._gone: array[int] | None = None
         self._limit = 16
-        #: What buffers told it that were told its event before.
+        #: The results of buffers that had received its event before.
         self.reported: list[tuple[str, list[Event] | None]] = []
-        #: Each event given to a buffer (None where it was out before), and what came of it.
+        #: Each event passed to a buffer (None if an earlier attempt did), and the events it completed.
         self.collected: list[tuple[str, Entry | None, list[Entry] | None]] = []
-        #: What is sent only if the attempt succeeds.
+        #: The events that are sent only if the attempt succeeds.
         self.held: list[tuple[Route, Event, BranchNode, str | None]] = []
 
     def find_sent(self, key: int) -> BranchNode | None:
@@ -208,7 +208,7 @@ _OVER.is_over = True
 
 
 def copy_lists(found: dict[int, list[T]]) -> dict[int, list[T]]:
-    """Return a copy with lists of its own, without the empty ones."""
+    """Return a copy with copied lists, without the empty ones."""
     return {key: list(values) for key, values in found.items() if values}
 
 
@@ -217,14 +217,14 @@ def _events_of(entries: list[Entry] | None) -> list[Event] | None:
 
 
 def _matters(branch: BranchNode, *, is_held: bool) -> bool:
-    """Whether a step that sent an event, and begins again, could tell what became of it."""
+    """Whether a restarted step that sent an event could observe the state of its branch."""
     if branch.cancel_record is not None and branch.cancel_record.errors:
         return True
     return is_held and (branch.is_cancelled or not branch.is_over)
 
 
 class AtWork(Protocol):
-    """What a worker is at."""
+    """The current work of a worker."""
 
     @property
     def step(self) -> Step | None: ...

@@ -1,8 +1,8 @@
-"""The outcome of a run: which of several endings counts, and who waits for it.
+"""The outcome of a run: its status, its exception, and the tasks that wait for it.
 
-The rule is fixed, whatever the timing. The first thing that settles the outcome counts: a stop
-event, a failure, the timeout, a cancellation. What fails later, while the rest unwinds, is kept in
-``errors``; only a stop event gives way to it, for a run whose clean-up failed did not complete.
+The rule does not depend on timing. The first cause decides the outcome: a stop
+event, a failure, the timeout, a cancellation. Failures during the unwinding are kept in
+``errors``. Only a stop event gives way to them, because a run with failed clean-up has not completed.
 ``KeyboardInterrupt`` and ``SystemExit`` come before everything else.
 """
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from sluicegate._loop import Waiter
 
 
-OUTSIDE = "what it runs in was cancelled"
+OUTSIDE = "a scope around it was cancelled"
 
 
 class Outcome:
@@ -54,7 +54,7 @@ class Outcome:
         is_over: Whether everything has unwound.
         stop_event: The stop event that a step returned.
         error: What ``await handler`` raises.
-        is_outside: Whether the run ended because what it runs in was cancelled.
+        is_outside: Whether the run ended because a scope around it was cancelled.
         is_owner_cancelled: Whether it was cancelled because a cancellation left its owner.
     """
 
@@ -86,7 +86,7 @@ class Outcome:
         self.is_outside = self.is_owner_cancelled = False
         self.stop_event: StopEvent | None = None
         self.error: BaseException | None = None
-        #: Its traceback when everything had unwound: each who awaits goes on from there.
+        #: Its traceback after the run had unwound; each task that awaits the run starts from it.
         self.trace: TracebackType | None = None
         self._errors: dict[int, BaseException] | None = None
         #: The failures, by id, that are kept and leave no owner.
@@ -96,11 +96,11 @@ class Outcome:
 
     @property
     def errors(self) -> tuple[BaseException, ...]:
-        """All failures, in the order in which they came; ``error``, but for a cancellation."""
+        """All failures in order, starting with ``error`` unless that is a cancellation."""
         return () if self._errors is None else tuple(self._errors.values())
 
     def has_ended(self) -> bool:
-        """Whether the outcome is settled, and what is left unwinds."""
+        """Whether the outcome is settled; the run may still be unwinding."""
         return bool(self.status)
 
     def complete(self, event: StopEvent) -> None:
@@ -127,7 +127,7 @@ class Outcome:
 
     @property
     def unseen(self) -> BaseException | None:
-        """The failure that an owner has to raise if nobody has seen it."""
+        """The failure that an owner must raise if it was not observed."""
         if self.status != "cancelled":
             return self.error if self._errors else None
         passed_over = self._passed_over or ()
@@ -179,19 +179,19 @@ class Outcome:
         self._keep(self.error)
 
     def stall(self, missing: tuple[str, ...]) -> None:
-        """Nothing can happen in the run any more."""
+        """Record that nothing more can happen in the run."""
         self.status = "failed"
         lacking = f": {'; '.join(missing)}" if missing else ""
         msg = (
             f"the run {self._run_id} of {self._name} can never end: no step runs, no event is "
-            f"pending, and nobody was asked anything{lacking}; expected some step to return a "
+            f"pending, and no question is open{lacking}; expected some step to return a "
             "StopEvent"
         )
         self.error = WorkflowStalledError(msg, missing)
         self._keep(self.error)
 
     def cancel(self, reason: str) -> None:
-        """Somebody asked the run to end."""
+        """Record that a cancellation of the run was requested."""
         self.status = "cancelled"
         self.reason = reason
         msg = f"the run {self._run_id} of {self._name} was cancelled: {reason}"

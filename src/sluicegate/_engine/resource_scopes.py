@@ -1,8 +1,8 @@
-"""Keeping: what a run or a workflow asks for is made once, and closed when its scope ends.
+"""Resource scopes: a resource of a run or a workflow is created once, and closed with its scope.
 
-Each resource that has to be closed gets a task of its own, its keeper, shielded from whatever is
-cancelled around it: a native ``Task.cancel()`` of the task that owns the scope hits one that only
-waits. The keepers close one after the other, each telling the next.
+Each resource that needs closing gets a separate task, its keeper, shielded from cancellations
+around it: a native ``Task.cancel()`` of the owner of the scope reaches only a task that
+waits. The keepers close their resources one after another, in reverse order.
 """
 
 from __future__ import annotations
@@ -106,16 +106,16 @@ class _Entry:
 
 @final
 class ResourceScope:
-    """The resources of a run or of a workflow; an async context manager around what uses them.
+    """The resources of a run or of a workflow: an async context manager around the code that uses them.
 
-    Entering it is no checkpoint. Leaving it is one if there is anything to close: it cancels
-    what is still being opened and waits for its clean-up, then closes what is open, in the reverse
-    order of its opening, one after the other, shielded from any cancellation, each within its
-    grace. Managers get the exception that the block is left by, or :attr:`ended_by`; they cannot
-    swallow it. Cancelled meanwhile, also natively, it still waits for all of this.
+    Entering it is not a checkpoint. Exiting is one if a resource needs closing: it cancels
+    the factories that still run and waits for their clean-up, then closes the resources in reverse
+    order, one after another, shielded from any cancellation, each within its
+    grace. Managers get the exception of the block, or :attr:`ended_by`; they cannot
+    suppress it. If the exit is cancelled, even natively, it still completes all of this.
 
-    Not entered, or left, the scope of a workflow still makes and keeps what needs no closing.
-    It may be entered again; and it may be used from any number of tasks of one event loop.
+    Outside its block, the scope of a workflow still creates and keeps resources that need no closing.
+    It can be entered again, and used from any number of tasks of one event loop.
 
     Args:
         scope: ``"run"`` or ``"workflow"``.
@@ -180,31 +180,31 @@ class ResourceScope:
         self._nursery: Nursery | None = None
         self._entries: dict[Hashable, _Entry] = {}
         self._building: set[_Entry] = set()
-        #: What has to be closed, in the order in which it was opened.
+        #: The resources to close, in the order of their opening.
         self._opened: list[_Entry] = []
         self._failures: list[BaseException] = []
         self._ended_by: BaseException | None = None
         self._is_closing = False
         self._is_over = False
-        #: The task that has entered the block, its event loop, and what waits in another task.
+        #: The task that entered the block, its event loop, and the waiter of an exit in another task.
         self._task: Any = None
         self._loop: Any = None
         self._leaver: Waiter | None = None
 
-    # -- asking ------------------------------------------------------------------------------
+    # -- requests ----------------------------------------------------------------------------
 
     @enable_ki_protection
     async def get(self, plan: ResourcePlan) -> Any:
-        """Return a resource, made by the first who asks for it.
+        """Return a resource; the first request creates it.
 
-        A checkpoint if it has to be made or is being made. Cancelled, it leaves the making
-        alone; where the scope is not entered, the next one who waits makes it then.
+        A checkpoint if the factory runs or has to run. A cancellation does not affect the factory;
+        if the scope is not entered, the next task that waits runs it instead.
 
         Raises:
-            BaseException: What the factory or the context manager raises, the same object to all
-                who wait. The next to ask has it tried again.
-            WorkflowRuntimeError: The scope has ended; or it is not entered, and the resource has
-                to be closed.
+            BaseException: The exception of the factory or the context manager, the same object for
+                all waiting tasks. The next request runs the factory again.
+            WorkflowRuntimeError: The scope has ended; or it is not entered, and the resource needs
+                closing.
         """
         if plan.scope != self.scope:
             assert self.outer is not None, f"no scope for {plan.name}"
@@ -212,7 +212,7 @@ class ResourceScope:
         while True:  # noqa: ASYNC913 - it waits, or makes it, or is done
             entry = self._entries.get(plan.key)
             if entry is None:
-                # Each of these is safe in itself, so whoever asks may wait for them.
+                # Each of these handles its own cancellation, so the requesting task can wait for them.
                 arguments = {name: await self.get(needed) for name, needed in plan.needs}
                 if plan.key in self._entries:
                     continue
@@ -297,7 +297,7 @@ class ResourceScope:
 
     def _fresh_variables(self) -> ContextVars:
         variables = (self._variables or copy_context()).copy()
-        # What the resource opens is not the step's that happened to ask first.
+        # Objects that the factory opens do not belong to the step that requested it first.
         variables.run(current_cleanup.set, None)
         return variables
 
@@ -320,7 +320,7 @@ class ResourceScope:
                 self._fail_to_open(backend, entry, error)
             else:
                 del made
-                if self._is_closing:  # too late, for all that it took no notice of it
+                if self._is_closing:  # it finished although its scope is closing
                     self._refuse(entry)
                 else:
                     self._building.discard(entry)
@@ -345,7 +345,7 @@ class ResourceScope:
             return
         else:
             error = _cancelled(plan, error)
-        entry.fail(error)  # and is kept until somebody has seen it
+        entry.fail(error)  # and is kept until a task has observed it
 
     def _refuse(self, entry: _Entry) -> None:
         self._forget(entry)
@@ -381,7 +381,7 @@ class ResourceScope:
             self._take_failure(backend, failure)
 
     def _take_failure(self, backend: Backend, failure: BaseException) -> None:
-        """Tell of a failure that nobody waits for."""
+        """Report a failure that no task waits for."""
         ended_by = self._ended_by
         if self._is_closing and (ended_by is None or is_cancellation(ended_by, backend.Cancelled)):
             self._ended_by = failure  # for those around it, as in nested blocks
@@ -471,7 +471,7 @@ class ResourceScope:
         for entry in [entry for entry in self._entries.values() if entry.of_block]:
             self._forget(entry)
             if entry.error is not None and not entry.waiters:
-                self._take_failure(backend, entry.error)  # nobody has seen it
+                self._take_failure(backend, entry.error)  # it was not observed
         self._is_closing = False
         self._is_over = self.scope == "run"
         self._manager = self._nursery = self._variables = self._ended_by = self.ended_by = None

@@ -1,6 +1,6 @@
-"""The record of one run: everything that the engine knows about it, in one place.
+"""The record of one run: all its data, in one place.
 
-The record has no behaviour of its own. What happens to a run is in functions that take it:
+The record has no behaviour. Functions that take it implement the run:
 :mod:`sluicegate._engine.runner` runs it, and the operations of its steps and of its owner read and
 change the fields below.
 """
@@ -47,13 +47,13 @@ Key = tuple[str, "str | None", "str | None"]
 
 
 class Resumable(Protocol):
-    """What a run is resumed from: a decoded snapshot.
+    """A decoded snapshot, from which a run is resumed.
 
     Attributes:
         elapsed: Seconds that the run has taken before.
         retried: How many deliveries have been given a seed for the jitter of their retries.
         questions: The open questions, each with the seconds since it was asked.
-        saved: The structs that it was read from, for a snapshot before the run begins.
+        saved: The structs that it was read from; a snapshot before the run begins contains them again.
     """
 
     elapsed: float
@@ -181,13 +181,13 @@ class Run:
 
         self.outcome = Outcome(graph.name, run_id, options.timeout)
         self.clock = Clock(options.timeout, 0.0 if resumed is None else resumed.elapsed)
-        #: Who is told of steps, events and the end: the workflow's observers.
+        #: The observers of the workflow, notified of steps, events and the end.
         self.observer = options.observer
         #: The listener that tests set; see sluicegate._engine.probe.
         self.probe: Probe | None = None
         #: The reason of ``cancel(after="steps")``: from then on no step is started.
         self.draining: str | None = None
-        #: The invocations that were cancelled or failed, for a snapshot after the end.
+        #: The invocations that were cancelled or failed; a snapshot after the end contains them.
         self.in_flight: list[InFlight] | None = None
         #: Whether no delivery is alive and the run waits for an event from outside.
         self.awaits_outside = False
@@ -199,7 +199,7 @@ class Run:
         self.timers = 0
         #: How many deliveries have been given a seed for the jitter of their retries.
         self.retried = 0 if resumed is None else resumed.retried
-        #: How many invocations an observer was told of.
+        #: How many invocations were reported to observers.
         self.invocations = 0
 
         # -- what runs it; set when it is started, and None again after its end

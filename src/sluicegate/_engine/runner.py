@@ -73,7 +73,7 @@ async def execute(run: Run) -> None:
     run.operations = operations = _new(StepOperations)  # a call less for each run
     operations.run = run
     run.variables = copy_context()
-    # What a step starts without an owner must not end up in a scope that outlives the run.
+    # Runs that a step starts without an owner must not end up in a scope that outlives this run.
     run.variables.run(current_scope.set, False)
     run.host = backend.current_task()
     was_cancelled = backend.is_natively_cancelled()
@@ -90,12 +90,14 @@ async def execute(run: Run) -> None:
         if not run.outcome.status:
             settle_cancellation(run, backend.current_time() > run.clock.deadline)
         if run.outcome.is_outside:
-            # The workers were cancelled from outside and said so by ending; here it goes on.
+            # The workers ended because of a cancellation from outside; it propagates here.
             await backend.checkpoint_if_cancelled()
     except BaseException as error:  # noqa: ASYNC103, BLE001 - raised below, when all is closed
         interruption = single(error, backend.Cancelled)
     if interruption is None and backend.is_natively_cancelled() and not was_cancelled:
-        interruption = backend.Cancelled()  # AnyIO before 4.16 forgets it beside one of its own
+        interruption = (
+            backend.Cancelled()
+        )  # AnyIO before 4.16 loses it next to a cancellation of its scopes
     if slots is not None:
         run.slots = None
         slots.idle.discard(run)
@@ -218,7 +220,7 @@ async def begin(run: Run, backend: Backend, nursery: Nursery) -> Machine:
         else:
             assert run.start_event is not None
             machine.receive(run.start_event)
-        run.resumed = run.start_event = None  # they are in the books
+        run.resumed = run.start_event = None  # the machine has them now
         for event, target, question in run.early:
             take_in(run, machine, event, target, question)
         run.early = ()
@@ -231,11 +233,16 @@ async def begin(run: Run, backend: Backend, nursery: Nursery) -> Machine:
 async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that happens at a hop
     run: Run, queue: StepQueue, delivery: Delivery | None = None
 ) -> None:
-    """Run steps one after the other for as long as there is a next one for this task."""
+    """Run steps in this task, one after another, as long as the machine hands it a delivery.
+
+    A checkpoint at each hop. A failure becomes the outcome of the run, or is retried or handled; only a
+    cancellation of the host, ``KeyboardInterrupt`` and ``SystemExit`` are raised. After a cancellation, the
+    invocation is in ``run.in_flight`` for a snapshot, and its opened resources have been closed.
+    """
     if delivery is None and run.machine is not None and not run.outcome.status:
         delivery = run.machine.take(queue)
         if delivery is None and run.machine.resting:
-            note_rest(run)  # what it was to begin, another has taken
+            note_rest(run)  # another worker has taken its delivery
     if delivery is None:
         if run.probe is not None:
             run.probe.idle_changed()
@@ -259,7 +266,7 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
             worker.node = node
             worker.context = None
             worker.was_interrupted = False
-            # Cancellation is looked for at every hop, and others get a turn in time (P3).
+            # Each hop checks for cancellation, and other tasks run at least once per TURN (P3).
             if perf_counter() >= run.turn_due:
                 await backend.checkpoint()
                 run.turn_due = perf_counter() + TURN
@@ -287,9 +294,9 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
                 delivery = recover(run, worker, queue, node, error)
             else:
                 if run.outcome.status:
-                    break  # the run is over; what came of this step has nowhere to go
+                    break  # the run has ended, so the result of this step is dropped
                 if context is not None and (journal := context.journal) and journal.held:
-                    # Checked before the sends are out: else a resumed run would have them twice.
+                    # Checked before the events are sent; otherwise a resumed run would send them twice.
                     machine.check_result(queue, result)
                     release_held(run, journal)
                 delivery = machine.finish(queue, node, result)

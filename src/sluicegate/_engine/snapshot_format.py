@@ -22,7 +22,7 @@ FORMAT: Final = 3
 Count = Annotated[int, Meta(ge=0)]
 #: At most more than any run takes, so that it can be added to a time.
 Seconds = Annotated[float, Meta(ge=0, le=1e12)]
-#: A number that stands for the content of an event or of a wait.
+#: A number that identifies the content of an event or of a wait.
 Content = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
 #: Of an event that was sent: the number of its branch, why that was cancelled, or null once it ended.
 Sent = Count | str | None
@@ -63,7 +63,7 @@ class SavedDelivery(_Part):
     branch: Count = 0
     #: Whether the step has begun with it before; the other fields say what it did.
     has_begun: bool = False
-    #: Seconds until it is due, for a retry.
+    #: Seconds until the next attempt of a retry.
     due: Seconds | None = None
     seed: str = ""
     attempts: SavedAttempts | None = None
@@ -81,7 +81,7 @@ class SavedBuffer(_Part):
 
 
 class SavedStep(_Part):
-    """What is pending at one step."""
+    """The pending work of one step."""
 
     deliveries: list[SavedDelivery] = []
     places: Places = []
@@ -90,7 +90,7 @@ class SavedStep(_Part):
 
 
 class SavedBranch(_Part):
-    """A branch: an event that was sent or belongs to a fan-out, and all that comes of it."""
+    """A branch: an event that was sent or belongs to a fan-out, and everything it causes."""
 
     parent: Count
     joins: dict[str, list[Any] | None] = {}
@@ -133,7 +133,7 @@ class Snapshot(_Part):
     elapsed: Seconds | None = None
     #: The number of the last event on the stream.
     sequence: Count | None = None
-    #: The trace context of the run, for a tracing library; see W3C Trace Context.
+    #: The trace context of the run, as W3C Trace Context defines it.
     carrier: dict[str, str] = {}
     #: Events that came before the run began.
     arrived: list[FromOutside] = []

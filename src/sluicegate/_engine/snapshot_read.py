@@ -47,10 +47,10 @@ if TYPE_CHECKING:
 
 
 class SavedRun:
-    """What a run begins with: a state, or a snapshot, which is checked and decoded here.
+    """The beginning of a run: a state, or a snapshot, which is checked and decoded here.
 
-    Before there is a run, it also serves the context; see :class:`sluicegate.Context`. What is
-    decoded becomes a part of one run, so :meth:`take` gives it once.
+    Before there is a run, it also serves the context; see :class:`sluicegate.Context`. The
+    decoded data becomes part of one run, so :meth:`take` gives it once.
 
     Raises:
         SnapshotError: It is no snapshot, of another workflow or shape, or something in it is bad.
@@ -88,7 +88,7 @@ class SavedRun:
         self.store: StateStore[Any]
         #: The event to begin with, if the run had not begun.
         self.start_event: Event | None = None
-        #: What was pending, if the run had begun and was not completed.
+        #: The pending work, if the run had begun and not completed.
         self.progress: SavedMachine | None = None
         #: Events that came before the run began, each with the step and the question that it names.
         self.arrived: tuple[tuple[Event, str | None, str | None], ...] = ()
@@ -136,8 +136,8 @@ class SavedRun:
         """
         if self._is_taken:
             msg = (
-                f"the run {self.run_id} has gone on from this context before; expected "
-                "Context.from_dict(workflow, snapshot) once more, for another run from there"
+                f"the run {self.run_id} was already resumed from this context; expected "
+                "Context.from_dict(workflow, snapshot) again to resume it once more"
             )
             raise WorkflowRuntimeError(msg)
         self._is_taken = True
@@ -159,9 +159,9 @@ class SavedRun:
 
 @attrs.define(eq=False)
 class SavedMachine:
-    """What is pending in a run, decoded and checked; it becomes a part of the machine of one run."""
+    """The pending work of a run, decoded and checked; it becomes part of the machine of one run."""
 
-    #: What it was read from, for a snapshot before it is loaded.
+    #: The structs that it was read from; a snapshot before the run begins contains them again.
     saved: SavedProgress
     elapsed: float
     sequence: int

@@ -117,7 +117,7 @@ class _Writer:
         self._run = run
         self._now = time_now(run)
         self._has_unwound = has_unwound
-        #: What the steps are at, by step. Those of cancelled branches do not begin again.
+        #: The invocations in progress, by step. Those of cancelled branches do not start again.
         self._working: dict[int, list[tuple[InFlight, Redelivery]]] = {}
         #: The deliveries that wait, by step.
         self._waiting: dict[int, list[tuple[Any, BranchNode | None]]] = {}
@@ -160,7 +160,7 @@ class _Writer:
         self._held.update(branch for branch in branches if branch and not branch.is_over)
 
     def write(self, retried: int) -> SavedProgress:
-        """Return what is pending, and what is under way."""
+        """Return the pending work and the invocations in progress."""
         machine = self._machine
         for kind in {wait.kind for wait in machine.waits}:
             self._codec.require(kind)  # otherwise only the snapshot after the answer would fail
@@ -189,7 +189,7 @@ class _Writer:
         )
 
     def _open_questions(self) -> list[tuple[int, Event | None, float, type[Event] | None, int]]:
-        """Return the open questions: number, event, when, and what the wait is for, if one is."""
+        """Return the open questions: number, event, time, and the class and key of the wait, if any."""
         machine = self._machine
         found = [
             (asked.number, asked.event, asked.since, asked.kind, asked.key)
@@ -342,7 +342,7 @@ def _redelivery_of(item: InFlight, key_of: KeyOf, *, has_unwound: bool) -> Redel
         redelivery.collected = known.collected
         redelivery.sent = known.sent
     if item.journal is not None:
-        # What is sent only if the attempt succeeds is not out.
+        # Events that are held until the attempt succeeds have not been sent.
         with_sends = not item.step.holds_sends
         item.journal.copy_to(redelivery, key_of, with_sends=with_sends, has_unwound=has_unwound)
     return redelivery

@@ -1,8 +1,8 @@
-"""What the contexts and branches of a run may do with it.
+"""The operations of a run's contexts and branches.
 
-A context calls these operations in the thread of the event loop, or in the worker thread of its own
-``def`` step. From there the check that refuses every other thread hops into the loop instead, after
-a look for a cancellation of the step; so an operation exists once.
+A context calls these operations in the thread of the event loop, or in the worker thread of its
+``def`` step. In a worker thread, the check that rejects other threads calls the operation in the
+loop instead, after a check for cancellation; so each operation is implemented once.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ _SHALLOW = 20
 
 
 def in_own_thread(run: Run, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call an operation in the run's thread, for a caller that is in another one.
+    """Call an operation in the run's thread on behalf of a caller in another thread.
 
     Raises:
         WorkflowRuntimeError: The caller is not the thread of a step of this loop; or that thread
             has been abandoned.
-        BaseException: What the operation raises; the backend's Cancelled, if the step is cancelled.
+        BaseException: The exception of the operation; the backend's Cancelled, if the step is cancelled.
     """
     call = call_of_this_thread()
     if call is None or call.loop_thread != run.thread:
@@ -77,7 +77,7 @@ def in_own_thread(run: Run, what: str, function: Callable[..., Any], *arguments:
 
 @final
 class StepOperations:
-    """The operations of one run, for all its contexts and branches.
+    """The operations that all contexts and branches of one run call.
 
     The context documents each of them. The operations hold the run; the run holds them only while
     it is active.
@@ -90,7 +90,7 @@ class StepOperations:
 
     @property
     def run_id(self) -> str:
-        """The identifier of the run; for every thread."""
+        """The identifier of the run; callable in every thread."""
         return self.run.run_id
 
     @property
@@ -321,7 +321,7 @@ class StepOperations:
                 raise WorkflowTimeoutError(msg, timeout)
         finally:
             if machine.startable:
-                start_soon(run)  # what it did not take has gone to a step
+                start_soon(run)  # an event that it did not take has gone to a step
             if run.probe is not None:
                 run.probe.wait_ended(context, kind)
             idle_changed(run)
@@ -592,7 +592,7 @@ async def _wait_in_step(  # noqa: ASYNC910 - it is not over yet, so there is one
             run.probe.wait_ended(worker.context, None)
         if not (is_reported or cancel_record.is_reported or cancel_record.waiters):
             for error in cancel_record.errors:
-                fail(run, error)  # nobody is left to catch it
+                fail(run, error)  # no task is left to catch it
 
 
 def _check_awaitable(node: BranchNode, worker: Worker, sender: Context[Any]) -> None:
@@ -667,7 +667,7 @@ def _check_depth(run: Run, handler: Any, child: Run) -> None:
     while frame is not None:
         frames, frame = frames + 1, cast("Any", frame.f_back)
     most = sys.getrecursionlimit()
-    if frames + 2 * levels > most * 3 // 4:  # parents are told of what happens, by calls
+    if frames + 2 * levels > most * 3 // 4:  # each parent is notified by a nested call
         handler.cancel("it is nested too deep")
         msg = (
             f"{child.graph.name} would be a child at level {levels} of nested runs, "

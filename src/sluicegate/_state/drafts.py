@@ -1,7 +1,6 @@
-"""Drafts of a run's state: what is copied, what is shared, what a path leads to, what fits.
+"""Drafts of a run's state: copying, sharing, paths, and the check of changed fields.
 
-A committed state is never changed. A write builds the next one, which shares all that was not
-touched.
+A committed state never changes. A write builds the next state, which shares all unchanged values.
 """
 
 from __future__ import annotations
@@ -29,21 +28,21 @@ if TYPE_CHECKING:
 _DICTS = frozenset({dict, defaultdict, OrderedDict, Counter})
 _LISTS = frozenset({list, deque})
 MISSING: Any = object()
-#: What a pydantic model holds beside its fields.
+#: The attributes of a pydantic model that are not fields.
 _MODEL_PARTS = ("__pydantic_extra__", "__pydantic_private__")
 _RESERVED = frozenset({"get", "to_dict", "_data", "_origin", "_memo"})
 
 
 class StatePathError(WorkflowRuntimeError, LookupError, ValueError):
-    """Raised when a path leads nowhere in the state, or is none."""
+    """Raised if a path does not exist in the state, or is not a valid path."""
 
 
 @final
 class DictState:  # noqa: PLW1641 - it changes, so it has no hash
-    """A state that declares nothing: ``state.count`` and ``state["count"]`` are the same.
+    """An undeclared state: ``state.count`` and ``state["count"]`` are the same.
 
-    ``in``, ``len()``, iteration over the names and ``==`` work as with a dictionary. What is a
-    method here (``get``, ``to_dict``) can be the name of an item, not of an attribute.
+    ``in``, ``len()``, iteration over the names and ``==`` work as with a dictionary. The name of a
+    method (``get``, ``to_dict``) can be the name of an item, but not of an attribute.
 
     Args:
         values: Names with their values; the mapping is copied, the values are not.
@@ -179,7 +178,7 @@ class _Draft:
     _sluicegate_fields: ClassVar[frozenset[str]]
 
     def __init_subclass__(cls) -> None:
-        """Keep the hooks of the class that it stands for out of this."""
+        """Do not run the hooks of the drafted class."""
 
     def __copy__(self) -> Any:
         for name in type(self)._sluicegate_fields:
@@ -204,7 +203,7 @@ class _Draft:
 
 
 class _ClassFields:
-    """What the store knows of a class with declared fields; kept at the class itself."""
+    """The fields of a declared class and how to read and write them; stored on the class."""
 
     def __init__(self, cls: Any) -> None:
         self.cls = cls
@@ -265,7 +264,7 @@ class _ClassFields:
         return (*self.fields, *_MODEL_PARTS) if self.is_pydantic else self.fields
 
     def draft(self, old: Any) -> Any:
-        """Return what stands for ``old`` in a block."""
+        """Return the draft of ``old`` for an edit block."""
         if self._kind is None:
             space = {n: getattr(self.cls, n) for n in ("__module__", "__qualname__", "__doc__")}
             space |= {
@@ -279,7 +278,7 @@ class _ClassFields:
         made: Any = self._kind.__new__(self._kind)
         object.__setattr__(made, "_sluicegate_draft", (old, {}))
         self.fill(made, old)
-        if self.is_pydantic:  # what is the old one's is copied when it is first looked at
+        if self.is_pydantic:  # shared with the old object until it is first read
             for name in _MODEL_PARTS:
                 if self.load(old, name) is not MISSING:
                     self.store(made, name, self.load(old, name))
@@ -356,7 +355,7 @@ def class_fields(cls: Any) -> _ClassFields | None:
 
 
 def detached(value: Any) -> Any:
-    """Return a draft as an object of its own; anything else as it is."""
+    """Return a draft as a separate object; any other value unchanged."""
     if type(value) is DictState and value._origin is not None:
         return make_dict_state(value._data.copy())
     if isinstance(value, _Draft):

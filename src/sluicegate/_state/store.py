@@ -45,26 +45,26 @@ TURN = 0.0005
 
 
 class StateStore(Generic[StateT]):
-    """The state of a run, ``ctx.store``: anybody reads what is committed, one task writes at a time.
+    """The state of a run, ``ctx.store``: all tasks read the committed state, one task writes at a time.
 
-    Writers take turns in the order in which they came; readers never wait, and never see half a
-    write. A committed state is not changed any more, so what was read stays as it was. What is
-    read with :meth:`get` is the committed value itself: read only, like what is in the state.
+    Writers queue in order; readers never wait and never see a partial
+    write. A committed state never changes, so values that were read stay valid. :meth:`get`
+    returns the committed value itself, which you must not modify.
 
-    Every awaited method looks for a cancellation first, and gives others a turn at the latest
-    every 0.5 ms; cancelled, it has changed nothing. Any task of the event loop's thread may call.
-    A task that an open :meth:`edit_state` block waits for must not write, or both wait for ever.
+    Every awaited method first checks for cancellation, and lets other tasks run at least
+    every 0.5 ms; if it is cancelled, it has changed nothing. Call it in any task of the event loop's thread.
+    A task that an open :meth:`edit_state` block waits for must not write, because both would deadlock.
 
     Args:
-        state_type: An attrs class, a dataclass or a pydantic model, to be made without arguments;
-            None for a :class:`DictState`.
-        state: The state to begin with, as :meth:`snapshot_state` gave it; None for a new one.
-        is_restored: Whether it is of a snapshot, whose values were checked when it was read.
+        state_type: An attrs class, a dataclass or a pydantic model that can be created without
+            arguments; None for a :class:`DictState`.
+        state: The initial state, from :meth:`snapshot_state`; None for a new one.
+        is_restored: Whether it comes from a snapshot, which was checked when it was read.
 
     Raises:
         TypeError: The class is none of these, or lacks defaults (the message names the fields);
-            its annotations cannot be resolved; or ``state`` is of another class, or a field of it
-            does not fit its annotation.
+            its annotations cannot be resolved; or ``state`` is of another class, or one of its fields
+            does not fit the annotation.
     """
 
     __slots__ = ("_committed", "_pace", "_queue", "_shape", "_type", "_writer")
@@ -217,10 +217,10 @@ class StateStore(Generic[StateT]):
         return cast("StateT", self._draft())
 
     async def set_state(self, state: StateT) -> None:
-        """Put another state in the place of this one. What is in it belongs to the store then.
+        """Replace the state. The new object then belongs to the store.
 
-        An object of a derived class is taken as it is. One of a class that the state's class is
-        derived from gives its fields to the state, and the others stay.
+        An object of a derived class replaces the state. From an object of a base class of the state,
+        only its fields are merged into the state.
 
         Raises:
             TypeError: It is of an unrelated class, or a field does not fit its annotation.
@@ -233,20 +233,20 @@ class StateStore(Generic[StateT]):
             self._release()
 
     def edit_state(self) -> AbstractAsyncContextManager[StateT]:
-        """Return a block in which the state is changed, all of it or, after an error, nothing.
+        """Return a block that edits the state atomically: an error rolls back all changes.
 
-        The block gets a draft of the state. A field of it is copied when it is first looked at,
+        The block gets a draft of the state. A field is copied when the block first reads it,
         with the lists, dicts, sets, deques, tuples and objects with fields (attrs, dataclass,
-        pydantic) in it; what is not looked at costs nothing. Handed out as they are, and so not
-        undone, are all other objects (locks, clients), frozen ones, and those that compare by
-        identity (``eq=False``). Meanwhile others read the state as it was, and writers wait.
+        pydantic) in it; unread fields cost nothing. Other objects (locks, clients), frozen objects,
+        and those that compare by identity (``eq=False``) are not copied, so changes to them cannot be
+        rolled back. Meanwhile other tasks read the previous state, and writers wait.
 
-        Entering waits for its turn; cancelled there, it leaves nothing behind. Leaving is no
-        checkpoint. An error or a cancellation in the block undoes it and goes on outward.
+        Entering waits for the other writers; a cancellation there leaves nothing behind. Exiting is not
+        a checkpoint. An error or a cancellation in the block rolls it back and propagates.
 
         Raises:
-            TypeError: The state's class is frozen; or, on leaving, a changed field does not fit
-                its annotation, and the state is as before.
+            TypeError: The state's class is frozen; or, on exit, a changed field does not fit
+                its annotation, and the state is unchanged.
             WorkflowRuntimeError: This task is inside such a block already.
         """
         if self._shape is not None and self._shape.is_frozen:
@@ -269,7 +269,7 @@ class StateStore(Generic[StateT]):
         return self._writer is not None or bool(self._queue)
 
     def is_written_by(self, task: object) -> bool:
-        """Whether a task is inside its own :meth:`edit_state` block; for the engine."""
+        """Whether a task is inside its own :meth:`edit_state` block. The engine uses this."""
         return self._writer is not None and self._writer is task
 
     async def _breathe(self, backend: Backend) -> None:
@@ -342,7 +342,7 @@ class _Edit:
         await self._store._acquire()
         try:
             self._draft = self._store._draft()
-        except BaseException:  # nobody else would give the turn back
+        except BaseException:  # no other code would release the turn
             self._store._release()
             raise
         return self._draft
