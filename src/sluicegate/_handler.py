@@ -391,7 +391,7 @@ class WorkflowHandler(Generic[R]):
     def _refuse(self, reason: str) -> None:
         """Conclude a run that will never start."""
         if not self._started:
-            self._started = "or rather cancelled before it could"  # this needs no event loop
+            self._started = "or cancelled before it started"  # this needs no event loop
             if self._scope is not None:
                 self._scope.withdraw(self)
                 self._scope = None
