@@ -1180,7 +1180,7 @@ await Calls(f).run(run_id='r')
 # store no path
 async def f(ctx): await ctx.store.get('user..name')
 await Calls(f).run(run_id='r')
---> StatePathError: 'user..name' is no path; expected names and indexes with dots between:
+--> StatePathError: 'user..name' is not a path; expected names and indexes separated by dots:
 ... 'user.tags.0'
 
 # store negative
@@ -1213,7 +1213,7 @@ class Flow(Workflow):
     async def begin(self, ctx: Context[Count], ev: StartEvent) -> StopEvent:
         await ctx.store.set_state({'n': 1})
 await Flow().run(run_id='r')
---> TypeError: {'n': 1} is no Count; expected set_state(Count(...))
+--> TypeError: {'n': 1} is not a Count; expected set_state(Count(...))
 
 # store nested
 async def f(ctx):

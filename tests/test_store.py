@@ -192,9 +192,9 @@ async def test_missing_path_names_the_longest_part_that_is_there(path, where):
 async def test_what_is_no_path_is_refused(path):
     """Empty parts and dunder names are errors, default or not, in reading and in writing."""
     store = StateStore(None, DictState(a={}))
-    with pytest.raises(StatePathError, match="is no path"):
+    with pytest.raises(StatePathError, match="is not a path"):
         await store.get(path, default=1)
-    with pytest.raises(StatePathError, match="is no path"):
+    with pytest.raises(StatePathError, match="is not a path"):
         await store.set(path, 1)
 
 

@@ -63,8 +63,8 @@ class Branch:
     """The result of ``ctx.send_event()``: the event, and every event and step that follows from it.
 
     A branch ends when none of its events is queued and none of its steps runs. An event that has
-    arrived in a join, or in a buffer of ``ctx.collect_events``, no longer belongs to it. A step that
-    does not need the branch can ignore it.
+    arrived in a join, or in a buffer of ``ctx.collect_events``, no longer belongs to it. The step
+    may ignore the branch.
     """
 
     __slots__ = ("_node", "_run", "_step")
@@ -539,7 +539,7 @@ class Context(Generic[StateT]):
         return cast("R", await self._run.run_child(self, handler, stream))
 
     def retry_info(self) -> RetryInfo:
-        """Return the number of this attempt, and the failures of the earlier ones. Not a checkpoint."""
+        """Return the number of this attempt and the earlier failures. Not a checkpoint."""
         self._in_step("retry_info")
         return self._run.retry_info(self)  # type: ignore[no-any-return]
 

@@ -1,4 +1,4 @@
-"""Scopes: an owner for runs that were not given one, and the rule of what leaves an owner."""
+"""Scopes: owners of runs without another owner, and the rule for the exceptions of an owner."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 async def leave_nursery(manager: AbstractAsyncContextManager[Any]) -> BaseException | None:
-    """Wait for the tasks of a nursery that was entered by hand; return what it raised, as one."""
+    """Leave a nursery that was entered by hand; return its exceptions merged into one, or None."""
     try:
         await manager.__aexit__(None, None, None)
     except BaseException as error:  # noqa: ASYNC103, BLE001 - raised by settle()
@@ -52,12 +52,13 @@ def settle(
     Args:
         failure: An unobserved failure of a run.
         error: The exception of the block's body.
-        raised: The exception out of the nursery: a cancellation from outside, a KeyboardInterrupt
-            or a SystemExit.
-        cancelled: The backend's cancellation.
+        raised: The exception of the nursery: a cancellation from outside, a KeyboardInterrupt or a
+            SystemExit.
+        cancelled: The backend's cancellation class.
 
     Raises:
-        BaseException: The exception that comes before the body's: see :mod:`sluicegate._exceptions`.
+        BaseException: The exception that has priority over the body's; see
+            :mod:`sluicegate._exceptions`.
     """
     raise_first([] if failure is None else [failure], error, raised, cancelled, _tell_failure)
 
@@ -84,7 +85,7 @@ def _tell_earlier_failure(failure: BaseException) -> str:
 
 
 class OwnedRun(Protocol):
-    """A run, as its scope sees it: the handler."""
+    """The interface of a run to its scope; the handler has it."""
 
     async def _own(self) -> None: ...
 
@@ -182,14 +183,14 @@ class WorkflowScope:
         backend = current_backend()
         if backend.current_loop() is not self._loop:
             msg = (
-                f"a workflow_scope was entered in one event loop and {what} in another, and can wait "
-                "for nothing there; expected both in one"
+                f"a workflow_scope was entered in one event loop and {what} in another, and cannot "
+                "wait for its runs there; expected both in one event loop"
             )
             raise WorkflowRuntimeError(msg)
         return backend
 
     async def _end(self, reason: str | None, *, is_elsewhere: bool = False) -> BaseException | None:
-        """Take nothing new, cancel what runs if there is a reason, and wait for its end."""
+        """Refuse new runs, cancel the active ones if there is a reason, and wait for their end."""
         assert self._manager is not None
         if reason is None:
             self._start_all()
@@ -226,11 +227,11 @@ class WorkflowScope:
     def cancel(self, reason: str = "scope.cancel() was called") -> None:
         """Cancel all runs of the scope, as ``handler.cancel()`` does. Not a checkpoint.
 
-        Those that have not begun never do. The scope itself takes further runs. A server calls
-        this before it leaves its scope, which would wait for its runs otherwise.
+        Runs that have not begun never begin. The scope still takes new runs. A server calls this
+        before it leaves its scope, because leaving waits for the runs.
 
         Args:
-            reason: What ``WorkflowCancelledError`` and the terminal events say.
+            reason: The reason that ``WorkflowCancelledError`` and the terminal events show.
 
         Raises:
             WorkflowRuntimeError: The call comes from another thread.
@@ -246,16 +247,16 @@ class WorkflowScope:
     async def aclose(self, reason: str = "its scope was closed") -> None:
         """Cancel all runs of a scope of :func:`open_scope`, and wait for their clean-up.
 
-        A checkpoint. Cancelled, it still waits. Closing again does nothing.
+        A checkpoint. Cancelled, it still waits. Closing a closed scope does nothing.
 
         Args:
-            reason: What ``WorkflowCancelledError`` and the terminal events say.
+            reason: The reason that ``WorkflowCancelledError`` and the terminal events show.
 
         Raises:
-            WorkflowRuntimeError: The scope is that of a block, or of another event loop.
+            WorkflowRuntimeError: The scope belongs to a block or to another event loop.
         """
         if self._token is not None or self._manager is None:
-            msg = "aclose() is for a scope of open_scope(); expected this one's block to be left"
+            msg = "aclose() is for a scope of open_scope(); expected the block of this one to end"
             raise WorkflowRuntimeError(msg)
         backend = self._in_its_loop("closed")
         if lasting.scope is self:
@@ -267,19 +268,22 @@ class WorkflowScope:
 
     @property
     def is_lasting(self) -> bool:
-        """Whether no block is around it: failures stay with the handlers."""
+        """Whether it is a scope of :func:`open_scope`, whose failures stay with the handlers."""
         return self._token is None
 
     @property
     def is_open(self) -> bool:
-        """Whether it takes further runs."""
+        """Whether it takes new runs."""
         return self._nursery is not None
 
     @enable_ki_protection
     def offer(self, run: OwnedRun) -> bool:
-        """Have a run started in the next turn unless it is claimed by then; say whether it will.
+        """Schedule a run, which starts in the next turn if it has no other owner then.
 
-        It is held weakly: a handler that is dropped at once never runs.
+        The reference is weak: a handler that is dropped at once never runs.
+
+        Returns:
+            Whether the scope has scheduled it: it is open, and belongs to this event loop.
         """
         if self._nursery is None or self._starter is None or not self.is_here():
             return False
@@ -289,11 +293,11 @@ class WorkflowScope:
         return True
 
     def is_here(self) -> bool:
-        """Whether the caller runs in the scope's event loop; other threads inherit it as well."""
+        """Whether the caller runs in the scope's event loop; other threads inherit it too."""
         return get_ident() == self._thread and is_current_loop(self._loop)
 
     def withdraw(self, run: OwnedRun) -> Context | None:
-        """Leave a run that was offered to another owner; return its context variables."""
+        """Release an offered run to another owner; return its context variables."""
         return self._offered.pop(ref(run), None)
 
     @enable_ki_protection
@@ -322,14 +326,14 @@ class WorkflowScope:
         """Raise if the scope has exited, or belongs to another event loop."""
         if self._nursery is None:
             msg = (
-                "the workflow_scope has been left, so it can own no run any more; expected "
+                "the workflow_scope has been left, so it can no longer own a run; expected "
                 "the run to be used inside its block"
             )
             raise WorkflowRuntimeError(msg)
         if not self.is_here():
             msg = (
-                "the workflow_scope around this is that of another event loop, and cannot own a run "
-                "of this one; expected `async with workflow_scope():` here"
+                "the workflow_scope around this call belongs to another event loop, and cannot own "
+                "a run of this one; expected `async with workflow_scope():` here"
             )
             raise WorkflowRuntimeError(msg)
 
@@ -342,7 +346,7 @@ class WorkflowScope:
         is_own: bool = True,
         goes_on: bool = False,
     ) -> None:
-        """Start a run and take it over.
+        """Start a run and own it.
 
         Args:
             run: The run.
@@ -383,11 +387,11 @@ class WorkflowScope:
 
     def _forget_success(self, run: OwnedRun) -> None:
         if not run._has_failed() or not self._runs.get(run):
-            self.forget(run)  # a scope may live as long as a server
+            self.forget(run)  # or the scope of a server would keep every run
 
 
 class _Lasting:
-    """Holds the scope of :func:`open_scope`; one object, so that looking it up costs no call."""
+    """Holds the scope of :func:`open_scope`. An attribute, because a lookup then needs no call."""
 
     scope: WorkflowScope | None = None
 
@@ -449,7 +453,7 @@ def open_scope() -> WorkflowScope:
 
     Raises:
         WorkflowRuntimeError: The event loop is Trio's, where each task has a parent that waits for
-            it: expected ``async with workflow_scope()``.
+            it; use ``async with workflow_scope()``.
         RuntimeError: There is no event loop.
     """
     backend = current_backend()
@@ -485,8 +489,8 @@ def run(
     afterwards.
 
     Args:
-        main: The async function; it is called with ``args``.
-        *args: Its arguments.
+        main: The async function, which is called with ``args``.
+        *args: The arguments of ``main``.
         backend: ``"trio"`` or ``"asyncio"``.
         backend_options: Keyword arguments for ``trio.run``, or the ``backend_options`` of
             ``anyio.run`` (``{"use_uvloop": True}``).
@@ -495,13 +499,13 @@ def run(
         The return value of ``main``, after every run that it started has ended.
 
     Raises:
-        WorkflowRuntimeError: An event loop runs here already, as in a notebook.
-        TypeError: ``main`` is a coroutine and not a function.
+        WorkflowRuntimeError: An event loop already runs in this thread, as in a notebook.
+        TypeError: ``main`` is a coroutine, not a function.
         ValueError: There is no such backend.
         KeyboardInterrupt: SIGINT was received, and everything has unwound.
         SystemExit: SIGTERM or SIGHUP was received (the code is 128 + its number), and everything
             has unwound.
-        BaseException: What ``main`` raises, or else the first failure of a run that nobody saw.
+        BaseException: The exception of ``main``, or else the first unobserved failure of a run.
     """
     if inspect.iscoroutine(main):
         main.close()
@@ -516,7 +520,7 @@ def run(
         msg = f"there is no backend {backend!r}; expected 'trio' or 'asyncio'"
         raise ValueError(msg)
     _check_no_loop(backend)
-    from sluicegate._loop.signals import Signals  # noqa: PLC0415 - who has an event loop needs it not
+    from sluicegate._loop.signals import Signals  # noqa: PLC0415 - not needed inside an event loop
 
     name = f"{getattr(main, '__module__', '')}.{getattr(main, '__qualname__', repr(main))}"
     return Signals().run(scoped, backend, backend_options or {}, name=name)
@@ -528,7 +532,7 @@ def _check_no_loop(backend: str) -> None:
     except RuntimeError:
         return
     if running == "asyncio" and backend == "trio":
-        return  # Trio runs inside of asyncio, which waits meanwhile
+        return  # Trio runs inside asyncio, which waits meanwhile
     instead = "`async with sluicegate.workflow_scope(): await main()`"
     if running == "asyncio":
         instead += ", or in a notebook `sluicegate.open_scope()` once, and then `await main()`"

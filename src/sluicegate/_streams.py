@@ -1,9 +1,9 @@
 """The stream of a run: one log of events, a sending end, and any number of readers.
 
 The log is the buffer. It keeps an event until every attached reader has taken it, and longer while
-it is among the newest ``history`` events. A reader is a position in the log. A lossy reader holds up
-no sender and keeps no event: it skips events that the log has dropped, and counts them. No event is
-ever handed to a reader: a woken reader takes it from the log itself. So a wake-up that a
+it is among the newest ``history`` events. A reader is a position in the log. A lossy reader holds
+up no sender and keeps no event: it skips events that the log has dropped, and counts them. No event
+is ever handed to a reader: a woken reader takes it from the log itself. So a wake-up that a
 cancellation discards (``asyncio`` can cancel a task that is already woken) loses no event.
 """
 
@@ -276,9 +276,9 @@ class EventLog:
 class _Readers:
     """The readers of a log. The cost does not depend on their number.
 
-    A heap finds the slowest reader. An entry records an earlier position of its reader. Readers only
-    move forward, so the first entry is a lower bound. It is updated when the exact position matters,
-    at most once for each event that the reader has taken since.
+    A heap finds the slowest reader. An entry records an earlier position of its reader. Readers
+    only move forward, so the first entry is a lower bound. It is updated when the exact position
+    matters, at most once for each event that the reader has taken since.
 
     The garbage collector may drop a reader in any thread and at any line. So a drop only appends to
     ``dropped``; the event loop's thread changes the heaps when it next uses them.
@@ -609,7 +609,7 @@ class EventStream(ReceiveChannel[Event]):
     def close(self) -> None:
         """Detach from the run. Any task and thread may call it, also more than once.
 
-        Not a checkpoint. After a call from another thread, the run's event loop detaches the reader.
+        Not a checkpoint. If another thread calls it, the run's event loop detaches the reader.
         """
         position = self._position
         if position.closed:

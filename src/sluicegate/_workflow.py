@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from sluicegate._engine.snapshot_read import SavedRun
     from sluicegate._events import StartEvent
 
-    # A plain ``Workflow`` is a ``Workflow[Any]``, to the strictest checker too.
+    # A plain ``Workflow`` is a ``Workflow[Any]`` for the strictest type checker too.
     R = TypeVarWithDefault("R", default=Any)
 else:
     R = TypeVar("R")
@@ -49,12 +49,12 @@ else:
 
 #: Names of LlamaIndex Workflows that a workflow does not have, and their replacements.
 _OLDER = {
-    "events": "`sluicegate check` and the drawing, which tell them",
+    "events": "`sluicegate check` and the drawing, which show them",
     "run_step": "`sluicegate.testing.step_through(workflow, ...)`",
     "runtime": "the event loop that runs",
     "send_event": "`ctx.send_event(event)` in a step, and `handler.send_event(event)` outside",
-    "start_event_class": "`sluicegate check`, which tells it",
-    "stop_event_class": "`sluicegate check`, which tells it",
+    "start_event_class": "`sluicegate check`, which shows it",
+    "stop_event_class": "`sluicegate check`, which shows it",
     "stream_events": "`handler = workflow.run(...)` and `handler.stream_events()`",
     "workflow_name": "`type(workflow).__name__`",
 }
@@ -97,8 +97,8 @@ class Workflow(Generic[R]):
         **older: Accepts no value: options of LlamaIndex Workflows raise an error with the new spelling.
 
     Raises:
-        WorkflowValidationError: The steps and events do not fit together (every fault is in the
-            message, with its fix), or an option is not valid.
+        WorkflowValidationError: The steps and events do not fit together (the message lists every
+            problem with its fix), or an option is not valid.
         TypeError: There is no such option.
     """
 
@@ -184,22 +184,22 @@ class Workflow(Generic[R]):
 
     @classmethod
     def add_step(cls, function: Callable[..., Any]) -> None:
-        """Make a function a step of this class; ``@step(workflow=...)`` does so.
+        """Make a function a step of this class, as ``@step(workflow=...)`` does.
 
-        It is called with its events and its context, without ``self``; subclasses inherit it.
-        Workflow objects that have been built stay as they are.
+        It is called with its events and its context, without ``self``. Subclasses inherit it.
+        Existing workflow objects do not change.
 
         Raises:
-            WorkflowValidationError: It is not marked ``@step``, or the class has its name already.
+            WorkflowValidationError: It is not marked ``@step``, or the class already has its name.
         """
         add_step(cls, function)
         forget_graph(cls)
 
     def validate(self) -> bool:
-        """Check the graph again, with all checks that were not left out.
+        """Check the graph again, with all checks that are not skipped.
 
         Returns:
-            Whether people are asked anything: whether its runs wait for answers from outside.
+            Whether its runs may wait for answers from outside.
 
         Raises:
             WorkflowValidationError: As the constructor.
@@ -363,7 +363,7 @@ class Workflow(Generic[R]):
         return seed
 
     async def __aenter__(self) -> Self:
-        """Open the scope of the workflow's own resources. Not a checkpoint."""
+        """Open the scope of the workflow's resources. Not a checkpoint."""
         self._built()
         if self.__options.resources is not None:
             await self.__options.resources.__aenter__()
@@ -375,7 +375,7 @@ class Workflow(Generic[R]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close them, shielded, in the reverse order of their opening. A checkpoint."""
+        """Close the resources, shielded, in reverse order. A checkpoint."""
         resources = self.__options.resources
         if resources is not None:
             await resources.__aexit__(kind, error, trace)  # noqa: ASYNC102 - it shields itself
@@ -406,7 +406,7 @@ def graph_in(workflow: Workflow[Any]) -> Graph:
 
 
 def _open_scope() -> ResourceScope:
-    from sluicegate._engine.resource_scopes import ResourceScope  # noqa: PLC0415 - not everybody needs it
+    from sluicegate._engine.resource_scopes import ResourceScope  # noqa: PLC0415 - not always needed
 
     return ResourceScope("workflow")
 
@@ -450,13 +450,13 @@ def _checked_classes(name: str, serializable: Any, graph: Graph) -> tuple[type, 
     return classes
 
 
-# An identifier costs a hundredth of a run this way: one random part for the process, and a number.
+# One random part per process, and a number: an identifier takes 1 % of the time of a run this way.
 _process = os.urandom(6).hex()
 _numbers = count(1)
 
 
 def _begin_process() -> None:
-    global _process  # noqa: PLW0603 - a forked process must not go on with its parent's numbers
+    global _process  # noqa: PLW0603 - a forked process must not continue its parent's numbers
     _process = os.urandom(6).hex()
 
 

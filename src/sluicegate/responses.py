@@ -1,6 +1,6 @@
-"""Responses for Starlette and FastAPI: the events of a run, sent as they come.
+"""Responses for Starlette and FastAPI that stream the events of a run.
 
-Needs Starlette, which ``pip install "sluicegate[starlette]"`` brings, and FastAPI has.
+Requires Starlette: ``pip install "sluicegate[starlette]"`` installs it, and so does FastAPI.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ __all__ = ["EventStreamResponse", "server_sent_event"]
 def server_sent_event(event: Event, sequence: int) -> bytes:
     """Return an event of a stream as a server-sent event: its number, its class, its fields.
 
-    Fields that begin with an underscore are left out. Of a :class:`WorkflowFailedEvent` the class of
-    the exception is shown, and not its text, which is not for everybody. Whatever JSON cannot hold
-    is shown by its repr.
+    Fields whose names begin with an underscore are omitted. For a :class:`WorkflowFailedEvent`, it
+    shows the class of the exception but not its text, which may be confidential. A value that JSON
+    cannot represent is shown as its repr.
 
     Args:
         event: The event.
-        sequence: Its number in the stream, which a client that connects again sends as
+        sequence: The number of the event in the stream. A client that reconnects sends it as
             ``Last-Event-ID``.
     """
     fields = shown_fields(event)
@@ -76,10 +76,11 @@ class EventStreamResponse(Response):
             return EventStreamResponse(Writer().run(topic=topic))
 
     Args:
-        source: The handler of a run that the response is to own, or a stream to read.
-        encode: Makes the bytes for an event and its number; :func:`server_sent_event` by default.
-        status_code: The status.
-        headers: Further headers.
+        source: The handler of a run, which the response will own, or a stream to read.
+        encode: Returns the bytes for an event and its number; by default
+            :func:`server_sent_event`.
+        status_code: The HTTP status.
+        headers: Additional headers.
         media_type: The content type.
         background: A task to run after the response is complete.
     """
@@ -102,7 +103,7 @@ class EventStreamResponse(Response):
         self._source: WorkflowHandler[Any] | EventStream | None = source
         self._encode = encode
 
-    async def __call__(  # the scope says nothing that the response needs
+    async def __call__(  # the response does not need the scope
         self,
         scope: MutableMapping[str, Any],  # noqa: ARG002
         receive: Receive,
@@ -120,14 +121,14 @@ class EventStreamResponse(Response):
         if isinstance(source, WorkflowHandler):
             async with source as handler:
                 if await self._serve(handler.stream_events(), receive, send):
-                    handler.cancel("the client has gone")
+                    handler.cancel("the client disconnected")
         else:
             await self._serve(source, receive, send)
         if self.background is not None:
             await self.background()
 
     async def _serve(self, stream: EventStream, receive: Receive, send: Send) -> bool:
-        """Send the stream to its end; say whether the client went away before."""
+        """Send the stream to its end; return whether the client disconnected before."""
         backend = current_backend()
         has_gone = False
 
@@ -136,7 +137,7 @@ class EventStreamResponse(Response):
             while (await receive())["type"] != "http.disconnect":
                 pass
             has_gone = True
-            backend.cancel(nursery.cancel_scope, "the client has gone")
+            backend.cancel(nursery.cancel_scope, "the client disconnected")
 
         try:
             async with stream, backend.open_nursery() as nursery:
@@ -159,6 +160,6 @@ class EventStreamResponse(Response):
                 body = self._encode(event, stream.sequence)
                 await send({"type": "http.response.body", "body": body, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except OSError:  # so a server says that the client has gone
+        except OSError:  # some servers report a disconnected client so
             return False
         return True

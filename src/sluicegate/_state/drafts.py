@@ -46,12 +46,12 @@ class DictState:  # noqa: PLW1641 - it changes, so it has no hash
 
     Args:
         values: Names with their values; the mapping is copied, the values are not.
-        more: More of them, as keywords.
+        more: More names with their values, as keywords.
     """
 
     __slots__ = ("_data", "_memo", "_origin")
     _data: dict[str, Any]
-    #: In a draft: the committed names and values, and the copies made of them so far.
+    #: In a draft: the committed names and values, and the copies of them made so far.
     _origin: dict[str, Any] | None
     _memo: dict[int, Any]
 
@@ -108,11 +108,11 @@ class DictState:  # noqa: PLW1641 - it changes, so it has no hash
         return self._data == other._data if isinstance(other, DictState) else NotImplemented
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return the value called ``name``, or ``default`` where there is none."""
+        """Return the value of ``name``, or ``default`` if there is none."""
         return self[name] if name in self._data else default
 
     def to_dict(self) -> dict[str, Any]:
-        """Return names and values as a new dict; values are not copied."""
+        """Return the names and values as a new dict; the values are not copied."""
         return {name: self[name] for name in self._data}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -135,7 +135,7 @@ _put_data, _put_origin, put_memo = (_slots[n].__set__ for n in ("_data", "_origi
 
 
 def _copy(value: Any, memo: dict[int, Any]) -> Any:  # noqa: C901 - one for each form
-    """Copy the containers and the objects with fields in a value; nothing else of it."""
+    """Copy a value with the containers and the objects with fields in it; share all else."""
     kind = cast("Any", type(value))
     if kind in _ATOMS:
         return value
@@ -171,7 +171,8 @@ def _tuple_like(old: Any, parts: list[Any]) -> Any:
 class _Draft:
     """The base of the drafts of typed states: one subclass for each class of states.
 
-    A field is copied when it is first looked at. All else is the class's own, ``__class__`` too.
+    A field is copied on its first read. All other attributes, even ``__class__``, are those of the
+    class.
     """
 
     __slots__ = ()
@@ -217,7 +218,7 @@ class _ClassFields:
             self.fields = tuple(field.name for field in dataclasses.fields(cls))
             is_frozen = cls.__dataclass_params__.frozen
         self.is_frozen = bool(is_frozen)
-        #: What compares by identity is a live object, as Trio's own locks are: there is one of it.
+        #: An object that compares by identity is a live object, such as a Trio lock: not copied.
         self.is_value: bool = not is_frozen and (
             cls.__eq__ is not object.__eq__ and cls.__new__ is object.__new__
         )
@@ -249,18 +250,18 @@ class _ClassFields:
             slot.__set__(holder, value)
 
     def fill(self, made: Any, source: Any) -> Any:
-        """Give ``made`` the attributes of ``source``, whose containers are shared."""
+        """Set the attributes of ``source`` on ``made``; the containers are shared."""
         if hasattr(source, "__dict__"):
             made.__dict__.update(source.__dict__)
         for name, slot in self._slots.items():
             value = self.load(source, name)
             if value is not MISSING:
-                # What pydantic keeps of a model beside its fields is changed by every assignment.
+                # Every assignment changes these attributes of a pydantic model, so copy them.
                 slot.__set__(made, copy.copy(value) if self.is_pydantic else value)
         return made
 
     def parts(self) -> tuple[str, ...]:
-        """Return the names under which an object holds its values."""
+        """Return the names of the attributes that hold the values of an object."""
         return (*self.fields, *_MODEL_PARTS) if self.is_pydantic else self.fields
 
     def draft(self, old: Any) -> Any:
@@ -285,15 +286,16 @@ class _ClassFields:
         return made
 
     def check(self, made: Any, names: Iterable[str], old: Any, *, is_whole: bool) -> None:
-        """Check those fields of a new object that have changed against their annotations.
+        """Check the changed fields of a new object against their annotations.
 
-        Only classes count. Validators, converters and constraints are not run: that is for the
-        user's class, which has run them when it made the value.
+        It checks only the classes of values. It does not run validators, converters or constraints:
+        the user's class has run them when it made the value.
 
         Args:
-            made: The new object. What pydantic's core types convert (text to a number) is put in.
+            made: The new object. It gets the values that pydantic's core types convert (text to a
+                number).
             names: The fields that may have been written.
-            old: The object in whose place it comes; None for the first, and one of another class.
+            old: The object that it replaces; None for the first, or for one of another class.
             is_whole: Whether the class itself has made the object.
 
         Raises:
@@ -323,7 +325,7 @@ class _ClassFields:
             raise TypeError(msg) from (None if isinstance(cause, LookupError) else cause)
 
     def _was_made_so(self, name: str, value: Any, before: Any, *, is_whole: bool) -> bool:
-        """Whether the class makes such values itself, whatever its annotation says."""
+        """Whether the class itself makes such values, even if they contradict its annotation."""
         for example in (before, self._traits.defaults.get(name, MISSING)):
             if type(value) is type(example) and not fits(self.hints.get(name, Any), example):
                 return True
@@ -334,7 +336,7 @@ class _ClassFields:
         """The resolved annotations of the fields.
 
         Raises:
-            TypeError: They cannot be resolved.
+            TypeError: An annotation cannot be resolved.
         """
         return self._traits.hints
 
@@ -371,14 +373,15 @@ def split_path(path: str) -> list[str]:
     parts = path.split(".")
     if not all(parts) or any(part.startswith("__") for part in parts):
         msg = (
-            f"{brief(path)} is no path; expected names and indexes with dots between: 'user.tags.0'"
+            f"{brief(path)} is not a path; expected names and indexes separated by dots: "
+            "'user.tags.0'"
         )
         raise StatePathError(msg)
     return parts
 
 
 def look(holder: Any, part: str) -> Any:
-    """Return what is called ``part`` in ``holder``, or MISSING."""
+    """Return the item or attribute ``part`` of ``holder``, or MISSING."""
     if isinstance(holder, DictState | abc.Mapping):
         found = cast("Mapping[str, Any]", holder)
         return found.get(part, MISSING)
@@ -411,7 +414,7 @@ def listed(names: Iterable[Any]) -> str:
 
 
 def replaced(holder: Any, path: list[str], depth: int, value: Any) -> Any:
-    """Return a copy of ``holder`` in which ``path[depth:]`` leads to ``value``; the rest is shared."""
+    """Return a copy of ``holder`` with ``value`` at ``path[depth:]``; all else is shared."""
     kind = cast("Any", type(holder))
     part, old = path[depth], look(holder, path[depth])
     shape = class_fields(kind)

@@ -1,7 +1,7 @@
-"""The state of a run: one committed state, read by anybody, changed by one writer at a time.
+"""The state of a run: one committed state, with any number of readers and one writer at a time.
 
-A write puts the next state in the old one's place: an error undoes it by doing nothing, and who
-holds an older state keeps it as it was.
+A write replaces the state with the next one. So an error needs no undo, and an older state that a
+reader holds stays as it was.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class StateStore(Generic[StateT]):
             msg = f"{kind!r} cannot be a state; expected an attrs class, a dataclass, a pydantic model"
             raise TypeError(msg)
         if self._shape is not None:
-            self._shape.hints  # noqa: B018 - raises here if it must
+            self._shape.hints  # noqa: B018 - raises if an annotation cannot be resolved
         self._committed: Any = None
         if state is None:
             self._committed = self._new()
@@ -91,7 +91,7 @@ class StateStore(Generic[StateT]):
             self._committed = self._of_type(state) if is_restored else self._accepted(state)
         self._shape = self._shape and class_fields(type(self._committed))
         self._pace = 0.0
-        #: The task that writes now, and those that wait for it, oldest first.
+        #: The task that writes now, and the tasks that wait for their turn, oldest first.
         self._writer: object = None
         self._queue: deque[tuple[object, Waiter]] = deque()
 
@@ -113,7 +113,7 @@ class StateStore(Generic[StateT]):
         kind: type = state.__class__
         if kind is not self._type and (self._shape is None or not issubclass(kind, self._type)):
             call = f"set_state({self._type.__name__}(...))"
-            msg = f"{brief(state)} is no {self._type.__name__}; expected {call}"
+            msg = f"{brief(state)} is not a {self._type.__name__}; expected {call}"
             raise TypeError(msg)
         return detached(state)
 
@@ -133,7 +133,7 @@ class StateStore(Generic[StateT]):
         return made
 
     def _merged(self, state: Any, parent: Any) -> Any:
-        """Return the state with the fields of an object of a parent of its class."""
+        """Return the state with the fields of an object of a base class of its class."""
         before = self._new() if self._committed is None else self._committed
         cls = cast("Any", type(before))
         shape = self._shape
@@ -149,15 +149,15 @@ class StateStore(Generic[StateT]):
         return made
 
     async def get(self, path: str, default: Any = MISSING) -> Any:
-        """Return what a path leads to: the committed value itself, not a copy; read only.
+        """Return the value at a path: the committed value itself, not a copy; read-only.
 
         Args:
-            path: Names of items or attributes, and indexes, with dots between: ``user.tags.0``.
-            default: What to return where the path leads nowhere.
+            path: Names of items or attributes, and indexes, separated by dots: ``user.tags.0``.
+            default: The value to return if the path leads nowhere.
 
         Raises:
-            StatePathError: It leads nowhere and there is no default; or it is no path: empty, with
-                an empty or negative part, or one that begins with ``__``.
+            StatePathError: The path leads nowhere and there is no default; or it is not a valid
+                path: empty, with an empty or negative part, or with one that begins with ``__``.
         """
         await self._breathe(current_backend())
         holder, parts = self._committed, split_path(path)
@@ -171,18 +171,19 @@ class StateStore(Generic[StateT]):
         return holder
 
     async def set(self, path: str, value: object) -> None:
-        """Set what a path leads to. Copied are the containers on the path, each without its content.
+        """Set the value at a path. It makes a shallow copy of each container on the path.
 
-        Missing dictionaries on the way are made, inside dictionaries and ``DictState``.
+        Inside dictionaries and ``DictState``, it creates missing dictionaries on the path.
 
         Args:
-            path: As for :meth:`get`; an index, and a field of a class, must be there already.
+            path: As for :meth:`get`; an index, and a field of a class, must exist already.
             value: The new value. It belongs to the state from now on.
 
         Raises:
-            StatePathError: The path leads nowhere, is none, or ends in an object that is no data.
+            StatePathError: The path leads nowhere, is not valid, or ends in an object without
+                fields.
             TypeError: The value does not fit the annotation of a field; or an object is frozen.
-            Exception: Whatever a validator of an attrs class raises.
+            Exception: The exception of a validator of an attrs class.
             WorkflowRuntimeError: This task is inside its own :meth:`edit_state` block.
         """
         parts = split_path(path)
@@ -193,7 +194,7 @@ class StateStore(Generic[StateT]):
             self._release()
 
     async def clear(self) -> None:
-        """Begin anew: an empty ``DictState``, or a new object of the state's class.
+        """Reset the state to an empty ``DictState``, or to a new object of the state's class.
 
         Raises:
             WorkflowRuntimeError: This task is inside its own :meth:`edit_state` block.
@@ -206,10 +207,10 @@ class StateStore(Generic[StateT]):
             self._release()
 
     async def get_state(self) -> StateT:
-        """Return the state as it is now, to be kept and changed: the store does not notice.
+        """Return a copy of the state. The caller may keep and change it; the store is unaffected.
 
-        A field is copied when it is first looked at (see :meth:`edit_state`). A frozen state is
-        returned itself.
+        A field is copied on its first read (see :meth:`edit_state`). A frozen state is returned
+        itself.
         """
         await self._breathe(current_backend())
         if self._shape is not None and self._shape.is_frozen:
@@ -223,7 +224,7 @@ class StateStore(Generic[StateT]):
         only its fields are merged into the state.
 
         Raises:
-            TypeError: It is of an unrelated class, or a field does not fit its annotation.
+            TypeError: The object is of an unrelated class, or a field does not fit its annotation.
             WorkflowRuntimeError: This task is inside its own :meth:`edit_state` block.
         """
         await self._acquire()
@@ -254,7 +255,7 @@ class StateStore(Generic[StateT]):
         return _Edit(self)
 
     def snapshot_state(self) -> object:
-        """Return the committed state itself, read only. Not a checkpoint; needs no event loop."""
+        """Return the committed state itself, read-only. Not a checkpoint; needs no event loop."""
         return self._committed
 
     def __repr__(self) -> str:
@@ -298,7 +299,7 @@ class StateStore(Generic[StateT]):
         try:
             while self._writer is not task:
                 await turn[1].wait()
-        except BaseException:  # gives the turn to the next one, if it has come already
+        except BaseException:  # if it already has its turn, pass that to the next one
             if self._writer is task:
                 self._release()
             else:
@@ -330,7 +331,7 @@ class StateStore(Generic[StateT]):
 
 
 class _Edit:
-    """The block of ``edit_state``."""
+    """The context manager of ``edit_state``."""
 
     __slots__ = ("_draft", "_store")
 

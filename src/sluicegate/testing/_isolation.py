@@ -143,8 +143,8 @@ async def run_step(
     Args:
         workflow: The workflow object; it is ``self`` in the step.
         step: The name of the step.
-        *events: The arguments of the step: its event; for a join, the list of events; for a step
-            with several event parameters, one event for each, in order.
+        *events: The arguments of the step: its event, or the list of events of a join. A step with
+            several event parameters needs one event per parameter, in order.
         state: The initial state: an object of its class, or a mapping if the workflow declares no
             class. Default: a new state.
         resources: For factories of resources (or ``ResourceConfig`` objects), the values to use

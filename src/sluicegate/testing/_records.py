@@ -25,7 +25,7 @@ class StepInvocation:
     Attributes:
         number: The number within the run, from 1, in the order in which invocations begin.
         step: The name of the step.
-        event: The event that the step got; for a join, the list or tuple of joined events.
+        event: The event that the step got. A join gets the list or tuple of joined events.
         attempt: The number of the attempt at this event, from 1.
         result: The return value of the step.
         error: The exception that the step raised, including a timeout or a cancellation.

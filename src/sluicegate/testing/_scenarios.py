@@ -383,7 +383,7 @@ def workflow_scenario(
     until_status: str | tuple[str, ...] = "completed",
     **fields: Any,
 ) -> WorkflowScenario:
-    """Make a scenario of one run of a workflow, for :func:`sweep` and :func:`fuzz`.
+    """Make a scenario of one run of a workflow for :func:`sweep` and :func:`fuzz`.
 
     ::
 

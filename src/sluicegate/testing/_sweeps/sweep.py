@@ -256,7 +256,7 @@ class _Sweeping:
 
     Args:
         staging: The scenario.
-        call: ``"sweep"`` or ``"fuzz"``, for the failure.
+        call: ``"sweep"`` or ``"fuzz"``; the failure names it.
         limit: See :func:`sweep`.
         twice: See :func:`sweep`.
         keep_going: See :func:`sweep`.
