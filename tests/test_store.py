@@ -141,7 +141,7 @@ def test_class_that_cannot_be_made_names_its_fields():
         StateStore(NeedsToo)
     with pytest.raises(TypeError, match="cannot be a state; expected an attrs class"):
         StateStore(int)
-    with pytest.raises(TypeError, match="is no Slotted"):
+    with pytest.raises(TypeError, match="is not a Slotted"):
         StateStore(Slotted, Plain())
 
 
@@ -526,7 +526,7 @@ async def test_typed_writes_are_checked(kind):
     with pytest.raises(TypeError, match=rf"{kind.__name__}\.tags would be \[1\]"):
         async with store.edit_state() as state:
             state.tags.append(1)
-    with pytest.raises(TypeError, match="is no "):
+    with pytest.raises(TypeError, match="is not a "):
         await store.set_state(DictState())
     wrong = kind()
     wrong.n = "many"

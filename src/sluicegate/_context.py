@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sluicegate._state.store import StateStore
     from sluicegate._streams import EventLog
 
-    # A plain ``Context`` is a ``Context[Any]``, to the strictest checker too.
+    # A plain ``Context`` is a ``Context[Any]`` for the strictest type checker too.
     StateT = TypeVarWithDefault("StateT", default=Any)
 else:
     StateT = TypeVar("StateT")
@@ -164,7 +164,7 @@ class RunOperations(Protocol):
         kind: type[Event],
         requirements: Mapping[str, Any],
         waiter_event: Event | None,
-        timeout: float | None,  # noqa: ASYNC109 - it is a field of what is waited for
+        timeout: float | None,  # noqa: ASYNC109 - it is a field of the wait
     ) -> Event: ...
 
     def collect(
@@ -237,8 +237,8 @@ class Context(Generic[StateT]):
         self._run: Any = workflow.__open_saved_run__(None)
         self._step: Step | None = None
         self._node: Any = None
-        # For the engine, and not a part of the public API: an attempt before this one, the record of
-        # what this one has done, and when it began, on the backend's clock.
+        # Internal to the engine: an earlier attempt, the record of the operations of this one, and
+        # its beginning on the backend's clock.
         self.redelivery: Any = None
         self.journal: Any = None
         self.began_at: float | None = None
@@ -384,7 +384,7 @@ class Context(Generic[StateT]):
             WorkflowRuntimeError: The step has ended, or the context is not that of a step.
         """
         self._in_step("report progress")
-        if not self._run.is_running:  # in a thread, looking looks for a cancellation
+        if not self._run.is_running:  # in a thread, this read checks for a cancellation
             return
 
     def send_event(self, event: Event, step: str | None = None) -> Branch:
@@ -419,7 +419,7 @@ class Context(Generic[StateT]):
         waiter_event: Event | None = None,
         *,
         requirements: Mapping[str, Any] | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - whose message tells what was waited for
+        timeout: float | None = None,  # noqa: ASYNC109 - its message names the awaited event
     ) -> EventT:
         """Suspend the step until an event arrives, usually an answer from outside.
 
@@ -570,13 +570,11 @@ _OLDER = {
 
 def _check_workflow(workflow: object, what: str, expected: str) -> None:
     if isinstance(workflow, type) or not hasattr(workflow, "__open_saved_run__"):
-        msg = (
-            f"{what} was given {brief(workflow)}, which is no workflow object; expected {expected}"
-        )
+        msg = f"{what} was given {brief(workflow)}, which is not a workflow object; expected {expected}"
         raise TypeError(msg)
 
 
-#: No requirements; of thousands of steps that wait, each dict counts.
+#: No requirements; shared, because thousands of waiting steps would each have a dict.
 _ANY: Mapping[str, Any] = MappingProxyType[str, Any]({})
 
 _new = object.__new__

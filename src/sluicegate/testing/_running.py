@@ -162,7 +162,7 @@ class WorkflowTestRunner(Generic[R]):
         workflow: The workflow.
 
     Raises:
-        TypeError: It is no workflow object.
+        TypeError: ``workflow`` is not a workflow object.
     """
 
     def __init__(self, workflow: Workflow[R]) -> None:

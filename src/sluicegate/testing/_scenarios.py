@@ -403,7 +403,7 @@ def workflow_scenario(
     failure, which is retried, handled, or fails the run, like any other. If the run fails by that,
     the failure stays in the handler.
 
-    ``outcome.state`` has, for the check: ``workflow``; ``handler`` (None if the run was struck
+    The check finds in ``outcome.state``: ``workflow``; ``handler`` (None if the run was struck
     before there was one); ``readers``, a list of :class:`Reading`; ``events``, those of the first
     reader; ``raised``, the exception of ``await handler``.
 
