@@ -570,7 +570,10 @@ _OLDER = {
 
 def _check_workflow(workflow: object, what: str, expected: str) -> None:
     if isinstance(workflow, type) or not hasattr(workflow, "__open_saved_run__"):
-        msg = f"{what} was given {brief(workflow)}, which is not a workflow object; expected {expected}"
+        msg = (
+            f"{what} was given {brief(workflow)}, which is not a workflow object; "
+            f"expected {expected}"
+        )
         raise TypeError(msg)
 
 
