@@ -105,6 +105,11 @@ def receive(
 def check_repeated(
     run: Run, event: Event, target: str | None, question: str | None, key: str
 ) -> None:
+    """Check that a repeated id comes with the same event.
+
+    Raises:
+        EventConflictError: The event, the step or the question differs.
+    """
     if run.keys[key] == (content_of_event(run, event), target, question):
         return
     msg = (
@@ -195,6 +200,15 @@ def answer(run: Run, machine: Machine, event: Event, question: str) -> None:
 def take_in(
     run: Run, machine: Machine, event: Event, target: str | None, question: str | None
 ) -> None:
+    """Pass an event from outside to its receiver, which is decided here.
+
+    The order is: the question that it names, the step that it names, a child that waits for it, a
+    matching wait, the steps that take its class. One that none of them takes yet is kept.
+
+    Raises:
+        WorkflowRuntimeError: No step can ever take it, or it does not answer the question.
+        QuestionClosedError: The question is not open any more.
+    """
     if run.probe is not None:
         run.probe.received(event, target)
     if question is not None:

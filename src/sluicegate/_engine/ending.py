@@ -58,6 +58,11 @@ def stall(run: Run) -> None:
 
 
 def stop(run: Run, event: StopEvent) -> None:
+    """End the run with a stop event, or with the timeout if the event is too late.
+
+    The first cause counts, so an outcome that is already settled stays. In every case the other
+    workers are cancelled.
+    """
     assert run.backend is not None
     if run.outcome.status:
         pass

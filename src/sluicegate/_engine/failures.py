@@ -150,6 +150,11 @@ def begin_delay(
 async def _wait_and_retry(
     run: Run, queue: StepQueue, redelivery: Redelivery, node: BranchNode | None
 ) -> None:
+    """Wait until the next attempt is due, and give its delivery back to the machine.
+
+    A cancellation of the branch or the run drops the delivery; they have taken it out of the
+    machine. A cancellation of the delay alone fails the run.
+    """
     backend, machine = run.live()
     cancel_record = node.cancel_record if node is not None else None
     try:

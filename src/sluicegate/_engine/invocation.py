@@ -221,6 +221,7 @@ class Worker:
     async def _prepare(
         self, backend: Backend, step: Step, event: Any, context: Context[Any]
     ) -> Any:
+        """Enter the limiter of the step, if it has one, and continue with its resources."""
         limiter: Any = step.options.limiter
         if limiter is None:
             return await self._equip(backend, step, event, context)
@@ -254,6 +255,10 @@ class Worker:
             self.is_waiting = False
 
     async def _equip(self, backend: Backend, step: Step, event: Any, context: Context[Any]) -> Any:
+        """Open the resources of the step's scope, request the others, and call the step.
+
+        The resources of the step's scope are closed when this returns or raises, shielded.
+        """
         inserted: list[tuple[int, Any]] = []
         if step.context_at is not None:
             inserted.append((step.context_at, context))
@@ -268,6 +273,7 @@ class Worker:
             return await self._call(backend, step, event, _arguments(step, event, inserted))
 
     async def _call(self, backend: Backend, step: Step, event: Any, arguments: list[Any]) -> Any:
+        """Call the body in the loop, or where the step runs, as soon as there is a place for it."""
         elsewhere = step.elsewhere
         if elsewhere is None:
             coroutine = step.function(self.run.workflow, *arguments)
@@ -292,6 +298,15 @@ class Worker:
     async def _drive(  # noqa: C901 - one frame: each call of a step would pay for another
         self, backend: Backend, step: Step, coroutine: Coroutine[Any, Any, Any]
     ) -> Any:
+        """Run the body under the timeouts of the step.
+
+        A cancel scope is opened only if the step has a timeout. A failure is raised after the scope has
+        closed, unchanged, because a cancelled scope would replace an exception group.
+
+        Raises:
+            StepTimeoutError: The timeout or the idle timeout has passed, or the body returned too late.
+            BaseException: The exception of the body.
+        """
         idle_timeout = step.options.idle_timeout
         self.progress = None
         if step.timeout is None and idle_timeout is None:
@@ -339,6 +354,10 @@ class Worker:
     async def _drive_and_tell(
         self, backend: Backend, step: Step, event: Any, coroutine: Coroutine[Any, Any, Any]
     ) -> Any:
+        """Run the body, and report its beginning and its end to observers, readers and the probe.
+
+        An observer that raises fails the step; after a failure of the step it only adds a note.
+        """
         number = self._tell_started(step, event)
         try:
             result = await self._drive(backend, step, coroutine)

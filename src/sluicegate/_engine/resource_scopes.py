@@ -256,6 +256,11 @@ class ResourceScope:
         nursery.start_soon(self._keep, backend, entry, made, name=f"resource {entry.plan.name}")
 
     async def _make_without_keeper(self, entry: _Entry, made: Any, variables: ContextVars) -> None:
+        """Create a resource that needs no closing, in the task that requested it.
+
+        A cancellation gives up the attempt: the next task that waits creates it. An exception is kept
+        for all tasks that wait.
+        """
         plan = entry.plan
         try:
             if inspect.iscoroutine(made):
@@ -336,6 +341,7 @@ class ResourceScope:
             self._leaver.wake()
 
     def _fail_to_open(self, backend: Backend, entry: _Entry, error: BaseException) -> None:
+        """Record that a factory failed, for the tasks that wait; one cancelled at the end is refused."""
         plan = entry.plan
         if not is_cancellation(error, backend.Cancelled):
             error = without_cancelled(error, backend.Cancelled)
@@ -468,6 +474,7 @@ class ResourceScope:
             self._opened[-1].close()
 
     def _end(self, backend: Backend) -> list[BaseException]:
+        """Reset the scope after its block, and return the failures that no task has observed."""
         for entry in [entry for entry in self._entries.values() if entry.of_block]:
             self._forget(entry)
             if entry.error is not None and not entry.waiters:

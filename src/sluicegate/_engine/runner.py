@@ -143,6 +143,11 @@ def note_turn(run: Run) -> None:
 
 
 async def run_with_resources(run: Run, backend: Backend) -> None:
+    """Run the steps inside the scope of the run's resources.
+
+    The scope closes the resources after the last step has unwound, and passes them the exception
+    that ended the run.
+    """
     from sluicegate._engine.resource_scopes import ResourceScope  # noqa: PLC0415 - not everybody needs it
 
     scope = ResourceScope(
@@ -166,6 +171,12 @@ async def run_with_resources(run: Run, backend: Backend) -> None:
 
 
 async def host_run(run: Run, backend: Backend, nursery: Nursery) -> None:
+    """Start workers for startable deliveries until the outcome is settled.
+
+    The host task is the one that owns the run. On Trio it also runs steps itself, as the first worker,
+    so that a run without concurrency needs no second task. It waits only while no delivery can
+    start; a cancellation there settles the outcome, and the nursery unwinds the workers.
+    """
     name = backend.task_name(run.host)
     run.nursery = nursery
     machine = await begin(run, backend, nursery)
@@ -198,6 +209,10 @@ async def host_run(run: Run, backend: Backend, nursery: Nursery) -> None:
 
 
 async def begin(run: Run, backend: Backend, nursery: Nursery) -> Machine:
+    """Create the machine, load the start event or the snapshot, and apply the early events.
+
+    A checkpoint only if the task was cancelled natively before; then no step has begun.
+    """
     run.clock.begin(backend, nursery.cancel_scope, has_branches=run.graph.has_branches)
     run.machine = Machine(
         run.graph,

@@ -212,6 +212,7 @@ class SavedMachine:
                 node.begin_tracking()
 
     def _deliver(self, run: Run, machine: Machine, now: float) -> None:
+        """Enqueue the deliveries, and start the timers of those that wait for their next attempt."""
         for index, event, number, due in self.deliveries:
             queue, node = machine.queues[index], self._at(number)
             if type(event) is Redelivery and event.attempts is not None:
@@ -236,6 +237,7 @@ class _Reader:
         self._nodes: list[BranchNode] = []
 
     def progress(self, part: SavedProgress, elapsed: float, sequence: int) -> SavedMachine:
+        """Decode the pending work of the run: branches, places of joins, then the steps."""
         for number, branch in enumerate(part.branches):
             self._nodes.append(self._node(branch, f"run.branches[{number}]"))
         found = SavedMachine(
@@ -343,6 +345,7 @@ class _Reader:
         return refuse(path, f"event classes that the step takes, not {brief(name)}")
 
     def _node(self, part: SavedBranch, path: str) -> BranchNode:
+        """Decode a branch; its parent is one that was decoded before it."""
         parent = self._number(part.parent, f"{path}.parent")
         steps = [self._step(name, f"{path}.joins", "list") for name in part.joins]
         node = BranchNode(
@@ -373,6 +376,7 @@ class _Reader:
         return number
 
     def _places(self, step: Step, places: Places, path: str) -> Places:
+        """Decode the places of a pair join, which must not be complete."""
         if step.takes == "slot" and len(places) == len(step.accepts):
             found = [
                 [
@@ -391,6 +395,7 @@ class _Reader:
         return self.event(event, f"{path}[0]", kind), self._number(number, f"{path}[1]")
 
     def _payload(self, step: Step, data: Any, path: str) -> Any:
+        """Decode what a step takes: an event, the list of a join, or one event for each parameter."""
         if step.takes == "one":
             return self.event(data, path, *step.accepts)
         if not isinstance(data, list):
@@ -406,6 +411,7 @@ class _Reader:
         )
 
     def _delivery(self, step: Step, part: SavedDelivery, path: str) -> Any:
+        """Decode a delivery; one that had begun becomes a redelivery with its journal."""
         event = self._payload(step, part.event, f"{path}.event")
         if not part.has_begun:
             return event
@@ -429,6 +435,7 @@ class _Reader:
         return redelivery
 
     def _branch(self, branch: int | str | None, path: str) -> BranchNode | None:
+        """Decode a reference to a branch: its number, or why it was cancelled, or None if it has ended."""
         if branch is None:
             return None
         if isinstance(branch, str):

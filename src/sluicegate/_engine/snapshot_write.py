@@ -263,6 +263,10 @@ class _Writer:
         ]
 
     def _queue(self, queue: StepQueue) -> SavedStep:
+        """Return the pending work of a step: invocations in progress first, then waiting, then delayed.
+
+        Work of cancelled branches is left out, because it would be dropped.
+        """
         part = SavedStep()
         part.deliveries = [
             self._delivery(redelivery, item.node)
@@ -297,6 +301,7 @@ class _Writer:
     def _delivery(
         self, event: Any, node: BranchNode | None, due: float | None = None
     ) -> SavedDelivery:
+        """Return a delivery; for one that has begun, with everything that its attempts have done."""
         if type(event) is not Redelivery:
             return SavedDelivery(event=self._payload(event), branch=self._node(node))
         attempts = event.attempts

@@ -531,6 +531,7 @@ def _claim_early(parent: Run, machine: Machine, wait: Wait) -> None:
 
 
 def _ask(run: Run, question: Event | None) -> None:
+    """Publish the question of a wait that has begun, and let the place of the step be used."""
     if isinstance(question, InputRequiredEvent):
         check_publishable(question, run.log)
         run.operations.put_on_stream(question)  # it is open for as long as the wait is
@@ -556,6 +557,12 @@ def _note_published(run: Run, machine: Machine, question: Event) -> None:
 async def _wait_in_step(  # noqa: ASYNC910 - it is not over yet, so there is one
     run: Run, backend: Backend, node: BranchNode, sender: Any
 ) -> None:
+    """Wait in a step until a branch has ended. A checkpoint.
+
+    While the step's own task waits, the machine counts the step as resting, so that it can find a
+    stall in which all workers wait for branches. After a cancellation, a failure of the branch that no
+    other step waits for fails the run.
+    """
     worker = current_cleanup.get()
     if run.machine is None or not (isinstance(worker, Worker) and is_step_of(run)):
         msg = (
@@ -596,6 +603,12 @@ async def _wait_in_step(  # noqa: ASYNC910 - it is not over yet, so there is one
 
 
 def _check_awaitable(node: BranchNode, worker: Worker, sender: Context[Any]) -> None:
+    """Check that a step can wait for a branch.
+
+    Raises:
+        WorkflowRuntimeError: The step is a part of the branch, or the branch is held back until the
+            step has succeeded; either wait would never end.
+    """
     if worker.node is not None and node in worker.node.upward():
         msg = (
             "a step waits for the branch that it is itself a part of, which cannot end before "
@@ -614,6 +627,7 @@ def _check_awaitable(node: BranchNode, worker: Worker, sender: Context[Any]) -> 
 
 
 def _end_child(run: Run, child: Run, context: Context[Any]) -> None:
+    """Detach a child run that has ended from its parent."""
     if child.rests_in_parent:
         child.rests_in_parent = False
         run.live()[1].end_rest(context, is_strict=False)
@@ -679,6 +693,7 @@ def _check_depth(run: Run, handler: Any, child: Run) -> None:
 
 
 def _forward(run: Run, name: str, stream: ChildStream, event: Event) -> None:
+    """Publish an event of a child on the stream of its parent, as its step asked."""
     if run.log.closed or isinstance(event, StopEvent | InternalEvent):
         return
     if stream == "tag":
