@@ -80,7 +80,8 @@ class Workflow(Generic[R]):
         stream_history: How many events are kept for late readers.
         skip_graph_checks: Checks to skip, of ``"reachability"``, ``"terminal_event"`` and
             ``"dead_end"``.
-        observers: The observers that are notified of steps, published events and the end of each run.
+        observers: The observers that are notified of the start, the steps, the published events and
+            the end of each run.
         timeout_excludes_waiting: Whether the clock of the timeout pauses while the run is
             idle: no step runs, and the run waits for a person.
         num_concurrent_runs: How many runs of this object may be active in one event loop;
