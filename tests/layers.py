@@ -49,6 +49,7 @@ def tree(module: str) -> ast.Module:
     return ast.parse(modules()[module].read_text())
 
 
+@cache
 def imported(module: str) -> set[str]:
     """Return the modules that ``module`` imports: anywhere in it, and for types as well."""
     found = set()
@@ -151,6 +152,7 @@ def circles() -> list[str]:
     return found
 
 
+@cache
 def private_names(module: str) -> set[str]:
     """Return the private attributes and functions that the code of a module defines."""
     found = set()

@@ -19,6 +19,9 @@ from benchmarks._works import BY_ID, WORKS
 from benchmarks.peers import PEERS
 
 
+pytestmark = pytest.mark.slow
+
+
 TINY = {
     "chain": {"n": 20, "rounds": 1},
     "chain_kept": {"n": 20, "rounds": 1, "kept": 1},

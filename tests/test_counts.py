@@ -174,7 +174,7 @@ on_each_library = pytest.mark.parametrize("library", LIBRARIES)
 of_each_work = pytest.mark.parametrize("name", WORKS)
 
 
-@pytest.mark.slow_for("asyncio")
+@pytest.mark.slow_for("asyncio", "event of a stream")
 @on_each_library
 @of_each_work
 def test_nothing_costs_more_than_it_did(library, name):
@@ -608,6 +608,7 @@ async def with_branches(k):
     await Branching(k).run()
 
 
+@pytest.mark.slow_for("asyncio")
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("work", [answered_in_reverse, answered_early, with_branches])
 def test_a_wait_costs_the_same_however_many_there_are(library, work):
@@ -618,6 +619,7 @@ def test_a_wait_costs_the_same_however_many_there_are(library, work):
     assert (many - more) / 120 <= 1.1 * (more - few) / 40
 
 
+@pytest.mark.slow_for("asyncio")
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_a_hop_beside_waits_of_another_class_costs_the_same_however_many_there_are(library):
     """P16: waits are found by class, so an event of another class does not look at them."""

@@ -48,6 +48,7 @@ async def run_cell(block, namespace):
         await result
 
 
+@pytest.mark.slow_for("cancellation")
 @pytest.mark.parametrize("page", [p for p in PAGES if programs(p)], ids=lambda page: page.stem)
 def test_every_block_of_a_page_runs_and_prints_what_stands_below_it(page, capsys, monkeypatch):
     """The blocks of a page are one program, in order; a text block is what the one before prints."""

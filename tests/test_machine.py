@@ -894,6 +894,7 @@ def test_machine_agrees_with_the_model_on_any_large_graph_in_any_order(random):
     check_any_order(random)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_graph_finds_the_join_of_every_fan_out(random):
@@ -1205,6 +1206,7 @@ def test_parameters_whose_classes_overlap_are_filled_whatever_comes_first(kinds,
     assert tuple(type(part) for part in complete) == kinds
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(
     places=st.lists(st.sampled_from([A, SubA, SubSubA, B, Mixed]), min_size=1, max_size=3),

@@ -276,6 +276,7 @@ async def test_a_body_that_is_not_what_its_encoding_says(how, encoding, what):
 # -- events ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @on_each_loop
 @pytest.mark.parametrize("how", STREAMS)
 async def test_an_event_of_eight_megabytes(how):
