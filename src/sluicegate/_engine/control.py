@@ -229,7 +229,7 @@ def child_for(run: Run, event: Event) -> Run | None:
     if not run.children or expects(run, event):
         return None
     takers = [child for child in run.children if takes(child, event)]
-    # Of several that could use it, one that has asked and got no answer yet.
+    # If several can use it, prefer one with an unanswered question.
     asking = (child for child in takers if asks(child, event))
     return next(asking, takers[0] if takers else None)
 

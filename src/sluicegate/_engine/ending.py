@@ -82,7 +82,7 @@ def settle_timeout(run: Run) -> None:
 
 
 def settle_cancellation(run: Run, is_timeout: bool) -> None:
-    """Settle whose the cancellation is that was not asked for here."""
+    """Settle a cancellation that the run did not request: by its timeout, or from outside."""
     assert run.backend is not None
     if is_timeout:
         settle_timeout(run)
@@ -185,7 +185,11 @@ def came_of_cancellation(run: Run, worker: Any, error: BaseException) -> bool:
 
 
 def halt(run: Run, reason: str, *, by_worker: bool = False) -> None:
-    """Have everything that still runs unwind, and the host look at the outcome."""
+    """Cancel everything that still runs, so that the host reads the outcome.
+
+    The outcome must be settled before. Not a checkpoint: the cancelled tasks unwind later. A worker
+    that is alone needs no cancellation, because it ends by itself.
+    """
     if run.backend is None or run.nursery is None:
         return
     if not by_worker or len(run.workers) > 1 or run.timers:  # others beside the caller
@@ -195,7 +199,11 @@ def halt(run: Run, reason: str, *, by_worker: bool = False) -> None:
 
 
 def conclude(run: Run, backend: Backend, interruption: BaseException | None) -> None:
-    """Everything has unwound: close everything, tell everybody."""
+    """Close the run after everything of it has unwound: clock, machine, stream, waiting tasks.
+
+    Not a checkpoint. A fault while the clock or the machine is closed becomes a failure of the run,
+    so that the stream still ends.
+    """
     outcome = run.outcome
     if run.probe is not None:
         run.probe.run_ended()

@@ -2,8 +2,8 @@
 
 A manager may open a nursery or a cancel scope. So it must exit in the task that entered it, after
 everything that was opened later has closed; and the scope that shields the exit must be around it
-from the start. The resources of a step are entered in the step's task; for those of a run or a
-workflow see :mod:`sluicegate._engine.resource_scopes`.
+from the start. The resources of a step are entered in the step's task.
+:mod:`sluicegate._engine.resource_scopes` describes the resources of a run or a workflow.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def is_async_manager(value: object) -> bool:
 
 
 def has_to_be_entered(plan: ResourcePlan, value: object) -> bool:
-    """Whether what a factory gave is a context manager for the resource."""
+    """Whether the return value of a factory is a context manager to enter for the resource."""
     if not plan.enter or hasattr(value, "acquire") or isinstance(value, PurePath):
         return False  # a path of Python 3.11 and 3.12 is a context manager of no use
     is_manager = hasattr(type(value), "__enter__") and hasattr(type(value), "__exit__")
@@ -106,15 +106,15 @@ class EnteredManager:
         return value
 
     async def close(self, error: BaseException | None, *, is_own: bool) -> BaseException | None:
-        """Leave the context manager, shielded and in time, whatever it makes of ``error``.
+        """Exit the context manager, shielded and within its grace, however it handles ``error``.
 
         Args:
             error: What ended the use of the resource, if anything did.
-            is_own: Whether it was raised in this very task.
+            is_own: Whether it was raised in this task.
 
         Returns:
-            What went wrong in closing, or None. An ``error`` that comes out as it went in is
-            nothing wrong, and neither is one that the manager takes for settled.
+            The failure to close, or None. An ``error`` that the manager re-raises unchanged is not a
+            failure, and neither is one that it suppresses.
         """
         backend, plan, scope = self._backend, self._plan, self._scope
         task = backend.current_task()
@@ -175,7 +175,7 @@ def _without(error: BaseException | None, known: BaseException | None) -> BaseEx
 
 
 def ended_early(plan: ResourcePlan, cause: BaseException) -> WorkflowRuntimeError:
-    """Return the failure of a resource that went away under those who use it."""
+    """Return the failure of a resource that ended while it was in use."""
     msg = (
         f"the resource {plan.name} ended by itself while it was in use; expected it to last as "
         f"long as its scope, the {plan.scope}'s"
@@ -193,13 +193,13 @@ class OuterScope(Protocol):
 
 @final
 class StepResources:
-    """What one invocation of a step asks for; an async context manager around the step.
+    """The resources of one invocation; an async context manager around the step.
 
     Resources of the step's scope are entered in the caller's task, in order, and left in reverse
     order when the block is left, with the exception that leaves it. Others come from ``outer``.
 
     Leaving the block is a checkpoint if closing is one. It is shielded from cancellation, but
-    not from a native ``Task.cancel()`` of the very task. All resources are closed, whatever fails.
+    not from a native ``Task.cancel()`` of the same task. All resources are closed, whatever fails.
 
     Args:
         outer: The scope of the run.

@@ -152,6 +152,8 @@ async def _wait_and_retry(
 ) -> None:
     """Wait until the next attempt is due, and give its delivery back to the machine.
 
+    A checkpoint. It runs in a separate task, so the worker of the failed attempt takes other
+    deliveries meanwhile. It raises no cancellation, because that would cancel the run's nursery.
     A cancellation of the branch or the run drops the delivery; they have taken it out of the
     machine. A cancellation of the delay alone fails the run.
     """

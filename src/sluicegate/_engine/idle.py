@@ -32,7 +32,7 @@ def is_idle(run: Run) -> bool:
 
 
 def idle_changed(run: Run) -> None:
-    """Tell those who asked whether the run is idle: readers, the clock of its timeout, parents."""
+    """Report whether the run is idle to its readers, its clock, its slots, its parent and the probe."""
     if run.log.internal_readers and is_idle(run) is not run.reported_idle:
         run.reported_idle = not run.reported_idle
         if run.reported_idle:
@@ -51,7 +51,7 @@ def idle_changed(run: Run) -> None:
 
 
 def warn_of_idle(run: Run) -> None:
-    """Tell of a run that is awaited in place, and waits with nothing to show its questions."""
+    """Log one warning for a run that is awaited in place and whose questions have no reader."""
     run.warns_of_idle = False
     if run.log.has_readers or run.parent is not None:  # a child asks through its parent
         return
@@ -124,7 +124,7 @@ def child_idle_changed(run: Run, child: Run) -> None:
 
 
 def note_rest(run: Run) -> None:
-    """Take note that a step waits for a place to continue, or that a worker went home."""
+    """Update the idle state after a step began to wait for its place, or a worker ended."""
     if run.machine is not None and run.machine.strict:
         check_stuck(run)
     idle_changed(run)
@@ -145,7 +145,7 @@ def rest(run: Run) -> None:
 
 
 def steps_at_rest(run: Run) -> set[int]:
-    """Return the ids of the contexts of all steps that wait in their middle."""
+    """Return the ids of the contexts of all steps that are suspended in a wait."""
     if run.machine is None:
         return set()
     busy = {id(step) for child, step in run.children.items() if not child.rests_in_parent}
@@ -153,7 +153,7 @@ def steps_at_rest(run: Run) -> set[int]:
 
 
 def check_drained(run: Run) -> None:
-    """End a run that starts nothing more as soon as nothing of it gets on."""
+    """Cancel a draining run as soon as none of its steps can make progress."""
     machine = run.machine
     if run.draining is None or run.outcome.status or machine is None:
         return
@@ -178,7 +178,7 @@ def check_stuck(run: Run) -> None:
 
 
 def are_alone(run: Run) -> bool:
-    """Whether no step has started tasks that may yet do something."""
+    """Whether no task that a step has started could still make progress."""
     backend, _ = run.live()
     owners = {worker.task: worker for worker in run.workers if worker.step is not None}
     engine = {worker.task for worker in run.workers} | {run.host}
@@ -195,7 +195,7 @@ def start_workers(run: Run) -> None:
 
 
 def start_soon(run: Run) -> None:
-    """Have what may start be started."""
+    """Start the workers of all startable deliveries, or wake the host to do so."""
     if run.parked is None:
         start_workers(run)
     elif run.machine is not None and run.machine.startable:

@@ -180,7 +180,11 @@ class Worker:
     async def _invoke_with_care(
         self, backend: Backend, step: Step, event: Any, node: BranchNode | None
     ) -> Any:
-        """Run a step that can be cancelled with its branch, is retried, or needs resources or a limiter."""
+        """Run a step that can be cancelled with its branch, is retried, or needs resources or a limiter.
+
+        If the cancellation of its branch ends the step, this returns None, and no failure is recorded.
+        A failure that contains no cancellation is raised unchanged, after the scope has closed.
+        """
         self.began_at = backend.current_time()
         redelivery = event if type(event) is Redelivery else None
         if redelivery is not None:
@@ -221,7 +225,11 @@ class Worker:
     async def _prepare(
         self, backend: Backend, step: Step, event: Any, context: Context[Any]
     ) -> Any:
-        """Enter the limiter of the step, if it has one, and continue with its resources."""
+        """Enter the limiter of the step, if it has one, and continue with its resources.
+
+        Resources are requested only after the limiter has been entered, and closed before it is left.
+        After a cancellation during the wait for the limiter, the step has not started.
+        """
         limiter: Any = step.options.limiter
         if limiter is None:
             return await self._equip(backend, step, event, context)
@@ -239,7 +247,11 @@ class Worker:
     async def _in_turn(
         self, backend: Backend, manager: Any, function: Callable[[Any], Awaitable[Any]]
     ) -> Any:
-        """Call ``function`` inside ``manager``, unless the run is drained while it is being entered."""
+        """Call ``function`` inside ``manager``, unless the run is drained while it is being entered.
+
+        A draining run starts no further step. An invocation that gets its place only then leaves the
+        manager and waits for the run's cancellation, so its delivery stays part of a snapshot.
+        """
         self.is_waiting = True
         if self.run.draining is not None:
             check_drained(self.run)  # it may have been the last one about to start
@@ -273,7 +285,11 @@ class Worker:
             return await self._call(backend, step, event, _arguments(step, event, inserted))
 
     async def _call(self, backend: Backend, step: Step, event: Any, arguments: list[Any]) -> Any:
-        """Call the body in the loop, or where the step runs, as soon as there is a place for it."""
+        """Call the body in the loop, or where the step runs, as soon as there is a place for it.
+
+        A body in a thread or a process starts only when one is free. After a cancellation during that
+        wait, the step has not started, and its timeout has not begun.
+        """
         elsewhere = step.elsewhere
         if elsewhere is None:
             coroutine = step.function(self.run.workflow, *arguments)
@@ -371,7 +387,11 @@ class Worker:
         return result
 
     async def close_opened(self, backend: Backend) -> None:
-        """Close the resources that the step left open, in reverse order; shielded, within a grace."""
+        """Close the resources that the step left open, in reverse order; shielded, within a grace.
+
+        They share a grace of :data:`CLOSING_GRACE` seconds, which starts again after a failure to close.
+        After the grace, closing is cancelled. All are closed, even if one fails; the last failure is raised.
+        """
         opened, self.opened = self.opened, None
         deadline = backend.current_time() + CLOSING_GRACE
         try:

@@ -134,7 +134,7 @@ class Outcome:
         return next((e for e in self.errors if id(e) not in passed_over), None)
 
     def fail_anyway(self, error: BaseException, step: Step | None) -> None:
-        """Fail with ``error``, whose own book-keeping has failed: no note, no traceback cut."""
+        """Record ``error`` without a note or a cut traceback, after recording it normally has failed."""
         self._take(bare(error), step)
 
     def _take(self, error: BaseException, step: Step | None) -> None:
@@ -150,7 +150,7 @@ class Outcome:
         self._errors[id(error)] = error
 
     def note(self, error: BaseException, step: Step | None, event: Any) -> None:
-        """Have ``error`` say where it came up, once."""
+        """Add a note to ``error``, once: the run and, if known, the step that raised it."""
         where = f"in the run {self._run_id} of {self._name}"
         if step is not None:
             where = f"in the step {step.label}, handling {brief(event, 200)}, {where}"
@@ -198,7 +198,7 @@ class Outcome:
         self.error = WorkflowCancelledError(msg, reason)
 
     def interrupt(self, interruption: BaseException | None, cancelled: type[BaseException]) -> None:
-        """Something from outside of the run came through it."""
+        """Record an exception from outside the run: a cancellation, or an interrupt that fails the run."""
         if interruption is None or is_a(interruption, (cancelled, GeneratorExit)):
             self.cancel(OUTSIDE)
             self.is_outside = True
@@ -242,7 +242,7 @@ class Outcome:
             add_note(error, f"and {count} while the run unwound: see handler.exceptions")
 
     def announce(self) -> None:
-        """Wake everybody who waits for the end."""
+        """Wake every task that waits for the end of the run."""
         for waiter in self.waiters or ():
             waiter.wake()
 
@@ -251,7 +251,7 @@ _HOME = str(Path(__file__).parent.parent)
 
 
 def drop_own_frames(error: BaseException) -> None:
-    """Have the traceback begin in what the user wrote, where it gets that far."""
+    """Start the traceback at the first frame of user code, if it reaches any."""
     trace = trace_of(error)
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_HOME):
         trace = trace.tb_next

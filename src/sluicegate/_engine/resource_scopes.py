@@ -120,11 +120,11 @@ class ResourceScope:
     Args:
         scope: ``"run"`` or ``"workflow"``.
         outer: For a run, the scope of its workflow.
-        context: For a run, what a factory gets that asks for the context.
+        context: For a run, the context given to each factory that asks for it.
         variables: The context variables that factories see; by default those at entering.
-        on_failure: Called at once, in the event loop, with each failure that no :meth:`get`
-            can raise: a resource that ends by itself, or that fails to close. Without it the first
-            such failure cancels the block, and is raised when it is left.
+        on_failure: Called immediately, in the event loop, with each failure that no :meth:`get`
+            can raise: a resource that ends by itself, or that fails to close. Without it, the first
+            such failure cancels the block and is raised when the block is left.
 
     Raises:
         BaseException: On leaving: the exception of the block; or else a cancellation from
@@ -229,7 +229,12 @@ class ResourceScope:
                     del entry, plan  # or this frame and its exception form a circle
 
     async def _make(self, plan: ResourcePlan, arguments: dict[str, Any]) -> _Entry:
-        """Make a resource that needs no time here and now; have others made by a keeper."""
+        """Make a resource that needs no time here and now; have others made by a keeper.
+
+        The factory is called immediately. If it returns a coroutine or a context manager, a keeper task
+        opens that, so a cancellation of the requesting task does not affect it. Waits only if the
+        scope is not entered and the factory is a coroutine function. A failed call leaves no entry.
+        """
         self._check_open(plan)
         backend = self._backend or current_backend()
         if plan.context_as is not None:
@@ -314,12 +319,16 @@ class ResourceScope:
 
     @enable_ki_protection
     async def _keep(self, backend: Backend, entry: _Entry, made: Any) -> None:
-        """Open a resource, hold it and close it: the life of a keeper. Raises nothing."""
+        """Open a resource, hold it and close it: the life of a keeper. Raises nothing.
+
+        Opening is shielded; only the end of the scope cancels it. A resource that opens in spite of that
+        is closed immediately, and the tasks that wait for it are refused.
+        """
         task = backend.current_task()
         with entry.opening:
             try:
                 value = await entry.hold.open(made)
-            except BaseException as error:  # noqa: ASYNC103 - for whoever waits
+            except BaseException as error:  # noqa: ASYNC103 - for the tasks that wait
                 if is_a(error, GeneratorExit) and not backend.is_in_task(task):
                     raise  # the coroutine is being closed
                 self._fail_to_open(backend, entry, error)
@@ -341,7 +350,11 @@ class ResourceScope:
             self._leaver.wake()
 
     def _fail_to_open(self, backend: Backend, entry: _Entry, error: BaseException) -> None:
-        """Record that a factory failed, for the tasks that wait; one cancelled at the end is refused."""
+        """Record the failure of a factory; each task that waits for the resource raises it.
+
+        If the scope's end cancelled the factory, these tasks get the refusal of an ended scope instead.
+        A cancellation that no scope requested becomes a ``WorkflowRuntimeError``.
+        """
         plan = entry.plan
         if not is_cancellation(error, backend.Cancelled):
             error = without_cancelled(error, backend.Cancelled)
@@ -359,7 +372,11 @@ class ResourceScope:
         entry.fail(WorkflowRuntimeError(self._has_ended(entry.plan)))
 
     async def _hold(self, backend: Backend, entry: _Entry) -> None:
-        """Wait for the end of the scope, or of the resource itself; then close it."""
+        """Wait for the end of the scope, or of the resource itself; then close it.
+
+        The resource ends by itself if its own nursery or cancel scope cancels this task. A failure is
+        reported, not raised. Closing is shielded and completes even after a cancellation.
+        """
         plan = entry.plan
         interruption: BaseException | None = None
         try:
@@ -449,7 +466,14 @@ class ResourceScope:
         return [entry.plan.name for entry in (*self._building, *self._opened)]
 
     async def _leave_elsewhere(self, backend: Backend) -> NoReturn:
-        """Wait until all is closed, and raise: the nursery can be left in its own task only."""
+        """Wait until all is closed, and raise: the nursery can be left in its own task only.
+
+        The wait is shielded, and continues after a native cancellation.
+
+        Raises:
+            WorkflowRuntimeError: Always, unless a resource's failure to close is urgent (``KeyboardInterrupt``
+                or ``SystemExit``), which is raised instead.
+        """
         self._leaver = backend.waiter()
         while self._building or self._opened:
             try:

@@ -114,7 +114,11 @@ async def execute(run: Run) -> None:
 
 
 async def queue_up(run: Run, limit: ConcurrencyLimit) -> LoopSlots | None:
-    """Wait until the workflow may have one more run; None where the run was cancelled."""
+    """Wait until the workflow may have one more run; None where the run was cancelled.
+
+    A checkpoint only if it has to wait. After a cancellation the run has left the queue and holds no
+    slot. Once it has one, :func:`execute` releases it after everything of the run has unwound.
+    """
     backend = current_backend()
     with backend.cancel_scope() as run.queue_scope:
         if run.outcome.status:
@@ -137,7 +141,7 @@ async def queue_up(run: Run, limit: ConcurrencyLimit) -> LoopSlots | None:
 
 
 def note_turn(run: Run) -> None:
-    """Have the parent know whether this run waits for others that wait for people."""
+    """Report to the parent whether this run queues behind runs that wait for people."""
     if run.parent is not None:
         child_idle_changed(run.parent, run)
 
@@ -358,7 +362,7 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
 
 @enable_ki_protection
 def release_held(run: Run, journal: StepJournal) -> None:
-    """Let out what an attempt sent that has succeeded."""
+    """Send the events that a successful attempt has held back until its end."""
     assert run.machine is not None
     for route, event, node, target in journal.held:
         run.machine.send(route, event, node, target)

@@ -301,7 +301,7 @@ class _Writer:
     def _delivery(
         self, event: Any, node: BranchNode | None, due: float | None = None
     ) -> SavedDelivery:
-        """Return a delivery; for one that has begun, with everything that its attempts have done."""
+        """Return a delivery. If it has begun, it includes everything that its attempts have done."""
         if type(event) is not Redelivery:
             return SavedDelivery(event=self._payload(event), branch=self._node(node))
         attempts = event.attempts

@@ -465,7 +465,11 @@ async def _prepare(  # noqa: ASYNC910, PLR0917 - a checkpoint only where an earl
     waiter_event: Event | None,
     timeout: float | None,  # noqa: ASYNC109 - as above
 ) -> bool:
-    """Fill in what a wait is for; return whether an earlier attempt has had its event."""
+    """Fill in what a wait is for; return whether an earlier attempt has had its event.
+
+    A replayed wait continues with the time that the earlier attempt left it, never with more. It takes
+    over the question of that attempt, and an answer that reached a parent before the wait began.
+    """
     wait.asks = isinstance(waiter_event, InputRequiredEvent)
     wait.question = waiter_event
     wait.since = backend.current_time()
@@ -488,7 +492,10 @@ async def _prepare(  # noqa: ASYNC910, PLR0917 - a checkpoint only where an earl
 
 
 async def _receive_again(run: Run, backend: Backend, journal: StepJournal, wait: Wait) -> bool:  # noqa: ASYNC910 - not where there is none
-    """Give a wait what an attempt before this one has had; return whether there was anything."""
+    """Give a wait what an attempt before this one has had; return whether there was anything.
+
+    A checkpoint if there was. Cancelled there, it puts the event back, so the next attempt gets it.
+    """
     events = journal.replayed.received.get(wait.content_key(partial(content_key, run)))
     if not events:
         return False  # noqa: ASYNC910
