@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
+from sluicegate.drawing._execution import Execution, Passage, StepCounts
 from sluicegate.drawing._flow import flow_of
 from sluicegate.drawing._page import page_of
 from sluicegate.drawing._svg import xml_text
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "Execution",
+    "Passage",
     "Picture",
+    "StepCounts",
     "draw_all_possible_flows",
     "page_of_all_possible_flows",
     "show_all_possible_flows",
