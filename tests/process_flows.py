@@ -264,6 +264,27 @@ class Steady(Workflow):
         return StopEvent(result="done")
 
 
+class Counting(Workflow):
+    """Reports its progress, and then waits for a file if it is to."""
+
+    @step(in_process=True)
+    @staticmethod
+    def count(ctx: Context, ev: StartEvent) -> StopEvent:
+        if ev.times == "no":
+            try:
+                ctx.progress(ev.times)
+            except TypeError as error:
+                return StopEvent(result=str(error))
+        for n in range(ev.times):
+            ctx.progress(n, ev.times)
+        until = ev.get("until")
+        for _ in range(3000 if until else 0):
+            if Path(until).exists():
+                return StopEvent(result="seen")
+            time.sleep(0.01)
+        return StopEvent(result="done")
+
+
 class Timed(Workflow):
     """Steps in processes with a timeout that their work does not reach."""
 

@@ -139,6 +139,7 @@ def test_timeout_of_a_step_touches_no_other_invocation(backend):
 
 
 CALLS = {
+    "progress": lambda ctx: ctx.progress(1),
     "report_progress": lambda ctx: ctx.report_progress(),
     "write_event_to_stream": lambda ctx: ctx.write_event_to_stream(Note(number=1)),
     "stream": lambda ctx: ctx.stream.send(Note(number=1)),

@@ -15,7 +15,7 @@ from sluicegate._streams import StreamSender
 
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 
     from typing_extensions import TypeVar as TypeVarWithDefault
 
@@ -139,6 +139,16 @@ class WorkflowLike(Protocol[R_co]):
     ) -> Awaitable[R_co]: ...
 
 
+class Report(Protocol):
+    """The progress reports of one invocation; awaiting it is a checkpoint."""
+
+    def put(self, done: Any, total: Any, message: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+    def __await__(self) -> Generator[Any, Any, None]: ...
+
+
 class RunOperations(Protocol):
     """The operations of a run that its contexts use."""
 
@@ -157,6 +167,8 @@ class RunOperations(Protocol):
     def send(self, context: Context[Any], event: Event, target: str | None) -> Branch: ...
 
     def publish(self, event: Event | None) -> None: ...
+
+    def open_report(self, context: Context[Any]) -> Report: ...
 
     async def wait_for(
         self,
@@ -224,6 +236,7 @@ class Context(Generic[StateT]):
         "_is_over",
         "_node",
         "_progress",
+        "_report",
         "_run",
         "_step",
         "_stream",
@@ -244,6 +257,7 @@ class Context(Generic[StateT]):
         self.began_at: float | None = None
         self._progress: Callable[[], object] | None = None
         self._is_over = False
+        self._report: Report | None = None
         self._stream: StreamSender | None = None
 
     @classmethod
@@ -299,6 +313,9 @@ class Context(Generic[StateT]):
     def end(self) -> None:
         """Mark the step as ended. Internal: the engine calls it."""
         self._is_over = True
+        if self._report is not None:
+            self._report.close()
+            self._report = None
         self.redelivery = self._progress = self._stream = None  # or they and this form circles
 
     @property
@@ -375,8 +392,54 @@ class Context(Generic[StateT]):
             self._progress()
         self._run.publish(event)
 
+    def progress(
+        self, done: float, total: float | None = None, message: str = ""
+    ) -> Awaitable[None]:
+        """Report how far the step is: a :class:`ProgressEvent` on the run's stream.
+
+        ::
+
+            for number, page in enumerate(pages, 1):
+                ...
+                await ctx.progress(number, len(pages), page.title)
+
+        The call itself reports; awaiting it is a checkpoint, which always checks for cancellation,
+        and lets other tasks run at least every 0.5 ms. A plain ``def`` step, in a thread or in a
+        process, calls it without ``await``. It never waits for readers.
+
+        The first report is published at once. Then at most about ten a second are: a newer report
+        replaces one that is held back, and the newest is published even if the step reports
+        nothing more, or ends. So a step may report as often as it likes. Each call restarts the
+        step's ``idle_timeout``.
+
+        Args:
+            done: How much is done, in any unit: a finite number of at least 0. It may fall, and it
+                may exceed ``total``.
+            total: How much there is to do, in the same unit; None if that is not known.
+            message: What the step is doing, for a person to read.
+
+        Returns:
+            An awaitable. If the await is cancelled, the report has been made.
+
+        Raises:
+            TypeError: ``done`` or ``total`` is not a number, or ``message`` not a string.
+            ValueError: ``done`` or ``total`` is negative or not finite.
+            BaseException: In the thread of a plain ``def`` step: the backend's ``Cancelled``, if
+                the step is cancelled.
+            WorkflowRuntimeError: The step has ended, or the context is not that of a step; or the
+                call comes from a thread that is not the step's.
+        """
+        self._in_step("report progress")
+        report = self._report
+        if report is None:
+            report = self._report = cast("Report", self._run.open_report(self))
+        report.put(done, total, message)
+        return report
+
     def report_progress(self) -> None:
         """Restart the step's ``idle_timeout``. Not a checkpoint.
+
+        To tell the readers of the stream how far the step is, use :meth:`progress`.
 
         Raises:
             BaseException: In the thread of a plain ``def`` step: the backend's ``Cancelled``, if
@@ -592,6 +655,7 @@ def step_context(run: RunOperations, step: Step | None, node: Any, again: Any) -
     context.redelivery = again
     context._is_over = False
     context._stream = context.journal = context._progress = context.began_at = None
+    context._report = None
     return context
 
 

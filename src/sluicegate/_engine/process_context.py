@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Never, final
 
 from sluicegate._context import Branch, step_context, watch_progress
+from sluicegate._engine.progress import INTERVAL, check_report
 from sluicegate._errors import WorkflowRuntimeError
+from sluicegate._loop import current_backend
 from sluicegate._loop.process_worker import PROGRESS, ask_parent
 
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from sluicegate._context import Context
+    from sluicegate._engine.progress import State
     from sluicegate._events import Event
     from sluicegate._loop.process_worker import Call, Channel, StepOfCall
 
@@ -24,6 +31,68 @@ def make_context(channel: Channel, call: Call, step: StepOfCall) -> Context[Any]
     if step.has_idle_timeout:
         watch_progress(context, operations.note_progress)
     return context
+
+
+@final
+class _ProcessReport:
+    """The progress reports of a call, limited in the worker process, before they cost the parent.
+
+    The first is sent at once, and waits for the parent. The next is held until the interval is over.
+    A thread then sends the newest one, because the step may be busy with something else.
+    """
+
+    __slots__ = ("_channel", "_due", "_ended", "_held", "_lock", "_number", "_thread")
+
+    def __init__(self, channel: Channel, number: int) -> None:
+        self._channel = channel
+        self._number = number
+        self._held: State | None = None
+        #: Guards what follows, and keeps the reports in order.
+        self._lock = threading.Lock()
+        #: When the next report may be sent, on the monotonic clock.
+        self._due = 0.0
+        self._thread: threading.Thread | None = None
+        self._ended = threading.Event()
+
+    def put(self, done: Any, total: Any, message: Any) -> None:
+        report = check_report(done, total, message)
+        with self._lock:
+            self._held = report
+            if self._thread is not None:
+                return
+            if time.monotonic() >= self._due:
+                self._send()
+                return
+            self._thread = threading.Thread(
+                target=self._send_later, name="sluicegate progress", daemon=True
+            )
+            self._thread.start()
+
+    def _send_later(self) -> None:
+        while not self._ended.wait(max(self._due - time.monotonic(), 0)):
+            with self._lock:
+                if self._held is None:
+                    self._thread = None
+                    return
+                self._send()
+
+    def _send(self) -> None:
+        """Send what is held; the caller has the lock."""
+        held, self._held = self._held, None
+        if held is not None:
+            ask_parent(self._channel, self._number, "progress", *held)
+            self._due = time.monotonic() + INTERVAL
+
+    def close(self) -> None:
+        """Send what is held, because the call has ended; no thread sends after this."""
+        if self._channel.is_forked:
+            return  # the report is that of the step, which goes on in its own process
+        with self._lock:
+            self._ended.set()
+            self._send()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return current_backend().checkpoint().__await__()
 
 
 @final
@@ -50,6 +119,9 @@ class _ProcessOperations:
     def publish(self, event: Event | None) -> None:
         if event is not None:
             ask_parent(self._channel, self._number, "write_event_to_stream", event)
+
+    def open_report(self, _context: object) -> _ProcessReport:
+        return _ProcessReport(self._channel, self._number)
 
     def note_progress(self) -> None:
         if self._channel.number == self._number:
@@ -109,6 +181,6 @@ class _FarLine:
 def _refuse(what: str, instead: str) -> Never:
     msg = (
         f"{what} is not available in a step that runs in a process: its context has send_event, "
-        f"write_event_to_stream and report_progress; expected {instead}"
+        f"write_event_to_stream, progress and report_progress; expected {instead}"
     )
     raise WorkflowRuntimeError(msg)

@@ -122,6 +122,7 @@ class Run:
         "queue_scope",
         "queued_at",
         "reported_idle",
+        "reports",
         "resources",
         "rests_in_parent",
         "resumed",
@@ -195,8 +196,11 @@ class Run:
         self.reported_idle = False
         #: Whether to log a warning when the run is first idle: it is awaited in place.
         self.warns_of_idle = False
-        #: How many deliveries wait for the time of their next attempt.
+        #: How many timers run: deliveries wait for the time of their next attempt, and progress
+        #: reports for theirs.
         self.timers = 0
+        #: The progress reports of its steps, once there is one.
+        self.reports: Any = None
         #: How many deliveries have been given a seed for the jitter of their retries.
         self.retried = 0 if resumed is None else resumed.retried
         #: How many invocations were reported to observers.
@@ -258,7 +262,7 @@ class Run:
         log, state = self.log, self.state_store
         return {
             "workers": self.workers,
-            "delays before attempts": self.timers,
+            "timers of attempts or reports": self.timers,
             "children": self.children,
             "a parent": self.parent,
             "a nursery": self.nursery,

@@ -42,7 +42,7 @@ from sluicegate._streams import check_publishable
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from sluicegate._context import ChildStream, Context
+    from sluicegate._context import ChildStream, Context, Report
     from sluicegate._definition.graph import Graph
     from sluicegate._definition.retries import Attempts, RetryInfo
     from sluicegate._definition.steps import Step
@@ -204,6 +204,12 @@ class StepOperations:
             run.observer.event_published(run.run_id, event)
         if run.probe is not None:
             run.probe.published(event)
+
+    def open_report(self, context: Context[Any]) -> Report:
+        """Open the progress reports of an invocation; see :meth:`sluicegate.Context.progress`."""
+        from sluicegate._engine.progress import open_report  # noqa: PLC0415 - few steps need it
+
+        return open_report(self.run, context)
 
     @enable_ki_protection
     def put_on_stream(self, event: Event) -> float | None:

@@ -434,6 +434,29 @@ class ChildEvent(Event):
     event: Event
 
 
+class ProgressEvent(Event):
+    """How far a step is, as it reported with ``ctx.progress()``.
+
+    Of one invocation, at most about ten are published a second: the newest ones.
+
+    Attributes:
+        run_id: The run of the step.
+        step: The name of the step.
+        invocation: The number of the invocation, which tells it from others of the step. It is that
+            of the observers; in a run without any, invocations count as they first report.
+        done: How much is done, in a unit of the step's choice.
+        total: How much there is to do, in the same unit; None if it is not known.
+        message: What the step is doing, for a person to read; it may be empty.
+    """
+
+    run_id: str
+    step: str
+    invocation: int
+    done: float
+    total: float | None = None
+    message: str = ""
+
+
 class InternalEvent(Event):
     """The base of the engine's own events, which only readers that ask for them get."""
 
