@@ -8,7 +8,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-from sluicegate.drawing import page_of_all_possible_flows
+from sluicegate.drawing import WorkflowGraph
 
 
 ROOT = Path(__file__).parent.parent
@@ -28,14 +28,8 @@ def workflow_of_the_readme() -> Any:
 
 
 def picture() -> str:
-    """Return the picture as an SVG file with its style sheet inside."""
-    page = page_of_all_possible_flows(workflow_of_the_readme())
-    style = re.search(r"<style>.*?</style>", page, re.DOTALL)
-    drawing = re.search(r'<svg class="flow" xmlns.*?</svg>', page, re.DOTALL)
-    assert style is not None
-    assert drawing is not None
-    start, _, rest = drawing[0].partition("\n")
-    return f"{start}\n{style[0]}\n{rest}\n"
+    """Return the picture as an SVG file."""
+    return WorkflowGraph(workflow_of_the_readme()).to_svg()
 
 
 if __name__ == "__main__":

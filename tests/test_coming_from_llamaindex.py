@@ -55,6 +55,7 @@ from sluicegate import (
     WorkflowValidationError,
     catch_error,
     draw_all_possible_flows,
+    draw_all_possible_flows_mermaid,
     step,
 )
 from sluicegate.testing import WorkflowTestRunner, run_step, run_workflow, step_through
@@ -1004,14 +1005,22 @@ async def the_context_comes_by_its_annotation():
         step(pass_context=True)
 
 
+@shows("draw_all_possible_flows_mermaid")
+async def the_flowchart_is_written_and_returned():
+    chart = draw_all_possible_flows_mermaid(Echo, filename="flows.mermaid")
+
+    assert chart.startswith("flowchart TD\n")
+    assert Path("flows.mermaid").read_text() == chart
+
+
 @shows(
-    "draw_all_possible_flows_mermaid",
+    "draw_agent_workflow",
     "`notebook`, `max_label_length`",
     "get_workflow_representation",
     "CollectionReleaseEvent",
 )
 async def these_names_do_not_exist():
-    for name in ("draw_all_possible_flows_mermaid", "get_workflow_representation", "WorkflowDone"):
+    for name in ("draw_agent_workflow", "get_workflow_representation", "WorkflowDone"):
         assert not hasattr(sluicegate, name)
         assert not hasattr(sluicegate.drawing, name)
     with pytest.raises(TypeError):

@@ -13,7 +13,7 @@ import trio
 
 import sluicegate
 from sluicegate import WorkflowRuntimeError
-from sluicegate.drawing import page_of_all_possible_flows, show_all_possible_flows
+from sluicegate.drawing import WorkflowGraph
 from tests.helpers import Mine, Single, live_tasks, wait_until_idle
 
 
@@ -209,12 +209,15 @@ def test_trio_runs_inside_a_notebook(kernel):
 
 
 def test_the_picture_is_shown_inline():
-    """D2: in a frame, so that its style is not the notebook's."""
-    picture = show_all_possible_flows(Single)
-    html = picture._repr_html_()
+    """D2: in a frame, so that its style is not the notebook's; as SVG and text where that is wanted."""
+    graph = WorkflowGraph(Single)
+    bundle = graph._repr_mimebundle_(include=None, exclude=None)
+    html = bundle["text/html"]
 
     assert html.startswith('<iframe title="Single"')
-    assert picture.page == page_of_all_possible_flows(Single)
     assert "<svg" not in html
     assert "&lt;svg" in html
-    assert repr(picture) == "<Picture of Single>"
+    assert 'sandbox="allow-scripts"' in html
+    assert bundle["image/svg+xml"] == graph._repr_svg_() == graph.to_svg()
+    assert bundle["text/plain"] == graph.to_text()
+    assert repr(graph) == "<WorkflowGraph of Single: 1 step, 2 events>"

@@ -52,7 +52,11 @@ if TYPE_CHECKING:
     from sluicegate._loop.limits import RateLimiter
     from sluicegate._state.drafts import DictState, StatePathError
     from sluicegate._state.store import StateStore
-    from sluicegate.drawing import draw_all_possible_flows
+    from sluicegate.drawing import (
+        WorkflowGraph,
+        draw_all_possible_flows,
+        draw_all_possible_flows_mermaid,
+    )
 
 __all__ = [
     "Acknowledgement",
@@ -94,6 +98,7 @@ __all__ = [
     "WorkflowCancelledEvent",
     "WorkflowError",
     "WorkflowFailedEvent",
+    "WorkflowGraph",
     "WorkflowHandler",
     "WorkflowIdleEvent",
     "WorkflowRuntimeError",
@@ -105,6 +110,7 @@ __all__ = [
     "catch_error",
     "decode_event",
     "draw_all_possible_flows",
+    "draw_all_possible_flows_mermaid",
     "open_scope",
     "run",
     "step",
@@ -142,7 +148,7 @@ def _home_of(name: str) -> Any:
             from sluicegate._definition import retries as home  # noqa: PLC0415
         case "StateStore":
             from sluicegate._state import store as home  # noqa: PLC0415
-        case "draw_all_possible_flows":
+        case "WorkflowGraph" | "draw_all_possible_flows" | "draw_all_possible_flows_mermaid":
             from sluicegate import drawing as home  # noqa: PLC0415
         case "decode_event":
             from sluicegate._data import from_outside as home  # noqa: PLC0415

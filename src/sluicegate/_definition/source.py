@@ -1,4 +1,4 @@
-"""The source of a step: the waits, the events to the stream and the children that it shows.
+"""The source of a step: the waits, joins, sent and published events and children that it shows.
 
 The source is only read: nothing in it is run. Without a source nothing is found.
 """
@@ -16,7 +16,7 @@ from sluicegate._events import Event
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -62,12 +62,20 @@ class StepSource:
 
     Attributes:
         waits_for: The classes of events that it waits for with ``ctx.wait_for_event``.
+        asks: The classes of the questions that it gives to ``ctx.wait_for_event``.
         streamed: The classes of events that it writes to the stream.
+        sends_many: The classes of events that it sends several times with ``ctx.send_event``: in a
+            loop, or in more than one place.
+        collects: The classes of events that it joins with ``ctx.collect_events``, with the number
+            of each; None where the source does not show the number.
         children: The workflows that it runs with ``ctx.run_child``.
     """
 
     waits_for: tuple[type[Event], ...] = ()
+    asks: tuple[type[Event], ...] = ()
     streamed: tuple[type[Event], ...] = ()
+    sends_many: tuple[type[Event], ...] = ()
+    collects: tuple[tuple[type[Event], int | None], ...] = ()
     children: tuple[ChildCall, ...] = ()
 
 
@@ -92,21 +100,120 @@ def read_source(
     if tree is None:
         return StepSource()
     names = Names(function, tree, owner, more or {})
-    waits_for: dict[type[Event], None] = {}
-    streamed: dict[type[Event], None] = {}
+    calls = _calls(tree)
     children: dict[tuple[object, ...], ChildCall] = {}
-    for call in _calls(tree):
-        for argument in _arguments_of("wait_for_event", "event_type", call):
-            waits_for |= {k: None for k in names.classes_of(argument) if issubclass(k, Event)}
-        if call.args and _writes_to_stream(call.func):
-            for made in names.made_by(call.args[0]):
-                if made is not None and issubclass(made.kind, Event):
-                    streamed[made.kind] = None
+    for call in calls:
         for argument in _arguments_of("run_child", "workflow", call):
             for child in _children(argument, names):
                 shown = (child.text,) if child.kind is None else (child.kind, id(child.thing))
                 children.setdefault(shown, child)
-    return StepSource(tuple(waits_for), tuple(streamed), tuple(children.values()))
+    return StepSource(
+        waits_for=_events(
+            kind
+            for call in calls
+            for argument in _arguments_of("wait_for_event", "event_type", call)
+            for kind in names.classes_of(argument)
+        ),
+        asks=_events(kind for call in calls for kind in _asked(call, names)),
+        streamed=_events(
+            kind
+            for call in calls
+            if call.args and _writes_to_stream(call.func)
+            for kind in _made_in(call.args[0], names)
+        ),
+        sends_many=_sent_many_times(tree, calls, names),
+        collects=tuple(_collected(calls, names).items()),
+        children=tuple(children.values()),
+    )
+
+
+def _events(kinds: Iterable[type]) -> tuple[type[Event], ...]:
+    """Return the classes of events among ``kinds``, each once."""
+    return tuple(dict.fromkeys(kind for kind in kinds if issubclass(kind, Event)))
+
+
+def _made_in(value: ast.expr, names: Names) -> Iterator[type]:
+    return (made.kind for made in names.made_by(value) if made is not None)
+
+
+def _asked(call: ast.Call, names: Names) -> Iterator[type]:
+    """Yield the classes of the question that a call of ``ctx.wait_for_event`` publishes."""
+    if _is_method("wait_for_event", call.func):
+        for argument in _argument(call, 1, "waiter_event"):
+            yield from _made_in(argument, names)
+
+
+def _argument(call: ast.Call, place: int, keyword: str) -> Iterator[ast.expr]:
+    yield from call.args[place : place + 1]
+    yield from (word.value for word in call.keywords if word.arg == keyword)
+
+
+def _sent_many_times(tree: ast.AST, calls: list[ast.Call], names: Names) -> tuple[type[Event], ...]:
+    repeated = {call for body in _loop_bodies(tree) for call in _calls(body)}
+    times: dict[type, int] = {}
+    for call in calls:
+        if _is_method("send_event", call.func):
+            for argument in _argument(call, 0, "event"):
+                for kind in dict.fromkeys(_made_in(argument, names)):
+                    times[kind] = times.get(kind, 0) + (2 if call in repeated else 1)
+    return _events(kind for kind, count in times.items() if count > 1)
+
+
+def _loop_bodies(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield the parts of a function that run once for each turn of a loop."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.For | ast.AsyncFor | ast.While):
+            yield from node.body
+        elif isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp):
+            yield node.elt
+        elif isinstance(node, ast.DictComp):
+            yield from (node.key, node.value)
+
+
+def _collected(calls: list[ast.Call], names: Names) -> dict[type[Event], int | None]:
+    """Return the classes that ``ctx.collect_events`` joins, with the greatest number of each."""
+    found: dict[type[Event], int | None] = {}
+    for call in calls:
+        if not _is_method("collect_events", call.func):
+            continue
+        counts: dict[type[Event], int | None] = {}
+        for argument in _argument(call, 1, "expected"):
+            for item, count in _items(argument, names):
+                for kind in names.classes_of(item):
+                    if issubclass(kind, Event):
+                        before = counts.get(kind, 0)
+                        counts[kind] = None if before is None or count is None else before + count
+        for kind, count in counts.items():
+            before = found.get(kind, 0)
+            found[kind] = None if before is None or count is None else max(before, count)
+    return found
+
+
+def _items(
+    value: ast.expr, names: Names, hops: int = HOPS
+) -> Iterator[tuple[ast.expr, int | None]]:
+    """Yield the elements of a list that the source shows, with their numbers.
+
+    ``[A, B]``, ``[A] * 3``, ``[A] * len(parts)``, ``[A for _ in parts]``, sums of these, and a
+    name that one of them is assigned to.
+    """
+    match value:
+        case ast.List(elts=items) | ast.Tuple(elts=items):
+            yield from ((item, 1) for item in items)
+        case ast.BinOp(left=ast.List() | ast.Tuple() as left, op=ast.Mult(), right=times):
+            count = times.value if isinstance(times, ast.Constant) else None
+            for item in left.elts:
+                yield item, count if isinstance(count, int) else None
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            yield from _items(left, names, hops)
+            yield from _items(right, names, hops)
+        case ast.ListComp(elt=item):
+            yield item, None
+        case ast.Name(id=name) if hops:  # `kinds = kinds + [A]` would never end
+            for assigned in names.assigned(name):
+                yield from _items(assigned, names, hops - 1)
+        case _:
+            pass
 
 
 def _calls(tree: ast.AST) -> list[ast.Call]:
@@ -214,6 +321,10 @@ class Names:
             plain = class_of(thing)
             if isinstance(plain, type):
                 yield plain
+
+    def assigned(self, name: str) -> list[ast.expr]:
+        """Return the expressions that this function assigns to a name."""
+        return self._assigned.get(name, [])
 
     def assigned_to_self(self, attribute: str) -> list[ast.expr]:
         """Return the expressions that this function assigns to an attribute of ``self``."""

@@ -3,45 +3,76 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sluicegate._definition.checks import find_faults, list_faults
 from sluicegate._definition.graph import Graph, graph_of
 from sluicegate._definition.silent_ends import silent_end
 from sluicegate._events import StopEvent
-from sluicegate.cli._targets import UsageError, build, is_workflow_class, load
-from sluicegate.drawing import draw_all_possible_flows, page_of_all_possible_flows
+from sluicegate.cli._targets import UsageError, build, is_workflow_class, load, workflows_in
+from sluicegate.drawing import WorkflowGraph
 
 
 if TYPE_CHECKING:
     import argparse
 
 
+#: The forms that can be printed, by the name that ``--form`` takes.
+FORMS = {
+    "html": WorkflowGraph.to_html,
+    "svg": WorkflowGraph.to_svg,
+    "mermaid": WorkflowGraph.to_mermaid,
+    "dot": WorkflowGraph.to_dot,
+    "text": WorkflowGraph.to_text,
+    "json": WorkflowGraph.to_json,
+}
+
+
 def draw(arguments: argparse.Namespace) -> int:
-    """Write the page of a workflow, and print its path."""
+    """Write the picture of a workflow, and print its path; or print the picture itself."""
     cls, _ = _class_of(arguments.target)
+    graph = WorkflowGraph(cls)
     if arguments.output == "-":
-        sys.stdout.write(page_of_all_possible_flows(cls))
+        sys.stdout.write(FORMS[arguments.form or "html"](graph))
     else:
-        path = arguments.output or f"{cls.__name__}.html"
+        path = Path(arguments.output or f"{cls.__name__}.{_SUFFIXES[arguments.form or 'html']}")
         try:
-            print(draw_all_possible_flows(cls, path))  # noqa: T201
+            if arguments.form and arguments.output:
+                path.write_bytes(FORMS[arguments.form](graph).encode())
+            else:
+                graph.save(path)
+            print(path)  # noqa: T201
         except BrokenPipeError:
             raise
         except OSError as error:
             msg = f"cannot write {path}: {error.strerror or error}"
             raise UsageError(msg) from error
-    faults = len(find_faults(graph_of(cls)))
-    if faults:
-        told = "1 fault" if faults == 1 else f"{faults} faults"
+        except ValueError as error:
+            msg = f"{error}, or --form"
+            raise UsageError(msg) from error
+    if graph.faults:
+        count = len(graph.faults)
+        told = "1 fault" if count == 1 else f"{count} faults"
         note = f"sluicegate: {cls.__name__} has {told}; see `sluicegate check {arguments.target}`"
         print(note, file=sys.stderr)  # noqa: T201
     return 0
 
 
+_SUFFIXES = {name: {"mermaid": "mmd", "text": "txt"}.get(name, name) for name in FORMS}
+
+
 def check(arguments: argparse.Namespace) -> int:
+    """Check a workflow, or every workflow of a file or module."""
+    target: str = arguments.target
+    if ":" in target and not target.endswith(".py"):
+        return _check(*_class_of(target), arguments)
+    found = workflows_in(target)
+    return max(_check(cls, is_built, arguments) for cls, is_built in found)
+
+
+def _check(cls: Any, is_built: bool, arguments: argparse.Namespace) -> int:
     """Print "ok" and a summary, or every fault; and the steps that can end silently."""
-    cls, is_built = _class_of(arguments.target)
     graph = graph_of(cls)
     skipped = set(arguments.skip)
     # An object was checked when it was built; the checks that it skipped are skipped here too.
@@ -50,7 +81,7 @@ def check(arguments: argparse.Namespace) -> int:
     if faults:
         print(list_faults(graph, [fault.text for fault in faults]))  # noqa: T201
     else:
-        print(f"ok: {_summary(graph)}")  # noqa: T201
+        print(f"ok: {_summary(cls, graph)}")  # noqa: T201
         for fault in found:
             print(f"  switched off: {fault.check}: {fault.text}")  # noqa: T201
     silent = [text for text in map(silent_end, graph.steps) if text]
@@ -67,12 +98,10 @@ def _class_of(target: str) -> tuple[Any, bool]:
     return type(build(target, found)), True
 
 
-def _summary(graph: Graph) -> str:
+def _summary(cls: Any, graph: Graph) -> str:
     made = {kind for step in graph.steps for kind in (*step.returns, *step.fans_out)}
-    taken = {kind for step in graph.steps for kind in step.accepts}
     stops = sorted(kind.__name__ for kind in made if issubclass(kind, StopEvent))
-    steps = "1 step" if len(graph.steps) == 1 else f"{len(graph.steps)} steps"
     return (
-        f"{graph.name}, {steps}, {len(made | taken)} events, "
+        f"{graph.name}, {WorkflowGraph(cls).summary()}, "
         f"begins with {graph.start_event.__name__}, ends with {' or '.join(stops)}"
     )

@@ -51,19 +51,28 @@ exit codes:
 """
 
 _DRAW = f"""\
-Write a page that shows all possible flows of a workflow. It needs no network and no JavaScript.
+Draw all possible flows of a workflow. The form follows the suffix of the file:
+
+  .html           a page with zoom and search, which needs no network; the default
+  .svg            a picture
+  .mmd, .mermaid  a flowchart for Mermaid, which GitHub draws
+  .dot, .gv       a graph for Graphviz
+  .txt            text for a terminal
+  .json           nodes and edges for other programs
+
 A workflow with faults is drawn as far as possible.
 
 {_TARGET}
 
 example:
-  sluicegate draw examples/streaming.py:Essay -o essay.html
+  sluicegate draw examples/streaming.py:Essay -o essay.svg
 """
 
 _CHECK = f"""\
 Check that the steps and events of a workflow fit together. Prints "ok" and a summary, or every
 fault with its fix; the exit code is 1 if there are faults. A note names each step that can return
-None although its signature does not declare it.
+None although its signature does not declare it. A file or module without a name is checked whole:
+every workflow that it defines.
 
 {_TARGET}
 
@@ -103,9 +112,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_run(_command(commands, "run", "run a workflow and print its events", _RUN))
-    draw = _command(commands, "draw", "write a page with all possible flows", _DRAW)
+    draw = _command(commands, "draw", "draw all possible flows", _DRAW)
     draw.add_argument(
         "-o", "--output", metavar="FILE", help='default: NAME.html; "-" is standard output'
+    )
+    draw.add_argument(
+        "--form",
+        choices=("html", "svg", "mermaid", "dot", "text", "json"),
+        help="the form, whatever the suffix; default for standard output: html",
     )
     check = _command(commands, "check", "check that steps and events fit together", _CHECK)
     check.add_argument(

@@ -9,8 +9,9 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
+from sluicegate._definition.graph import graph_of
 from sluicegate._errors import WorkflowValidationError
 from sluicegate._workflow import Workflow
 
@@ -35,9 +36,7 @@ def load(target: str) -> Any:
     """
     place, colon, name = target.rpartition(":")
     if not (colon and place and name):
-        msg = (
-            f"the target {target!r} does not name a workflow; expected module:Name or file.py:Name"
-        )
+        msg = f"the target {target!r} does not name a workflow; expected {_named(target)}"
         raise UsageError(msg)
     found: Any = _import(place)
     module = found
@@ -48,6 +47,40 @@ def load(target: str) -> Any:
             msg = f"{place} has no {name!r}; expected {_candidates(module)}"
             raise UsageError(msg) from None
     return found
+
+
+def _named(target: str) -> str:
+    """Return the targets that may be meant by a file without a name."""
+    place = target.rstrip(":")
+    if place.endswith(".py") and Path(place).is_file():
+        names = _names_in(_import(place))
+        if names:
+            return f"one of its workflows: {', '.join(f'{place}:{name}' for name in names)}"
+    return "module:Name or file.py:Name"
+
+
+def workflows_in(place: str) -> list[tuple[type[AnyWorkflow], bool]]:
+    """Return the workflow classes of a file or module, and whether an object of them was built.
+
+    They are the classes that it defines, in their order, and those of objects that it builds. What
+    it imports from elsewhere is left out.
+
+    Raises:
+        UsageError: It cannot be imported, or defines no workflow.
+    """
+    module = _import(place)
+    found: dict[type[AnyWorkflow], bool] = {}
+    for value in vars(module).values():
+        if is_workflow_class(value) and value.__module__ == module.__name__:
+            # A class without steps that others are derived from is no workflow of its own.
+            if graph_of(value).steps or not value.__subclasses__():
+                found.setdefault(value, False)
+        elif isinstance(value, Workflow):
+            found[type(value)] = True
+    if not found:
+        msg = f"{place} defines no workflow; expected a class derived from Workflow in it"
+        raise UsageError(msg)
+    return list(found.items())
 
 
 def _import(place: str) -> ModuleType:
@@ -108,17 +141,20 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _candidates(module: ModuleType) -> str:
-    names = [
+def _names_in(module: ModuleType) -> list[str]:
+    return [
         name
         for name, value in vars(module).items()
-        if isinstance(value, Workflow)
-        or (isinstance(value, type) and issubclass(value, Workflow) and value is not Workflow)
+        if isinstance(value, Workflow) or (is_workflow_class(value) and value is not Workflow)
     ]
+
+
+def _candidates(module: ModuleType) -> str:
+    names = _names_in(module)
     return f"one of its workflows: {', '.join(names)}" if names else "the name of a workflow"
 
 
-def is_workflow_class(found: object) -> bool:
+def is_workflow_class(found: object) -> TypeGuard[type[AnyWorkflow]]:
     """Whether a target is a workflow class."""
     return isinstance(found, type) and issubclass(found, Workflow)
 

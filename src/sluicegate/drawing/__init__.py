@@ -1,14 +1,12 @@
-"""Drawing: a page that shows all possible flows of a workflow, without network or JavaScript."""
+"""Drawing: the graph of a workflow as a page, a picture or text, without network."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any
 
 from sluicegate.drawing._execution import Execution, Passage, StepCounts
-from sluicegate.drawing._flow import flow_of
-from sluicegate.drawing._page import page_of
-from sluicegate.drawing._svg import xml_text
+from sluicegate.drawing._graph import WorkflowGraph
 
 
 if TYPE_CHECKING:
@@ -20,11 +18,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Execution",
     "Passage",
-    "Picture",
     "StepCounts",
+    "WorkflowGraph",
     "draw_all_possible_flows",
-    "page_of_all_possible_flows",
-    "show_all_possible_flows",
+    "draw_all_possible_flows_mermaid",
 ]
 
 
@@ -34,8 +31,9 @@ def draw_all_possible_flows(
 ) -> Path:
     """Write a page that shows every flow that the signatures of a workflow's steps allow.
 
-    The page is one file: an SVG picture in HTML that opens offline, prints, and follows the
-    reader's light or dark mode. The same workflow gives the same bytes. A workflow with faults
+    It is that of :meth:`WorkflowGraph.to_html`, whatever the suffix of ``filename``;
+    :meth:`WorkflowGraph.save` writes other forms. The page is one file: an SVG picture in HTML that
+    opens offline, prints, and follows the reader's light or dark mode. The same workflow gives the same bytes. A workflow with faults
     is drawn as far as its steps can be read, and the faults are listed below the picture.
 
     Steps are boxes and events are arrows; a dashed arrow leads from a step to the handler of its
@@ -66,54 +64,27 @@ def draw_all_possible_flows(
         TypeError: ``workflow`` is neither a workflow nor a workflow class.
         OSError: The file cannot be written.
     """
-    page = page_of_all_possible_flows(workflow)
     path = Path(filename)
-    path.write_bytes(page.encode())
+    path.write_bytes(WorkflowGraph(workflow).to_html().encode())
     return path
 
 
-def page_of_all_possible_flows(workflow: type[Workflow[Any]] | Workflow[Any]) -> str:
-    """Return the page that :func:`draw_all_possible_flows` writes, as text.
+def draw_all_possible_flows_mermaid(
+    workflow: type[Workflow[Any]] | Workflow[Any],
+    filename: str | os.PathLike[str] = "workflow_all_flows.mermaid",
+) -> str:
+    """Write the flowchart of :meth:`WorkflowGraph.to_mermaid` into a file, and return it.
+
+    The name and the arguments are those of LlamaIndex Workflows. Blocks while it writes the file.
+
+    Args:
+        workflow: The class, or an object of it; it is neither built nor run.
+        filename: The path of the file; an existing file is replaced.
 
     Raises:
         TypeError: ``workflow`` is neither a workflow nor a workflow class.
+        OSError: The file cannot be written.
     """
-    return page_of(flow_of(workflow))
-
-
-@final
-class Picture:
-    """A page that a notebook shows below its cell.
-
-    Attributes:
-        page: The page, as text.
-    """
-
-    __slots__ = ("_name", "page")
-
-    def __init__(self, name: str, page: str) -> None:
-        self._name = name
-        self.page: str = page
-
-    def _repr_html_(self) -> str:
-        """Return the page in a frame, which keeps its style apart from the notebook's."""
-        return (
-            f'<iframe title="{xml_text(self._name)}" srcdoc="{xml_text(self.page)}" sandbox '
-            'style="width: 100%; height: 30em; border: 0; resize: vertical; overflow: auto">'
-            "</iframe>"
-        )
-
-    def __repr__(self) -> str:
-        return f"<Picture of {self._name}>"
-
-
-def show_all_possible_flows(workflow: type[Workflow[Any]] | Workflow[Any]) -> Picture:
-    """Return the page of :func:`draw_all_possible_flows` for a notebook, which shows it inline.
-
-    As the last line of a cell, ``show_all_possible_flows(Writer)`` shows the picture below it.
-
-    Raises:
-        TypeError: ``workflow`` is neither a workflow nor a workflow class.
-    """
-    flow = flow_of(workflow)
-    return Picture(flow.name, page_of(flow))
+    chart = WorkflowGraph(workflow).to_mermaid()
+    Path(filename).write_bytes(chart.encode())
+    return chart

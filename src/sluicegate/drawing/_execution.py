@@ -5,6 +5,18 @@ from __future__ import annotations
 import attrs
 
 
+def shown_seconds(seconds: float) -> str:
+    """Return a time for reading: ``"1.5 s"``, ``"3 ms"``, ``"2 min 5 s"``."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms" if seconds >= 0.0095 else f"{seconds * 1000:.1f} ms"
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 120:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
 @attrs.frozen
 class StepCounts:
     """What the invocations of one step came to.
@@ -27,6 +39,25 @@ class StepCounts:
     cancelled: int = 0
     retried: int = 0
     seconds: float = 0.0
+
+    @property
+    def running(self) -> int:
+        """The invocations that have not ended."""
+        return max(self.started - self.completed - self.failed - self.cancelled, 0)
+
+    def summary(self) -> str:
+        """Return the counts that are not 0, and the time: ``"3 completed, 1 failed, 1.5 s"``."""
+        if not self.started:
+            return "never ran"
+        counts = {
+            "completed": self.completed,
+            "failed": self.failed,
+            "cancelled": self.cancelled,
+            "running": self.running,
+            "retried": self.retried,
+        }
+        told = [f"{count:,} {name}" for name, count in counts.items() if count]
+        return ", ".join([*told, shown_seconds(self.seconds)])
 
 
 @attrs.frozen
@@ -81,7 +112,7 @@ class Execution:
             declare is drawn as an arrow that was observed only.
         published: The events that steps wrote to the stream, without questions. The targets are
             not read.
-        outcome: ``"completed"``, ``"failed"``, ``"timed out"``, ``"cancelled"`` or ``"running"``;
+        outcome: ``"completed"``, ``"failed"``, ``"timed_out"``, ``"cancelled"`` or ``"running"``;
             empty for several runs together.
         seconds: How long the run took, by the event loop's clock; None if that is not known.
         run_id: The identifier of the run; empty for several runs together.
@@ -98,3 +129,10 @@ class Execution:
     seconds: float | None = None
     run_id: str = ""
     children: tuple[Execution, ...] = ()
+
+    def summary(self) -> str:
+        """Return how the run ended and how long it took: ``"run 3f2a failed after 1.8 s"``."""
+        words = [f"run {self.run_id}" if self.run_id else "", self.outcome.replace("_", " ")]
+        if self.seconds is not None:
+            words.append(f"after {shown_seconds(self.seconds)}")
+        return " ".join(word for word in words if word)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from sluicegate._definition.steps import Step
+    from sluicegate.drawing._execution import Execution, StepCounts
 
 
 #: A handler of more steps than this gets one arrow with their names.
@@ -69,23 +70,36 @@ class Node:
     """Something that arrows start from or lead to.
 
     Attributes:
-        kind: ``"step"``, ``"start"``, ``"stop"``, ``"person"``, ``"failures"`` (of many steps) or
-            ``"gap"`` (a missing step).
-        join: ``"all"`` for a step that takes a list, ``"each"`` for one that takes one of each.
+        kind: ``"step"``, ``"start"``, ``"stop"``, ``"person"``, ``"outside"`` (the program around
+            the run), ``"failures"`` (of many steps) or ``"gap"`` (a missing step).
+        join: ``"all"`` for a step that takes a list, ``"each"`` for one that takes one of each,
+            ``"collect"`` for one that calls ``ctx.collect_events``.
         handles_failures: Whether it is a step that handles the failures of others.
         marks: The marks below the name of a step.
         notes: The events that the step writes to the stream.
         children: The workflows that the step runs.
+        counts: What its invocations came to in the execution that is shown; None without one.
     """
 
     kind: str
     name: str = ""
     title: str = ""
+    summary: str = ""
     join: str = ""
     handles_failures: bool = False
     marks: tuple[Mark, ...] = ()
     notes: tuple[Label, ...] = ()
     children: tuple[Child, ...] = ()
+    counts: StepCounts | None = None
+
+    @property
+    def look(self) -> str:
+        """How the execution left it: ``"failed"``, ``"cancelled"``, ``"never"`` ran, or nothing."""
+        if self.counts is None:
+            return ""
+        if not self.counts.started:
+            return "never"
+        return "failed" if self.counts.failed else "cancelled" if self.counts.cancelled else ""
 
 
 @attrs.frozen
@@ -97,19 +111,110 @@ class Edge:
         target: The number of the node that it reaches.
         kind: ``"event"``, ``"human"`` (a question or an answer), ``"fails"`` (to the handler of
             a failure) or ``"gap"`` (its source or target is missing).
-        fans_out: Whether it is for a list of events.
+        is_undeclared: Whether it was observed in an execution, and no step declares it.
     """
 
     source: int
     target: int
     kind: str
     labels: tuple[Label, ...]
-    fans_out: bool
+    is_undeclared: bool = False
+
+    @property
+    def fans_out(self) -> bool:
+        """Whether it is for several events: a list, or one after another."""
+        return any(label.is_many for label in self.labels)
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether an execution is shown in which no event passed."""
+        return _is_unused(self.labels)
+
+
+def _is_unused(labels: tuple[Label, ...]) -> bool:
+    counts = [label.count for label in labels if label.count is not None]
+    return bool(counts) and not any(counts)
+
+
+@attrs.frozen
+class Arrow:
+    """The edges of one source and the same events, which share a label and fork below it.
+
+    Attributes:
+        targets: The numbers of the nodes that it reaches.
+    """
+
+    source: int
+    targets: tuple[int, ...]
+    kind: str
+    labels: tuple[Label, ...]
+    is_undeclared: bool = False
+
+    @property
+    def fans_out(self) -> bool:
+        """Whether it is for several events: a list, or one after another."""
+        return any(label.is_many for label in self.labels)
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether an execution is shown in which no event passed."""
+        return _is_unused(self.labels)
+
+
+def arrows_by_event(flow: Flow) -> list[Arrow]:
+    """Return the arrows of a flow, so that each event of a step is named once.
+
+    The exceptions are arrows that look different, and a loop at a step, which forks with no other.
+    """
+    targets: dict[tuple[int, str, bool, bool, int | None, Label], list[int]] = {}
+    for edge in flow.edges:
+        loop = edge.target if edge.source == edge.target else None
+        for label in edge.labels:
+            is_unused = edge.is_unused or label.count == 0
+            key = (edge.source, edge.kind, edge.is_undeclared, is_unused, loop, label)
+            targets.setdefault(key, []).append(edge.target)
+    labels: dict[tuple[int, str, bool, bool, tuple[int, ...]], list[Label]] = {}
+    for (source, kind, is_undeclared, is_unused, _, label), reached in targets.items():
+        together = (source, kind, is_undeclared, is_unused, tuple(dict.fromkeys(reached)))
+        labels.setdefault(together, []).append(label)
+    return [
+        Arrow(source, reached, kind, tuple(dict.fromkeys(shared)), is_undeclared=is_undeclared)
+        for (source, kind, is_undeclared, _, reached), shared in labels.items()
+    ]
+
+
+def in_reading_order(flow: Flow) -> list[int]:
+    """Return the numbers of the nodes as a reader meets them, who begins at the start."""
+    leaving: list[list[int]] = [[] for _ in flow.nodes]
+    for edge in flow.edges:
+        leaving[edge.source].append(edge.target)
+    seen: dict[int, None] = {}
+    for root in range(len(flow.nodes)):
+        if root in seen:
+            continue
+        seen[root] = None
+        todo = [root]
+        for number in todo:
+            for target in leaving[number]:
+                if target not in seen:
+                    seen[target] = None
+                    todo.append(target)
+    return list(seen)
 
 
 @attrs.frozen
 class Flow:
-    """All flows of a workflow. The first node is the start."""
+    """All flows of a workflow. The first node is the start.
+
+    Attributes:
+        name: The name of the workflow class.
+        summary: The first line of its docstring.
+        state: The name of the class of its state, or nothing.
+        events: The events that its steps take, make, wait for and ask.
+        published: Those that they only write to the stream.
+        faults: What :class:`WorkflowValidationError` would list.
+        execution: The execution that is shown, if there is one.
+    """
 
     name: str
     summary: str
@@ -117,7 +222,19 @@ class Flow:
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
     events: tuple[Label, ...]
+    published: tuple[Label, ...]
     faults: tuple[str, ...]
+    execution: Execution | None = None
+
+    @property
+    def steps(self) -> tuple[Node, ...]:
+        """The steps, in the order of their definition."""
+        return tuple(node for node in self.nodes if node.kind == "step")
+
+    def counts(self) -> str:
+        """Return the numbers of steps and events, as the page and the command line tell them."""
+        told = f"{counted(len(self.steps), 'step')}, {counted(len(self.events), 'event')}"
+        return f"{told} and {len(self.published)} published" if self.published else told
 
     def walk(self) -> Iterator[Flow]:
         """Yield this flow and those of the children drawn in it, the outermost first."""
@@ -126,6 +243,11 @@ class Flow:
             for child in node.children:
                 if child.flow is not None:
                     yield from child.flow.walk()
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def flow_of(workflow: object) -> Flow:
@@ -181,8 +303,10 @@ class _FlowBuilder:
         self._graph = graph
         self._drawn = drawn
         self._nodes: list[Node] = [Node("start")]
-        self._edges: dict[tuple[int, int, str], list[tuple[Label, bool]]] = {}
+        self._edges: dict[tuple[int, int, str], list[Label]] = {}
         self._events: dict[type[Event], None] = {}
+        #: The person of the whole workflow, and those of the steps that wait for an answer.
+        self._people: dict[int | None, int] = {}
         self._first_step = len(self._nodes)
         self._sources = [self._read(step) for step in graph.steps]
         number = drawn.find(cls, thing)
@@ -191,7 +315,6 @@ class _FlowBuilder:
         for step, source in zip(graph.steps, self._sources, strict=True):
             self._nodes.append(self._step_node(step, source))
         drawn.open.pop()
-        self._person: int | None = None
         self._stop: int | None = None
 
     def finish(self) -> Flow:
@@ -201,17 +324,13 @@ class _FlowBuilder:
             self._add_inputs(step)
         for step, source in zip(graph.steps, self._sources, strict=True):
             self._add_outputs(step, source)
-            for kind in source.streamed:
-                self._events.setdefault(kind)
+            self._add_waits(step, source)
         self._add_failures()
+        for step in graph.steps:  # a step can take a base class of what others make
+            self._events |= dict.fromkeys((*step.accepts, *graph.awaited[step.index]))
+        published = dict.fromkeys(kind for source in self._sources for kind in source.streamed)
         edges = tuple(
-            Edge(
-                source,
-                target,
-                kind,
-                tuple(dict.fromkeys(label for label, _ in labels)),
-                any(many for _, many in labels),
-            )
+            Edge(source, target, kind, tuple(dict.fromkeys(labels)))
             for (source, target, kind), labels in self._edges.items()
         )
         return Flow(
@@ -221,6 +340,7 @@ class _FlowBuilder:
             nodes=tuple(self._nodes),
             edges=edges,
             events=tuple(label_of(kind) for kind in self._events),
+            published=tuple(label_of(kind) for kind in published if kind not in self._events),
             faults=tuple(fault.text for fault in find_faults(graph)),
         )
 
@@ -238,9 +358,12 @@ class _FlowBuilder:
             "step",
             name=step.name,
             title=describe(step),
-            join={"list": "all", "slot": "each"}.get(step.takes, ""),
+            summary=first_line(step.source.__doc__),
+            join={"list": "all", "slot": "each"}.get(
+                step.takes, "collect" if source.collects else ""
+            ),
             handles_failures=step.options.catches is not None,
-            marks=marks_of(step, self._graph.state_type),
+            marks=marks_of(step, source, self._graph.state_type),
             notes=tuple(label_of(kind) for kind in told),
             children=tuple(self._children(step, source)),
         )
@@ -272,13 +395,15 @@ class _FlowBuilder:
         self._nodes.append(node)
         return len(self._nodes) - 1
 
-    def _person_node(self) -> int:
-        if self._person is None:
+    def _person_node(self, step: Step | None = None) -> int:
+        """Return the person, or for a step that waits for an answer itself, its own one."""
+        key = None if step is None else step.index
+        if key not in self._people:
             title = (
                 "A person outside: reads questions on the stream, answers with handler.send_event()"
             )
-            self._person = self._add_node(Node("person", name="a person", title=title))
-        return self._person
+            self._people[key] = self._add_node(Node("person", name="a person", title=title))
+        return self._people[key]
 
     def _stop_node(self) -> int:
         if self._stop is None:
@@ -288,11 +413,18 @@ class _FlowBuilder:
     # -- arrows ----------------------------------------------------------------------------
 
     def _connect(
-        self, source: int, target: int, look: str, kind: type[Event], *, many: bool = False
+        self,
+        source: int,
+        target: int,
+        look: str,
+        kind: type[Event],
+        *,
+        many: bool = False,
+        is_repeated: bool = False,
     ) -> None:
         self._events.setdefault(kind)
         shared = self._edges.setdefault((source, target, look), [])
-        shared.append((label_of(kind, many=many), many))
+        shared.append(label_of(kind, many=many, is_repeated=is_repeated))
 
     def _add_inputs(self, step: Step) -> None:
         """Add the arrows that do not start from a step."""
@@ -309,31 +441,76 @@ class _FlowBuilder:
                 self._connect(gap, at, "gap", kind)
 
     def _add_outputs(self, step: Step, source: StepSource) -> None:
-        at = self._first_step + step.index
         for kind in step.returns:
-            self._add_output(at, kind, many=False)
+            is_repeated = any(issubclass(sent, kind) for sent in source.sends_many)
+            self._add_output(step, source, kind, is_repeated=is_repeated)
         for kind in step.fans_out:
-            self._add_output(at, kind, many=True)
+            self._add_output(step, source, kind, many=True)
         for kind in source.streamed:
             if issubclass(kind, InputRequiredEvent):
-                self._connect(at, self._person_node(), "human", kind)
+                self._connect(self._at(step), self._person_for(step, source), "human", kind)
 
-    def _add_output(self, at: int, kind: type[Event], *, many: bool) -> None:
+    def _at(self, step: Step) -> int:
+        return self._first_step + step.index
+
+    def _person_for(self, step: Step, source: StepSource) -> int:
+        return self._person_node(step if self._waits_for_person(step, source) else None)
+
+    def _waits_for_person(self, step: Step, source: StepSource) -> bool:
+        kinds = self._graph.awaited[step.index]
+        return bool(source.asks) or any(issubclass(kind, HumanResponseEvent) for kind in kinds)
+
+    def _add_output(
+        self,
+        step: Step,
+        source: StepSource,
+        kind: type[Event],
+        *,
+        many: bool = False,
+        is_repeated: bool = False,
+    ) -> None:
+        at, graph = self._at(step), self._graph
+        look = "event"
         if issubclass(kind, StopEvent):
-            self._connect(at, self._stop_node(), "event", kind, many=many)
-            return
-        targets = self._graph.reached_by(kind)
+            targets = [self._stop_node()]
+        else:
+            targets = [self._first_step + target for target in graph.reached_by(kind)]
+            if not targets and not issubclass(kind, InputRequiredEvent):
+                targets = self._waiting_for(kind)
+            if not targets and not issubclass(kind, InputRequiredEvent):
+                look = "gap"
+                gap = Node("gap", title=f"No step takes {kind.__name__}")
+                targets = [self._add_node(gap)]
         if issubclass(kind, InputRequiredEvent):
-            self._connect(at, self._person_node(), "human", kind, many=many)
-        elif not targets and self._graph.is_awaited(kind):
-            for target, kinds in enumerate(self._graph.awaited):
-                if any(issubclass(kind, k) or issubclass(k, kind) for k in kinds):
-                    self._connect(at, self._first_step + target, "event", kind, many=many)
-        elif not targets:
-            gap = self._add_node(Node("gap", title=f"No step takes {kind.__name__}"))
-            self._connect(at, gap, "gap", kind, many=many)
+            person = self._person_for(step, source)
+            self._connect(at, person, "human", kind, many=many, is_repeated=is_repeated)
         for target in targets:
-            self._connect(at, self._first_step + target, "event", kind, many=many)
+            self._connect(at, target, look, kind, many=many, is_repeated=is_repeated)
+
+    def _waiting_for(self, kind: type[Event]) -> list[int]:
+        """Return the steps that wait for an event declared as ``kind``, or of a subclass."""
+        if not self._graph.is_awaited(kind):
+            return []
+        return [
+            self._first_step + index
+            for index, kinds in enumerate(self._graph.awaited)
+            if any(issubclass(kind, k) or issubclass(k, kind) for k in kinds)
+        ]
+
+    def _add_waits(self, step: Step, source: StepSource) -> None:
+        """Add the arrows of a step that waits for events from outside, and asks for them."""
+        at = self._at(step)
+        for kind in source.asks:
+            self._connect(at, self._person_node(step), "human", kind)
+        for kind in dict.fromkeys(self._graph.awaited[step.index]):
+            if not self._graph.is_answerable(kind):
+                continue
+            if source.asks or issubclass(kind, HumanResponseEvent):
+                self._connect(self._person_node(step), at, "human", kind)
+            else:
+                title = f"The program around the run: handler.send_event({kind.__name__}(...))"
+                outside = self._add_node(Node("outside", name="outside", title=title))
+                self._connect(outside, at, "event", kind)
 
     def _add_failures(self) -> None:
         """Add the arrows to the handlers of failures: one from each step, or one for many."""
@@ -355,13 +532,13 @@ class _FlowBuilder:
                 names = [step.name for step in covered]
                 title = f"{handler.name} gets the failures of {', '.join(names)}"
                 node = self._add_node(Node("failures", title=title))
-                lines = [(Label(line, title), False) for line in _lines_of(names)]
-                self._edges[node, at, "fails"] = [(Label("fails:", title), False), *lines]
+                lines = [Label(line, about=title) for line in ("fails:", *_lines_of(names))]
+                self._edges[node, at, "fails"] = lines
             else:
                 for step in covered:
                     title = f"When {step.name} finally fails, {handler.name} gets a StepFailedEvent"
                     key = (self._first_step + step.index, at, "fails")
-                    self._edges[key] = [(Label("fails", title), False)]
+                    self._edges[key] = [Label("fails", about=title)]
 
 
 def _lines_of(names: list[str]) -> list[str]:

@@ -8,41 +8,72 @@ from typing import TYPE_CHECKING, Any, get_origin
 
 import attrs
 
+from sluicegate._definition.steps import StepOptions
 from sluicegate._events import is_open
 from sluicegate._loop.limits import RateLimiter
+from sluicegate.drawing._execution import shown_seconds
 
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sluicegate._definition.source import StepSource
     from sluicegate._definition.steps import Step
     from sluicegate._events import Event
+    from sluicegate.drawing._execution import StepCounts
+
+
+#: A join that names more than this says only how many classes it joins.
+LONGEST_JOIN = 34
 
 
 @attrs.frozen
 class Label:
-    """The name of an event, as shown at an arrow or on a note."""
+    """The name of an event, as shown at an arrow or on a note.
+
+    Attributes:
+        text: The name, or ``list[Name]``.
+        fields: Its fields with their types: ``"text: str"``.
+        kind: Its class; None for text that is no event's name.
+        about: The tooltip of text that is no event's name.
+        is_many: Whether it stands for several events: a list, or one after another.
+        count: How many such events passed in the execution that is shown; None without one.
+    """
 
     text: str
-    #: The tooltip: the fields.
-    title: str
+    fields: tuple[str, ...] = ()
+    kind: type[Event] | None = attrs.field(default=None, eq=False, repr=False)
+    about: str = ""
+    is_many: bool = False
+    count: int | None = None
+
+    @property
+    def title(self) -> str:
+        """The tooltip: the name and the fields."""
+        if self.about:
+            return self.about
+        seen = "" if self.count is None else f" ({self.count} in this run)"
+        return "\n".join((f"{self.text}{seen}", *(f"  {field}" for field in self.fields)))
+
+    @property
+    def shown(self) -> str:
+        """The text with the count, if there is one."""
+        return self.text if self.count is None else f"{self.text} {self.count:,}"
 
 
-def label_of(kind: type[Event], *, many: bool = False) -> Label:
-    """Return the label of an event class; ``many`` makes it that of a list."""
+def label_of(kind: type[Event], *, many: bool = False, is_repeated: bool = False) -> Label:
+    """Return the label of an event class, or that of a list, or of events sent repeatedly."""
     name = f"list[{kind.__name__}]" if many else kind.__name__
-    return Label(name, "\n".join((name, *_fields(kind))))
+    return Label(name, tuple(_fields(kind)), kind, is_many=many or is_repeated)
 
 
-def _fields(kind: type[Event]) -> list[str]:
-    lines: list[str] = []
+def _fields(kind: type[Event]) -> Iterator[str]:
     for field in attrs.fields(kind):
         kind_of_value = "" if field.type is None else f": {_type_name(field.type)}"
         default = "" if field.default is attrs.NOTHING else " = ..."
-        lines.append(f"  {field.alias}{kind_of_value}{default}")
+        yield f"{field.alias}{kind_of_value}{default}"
     if is_open(kind):
-        lines.append("  any field")
-    return lines
+        yield "any field"
 
 
 def _type_name(hint: Any) -> str:
@@ -97,11 +128,20 @@ class Mark:
     title: str
 
 
-def marks_of(step: Step, state_type: type | None) -> tuple[Mark, ...]:
-    """Return the marks of a step of a workflow with the given state, in reading order."""
+#: What holds for a step unless its decorator says otherwise.
+_DEFAULT_WORKERS = StepOptions().num_workers
+_HANDLER_WORKERS = 1
+
+
+def marks_of(step: Step, source: StepSource, state_type: type | None) -> tuple[Mark, ...]:
+    """Return the marks of a step of a workflow with the given state, in reading order.
+
+    An option that has its default has no mark.
+    """
     return (
         *_times(step),
         *_join(step),
+        *_collects(source),
         *_place(step),
         *_limits(step),
         *_needs(step),
@@ -111,8 +151,10 @@ def marks_of(step: Step, state_type: type | None) -> tuple[Mark, ...]:
 
 def _times(step: Step) -> Iterator[Mark]:
     options = step.options
-    many = f"At most {step.num_workers} at a time (num_workers)"
-    yield Mark("workers", f"×{step.num_workers}", many)  # noqa: RUF001 - a times sign
+    default = _DEFAULT_WORKERS if options.catches is None else _HANDLER_WORKERS
+    if step.num_workers != default:
+        many = f"At most {step.num_workers} at a time (num_workers)"
+        yield Mark("workers", f"×{step.num_workers}", many)  # noqa: RUF001 - a times sign
     if step.timeout is not None:
         text = f"{step.timeout:g} s"
         yield Mark("timeout", text, f"Each invocation may take {text} (timeout)")
@@ -135,6 +177,20 @@ def _join(step: Step) -> Iterator[Mark]:
         yield Mark("join", "joins all", "Runs once, with all events of a fan-out")
     elif step.takes == "slot":
         yield Mark("join", "one of each", "Runs when one event of each class is there")
+
+
+def _collects(source: StepSource) -> Iterator[Mark]:
+    if not source.collects:
+        return
+    parts = [
+        kind.__name__ if count == 1 else f"{'n' if count is None else count} {kind.__name__}"
+        for kind, count in source.collects
+    ]
+    text = f"collects {' + '.join(parts)}"
+    if len(text) > LONGEST_JOIN:
+        text = f"collects {len(parts)} classes"
+    title = f"Continues with a complete set: {', '.join(parts)} (ctx.collect_events)"
+    yield Mark("join", text, title)
 
 
 def _place(step: Step) -> Iterator[Mark]:
@@ -172,3 +228,20 @@ def _state(state: Any, state_type: type | None) -> Iterator[Mark]:
     plain = get_origin(state) or state
     # The picture names the workflow's own state once; only a different one is named here.
     yield Mark("state", "" if plain is state_type else name, f"Uses the state {_type_name(state)}")
+
+
+def marks_of_counts(counts: StepCounts) -> tuple[Mark, ...]:
+    """Return the marks of what a step's invocations came to in an execution."""
+    if not counts.started:
+        return (Mark("never", "never ran", "No invocation of this step started"),)
+    told = {
+        "completed": (counts.completed, "Invocations that returned"),
+        "failed": (counts.failed, "Invocations that raised, after their last attempt"),
+        "cancelled": (counts.cancelled, "Invocations that were cancelled"),
+        "running": (counts.running, "Invocations that have not ended"),
+    }
+    marks = [Mark(kind, f"{count:,}", title) for kind, (count, title) in told.items() if count]
+    if counts.retried:
+        marks.append(Mark("retried", f"{counts.retried:,} retried", "Attempts after the first"))
+    spent = shown_seconds(counts.seconds)
+    return (*marks, Mark("spent", spent, f"{spent} from start to end, over all invocations"))

@@ -1,15 +1,18 @@
 """Layers: the row of each box, and the order within each row.
 
 This is the first half of Sugiyama's layered drawing. Links that close a circle are reversed. The
-row of a box is the length of the longest path to it. A link that spans several rows gets a cell in
-each row between. Sweeps by barycentre order the cells so that few links cross. Boxes are in even
-rows; odd rows are for the labels of the links, so that no label can lie on a box.
+row of a box is the length of the longest path to it; a row that would be too wide passes boxes on to
+the next one. A link that spans several rows gets a cell in each row between; links of one group
+share the cell with their label. Sweeps by barycentre order the cells so that few links cross. Boxes
+are in even rows; odd rows are for the labels of the links, so that no label can lie on a box.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right, insort
+from collections import Counter
 from itertools import pairwise
+from math import inf
 from typing import TYPE_CHECKING
 
 import attrs
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 
 
 SWEEPS = 12
+#: What a box takes in its row beside its width, for the choice of its row.
+BESIDE = 40.0
 
 
 @attrs.define
@@ -55,33 +60,64 @@ class Layers:
     turned: frozenset[int]
 
 
-def arrange(count: int, links: Sequence[tuple[int, int]]) -> Layers:
+def arrange(
+    count: int,
+    links: Sequence[tuple[int, int]],
+    groups: Sequence[int] = (),
+    widths: Sequence[float] = (),
+    most: float = inf,
+) -> Layers:
     """Put ``count`` boxes and the links between them into rows. Reading begins at box 0.
 
     No link leads from a box to itself.
+
+    Args:
+        count: The number of boxes.
+        links: The source and the target of each link.
+        groups: For each link the number of its group; the links of a group have the same source.
+        widths: For each box its width.
+        most: The greatest width of the boxes of a row together.
     """
     turned = _back_links(count, links)
     down = [(b, a) if i in turned else (a, b) for i, (a, b) in enumerate(links)]
     ranks = _ranks(count, down)
+    passed_on = _pass_on(ranks, down, widths, most) if widths else frozenset[int]()
     cells = [Cell(2 * rank, box=box) for box, rank in enumerate(ranks)]
     paths: list[list[int]] = []
+    shared: dict[tuple[int, bool], int] = {}
+    sizes = Counter(groups)
     for link, (top, bottom) in enumerate(down):
         first, last = 2 * ranks[top] + 1, 2 * ranks[bottom] - 1
-        # The label is near the step that makes the event, which for a turned link is below.
-        at = last if link in turned else first
+        # The label is near the step that makes the event, which for a turned link is below. The
+        # labels of a row that is too wide would be as wide, so they are near the targets.
+        is_alone = not groups or sizes[groups[link]] == 1
+        at = last if link in turned or (is_alone and bottom in passed_on) else first
         path = [top]
         for row in range(first, last + 1):
-            path.append(len(cells))
-            cells.append(Cell(row, link=link, has_label=row == at))
+            key = (groups[link] if groups else link, link in turned)
+            number = shared.get(key) if row == at else None
+            if number is None:
+                number = len(cells)
+                cells.append(Cell(row, link=link, has_label=row == at))
+                if row == at:
+                    shared[key] = number
+            path.append(number)
         path.append(bottom)
         paths.append(path)
         for upper, lower in pairwise(path):
-            cells[upper].below.append(lower)
-            cells[lower].above.append(upper)
+            if lower not in cells[upper].below:
+                cells[upper].below.append(lower)
+                cells[lower].above.append(upper)
     rows: list[list[int]] = [[] for _ in range(2 * max(ranks, default=0) + 1)]
     for number in _reading_order(cells):
         rows[cells[number].row].append(number)
     return Layers(cells, _with_few_crossings(cells, rows), paths, turned)
+
+
+def rows_of(count: int, links: Sequence[tuple[int, int]]) -> list[int]:
+    """Return for each box its row among the rows of boxes, before any is too wide."""
+    turned = _back_links(count, links)
+    return _ranks(count, [(b, a) if i in turned else (a, b) for i, (a, b) in enumerate(links)])
 
 
 def _back_links(count: int, links: Sequence[tuple[int, int]]) -> frozenset[int]:
@@ -135,6 +171,42 @@ def _ranks(count: int, down: Sequence[tuple[int, int]]) -> list[int]:
         if is_source[box] and below[box]:
             ranks[box] = min(ranks[lower] for lower in below[box]) - 1
     return ranks
+
+
+def _pass_on(
+    ranks: list[int], down: Sequence[tuple[int, int]], widths: Sequence[float], most: float
+) -> frozenset[int]:
+    """Move boxes of rows that are too wide to the next row; return the boxes that were moved.
+
+    Those with the longest way to go keep their row.
+    """
+    below: list[list[int]] = [[] for _ in ranks]
+    for top, bottom in down:
+        below[top].append(bottom)
+    to_go = [0] * len(ranks)
+    for box in sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True):
+        to_go[box] = max((to_go[lower] + 1 for lower in below[box]), default=0)
+    moved: set[int] = set()
+    rank = min(ranks, default=0)
+    while rank <= max(ranks, default=0):
+        members = [box for box, own in enumerate(ranks) if own == rank]
+        width = 0.0
+        for place, box in enumerate(sorted(members, key=lambda box: -to_go[box])):
+            width += widths[box] + BESIDE
+            if place and width > most:
+                moved.add(box)
+                _move_down(box, rank + 1, ranks, below)
+        rank += 1
+    return frozenset(moved)
+
+
+def _move_down(box: int, rank: int, ranks: list[int], below: Sequence[Sequence[int]]) -> None:
+    todo = [(box, rank)]
+    while todo:
+        box, rank = todo.pop()
+        if ranks[box] < rank:
+            ranks[box] = rank
+            todo += [(lower, rank + 1) for lower in below[box]]
 
 
 def _reading_order(cells: Sequence[Cell]) -> Iterable[int]:

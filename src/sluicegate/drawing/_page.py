@@ -1,38 +1,61 @@
-"""The page: the picture, its legend, the faults and a table of the events, in one file."""
+"""The page: the picture, its legend, the faults, and tables of events and counts, in one file."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sluicegate.drawing._execution import shown_seconds
+from sluicegate.drawing._flow import counted
+from sluicegate.drawing._labels import marks_of_counts
 from sluicegate.drawing._picture import picture_of
+from sluicegate.drawing._script import POLICY, SCRIPT
+from sluicegate.drawing._style import PAGE_STYLE
 from sluicegate.drawing._svg import MEANINGS, SIGNS, xml_text
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from sluicegate.drawing._flow import Flow, Node
+    from sluicegate.drawing._execution import StepCounts
+    from sluicegate.drawing._flow import Edge, Flow, Node
+
+
+#: A table of events that is longer than this is closed at first.
+LONG = 40
+
+TOOLS = """
+<div class="tools" role="toolbar" aria-label="Zoom and search" hidden>
+<input type="search" placeholder="Find a step" aria-label="Find a step">
+<button type="button" data-act="out" aria-label="Zoom out" title="Zoom out (-)">\N{MINUS SIGN}</button>
+<output aria-label="Scale">100 %</output>
+<button type="button" data-act="in" aria-label="Zoom in" title="Zoom in (+)">+</button>
+<button type="button" data-act="real" title="Natural size (0)">1:1</button>
+<button type="button" data-act="fit" title="Show all (f)">Fit</button>
+</div>
+""".strip()
 
 
 def page_of(flow: Flow) -> str:
     """Return the whole page of a flow."""
-    title = f"{flow.name}: all possible flows"
     picture = picture_of(flow)
+    what = "all possible flows" if flow.execution is None else "an execution"
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en">',
         "<head>",
         '<meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{xml_text(title)}</title>",
-        f"<style>\n{STYLE}\n</style>",
+        f"<title>{xml_text(f'{flow.name}: {what}')}</title>",
+        f"<style>\n{PAGE_STYLE}\n</style>",
         "</head>",
         "<body>",
         "<main>",
         f"<h1>{xml_text(flow.name)}</h1>",
-        f"<p>{xml_text(_subtitle(flow))}</p>",
+        *(f"<p>{xml_text(line)}</p>" for line in _subtitle(flow)),
         "<figure>",
-        f'<div class="scroll">\n{picture.svg}\n</div>',
+        TOOLS,
+        f'<div class="view" style="--width: {picture.width:g}px">\n{picture.svg}\n</div>',
         '<ul class="legend">',
         *(
             f"<li>{icon}<span>{words}</span></li>"
@@ -41,27 +64,27 @@ def page_of(flow: Flow) -> str:
         "</ul>",
         "</figure>",
         *_faults(flow),
+        *_counts(flow),
         *_events(flow),
         "</main>",
+        f"<script>{SCRIPT}</script>",
         "</body>",
         "</html>",
     ]
     return "\n".join(parts) + "\n"
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _subtitle(flow: Flow) -> str:
-    steps = sum(node.kind == "step" for node in flow.nodes)
-    counts = f"{_counted(steps, 'step')}, {_counted(len(flow.events), 'event')}"
+def _subtitle(flow: Flow) -> Iterator[str]:
+    counts = flow.counts()
     children = len(list(flow.walk())) - 1
     if children:
-        counts += f", {_counted(children, 'child workflow')}"
+        counts += f", {counted(children, 'child workflow')}"
     if flow.state:
         counts += f", state {flow.state}"
-    return f"{flow.summary} ({counts})" if flow.summary else f"All possible flows: {counts}"
+    yield f"{flow.summary} ({counts})" if flow.summary else f"All possible flows: {counts}"
+    if flow.execution is not None:
+        summary = flow.execution.summary()
+        yield summary[:1].upper() + summary[1:]
 
 
 def _faults(flow: Flow) -> Iterator[str]:
@@ -70,7 +93,7 @@ def _faults(flow: Flow) -> Iterator[str]:
         faults += [f"{child.name}: {fault}" for fault in child.faults]
     if faults:
         yield '<section class="faults">'
-        yield f"<h2>{_counted(len(faults), 'fault')}: this workflow cannot run yet</h2>"
+        yield f"<h2>{counted(len(faults), 'fault')}: this workflow cannot run yet</h2>"
         yield "<ol>"
         for fault in faults:
             yield f"<li>{xml_text(fault)}</li>"
@@ -78,11 +101,84 @@ def _faults(flow: Flow) -> Iterator[str]:
         yield "</section>"
 
 
+# -- tables ---------------------------------------------------------------------------------------
+
+
+def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield a table; a head that ends in a blank is that of numbers."""
+    numeric = ['class="number"' if head.endswith(" ") else "" for head in heads]
+    yield f"<details{'' if len(rows) > LONG else ' open'}><summary>{title}</summary>"
+    yield "<table>"
+    cells = "".join(f"<th {c}>{h.strip()}</th>" for c, h in zip(numeric, heads, strict=True))
+    yield f"<thead><tr>{cells}</tr></thead>"
+    yield "<tbody>"
+    for row in rows:
+        cells = "".join(f"<td {c}>{text}</td>" for c, text in zip(numeric, row, strict=True))
+        yield f"<tr>{cells}</tr>"
+    yield "</tbody>"
+    yield "</table>"
+    yield "</details>"
+
+
+def _spans(lines: Iterable[str], classes: str = "") -> str:
+    opening = f'<span class="{classes}">' if classes else "<span>"
+    return "".join(f"{opening}{xml_text(line)}</span>" for line in lines)
+
+
 def _events(flow: Flow) -> Iterator[str]:
-    events = dict.fromkeys(label.title for each in flow.walk() for label in each.events)
-    if events:
-        listed = "\n".join(map(xml_text, events))
-        yield f"<details><summary>Fields of the events</summary><pre>{listed}</pre></details>"
+    rows: dict[tuple[str, ...], None] = {}
+    for each in flow.walk():
+        for label in (*each.events, *each.published):
+            made = [_named(each.nodes[e.source]) for e in each.edges if _carries(e, label.text)]
+            taken = [_named(each.nodes[e.target]) for e in each.edges if _carries(e, label.text)]
+            streamed = [n.name for n in each.steps if label.text in {x.text for x in n.notes}]
+            made += [name for name in streamed if name not in made]
+            taken += ["the stream"] if streamed else []
+            row = (
+                _spans([label.text]),
+                _spans(label.fields, "quiet"),
+                _spans(dict.fromkeys(made)),
+                _spans(dict.fromkeys(taken)),
+            )
+            rows.setdefault(row)
+    if rows:
+        yield from _table("Events", ("Event", "Fields", "From", "To"), list(rows))
+
+
+def _carries(edge: Edge, name: str) -> bool:
+    return any(label.kind is not None and label.kind.__name__ == name for label in edge.labels)
+
+
+def _named(node: Node) -> str:
+    plain = {"start": "the start", "stop": "the end", "gap": "?", "failures": "failures"}
+    return node.name or plain[node.kind]
+
+
+def _counts(flow: Flow) -> Iterator[str]:
+    rows = [
+        (
+            _spans([f"{each.name}.{node.name}" if each is not flow else node.name]),
+            *_row(node.counts),
+        )
+        for each in flow.walk()
+        for node in each.steps
+        if node.counts is not None
+    ]
+    if rows:
+        heads = ("Step", "started ", "completed ", "failed ", "cancelled ", "retried ", "time ")
+        yield from _table("Counts of the steps", heads, rows)
+
+
+def _row(counts: StepCounts) -> Iterator[str]:
+    for number in (
+        counts.started,
+        counts.completed,
+        counts.failed,
+        counts.cancelled,
+        counts.retried,
+    ):
+        yield f"{number:,}" if number else ""
+    yield shown_seconds(counts.seconds) if counts.started else ""
 
 
 # -- the legend -----------------------------------------------------------------------------------
@@ -95,7 +191,7 @@ def _legend(flow: Flow, *, goes_back: bool) -> Iterator[tuple[str, str]]:
     yield from _legend_of_nodes(nodes)
     if any(edge.fans_out for edge in edges):
         fork = '<path class="arrow event" d="M2 4L14 9L2 14"/>'
-        yield _line("event", fork), "fan-out: a list of events"
+        yield _line("event", fork), "fan-out: several events"
     if any(node.join for node in nodes):
         bar = '<rect class="bar" x="3" y="6.5" width="28" height="5" rx="2.5"/>'
         yield _icon(f'<g class="step">{bar}</g>'), "join: waits for several events"
@@ -110,10 +206,32 @@ def _legend(flow: Flow, *, goes_back: bool) -> Iterator[tuple[str, str]]:
     yield from _legend_of_children(nodes)
     if any(edge.kind == "gap" for edge in edges):
         yield _line("gap"), "source or target is missing"
+    yield from _legend_of_execution(nodes, edges)
+
+
+def _legend_of_execution(nodes: list[Node], edges: list[Edge]) -> Iterator[tuple[str, str]]:
+    looks = {node.look for node in nodes}
+    for look, meaning in {
+        "failed": "step that failed",
+        "cancelled": "step that was cancelled",
+        "never": "step that never ran",
+    }.items():
+        if look in looks:
+            rect = '<rect x="2" y="2" width="30" height="14" rx="4"/>'
+            hatch = rect.replace("<rect", '<rect class="hatch"') if look == "cancelled" else ""
+            yield _icon(f'<g class="step {look}">{rect}{hatch}</g>'), meaning
+    if any(edge.is_unused for edge in edges):
+        yield _line("never"), "no event passed"
+    if any(edge.is_undeclared for edge in edges):
+        yield _line("undeclared"), "observed, and not declared by a step"
+    if any(label.count is not None for edge in edges for label in edge.labels):
+        number = '<g class="mark"><text x="8" y="13">12</text></g>'
+        yield _icon(number), "at an arrow: events that passed"
 
 
 def _legend_of_nodes(nodes: list[Node]) -> Iterator[tuple[str, str]]:
     marks = {mark.kind for node in nodes for mark in node.marks}
+    marks |= {m.kind for n in nodes if n.counts is not None for m in marks_of_counts(n.counts)}
     yield _icon('<circle class="start" cx="17" cy="9" r="7"/>'), "the run begins"
     if any(node.kind == "stop" for node in nodes):
         rings = '<circle cx="17" cy="9" r="8"/><circle cx="17" cy="9" r="4.5"/>'
@@ -142,100 +260,3 @@ def _icon(inner: str) -> str:
 
 def _line(look: str, more: str = "") -> str:
     return _icon(f'<path class="arrow {look}" d="M2 9H31"/>{more}')
-
-
-# -- the style ------------------------------------------------------------------------------------
-
-
-STYLE = """
-:root {
-  color-scheme: light dark;
-  --paper: #ffffff; --ink: #1d2430; --muted: #5d6675; --faint: #d8dde5; --wash: #f5f7fa;
-  --box: #eef3fb; --edge: #4a6fa5; --event: #2f3b4d; --back: #7a4fb0; --human: #a35b00;
-  --human-wash: #fff4e0; --stream: #2b7a62; --stream-wash: #edf8f3; --fault: #b3261e;
-  --fault-wash: #fdeeec; --fails: #a3286a; --fails-wash: #fcf0f6;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --paper: #14181f; --ink: #e7ebf1; --muted: #a0aab8; --faint: #343c49; --wash: #1b212a;
-    --box: #202b3c; --edge: #86a8dc; --event: #cdd6e2; --back: #c0a0ec; --human: #f0b057;
-    --human-wash: #33281a; --stream: #74cfae; --stream-wash: #182b26; --fault: #ff8a80;
-    --fault-wash: #351f1f; --fails: #ef8fbb; --fails-wash: #2f1c28;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0; padding: 28px 32px 40px; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
-}
-main { max-width: 1400px; margin: 0 auto; }
-h1 { margin: 0; font-size: 22px; line-height: 1.25; overflow-wrap: anywhere; }
-h2 { margin: 0 0 6px; font-size: 15px; }
-p { margin: 4px 0 0; color: var(--muted); }
-code, pre, .flow text {
-  font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation Mono",
-    "DejaVu Sans Mono", monospace;
-}
-figure { margin: 20px 0 0; }
-.scroll { overflow-x: auto; border: 1px solid var(--faint); border-radius: 10px; }
-.flow { display: block; margin: 0 auto; }
-.flow text { text-anchor: middle; fill: var(--ink); }
-.flow .name { font-size: 14px; font-weight: 600; }
-.flow text.event { font-size: 12px; fill: var(--event); cursor: default; }
-.flow text.event.back { fill: var(--back); }
-.flow text.event.human { fill: var(--human); }
-.flow text.event.stream { fill: var(--stream); }
-.flow text.event.fails { fill: var(--fails); }
-.flow text.event.gap { fill: var(--fault); }
-.ground { fill: var(--paper); }
-.arrow { fill: none; stroke: var(--event); stroke-width: 1.4; }
-.arrow.back { stroke: var(--back); }
-.arrow.human { stroke: var(--human); stroke-dasharray: 6 4; }
-.arrow.stream { stroke: var(--stream); stroke-dasharray: 1.5 4; stroke-linecap: round; }
-.arrow.fails { stroke: var(--fails); stroke-dasharray: 4 3; }
-.arrow.gap { stroke: var(--fault); stroke-dasharray: 2 3; }
-.tip-event { fill: var(--event); }
-.tip-back { fill: var(--back); }
-.tip-human { fill: var(--human); }
-.tip-fails { fill: var(--fails); }
-.tip-gap { fill: var(--fault); }
-.start { fill: var(--ink); }
-.stop circle { fill: none; stroke: var(--ink); stroke-width: 2; }
-.step rect { fill: var(--box); stroke: var(--edge); stroke-width: 1.4; }
-.step .bar { fill: var(--edge); stroke: none; }
-.flow .mark text { font-size: 11.5px; fill: var(--muted); text-anchor: start; }
-.sign { fill: none; stroke: var(--muted); stroke-width: 1.2; stroke-linecap: round;
-  stroke-linejoin: round; }
-.step.handler > rect:first-of-type { stroke: var(--fails); fill: var(--fails-wash); }
-.failures circle { fill: var(--fails-wash); stroke: var(--fails); stroke-width: 1.4; }
-.failures path { fill: none; stroke: var(--fails); stroke-width: 1.8; stroke-linecap: round; }
-.frame rect { fill: var(--paper); stroke: var(--edge); stroke-opacity: 0.5; stroke-width: 1.2; }
-.frame.unknown rect { stroke: var(--muted); stroke-opacity: 1; stroke-dasharray: 5 4; }
-.flow .frame .name { font-size: 13px; }
-.flow .frame.drawn .name { text-anchor: start; }
-.flow .frame.unknown .name { fill: var(--muted); font-weight: 400; }
-.flow .frame .hint { font-size: 11.5px; fill: var(--muted); }
-.flow .frame.drawn .hint { text-anchor: end; }
-.frame.again { cursor: pointer; }
-a:hover .frame.again rect { stroke-opacity: 1; }
-.frame:target rect { stroke-opacity: 1; stroke-width: 2; }
-.person rect { fill: var(--human-wash); stroke: var(--human); stroke-width: 1.4; stroke-dasharray: 6 4; }
-.person .figure { fill: var(--human); }
-.flow .person .name { fill: var(--human); }
-.note .sheet { fill: var(--stream-wash); stroke: var(--stream); stroke-width: 1.1; }
-.note .fold, .note .tip { fill: none; stroke: var(--stream); stroke-width: 1.1; }
-.gap circle { fill: var(--fault-wash); stroke: var(--fault); stroke-width: 1.4; }
-.flow .gap text { fill: var(--fault); font-size: 14px; font-weight: 700; }
-.legend { display: flex; flex-wrap: wrap; gap: 6px 22px; margin: 12px 2px 0; padding: 0; }
-.legend li { list-style: none; display: flex; align-items: center; gap: 8px; color: var(--muted);
-  font-size: 13px; }
-.faults { margin-top: 22px; padding: 14px 18px; border: 1px solid var(--fault); border-radius: 10px;
-  background: var(--fault-wash); }
-.faults ol { margin: 0; padding-left: 22px; }
-.faults li { overflow-wrap: anywhere; }
-details { margin-top: 22px; }
-summary { cursor: pointer; color: var(--muted); font-size: 13px; }
-pre { margin: 10px 0 0; padding: 14px 18px; overflow-x: auto; background: var(--wash);
-  border-radius: 10px; font-size: 12.5px; line-height: 1.55; }
-@media print { body { padding: 0; } .scroll { border: 0; overflow: visible; } }
-""".strip()

@@ -6,19 +6,24 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sluicegate.drawing._layout import Shape, lay_out
+from sluicegate.drawing._flow import Arrow, Node, arrows_by_event
+from sluicegate.drawing._labels import marks_of_counts
+from sluicegate.drawing._layers import rows_of as rows_of_boxes
+from sluicegate.drawing._layout import Shape, View, lay_out
+from sluicegate.drawing._style import SVG_STYLE
 from sluicegate.drawing._svg import (
+    DEFINITIONS,
     EVENT_SIZE,
+    FIELD_SIZE,
     LINE,
     MARK_SIZE,
-    MARKERS,
     NAME_SIZE,
     ROW_HEIGHT,
-    arrow,
     drawn_row,
     labels_of,
     line_of,
-    link_of,
+    line_of_arrow,
+    links_of,
     look_of,
     row_width,
     rows_of,
@@ -29,11 +34,11 @@ from sluicegate.drawing._svg import (
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from sluicegate.drawing._flow import Child, Flow, Node
-    from sluicegate.drawing._labels import Mark
-    from sluicegate.drawing._layout import Point
+    from sluicegate.drawing._flow import Child, Flow
+    from sluicegate.drawing._labels import Label, Mark
+    from sluicegate.drawing._layout import ArrowPath, Point
 
 
 MARGIN = 24.0
@@ -42,19 +47,36 @@ CORNER = 9.0
 #: The distance between a child's frame and its content, and between frame and step.
 PADDING = 14.0
 FRAME_HEAD = 30.0
+#: A picture that does not fit this is folded into columns; so is that of a child.
+VIEW = View(1400.0, 860.0)
+FIELD_LINE = 13.0
+#: A note shows this many fields of an event.
+FIELDS_IN_A_NOTE = 3
 
 
 @attrs.frozen
 class FlowSvg:
-    """A flow as an ``<svg>`` element, and whether any of its arrows leads back."""
+    """A flow as an ``<svg>`` element.
+
+    Attributes:
+        svg: The element.
+        width: Its natural width in pixels.
+        height: Its natural height.
+        goes_back: Whether any of its arrows leads back.
+    """
 
     svg: str
+    width: float
+    height: float
     goes_back: bool
 
 
-def picture_of(flow: Flow) -> FlowSvg:
-    """Draw a flow, and those of its children within the steps that run them."""
-    drawing = _draw(flow)
+def picture_of(flow: Flow, inside: str = "") -> FlowSvg:
+    """Draw a flow, and those of its children within the steps that run them.
+
+    ``inside`` stands first in the element.
+    """
+    drawing = _draw(flow, 0)
     width = round(drawing.width + 2 * MARGIN)
     height = round(drawing.height + 2 * MARGIN)
     opening = (
@@ -64,13 +86,20 @@ def picture_of(flow: Flow) -> FlowSvg:
     )
     parts = [
         opening,
-        MARKERS,
+        *([inside] if inside else []),
+        DEFINITIONS,
         f'<g transform="translate({MARGIN:g} {MARGIN:g})">',
         drawing.body,
         "</g>",
         "</svg>",
     ]
-    return FlowSvg("\n".join(parts), drawing.goes_back)
+    return FlowSvg("\n".join(parts), width, height, drawing.goes_back)
+
+
+def svg_of(flow: Flow) -> str:
+    """Return a flow as an SVG file, with its style and its background."""
+    ground = '<rect class="ground" width="100%" height="100%"/>'
+    return picture_of(flow, f"<style>\n{SVG_STYLE}\n</style>\n{ground}").svg + "\n"
 
 
 @attrs.frozen
@@ -83,18 +112,57 @@ class _Drawing:
     goes_back: bool
 
 
-def _draw(flow: Flow) -> _Drawing:
-    boxes = [_box(node) for node in flow.nodes]
-    layout = lay_out([box.shape for box in boxes], [link_of(edge) for edge in flow.edges])
-    drawn = list(zip(flow.edges, layout.paths, strict=True))
-    parts = [arrow(edge, path) for edge, path in drawn]
+def _draw(flow: Flow, number: int) -> _Drawing:
+    nodes, arrows = _with_near_ends(flow.nodes, arrows_by_event(flow))
+    boxes = [_box(node, f"{number}.{place}") for place, node in enumerate(nodes)]
+    linked = [(arrow, link) for i, arrow in enumerate(arrows) for link in links_of(i, arrow)]
+    layout = lay_out([box.shape for box in boxes], [link for _, link in linked], VIEW)
+    drawn = [(*both, path) for both, path in zip(linked, layout.paths, strict=True)]
+    parts = [
+        line_of_arrow(arrow, path, f"{number}.{link.source} {number}.{link.target}")
+        for arrow, link, path in drawn
+    ]
     for box, centre in zip(boxes, layout.centres, strict=True):
         parts += _DRAWN[box.node.kind](box, centre)
-    for edge, path in drawn:  # last, because each label has a background
-        parts += labels_of(edge, path)
-    goes_back = any(look_of(*both) == "back" for both in drawn)
+    seen: set[tuple[int | None, Point]] = set()
+    for arrow, link, path in drawn:  # last, because each label has a background
+        if (link.group, path.label) not in seen:
+            seen.add((link.group, path.label))
+            ends = " ".join(f"{number}.{at}" for at in (arrow.source, *arrow.targets))
+            parts += labels_of(arrow, path, link, ends)
+    goes_back = any(_leads_back(arrow, path) for arrow, _, path in drawn)
     goes_back |= any(frame.goes_back for box in boxes for frame in box.frames)
     return _Drawing(layout.width, layout.height, "\n".join(parts), goes_back)
+
+
+def _leads_back(arrow: Arrow, path: ArrowPath) -> bool:
+    return look_of(arrow, path) == "back"
+
+
+def _with_near_ends(
+    nodes: Sequence[Node], arrows: Sequence[Arrow]
+) -> tuple[list[Node], list[Arrow]]:
+    """Return nodes and arrows in which the run ends near each step that ends it.
+
+    The steps in the last row before the end share it. Each other one gets an end of its own, so that
+    no arrow runs through the whole picture to the same end.
+    """
+    found = [number for number, node in enumerate(nodes) if node.kind == "stop"]
+    kept, moved = list(nodes), list(arrows)
+    if not found:
+        return kept, moved
+    (end,) = found
+    links = [(a.source, t) for a in arrows for t in a.targets if t != a.source]
+    rows = rows_of_boxes(len(nodes), links)
+    own: dict[int, int] = {}
+    for place, arrow in enumerate(arrows):
+        if end in arrow.targets and rows[arrow.source] < rows[end] - 1:
+            if arrow.source not in own:
+                own[arrow.source] = len(kept)
+                kept.append(nodes[end])
+            targets = tuple(own[arrow.source] if t == end else t for t in arrow.targets)
+            moved[place] = attrs.evolve(arrow, targets=targets)
+    return kept, moved
 
 
 # -- sizes -----------------------------------------------------------------------------------
@@ -117,6 +185,8 @@ class _Box:
     """A node with its size and its content."""
 
     node: Node
+    #: The number of the flow and that of the node, which the script of the page refers to.
+    at: str
     shape: Shape
     rows: list[list[Mark]] = attrs.field(factory=list["list[Mark]"])
     frames: list[_Frame] = attrs.field(factory=list[_Frame])
@@ -131,23 +201,25 @@ class _Box:
 _PLAIN = {"start": 18.0, "stop": 28.0, "gap": 26.0, "failures": 22.0}
 
 
-def _box(node: Node) -> _Box:
+def _box(node: Node, at: str) -> _Box:
     if node.kind in _PLAIN:
-        return _Box(node, Shape(_PLAIN[node.kind], _PLAIN[node.kind]))
+        return _Box(node, at, Shape(_PLAIN[node.kind], _PLAIN[node.kind]))
     name = text_width(shortened(node.name), NAME_SIZE)
-    if node.kind == "person":
-        return _Box(node, Shape(round(name + 66.0), 42.0))
+    if node.kind in ("person", "outside"):
+        return _Box(node, at, Shape(round(name + (66.0 if node.kind == "person" else 36.0)), 36.0))
     rows = rows_of(node.marks, name)
+    if node.counts is not None:
+        rows += rows_of(marks_of_counts(node.counts), name)
     frames = [_frame(child) for child in node.children]
     across = sum(frame.width + PADDING for frame in frames) + PADDING
-    width = round(max(132.0, name + 36.0, across, *(row_width(row) + 36.0 for row in rows)))
+    width = round(max(108.0, name + 32.0, across, *(row_width(row) + 28.0 for row in rows)))
     height = 36.0 + ROW_HEIGHT * len(rows)
     if frames:
         height += max(frame.height for frame in frames) + PADDING
     shape = Shape(width, height)
     if node.notes:
         shape = Shape(width, height, NOTE_DISTANCE + _note_width(node), _note_height(node))
-    return _Box(node, shape, rows, frames)
+    return _Box(node, at, shape, rows, frames)
 
 
 def _frame(child: Child) -> _Frame:
@@ -155,7 +227,7 @@ def _frame(child: Child) -> _Frame:
     if child.flow is None:
         hint = text_width(shortened(child.hint), MARK_SIZE)
         return _Frame(child, round(max(name, hint) + 32.0), 46.0 if child.hint else 32.0)
-    drawing = _draw(child.flow)
+    drawing = _draw(child.flow, child.number)
     state = text_width(shortened(_state_of(child.flow)), MARK_SIZE)
     return _Frame(
         child,
@@ -171,12 +243,29 @@ def _state_of(flow: Flow) -> str:
     return f"state {flow.state}" if flow.state else ""
 
 
+def _note_lines(node: Node) -> list[tuple[Label, str]]:
+    """Return the lines of a note: each event with its first fields."""
+    lines: list[tuple[Label, str]] = []
+    for label in node.notes:
+        lines.append((label, ""))
+        lines += [(label, field) for field in label.fields[:FIELDS_IN_A_NOTE]]
+        if len(label.fields) > FIELDS_IN_A_NOTE:
+            lines.append((label, f"and {len(label.fields) - FIELDS_IN_A_NOTE} more"))
+    return lines
+
+
 def _note_width(node: Node) -> float:
-    return round(max(text_width(shortened(n.text), EVENT_SIZE) for n in node.notes) + 28.0)
+    widths = [
+        text_width(shortened(field), FIELD_SIZE)
+        if field
+        else text_width(shortened(label.shown), EVENT_SIZE)
+        for label, field in _note_lines(node)
+    ]
+    return round(max(widths) + 28.0)
 
 
 def _note_height(node: Node) -> float:
-    return LINE * len(node.notes) + 13.0
+    return sum(FIELD_LINE if field else LINE for _, field in _note_lines(node)) + 13.0
 
 
 # -- nodes -------------------------------------------------------------------------------------
@@ -220,7 +309,7 @@ def _person(box: _Box, centre: Point) -> Iterator[str]:
     left = x - shape.width / 2
     head = left + 23.0
     yield (
-        f'<g class="person"><rect x="{left:g}" y="{y - shape.height / 2:g}" '
+        f'<g class="person" data-at="{box.at}"><rect x="{left:g}" y="{y - shape.height / 2:g}" '
         f'width="{shape.width:g}" height="{shape.height:g}" rx="{shape.height / 2:g}"/>'
         f'<circle class="figure" cx="{head:g}" cy="{y - 6:g}" r="5"/>'
         f'<path class="figure" d="M{head - 9:g} {y + 11:g}a9 9.5 0 0 1 18 0z"/>'
@@ -229,13 +318,28 @@ def _person(box: _Box, centre: Point) -> Iterator[str]:
     )
 
 
+def _outside(box: _Box, centre: Point) -> Iterator[str]:
+    (x, y), shape, node = centre, box.shape, box.node
+    yield (
+        f'<g class="outside" data-at="{box.at}"><rect x="{x - shape.width / 2:g}" '
+        f'y="{y - shape.height / 2:g}" width="{shape.width:g}" height="{shape.height:g}" '
+        f'rx="{shape.height / 2:g}"/>'
+        f'<text class="name" x="{x:g}" y="{y + 5:g}">{xml_text(node.name)}</text>'
+        f"<title>{xml_text(node.title)}</title></g>"
+    )
+
+
 def _step(box: _Box, centre: Point) -> Iterator[str]:
     (x, y), shape, node = centre, box.shape, box.node
     left, top = x - shape.width / 2, y - shape.height / 2
-    yield '<g class="step handler">' if node.handles_failures else '<g class="step">'
-    yield (
-        f'<rect x="{left:g}" y="{top:g}" width="{shape.width:g}" height="{shape.height:g}" rx="8"/>'
+    looks = " ".join(
+        look for look in ("step", "handler" if node.handles_failures else "", node.look) if look
     )
+    yield f'<g class="{looks}" data-at="{box.at}" data-name="{xml_text(node.name)}">'
+    size = f'x="{left:g}" y="{top:g}" width="{shape.width:g}" height="{shape.height:g}" rx="8"'
+    yield f"<rect {size}/>"
+    if node.counts is not None and node.counts.cancelled:
+        yield f'<rect class="hatch" {size}/>'
     if node.join:
         bar = shape.width - 24.0
         yield (
@@ -253,7 +357,7 @@ def _step(box: _Box, centre: Point) -> Iterator[str]:
         yield from _child(frame, at, round(top + box.head, 1))
         at += frame.width + PADDING
     if node.notes:
-        yield _note(node, x + shape.width / 2, y)
+        yield _note(box, x + shape.width / 2, y)
 
 
 def _child(frame: _Frame, left: float, top: float) -> Iterator[str]:
@@ -286,8 +390,9 @@ def _child(frame: _Frame, left: float, top: float) -> Iterator[str]:
     yield "</g>"
 
 
-def _note(node: Node, side: float, y: float) -> str:
+def _note(box: _Box, side: float, y: float) -> str:
     """Return the note beside a step: the events that it writes to the stream."""
+    node = box.node
     left = side + NOTE_DISTANCE
     width, height = _note_width(node), _note_height(node)
     top = y - height / 2
@@ -298,15 +403,20 @@ def _note(node: Node, side: float, y: float) -> str:
     )
     tip = f"M{left - 7:g} {y - 3.5:g}L{left - 1:g} {y:g}L{left - 7:g} {y + 3.5:g}"
     lines = [
-        '<g class="note">',
+        f'<g class="note" data-ends="{box.at}">',
         f'<path class="arrow stream" d="M{side:g} {y:g}H{left - 1:g}"/>',
         f'<path class="tip" d="{tip}"/>',
         f'<path class="sheet" d="{sheet}"/>',
         f'<path class="fold" d="{fold}"/>',
     ]
-    for place, label in enumerate(node.notes):
-        baseline = y + (place - (len(node.notes) - 1) / 2) * LINE + 4.2
-        lines.append(line_of(label, "event stream", left + (width - 4.0) / 2, baseline))
+    middle, at = left + (width - 4.0) / 2, top + 6.5
+    for label, field in _note_lines(node):
+        at += FIELD_LINE if field else LINE
+        if field:
+            text = xml_text(shortened(field))
+            lines.append(f'<text class="field" x="{middle:g}" y="{at - 4:g}">{text}</text>')
+        else:
+            lines.append(line_of(label, "event stream", middle, at - 4.3))
     lines.append("</g>")
     return "\n".join(lines)
 
@@ -317,5 +427,6 @@ _DRAWN = {
     "gap": _gap,
     "failures": _failures,
     "person": _person,
+    "outside": _outside,
     "step": _step,
 }

@@ -10,9 +10,9 @@ from sluicegate.drawing._layout import LOOP_REACH, Link
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from sluicegate.drawing._flow import Edge
+    from sluicegate.drawing._flow import Arrow
     from sluicegate.drawing._labels import Label, Mark
     from sluicegate.drawing._layout import ArrowPath, Point
 
@@ -23,6 +23,7 @@ ADVANCE = 0.61
 NAME_SIZE = 14.0
 EVENT_SIZE = 12.0
 MARK_SIZE = 11.5
+FIELD_SIZE = 10.5
 LONGEST = 44
 
 
@@ -41,16 +42,20 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
+def without_controls(text: str) -> str:
+    """Return ``text`` without the characters that XML cannot contain and terminals obey."""
+    return "".join(c for c in text if c in "\n\t" or not unicodedata.category(c).startswith("C"))
+
+
 def xml_text(text: str) -> str:
     """Return ``text`` for XML: escaped, without the characters that XML cannot contain."""
-    kept = "".join(c for c in text if c in "\n\t" or not unicodedata.category(c).startswith("C"))
-    return escape(kept)
+    return escape(without_controls(text))
 
 
 def line_of(label: Label, classes: str, x: float, baseline: float) -> str:
     """Return a label as one line of text with its title."""
     return (
-        f'<text class="{classes}" x="{x:g}" y="{baseline:g}">{xml_text(shortened(label.text))}'
+        f'<text class="{classes}" x="{x:g}" y="{baseline:g}">{xml_text(shortened(label.shown))}'
         f"<title>{xml_text(label.title)}</title></text>"
     )
 
@@ -73,6 +78,11 @@ SIGNS = {
     "resources": '<path class="sign" d="M5 0.4L9.6 5L5 9.6L0.4 5Z"/>',
     "state": '<path class="sign" d="M0.9 2.1a4.1 1.7 0 0 1 8.2 0v5.8a4.1 1.7 0 0 1 -8.2 0z'
     'M0.9 2.1a4.1 1.7 0 0 0 8.2 0"/>',
+    "completed": '<path class="sign" d="M1 5.4L3.8 8.4L9 1.8"/>',
+    "failed": '<path class="sign" d="M1.4 1.4L8.6 8.6M8.6 1.4L1.4 8.6"/>',
+    "cancelled": f'{_RING}<path class="sign" d="M1.9 8.1L8.1 1.9"/>',
+    "running": '<path class="sign full" d="M2 0.8L9 5L2 9.2Z"/>',
+    "spent": '<path class="sign" d="M1.6 0.6H8.4L5 5L8.4 9.4H1.6L5 5Z"/>',
 }
 
 #: The meanings of the signs, in the order of the legend.
@@ -82,6 +92,11 @@ MEANINGS = {
     "retry": "tried again after a failure",
     "resources": "resources",
     "state": "uses the state of the workflow",
+    "completed": "completed",
+    "failed": "failed",
+    "cancelled": "cancelled",
+    "running": "still running",
+    "spent": "total time of all invocations",
 }
 
 
@@ -134,10 +149,12 @@ LINE = 17.0
 FORK = 13.0
 
 
-def link_of(edge: Edge) -> Link:
-    """Return an arrow for the layout, with the size of its labels."""
-    width = max(text_width(shortened(label.text), EVENT_SIZE) for label in edge.labels)
-    return Link(edge.source, edge.target, round(width + 16.0), LINE * len(edge.labels) + 5.0)
+def links_of(number: int, arrow: Arrow) -> Iterator[Link]:
+    """Yield an arrow for the layout, once for each target, with the size of its labels."""
+    width = max(text_width(shortened(label.shown), EVENT_SIZE) for label in arrow.labels)
+    height = LINE * len(arrow.labels) + 5.0
+    for target in arrow.targets:
+        yield Link(arrow.source, target, round(width + 16.0), height, number)
 
 
 def _marker(name: str) -> str:
@@ -148,29 +165,36 @@ def _marker(name: str) -> str:
     )
 
 
-_LOOKS = ("event", "back", "human", "fails", "gap")
-MARKERS = f"<defs>{''.join(_marker(f'tip-{look}') for look in _LOOKS)}</defs>"
+_LOOKS = ("event", "back", "human", "fails", "gap", "undeclared", "never")
+#: Stripes over a step that was cancelled, so that it is told apart without colours.
+_HATCH = (
+    '<pattern id="hatch" width="9" height="9" patternUnits="userSpaceOnUse" '
+    'patternTransform="rotate(45)"><path class="stripe" d="M4.5 0V9"/></pattern>'
+)
+DEFINITIONS = f"<defs>{''.join(_marker(f'tip-{look}') for look in _LOOKS)}{_HATCH}</defs>"
 
 
 def _at(point: Point) -> str:
     return f"{point[0]:g} {point[1]:g}"
 
 
-def arrow(edge: Edge, path: ArrowPath) -> str:
-    """Return the line of an arrow, without its labels."""
-    look = look_of(edge, path)
+def line_of_arrow(arrow: Arrow, path: ArrowPath, ends: str) -> str:
+    """Return the line of an arrow to one of its targets, without its labels."""
+    look = look_of(arrow, path)
     classes = f"arrow {look}"
     data = (
-        _loop_data(path) if path.is_loop else _path_data(path.points, FORK if edge.fans_out else 0)
+        _loop_data(path) if path.is_loop else _path_data(path.points, FORK if arrow.fans_out else 0)
     )
-    lines = [f'<path class="{classes}" d="{data}" marker-end="url(#tip-{look})"/>']
-    if edge.fans_out:
-        lines.append(_fork(path, classes))
+    lines = [
+        f'<path class="{classes}" d="{data}" marker-end="url(#tip-{look})" data-ends="{ends}"/>'
+    ]
+    if arrow.fans_out:
+        lines.append(_fork(path, classes, ends))
     return "\n".join(lines)
 
 
 def _path_data(points: tuple[Point, ...], stem: float = 0.0) -> str:
-    """Return alternating straight lines and curves; the curves begin and end vertically.
+    """Return alternating straight lines and curves; a curve is smooth at both of its ends.
 
     The first line is at least ``stem`` long; the gap after it is longer than that.
     """
@@ -181,14 +205,23 @@ def _path_data(points: tuple[Point, ...], stem: float = 0.0) -> str:
     parts = [f"M{_at(points[0])}"]
     at = points[0]
     for place, point in enumerate(points[1:], 1):
+        if point == at:
+            continue
         if place % 2 or at[0] == point[0]:
-            if point != at:
-                parts.append(f"L{_at(point)}")
+            parts.append(f"L{_at(point)}")
+        elif _is_level(points[place - 2], at):
+            parts.append(f"Q{point[0]:g} {at[1]:g} {_at(point)}")
+        elif _is_level(point, points[place + 1]):
+            parts.append(f"Q{at[0]:g} {point[1]:g} {_at(point)}")
         else:
             middle = round((at[1] + point[1]) / 2, 1)
             parts.append(f"C{at[0]:g} {middle:g} {point[0]:g} {middle:g} {_at(point)}")
         at = point
     return "".join(parts)
+
+
+def _is_level(one: Point, other: Point) -> bool:
+    return one[1] == other[1] and one[0] != other[0]
 
 
 def _loop_data(path: ArrowPath) -> str:
@@ -197,30 +230,34 @@ def _loop_data(path: ArrowPath) -> str:
     return f"M{_at(begin)}C{out:g} {begin[1]:g} {out:g} {end[1]:g} {_at(end)}"
 
 
-def _fork(path: ArrowPath, classes: str) -> str:
+def _fork(path: ArrowPath, classes: str, ends: str) -> str:
     """Return the mark of a fan-out: two more lines that leave the step beside the arrow."""
     x, y = path.points[0]
-    if path.is_loop:
-        return f'<path class="{classes}" d="M{x:g} {y - 5:g}l-8 3M{x:g} {y + 5:g}l-8 -3"/>'
-    sign = -1 if path.goes_back else 1
-    return (
-        f'<path class="{classes}" d="M{x - 6:g} {y:g}L{x:g} {y + sign * FORK:g}L{x + 6:g} {y:g}"/>'
-    )
+    data = f"M{x:g} {y - 5:g}l-8 3M{x:g} {y + 5:g}l-8 -3"
+    if not path.is_loop:
+        sign = -1 if path.goes_back else 1
+        data = f"M{x - 6:g} {y:g}L{x:g} {y + sign * FORK:g}L{x + 6:g} {y:g}"
+    return f'<path class="{classes}" d="{data}" data-ends="{ends}"/>'
 
 
-def look_of(edge: Edge, path: ArrowPath) -> str:
-    """Return the look of an arrow: that of its kind, or of an arrow that leads back."""
-    return "back" if edge.kind == "event" and path.goes_back else edge.kind
+def look_of(arrow: Arrow, path: ArrowPath) -> str:
+    """Return the look of an arrow: what became of it, whether it leads back, or its kind."""
+    if arrow.is_undeclared:
+        return "undeclared"
+    if arrow.is_unused:
+        return "never"
+    return "back" if arrow.kind == "event" and path.goes_back else arrow.kind
 
 
-def labels_of(edge: Edge, path: ArrowPath) -> Iterable[str]:
+def labels_of(arrow: Arrow, path: ArrowPath, link: Link, ends: str) -> Iterator[str]:
     """Yield the labels of an arrow, on a background."""
-    link = link_of(edge)
     x, y = path.label
+    yield f'<g class="label" data-ends="{ends}">'
     yield (
         f'<rect class="ground" x="{x - link.width / 2:g}" y="{y - link.height / 2:g}" '
         f'width="{link.width:g}" height="{link.height:g}" rx="5"/>'
     )
-    for place, label in enumerate(edge.labels):
-        baseline = y + (place - (len(edge.labels) - 1) / 2) * LINE + 4.2
-        yield line_of(label, f"event {look_of(edge, path)}", x, baseline)
+    for place, label in enumerate(arrow.labels):
+        baseline = y + (place - (len(arrow.labels) - 1) / 2) * LINE + 4.2
+        yield line_of(label, f"event {look_of(arrow, path)}", x, baseline)
+    yield "</g>"
