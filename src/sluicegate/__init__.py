@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from sluicegate._data.from_outside import decode_event
     from sluicegate._definition.resources import Resource, ResourceConfig
     from sluicegate._definition.retries import Retry, RetryInfo
+    from sluicegate._engine.dump import dump_runs
     from sluicegate._loop.limits import RateLimiter
     from sluicegate._state.drafts import DictState, StatePathError
     from sluicegate._state.store import StateStore
@@ -111,6 +112,7 @@ __all__ = [
     "decode_event",
     "draw_all_possible_flows",
     "draw_all_possible_flows_mermaid",
+    "dump_runs",
     "open_scope",
     "run",
     "step",
@@ -150,6 +152,8 @@ def _home_of(name: str) -> Any:
             from sluicegate._state import store as home  # noqa: PLC0415
         case "WorkflowGraph" | "draw_all_possible_flows" | "draw_all_possible_flows_mermaid":
             from sluicegate import drawing as home  # noqa: PLC0415
+        case "dump_runs":
+            from sluicegate._engine import dump as home  # noqa: PLC0415
         case "decode_event":
             from sluicegate._data import from_outside as home  # noqa: PLC0415
         case _:

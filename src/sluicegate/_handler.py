@@ -98,24 +98,25 @@ class _Begins(Coroutine[Any, Any, None]):
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        self._coroutine = coroutine
+        #: Stacks look for it here.
+        self.coroutine = coroutine
         self._has_begun = False
 
     def __await__(self) -> Generator[Any, Any, None]:
-        return self._coroutine.__await__()
+        return self.coroutine.__await__()
 
     def send(self, value: Any, /) -> Any:
         self._has_begun = True
-        return self._coroutine.send(value)
+        return self.coroutine.send(value)
 
     def throw(self, *error: Any) -> Any:
         if not self._has_begun:
             self._has_begun = True
-            self._coroutine.send(None)
-        return self._coroutine.throw(*error)
+            self.coroutine.send(None)
+        return self.coroutine.throw(*error)
 
     def close(self) -> None:
-        self._coroutine.close()
+        self.coroutine.close()
 
 
 @final

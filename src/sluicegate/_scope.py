@@ -479,13 +479,14 @@ def run(
     backend: Literal["trio", "asyncio"] = "trio",
     backend_options: dict[str, Any] | None = None,
 ) -> T:
-    """Run an async function in a new event loop, inside a :func:`workflow_scope`.
+    r"""Run an async function in a new event loop, inside a :func:`workflow_scope`.
 
     SIGINT (Ctrl-C), SIGTERM and SIGHUP unwind the program like a cancellation and wake the event
     loop at any moment: every clean-up runs to completion if its awaits are shielded.
     A second signal of the same kind lists the tasks that still unwind on standard error; if
     a step blocks the event loop, the signal is raised in that step. A third ends the process.
-    This applies in the main thread, to signals with the default disposition, which is restored
+    SIGQUIT (Ctrl-\) prints what every run waits for on standard error, as :func:`dump_runs` does, and
+    changes nothing. This applies in the main thread, to signals with the default disposition, which is restored
     afterwards.
 
     Args:
@@ -520,10 +521,12 @@ def run(
         msg = f"there is no backend {backend!r}; expected 'trio' or 'asyncio'"
         raise ValueError(msg)
     _check_no_loop(backend)
-    from sluicegate._loop.signals import Signals  # noqa: PLC0415 - not needed inside an event loop
+    # Neither is needed inside an event loop.
+    from sluicegate._engine.dump import text_of_runs  # noqa: PLC0415
+    from sluicegate._loop.signals import Signals  # noqa: PLC0415
 
     name = f"{getattr(main, '__module__', '')}.{getattr(main, '__qualname__', repr(main))}"
-    return Signals().run(scoped, backend, backend_options or {}, name=name)
+    return Signals(text_of_runs).run(scoped, backend, backend_options or {}, name=name)
 
 
 def _check_no_loop(backend: str) -> None:

@@ -263,6 +263,19 @@ class EventLog:
             self.wake_sender()
         return resting
 
+    def slowest_reader(self) -> tuple[int, object] | None:
+        """Return how many events the reader is behind that holds up senders, and its task.
+
+        None if there is no reader. It changes nothing and may be called from any thread.
+        """
+        readers = self._readers
+        entries = [] if readers is None else list(readers.counting)
+        positions = [p for _, _, p in entries if p.keeps and not p.at_rest]
+        if not positions:
+            return None
+        slowest = min(positions, key=lambda position: position.at)
+        return self.next - slowest.at, slowest.task
+
     def read_on(self, resting: Iterable[_Position]) -> None:
         """Let the readers that were at rest hold up senders again."""
         readers = self._readers

@@ -15,20 +15,21 @@ class Clock:
 
     __slots__ = (
         "_left",
-        "_started_at",
         "_taken",
         "_timeout",
         "deadline",
         "ended_at",
         "outer",
         "scope",
+        "started_at",
     )
 
     def __init__(self, timeout: float | None, taken: float) -> None:
         self._timeout = timeout
         #: Seconds that the run had taken before it began here; in the end, those of all of it.
         self._taken = taken
-        self._started_at: float | None = None
+        #: When it began here, on the backend's clock; None before and after.
+        self.started_at: float | None = None
         #: Seconds left while the clock is paused.
         self._left: float | None = None
         #: The cancel scope that the timeout cancels; None without a timeout and after the end.
@@ -40,14 +41,19 @@ class Clock:
         #: When the run ended, on the backend's clock.
         self.ended_at = 0.0
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether the timeout is paused, because the run is idle."""
+        return self._left is not None
+
     def begin(self, backend: Backend, scope: Any, *, has_branches: bool) -> None:
         """Have ``scope`` cancelled when the timeout passes."""
-        self._started_at = backend.current_time()
+        self.started_at = backend.current_time()
         if has_branches:  # only who waits for a branch asks
             self.outer = backend.current_effective_deadline()
         if self._timeout is not None:
             self.scope = scope
-            self._set(self._started_at + max(self._timeout - self._taken, 0.0))
+            self._set(self.started_at + max(self._timeout - self._taken, 0.0))
 
     def _set(self, deadline: float) -> None:
         self.deadline = deadline
@@ -72,19 +78,19 @@ class Clock:
 
     def taken(self, backend: Backend | None) -> float:
         """Return the seconds that the run has taken, without those in which the clock was paused."""
-        if self._started_at is None or backend is None:
+        if self.started_at is None or backend is None:
             return self._taken
         return self._taken_at(backend.current_time())
 
     def _taken_at(self, now: float) -> float:
-        if self._started_at is None:
+        if self.started_at is None:
             return self._taken
         if self._timeout is None:
-            return self._taken + now - self._started_at
+            return self._taken + now - self.started_at
         return max(self._timeout - (self.deadline - now if self._left is None else self._left), 0.0)
 
     def end(self, backend: Backend) -> None:
         """Keep what was taken, and let go of everything."""
         self.ended_at = backend.current_time()
         self._taken = self._taken_at(self.ended_at)
-        self._started_at = self.scope = None
+        self.started_at = self.scope = None

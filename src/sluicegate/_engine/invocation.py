@@ -50,6 +50,7 @@ class Worker:
         "progress",
         "run",
         "step",
+        "taken_at",
         "task",
         "turn",
         "was_interrupted",
@@ -69,6 +70,8 @@ class Worker:
         self.task: Any = None
         #: When it began, on the backend's clock; kept only where a retry or a handler asks.
         self.began_at = 0.0
+        #: When it took its delivery, on ``perf_counter``, for who looks at a run from outside.
+        self.taken_at = 0.0
         #: Whether a cancellation of the run, or of a scope around it, has reached the step.
         self.was_interrupted = False
         #: Whether it waits for the step's limiter, so that the step has not started.

@@ -286,7 +286,8 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
             worker.context = None
             worker.was_interrupted = False
             # Each hop checks for cancellation, and other tasks run at least once per TURN (P3).
-            if perf_counter() >= run.turn_due:
+            worker.taken_at = now = perf_counter()
+            if now >= run.turn_due:
                 await backend.checkpoint()
                 run.turn_due = perf_counter() + TURN
             else:

@@ -446,8 +446,18 @@ class AsyncioBackend:
         return task.get_name()
 
     @staticmethod
-    def living_tasks(loop: asyncio.AbstractEventLoop, _main: object, /) -> list[tuple[str, Any]]:
-        return [(task.get_name(), task.get_coro()) for task in asyncio.all_tasks(loop)]
+    def living_tasks(loop: asyncio.AbstractEventLoop, _task: object, /) -> list[asyncio.Task[Any]]:
+        return list(asyncio.all_tasks(loop))
+
+    @staticmethod
+    def coroutine_of(task: asyncio.Task[Any], /) -> Any:
+        return task.get_coro()
+
+    variables_of = staticmethod(_context_of)
+
+    @staticmethod
+    def time_of(loop: asyncio.AbstractEventLoop, _task: object, /) -> float:
+        return loop.time()
 
     @staticmethod
     async def run_in_thread(function: Callable[[], Any], /, *, abandon_on_cancel: bool) -> Any:

@@ -305,16 +305,17 @@ class LoopSlots:
     closed when it is garbage-collected, and must not release a slot of the loop that runs then.
 
     Attributes:
+        limit: How many slots there are.
         inside: How many slots are taken.
         idle: The runs with a slot that wait for an event from outside.
         queued: For each waiting run, the function to call when :attr:`is_idle` changes.
     """
 
-    __slots__ = ("_limit", "_queue", "_was_idle", "idle", "inside", "queued")
+    __slots__ = ("_queue", "_was_idle", "idle", "inside", "limit", "queued")
 
     def __init__(self, queue: WaitQueue, limit: int) -> None:
         self._queue = queue
-        self._limit = limit
+        self.limit = limit
         self.inside = 0
         self.idle: set[object] = set()
         self.queued: dict[object, Callable[[], None]] = {}
@@ -337,7 +338,7 @@ class LoopSlots:
                 notify()
 
     def __repr__(self) -> str:
-        return f"<LoopSlots: {self.inside} of {self._limit} taken, {self.waiting} waiting>"
+        return f"<LoopSlots: {self.inside} of {self.limit} taken, {self.waiting} waiting>"
 
     @property
     def waiting(self) -> int:
@@ -348,17 +349,17 @@ class LoopSlots:
     async def acquire(self, backend: Backend) -> None:  # noqa: ASYNC910 - no checkpoint where there is room
         """See :meth:`ConcurrencyLimit.enter`."""
         queue = self._queue
-        if self.inside < self._limit and not queue:
+        if self.inside < self.limit and not queue:
             self.inside += 1
             return  # noqa: ASYNC910
         place = backend.waiter()
         queue.join(place)
         try:
-            while self.inside >= self._limit or not queue.is_first(place):
+            while self.inside >= self.limit or not queue.is_first(place):
                 await place.wait()
             self.inside += 1
         finally:
-            queue.quit(place, is_room=self.inside < self._limit)
+            queue.quit(place, is_room=self.inside < self.limit)
 
     @enable_ki_protection
     def release(self) -> None:

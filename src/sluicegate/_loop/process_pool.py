@@ -358,6 +358,12 @@ def _open_pool(queue: WaitQueue) -> ProcessPool:
 _pools = PerLoop(_open_pool)
 
 
+def process_slots_of(loop: object) -> LoopSlots | None:
+    """Return the slots of the processes of an event loop; None if no step has run in one."""
+    pool = _pools.on(loop)
+    return None if pool is None else pool.slots
+
+
 @final
 class ProcessPlace:
     """A worker process for one call of a step, as an asynchronous context manager.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container, Mapping
     from contextlib import AbstractAsyncContextManager
-    from contextvars import ContextVar
+    from contextvars import Context, ContextVar
 
 
 class Nursery(Protocol):
@@ -184,11 +184,22 @@ class Backend(Protocol):
 
     def task_name(self, task: Any, /) -> str: ...
 
-    def living_tasks(self, loop: Any, main: Any, /) -> list[tuple[str, Any]]:
-        """Return the name and the coroutine of each task of a program whose first is ``main``.
+    # These may be called from any thread, and from a signal handler.
 
-        May be called from a signal handler.
-        """
+    def living_tasks(self, loop: Any, task: Any, /) -> list[Any]:
+        """Return the tasks of the event loop ``loop``, of which ``task`` is one."""
+        ...
+
+    def coroutine_of(self, task: Any, /) -> Any:
+        """Return the coroutine that a task runs."""
+        ...
+
+    def variables_of(self, task: Any, /) -> Context:
+        """Return the context variables of a task."""
+        ...
+
+    def time_of(self, loop: Any, task: Any, /) -> float:
+        """Return the time on the clock of the event loop ``loop``, of which ``task`` is one."""
         ...
 
     async def run_in_thread(

@@ -1,4 +1,7 @@
-"""Signals that end a program: the first unwinds it, the second prints a report, the third ends it.
+r"""Signals that end a program, and one that prints what it does.
+
+The first signal unwinds the program, the second prints a report, the third ends it. SIGQUIT (Ctrl-\)
+prints what every run of the process waits for, and changes nothing.
 
 A handler is installed only where the disposition is the default, in the main thread, while one
 event loop runs. So a program under ``nohup`` still ignores SIGHUP, and a program that handles a
@@ -11,7 +14,6 @@ whole program, and shields hold on both backends.
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -27,10 +29,11 @@ from sluicegate._loop import (
     currently_ki_protected,
     disable_ki_protection,
 )
+from sluicegate._loop.stacks import Stacks, user_frames
 
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
     from types import FrameType
 
     from sluicegate._loop import Backend
@@ -46,6 +49,10 @@ _LAST = 3
 class Signals:
     """Runs one event loop, in which SIGINT, SIGTERM and SIGHUP cancel everything.
 
+    Args:
+        dump: Returns what SIGQUIT prints, given the frame that the signal has interrupted. It is
+            called in a signal handler.
+
     Attributes:
         received: The first signal received, or None.
     """
@@ -54,6 +61,7 @@ class Signals:
         "_backend",
         "_call_soon",
         "_counts",
+        "_dump",
         "_has_turned",
         "_loop",
         "_main",
@@ -62,8 +70,9 @@ class Signals:
         "received",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, dump: Callable[[FrameType | None], str]) -> None:
         self.received: int | None = None
+        self._dump = dump
         self._counts: dict[int, int] = {}
         self._previous: dict[int, Any] = {}
         self._backend: Backend | None = None
@@ -130,21 +139,25 @@ class Signals:
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             return self
-        for name, default in (
-            ("SIGINT", signal.default_int_handler),
-            ("SIGTERM", signal.SIG_DFL),
-            ("SIGHUP", signal.SIG_DFL),
+        for name, default, handle in (
+            ("SIGINT", signal.default_int_handler, self._handle),
+            ("SIGTERM", signal.SIG_DFL, self._handle),
+            ("SIGHUP", signal.SIG_DFL, self._handle),
+            ("SIGQUIT", signal.SIG_DFL, self._print_dump),
         ):
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is default:
                 with suppress(ValueError):  # a subinterpreter cannot install any
-                    self._previous[number] = signal.signal(number, self._handle)
+                    self._previous[number] = signal.signal(number, handle)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, previous in self._previous.items():
-            if signal.getsignal(number) == self._handle:
+            if signal.getsignal(number) in (self._handle, self._print_dump):
                 signal.signal(number, previous)
+
+    def _print_dump(self, _number: int, frame: FrameType | None) -> None:
+        _write(self._dump(frame))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         count = self._counts[number] = self._counts.get(number, 0) + 1
@@ -172,11 +185,12 @@ class Signals:
         return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
 
     def _report(self, number: int, frame: FrameType | None) -> str:
-        tasks: list[tuple[str, Any]] = []
-        if self._backend is not None and self._main is not None:
-            tasks = self._backend.living_tasks(self._loop, self._main)
         lines = [f"sluicegate: {_name(number)} again; still cleaning up:"]
-        lines += [f"    {name}{_place(coroutine, frame)}" for name, coroutine in tasks]
+        backend, stacks = self._backend, Stacks(frame)
+        if backend is not None and self._main is not None:
+            for task in backend.living_tasks(self._loop, self._main):
+                frames = stacks.of_coroutine(backend.coroutine_of(task))
+                lines.append(f"    {backend.task_name(task)}{_place(frames)}")
         lines.append(f"a third {_name(number)} ends the process without it")
         return "".join(f"{line}\n" for line in lines)
 
@@ -201,42 +215,14 @@ def _write(text: str) -> None:
     except (AttributeError, OSError, ValueError):
         return
     with suppress(OSError):
-        os.write(descriptor, data)
+        while data:
+            data = data[os.write(descriptor, data) :]
 
 
-_OTHERS = ("sluicegate", "trio", "anyio", "asyncio", "outcome")
-
-
-def _place(coroutine: Any, interrupted: FrameType | None) -> str:
-    """Return the line of user code that a coroutine is at; ``interrupted`` is where one runs."""
-    folders = tuple(
-        str(Path(module.__file__).parent)
-        for module in map(sys.modules.get, _OTHERS)
-        if module is not None and module.__file__ is not None
-    )
-    frames: list[FrameType] = []
-    if getattr(coroutine, "cr_running", False):
-        while interrupted is not None:
-            frames.insert(0, interrupted)
-            interrupted = interrupted.f_back
-    else:
-        frames += _frames(coroutine)
-    for frame in reversed(frames):
-        file = frame.f_code.co_filename
-        if not file.startswith(folders):
-            return f", at {Path(file).name}:{frame.f_lineno} in {frame.f_code.co_name}"
-    return ""
-
-
-def _frames(coroutine: Any) -> Iterator[FrameType]:
-    """Yield the frames of a suspended coroutine, the outermost first."""
-    while coroutine is not None:
-        frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
-        if frame is None:
-            return
-        yield frame
-        inner = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
-        if type(inner).__name__ == "coroutine_wrapper":  # the result of coroutine.__await__()
-            inner = next(iter(gc.get_referents(inner)), None)
-        # run_in_context() drives a step itself, and so awaits nothing.
-        coroutine = inner if inner is not None else frame.f_locals.get("coroutine")
+def _place(frames: list[FrameType]) -> str:
+    """Return the line of user code that a task is at."""
+    theirs = user_frames(frames)
+    if not theirs:
+        return ""
+    code = theirs[-1].f_code
+    return f", at {Path(code.co_filename).name}:{theirs[-1].f_lineno} in {code.co_name}"

@@ -188,3 +188,8 @@ class ThreadPlace:
 def thread_places(backend: Any) -> ThreadPlaces:
     """Return the threads of the running event loop."""
     return _places.here(backend)
+
+
+def thread_places_of(loop: object) -> ThreadPlaces | None:
+    """Return the threads of an event loop; None if no step of it has run in a thread."""
+    return _places.on(loop)

@@ -23,7 +23,7 @@ from sluicegate._loop.seam import capture, capture_async, release
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container, Mapping
-    from contextvars import ContextVar
+    from contextvars import Context, ContextVar
 
 
 _open_channel = trio.open_memory_channel[Any]
@@ -189,11 +189,28 @@ class TrioBackend:
         return task.name
 
     @staticmethod
-    def living_tasks(_loop: object, main: trio.lowlevel.Task, /) -> list[tuple[str, Any]]:
+    def living_tasks(_loop: object, task: trio.lowlevel.Task, /) -> list[trio.lowlevel.Task]:
+        main = task
+        # The first task of all is Trio's; the parent of the program's and of Trio's others.
+        while (nursery := main.parent_nursery) and nursery.parent_task.parent_nursery:
+            main = nursery.parent_task
         tasks = [main]
-        for task in tasks:
-            tasks += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
-        return [(task.name, task.coro) for task in tasks]
+        for one in tasks:
+            tasks += [child for nursery in one.child_nurseries for child in nursery.child_tasks]
+        return tasks
+
+    @staticmethod
+    def coroutine_of(task: trio.lowlevel.Task, /) -> Any:
+        return task.coro
+
+    @staticmethod
+    def variables_of(task: trio.lowlevel.Task, /) -> Context:
+        return task.context
+
+    @staticmethod
+    def time_of(_loop: object, task: Any, /) -> float:
+        # The public function works in the loop's own thread only.
+        return float(task._runner.clock.current_time())
 
     @staticmethod
     async def run_in_thread(function: Callable[[], Any], /, *, abandon_on_cancel: bool) -> Any:

@@ -9,6 +9,7 @@ from signal import Signals as Signal
 from typing import TYPE_CHECKING, Any
 
 from sluicegate._definition.graph import graph_of
+from sluicegate._engine.dump import text_of_runs
 from sluicegate._errors import WorkflowTimeoutError
 from sluicegate._events import ChildEvent, InputRequiredEvent, WorkflowFailedEvent
 from sluicegate._exceptions import single
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     begin = start_event(graph_of(type(workflow)).start_event, arguments)
     style = arguments.events or ("pretty" if is_terminal(sys.stdout) else "jsonl")
     execution = _Execution(workflow, begin, Printer(style, prompts=is_terminal(sys.stdin)))
-    signals = Signals()
+    signals = Signals(text_of_runs)
     try:
         signals.run(execution.main, arguments.backend, {})
     except SystemExit:
