@@ -1,7 +1,7 @@
-r"""Signals that end a program, and one that prints what it does.
+"""Signals that end a program, and one that prints what it does.
 
-The first signal unwinds the program, the second prints a report, the third ends it. SIGQUIT (Ctrl-\)
-prints what every run of the process waits for, and changes nothing.
+The first signal unwinds the program, the second prints a report, the third ends it. SIGQUIT, which
+a terminal sends for Ctrl and the backslash, prints what every run of the process waits for.
 
 A handler is installed only where the disposition is the default, in the main thread, while one
 event loop runs. So a program under ``nohup`` still ignores SIGHUP, and a program that handles a
