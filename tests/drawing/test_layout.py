@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sluicegate.drawing._layers import _crossings, arrange
-from sluicegate.drawing._layout import Link, Shape, lay_out
+from sluicegate.drawing._layout import Link, Shape, View, lay_out
 
 
 #: Places are rounded to tenths.
@@ -25,8 +25,13 @@ shapes_of_any = st.builds(
 )
 
 
+#: None: no folding. The others are so small that most layouts are folded, or their rows are broken.
+views = st.sampled_from([None, View(900, 400), View(4000, 300), View(200, 200)])
+
+
 @st.composite
-def graphs(draw, loops=True):
+def graphs(draw, loops=True, view=views):
+    """Boxes, links, and the view; some links of a source share their label."""
     count = draw(st.integers(1, 9))
     shapes = draw(st.lists(shapes_of_any, min_size=count, max_size=count))
     ends = st.integers(0, count - 1)
@@ -36,7 +41,15 @@ def graphs(draw, loops=True):
         for a, b in pairs
         if loops or a != b
     ]
-    return shapes, links
+    if draw(st.booleans()):  # every second source has one label for all links to other boxes
+        first = {}
+        for place, link in enumerate(links):
+            if link.source % 2 and link.source != link.target:
+                label = first.setdefault(link.source, link)
+                links[place] = Link(
+                    link.source, link.target, label.width, label.height, link.source
+                )
+    return shapes, links, draw(view)
 
 
 def box_of(shape, centre):
@@ -51,6 +64,16 @@ def label_of(link, path):
     return (x - link.width / 2, y - link.height / 2, x + link.width / 2, y + link.height / 2)
 
 
+def labels_of(links, layout):
+    """The labels, each once, by what shares it: a group and the direction."""
+    labels = {}
+    for number, (link, path) in enumerate(zip(links, layout.paths, strict=True)):
+        shared = number if link.group is None else ("group", link.group, path.goes_back)
+        place = label_of(link, path)
+        assert labels.setdefault(shared, place) == place
+    return labels
+
+
 def overlap(one, other):
     return (
         min(one[2], other[2]) - max(one[0], other[0]) > SLACK
@@ -63,11 +86,11 @@ def overlap(one, other):
 @given(graphs())
 def test_boxes_and_labels_keep_apart(graph):
     """No two of all boxes and labels overlap, and all lie within the picture."""
-    shapes, links = graph
-    layout = lay_out(shapes, links)
+    shapes, links, view = graph
+    layout = lay_out(shapes, links, view)
     things = [
         *(box_of(shape, at) for shape, at in zip(shapes, layout.centres, strict=True)),
-        *(label_of(link, path) for link, path in zip(links, layout.paths, strict=True)),
+        *labels_of(links, layout).values(),
     ]
 
     for one, other in combinations(things, 2):
@@ -84,8 +107,8 @@ def test_boxes_and_labels_keep_apart(graph):
 @given(graphs())
 def test_every_arrow_joins_its_boxes(graph):
     """Each arrow begins at the edge of its source and ends at the edge of its target."""
-    shapes, links = graph
-    layout = lay_out(shapes, links)
+    shapes, links, view = graph
+    layout = lay_out(shapes, links, view)
 
     assert len(links) == len(layout.paths)
     for link, path in zip(links, layout.paths, strict=True):
@@ -104,14 +127,14 @@ def test_every_arrow_joins_its_boxes(graph):
 @given(graphs(loops=False))
 def test_arrows_keep_off_boxes_and_labels(graph):
     """No arrow runs through a box that is not its own, nor through the label of another."""
-    shapes, links = graph
-    layout = lay_out(shapes, links)
+    shapes, links, view = graph
+    layout = lay_out(shapes, links, view)
     boxes = [box_of(shape, at) for shape, at in zip(shapes, layout.centres, strict=True)]
-    labels = [label_of(link, path) for link, path in zip(links, layout.paths, strict=True)]
+    labels = labels_of(links, layout)
 
-    for number, (link, path) in enumerate(zip(links, layout.paths, strict=True)):
+    for link, path in zip(links, layout.paths, strict=True):
         others = [b for i, b in enumerate(boxes) if i not in (link.source, link.target)]
-        others += [label for i, label in enumerate(labels) if i != number]
+        others += [label for label in labels.values() if label != label_of(link, path)]
         for (x1, y1), (x2, y2) in pairwise(path.points):
             # A bend stays within the rectangle of its ends, as the curve drawn for it does.
             span = (min(x1, x2) - 1, min(y1, y2), max(x1, x2) + 1, max(y1, y2))
@@ -120,11 +143,11 @@ def test_arrows_keep_off_boxes_and_labels(graph):
 
 @pytest.mark.slow
 @settings(max_examples=100, deadline=None)
-@given(graphs(loops=False))
+@given(graphs(loops=False, view=st.none()))
 def test_arrows_back_are_marked(graph):
     """What is not marked as going back goes down; what is marked goes up."""
-    shapes, links = graph
-    layout = lay_out(shapes, links)
+    shapes, links, view = graph
+    layout = lay_out(shapes, links, view)
 
     for link, path in zip(links, layout.paths, strict=True):
         below = layout.centres[link.target][1] > layout.centres[link.source][1]
@@ -135,11 +158,13 @@ def test_arrows_back_are_marked(graph):
 @given(graphs(loops=False))
 def test_arrows_do_not_fall_together(graph):
     """Two arrows keep apart all the way between their boxes, also the two of a circle."""
-    layout = lay_out(*graph)
+    shapes, links, view = graph
+    layout = lay_out(shapes, links, view)
 
-    for one, other in combinations(layout.paths, 2):
-        assert one.label != other.label
-        assert set(one.points[2:-2]).isdisjoint(other.points[2:-2])
+    for (a, one), (b, other) in combinations(zip(links, layout.paths, strict=True), 2):
+        if a.group is None or a.group != b.group:
+            assert one.label != other.label
+            assert set(one.points[2:-2]).isdisjoint(other.points[2:-2])
 
 
 @settings(max_examples=50, deadline=None)
@@ -156,6 +181,85 @@ def test_a_chain_is_straight():
 
     assert len({x for x, _ in layout.centres}) == 1
     assert all(len({x for x, _ in path.points}) == 1 for path in layout.paths)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(graphs(loops=False))
+def test_lines_and_curves_alternate(graph):
+    """A curve goes on as the line before it and the line after it do: upright or level."""
+    shapes, links, view = graph
+
+    for path in lay_out(shapes, links, view).paths:
+        points = path.points
+        assert len(points) % 2 == 0
+        for place in range(0, len(points), 2):
+            (x1, y1), (x2, y2) = points[place : place + 2]
+            assert x1 == x2 or y1 == y2
+        for place in range(1, len(points) - 2, 2):
+            before, begin, end, after = points[place - 1 : place + 3]
+            level_before = before[1] == begin[1] and before[0] != begin[0]
+            level_after = end[1] == after[1] and end[0] != after[0]
+            # A corner turns by a right angle, so that a level line meets no other level line.
+            assert not (level_before and level_after)
+
+
+def chain(count):
+    """Boxes that follow one another, with their links."""
+    return [Shape(108, 36)] * count, [Link(n, n + 1, 60, 22) for n in range(count - 1)]
+
+
+def test_a_long_chain_is_folded_into_columns():
+    """Forty boxes fit a screen: columns of about the same height, read from left to right."""
+    layout = lay_out(*chain(40), View(1400, 860))
+    columns = {}
+    for x, y in layout.centres:
+        columns.setdefault(x, []).append(y)
+
+    assert len(columns) > 1
+    assert list(columns) == sorted(columns)
+    assert all(ys == sorted(ys) for ys in columns.values())
+    assert max(map(len, columns.values())) - min(map(len, columns.values())) <= 1
+    assert layout.width <= 1400
+    assert layout.height <= 1000
+    assert not any(path.goes_back for path in layout.paths)
+
+
+def test_a_short_chain_is_not_folded():
+    """What fits its view has one column, as without a view."""
+    assert lay_out(*chain(6), View(1400, 860)) == lay_out(*chain(6))
+
+
+def test_a_tangle_is_not_folded():
+    """Where many links would go through the gutter, a high picture is the better one."""
+    shapes, links = chain(16)
+    links += [Link(a, b, 60, 22) for a in range(8) for b in range(9, 16) if a + 1 != b]
+
+    assert len({round(y) for _, y in lay_out(shapes, links, View(1400, 860)).centres}) == 16
+
+
+def test_a_wide_row_is_broken():
+    """Forty boxes below one stand in several rows, no wider than the view."""
+    shapes = [Shape(108, 36)] * 41
+    links = [Link(0, n, 60, 22) for n in range(1, 41)]
+    layout = lay_out(shapes, links, View(1400, 4000))
+
+    rows = {}
+    for x, y in layout.centres[1:]:
+        rows.setdefault(y, []).append(x)
+    assert len(rows) >= 4
+    assert all(len(xs) * 108 <= 1400 for xs in rows.values())
+    assert layout.width < 0.6 * lay_out(shapes, links).width
+
+
+def test_links_of_a_group_share_their_label():
+    """One label near the source; each link goes on from it to its own target."""
+    links = [Link(0, target, 60, 22, group=7) for target in (1, 2, 3)]
+    layout = lay_out([Shape(108, 36)] * 4, links)
+
+    assert len({path.label for path in layout.paths}) == 1
+    assert len({path.points[0] for path in layout.paths}) == 1
+    assert len({path.points[-1] for path in layout.paths}) == 3
 
 
 def test_the_arrows_of_a_circle_have_their_own_ends():

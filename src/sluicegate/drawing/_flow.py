@@ -79,6 +79,7 @@ class Node:
         notes: The events that the step writes to the stream.
         children: The workflows that the step runs.
         counts: What its invocations came to in the execution that is shown; None without one.
+        is_unused: Whether it is no step, and no event came to it or from it in that execution.
     """
 
     kind: str
@@ -91,12 +92,13 @@ class Node:
     notes: tuple[Label, ...] = ()
     children: tuple[Child, ...] = ()
     counts: StepCounts | None = None
+    is_unused: bool = False
 
     @property
     def look(self) -> str:
         """How the execution left it: ``"failed"``, ``"cancelled"``, ``"never"`` ran, or nothing."""
         if self.counts is None:
-            return ""
+            return "never" if self.is_unused else ""
         if not self.counts.started:
             return "never"
         return "failed" if self.counts.failed else "cancelled" if self.counts.cancelled else ""

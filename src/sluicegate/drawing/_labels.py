@@ -60,6 +60,11 @@ class Label:
         """The text with the count, if there is one."""
         return self.text if self.count is None else f"{self.text} {self.count:,}"
 
+    @property
+    def drawn(self) -> str:
+        """The same for a picture, in which a line that no event passed looks different."""
+        return self.shown if self.count else self.text
+
 
 def label_of(kind: type[Event], *, many: bool = False, is_repeated: bool = False) -> Label:
     """Return the label of an event class, or that of a list, or of events sent repeatedly."""

@@ -360,7 +360,7 @@ def _places(plan: _Plan, extents: Sequence[_Extent]) -> list[float]:
     xs = [0.0] * len(layers.cells)
     gaps: list[list[float]] = []
     for row in layers.rows:
-        offsets = [0.0]
+        offsets = [0.0] if row else []
         for left, right in pairwise(row):
             both = layers.cells[left].box is not None and layers.cells[right].box is not None
             apart = extents[left].right + extents[right].left + (BOX_GAP if both else CELL_GAP)

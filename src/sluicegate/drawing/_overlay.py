@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from sluicegate._events import Event
 
 
+#: The event that a failed step is said to have made, on its way to a handler.
+FAILURE = "StepFailedEvent"
+
 #: What a passage is matched by: the names of its ends, None for what is not a step.
 _Ends = tuple[str | None, str | None]
 
@@ -32,14 +35,16 @@ def with_execution(flow: Flow, execution: Execution) -> Flow:
 
 def flow_of_execution(execution: Execution) -> Flow:
     """Return a flow that consists of what an execution shows."""
+    passed = dict.fromkeys(passage.event for passage in execution.passages)
+    published = dict.fromkeys(passage.event for passage in execution.published)
     empty = Flow(
         name=execution.workflow,
         summary="",
         state="",
         nodes=(Node("start"),),
         edges=(),
-        events=(),
-        published=(),
+        events=tuple(map(Label, passed)),
+        published=tuple(Label(name) for name in published if name not in passed),
         faults=(),
     )
     return with_execution(empty, execution)
@@ -64,17 +69,18 @@ def _with_execution(flow: Flow, execution: Execution, others: dict[str, Executio
         attrs.evolve(edge, labels=_counted(edge.labels, counts, passages, _ends_of(edge, flow)))
         for edge, counts in zip(flow.edges, counted, strict=True)
     ]
-    added = _Additions(nodes, is_known=bool(flow.steps))
+    added = _Additions(nodes, execution.published, is_known=bool(flow.steps))
     for name, counts in execution.steps.items():
         added.step(name, counts)
     for passage in passages.rest:
         added.edge(passage)
-    return attrs.evolve(
-        flow,
-        nodes=tuple(added.nodes),
-        edges=(*edges, *added.edges),
-        execution=execution,
-    )
+    edges += added.edges
+    used = {end for edge in edges if not edge.is_unused for end in (edge.source, edge.target)}
+    drawn = [
+        node if node.kind == "step" else attrs.evolve(node, is_unused=number not in used)
+        for number, node in enumerate(added.nodes)
+    ]
+    return attrs.evolve(flow, nodes=tuple(drawn), edges=tuple(edges), execution=execution)
 
 
 def _with_counts(node: Node, execution: Execution, others: dict[str, Execution]) -> Node:
@@ -151,9 +157,7 @@ class _Passages:
         found = [
             key
             for key in self._counts
-            if key[1] == "StepFailedEvent"
-            and key[0][1] == target
-            and (source is None or key[0][0] == source)
+            if key[1] == FAILURE and key[0][1] == target and (source is None or key[0][0] == source)
         ]
         return sum(self._counts.pop(key) for key in found)
 
@@ -179,24 +183,28 @@ def _names_below(kind: type[Event]) -> set[str]:
 class _Additions:
     """What an execution shows and the flow does not have."""
 
-    def __init__(self, nodes: list[Node], *, is_known: bool) -> None:
+    def __init__(self, nodes: list[Node], published: Iterable[Passage], *, is_known: bool) -> None:
         self.nodes = nodes
+        self._published = tuple(published)
         self._is_known = is_known
         self._steps = {node.name: i for i, node in enumerate(nodes) if node.kind == "step"}
-        self._edges: dict[tuple[int, int], list[Label]] = {}
+        self._edges: dict[tuple[int, int, str], list[Label]] = {}
 
     @property
     def edges(self) -> list[Edge]:
         """The edges that were observed only."""
         return [
-            Edge(source, target, "event", tuple(labels), is_undeclared=self._is_known)
-            for (source, target), labels in self._edges.items()
+            Edge(source, target, kind, tuple(labels), is_undeclared=self._is_known)
+            for (source, target, kind), labels in self._edges.items()
         ]
 
     def step(self, name: str, counts: StepCounts | None = None) -> int:
         """Return the node of a step, which is added if it is missing."""
         if name not in self._steps:
-            node = Node("step", name=name, title=name, counts=counts or StepCounts())
+            notes = tuple(
+                Label(p.event, count=p.count) for p in self._published if p.source == name
+            )
+            node = Node("step", name, name, notes=notes, counts=counts or StepCounts())
             self._steps[name] = self._add(node)
         return self._steps[name]
 
@@ -204,8 +212,10 @@ class _Additions:
         """Add the edge of a passage."""
         source = self._outside() if passage.source is None else self.step(passage.source)
         target = self._stop() if passage.target is None else self.step(passage.target)
-        label = Label(passage.event, count=passage.count)
-        self._edges.setdefault((source, target), []).append(label)
+        is_failure = passage.event == FAILURE and passage.source is not None
+        text, kind = ("fails", "fails") if is_failure else (passage.event, "event")
+        label = Label(text, count=passage.count)
+        self._edges.setdefault((source, target, kind), []).append(label)
 
     def _outside(self) -> int:
         if not self._is_known:

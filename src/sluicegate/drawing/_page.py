@@ -81,7 +81,8 @@ def _subtitle(flow: Flow) -> Iterator[str]:
         counts += f", {counted(children, 'child workflow')}"
     if flow.state:
         counts += f", state {flow.state}"
-    yield f"{flow.summary} ({counts})" if flow.summary else f"All possible flows: {counts}"
+    what = "All possible flows" if flow.execution is None else "Execution"
+    yield f"{flow.summary} ({counts})" if flow.summary else f"{what}: {counts}"
     if flow.execution is not None:
         summary = flow.execution.summary()
         yield summary[:1].upper() + summary[1:]

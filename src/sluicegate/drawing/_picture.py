@@ -159,9 +159,11 @@ def _with_near_ends(
         if end in arrow.targets and rows[arrow.source] < rows[end] - 1:
             if arrow.source not in own:
                 own[arrow.source] = len(kept)
-                kept.append(nodes[end])
+                kept.append(attrs.evolve(nodes[end], is_unused=arrow.is_unused))
             targets = tuple(own[arrow.source] if t == end else t for t in arrow.targets)
             moved[place] = attrs.evolve(arrow, targets=targets)
+    is_unused = all(arrow.is_unused for arrow in moved if end in arrow.targets)
+    kept[end] = attrs.evolve(nodes[end], is_unused=is_unused)
     return kept, moved
 
 
@@ -258,7 +260,7 @@ def _note_width(node: Node) -> float:
     widths = [
         text_width(shortened(field), FIELD_SIZE)
         if field
-        else text_width(shortened(label.shown), EVENT_SIZE)
+        else text_width(shortened(label.drawn), EVENT_SIZE)
         for label, field in _note_lines(node)
     ]
     return round(max(widths) + 28.0)
@@ -269,6 +271,10 @@ def _note_height(node: Node) -> float:
 
 
 # -- nodes -------------------------------------------------------------------------------------
+
+
+def _looks(kind: str, node: Node) -> str:
+    return f"{kind} {node.look}" if node.look else kind
 
 
 def _start(box: _Box, centre: Point) -> Iterator[str]:
@@ -282,7 +288,7 @@ def _start(box: _Box, centre: Point) -> Iterator[str]:
 def _stop(box: _Box, centre: Point) -> Iterator[str]:
     x, y = centre
     yield (
-        f'<g class="stop"><circle cx="{x:g}" cy="{y:g}" r="13"/>'
+        f'<g class="{_looks("stop", box.node)}"><circle cx="{x:g}" cy="{y:g}" r="13"/>'
         f'<circle cx="{x:g}" cy="{y:g}" r="8.5"/><title>{xml_text(box.node.title)}</title></g>'
     )
 
@@ -298,7 +304,7 @@ def _gap(box: _Box, centre: Point) -> Iterator[str]:
 def _failures(box: _Box, centre: Point) -> Iterator[str]:
     x, y = centre
     yield (
-        f'<g class="failures"><circle cx="{x:g}" cy="{y:g}" r="{box.shape.width / 2 - 1:g}"/>'
+        f'<g class="{_looks("failures", box.node)}"><circle cx="{x:g}" cy="{y:g}" r="{box.shape.width / 2 - 1:g}"/>'
         f'<path d="M{x - 3.5:g} {y - 3.5:g}l7 7m0 -7l-7 7"/>'
         f"<title>{xml_text(box.node.title)}</title></g>"
     )
@@ -309,7 +315,7 @@ def _person(box: _Box, centre: Point) -> Iterator[str]:
     left = x - shape.width / 2
     head = left + 23.0
     yield (
-        f'<g class="person" data-at="{box.at}"><rect x="{left:g}" y="{y - shape.height / 2:g}" '
+        f'<g class="{_looks("person", node)}" data-at="{box.at}"><rect x="{left:g}" y="{y - shape.height / 2:g}" '
         f'width="{shape.width:g}" height="{shape.height:g}" rx="{shape.height / 2:g}"/>'
         f'<circle class="figure" cx="{head:g}" cy="{y - 6:g}" r="5"/>'
         f'<path class="figure" d="M{head - 9:g} {y + 11:g}a9 9.5 0 0 1 18 0z"/>'
@@ -321,7 +327,7 @@ def _person(box: _Box, centre: Point) -> Iterator[str]:
 def _outside(box: _Box, centre: Point) -> Iterator[str]:
     (x, y), shape, node = centre, box.shape, box.node
     yield (
-        f'<g class="outside" data-at="{box.at}"><rect x="{x - shape.width / 2:g}" '
+        f'<g class="{_looks("outside", node)}" data-at="{box.at}"><rect x="{x - shape.width / 2:g}" '
         f'y="{y - shape.height / 2:g}" width="{shape.width:g}" height="{shape.height:g}" '
         f'rx="{shape.height / 2:g}"/>'
         f'<text class="name" x="{x:g}" y="{y + 5:g}">{xml_text(node.name)}</text>'
@@ -332,13 +338,13 @@ def _outside(box: _Box, centre: Point) -> Iterator[str]:
 def _step(box: _Box, centre: Point) -> Iterator[str]:
     (x, y), shape, node = centre, box.shape, box.node
     left, top = x - shape.width / 2, y - shape.height / 2
-    looks = " ".join(
-        look for look in ("step", "handler" if node.handles_failures else "", node.look) if look
-    )
+    looks = _looks("step handler" if node.handles_failures else "step", node)
+    was_cancelled = node.counts is not None and node.counts.cancelled > 0
+    looks += " hatched" if was_cancelled else ""
     yield f'<g class="{looks}" data-at="{box.at}" data-name="{xml_text(node.name)}">'
     size = f'x="{left:g}" y="{top:g}" width="{shape.width:g}" height="{shape.height:g}" rx="8"'
     yield f"<rect {size}/>"
-    if node.counts is not None and node.counts.cancelled:
+    if was_cancelled:
         yield f'<rect class="hatch" {size}/>'
     if node.join:
         bar = shape.width - 24.0
@@ -416,7 +422,8 @@ def _note(box: _Box, side: float, y: float) -> str:
             text = xml_text(shortened(field))
             lines.append(f'<text class="field" x="{middle:g}" y="{at - 4:g}">{text}</text>')
         else:
-            lines.append(line_of(label, "event stream", middle, at - 4.3))
+            look = "never" if label.count == 0 else "stream"
+            lines.append(line_of(label, f"event {look}", middle, at - 4.3))
     lines.append("</g>")
     return "\n".join(lines)
 

@@ -104,6 +104,9 @@ text.field { font-size: 10.5px; fill: var(--muted); }
 .step.never .bar { fill: var(--never); }
 .step rect.hatch { fill: url(#hatch); stroke: none; }
 .stripe { stroke: var(--stripe); stroke-width: 3; }
+.step.hatched text { paint-order: stroke; stroke: var(--box); stroke-width: 4px;
+  stroke-linejoin: round; }
+.step.hatched.failed text { stroke: var(--fault-wash); }
 .mark.failed text { fill: var(--fault); font-weight: 700; }
 .mark.failed .sign { stroke: var(--fault); }
 .failures circle { fill: var(--fails-wash); stroke: var(--fails); stroke-width: 1.4; }
@@ -123,6 +126,10 @@ a:hover .frame.again rect { stroke-opacity: 1; }
 .person .name { fill: var(--human); }
 .outside rect { fill: var(--wash); stroke: var(--muted); stroke-width: 1.4; stroke-dasharray: 6 4; }
 .outside .name { fill: var(--muted); }
+.person.never rect, .outside.never rect { fill: var(--paper); stroke: var(--never); }
+.person.never .name, .outside.never .name, .person.never .figure { fill: var(--never); }
+.stop.never circle, .failures.never circle, .failures.never path { stroke: var(--never); }
+.failures.never circle { fill: var(--paper); }
 .note .sheet { fill: var(--stream-wash); stroke: var(--stream); stroke-width: 1.1; }
 .note .fold, .note .tip { fill: none; stroke: var(--stream); stroke-width: 1.1; }
 .gap circle { fill: var(--fault-wash); stroke: var(--fault); stroke-width: 1.4; }

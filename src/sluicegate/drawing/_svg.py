@@ -55,7 +55,7 @@ def xml_text(text: str) -> str:
 def line_of(label: Label, classes: str, x: float, baseline: float) -> str:
     """Return a label as one line of text with its title."""
     return (
-        f'<text class="{classes}" x="{x:g}" y="{baseline:g}">{xml_text(shortened(label.shown))}'
+        f'<text class="{classes}" x="{x:g}" y="{baseline:g}">{xml_text(shortened(label.drawn))}'
         f"<title>{xml_text(label.title)}</title></text>"
     )
 
@@ -151,7 +151,7 @@ FORK = 13.0
 
 def links_of(number: int, arrow: Arrow) -> Iterator[Link]:
     """Yield an arrow for the layout, once for each target, with the size of its labels."""
-    width = max(text_width(shortened(label.shown), EVENT_SIZE) for label in arrow.labels)
+    width = max(text_width(shortened(label.drawn), EVENT_SIZE) for label in arrow.labels)
     height = LINE * len(arrow.labels) + 5.0
     for target in arrow.targets:
         yield Link(arrow.source, target, round(width + 16.0), height, number)

@@ -40,7 +40,7 @@ def text_of(flow: Flow) -> str:
 def _lines(flow: Flow) -> Iterator[str]:
     yield f"{flow.name}: {flow.summary}" if flow.summary else flow.name
     yield flow.counts() + (f", state {flow.state}" if flow.state else "")
-    if flow.execution is not None:
+    if flow.execution is not None and flow.execution.summary():
         yield flow.execution.summary()
     arrows = arrows_by_event(flow)
     width = max((len(_labels(arrow)) for arrow in arrows), default=0)
