@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import re
 import sys
 import types
@@ -23,7 +24,9 @@ def workflow_of_the_readme() -> Any:
     assert program is not None
     module = types.ModuleType("readme")
     sys.modules["readme"] = module
-    exec(program[1], vars(module))  # noqa: S102 - it is our own README
+    # The drawing reads the source of the steps, which comes from here.
+    linecache.cache["<readme>"] = (len(program[1]), None, program[1].splitlines(True), "<readme>")
+    exec(compile(program[1], "<readme>", "exec"), vars(module))  # noqa: S102 - it is our own README
     return vars(module)["Writer"]
 
 

@@ -91,6 +91,148 @@ def test_draw_to_standard_output(cli, tmp_path):
     assert (0, page.read_text(), "") == cli("draw", "flows_for_cli:Shout", "-o", "-")
 
 
+@pytest.mark.parametrize(
+    ("name", "beginning"),
+    [
+        ("page.svg", "<svg "),
+        ("page.mmd", "flowchart TD"),
+        ("page.dot", "digraph "),
+        ("page.txt", "Shout\n"),
+        ("page.json", "{"),
+    ],
+)
+def test_the_suffix_names_the_form(cli, tmp_path, name, beginning):
+    """-o takes the form from the suffix."""
+    path = tmp_path / name
+
+    assert (0, f"{path}\n", "") == cli("draw", "flows_for_cli:Shout", "-o", path)
+    assert path.read_text().startswith(beginning)
+
+
+def test_an_unknown_suffix_is_refused(cli, tmp_path):
+    """The line lists the suffixes that there are, and no file is written."""
+    code, out, err = cli("draw", "flows_for_cli:Shout", "-o", tmp_path / "page.png")
+
+    assert (code, out) == (2, "")
+    assert "has the suffix '.png', which names no form of a picture; expected one of .html" in err
+    assert err.endswith(", or --form\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("form", "beginning", "default"),
+    [
+        ("html", "<!DOCTYPE html>", "Shout.html"),
+        ("svg", "<svg ", "Shout.svg"),
+        ("mermaid", "flowchart TD", "Shout.mmd"),
+        ("dot", "digraph ", "Shout.dot"),
+        ("text", "Shout\n", "Shout.txt"),
+        ("json", "{", "Shout.json"),
+    ],
+)
+def test_the_form_can_be_named(cli, tmp_path, monkeypatch, form, beginning, default):
+    """--form holds for standard output, for any suffix, and for the default name."""
+    path = tmp_path / "picture.of.mine"
+    printed = cli("draw", "flows_for_cli:Shout", "-o", "-", "--form", form)
+    written = cli("draw", "flows_for_cli:Shout", "-o", path, "--form", form)
+    monkeypatch.chdir(tmp_path)
+
+    assert printed == (0, path.read_text(), "")
+    assert printed[1].startswith(beginning)
+    assert written == (0, f"{path}\n", "")
+    assert cli("draw", "flows_for_cli:Shout", "--form", form) == (0, f"{default}\n", "")
+    assert (tmp_path / default).read_text() == printed[1]
+
+
+FLOWS = """
+from sluicegate import *
+from flows_for_cli import Shout
+
+class Plain(Event):
+    n: int
+
+class Base(Workflow):
+    pass
+
+class Good(Base):
+    @step
+    async def go(self, ev: StartEvent) -> StopEvent:
+        return StopEvent()
+
+class Bad(Base):
+    @step
+    async def go(self, ev: StartEvent) -> Plain:
+        return Plain(n=1)
+"""
+
+
+def test_check_a_file(cli, tmp_path):
+    """A file without a name is checked whole: what it defines, without bare base classes."""
+    path = tmp_path / "several.py"
+    path.write_text(FLOWS)
+    code, out, err = cli("check", path)
+    good, bad, *_ = out.splitlines()
+
+    assert (code, err) == (1, "")
+    assert good == "ok: Good, 1 step, 2 events, begins with StartEvent, ends with StopEvent"
+    assert bad.startswith("Bad has ")
+    assert "no step takes Plain" in out
+    assert "Shout" not in out
+    assert "Base" not in out
+
+
+def test_check_a_file_without_faults(cli, tmp_path):
+    """The exit code is 0 where every workflow of the file is sound; objects are checked as built."""
+    path = tmp_path / "sound.py"
+    path.write_text(FLOWS.partition("class Bad")[0] + "\ngood = Good()\n")
+
+    assert cli("check", path)[0] == 0
+    assert cli("check", path)[1].count("ok: ") == 1
+
+
+def test_check_a_module(cli):
+    """A module without a name is checked like a file."""
+    code, out, _ = cli("check", "flows_for_cli")
+
+    assert code == 1
+    assert "ok: Shout, 1 step, 2 events and 3 published, begins with Begin" in out
+    assert "Faulty has 3 faults" in out
+
+
+def test_check_a_file_of_nothing(cli, tmp_path):
+    """A file that defines no workflow is an error of usage."""
+    path = tmp_path / "empty.py"
+    path.write_text("from flows_for_cli import Shout\n")
+
+    assert cli("check", path) == (
+        2,
+        "",
+        f"sluicegate: {path} defines no workflow; expected a class derived from Workflow in it\n",
+    )
+
+
+@pytest.mark.parametrize("command", ["draw", "run"])
+def test_a_file_without_a_name_lists_its_workflows(cli, tmp_path, command):
+    """Where one workflow is meant, the error names those of the file as they are to be written."""
+    path = tmp_path / "choice.py"
+    path.write_text(FLOWS)
+    code, _, err = cli(command, path)
+
+    assert code == 2
+    assert (
+        f"expected one of its workflows: {path}:Shout, {path}:Base, {path}:Good, {path}:Bad" in err
+    )
+
+
+def test_check_and_draw_count_alike(cli, tmp_path):
+    """Both tell the same numbers of steps and events."""
+    for name in ("Shout", "Fails", "Strange"):
+        summary = cli("check", f"flows_for_cli:{name}")[1].partition(", begins")[0]
+        told = summary.removeprefix(f"ok: {name}, ")
+
+        assert told in cli("draw", f"flows_for_cli:{name}", "-o", "-")[1]
+
+
 def test_draw_a_faulty_workflow(cli, tmp_path):
     """A workflow with faults is drawn, and a line says that it has some."""
     page = tmp_path / "page.html"
@@ -110,7 +252,7 @@ def test_draw_where_nothing_can_be_written(cli, tmp_path):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["run", "draw", "check"])
+@pytest.mark.parametrize("command", ["run", "draw", "check", "completion"])
 def test_help_shows_an_example(cli, command):
     """Each command explains itself, with an example."""
     code, out, _ = cli(command, "--help")

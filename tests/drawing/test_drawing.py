@@ -312,6 +312,238 @@ def test_a_step_without_source():
     assert ("go", "stop", "event", "StopEvent") in arrows(names["Hidden"])
 
 
+class Sends(Workflow):
+    async def in_a_loop(self, ctx):
+        for n in range(3):
+            ctx.send_event(Part(n=n))
+
+    async def while_it_lasts(self, ctx):
+        while True:
+            ctx.send_event(event=Part(n=1))
+
+    async def in_a_list(self, ctx):
+        [ctx.send_event(Part(n=n)) for n in range(3)]
+
+    async def by_a_name(self, ctx, parts):
+        for n in parts:
+            part = Part(n=n)
+            ctx.send_event(part, step="work")
+
+    async def twice(self, ctx, flag):
+        ctx.send_event(Part(n=1))
+        ctx.send_event(Part(n=2))
+
+    async def once(self, ctx):
+        for _ in range(3):
+            pass
+        ctx.send_event(Part(n=1))
+
+    async def before_the_loop(self, ctx):
+        for _ in ctx.send_event(Part(n=1)), 2:
+            pass
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (Sends.in_a_loop, (Part,)),
+        (Sends.while_it_lasts, (Part,)),
+        (Sends.in_a_list, (Part,)),
+        (Sends.by_a_name, (Part,)),
+        (Sends.twice, (Part,)),
+        (Sends.once, ()),
+        (Sends.before_the_loop, ()),
+        (Writes.plain, ()),
+    ],
+)
+def test_events_sent_several_times(function, expected):
+    """A send in a loop or in two places is a fan-out; a single one is not."""
+    assert expected == read_source(function).sends_many
+
+
+KINDS = [Part, Done]
+
+
+class Collects(Workflow):
+    async def one_of_each(self, ctx, ev):
+        ctx.collect_events(ev, [Part, Done])
+
+    async def three(self, ctx, ev):
+        ctx.collect_events(ev, [Part] * 3)
+
+    async def many(self, ctx, ev):
+        n = await ctx.store.get("n")
+        ctx.collect_events(ev, expected=[Part] * n)
+
+    async def by_a_list(self, ctx, ev):
+        ctx.collect_events(ev, [Part for _ in range(3)])
+
+    async def sum_of_lists(self, ctx, ev):
+        ctx.collect_events(ev, [Part] * 2 + [Done, Part])
+
+    async def by_a_name(self, ctx, ev):
+        expected = [Part, Part]
+        ctx.collect_events(ev, expected)
+
+    async def round_about(self, ctx, ev):
+        expected = []
+        expected = expected + [Part]  # noqa: RUF005 - one form of two
+        ctx.collect_events(ev, expected)
+
+    async def unpacked(self, ctx, ev):
+        kinds = [Part] * 2
+        ctx.collect_events(ev, [*kinds, Done])
+
+    async def two_sets(self, ctx, ev):
+        ctx.collect_events(ev, [Part] * 2)
+        ctx.collect_events(ev, [Part] * 5, buffer_id="more")
+
+    async def unknown(self, ctx, ev):
+        ctx.collect_events(ev, self.kinds)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (Collects.one_of_each, ((Part, 1), (Done, 1))),
+        (Collects.three, ((Part, 3),)),
+        (Collects.many, ((Part, None),)),
+        (Collects.by_a_list, ((Part, None),)),
+        (Collects.sum_of_lists, ((Part, 3), (Done, 1))),
+        (Collects.by_a_name, ((Part, 2),)),
+        (Collects.unpacked, ((Part, 2), (Done, 1))),
+        (Collects.two_sets, ((Part, 5),)),
+        (Collects.unknown, ()),
+    ],
+)
+def test_events_that_are_collected(function, expected):
+    """The classes of ``ctx.collect_events``, with the number of each where the source shows it."""
+    assert expected == read_source(function).collects
+
+
+def test_a_list_that_is_made_of_itself():
+    """A name that is assigned to itself is followed a few times, not for ever."""
+    ((kind, count),) = read_source(Collects.round_about).collects
+
+    assert kind is Part
+    assert count >= 1
+
+
+class Webhook(Event):
+    url: str
+
+
+class Waits(Workflow):
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> Draft:
+        await ctx.wait_for_event(HumanResponseEvent, waiter_event=Ask(prefix="?"))
+        return Draft(text="")
+
+    @step
+    async def confirm(self, ctx: Context, ev: Draft) -> Retry:
+        ctx.write_event_to_stream(Ask(prefix="sure?"))
+        await ctx.wait_for_event(HumanResponseEvent)
+        return Retry(reason="")
+
+    @step
+    async def hook(self, ctx: Context, ev: Retry) -> StopEvent:
+        await ctx.wait_for_event(Webhook)
+        return StopEvent()
+
+
+def test_a_wait_within_a_step_shows_whom_it_waits_for():
+    """A step that asks midway has a person of its own; another event comes from outside."""
+    flow = flow_of(Waits)
+    people = [number for number, node in enumerate(flow.nodes) if node.kind == "person"]
+    human = {(e.source, e.target) for e in flow.edges if e.kind == "human"}
+
+    assert len(people) == 2
+    assert {(1, people[0]), (people[0], 1), (2, people[1]), (people[1], 2)} == human
+    assert ("outside", "hook", "event", "Webhook") in arrows(Waits)
+    assert read_source(Waits.ask).asks == (Ask,)
+    page = page_of(Waits)
+    assert 'class="outside"' in page
+    assert "question or answer of a person" in page
+
+
+class Joined(Workflow):
+    @step
+    async def split(self, ctx: Context, ev: StartEvent) -> Part | None:
+        for n in range(3):
+            ctx.send_event(Part(n=n))
+        return None
+
+    @step
+    async def gather(self, ctx: Context, ev: Part) -> StopEvent | None:
+        return None if ctx.collect_events(ev, [Part] * 3) is None else StopEvent()
+
+
+def test_joins_and_fan_outs_by_calls_look_like_those_of_signatures():
+    """``collect_events`` has the bar of a join, ``send_event`` in a loop the fork of a fan-out."""
+    (gather,) = (node for node in flow_of(Joined).nodes if node.name == "gather")
+    page = page_of(Joined)
+
+    assert gather.join == "collect"
+    assert [(mark.kind, mark.text) for mark in gather.marks] == [("join", "collects 3 Part")]
+    assert [edge.fans_out for edge in flow_of(Joined).edges if edge.labels[0].text == "Part"] == [
+        True
+    ]
+    assert 'class="bar"' in page
+    assert "join: waits for several events" in page
+    assert "fan-out: several events" in page
+
+
+def test_an_event_of_a_step_is_named_once():
+    """Arrows of the same event to several steps share one label, and fork below it."""
+
+    class Both(Workflow):
+        @step
+        async def make(self, ev: StartEvent) -> Draft:
+            return Draft(text="")
+
+        @step
+        async def one(self, ev: Draft) -> StopEvent:
+            return StopEvent()
+
+        @step
+        async def two(self, ev: Draft) -> StopEvent:
+            return StopEvent()
+
+    root = ET.fromstring(picture_of(flow_of(Both)).svg)
+    texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    paths = [p for p in root.iter("{http://www.w3.org/2000/svg}path") if p.get("marker-end")]
+
+    assert texts.count("Draft") == 1
+    assert len(paths) == len(flow_of(Both).edges) == 5
+
+
+def test_the_run_ends_near_each_step_that_ends_it():
+    """Only the steps of the last row share an end; no arrow runs down the whole picture."""
+
+    class Early(Workflow):
+        @step
+        async def begin(self, ev: StartEvent) -> Draft | StopEvent:
+            return StopEvent()
+
+        @step
+        async def middle(self, ev: Draft) -> Retry | StopEvent:
+            return StopEvent()
+
+        @step
+        async def end(self, ev: Retry) -> StopEvent:
+            return StopEvent()
+
+        @step
+        async def last(self, ev: Retry) -> StopEvent:
+            return StopEvent()
+
+    root = ET.fromstring(picture_of(flow_of(Early)).svg)
+    ends = [g for g in root.iter("{http://www.w3.org/2000/svg}g") if g.get("class") == "stop"]
+
+    assert [node.kind for node in flow_of(Early).nodes].count("stop") == 1
+    assert len(ends) == 3
+
+
 # -- the page --------------------------------------------------------------------------------
 
 

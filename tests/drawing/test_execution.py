@@ -204,13 +204,14 @@ def test_the_looks_of_steps():
 
 def test_no_look_is_told_by_its_colour_alone():
     """Each has a dash, a thickness or a pattern of its own, in print and for the colour-blind."""
-    style = ET.fromstring(WorkflowGraph(Flow).to_svg()).find(f"{SVG}style").text
+    graph = WorkflowGraph(Flow, execution=EXECUTION)
+    style = ET.fromstring(graph.to_svg()).find(f"{SVG}style").text
 
     dashes = dict(
         re.findall(r"^\.flow \.arrow\.(\w+) \{[^}]*dasharray: ([\d. ]+)", style, re.MULTILINE)
     )
     assert len(set(dashes.values())) == len(dashes)
-    assert {"never", "undeclared", "fails", "human"} <= set(dashes)
+    assert {"never", "undeclared", "fails", "stream"} <= set(dashes)
     assert re.search(r"\.step\.never > rect:first-of-type \{[^}]*dasharray", style)
     assert re.search(r"\.step\.failed > rect:first-of-type \{[^}]*stroke-width: 2\.6", style)
     assert "url(#hatch)" in style

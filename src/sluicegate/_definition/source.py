@@ -194,12 +194,16 @@ def _items(
 ) -> Iterator[tuple[ast.expr, int | None]]:
     """Yield the elements of a list that the source shows, with their numbers.
 
-    ``[A, B]``, ``[A] * 3``, ``[A] * len(parts)``, ``[A for _ in parts]``, sums of these, and a
-    name that one of them is assigned to.
+    ``[A, B]``, ``[A] * 3``, ``[A] * len(parts)``, ``[A for _ in parts]``, ``[*kinds, A]``, sums of
+    these, and a name that one of them is assigned to.
     """
     match value:
         case ast.List(elts=items) | ast.Tuple(elts=items):
-            yield from ((item, 1) for item in items)
+            for item in items:
+                if isinstance(item, ast.Starred):
+                    yield from _items(item.value, names, hops)
+                else:
+                    yield item, 1
         case ast.BinOp(left=ast.List() | ast.Tuple() as left, op=ast.Mult(), right=times):
             count = times.value if isinstance(times, ast.Constant) else None
             for item in left.elts:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sluicegate._errors import WorkflowValidationError
-from sluicegate.cli import _graphs, _run
+from sluicegate.cli import _completion, _graphs, _run
 from sluicegate.cli._parser import build_parser
 from sluicegate.cli._targets import UsageError
 
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from argparse import Namespace
+    from collections.abc import Callable, Sequence
 
 
 __all__ = ["main"]
@@ -37,13 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         try:
-            arguments = build_parser().parse_args(argv)
+            parser = build_parser()
+            arguments = parser.parse_args(argv)
         except SystemExit as leaving:  # --help and --version; that of a workflow is not caught
             return leaving.code if isinstance(leaving.code, int) else 2
         # A console script has its own directory on the import path, not the current one.
         if "" not in sys.path and str(Path.cwd()) not in sys.path:
             sys.path.insert(0, "")
-        commands = {"run": _run.run, "draw": _graphs.draw, "check": _graphs.check}
+        commands: dict[str, Callable[[Namespace], int]] = {
+            "run": _run.run,
+            "draw": _graphs.draw,
+            "check": _graphs.check,
+            "completion": partial(_completion.completion, parser=parser),
+        }
         code = commands[arguments.command](arguments)
         sys.stdout.flush()
     except UsageError as error:

@@ -81,6 +81,19 @@ example:
 """
 
 
+_COMPLETION = """\
+Print a script with which a shell completes commands, options and targets. No workflow is imported
+to complete a target.
+
+example:
+  sluicegate completion bash > ~/.local/share/bash-completion/completions/sluicegate
+
+bash:  eval "$(sluicegate completion bash)"      in ~/.bashrc
+zsh:   eval "$(sluicegate completion zsh)"       in ~/.zshrc, after compinit
+fish:  sluicegate completion fish | source       in ~/.config/fish/config.fish
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser that raises its errors, one line each, instead of printing them."""
 
@@ -135,7 +148,26 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="exit with 1 if a step can return None but does not declare it",
     )
+    _add_completion(commands)
     return parser
+
+
+def _add_completion(commands: argparse._SubParsersAction[_Parser]) -> None:
+    completion = commands.add_parser(
+        "completion",
+        help="print the completion script of a shell",
+        description=_COMPLETION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    completion.add_argument(
+        "shell",
+        metavar="SHELL",
+        nargs="?",
+        choices=("bash", "zsh", "fish"),
+        help="bash, zsh or fish",
+    )
+    # What the scripts call for a target that was begun.
+    completion.add_argument("--targets", help=argparse.SUPPRESS)
 
 
 def _command(

@@ -10,15 +10,15 @@ from sluicegate.drawing._flow import Arrow, Node, arrows_by_event
 from sluicegate.drawing._labels import marks_of_counts
 from sluicegate.drawing._layers import rows_of as rows_of_boxes
 from sluicegate.drawing._layout import Shape, View, lay_out
-from sluicegate.drawing._style import SVG_STYLE
+from sluicegate.drawing._style import svg_style
 from sluicegate.drawing._svg import (
-    DEFINITIONS,
     EVENT_SIZE,
     FIELD_SIZE,
     LINE,
     MARK_SIZE,
     NAME_SIZE,
     ROW_HEIGHT,
+    definitions_of,
     drawn_row,
     labels_of,
     line_of,
@@ -71,10 +71,10 @@ class FlowSvg:
     goes_back: bool
 
 
-def picture_of(flow: Flow, inside: str = "") -> FlowSvg:
+def picture_of(flow: Flow, *, stands_alone: bool = False) -> FlowSvg:
     """Draw a flow, and those of its children within the steps that run them.
 
-    ``inside`` stands first in the element.
+    A picture that ``stands_alone`` has its style and its background inside.
     """
     drawing = _draw(flow, 0)
     width = round(drawing.width + 2 * MARGIN)
@@ -84,22 +84,23 @@ def picture_of(flow: Flow, inside: str = "") -> FlowSvg:
         f'aria-label="{xml_text(f"All flows of {flow.name}")}" '
         f'width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
     )
-    parts = [
-        opening,
-        *([inside] if inside else []),
-        DEFINITIONS,
-        f'<g transform="translate({MARGIN:g} {MARGIN:g})">',
-        drawing.body,
-        "</g>",
-        "</svg>",
-    ]
+    body = "\n".join(
+        [
+            definitions_of(drawing.body),
+            *(['<rect class="ground" width="100%" height="100%"/>'] if stands_alone else []),
+            f'<g transform="translate({MARGIN:g} {MARGIN:g})">',
+            drawing.body,
+            "</g>",
+        ]
+    )
+    style = [f"<style>\n{svg_style(body)}\n</style>"] if stands_alone else []
+    parts = [opening, *style, body, "</svg>"]
     return FlowSvg("\n".join(parts), width, height, drawing.goes_back)
 
 
 def svg_of(flow: Flow) -> str:
-    """Return a flow as an SVG file, with its style and its background."""
-    ground = '<rect class="ground" width="100%" height="100%"/>'
-    return picture_of(flow, f"<style>\n{SVG_STYLE}\n</style>\n{ground}").svg + "\n"
+    """Return a flow as an SVG file."""
+    return picture_of(flow, stands_alone=True).svg + "\n"
 
 
 @attrs.frozen

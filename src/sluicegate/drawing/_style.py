@@ -168,13 +168,26 @@ def _variables(colours: Mapping[str, str]) -> str:
 
 PICTURE_RULES = _prefixed(PICTURE)
 
-#: The style of an SVG file: without variables, and dark where the reader's surroundings are.
-SVG_STYLE = f"""
-{_with_colours(PICTURE_RULES, LIGHT)}
-@media (prefers-color-scheme: dark) {{
-{_with_colours(_only_colours(PICTURE_RULES), DARK)}
-}}
-""".strip()
+
+def svg_style(picture: str) -> str:
+    """Return the style of an SVG file: the rules that its elements need, without variables.
+
+    It is dark where the reader's surroundings are.
+    """
+    used = {name for names in re.findall(r'class="([^"]*)"', picture) for name in names.split()}
+    needed = "\n".join(
+        rule
+        for rule in re.findall(r"[^{}]+\{[^{}]*\}", PICTURE_RULES)
+        if any(_is_used(selector, used) for selector in rule.partition("{")[0].split(","))
+    ).replace("\n\n", "\n")
+    light = _with_colours(needed, LIGHT).strip()
+    dark = _with_colours(_only_colours(needed), DARK)
+    return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}"
+
+
+def _is_used(selector: str, used: set[str]) -> bool:
+    return set(re.findall(r"\.([\w-]+)", selector)) - {"flow"} <= used
+
 
 #: The style of the page, with that of the picture.
 PAGE_STYLE = f"""

@@ -171,7 +171,13 @@ _HATCH = (
     '<pattern id="hatch" width="9" height="9" patternUnits="userSpaceOnUse" '
     'patternTransform="rotate(45)"><path class="stripe" d="M4.5 0V9"/></pattern>'
 )
-DEFINITIONS = f"<defs>{''.join(_marker(f'tip-{look}') for look in _LOOKS)}{_HATCH}</defs>"
+
+
+def definitions_of(body: str) -> str:
+    """Return the heads of arrows and the stripes that a picture uses."""
+    used = [_marker(f"tip-{look}") for look in _LOOKS if f"url(#tip-{look})" in body]
+    used += [_HATCH] if 'class="hatch"' in body else []
+    return f"<defs>{''.join(used)}</defs>"
 
 
 def _at(point: Point) -> str:
