@@ -225,6 +225,21 @@ def test_a_long_chain_is_folded_into_columns():
     assert not any(path.goes_back for path in layout.paths)
 
 
+def test_what_ends_at_a_fold_stays_in_its_column():
+    """A box that leads nowhere is below its source, not alone at the head of the next column."""
+    shapes, links = chain(40)
+    ends = range(40, 80)
+    shapes = [*shapes, *[Shape(28, 28)] * 40]
+    links += [Link(n - 40, n, 60, 22) for n in ends]
+    layout = lay_out(shapes, links, View(1400, 860))
+
+    assert len({x for x, _ in layout.centres[:40]}) > 1
+    for end in ends:
+        (x1, y1), (x2, y2) = layout.centres[end - 40], layout.centres[end]
+        assert y1 < y2 < y1 + 200
+        assert abs(x1 - x2) < 200
+
+
 def test_a_short_chain_is_not_folded():
     """What fits its view has one column, as without a view."""
     assert lay_out(*chain(6), View(1400, 860)) == lay_out(*chain(6))

@@ -136,9 +136,10 @@ def lay_out(shapes: Sequence[Shape], links: Sequence[Link], view: View | None = 
     layers = arrange(len(shapes), pairs, groups, widths, most)
     loops = [link for link in links if link.source == link.target]
     extents = _extents(layers, shapes, between, loops)
-    plan = _Plan(layers, _ports(layers, shapes), [0] * len(layers.rows))
+    columns = [0] * len(layers.rows)
     if view is not None:
-        plan.columns = _columns(layers, extents, view)
+        columns = _with_ends_above(layers, _columns(layers, extents, view))
+    plan = _Plan(layers, _ports(layers, shapes), columns)
     plan.xs = _places(plan, extents)
     plan.wraps = _wraps(plan)
     height = _stack(plan, extents)
@@ -250,9 +251,9 @@ def _columns(layers: Layers, extents: Sequence[_Extent], view: View) -> list[int
     widths = [
         sum(extents[i].left + extents[i].right + CELL_GAP for i in row) for row in layers.rows
     ]
-    crossing = [0] * (len(layers.rows) + 1)
-    for row, members in enumerate(layers.rows):
-        crossing[row + 1] = sum(len(layers.cells[i].below) for i in members)
+    crossing = [0] * len(layers.rows)
+    for row, members in enumerate(layers.rows[1:], 1):
+        crossing[row] = sum(len(layers.cells[i].above) for i in _going_on(layers, members))
     best = [0] * len(layers.rows)
     scale = _scale(best, heights, widths, crossing, view)
     for count in range(2, MOST_COLUMNS + 1):
@@ -263,6 +264,34 @@ def _columns(layers: Layers, extents: Sequence[_Extent], view: View) -> list[int
         if larger >= scale * GAIN:
             best, scale = columns, larger
     return best
+
+
+def _going_on(layers: Layers, row: Sequence[int]) -> list[int]:
+    """Return the cells of a row from which links go on; all of them if there is none."""
+    return [i for i in row if layers.cells[i].below] or list(row)
+
+
+def _with_ends_above(layers: Layers, columns: Sequence[int]) -> list[int]:
+    """Move boxes at the head of a column, from which nothing goes on, to the foot of the one before.
+
+    They get a row of their own there. Return the columns of all rows.
+    """
+    rows: list[list[int]] = []
+    moved: list[int] = []
+    for row, members in enumerate(layers.rows):
+        if row and columns[row] != columns[row - 1]:
+            kept = set(_going_on(layers, members))
+            if len(kept) < len(members):
+                rows.append([i for i in members if i not in kept])
+                moved.append(columns[row - 1])
+                members = [i for i in members if i in kept]
+        rows.append(members)
+        moved.append(columns[row])
+    layers.rows = rows
+    for row, members in enumerate(rows):
+        for i in members:
+            layers.cells[i].row = row
+    return moved
 
 
 def _cut(count: int, heights: Sequence[float], crossing: Sequence[int]) -> list[int]:

@@ -44,7 +44,7 @@ SCRIPT = """
     // All of it if its text can be read then; else as wide as the window, from the start.
     const whole = fit();
     zoom(whole >= 0.6 ? whole : Math.min(1, Math.max(0.6, room()[0] / width)));
-    view.scrollTop = 0;
+    view.scrollTop = view.scrollLeft = 0;
     const start = picture.querySelector('.start').getBoundingClientRect();
     const box = view.getBoundingClientRect();
     if (start.left < box.left || start.right > box.right) {

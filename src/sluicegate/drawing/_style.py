@@ -239,8 +239,8 @@ table { margin-top: 8px; border-collapse: collapse; font-size: 12.5px; line-heig
 th { text-align: left; font-weight: 600; color: var(--muted); }
 th, td { padding: 5px 22px 5px 0; border-bottom: 1px solid var(--faint); vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-td span { display: block; }
-td .quiet { color: var(--muted); }
+td span { display: block; white-space: nowrap; }
+td .quiet { color: var(--muted); white-space: normal; }
 @media (max-width: 640px) {
   body { padding: 16px 14px 24px; }
   .tools input { flex: 1; }
