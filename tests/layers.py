@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parent.parent / "src"
 #: allows; a name ending in a dot covers a package.
 LAYERS = [
     ["_errors", "_exceptions", "_annotations", "_foreign", "_events.", "records"],
-    ["_loop.", "_data.", "_observers"],
+    ["_loop.", "_data.", "_observers", "_logging"],
     ["_context", "_streams", "_questions", "_definition.", "_state.", "llms."],
     ["_engine."],
     ["_handler", "_scope", "_workflow"],

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from sluicegate._definition.resources import Resource, ResourceConfig
     from sluicegate._definition.retries import Retry, RetryInfo
     from sluicegate._engine.dump import dump_runs
+    from sluicegate._logging import RunLogFilter
     from sluicegate._loop.limits import RateLimiter
     from sluicegate._state.drafts import DictState, StatePathError
     from sluicegate._state.store import StateStore
@@ -81,6 +82,7 @@ __all__ = [
     "RestoredError",
     "Retry",
     "RetryInfo",
+    "RunLogFilter",
     "SnapshotError",
     "StartEvent",
     "StatePathError",
@@ -148,6 +150,8 @@ def _home_of(name: str) -> Any:
             from sluicegate._definition import resources as home  # noqa: PLC0415
         case "Retry" | "RetryInfo":
             from sluicegate._definition import retries as home  # noqa: PLC0415
+        case "RunLogFilter":
+            from sluicegate import _logging as home  # noqa: PLC0415
         case "StateStore":
             from sluicegate._state import store as home  # noqa: PLC0415
         case "WorkflowGraph" | "draw_all_possible_flows" | "draw_all_possible_flows_mermaid":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sluicegate._loop import current_backend
 
 from ._assembly import Assembly, Piece, ToolCallPiece
+from ._calls import ModelCall, watch_call, watched
 from ._streams import ChatStream, CompletionStream
 from ._types import ChatMessage, ChatResponse, CompletionResponse, ToolCall, Usage
 from ._wire import from_messages, from_prompt
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from types import TracebackType
     from typing import Self, TypeAlias
+
+    from ._calls import WatchedCall
+    from ._streams import Source
 
     #: Text, tool calls, both in a message, or an exception to raise instead of a reply.
     Reply: TypeAlias = str | ToolCall | Sequence[ToolCall] | ChatMessage | BaseException
@@ -83,23 +87,19 @@ class MockLLM:
 
     async def acomplete(self, prompt: str, **kwargs: Any) -> CompletionResponse:
         """Return the whole next reply, after all of its delays."""
-        return (await self._whole(self._ask_prompt(prompt, kwargs))).completion()
+        return (await self._whole(_from_prompt(prompt), kwargs)).completion()
 
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Return the whole next reply, after all of its delays."""
-        return (await self._whole(self._ask(messages, kwargs))).chat()
+        return (await self._whole(messages, kwargs)).chat()
 
     async def astream_complete(self, prompt: str, **kwargs: Any) -> CompletionStream:
         """Return the next reply as a stream of tokens."""
-        source = self._ask_prompt(prompt, kwargs)
-        await current_backend().checkpoint()
-        return CompletionStream(source.opened())
+        return CompletionStream(await self._open(_from_prompt(prompt), kwargs))
 
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatStream:
         """Return the next reply as a stream of tokens."""
-        source = self._ask(messages, kwargs)
-        await current_backend().checkpoint()
-        return ChatStream(source.opened())
+        return ChatStream(await self._open(messages, kwargs))
 
     async def aclose(self) -> None:
         """Do nothing but a checkpoint, because streams have their own owners."""
@@ -116,9 +116,19 @@ class MockLLM:
     ) -> None:
         await self.aclose()
 
-    def _ask_prompt(self, prompt: str, kwargs: dict[str, Any]) -> _Script:
-        from_prompt(prompt, None)  # refuses the same arguments as a real model
-        return self._ask([ChatMessage(content=prompt)], kwargs)
+    async def _whole(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> Assembly:
+        assembly = Assembly()
+        with self._watch(messages, kwargs, is_stream=False) as call:
+            source = watched(self._ask(messages, kwargs), call)
+            while (piece := await source.receive()) is not None:
+                assembly.add(piece)
+        return assembly.whole()
+
+    async def _open(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> Source:
+        with self._watch(messages, kwargs, is_stream=True) as call:
+            source = self._ask(messages, kwargs)
+            await current_backend().checkpoint()
+            return watched(source.opened(), call)
 
     def _ask(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> _Script:
         from_messages(messages, None)
@@ -129,11 +139,24 @@ class MockLLM:
             raise reply
         return _Script(self, list(_pieces(reply, self.prompts[-1], self.model)))
 
-    async def _whole(self, source: _Script) -> Assembly:
-        assembly = Assembly()
-        while (piece := await source.receive()) is not None:
-            assembly.add(piece)
-        return assembly.whole()
+    def _watch(
+        self, messages: Sequence[ChatMessage], kwargs: dict[str, Any], *, is_stream: bool
+    ) -> WatchedCall:
+        def describe() -> ModelCall:
+            return ModelCall(
+                provider="mock",
+                model=self.model,
+                messages=from_messages(messages, None),
+                options=kwargs,
+                is_stream=is_stream,
+            )
+
+        return watch_call(describe)
+
+
+def _from_prompt(prompt: str) -> list[ChatMessage]:
+    from_prompt(prompt, None)  # refuses the same arguments as a real model
+    return [ChatMessage(content=prompt)]
 
 
 class _Script:

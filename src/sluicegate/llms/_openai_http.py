@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ._assembly import Piece
+    from ._calls import WatchedCall
     from ._clients import Hold
 
 
@@ -258,8 +259,9 @@ class ResponseSource:
 class _SyncStream(Generic[_R]):
     """The base of both kinds of blocking stream: an iterator, closed by ``with`` or on deletion."""
 
-    def __init__(self, response: Any) -> None:
+    def __init__(self, response: Any, call: WatchedCall) -> None:
         self._http_response = response
+        self._call = call
         self._bytes: Iterator[bytes] = response.iter_bytes()
         self._reader = EventReader(response)
         self._assembly = Assembly()
@@ -285,12 +287,15 @@ class _SyncStream(Generic[_R]):
             raise StreamClosedError(msg)
         try:
             piece = self._receive()
-        except BaseException:  # a stream that failed must hold no connection
+        except BaseException as error:  # a stream that failed must hold no connection
+            self._call.end(error)
             self.close()
             raise
         if piece is None:
+            self._call.end()
             self.close()
             raise StopIteration
+        self._call.received(piece)
         self._assembly.add(piece)
         self._response = self._so_far()
         return self._response
@@ -309,6 +314,7 @@ class _SyncStream(Generic[_R]):
     def close(self) -> None:
         """Close the connection. May be called twice."""
         self._closed = True
+        self._call.end(is_abandoned=True)
         self._http_response.close()
 
     def __enter__(self) -> Self:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from sluicegate._loop import current_backend, in_event_loop
 
 from ._assembly import Assembly
+from ._calls import ModelCall, watch_call, watched
 from ._clients import Clients
 from ._streams import ChatStream, CompletionStream
 from ._wire import from_messages, from_prompt, max_tokens_name, to_piece
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from ._calls import WatchedCall
     from ._clients import Hold
+    from ._streams import Source
     from ._types import ChatMessage, ChatResponse, CompletionResponse
 
 
@@ -203,30 +206,32 @@ class OpenAI:
     async def _ask(self, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> Assembly:
         request = self._request(messages, kwargs)
         request["timeout"] = _within(request["timeout"], _seconds_left())
-        hold = self._clients.hold()
-        try:
-            with own_errors():
-                reply = await _create(hold.client, request)
-        finally:
-            await hold.aclose()
-        return _whole(reply.http_response)
+        with self._watch(request) as call:
+            hold = self._clients.hold()
+            try:
+                with own_errors():
+                    reply = await _create(hold.client, request)
+            finally:
+                await hold.aclose()
+            return _whole(reply.http_response, call)
 
     async def _open(
         self, messages: list[dict[str, Any]], kwargs: dict[str, Any]
-    ) -> tuple[Hold[openai.AsyncOpenAI], ResponseSource]:
+    ) -> tuple[Hold[openai.AsyncOpenAI], Source]:
         request = self._stream_request(messages, kwargs)
         request["timeout"] = _within(request["timeout"], _seconds_left())
-        hold = self._clients.hold()
-        try:
+        with self._watch(request) as call:
+            hold = self._clients.hold()
             try:
-                stream = await _create(hold.client, request)
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as exc:
-                request = self._without_stream_options(request, kwargs, exc)
-                stream = await _create(hold.client, request)
-        except BaseException:  # no stream will release the hold
-            await hold.aclose()
-            raise
-        return hold, ResponseSource(stream.response, hold)
+                try:
+                    stream = await _create(hold.client, request)
+                except (openai.BadRequestError, openai.UnprocessableEntityError) as exc:
+                    request = self._without_stream_options(request, kwargs, exc)
+                    stream = await _create(hold.client, request)
+            except BaseException:  # no stream will release the hold
+                await hold.aclose()
+                raise
+            return hold, watched(ResponseSource(stream.response, hold), call)
 
     # -- the blocking calls ------------------------------------------------------------------------
 
@@ -244,13 +249,13 @@ class OpenAI:
         """Like `astream_complete`, but blocking. Raises `RuntimeError` where a loop runs."""
         self._refuse_in_loop("stream_complete")
         messages = from_prompt(prompt, self.system_prompt)
-        return SyncCompletionStream(self._open_sync(messages, kwargs))
+        return SyncCompletionStream(*self._open_sync(messages, kwargs))
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> SyncChatStream:
         """Like `astream_chat`, but blocking. Raises `RuntimeError` where an event loop runs."""
         self._refuse_in_loop("stream_chat")
         wire = from_messages(messages, self.system_prompt)
-        return SyncChatStream(self._open_sync(wire, kwargs))
+        return SyncChatStream(*self._open_sync(wire, kwargs))
 
     def close(self) -> None:
         """Close the connections of the blocking calls; deleting the object does the same."""
@@ -271,18 +276,22 @@ class OpenAI:
 
     def _ask_sync(self, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> Assembly:
         request = self._request(messages, kwargs)
-        with own_errors():
-            reply = _create(self._sync(), request)
-        return _whole(reply.http_response)
+        with self._watch(request) as call:
+            with own_errors():
+                reply = _create(self._sync(), request)
+            return _whole(reply.http_response, call)
 
-    def _open_sync(self, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> Any:
+    def _open_sync(
+        self, messages: list[dict[str, Any]], kwargs: dict[str, Any]
+    ) -> tuple[Any, WatchedCall]:
         request = self._stream_request(messages, kwargs)
-        try:
-            stream = _create(self._sync(), request)
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as exc:
-            request = self._without_stream_options(request, kwargs, exc)
-            stream = _create(self._sync(), request)
-        return stream.response
+        with self._watch(request) as call:
+            try:
+                stream = _create(self._sync(), request)
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as exc:
+                request = self._without_stream_options(request, kwargs, exc)
+                stream = _create(self._sync(), request)
+            return stream.response, call
 
     def _refuse_in_loop(self, name: str) -> None:
         if in_event_loop():
@@ -326,6 +335,21 @@ class OpenAI:
             raise refusal
         self._refuses_stream_options = True
         return {name: value for name, value in request.items() if name != "stream_options"}
+
+    def _watch(self, request: dict[str, Any]) -> WatchedCall:
+        def describe() -> ModelCall:
+            where = urlsplit(self._find_base_url() or f"https://{_OFFICIAL_HOST}")
+            return ModelCall(
+                provider="openai",
+                model=request["model"],
+                messages=request["messages"],
+                options=request,
+                is_stream=bool(request.get("stream")),
+                address=where.hostname,
+                port=where.port or (80 if where.scheme == "http" else 443),
+            )
+
+        return watch_call(describe)
 
     # -- clients -----------------------------------------------------------------------------------
 
@@ -395,8 +419,11 @@ def _create(client: openai.AsyncOpenAI | openai.OpenAI, request: dict[str, Any])
     return create(**request)
 
 
-def _whole(response: Any) -> Assembly:
+def _whole(response: Any, call: WatchedCall) -> Assembly:
     fields = read_whole(response)
+    piece = to_piece(fields, to_completion(fields))
+    call.received(piece)
+    call.end()
     assembly = Assembly()
-    assembly.add(to_piece(fields, to_completion(fields)))
+    assembly.add(piece)
     return assembly.whole()
