@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import attrs
 
-from sluicegate._exceptions import URGENT
-
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
@@ -26,6 +23,9 @@ if TYPE_CHECKING:
 
 
 LOGGER = logging.getLogger("sluicegate")
+
+#: What else ends a call is a cancellation, or a group that contains one.
+_FAILURES = (Exception, KeyboardInterrupt, SystemExit)
 
 #: How a call ended. A stream that is closed before its end is cancelled.
 CallOutcome: TypeAlias = Literal["completed", "failed", "cancelled"]
@@ -123,8 +123,7 @@ class WatchedCall:
             return
         outcome: CallOutcome = "cancelled" if is_abandoned else "completed"
         if error is not None:
-            # A cancellation is no Exception, and neither is a group that contains one.
-            outcome = "failed" if isinstance(error, (Exception, *URGENT)) else "cancelled"
+            outcome = "failed" if isinstance(error, _FAILURES) else "cancelled"
         self._leave()  # a reply received whole ends inside the block
         self._tell("end", outcome, error)
         self._reports = []
