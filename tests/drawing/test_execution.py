@@ -22,8 +22,9 @@ from sluicegate import (
     step,
 )
 from sluicegate.drawing import Execution, Passage, StepCounts
+from sluicegate.drawing._arrows import arrows_by_event
 from sluicegate.drawing._execution import shown_seconds
-from sluicegate.drawing._flow import arrows_by_event, flow_of
+from sluicegate.drawing._flow import flow_of
 from sluicegate.drawing._overlay import flow_of_execution, with_execution
 
 

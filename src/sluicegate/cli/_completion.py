@@ -45,7 +45,7 @@ class _Command:
 
 
 def completion(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    """Print the script of a shell, or what a target that was begun can become."""
+    """Print the script of a shell, or the completions of a partial target."""
     if arguments.targets is not None:
         for target in _targets(arguments.targets):
             print(target)  # noqa: T201
@@ -61,7 +61,9 @@ def _commands(parser: argparse.ArgumentParser) -> Iterator[_Command]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             summaries = {choice.dest: choice.help or "" for choice in action._choices_actions}
-            for name, command in action.choices.items():
+            # typeshed knows the keys of the choices, and not what they are
+            commands: dict[str, argparse.ArgumentParser] = {**action.choices}  # pyright: ignore[reportUnknownMemberType]
+            for name, command in commands.items():
                 yield _command(name, summaries.get(name, ""), command)
 
 
@@ -90,7 +92,7 @@ def _command(name: str, summary: str, parser: argparse.ArgumentParser) -> _Comma
 
 
 def _targets(begun: str) -> Iterator[str]:
-    """Yield the targets of a file that begin like ``path/to/file.py:Na``; nothing is imported."""
+    """Yield the targets of a file that complete ``path/to/file.py:Na``; nothing is imported."""
     path, colon, name = begun.rpartition(":")
     if not colon:
         return

@@ -166,7 +166,7 @@ def _add_completion(commands: argparse._SubParsersAction[_Parser]) -> None:
         choices=("bash", "zsh", "fish"),
         help="bash, zsh or fish",
     )
-    # What the scripts call for a target that was begun.
+    # The scripts call this to complete a target.
     completion.add_argument("--targets", help=argparse.SUPPRESS)
 
 

@@ -62,8 +62,8 @@ def _named(target: str) -> str:
 def workflows_in(place: str) -> list[tuple[type[AnyWorkflow], bool]]:
     """Return the workflow classes of a file or module, and whether an object of them was built.
 
-    They are the classes that it defines, in their order, and those of objects that it builds. What
-    it imports from elsewhere is left out.
+    They are the classes that it defines, in their order, and those of the objects in it. Classes
+    that it imports from elsewhere are left out.
 
     Raises:
         UsageError: It cannot be imported, or defines no workflow.
@@ -72,10 +72,10 @@ def workflows_in(place: str) -> list[tuple[type[AnyWorkflow], bool]]:
     found: dict[type[AnyWorkflow], bool] = {}
     for value in vars(module).values():
         if is_workflow_class(value) and value.__module__ == module.__name__:
-            # A class without steps that others are derived from is no workflow of its own.
+            # A base class without steps is not a complete workflow.
             if graph_of(value).steps or not value.__subclasses__():
                 found.setdefault(value, False)
-        elif isinstance(value, Workflow):
+        elif _is_workflow_object(value):
             found[type(value)] = True
     if not found:
         msg = f"{place} defines no workflow; expected a class derived from Workflow in it"
@@ -157,6 +157,10 @@ def _candidates(module: ModuleType) -> str:
 def is_workflow_class(found: object) -> TypeGuard[type[AnyWorkflow]]:
     """Whether a target is a workflow class."""
     return isinstance(found, type) and issubclass(found, Workflow)
+
+
+def _is_workflow_object(found: object) -> TypeGuard[AnyWorkflow]:
+    return isinstance(found, Workflow)
 
 
 def build(target: str, found: Any, timeout: float | None = None) -> AnyWorkflow:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sluicegate.drawing._flow import in_reading_order
+from sluicegate.drawing._arrows import in_reading_order
 from sluicegate.drawing._svg import without_controls
 
 
@@ -70,7 +70,7 @@ def _node(node: Node, name: str) -> str:
     if node.counts is not None:
         lines.append(node.counts.summary())
     look = _LOOKS.get(node.look, "")
-    if node.kind in ("person", "outside"):
+    if node.kind in ("person", "outside") and not look:
         look = 'style="rounded,dashed", color="#a35b00", fontcolor="#a35b00"'
     elif node.handles_failures and not look:
         look = 'color="#a3286a"'

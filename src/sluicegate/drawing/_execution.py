@@ -1,4 +1,4 @@
-"""Executions: what happened in a run, as plain counts that a picture can show."""
+"""Executions: the counts of a run that a picture can show."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def shown_seconds(seconds: float) -> str:
 
 @attrs.frozen
 class StepCounts:
-    """What the invocations of one step came to.
+    """The outcomes of the invocations of one step, as counts.
 
     Those that are still running are ``started - completed - failed - cancelled``.
 
@@ -83,10 +83,10 @@ class Passage:
 
 @attrs.frozen
 class Execution:
-    """What happened in a run, or in several runs of one workflow, as plain counts.
+    """The counts of a run, or of several runs of one workflow together.
 
-    The picture of a workflow shows it: counts and times in the boxes, counts at the arrows. It
-    needs no run and no recording, so the counts can come from anywhere::
+    ``WorkflowGraph(workflow, execution=...)`` shows them: counts and times in the boxes, counts at
+    the arrows. An execution needs no run and no recording, so the counts can come from anywhere::
 
         Execution(
             workflow="Writer",
@@ -107,9 +107,9 @@ class Execution:
     Attributes:
         workflow: The ``__name__`` of the workflow class.
         steps: The counts of each step by its name; a step that never started may be missing.
-        passages: The events that went from step to step, into the run and out of it. Each
-            combination of source, event and target stands once. One that the workflow does not
-            declare is drawn as an arrow that was observed only.
+        passages: The events that went from step to step, into the run and out of it; passages
+            with the same source, event and target are added up. A passage that the workflow does
+            not declare is drawn as observed only.
         published: The events that steps wrote to the stream, without questions. The targets are
             not read.
         outcome: ``"completed"``, ``"failed"``, ``"timed_out"``, ``"cancelled"`` or ``"running"``;

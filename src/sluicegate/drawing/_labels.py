@@ -36,7 +36,7 @@ class Label:
         fields: Its fields with their types: ``"text: str"``.
         kind: Its class; None for text that is no event's name.
         about: The tooltip of text that is no event's name.
-        is_many: Whether it stands for several events: a list, or one after another.
+        is_many: Whether several events take this way: a list, or one after another.
         count: How many such events passed in the execution that is shown; None without one.
     """
 
@@ -236,7 +236,7 @@ def _state(state: Any, state_type: type | None) -> Iterator[Mark]:
 
 
 def marks_of_counts(counts: StepCounts) -> tuple[Mark, ...]:
-    """Return the marks of what a step's invocations came to in an execution."""
+    """Return the marks for the outcomes of a step's invocations in an execution."""
     if not counts.started:
         return (Mark("never", "never ran", "No invocation of this step started"),)
     told = {

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 SWEEPS = 12
-#: What a box takes in its row beside its width, for the choice of its row.
+#: The room beside a box, which counts for the width of its row.
 BESIDE = 40.0
 
 

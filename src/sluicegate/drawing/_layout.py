@@ -4,7 +4,7 @@ This is the second half of the layered drawing. Horizontal positions are least s
 onto the order of each row (isotonic regression); rows follow from top to bottom. A link runs
 straight down through its own cell in every row and bends only in the empty gaps between rows, so
 it cannot touch a box or the label of another link. A layout that is too high for its view is folded
-into columns, as a newspaper is: links go on from the foot of a column to the head of the next one,
+into columns, as in a newspaper: links lead from the foot of a column to the head of the next one,
 through the gutter between them.
 """
 
@@ -39,7 +39,7 @@ CORNER = 6.0
 MOST_COLUMNS = 12
 #: By how much a further column has to enlarge the picture in its view.
 GAIN = 1.12
-#: What is left of the worth of a picture for each link in its fullest gutter.
+#: The factor by which each link in its fullest gutter reduces the rating of a picture.
 WRAPPED = 0.9
 
 
@@ -89,8 +89,8 @@ class ArrowPath:
 
     Attributes:
         points: From the source to the target: straight lines and curves alternate, and the first
-            is straight. A curve goes on in the direction of the line before it, and into that of
-            the line after it. For a loop at one box, the two ends.
+            is straight. A curve has the directions of the lines before and after it at its ends.
+            For a loop at one box, the two ends.
         label: The centre of its label.
         goes_back: Whether it leads up, back to an earlier box.
         is_loop: Whether it leads from a box to itself.
@@ -157,7 +157,7 @@ def lay_out(shapes: Sequence[Shape], links: Sequence[Link], view: View | None = 
 
 
 def _groups(links: Sequence[Link]) -> list[int]:
-    """Return the number of each link's group; a link without one is a group of its own."""
+    """Return the number of each link's group; a link without one is a group by itself."""
     found: dict[object, int] = {}
     return [
         found.setdefault((place, None) if link.group is None else link.group, len(found))
@@ -267,14 +267,14 @@ def _columns(layers: Layers, extents: Sequence[_Extent], view: View) -> list[int
 
 
 def _going_on(layers: Layers, row: Sequence[int]) -> list[int]:
-    """Return the cells of a row from which links go on; all of them if there is none."""
+    """Return the cells of a row from which links lead down; all of them if there is none."""
     return [i for i in row if layers.cells[i].below] or list(row)
 
 
 def _with_ends_above(layers: Layers, columns: Sequence[int]) -> list[int]:
-    """Move boxes at the head of a column, from which nothing goes on, to the foot of the one before.
+    """Move boxes without a link down from the head of a column to the foot of the one before.
 
-    They get a row of their own there. Return the columns of all rows.
+    They form a new row there. Return the columns of all rows.
     """
     rows: list[list[int]] = []
     moved: list[int] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sluicegate.drawing._flow import in_reading_order
+from sluicegate.drawing._arrows import in_reading_order
 from sluicegate.drawing._svg import without_controls
 
 
@@ -60,7 +60,8 @@ def _lines(flow: Flow, prefix: str) -> Iterator[str]:
 def _node(node: Node, name: str) -> str:
     if node.kind != "step":
         shape = _SHAPES[node.kind].format(f'"{_escaped(node.name or _WORDS[node.kind])}"')
-        return f"{name}{shape}" + (":::gap" if node.kind == "gap" else _person_class(node))
+        look = node.look or {"gap": "gap", "person": "person", "outside": "person"}.get(node.kind)
+        return f"{name}{shape}" + (f":::{look}" if look else "")
     lines = [_escaped(node.name)]
     marks = [mark.text or mark.kind for mark in node.marks]
     if marks:
@@ -69,10 +70,6 @@ def _node(node: Node, name: str) -> str:
         lines.append(_escaped(node.counts.summary()))
     look = node.look or ("handler" if node.handles_failures else "join" if node.join else "")
     return f'{name}["{"<br>".join(lines)}"]' + (f":::{look}" if look else "")
-
-
-def _person_class(node: Node) -> str:
-    return ":::person" if node.kind == "person" else ""
 
 
 def _edge(edge: Edge, prefix: str) -> str:
@@ -88,6 +85,7 @@ def _child(child: Child, step: str, prefix: str) -> Iterator[str]:
         yield f'{prefix}child["{text}"]'
     else:
         yield f'subgraph {prefix}child["{_escaped(child.name)}"]'
+        yield "  direction TB"
         yield from (f"  {line}" for line in _lines(child.flow, prefix))
         yield "end"
     yield f'{step} -.->|"runs"| {prefix}child'

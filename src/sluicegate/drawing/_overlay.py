@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from sluicegate._events import Event
 
 
-#: The event that a failed step is said to have made, on its way to a handler.
+#: The class name of a failure, on its way to a handler.
 FAILURE = "StepFailedEvent"
 
-#: What a passage is matched by: the names of its ends, None for what is not a step.
+#: The names of the ends of a passage, which it is matched by; None for an end that is no step.
 _Ends = tuple[str | None, str | None]
 
 
@@ -181,7 +181,7 @@ def _names_below(kind: type[Event]) -> set[str]:
 
 
 class _Additions:
-    """What an execution shows and the flow does not have."""
+    """The steps and edges that only an execution shows."""
 
     def __init__(self, nodes: list[Node], published: Iterable[Passage], *, is_known: bool) -> None:
         self.nodes = nodes

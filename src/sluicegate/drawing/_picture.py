@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sluicegate.drawing._flow import Arrow, Node, arrows_by_event
+from sluicegate.drawing._arrows import Arrow, arrows_by_event
 from sluicegate.drawing._labels import marks_of_counts
 from sluicegate.drawing._layers import rows_of as rows_of_boxes
 from sluicegate.drawing._layout import Shape, View, lay_out
@@ -36,7 +36,7 @@ from sluicegate.drawing._svg import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sluicegate.drawing._flow import Child, Flow
+    from sluicegate.drawing._flow import Child, Flow, Node
     from sluicegate.drawing._labels import Label, Mark
     from sluicegate.drawing._layout import ArrowPath, Point
 
@@ -145,8 +145,8 @@ def _with_near_ends(
 ) -> tuple[list[Node], list[Arrow]]:
     """Return nodes and arrows in which the run ends near each step that ends it.
 
-    The steps in the last row before the end share it. Each other one gets an end of its own, so that
-    no arrow runs through the whole picture to the same end.
+    The steps in the last row before the end share it. Each other step gets a separate end, so that
+    no arrow crosses the whole picture.
     """
     found = [number for number, node in enumerate(nodes) if node.kind == "stop"]
     kept, moved = list(nodes), list(arrows)
@@ -188,7 +188,7 @@ class _Box:
     """A node with its size and its content."""
 
     node: Node
-    #: The number of the flow and that of the node, which the script of the page refers to.
+    #: The number of the flow and that of the node, by which the script of the page finds it.
     at: str
     shape: Shape
     rows: list[list[Mark]] = attrs.field(factory=list["list[Mark]"])

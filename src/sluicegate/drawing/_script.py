@@ -157,7 +157,7 @@ SCRIPT = """
 })();
 """.strip()
 
-#: What the page may do: run this script and nothing else, and load nothing.
+#: The page may run this script and nothing else, and may load nothing.
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; "
     f"script-src 'sha256-{b64encode(sha256(SCRIPT.encode()).digest()).decode()}'"

@@ -189,12 +189,7 @@ def _is_used(selector: str, used: set[str]) -> bool:
     return set(re.findall(r"\.([\w-]+)", selector)) - {"flow"} <= used
 
 
-#: The style of the page, with that of the picture.
-PAGE_STYLE = f"""
-:root {{ color-scheme: light dark; {_variables(LIGHT)} }}
-@media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}
-""".lstrip()
-PAGE_STYLE += """
+_PAGE = """
 * { box-sizing: border-box; }
 body { margin: 0; padding: 28px 32px 40px; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -253,4 +248,12 @@ td .quiet { color: var(--muted); white-space: normal; }
   .view > .flow { width: 100% !important; max-width: var(--width); }
 }
 """.lstrip().replace("FONT", FONT)
-PAGE_STYLE += PICTURE_RULES
+
+#: The style of the page, with that of the picture.
+PAGE_STYLE = "\n".join(
+    [
+        f":root {{ color-scheme: light dark; {_variables(LIGHT)} }}",
+        f"@media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}",
+        _PAGE + PICTURE_RULES,
+    ]
+)

@@ -12,7 +12,7 @@ from sluicegate.drawing._layout import LOOP_REACH, Link
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sluicegate.drawing._flow import Arrow
+    from sluicegate.drawing._arrows import Arrow
     from sluicegate.drawing._labels import Label, Mark
     from sluicegate.drawing._layout import ArrowPath, Point
 
@@ -166,7 +166,7 @@ def _marker(name: str) -> str:
 
 
 _LOOKS = ("event", "back", "human", "fails", "gap", "undeclared", "never")
-#: Stripes over a step that was cancelled, so that it is told apart without colours.
+#: Stripes over a cancelled step, which distinguish it without colours.
 _HATCH = (
     '<pattern id="hatch" width="9" height="9" patternUnits="userSpaceOnUse" '
     'patternTransform="rotate(45)"><path class="stripe" d="M4.5 0V9"/></pattern>'

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sluicegate.drawing._flow import arrows_by_event, in_reading_order
+from sluicegate.drawing._arrows import arrows_by_event, in_reading_order
 from sluicegate.drawing._svg import SIGNS, without_controls
 
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sluicegate.drawing._flow import Arrow, Flow, Node
+    from sluicegate.drawing._arrows import Arrow
+    from sluicegate.drawing._flow import Flow, Node
     from sluicegate.drawing._labels import Mark
 
 
