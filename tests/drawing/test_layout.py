@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations, pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sluicegate.drawing._layers import _crossings, arrange
@@ -124,6 +124,13 @@ def test_every_arrow_joins_its_boxes(graph):
 
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None)
+@example(  # a box at the foot of a column, beside the links that lead on
+    (
+        [Shape(4, 124), Shape(117, 59), Shape(4, 146)],
+        [Link(0, 2, 4, 22)] * 3,
+        View(200, 200),
+    )
+)
 @given(graphs(loops=False))
 def test_arrows_keep_off_boxes_and_labels(graph):
     """No arrow runs through a box that is not its own, nor through the label of another."""

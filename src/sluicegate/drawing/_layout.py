@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sluicegate.drawing._layers import Layers, arrange
+from sluicegate.drawing._layers import Cell, Layers, arrange
 
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def lay_out(shapes: Sequence[Shape], links: Sequence[Link], view: View | None = 
     extents = _extents(layers, shapes, between, loops)
     columns = [0] * len(layers.rows)
     if view is not None:
-        columns = _with_ends_above(layers, _columns(layers, extents, view))
+        columns = _with_ends_above(layers, _columns(layers, extents, view), extents)
     plan = _Plan(layers, _ports(layers, shapes), columns)
     plan.xs = _places(plan, extents)
     plan.wraps = _wraps(plan)
@@ -271,27 +271,54 @@ def _going_on(layers: Layers, row: Sequence[int]) -> list[int]:
     return [i for i in row if layers.cells[i].below] or list(row)
 
 
-def _with_ends_above(layers: Layers, columns: Sequence[int]) -> list[int]:
+def _with_ends_above(layers: Layers, columns: Sequence[int], extents: list[_Extent]) -> list[int]:
     """Move boxes without a link down from the head of a column to the foot of the one before.
 
-    They form a new row there. Return the columns of all rows.
+    They form a new row there, with a cell for each link that leads on to the next column. Return the
+    columns of all rows.
     """
     rows: list[list[int]] = []
     moved: list[int] = []
     for row, members in enumerate(layers.rows):
+        kept = members
         if row and columns[row] != columns[row - 1]:
-            kept = set(_going_on(layers, members))
+            kept = _going_on(layers, members)
             if len(kept) < len(members):
-                rows.append([i for i in members if i not in kept])
+                rows.append(_foot(layers, row, kept, extents))
                 moved.append(columns[row - 1])
-                members = [i for i in members if i in kept]
-        rows.append(members)
+        rows.append(kept)
         moved.append(columns[row])
     layers.rows = rows
     for row, members in enumerate(rows):
         for i in members:
             layers.cells[i].row = row
     return moved
+
+
+def _foot(layers: Layers, row: int, kept: Sequence[int], extents: list[_Extent]) -> list[int]:
+    """Return a row between ``row`` and the one above: the boxes that leave it, and new cells."""
+    cells = layers.cells
+    at = {number: place for place, number in enumerate(layers.rows[row - 1])}
+    places = {
+        i: min(map(at.__getitem__, cells[i].above), default=len(at)) for i in layers.rows[row]
+    }
+    staying = set(kept)
+    new: dict[tuple[int, int], int] = {}
+    for lower in kept:
+        for upper in cells[lower].above:
+            number = new[upper, lower] = len(cells)
+            cells.append(Cell(row, link=cells[upper].link, above=[upper], below=[lower]))
+            extents.append(_Extent(0.0, 0.0, 0.0))
+            cells[upper].below[cells[upper].below.index(lower)] = number
+            places[number] = at[upper]
+        cells[lower].above = [new[upper, lower] for upper in cells[lower].above]
+    for path in layers.paths:
+        for place, pair in enumerate(pairwise(path)):
+            if pair in new:
+                path.insert(place + 1, new[pair])
+                break
+    leaving = [i for i in layers.rows[row] if i not in staying]
+    return sorted([*new.values(), *leaving], key=places.__getitem__)
 
 
 def _cut(count: int, heights: Sequence[float], crossing: Sequence[int]) -> list[int]:
