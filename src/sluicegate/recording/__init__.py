@@ -1,0 +1,42 @@
+"""Recording: keep the records of runs in memory or in a file, and ask what happened and why."""
+
+from __future__ import annotations
+
+from sluicegate.recording._causes import Node
+from sluicegate.recording._errors import RecordedError
+from sluicegate.recording._format import recording_schema
+from sluicegate.recording._model import (
+    CancelledInvocation,
+    RecordedCancellation,
+    RecordedEdit,
+    RecordedEvent,
+    RecordedInvocation,
+    RecordedQuestion,
+    RecordedResource,
+    RecordedRun,
+    RecordedStreamEvent,
+    RecordedWait,
+)
+from sluicegate.recording._path import CriticalPath, PathPart
+from sluicegate.recording._recording import Recording, load_recording
+
+
+__all__ = [
+    "CancelledInvocation",
+    "CriticalPath",
+    "Node",
+    "PathPart",
+    "RecordedCancellation",
+    "RecordedEdit",
+    "RecordedError",
+    "RecordedEvent",
+    "RecordedInvocation",
+    "RecordedQuestion",
+    "RecordedResource",
+    "RecordedRun",
+    "RecordedStreamEvent",
+    "RecordedWait",
+    "Recording",
+    "load_recording",
+    "recording_schema",
+]

@@ -1,0 +1,46 @@
+"""Exceptions in a recording: as data in a file, and as exceptions again when it is loaded."""
+
+from __future__ import annotations
+
+import msgspec
+
+from sluicegate._errors import RestoredError
+
+
+class DescribedError(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An exception as data.
+
+    Attributes:
+        type: The name of its class, with the module unless that is ``builtins``.
+        message: What ``str()`` of it gives, shortened; of a group, its first leaves too.
+        notes: Its notes.
+        traceback: The innermost frames of its traceback, as Python prints them, without the line
+            of the exception itself.
+    """
+
+    type: str
+    message: str = ""
+    notes: list[str] = []
+    traceback: str = ""
+
+
+class RecordedError(RestoredError):
+    """What an exception is in a recording that was loaded from a file.
+
+    Attributes:
+        type_name: The name of the class that it had, with the module unless that is ``builtins``.
+        message: What ``str()`` of it gave, shortened.
+        notes: The notes that it had; they are its ``__notes__`` as well.
+        traceback: The innermost frames of its traceback, as Python prints them.
+    """
+
+    def __init__(self, described: DescribedError) -> None:
+        super().__init__(described.type, described.message)
+        self.notes = tuple(described.notes)
+        self.traceback = described.traceback
+        for note in self.notes:
+            self.add_note(note)
+
+    def __reduce__(self) -> tuple[type[RecordedError], tuple[DescribedError]]:
+        described = DescribedError(self.type_name, self.message, list(self.notes), self.traceback)
+        return RecordedError, (described,)
