@@ -23,6 +23,8 @@ from sluicegate import (
 )
 from tests.drawing.test_drawing import NASTY, Faulty, Strange
 from tests.drawing.test_marks import Handled
+from tests.helpers import calls_of
+from tests.test_counts import chain
 
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -328,3 +330,31 @@ def test_the_summary_counts_what_steps_take_and_make():
     assert graph.summary() == "3 steps, 6 events and 1 published"
     assert graph.summary() in graph.to_html()
     assert repr(graph) == f"<WorkflowGraph of Everything: {graph.summary()}>"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["to_html", "to_json", "to_text", "to_mermaid", "to_dot"])
+def test_every_form_costs_the_same_for_each_step(form):
+    """A picture of four times as many steps takes four times as much."""
+    costs = []
+    for size in (50, 200):
+        graph = WorkflowGraph(chain(size))
+        costs.append(calls_of(getattr(graph, form)) / size)
+
+    assert costs[1] <= 1.1 * costs[0]
+
+
+def test_the_table_of_events_tells_both_ends():
+    """Each event stands with its fields, who makes it, and who takes it; failures too."""
+    rows = re.findall(r"<tr><td >(.*?)</td></tr>", WorkflowGraph(Everything).to_html())
+    cells = [re.sub(r"</?span[^>]*>", " ", row).split("</td><td >") for row in rows]
+    table = {name.strip(): [" ".join(it.split()) for it in rest] for name, *rest in cells}
+
+    assert table["Part"] == ["n: int", "split", "work"]
+    assert table["Progress"] == ["done: int total: int", "work", "the stream"]
+    assert table["Approve"] == ["text: str", "gather", "a person"]
+    starts = [rest for name, *rest in cells if name.strip() == "StartEvent"]
+    assert [" ".join(rest[2].split()) for rest in starts] == ["split", "Inner.work"]
+    handled = WorkflowGraph(Handled).to_html()
+    row = re.search(r"<tr><td ><span>StepFailedEvent</span>.*?</tr>", handled)[0]
+    assert "<span>work</span><span>load</span>" in row

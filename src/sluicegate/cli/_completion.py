@@ -257,7 +257,7 @@ _sluicegate_target() {
         names=(${(f)"$(sluicegate completion --targets $PREFIX 2> /dev/null)"})
         compadd -a names
     else
-        _files -g '*.py(-.)'
+        _files -S '' -g '*.py(-.)'
     fi
 }
 

@@ -187,25 +187,35 @@ def _pass_on(
     for box in sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True):
         to_go[box] = max((to_go[lower] + 1 for lower in below[box]), default=0)
     moved: set[int] = set()
+    members: dict[int, list[int]] = {}
+    for box, rank in enumerate(ranks):
+        members.setdefault(rank, []).append(box)
     rank = min(ranks, default=0)
-    while rank <= max(ranks, default=0):
-        members = [box for box, own in enumerate(ranks) if own == rank]
+    while members:
         width = 0.0
-        for place, box in enumerate(sorted(members, key=lambda box: -to_go[box])):
+        row = [box for box in members.pop(rank, []) if ranks[box] == rank]
+        for place, box in enumerate(sorted(row, key=lambda box: (-to_go[box], box))):
             width += widths[box] + BESIDE
             if place and width > most:
                 moved.add(box)
-                _move_down(box, rank + 1, ranks, below)
+                _move_down(box, rank + 1, ranks, below, members)
         rank += 1
     return frozenset(moved)
 
 
-def _move_down(box: int, rank: int, ranks: list[int], below: Sequence[Sequence[int]]) -> None:
+def _move_down(
+    box: int,
+    rank: int,
+    ranks: list[int],
+    below: Sequence[Sequence[int]],
+    members: dict[int, list[int]],
+) -> None:
     todo = [(box, rank)]
     while todo:
         box, rank = todo.pop()
         if ranks[box] < rank:
             ranks[box] = rank
+            members.setdefault(rank, []).append(box)
             todo += [(lower, rank + 1) for lower in below[box]]
 
 

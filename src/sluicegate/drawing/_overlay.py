@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from sluicegate._events import StepFailedEvent
 from sluicegate.drawing._execution import Execution, Passage, StepCounts
 from sluicegate.drawing._flow import Child, Edge, Flow, Node
 from sluicegate.drawing._labels import Label
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 #: The class name of a failure, on its way to a handler.
-FAILURE = "StepFailedEvent"
+FAILURE = StepFailedEvent.__name__
 
 #: The names of the ends of a passage, which it is matched by; None for an end that is no step.
 _Ends = tuple[str | None, str | None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sluicegate._events import StepFailedEvent
 from sluicegate.drawing._execution import shown_seconds
 from sluicegate.drawing._flow import counted
 from sluicegate.drawing._labels import marks_of_counts
@@ -129,25 +130,34 @@ def _spans(lines: Iterable[str], classes: str = "") -> str:
 def _events(flow: Flow) -> Iterator[str]:
     rows: dict[tuple[str, ...], None] = {}
     for each in flow.walk():
+        ends = _ends_by_event(each, "" if each is flow else f"{each.name}.")
         for label in (*each.events, *each.published):
-            made = [_named(each.nodes[e.source]) for e in each.edges if _carries(e, label.text)]
-            taken = [_named(each.nodes[e.target]) for e in each.edges if _carries(e, label.text)]
-            streamed = [n.name for n in each.steps if label.text in {x.text for x in n.notes}]
-            made += [name for name in streamed if name not in made]
-            taken += ["the stream"] if streamed else []
-            row = (
-                _spans([label.text]),
-                _spans(label.fields, "quiet"),
-                _spans(dict.fromkeys(made)),
-                _spans(dict.fromkeys(taken)),
-            )
-            rows.setdefault(row)
+            made, taken = ends.get(label.text, ({}, {}))
+            name, fields = _spans([label.text]), _spans(label.fields, "quiet")
+            rows.setdefault((name, fields, _spans(made), _spans(taken)))
     if rows:
         yield from _table("Events", ("Event", "Fields", "From", "To"), list(rows))
 
 
-def _carries(edge: Edge, name: str) -> bool:
-    return any(label.kind is not None and label.kind.__name__ == name for label in edge.labels)
+def _ends_by_event(flow: Flow, prefix: str) -> dict[str, tuple[dict[str, None], dict[str, None]]]:
+    """Return for the name of each event where it comes from, and where it goes to.
+
+    The ``prefix`` of the names is that of a child workflow.
+    """
+    ends: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    for edge in flow.edges:
+        for label in edge.labels:
+            name = label.text if label.kind is None else label.kind.__name__
+            name = StepFailedEvent.__name__ if edge.kind == "fails" else name
+            made, taken = ends.setdefault(name, ({}, {}))
+            made.setdefault(prefix + _named(flow.nodes[edge.source]))
+            taken.setdefault(prefix + _named(flow.nodes[edge.target]))
+    for node in flow.steps:
+        for label in node.notes:
+            made, taken = ends.setdefault(label.text, ({}, {}))
+            made.setdefault(prefix + node.name)
+            taken.setdefault("the stream")
+    return ends
 
 
 def _named(node: Node) -> str:

@@ -79,9 +79,10 @@ def picture_of(flow: Flow, *, stands_alone: bool = False) -> FlowSvg:
     drawing = _draw(flow, 0)
     width = round(drawing.width + 2 * MARGIN)
     height = round(drawing.height + 2 * MARGIN)
+    what = "All flows" if flow.execution is None else "An execution"
     opening = (
         f'<svg class="flow" xmlns="http://www.w3.org/2000/svg" id="flow-0" role="group" '
-        f'aria-label="{xml_text(f"All flows of {flow.name}")}" '
+        f'aria-label="{xml_text(f"{what} of {flow.name}")}" '
         f'width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
     )
     body = "\n".join(
