@@ -9,7 +9,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import attrs
 import pytest
@@ -27,6 +27,7 @@ from sluicegate import (
 from sluicegate._definition.source import read_source
 from sluicegate.drawing import WorkflowGraph, draw_all_possible_flows
 from sluicegate.drawing._flow import flow_of
+from sluicegate.drawing._labels import label_of
 from sluicegate.drawing._picture import picture_of
 from sluicegate.drawing._svg import shortened, text_width
 
@@ -705,6 +706,24 @@ def test_types_without_addresses():
     title = next(label.title for label in flow_of(Marking).events if label.text == "Marked")
     assert "Addressed object" in title
     assert "0x" not in title
+
+
+def test_types_are_short():
+    """The types of fields are shown without their modules; numbers and strings stay whole."""
+    annotations = {
+        "path": Path,
+        "kind": Literal["a.b", "c"],
+        "parts": dict[str, list[Part]],
+        "size": Annotated[float, 1.5],
+    }
+    kind = type("Typed", (Event,), {"__annotations__": annotations, "__module__": __name__})
+
+    assert label_of(kind).fields == (
+        "path: Path",
+        "kind: Literal['a.b', 'c']",
+        "parts: dict[str, list[Part]]",
+        "size: Annotated[float, 1.5]",
+    )
 
 
 # -- text ------------------------------------------------------------------------------------

@@ -74,7 +74,9 @@ def label_of(kind: type[Event], *, many: bool = False, is_repeated: bool = False
 
 def _fields(kind: type[Event]) -> Iterator[str]:
     for field in attrs.fields(kind):
-        kind_of_value = "" if field.type is None else f": {_type_name(field.type)}"
+        kind_of_value = (
+            "" if field.type is None else f": {_without_modules(_type_name(field.type))}"
+        )
         default = "" if field.default is attrs.NOTHING else " = ..."
         yield f"{field.alias}{kind_of_value}{default}"
     if is_open(kind):
@@ -85,6 +87,15 @@ def _type_name(hint: Any) -> str:
     """Return a type as it is written in source, the same in every process."""
     text = hint if isinstance(hint, str) else inspect.formatannotation(hint)
     return _without_addresses(text).replace("typing.", "")
+
+
+def _without_modules(text: str) -> str:
+    """Return a type without the modules of its names; strings in it are left as they are."""
+    return re.sub(r"'[^']*'|\b(?:[A-Za-z_]\w*\.)+(?=\w)", _text_or_nothing, text)
+
+
+def _text_or_nothing(match: re.Match[str]) -> str:
+    return match[0] if match[0].startswith("'") else ""
 
 
 def short_name(hint: Any) -> str:
