@@ -144,6 +144,35 @@ def test_the_form_can_be_named(cli, tmp_path, monkeypatch, form, beginning, defa
     assert (tmp_path / default).read_text() == printed[1]
 
 
+HELD = """
+from sluicegate import *
+from flows_for_cli import Shout
+
+class Parent(Workflow):
+    def __init__(self, child):
+        super().__init__()
+        self.child = child
+
+    @step
+    async def go(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=await ctx.run_child(self.child))
+
+def make():
+    return Parent(Shout())
+"""
+
+
+def test_an_object_is_drawn_with_the_children_that_it_holds(cli, tmp_path):
+    """What a function builds is drawn as the object that it is; a class alone does not show it."""
+    path = tmp_path / "held.py"
+    path.write_text(HELD)
+    built = cli("draw", f"{path}:make", "-o", "-", "--form", "text")[1]
+    plain = cli("draw", f"{path}:Parent", "-o", "-", "--form", "text")[1]
+
+    assert "  runs Shout\n" in built
+    assert "  runs self.child\n" in plain
+
+
 FLOWS = """
 from sluicegate import *
 from flows_for_cli import Shout

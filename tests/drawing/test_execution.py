@@ -26,6 +26,7 @@ from sluicegate.drawing._arrows import arrows_by_event
 from sluicegate.drawing._execution import shown_seconds
 from sluicegate.drawing._flow import flow_of
 from sluicegate.drawing._overlay import flow_of_execution, with_execution
+from tests.drawing.test_marks import many_steps
 
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -145,6 +146,34 @@ def test_every_event_that_passed_is_counted_at_its_arrow():
         ("work", "rescue", "fails"): (1, False, False),
         ("work", "hear", "Surprise"): (4, False, True),
     }
+
+
+def test_failures_of_many_steps_are_summed_at_their_arrow():
+    """A handler of many steps has one arrow: it counts the failures of all of them, once."""
+    passages = (
+        Passage("step_number_1", "StepFailedEvent", "rescue", 2),
+        Passage("step_number_4", "StepFailedEvent", "rescue", 3),
+    )
+    flow = with_execution(flow_of(many_steps(6)), Execution("Many", passages=passages))
+    (edge,) = (edge for edge in flow.edges if edge.kind == "fails")
+
+    assert [label.count for label in edge.labels] == [5, None, None, None]
+    assert edge.labels[0].drawn == "fails: 5"
+    assert edge.labels[1].drawn.startswith("step_number_0")
+    assert not edge.is_unused
+    assert not any(each.is_undeclared for each in flow.edges)
+    (arrow,) = (arrow for arrow in arrows_by_event(flow) if arrow.kind == "fails")
+    assert len(arrow.labels) == 4
+    unused = with_execution(flow_of(many_steps(6)), Execution("Many"))
+    assert [edge.is_unused for edge in unused.edges if edge.kind == "fails"] == [True]
+
+
+def test_an_event_from_outside_that_no_step_declares():
+    """It comes from the program around the run, which then has a node."""
+    execution = Execution("Flow", passages=(Passage(None, "Surprise", "work", 2),))
+    flow = with_execution(flow_of(Flow), execution)
+
+    assert drawn(flow)["outside", "work", "Surprise"] == (2, False, True)
 
 
 def test_questions_answers_and_the_end():

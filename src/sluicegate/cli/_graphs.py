@@ -31,12 +31,12 @@ FORMS = {
 
 def draw(arguments: argparse.Namespace) -> int:
     """Write the picture of a workflow, and print its path; or print the picture itself."""
-    cls, _ = _class_of(arguments.target)
-    graph = WorkflowGraph(cls)
+    workflow, _ = _workflow_of(arguments.target)
+    graph = WorkflowGraph(workflow)
     if arguments.output == "-":
         sys.stdout.write(FORMS[arguments.form or "html"](graph))
     else:
-        path = Path(arguments.output or f"{cls.__name__}.{_SUFFIXES[arguments.form or 'html']}")
+        path = Path(arguments.output or f"{graph.name}.{_SUFFIXES[arguments.form or 'html']}")
         try:
             if arguments.form and arguments.output:
                 path.write_bytes(FORMS[arguments.form](graph).encode())
@@ -54,7 +54,7 @@ def draw(arguments: argparse.Namespace) -> int:
     if graph.faults:
         count = len(graph.faults)
         told = "1 fault" if count == 1 else f"{count} faults"
-        note = f"sluicegate: {cls.__name__} has {told}; see `sluicegate check {arguments.target}`"
+        note = f"sluicegate: {graph.name} has {told}; see `sluicegate check {arguments.target}`"
         print(note, file=sys.stderr)  # noqa: T201
     return 0
 
@@ -66,7 +66,8 @@ def check(arguments: argparse.Namespace) -> int:
     """Check a workflow, or every workflow of a file or module."""
     target: str = arguments.target
     if ":" in target and not target.endswith(".py"):
-        return _check(*_class_of(target), arguments)
+        workflow, is_built = _workflow_of(target)
+        return _check(type(workflow) if is_built else workflow, is_built, arguments)
     found = workflows_in(target)
     return max(_check(cls, is_built, arguments) for cls, is_built in found)
 
@@ -90,12 +91,12 @@ def _check(cls: Any, is_built: bool, arguments: argparse.Namespace) -> int:
     return 1 if faults or (silent and arguments.strict) else 0
 
 
-def _class_of(target: str) -> tuple[Any, bool]:
-    """Return the class of a target's workflow, and whether an object of it has been built."""
+def _workflow_of(target: str) -> tuple[Any, bool]:
+    """Return the class that a target names, or the object that it builds; and whether it did."""
     found = load(target)
     if is_workflow_class(found):
         return found, False
-    return type(build(target, found)), True
+    return build(target, found), True
 
 
 def _summary(cls: Any, graph: Graph) -> str:

@@ -110,8 +110,18 @@ class WorkflowGraph:
     def to_json(self) -> str:
         """Return nodes, edges, events and faults as JSON, for other programs.
 
-        ``version`` grows when the meaning of a key changes; new keys may come at any time. The
-        ``source`` and ``target`` of an edge are the ``id`` of a node.
+        ``version`` grows when the meaning of a key changes; new keys may come at any time.
+
+        * ``nodes``: each has an ``id`` and a ``kind``: ``step``, ``start``, ``stop``, ``person``,
+          ``outside``, ``failures`` or ``gap``. A step also has ``name``, ``summary``, ``join``,
+          ``handles_failures``, ``marks``, ``publishes`` and ``children``, which contain the graphs
+          of child workflows.
+        * ``edges``: each has the ``source`` and the ``target``, which are ids of nodes, a ``kind``
+          (``event``, ``human``, ``fails`` or ``gap``), the ``events`` by name, and ``fans_out``.
+        * ``events`` and ``published``: the names with their ``fields``.
+        * ``faults``: texts.
+        * With an execution: ``execution``, the ``counts`` of each step, the ``count`` of each event
+          at an edge, and ``is_undeclared`` at an edge that was observed only.
         """
         return json_of(self._flow)
 
