@@ -1,4 +1,4 @@
-"""Draw the picture of the README's workflow: ``python docs/draw.py`` writes ``docs/_static/writer.svg``."""
+"""Draw the pictures of the README and the guide: ``python docs/draw.py`` writes them to ``docs/_static``."""
 
 from __future__ import annotations
 
@@ -13,27 +13,40 @@ from sluicegate.drawing import WorkflowGraph
 
 
 ROOT = Path(__file__).parent.parent
-TARGET = ROOT / "docs" / "_static" / "writer.svg"
+STATIC = ROOT / "docs" / "_static"
 
 
-def workflow_of_the_readme() -> Any:
-    """Return the class that the first program of the README defines; the program is not run."""
-    program = re.search(
-        r"^```python\n(.*?)^trio\.run", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
+def program_of(page: str, contains: str, until: str) -> dict[str, Any]:
+    """Run the block of a page that contains a text, as far as another text; return its names."""
+    blocks = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE
     )
-    assert program is not None
-    module = types.ModuleType("readme")
-    sys.modules["readme"] = module
+    (block,) = (block for block in blocks if contains in block)
+    program, found, _ = block.partition(until)
+    assert found
+    name = f"<{page}>"
+    module = types.ModuleType(name)
+    sys.modules[name] = module
     # The drawing reads the source of the steps, which comes from here.
-    linecache.cache["<readme>"] = (len(program[1]), None, program[1].splitlines(True), "<readme>")
-    exec(compile(program[1], "<readme>", "exec"), vars(module))  # noqa: S102 - it is our own README
-    return vars(module)["Writer"]
+    linecache.cache[name] = (len(program), None, program.splitlines(True), name)
+    exec(compile(program, name, "exec"), vars(module))  # noqa: S102 - it is our own page
+    return vars(module)
 
 
-def picture() -> str:
-    """Return the picture as an SVG file."""
-    return WorkflowGraph(workflow_of_the_readme()).to_svg()
+def writer() -> str:
+    """Return the picture of the README's first program."""
+    return WorkflowGraph(program_of("README.md", "class Writer", "\ntrio.run")["Writer"]).to_svg()
+
+
+def execution() -> str:
+    """Return the picture of the run that the guide describes."""
+    names = program_of("docs/observe.md", "execution = Execution", "\nprint")
+    return WorkflowGraph(names["Research"], execution=names["execution"]).to_svg()
+
+
+PICTURES = {STATIC / "writer.svg": writer, STATIC / "execution.svg": execution}
 
 
 if __name__ == "__main__":
-    TARGET.write_text(picture())
+    for path, picture in PICTURES.items():
+        path.write_text(picture())

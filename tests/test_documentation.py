@@ -83,8 +83,9 @@ def test_every_page_is_listed_and_every_link_leads_somewhere():
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_picture_shows_the_program_of_the_readme():
-    """``docs/_static/writer.svg`` is what ``python docs/draw.py`` writes now."""
+def test_the_pictures_show_the_programs_of_their_pages():
+    """``docs/_static`` has what ``python docs/draw.py`` writes now."""
     draw = runpy.run_path(str(ROOT / "docs/draw.py"))
 
-    assert draw["TARGET"].read_text() == draw["picture"](), "run `python docs/draw.py`"
+    for path, picture in draw["PICTURES"].items():
+        assert path.read_text() == picture(), "run `python docs/draw.py`"

@@ -344,10 +344,14 @@ def _step(box: _Box, centre: Point) -> Iterator[str]:
     was_cancelled = node.counts is not None and node.counts.cancelled > 0
     looks += " hatched" if was_cancelled else ""
     yield f'<g class="{looks}" data-at="{box.at}" data-name="{xml_text(node.name)}">'
-    size = f'x="{left:g}" y="{top:g}" width="{shape.width:g}" height="{shape.height:g}" rx="8"'
-    yield f"<rect {size}/>"
+    yield (
+        f'<rect x="{left:g}" y="{top:g}" width="{shape.width:g}" height="{shape.height:g}" rx="8"/>'
+    )
     if was_cancelled:
-        yield f'<rect class="hatch" {size}/>'
+        yield (
+            f'<rect class="hatch" x="{left + 1.5:g}" y="{top + 1.5:g}" '
+            f'width="{shape.width - 3:g}" height="{shape.height - 3:g}" rx="6.5"/>'
+        )
     if node.join:
         bar = shape.width - 24.0
         yield (
