@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sluicegate.recording._causes import Node
-from sluicegate.recording._errors import RecordedError
+from sluicegate.recording._errors import DescribedError, RecordedError
 from sluicegate.recording._format import recording_schema
 from sluicegate.recording._model import (
     CancelledInvocation,
@@ -18,12 +18,14 @@ from sluicegate.recording._model import (
     RecordedWait,
 )
 from sluicegate.recording._path import CriticalPath, PathPart
+from sluicegate.recording._recorder import Recorder
 from sluicegate.recording._recording import Recording, load_recording
 
 
 __all__ = [
     "CancelledInvocation",
     "CriticalPath",
+    "DescribedError",
     "Node",
     "PathPart",
     "RecordedCancellation",
@@ -36,6 +38,7 @@ __all__ = [
     "RecordedRun",
     "RecordedStreamEvent",
     "RecordedWait",
+    "Recorder",
     "Recording",
     "load_recording",
     "recording_schema",

@@ -27,6 +27,7 @@ from sluicegate.recording._model import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from sluicegate.recording._values import Renderer
     from sluicegate.records import Record
 
 
@@ -38,7 +39,7 @@ class RunBuilder:
     """
 
     def __init__(self, run_id: str, runs: Runs) -> None:
-        self.run = RecordedRun(run_id)
+        self.run = RecordedRun(run_id, renderer=runs.renderer)
         self._runs = runs
         self._order = 0
         self._invocations: dict[int, RecordedInvocation] = {}
@@ -278,12 +279,17 @@ class RunBuilder:
 class Runs:
     """The runs of a recording, and who is whose child.
 
+    Args:
+        renderer: Renders the values of the runs.
+
     Attributes:
+        renderer: That; it is given to the runs that come.
         all: Every run, in the order in which they began.
         roots: The runs that are no children of a recorded run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, renderer: Renderer) -> None:
+        self.renderer = renderer
         self.all: list[RecordedRun] = []
         self.roots: list[RecordedRun] = []
         self._builders: dict[str, RunBuilder] = {}

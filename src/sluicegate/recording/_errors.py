@@ -30,17 +30,19 @@ class RecordedError(RestoredError):
     Attributes:
         type_name: The name of the class that it had, with the module unless that is ``builtins``.
         message: What ``str()`` of it gave, shortened.
-        notes: The notes that it had; they are its ``__notes__`` as well.
-        traceback: The innermost frames of its traceback, as Python prints them.
+        described: All of it as data. The notes are its ``__notes__`` as well.
     """
 
     def __init__(self, described: DescribedError) -> None:
         super().__init__(described.type, described.message)
-        self.notes = tuple(described.notes)
-        self.traceback = described.traceback
-        for note in self.notes:
+        self.described = described
+        for note in described.notes:
             self.add_note(note)
 
+    @property
+    def traceback(self) -> str:
+        """The innermost frames of its traceback, as Python prints them."""
+        return self.described.traceback
+
     def __reduce__(self) -> tuple[type[RecordedError], tuple[DescribedError]]:
-        described = DescribedError(self.type_name, self.message, list(self.notes), self.traceback)
-        return RecordedError, (described,)
+        return RecordedError, (self.described,)

@@ -1,7 +1,7 @@
 """The format of a recording's file: JSON lines, each one record, in the order of the facts.
 
-The first line of each program that has written into the file is a :class:`RecordingStarted`. Any
-other line is a record of :mod:`sluicegate.records` with a key more: ``"run"``, which says of which
+The first line of each program that has written into the file is a :class:`RecordingStarted`; a
+:class:`RecordingFull` tells that further runs were not recorded. Any other line is a record of :mod:`sluicegate.records` with a key more: ``"run"``, which says of which
 run it is. It is the identifier of the run; if several runs of that identifier are active at once, the
 later ones have a suffix such as ``"~2"``. A :class:`RecordsLeftOut` tells how many records of a run do
 not stand at its place.
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: The version of the format.
 FORMAT: Final = 1
+#: How a file of a recording begins.
+BEGINNING: Final = b'{"record":"RecordingStarted"'
 
 
 class RecordingStarted(msgspec.Struct, frozen=True, tag_field="record", tag=True):
@@ -46,6 +48,18 @@ class RecordingStarted(msgspec.Struct, frozen=True, tag_field="record", tag=True
 
     format: int
     sluicegate: str
+    time: float
+
+
+class RecordingFull(msgspec.Struct, frozen=True, tag_field="record", tag=True):
+    """The file has reached its limit: the runs that began from here on are not in it.
+
+    Attributes:
+        limit: The limit in bytes.
+        time: When it was, in seconds since the epoch.
+    """
+
+    limit: int
     time: float
 
 
@@ -68,7 +82,7 @@ RECORDS: tuple[type[Record], ...] = tuple(
     if isinstance(found, type) and issubclass(found, Record) and found is not Record
 )
 #: The records in any line.
-_KINDS: Any = RECORDS[0] | RecordsLeftOut | RecordingStarted
+_KINDS: Any = RECORDS[0] | RecordsLeftOut | RecordingStarted | RecordingFull
 for _kind in RECORDS[1:]:
     _KINDS |= _kind
 
@@ -173,7 +187,7 @@ def recording_schema() -> dict[str, Any]:
     definitions: dict[str, Any] = schema["$defs"]
     definitions["DescribedError"] = described["$defs"]["DescribedError"]
     for name, definition in definitions.items():
-        if name not in ("DescribedError", "RecordingStarted"):
+        if name not in ("DescribedError", "RecordingStarted", "RecordingFull"):
             run = {"run": {"type": "string", "description": "The run that the record is of."}}
             definition["properties"] = run | definition["properties"]
             definition["required"] = ["run", *definition["required"]]

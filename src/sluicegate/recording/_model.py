@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from sluicegate.recording._values import Renderer
-
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sluicegate.recording._errors import DescribedError
+    from sluicegate.recording._values import Renderer
     from sluicegate.records import (
         CancelledBy,
         InvocationOutcome,
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
         SnapshotTaken,
         WaitKind,
     )
-
-
-_RENDERER = Renderer()
 
 
 @attrs.define(eq=False)
@@ -67,7 +64,7 @@ class RecordedEvent:
     @property
     def fields(self) -> Any:
         """Its fields as plain data for reading, shortened; secrets are hidden."""
-        return fields_of_value(self.value)
+        return self.run.renderer.shown(self.value)
 
 
 @attrs.define(eq=False)
@@ -93,7 +90,7 @@ class RecordedStreamEvent:
     @property
     def fields(self) -> Any:
         """Its fields as plain data for reading, shortened; secrets are hidden."""
-        return fields_of_value(self.value)
+        return self.run.renderer.shown(self.value)
 
 
 @attrs.define(eq=False)
@@ -123,7 +120,7 @@ class RecordedQuestion:
     @property
     def fields(self) -> Any:
         """Its fields as plain data for reading, shortened; secrets are hidden."""
-        return fields_of_value(self.value)
+        return self.run.renderer.shown(self.value)
 
 
 @attrs.define(eq=False)
@@ -210,6 +207,11 @@ class RecordedInvocation:
     children: Sequence[RecordedRun] = attrs.field(default=(), repr=False)
     delivered_at: float | None = None
     cancellation: RecordedCancellation | None = attrs.field(default=None, repr=False)
+
+    @property
+    def failure(self) -> DescribedError | None:
+        """The exception as data: type, message, notes and traceback; None for none."""
+        return None if self.error is None else self.run.renderer.error(self.error)
 
     @property
     def took(self) -> float | None:
@@ -329,6 +331,7 @@ class RecordedRun:
 
     Attributes:
         run_id: The identifier of the run.
+        renderer: Makes plain data of its values.
         workflow: The name of the workflow's class; ``"?"`` if the record that tells it was left out.
         steps: The names of its steps, each with how many invocations may run at a time.
         backend: ``"trio"`` or ``"asyncio"``.
@@ -361,6 +364,7 @@ class RecordedRun:
     """
 
     run_id: str
+    renderer: Renderer = attrs.field(repr=False)
     workflow: str = "?"
     steps: dict[str, int] = attrs.field(factory=dict[str, int], repr=False)
     backend: str = attrs.field(default="", repr=False)
@@ -394,6 +398,11 @@ class RecordedRun:
     snapshots: list[SnapshotTaken] = attrs.field(factory=list["SnapshotTaken"], repr=False)
 
     @property
+    def failure(self) -> DescribedError | None:
+        """The exception as data: type, message, notes and traceback; None for none."""
+        return None if self.error is None else self.renderer.error(self.error)
+
+    @property
     def last_at(self) -> float:
         """The time of its last record."""
         return self.records[-1].at if self.records else self.started_at
@@ -402,11 +411,6 @@ class RecordedRun:
     def took(self) -> float | None:
         """The seconds from its start to its end; None if it has not ended."""
         return None if self.ended_at is None else self.ended_at - self.started_at
-
-
-def fields_of_value(value: Any) -> Any:
-    """Return the fields of a live event as plain data; those of a loaded one are."""
-    return value if type(value) is dict else _RENDERER.fields(value)
 
 
 def resource_of(record: ResourceOpened, invocation: RecordedInvocation | None) -> RecordedResource:

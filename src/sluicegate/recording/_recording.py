@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Any, Self, final
 
 from sluicegate.recording import _causes, _path
 from sluicegate.recording._building import Runs
-from sluicegate.recording._format import FORMAT, Lines, RecordingStarted, pieces, read_pieces
+from sluicegate.recording._format import (
+    FORMAT,
+    Lines,
+    RecordingFull,
+    RecordingStarted,
+    pieces,
+    read_pieces,
+)
 from sluicegate.recording._trace_events import trace_events
+from sluicegate.recording._values import Renderer
 
 
 if TYPE_CHECKING:
@@ -25,6 +33,7 @@ if TYPE_CHECKING:
         RecordedStreamEvent,
     )
     from sluicegate.recording._path import CriticalPath
+    from sluicegate.recording._values import Redact
     from sluicegate.records import Record
 
 
@@ -42,8 +51,9 @@ class Recording:
     """
 
     def __init__(self) -> None:
-        self._runs = Runs()
+        self._runs = Runs(Renderer())
         self._lines = Lines()
+        self._is_full = False
 
     # -- making -----------------------------------------------------------------------------------
 
@@ -82,12 +92,17 @@ class Recording:
         return recording
 
     @classmethod
-    def from_records(cls, runs: Iterable[Iterable[Record]]) -> Self:
+    def from_records(
+        cls, runs: Iterable[Iterable[Record]], *, redact: Redact | None = None
+    ) -> Self:
         """Make a recording of records, as an observer gets them: those of each run in order.
 
-        Parents come before their children.
+        Args:
+            runs: The records of each run; parents come before their children.
+            redact: What the fields of events show, as for a :class:`Recorder`.
         """
         recording = cls()
+        recording._runs.renderer = Renderer(redact=redact)
         for number, records in enumerate(runs):
             for record in records:
                 recording._runs.add(str(number), record)
@@ -109,6 +124,8 @@ class Recording:
                         f"sluicegate {record.sluicegate}, which wrote it"
                     )
                     raise ValueError(msg)
+            elif type(record) is RecordingFull:
+                self._is_full = True
             else:
                 self._runs.add(run, record)
 
@@ -188,6 +205,11 @@ class Recording:
     def is_cut_off(self) -> bool:
         """Whether the last line of the file has no end: its program was killed, or is writing."""
         return self._lines.is_cut_off
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the file has reached its limit, so that later runs are not in it."""
+        return self._is_full
 
     # -- questions ------------------------------------------------------------------------------------
 

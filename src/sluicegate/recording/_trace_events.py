@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sluicegate._errors import brief
-from sluicegate.recording._model import RecordedEvent, RecordedInvocation, fields_of_value
 
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from sluicegate.recording._model import RecordedRun, RecordedWait
+    from sluicegate.recording._model import (
+        RecordedEvent,
+        RecordedInvocation,
+        RecordedRun,
+        RecordedWait,
+    )
 
 
 #: Bars of the trace that are narrower than this, in microseconds, have it as their width: viewers
@@ -209,9 +213,7 @@ def _arguments_of(invocation: RecordedInvocation) -> dict[str, Any]:
         "attempt": invocation.attempt,
         "outcome": invocation.outcome or "running",
         "error": _shown_error(invocation.error),
-        "takes": [
-            {"type": one.type, "fields": fields_of_value(one.value)} for one in invocation.events
-        ],
+        "takes": [{"type": one.type, "fields": one.fields} for one in invocation.events],
     }
 
 

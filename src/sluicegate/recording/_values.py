@@ -19,7 +19,7 @@ import msgspec
 from sluicegate._data.pydantic import is_secret
 from sluicegate._events import Event, fields_of
 from sluicegate._exceptions import is_a, leaves_of, notes_of, trace_of
-from sluicegate.recording._errors import DescribedError
+from sluicegate.recording._errors import DescribedError, RecordedError
 
 
 #: Takes the name of a field or a key, and its value; returns the value, or what to show instead.
@@ -34,6 +34,9 @@ _DEEPEST = 8
 _MOST = 100
 _COST = 8
 _LARGEST = 2**63
+#: So many fields with texts of this length are always within the limit.
+_FEW = 8
+_SHORT = 200
 _MOST_LEAVES = 5
 _MOST_FRAMES = 20
 
@@ -62,17 +65,34 @@ class Renderer:
         self._characters = characters
         self._redact = redact
         self._hidden: dict[type, frozenset[str]] = {}
+        #: The classes of events whose fields are shown as they are, if they are short.
+        self._open_classes: set[type] = set()
 
     def fields(self, event: Any) -> Any:
         """Return the fields of an event as plain data; of anything else, the value."""
-        left = _Left(self._characters)
         cls = cast("type[Any]", type(event))
+        if cls in self._open_classes and _is_simple(values := fields_of(event)):
+            return values  # the event's own, which is frozen
+        left = _Left(self._characters)
         try:
             if not issubclass(cls, Event):
                 return self._value(event, left, 0)
-            return self._members(fields_of(event), self._hidden_in(cls), left, 0)
+            hidden = self._hidden_in(cls)
+            if not hidden and self._redact is None and self._characters >= CHARACTERS:
+                self._open_classes.add(cls)
+            return self._members(fields_of(event), hidden, left, 0)
         except Exception as error:  # noqa: BLE001 - a recording is not broken by a value
             return {"<unreadable>": f"{_name(cls)}: {_name(type(error))}"}
+
+    def shown(self, value: Any) -> Any:
+        """Return the fields of a live event as plain data; those of a loaded one are."""
+        return value if type(value) is dict else self.fields(value)
+
+    def plain(self, value: Any) -> Any:
+        """Return a value of a record as plain data in which every text can be written."""
+        if isinstance(value, DescribedError):
+            return {name: self.plain(getattr(value, name)) for name in value.__struct_fields__}
+        return self._value(value, _Left(self._characters), 1)
 
     def text(self, text: str) -> str:
         """Return a text, shortened."""
@@ -83,6 +103,8 @@ class Renderer:
 
         Its own ``__str__`` is called, because only it knows the message.
         """
+        if type(error) is RecordedError:
+            return error.described
         limit = self._characters
         return DescribedError(
             type=_full_name(type(error)),
@@ -129,7 +151,7 @@ class Renderer:
             if len(found) >= _MOST or left.characters <= 0:
                 found["..."] = f"{len(values) - len(found):,} more"
                 break
-            key = name if type(name) is str and len(name) < 100 else _key(name)
+            key = name if type(name) is str and len(name) < 100 and name.isascii() else _key(name)
             if key.startswith("_") and depth == 0:
                 continue
             if name in hidden:
@@ -186,6 +208,25 @@ def _label(value: Any, kind: type[Any]) -> str:
     if kind.__module__ in _HARMLESS:
         return str(value)
     return f"<{_name(value if isinstance(value, type) else kind)}>"
+
+
+def _is_simple(values: dict[str, Any]) -> bool:
+    """Whether the fields of an event are few short texts and numbers, as they nearly always are."""
+    if len(values) > _FEW:
+        return False
+    for name, value in values.items():
+        kind = type(value)
+        if kind is str:
+            if len(value) > _SHORT:
+                return False
+        elif kind is int:
+            if not -_LARGEST <= value < _LARGEST:
+                return False
+        elif kind is not bool and value is not None:
+            return False
+        if name.startswith("_"):
+            return False
+    return True
 
 
 def _text(value: str, left: _Left) -> str:
@@ -311,13 +352,16 @@ def _traceback(error: BaseException, limit: int) -> str:
     """Return the innermost frames of a traceback, as many as fit, as Python prints them."""
     import traceback  # noqa: PLC0415 - only for failures
 
-    frames = traceback.extract_tb(trace_of(error), limit=-_MOST_FRAMES).format()
+    trace = trace_of(error)
+    depth = sum(1 for _ in traceback.walk_tb(trace))
+    frames = traceback.extract_tb(trace, limit=-_MOST_FRAMES).format()
     kept: list[str] = []
     size = 0
     for frame in reversed(frames):
         size += len(frame)
         if size > limit and kept:
-            kept.append("  ...\n")
             break
         kept.append(frame)
+    if depth > _MOST_FRAMES or len(kept) < len(frames):
+        kept.append("  ...\n")
     return "".join(reversed(kept))
