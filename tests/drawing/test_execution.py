@@ -26,6 +26,7 @@ from sluicegate.drawing._arrows import arrows_by_event
 from sluicegate.drawing._execution import shown_seconds
 from sluicegate.drawing._flow import flow_of
 from sluicegate.drawing._overlay import flow_of_execution, with_execution
+from sluicegate.drawing._style import DARK, LIGHT
 from tests.drawing.test_marks import many_steps
 
 
@@ -399,3 +400,38 @@ def test_the_summary_of_a_step(counts, text):
 def test_times_are_short(seconds, text):
     """A time has about three figures, and no unit is passed over."""
     assert shown_seconds(seconds) == text
+
+
+def contrast(one, other):
+    """The ratio of the luminances of two colours, as WCAG 2 defines it."""
+
+    def luminance(colour):
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        red, green, blue = (
+            part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+        )
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
+@pytest.mark.parametrize(
+    ("text", "grounds"),
+    [
+        ("ink", ["paper", "box", "fails-wash", "fault-wash"]),
+        ("muted", ["paper", "box", "wash", "fails-wash", "fault-wash", "stream-wash"]),
+        ("event", ["paper"]),
+        ("back", ["paper"]),
+        ("fault", ["paper", "fault-wash"]),
+        ("fails", ["paper"]),
+        ("human", ["paper", "human-wash"]),
+        ("stream", ["paper", "stream-wash"]),
+        ("never", ["paper", "stream-wash"]),
+    ],
+)
+def test_text_can_be_read(colours, text, grounds):
+    """Each text has the contrast to its ground that WCAG asks of small text, grey ones too."""
+    for ground in grounds:
+        assert contrast(colours[text], colours[ground]) >= 4.5, ground

@@ -28,7 +28,7 @@ LIGHT = {
     "fault-wash": "#fdeeec",
     "fails": "#a3286a",
     "fails-wash": "#fcf0f6",
-    "never": "#717a88",
+    "never": "#646d7b",
     "stripe": "#c3cad6",
 }
 DARK = {
