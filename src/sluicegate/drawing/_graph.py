@@ -96,7 +96,7 @@ class WorkflowGraph:
         return svg_of(self._flow)
 
     def to_mermaid(self) -> str:
-        """Return a flowchart for Mermaid, which GitHub draws in a block of ```` ```mermaid ````."""
+        """Return a flowchart for Mermaid, which GitHub draws in a fenced block called ``mermaid``."""
         return mermaid_of(self._flow)
 
     def to_dot(self) -> str:
