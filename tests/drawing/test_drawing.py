@@ -608,14 +608,19 @@ def test_the_page_needs_nothing_else():
 
 @pytest.mark.slow
 def test_the_same_bytes_each_time():
-    """Another process, with other hashes and addresses, draws the very same page."""
+    """Another process, with other hashes and addresses, gives the same text in every form."""
     code = (
         "import sys; sys.path.insert(0, '.')\n"
         "from tests.drawing.test_drawing_children import Top\n"
-        "from tests.drawing.test_drawing import Strange, page_of\n"
+        "from tests.drawing.test_drawing import Strange\n"
         "from tests.drawing.test_marks import Busy, Handled\n"
-        "for cls in (Strange, Top, Busy, Handled):\n"
-        "    sys.stdout.buffer.write(page_of(cls).encode())"
+        "from tests.drawing.test_execution import EXECUTION, Flow\n"
+        "from sluicegate import WorkflowGraph\n"
+        "graphs = [*map(WorkflowGraph, (Strange, Top, Busy, Handled))]\n"
+        "graphs.append(WorkflowGraph(Flow, execution=EXECUTION))\n"
+        "for graph in graphs:\n"
+        "    for form in ('html', 'svg', 'mermaid', 'dot', 'text', 'json'):\n"
+        "        sys.stdout.buffer.write(getattr(graph, f'to_{form}')().encode())"
     )
     root = Path(__file__).parents[2]
     pages = {

@@ -169,6 +169,14 @@ def test_failures_of_many_steps_are_summed_at_their_arrow():
     assert [edge.is_unused for edge in unused.edges if edge.kind == "fails"] == [True]
 
 
+def test_passages_of_the_same_way_are_added_up():
+    """Whoever counts may give an event of one way in several parts."""
+    passages = [Passage("split", "Part", "work", count) for count in (1, 2, 3)]
+    flow = with_execution(flow_of(Flow), Execution("Flow", passages=tuple(passages)))
+
+    assert drawn(flow)["split", "work", "list[Part]"][0] == 6
+
+
 def test_an_event_from_outside_that_no_step_declares():
     """It comes from the program around the run, which then has a node."""
     execution = Execution("Flow", passages=(Passage(None, "Surprise", "work", 2),))
