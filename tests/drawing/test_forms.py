@@ -310,6 +310,8 @@ def test_hostile_names_stay_in_their_quotes():
     for line in dot.splitlines():
         assert re.sub(r"\\.", "", line).count('"') % 2 == 0
     assert "\x1b" not in chart + dot + text
+    for form in (graph.to_html(), graph.to_svg(), chart, dot, text, graph.to_json()):
+        form.encode()  # the type of a field is half of a surrogate pair
     assert json.loads(graph.to_json())["workflow"] == NASTY
 
 

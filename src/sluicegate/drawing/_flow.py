@@ -246,6 +246,11 @@ class _FlowBuilder:
         self._people: dict[int | None, int] = {}
         self._first_step = len(self._nodes)
         self._sources = [self._read(step) for step in graph.steps]
+        #: For each step the classes that it waits for: declared, or found in its source.
+        self._awaited = [
+            (*step.options.waits_for, *source.waits_for)
+            for step, source in zip(graph.steps, self._sources, strict=True)
+        ]
         number = drawn.find(cls, thing)
         assert number is not None
         drawn.open.append(number)
@@ -264,7 +269,7 @@ class _FlowBuilder:
             self._add_waits(step, source)
         self._add_failures()
         for step in graph.steps:  # a step can take a base class of what others make
-            self._events |= dict.fromkeys((*step.accepts, *graph.awaited[step.index]))
+            self._events |= dict.fromkeys((*step.accepts, *self._awaited[step.index]))
         published = dict.fromkeys(kind for source in self._sources for kind in source.streamed)
         edges = tuple(
             Edge(source, target, kind, tuple(dict.fromkeys(labels)))
@@ -394,7 +399,7 @@ class _FlowBuilder:
         return self._person_node(step if self._waits_for_person(step, source) else None)
 
     def _waits_for_person(self, step: Step, source: StepSource) -> bool:
-        kinds = self._graph.awaited[step.index]
+        kinds = self._awaited[step.index]
         return bool(source.asks) or any(issubclass(kind, HumanResponseEvent) for kind in kinds)
 
     def _add_output(
@@ -426,11 +431,9 @@ class _FlowBuilder:
 
     def _waiting_for(self, kind: type[Event]) -> list[int]:
         """Return the steps that wait for an event declared as ``kind``, or of a subclass."""
-        if not self._graph.is_awaited(kind):
-            return []
         return [
             self._first_step + index
-            for index, kinds in enumerate(self._graph.awaited)
+            for index, kinds in enumerate(self._awaited)
             if any(issubclass(kind, k) or issubclass(k, kind) for k in kinds)
         ]
 
@@ -439,7 +442,7 @@ class _FlowBuilder:
         at = self._at(step)
         for kind in source.asks:
             self._connect(at, self._person_node(step), "human", kind)
-        for kind in dict.fromkeys(self._graph.awaited[step.index]):
+        for kind in dict.fromkeys(self._awaited[step.index]):
             if not self._graph.is_answerable(kind):
                 continue
             if source.asks or issubclass(kind, HumanResponseEvent):

@@ -21,7 +21,9 @@ VERSION = 1
 
 def json_of(flow: Flow) -> str:
     """Return a flow as JSON text."""
-    return json.dumps({"version": VERSION, **_flow(flow)}, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps({"version": VERSION, **_flow(flow)}, indent=2, ensure_ascii=False) + "\n"
+    # Half of a surrogate pair, which no file can hold, becomes the escape that JSON has for it.
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _flow(flow: Flow) -> dict[str, Any]:
