@@ -251,6 +251,7 @@ class _FlowBuilder:
             (*step.options.waits_for, *source.waits_for)
             for step, source in zip(graph.steps, self._sources, strict=True)
         ]
+        self._waiting = [(i, kinds) for i, kinds in enumerate(self._awaited) if kinds]
         number = drawn.find(cls, thing)
         assert number is not None
         drawn.open.append(number)
@@ -433,7 +434,7 @@ class _FlowBuilder:
         """Return the steps that wait for an event declared as ``kind``, or of a subclass."""
         return [
             self._first_step + index
-            for index, kinds in enumerate(self._awaited)
+            for index, kinds in self._waiting
             if any(issubclass(kind, k) or issubclass(k, kind) for k in kinds)
         ]
 
