@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, final
@@ -76,12 +75,13 @@ class ProcessSpan:
         return CallSpan(tracer, _instruments(), call, None, captures_values=self._captures)
 
 
-#: The functions that have set up this process, pickled: unpickling a partial makes a new object.
-_was_set_up: set[bytes] = set()
+#: The names of the functions that have set up this process: a partial is a new object each time.
+_was_set_up: set[str] = set()
 
 
 def _set_up_once(function: Callable[[], object]) -> None:
-    key = pickle.dumps(function)
+    plain = getattr(function, "func", function)
+    key = f"{plain.__module__}.{plain.__qualname__}"
     if key not in _was_set_up:
         _was_set_up.add(key)
         function()
