@@ -126,7 +126,8 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("sluicegate ", {"run", "draw", "check", "completion"}),
+        ("sluicegate ", {"run", "summary", "draw", "check", "completion"}),
+        ("sluicegate summary no", {"notes.txt"}),
         ("sluicegate ru", {"run"}),
         ("sluicegate draw --fo", {"--form"}),
         ("sluicegate draw flows.py:Review --form m", {"mermaid"}),

@@ -47,6 +47,7 @@ class Graph:
     """The steps of one workflow class and the routes between them.
 
     Attributes:
+        cls: The workflow class.
         name: The name of the workflow class.
         steps: The steps, in the order in which they are defined.
         start_event: The class of the event that a run begins with.
@@ -64,6 +65,7 @@ class Graph:
     """
 
     def __init__(self, cls: type) -> None:
+        self.cls: type = cls
         self.name: str = cls.__name__
         steps, problems = find_steps(cls)
         self.steps: tuple[Step, ...] = tuple(steps)

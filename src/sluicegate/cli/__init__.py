@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sluicegate._errors import WorkflowValidationError
-from sluicegate.cli import _completion, _graphs, _run
+from sluicegate.cli import _completion, _graphs, _record, _run
 from sluicegate.cli._parser import build_parser
 from sluicegate.cli._targets import UsageError
 
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.path.insert(0, "")
         commands: dict[str, Callable[[Namespace], int]] = {
             "run": _run.run,
+            "summary": _record.summary,
             "draw": _graphs.draw,
             "check": _graphs.check,
             "completion": partial(_completion.completion, parser=parser),

@@ -35,12 +35,13 @@ class _Option:
 
 @attrs.frozen
 class _Command:
-    """A command: its options, and the choices of its argument; ``takes_target`` for a TARGET."""
+    """A command: its options, and the choices of its argument, or what that is: a TARGET or a FILE."""
 
     name: str
     help: str
     options: tuple[_Option, ...]
     takes_target: bool
+    takes_file: bool
     choices: tuple[str, ...]
 
 
@@ -84,6 +85,7 @@ def _command(name: str, summary: str, parser: argparse.ArgumentParser) -> _Comma
             if action.option_strings
         ),
         any(action.metavar == "TARGET" for action in positional),
+        any(action.metavar == "FILE" for action in positional),
         tuple(str(choice) for action in positional for choice in action.choices or ()),
     )
 
@@ -187,6 +189,9 @@ complete -F _sluicegate sluicegate
 """
 
 
+_BASH_FILES = 'COMPREPLY=($(compgen -f -- "$current")); compopt -o filenames 2> /dev/null'
+
+
 def _bash(commands: tuple[_Command, ...]) -> str:
     values: list[str] = []
     flags: list[str] = []
@@ -200,6 +205,8 @@ def _bash(commands: tuple[_Command, ...]) -> str:
         flags.append(f"            {command.name}) {_bash_words(words)} ;;")
         if command.takes_target:
             arguments.append(f"            {command.name}) _sluicegate_target ;;")
+        elif command.takes_file:
+            arguments.append(f"            {command.name}) {_BASH_FILES} ;;")
         elif command.choices:
             arguments.append(
                 f"            {command.name}) {_bash_words(' '.join(command.choices))} ;;"
@@ -220,7 +227,7 @@ def _bash_value(option: _Option) -> str:
     if option.choices:
         return _bash_words(" ".join(option.choices))
     if option.value == "FILE":
-        return 'COMPREPLY=($(compgen -f -- "$current")); compopt -o filenames 2> /dev/null'
+        return _BASH_FILES
     return ":"
 
 
@@ -276,6 +283,8 @@ def _zsh(commands: tuple[_Command, ...]) -> str:
         specs = [spec for option in command.options for spec in _zsh_option(option)]
         if command.takes_target:
             specs.append("'1:target:_sluicegate_target'")
+        elif command.takes_file:
+            specs.append("'1:file:_files'")
         elif command.choices:
             specs.append(f"'1:argument:({' '.join(command.choices)})'")
         joined = " \\\n                        ".join(specs)
@@ -337,6 +346,8 @@ def _fish(commands: tuple[_Command, ...]) -> str:
             lines.append(f"{start} {flags}{takes} -d {_fish_quoted(option.help)}")
         if command.takes_target:
             lines.append(f"{start} -a '(__sluicegate_targets)'")
+        elif command.takes_file:
+            lines.append(f"{start} -F")
         elif command.choices:
             lines.append(f"{start} -a '{' '.join(command.choices)}'")
     return _FISH + "\n".join(lines) + "\n"

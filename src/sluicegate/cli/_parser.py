@@ -80,6 +80,14 @@ example:
   sluicegate check examples/streaming.py:Essay
 """
 
+_SUMMARY = """\
+Print what a recording tells: how it ended, what each step took, who was cancelled and how long it
+took to unwind, and the critical path: the chain of causes that determined when the run ended.
+
+example:
+  sluicegate summary run.jsonl
+  sluicegate summary run.jsonl --perfetto trace.json     and open it at https://ui.perfetto.dev
+"""
 
 _COMPLETION = """\
 Print a script with which a shell completes commands, options and targets. No workflow is imported
@@ -125,6 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_run(_command(commands, "run", "run a workflow and print its events", _RUN))
+    _add_summary(commands)
     draw = _command(commands, "draw", "draw all possible flows", _DRAW)
     draw.add_argument(
         "-o", "--output", metavar="FILE", help='default: NAME.html; "-" is standard output'
@@ -150,6 +159,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_completion(commands)
     return parser
+
+
+def _add_summary(commands: argparse._SubParsersAction[_Parser]) -> None:
+    summary = commands.add_parser(
+        "summary",
+        help="print what a recording tells",
+        description=_SUMMARY,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    summary.add_argument("file", metavar="FILE", help="the file of a Recorder")
+    summary.add_argument("--run", metavar="ID", help="default: the last 20 runs")
+    summary.add_argument(
+        "--perfetto",
+        metavar="FILE",
+        help='write a trace for ui.perfetto.dev instead; "-" is standard output',
+    )
 
 
 def _add_completion(commands: argparse._SubParsersAction[_Parser]) -> None:

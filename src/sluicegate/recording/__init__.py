@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from sluicegate.recording._causes import Node
+from sluicegate.recording._drawing import (
+    draw_most_recent_execution,
+    draw_most_recent_execution_mermaid,
+    graph_of_execution,
+)
 from sluicegate.recording._errors import DescribedError, RecordedError
 from sluicegate.recording._format import recording_schema
 from sluicegate.recording._model import (
@@ -40,6 +45,9 @@ __all__ = [
     "RecordedWait",
     "Recorder",
     "Recording",
+    "draw_most_recent_execution",
+    "draw_most_recent_execution_mermaid",
+    "graph_of_execution",
     "load_recording",
     "recording_schema",
 ]

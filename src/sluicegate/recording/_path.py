@@ -133,11 +133,16 @@ class CriticalPath:
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     def by_step(self) -> dict[str, float]:
-        """Return the seconds of each step, queues and waits included, the longest first."""
+        """Return the seconds of each step, queues and waits included, the longest first.
+
+        A step of a child is called ``"Child.step"``.
+        """
         found: dict[str, float] = {}
         for part in self.parts:
             if part.invocation is not None:
                 step = part.invocation.step
+                if part.run is not self.run:
+                    step = f"{part.run.workflow}.{step}"
                 found[step] = found.get(step, 0.0) + part.seconds
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
 
+    from sluicegate.drawing import Execution
     from sluicegate.recording._causes import Node
     from sluicegate.recording._model import (
         RecordedCancellation,
@@ -254,6 +255,38 @@ class Recording:
         https://chromium.googlesource.com/catapult/+/HEAD/docs/trace-event-format.md.
         """
         return trace_events(self._runs.all)
+
+    def execution(self, run: RecordedRun | None = None) -> Execution:
+        """Return the counts of a run as the picture of its workflow takes them.
+
+        :func:`graph_of_execution` makes the picture.
+
+        Args:
+            run: The run; by default the one that began last.
+
+        Raises:
+            LookupError: The recording has no run.
+        """
+        from sluicegate.recording._execution import execution_of  # noqa: PLC0415 - it loads the drawing
+
+        return execution_of(self.run if run is None else run)
+
+    def summary(self, run: RecordedRun | None = None) -> str:
+        """Return a table for a terminal: what each step took, cancellations, and the critical path.
+
+        Args:
+            run: The run; by default each that is no child, the last 20 if there are more.
+        """
+        from sluicegate.recording._summary import summary_of  # noqa: PLC0415 - it loads the drawing
+
+        notes: list[str] = []
+        if self.damaged:
+            notes.append(f"lines of the file that could not be read: {self.damaged:,}")
+        if self.is_cut_off:
+            notes.append("the last line of the file is cut off")
+        if self.is_full:
+            notes.append("the file has reached its limit, and has no later runs")
+        return summary_of(self.runs if run is None else [run], notes)
 
     def __repr__(self) -> str:
         count = len(self._runs.all)

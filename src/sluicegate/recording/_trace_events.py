@@ -189,7 +189,7 @@ class _Process:
 
     def _within(self, invocation: RecordedInvocation, at: float) -> float:
         """Return a time within the bar of an invocation: one at its end is not in it."""
-        start = self._time(invocation.started_at or at)
+        start = self._time(at if invocation.started_at is None else invocation.started_at)
         ended_at = self._end if invocation.ended_at is None else invocation.ended_at
         last = max(self._time(ended_at), start + _NARROWEST) - _NARROWEST / 2
         return round(min(max(self._time(at), start), last), 3)
