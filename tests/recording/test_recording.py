@@ -365,3 +365,27 @@ def test_the_parts_of_a_path_have_no_gap(name, length):
     edges = [run.started_at, *(p.ended_at for p in path.parts)]
     assert [p.started_at for p in path.parts] == edges[:-1]
     assert edges[-1] == end
+
+
+def test_a_queue_names_what_kept_the_worker_busy():
+    """A part in a queue names the invocation that the same worker ran meanwhile."""
+    records = [
+        by_hand.started(0.0),
+        r.EventEmitted(0.0, 1, "StartEvent", "outside", None, ("work",), {}),
+        r.EventEmitted(0.0, 2, "Other", "outside", None, ("work",), {}),
+        r.InvocationQueued(0.0, 1, "work", (1,)),
+        r.InvocationQueued(0.0, 2, "work", (2,)),
+        r.InvocationStarted(0.0, 1, 1),
+        r.InvocationEnded(4.0, 1, "completed"),
+        r.InvocationStarted(4.0, 2, 1),
+        r.EventEmitted(5.0, 3, "StopEvent", "step", 2, (), {}),
+        r.InvocationEnded(5.0, 2, "completed"),
+        by_hand.ended(5.0, "completed", None, 3),
+    ]
+    path = recording_of(records).critical_path()
+
+    assert [str(part) for part in path.parts] == [
+        "work #2 queued behind work #1",
+        "work #2 running",
+    ]
+    assert path.parts[0].behind is path.run.invocations[0]

@@ -299,6 +299,11 @@ def fields_of(event: Event) -> dict[str, Any]:
     return {k: v for k, v in held.items() if k not in hidden and not k.startswith("__")}
 
 
+def holds_more(cls: type[Event]) -> bool:
+    """Whether the instances of an event class have other attributes in their ``__dict__``."""
+    return cls._holds_more
+
+
 def is_open(cls: type[Event]) -> bool:
     """Whether an event class accepts keywords that are no declared fields."""
     return cls._open

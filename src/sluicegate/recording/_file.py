@@ -86,12 +86,16 @@ class RunLines:
         self.at = 0.0
 
     def keep(self, record: Record) -> None:
-        """Keep a record for the end of the run, in the place of the oldest."""
-        if self.kept is None:
-            self.kept = deque(maxlen=KEPT)
-        if len(self.kept) == KEPT:
+        """Keep a record for the end of the run, in the place of the oldest; write the very first."""
+        kept = self.kept
+        assert kept is not None
+        if not self.has_begun:
+            self.has_begun = True
+            self.pending.append(record)
+            return
+        if len(kept) == KEPT:
             self.left_out += 1
-        self.kept.append(record)
+        kept.append(record)
 
     def release(self, room: int) -> None:
         """Make pending what was kept: the last record, and before it as many as there is room for."""
@@ -202,6 +206,8 @@ class RecordingFile:
                 self._tell_full()
                 return False
             lines.has_begun = not self.is_nearly_full
+            if self.is_nearly_full:
+                lines.kept = deque(maxlen=KEPT)
             self._runs[lines] = None
             self._active += 1
             if self._thread is None:
@@ -220,14 +226,6 @@ class RecordingFile:
         )
         with suppress(OSError):  # the log has it
             self._write(_ENCODER.encode(RecordingFull(self._limit, time.time())) + b"\n")
-
-    def put(self, lines: RunLines, record: Record) -> None:
-        """Take a record of a run; called when the file is nearly full."""
-        if lines.has_begun:
-            lines.keep(record)
-        else:
-            lines.has_begun = True
-            lines.pending.append(record)
 
     def end(self, lines: RunLines) -> None:
         """Note that a run has ended; it is written at once if it was the last active one."""
@@ -298,6 +296,12 @@ class RecordingFile:
         lines.lose(data[end:])
         return False
 
+    def _keep_the_last(self) -> None:
+        """From here on, keep the last records of each run for its end."""
+        self.is_nearly_full = True
+        for lines in self._runs:
+            lines.kept = deque(maxlen=KEPT)
+
     def _complain(self, error: OSError) -> None:
         if not self._has_complained:
             self._has_complained = True
@@ -320,7 +324,8 @@ class RecordingFile:
         finally:
             if done:
                 self._size += done
-                self.is_nearly_full = self._size > self._limit * NEARLY
+                if self._size > self._limit * NEARLY and not self.is_nearly_full:
+                    self._keep_the_last()
                 self._is_torn = view[done - 1] != _NEWLINE
 
 

@@ -18,7 +18,7 @@ place, and goes on to the one whose end let it continue:
     the wait: the chain goes on there.
 6.  Any other wait (a place, a limiter, a thread, a process, the state) is ``waiting``.
 7.  An invocation that was queued and could have begun was ``queued``: the workers of its step were
-    busy. Before, it was ``delayed``, if the delay of a retry had not passed.
+    busy, its own with the invocation ``behind`` which it was. Before, it was ``delayed``, if the delay of a retry had not passed.
 8.  A retry came of the attempt before. Any other invocation came of the last of its events: the chain
     goes on in the invocation that emitted it, at that moment.
 9.  An event from outside, or from a snapshot, ends the chain: before it, the run was ``starting`` if it
@@ -75,6 +75,8 @@ class PathPart:
         run: The run; that of a child where the path goes through one.
         invocation: The invocation; None if it is about none.
         wait: The wait, if ``kind`` is ``"waiting"``.
+        behind: The invocation that its worker ran before, if ``kind`` is ``"queued"`` and that one
+            was under way meanwhile.
         event: The event, if ``kind`` is ``"outside"``, ``"starting"`` or ``"delivery"``.
     """
 
@@ -85,6 +87,7 @@ class PathPart:
     invocation: RecordedInvocation | None = None
     wait: RecordedWait | None = None
     event: RecordedEvent | None = None
+    behind: RecordedInvocation | None = None
 
     @property
     def seconds(self) -> float:
@@ -97,6 +100,8 @@ class PathPart:
             words.append(f"for {self.wait.kind} {self.wait.subject}".rstrip())
         if self.invocation is not None:
             words.insert(0, f"{self.invocation.step} #{self.invocation.number}")
+            if self.behind is not None:
+                words.append(f"behind {self.behind.step} #{self.behind.number}")
         elif self.event is not None:
             words.append(self.event.type)
         return " ".join(words)
@@ -173,6 +178,18 @@ class _Walk:
     def __init__(self) -> None:
         self.parts: list[PathPart] = []
         self._runs: set[RecordedRun] = set()
+        #: For each run, what the worker of an invocation ran before it.
+        self._before_on_worker: dict[RecordedRun, dict[RecordedInvocation, RecordedInvocation]] = {}
+
+    def _behind(self, invocation: RecordedInvocation) -> RecordedInvocation | None:
+        """Return what kept the worker of an invocation busy while that was queued; None if nothing."""
+        run = invocation.run
+        if run not in self._before_on_worker:
+            self._before_on_worker[run] = _by_worker(run)
+        found = self._before_on_worker[run].get(invocation)
+        if found is None or found.ended_at is None or invocation.queued_at is None:
+            return None
+        return found if found.ended_at > invocation.queued_at else None
 
     def _part(
         self,
@@ -184,11 +201,12 @@ class _Walk:
         *,
         wait: RecordedWait | None = None,
         event: RecordedEvent | None = None,
+        behind: RecordedInvocation | None = None,
     ) -> float:
         """Add a part, and return its beginning, from which the walk goes on."""
         start = min(start, end)
         if start < end:
-            self.parts.append(PathPart(kind, start, end, run, invocation, wait, event))
+            self.parts.append(PathPart(kind, start, end, run, invocation, wait, event, behind))
         return start
 
     def through(self, run: RecordedRun, end: float) -> float:
@@ -211,7 +229,8 @@ class _Walk:
         if queued_at is None:
             return _Place(None, at, order)
         ready = queued_at if invocation.not_before is None else invocation.not_before
-        at = self._part("queued", max(min(ready, at), queued_at), at, run, invocation)
+        ready = max(min(ready, at), queued_at)
+        at = self._part("queued", ready, at, run, invocation, behind=self._behind(invocation))
         at = self._part("delayed", queued_at, at, run, invocation)
         previous = invocation.previous
         if previous is not None and previous.number < invocation.number:
@@ -288,6 +307,20 @@ class _Walk:
             if part.ended_at > start
         ]
         return max(place.at, start)
+
+
+def _by_worker(run: RecordedRun) -> dict[RecordedInvocation, RecordedInvocation]:
+    """Return what each invocation's worker ran before it."""
+    begun = [one for one in run.invocations if one.started_at is not None]
+    begun.sort(key=lambda one: (one.started_at or 0, one.number))
+    latest: dict[tuple[str, int | None], RecordedInvocation] = {}
+    found: dict[RecordedInvocation, RecordedInvocation] = {}
+    for one in begun:
+        key = one.step, one.worker
+        if key in latest:
+            found[one] = latest[key]
+        latest[key] = one
+    return found
 
 
 def _last_of(run: RecordedRun, end: float) -> tuple[RecordedInvocation | None, float]:

@@ -309,13 +309,13 @@ class _InFile:
         def hear(record: Record) -> None:
             show = show_of(type(record))
             shown = record if show is None else show(record, renderer)
-            if lines.kept is not None or file.is_nearly_full:
-                file.put(lines, shown)
-            else:
+            if lines.kept is None:
                 append(shown)
                 if len(pending) >= MOST_RECORDS:
                     file.flush()
-            if type(record) is RunEnded:
+            else:
+                lines.keep(shown)
+            if show is _with_end:
                 file.end(lines)
                 self._release(key)
 
@@ -325,25 +325,20 @@ class _InFile:
         self.file.close()
 
 
-def _event_emitted(record: EventEmitted, renderer: Renderer) -> Any:
-    return EventEmitted(
-        record.at,
-        record.event,
-        record.event_type,
-        record.origin,
-        record.source,
-        record.targets,
-        renderer.fields(record.value),
-    )
-
-
 def _with_value(record: Any, renderer: Renderer) -> Any:
-    return msgspec.structs.replace(record, value=renderer.fields(record.value))
+    value = record.value
+    if renderer.is_plain(value):
+        return record
+    return msgspec.structs.replace(record, value=renderer.fields(value))
 
 
 def _with_error(record: Any, renderer: Renderer) -> Any:
     error = record.error
     return record if error is None else msgspec.structs.replace(record, error=renderer.error(error))
+
+
+def _with_end(record: RunEnded, renderer: Renderer) -> Any:
+    return _with_error(record, renderer)
 
 
 def _with_reason(record: CancellationRequested, renderer: Renderer) -> Any:
@@ -352,11 +347,11 @@ def _with_reason(record: CancellationRequested, renderer: Renderer) -> Any:
 
 #: How records are shown that hold an object of the user's.
 _SHOWN: dict[type, Callable[[Any, Renderer], Any]] = {
-    EventEmitted: _event_emitted,
+    EventEmitted: _with_value,
     EventStreamed: _with_value,
     QuestionAsked: _with_value,
     InvocationEnded: _with_error,
-    RunEnded: _with_error,
+    RunEnded: _with_end,
     ResourceFailed: _with_error,
     CancellationRequested: _with_reason,
 }

@@ -17,7 +17,7 @@ import attrs
 import msgspec
 
 from sluicegate._data.pydantic import is_secret
-from sluicegate._events import Event, fields_of
+from sluicegate._events import Event, fields_of, holds_more
 from sluicegate._exceptions import is_a, leaves_of, notes_of, trace_of
 from sluicegate.recording._errors import DescribedError, RecordedError
 
@@ -37,6 +37,7 @@ _LARGEST = 2**63
 #: So many fields with texts of this length are always within the limit.
 _FEW = 8
 _SHORT = 200
+_SCALARS = (int, bool, type(None))
 _MOST_LEAVES = 5
 _MOST_FRAMES = 20
 
@@ -65,28 +66,56 @@ class Renderer:
         self._characters = characters
         self._redact = redact
         self._hidden: dict[type, frozenset[str]] = {}
-        #: The classes of events whose fields are shown as they are, if they are short.
-        self._open_classes: set[type] = set()
+        self._direct: dict[type, bool] = {}
 
     def fields(self, event: Any) -> Any:
         """Return the fields of an event as plain data; of anything else, the value."""
         cls = cast("type[Any]", type(event))
-        if cls in self._open_classes and _is_simple(values := fields_of(event)):
-            return values  # the event's own, which is frozen
         left = _Left(self._characters)
         try:
             if not issubclass(cls, Event):
                 return self._value(event, left, 0)
-            hidden = self._hidden_in(cls)
-            if not hidden and self._redact is None and self._characters >= CHARACTERS:
-                self._open_classes.add(cls)
-            return self._members(fields_of(event), hidden, left, 0)
+            return self._members(fields_of(event), self._hidden_in(cls), left, 0)
         except Exception as error:  # noqa: BLE001 - a recording is not broken by a value
             return {"<unreadable>": f"{_name(cls)}: {_name(type(error))}"}
 
     def shown(self, value: Any) -> Any:
         """Return the fields of a live event as plain data; those of a loaded one are."""
         return value if type(value) is dict else self.fields(value)
+
+    def is_plain(self, event: Any) -> bool:
+        """Whether an event has only a few short texts and numbers, none hidden, as most events do.
+
+        msgspec then writes its fields as :meth:`fields` shows them.
+        """
+        cls = cast("type[Any]", type(event))
+        is_direct = self._direct.get(cls)
+        if is_direct is None:
+            is_direct = self._direct[cls] = self._is_direct(cls)
+        if not is_direct:
+            return False
+        values = event.__dict__
+        for value in values.values():
+            kind = type(value)
+            if kind is str:
+                if len(value) > _SHORT:
+                    return False
+            elif kind is float:
+                if value - value != 0:  # not finite
+                    return False
+            elif kind not in _SCALARS:
+                return False
+        return len(values) <= _FEW
+
+    def _is_direct(self, cls: type[Any]) -> bool:
+        """Whether all fields of a class of events are in its ``__dict__``, and may be shown."""
+        return (
+            issubclass(cls, Event)
+            and self._redact is None
+            and self._characters >= CHARACTERS
+            and not holds_more(cls)
+            and not self._hidden_in(cls)
+        )
 
     def plain(self, value: Any) -> Any:
         """Return a value of a record as plain data in which every text can be written."""
@@ -208,25 +237,6 @@ def _label(value: Any, kind: type[Any]) -> str:
     if kind.__module__ in _HARMLESS:
         return str(value)
     return f"<{_name(value if isinstance(value, type) else kind)}>"
-
-
-def _is_simple(values: dict[str, Any]) -> bool:
-    """Whether the fields of an event are few short texts and numbers, as they nearly always are."""
-    if len(values) > _FEW:
-        return False
-    for name, value in values.items():
-        kind = type(value)
-        if kind is str:
-            if len(value) > _SHORT:
-                return False
-        elif kind is int:
-            if not -_LARGEST <= value < _LARGEST:
-                return False
-        elif kind is not bool and value is not None:
-            return False
-        if name.startswith("_"):
-            return False
-    return True
 
 
 def _text(value: str, left: _Left) -> str:
