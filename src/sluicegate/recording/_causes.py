@@ -1,9 +1,9 @@
-"""Causes and effects: what an event or an invocation came of, and what came of it.
+"""The causes and effects of events and invocations.
 
-An invocation is caused by the events that it was given, by its previous attempt, by the events that
-its waits and ``ctx.collect_events`` gave it, and, in a child's run that has begun from outside, by the
-invocation that runs the child. An event is caused by the invocation that made it, and by what that
-invocation had got before it made the event; what it gets later is no cause of the event.
+The causes of an invocation are the events that it was given, its previous attempt, and the events that
+its waits and ``ctx.collect_events`` returned. The cause of an event is the invocation that emitted it,
+with everything that this invocation had received by then; events that it received later are no cause.
+The events with which a child's run begins are caused by the invocation that runs the child.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Node: TypeAlias = RecordedEvent | RecordedInvocation
 
 
 def descendants(node: Node) -> list[Node]:
-    """Return the events and invocations that came of a node, in the order of their times."""
+    """Return the events and invocations that a node caused, directly or not, in order of time."""
     return _closure(node, _effects)
 
 
 def ancestors(node: Node) -> list[Node]:
-    """Return the events and invocations that a node came of, in the order of their times."""
+    """Return the events and invocations that caused a node, directly or not, in order of time."""
     return _closure(node, _causes)
 
 

@@ -2,8 +2,8 @@
 
 An observer must not hold up the run, nor fail it. So a record goes into memory, and records are written
 when they are many, when the last active run has ended, and otherwise by a thread that looks every
-quarter of a second while a run is active. What cannot be written is counted, and told in the log
-once, and in the file as soon as it can be written again.
+quarter of a second while a run is active. Records that cannot be written are counted. The log reports
+the first error, and the file gets the number as soon as it can be written again.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class RunLines:
 
     def take(self) -> bytes:
         """Return the pending records as lines."""
-        # Another thread may append meanwhile; what it appends stays.
+        # Another thread may append meanwhile; its records stay pending.
         count = len(self.pending)
         records = self.pending[:count]
         del self.pending[:count]
@@ -148,7 +148,8 @@ _TIME = re.compile(rb'"at":([-+.0-9eE]+)')
 def _plain(record: Any, renderer: Renderer) -> dict[str, Any]:
     """Return a record as plain data, in which every text can be written."""
     found: dict[str, Any] = {"record": type(record).__name__}
-    for name in type(record).__struct_fields__:
+    names: tuple[str, ...] = record.__struct_fields__
+    for name in names:
         found[name] = renderer.plain(getattr(record, name))
     return found
 
@@ -158,9 +159,9 @@ class RecordingFile:
 
     Args:
         path: Its path.
-        append: Whether to continue a recording that is there already; otherwise it is replaced.
+        append: Whether to continue an existing recording; otherwise it is replaced.
         limit: About how many bytes it may have.
-        version: The version of the package, for the first line.
+        version: The version of the package; the first line contains it.
 
     Attributes:
         is_nearly_full: Whether only the first record of each run and its last ones are kept.
@@ -272,7 +273,7 @@ class RecordingFile:
             data = lines.take()
             if data:
                 is_writable = self._try_to_write(lines, data, is_writable=is_writable)
-        # Those that have a loss to tell wait for a better time, as long as they are few.
+        # Ended runs whose losses are not in the file yet are kept, up to a number.
         left = [lines for lines in self._ended if lines.unwritten][-MOST_RECORDS:]
         for lines in {*self._ended}.difference(left):
             del self._runs[lines]
@@ -292,7 +293,7 @@ class RecordingFile:
                 return True
         end = data.rfind(b"\n", 0, written) + 1
         if end:
-            lines.unwritten = 0  # it was told in the first line
+            lines.unwritten = 0  # the first line, which is written, has the number
         lines.lose(data[end:])
         return False
 

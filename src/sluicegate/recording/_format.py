@@ -1,10 +1,10 @@
 """The format of a recording's file: JSON lines, each one record, in the order of the facts.
 
 The first line of each program that has written into the file is a :class:`RecordingStarted`; a
-:class:`RecordingFull` tells that further runs were not recorded. Any other line is a record of :mod:`sluicegate.records` with a key more: ``"run"``, which says of which
+:class:`RecordingFull` means that later runs were not recorded. Any other line is a record of :mod:`sluicegate.records` with a key more: ``"run"``, which says of which
 run it is. It is the identifier of the run; if several runs of that identifier are active at once, the
-later ones have a suffix such as ``"~2"``. A :class:`RecordsLeftOut` tells how many records of a run do
-not stand at its place.
+later ones have a suffix such as ``"~2"``. A :class:`RecordsLeftOut` has the number of records of a
+run that are missing at its place.
 
 * An event's ``value`` is an object with its fields: shortened, secrets hidden, and what JSON cannot
   hold as text for reading.
@@ -16,7 +16,7 @@ not stand at its place.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args
 
 import msgspec
 
@@ -82,13 +82,11 @@ RECORDS: tuple[type[Record], ...] = tuple(
     if isinstance(found, type) and issubclass(found, Record) and found is not Record
 )
 #: The records in any line.
-_KINDS: Any = RECORDS[0] | RecordsLeftOut | RecordingStarted | RecordingFull
-for _kind in RECORDS[1:]:
-    _KINDS |= _kind
+_KINDS: Any = Union[(*RECORDS, RecordsLeftOut, RecordingStarted, RecordingFull)]
 
 
 class _Tagged(msgspec.Struct):
-    """What tells a line apart."""
+    """The keys that identify a line."""
 
     record: str
     run: str = ""
@@ -105,7 +103,6 @@ _DECODER: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_KINDS, dec_hook=_dec
 _TAGS = msgspec.json.Decoder(_Tagged)
 _KNOWN = frozenset(kind.__name__ for kind in get_args(_KINDS))
 _BEGINS = b'{"run":'
-_STRING = msgspec.json.Decoder(str)
 
 
 class Lines:
@@ -131,40 +128,37 @@ class Lines:
         """Yield the records in the next piece, each with the run that its line names."""
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
+        runs, start = self._runs, len(_BEGINS)
         for line in lines:
-            if line.strip():
-                found = self._read(line)
-                if found is not None:
-                    yield found
+            try:
+                record = _DECODER.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                self._count_unreadable(line)
+                continue
+            # The writer puts the run first; its name need not be decoded for each line.
+            run = runs.get(line[start : line.find(b'",', start + 1) + 1])
+            yield self._run_in(line) if run is None else run, record
 
-    def _read(self, line: bytes) -> tuple[str, Any] | None:
+    def _count_unreadable(self, line: bytes) -> None:
+        """Count a line that is no record: damage, or a record of a later version."""
+        if not line.strip():
+            return
         try:
-            record = _DECODER.decode(line)
-            return self._run_in(line), record
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            pass
-        try:
-            tagged = _TAGS.decode(line)
+            tag = _TAGS.decode(line).record
         except (msgspec.DecodeError, UnicodeDecodeError):
-            self.damaged += 1
-            return None
-        if tagged.record in _KNOWN:
-            self.damaged += 1
-        else:
+            tag = ""
+        if tag and tag not in _KNOWN:
             self.unknown += 1
-        return None
+        else:
+            self.damaged += 1
 
     def _run_in(self, line: bytes) -> str:
-        """Return the run of a line; the writer puts it first, so it need not be decoded again."""
-        if line.startswith(_BEGINS):
-            end = line.find(b'",', len(_BEGINS) + 1)
-            key = line[len(_BEGINS) : end + 1]
-            if b"\\" not in key:
-                run = self._runs.get(key)
-                if run is None:
-                    run = self._runs[key] = _STRING.decode(key)
-                return run
-        return _TAGS.decode(line).run
+        """Return the run of a line, and remember how it is written, unless that is ambiguous."""
+        run = _TAGS.decode(line).run
+        written = _BEGINS + msgspec.json.encode(run) + b","
+        if line.startswith(written) and b'",' not in msgspec.json.encode(run):
+            self._runs[msgspec.json.encode(run)] = run
+        return run
 
 
 def pieces(lines: Iterable[bytes | str]) -> Iterator[bytes]:

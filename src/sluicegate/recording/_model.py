@@ -1,4 +1,4 @@
-"""What a recording consists of: runs, and their invocations, events, waits and cancellations.
+"""The parts of a recording: runs with their invocations, events, waits and cancellations.
 
 These objects refer to each other instead of naming numbers: an invocation has its events, an event
 the invocation that made it. A field that is not known, because it lies in the future of a run that is
@@ -131,9 +131,9 @@ class RecordedWait:
         run: The run.
         number: Its number in the run.
         invocation: The invocation that waits; None if a task waits that belongs to none.
-        kind: What it waits for: ``"event"``, ``"branch"``, ``"child"``, ``"place"``, ``"limiter"``,
+        kind: The kind of its object: ``"event"``, ``"branch"``, ``"child"``, ``"place"``, ``"limiter"``,
             ``"thread"``, ``"process"`` or ``"state"``.
-        subject: More precisely: the class of the event, the run of the child, or an empty string.
+        subject: The object: the class of the event, the run of the child, or an empty string.
         until: When it gives up; None for never.
         started_at: When it began.
         ended_at: When it ended; None if it has not.
@@ -159,12 +159,12 @@ class RecordedWait:
 
 @attrs.define(eq=False)
 class RecordedInvocation:
-    """One call of a step: queued, started and ended. A retry is an invocation of its own.
+    """One call of a step: queued, started and ended. Each attempt is an invocation.
 
     Attributes:
         run: The run.
         number: Its number in the run.
-        step: The name of the step; ``"?"`` if the record that tells it was left out.
+        step: The name of the step; ``"?"`` if that record was left out.
         queued_at: When its events were there; None if it is unknown.
         not_before: When it may begin at the earliest, because a retry has a delay; None if at once.
         started_at: When a worker took it; None if none has.
@@ -223,7 +223,7 @@ class RecordedInvocation:
 
 @attrs.define(eq=False)
 class CancelledInvocation:
-    """What a cancellation did to one invocation.
+    """The effect of a cancellation on one invocation.
 
     Attributes:
         invocation: The invocation.
@@ -241,7 +241,7 @@ class CancelledInvocation:
 
 @attrs.define(eq=False)
 class RecordedCancellation:
-    """A cancellation of a run or of a branch: who asked for it, why, and what it took.
+    """A cancellation of a run or of a branch: who asked for it, why, and how long it took.
 
     Attributes:
         run: The run.
@@ -266,7 +266,7 @@ class RecordedCancellation:
 
     @property
     def invocations(self) -> list[CancelledInvocation]:
-        """What it did to each invocation; first those that have not ended, then the slowest."""
+        """Its effect on each invocation: first those that have not ended, then the slowest."""
         found = [
             CancelledInvocation(
                 invocation=one,
@@ -332,7 +332,7 @@ class RecordedRun:
     Attributes:
         run_id: The identifier of the run.
         renderer: Makes plain data of its values.
-        workflow: The name of the workflow's class; ``"?"`` if the record that tells it was left out.
+        workflow: The name of the workflow's class; ``"?"`` if that record was left out.
         steps: The names of its steps, each with how many invocations may run at a time.
         backend: ``"trio"`` or ``"asyncio"``.
         is_resumed: Whether it continues from a snapshot.

@@ -1,7 +1,7 @@
 """The critical path of a run: the chain of causes that determined when the run ended.
 
-It is found backwards, from the end of the run to its beginning. At each moment the chain is at one
-place, and goes on to the one whose end let it continue:
+It is found backwards, from the end of the run. Each of these rules says what the run did before the
+moment that the chain has reached, and where the chain continues:
 
 1.  The run ended when its last invocation ended, or, if it has completed, when its stop event came:
     the chain begins at the invocation that made the stop event; of a failed run, at the failed invocation
@@ -9,18 +9,18 @@ place, and goes on to the one whose end let it continue:
     of the run the run was ``ending``.
 2.  An invocation was ``running``, except during its waits; from the moment at which a cancellation was
     raised in it, it was ``unwinding``.
-3.  A wait for an event that was emitted during the wait was ended by that event: the chain goes on at
-    the event. If it came from outside, the whole wait is ``waiting``, and the chain goes on in the
-    invocation, at the beginning of the wait.
-4.  A wait for a child was ended by the end of the child's run: the chain goes through that run's own
-    path, and then on in the invocation.
-5.  A wait for a branch was ended by the last invocation that came of the waiting one and ended during
-    the wait: the chain goes on there.
+3.  A wait for an event that was emitted during the wait was ended by that event: the chain continues
+    with the event. If it came from outside, the whole wait is ``waiting``, and the chain continues in
+    the invocation, at the beginning of the wait.
+4.  A wait for a child was ended by the end of the child's run: the chain follows that run's own
+    path, and then the invocation.
+5.  A wait for a branch was ended by the last descendant of the waiting invocation that ended
+    during the wait: the chain continues there.
 6.  Any other wait (a place, a limiter, a thread, a process, the state) is ``waiting``.
 7.  An invocation that was queued and could have begun was ``queued``: the workers of its step were
     busy, its own with the invocation ``behind`` which it was. Before, it was ``delayed``, if the delay of a retry had not passed.
-8.  A retry came of the attempt before. Any other invocation came of the last of its events: the chain
-    goes on in the invocation that emitted it, at that moment.
+8.  The cause of a retry is the attempt before. The cause of any other invocation is the last of its
+    events: the chain continues in the invocation that emitted it, at that moment.
 9.  An event from outside, or from a snapshot, ends the chain: before it, the run was ``starting`` if it
     is the first event, and otherwise waited ``outside``.
 
@@ -66,10 +66,10 @@ class PathPart:
     """A part of a critical path.
 
     Attributes:
-        kind: What the run did meanwhile: ``"starting"``, ``"outside"`` (nothing that could go on: it
-            waited for an event from outside), ``"queued"``, ``"delayed"`` (by a retry), ``"running"``,
-            ``"waiting"``, ``"unwinding"`` (after a cancellation), ``"delivery"`` (an event was there, and
-            what it ended had not gone on), or ``"ending"``.
+        kind: The activity of the run: ``"starting"``, ``"outside"`` (idle, until an event
+            came from outside), ``"queued"``, ``"delayed"`` (by a retry), ``"running"``,
+            ``"waiting"``, ``"unwinding"`` (after a cancellation), ``"delivery"`` (an event was emitted, and
+            had not reached its target), or ``"ending"``.
         started_at: When it began.
         ended_at: When it ended.
         run: The run; that of a child where the path goes through one.
@@ -178,11 +178,11 @@ class _Walk:
     def __init__(self) -> None:
         self.parts: list[PathPart] = []
         self._runs: set[RecordedRun] = set()
-        #: For each run, what the worker of an invocation ran before it.
+        #: For each run, the invocation that the same worker ran before another.
         self._before_on_worker: dict[RecordedRun, dict[RecordedInvocation, RecordedInvocation]] = {}
 
     def _behind(self, invocation: RecordedInvocation) -> RecordedInvocation | None:
-        """Return what kept the worker of an invocation busy while that was queued; None if nothing."""
+        """Return the invocation that occupied the worker while another was queued, or None."""
         run = invocation.run
         if run not in self._before_on_worker:
             self._before_on_worker[run] = _by_worker(run)
@@ -203,7 +203,7 @@ class _Walk:
         event: RecordedEvent | None = None,
         behind: RecordedInvocation | None = None,
     ) -> float:
-        """Add a part, and return its beginning, from which the walk goes on."""
+        """Add a part, and return its beginning, where the walk continues."""
         start = min(start, end)
         if start < end:
             self.parts.append(PathPart(kind, start, end, run, invocation, wait, event, behind))
@@ -221,7 +221,7 @@ class _Walk:
         return self._part("starting", run.started_at, place.at, run, event=first)
 
     def _before(self, invocation: RecordedInvocation, at: float, order: float) -> _Place:
-        """Walk back through an invocation; return where the chain goes on."""
+        """Walk back through an invocation; return where the chain continues."""
         cause, at = self._in_body(invocation, at, order)
         if cause is not None:
             return self._at_event(cause, at)
@@ -249,7 +249,7 @@ class _Walk:
     def _in_body(
         self, invocation: RecordedInvocation, at: float, order: float
     ) -> tuple[RecordedEvent | None, float]:
-        """Walk back through the body, to its start or to an event that let it go on."""
+        """Walk back through the body, to its start or to an event that ended a wait."""
         start = invocation.started_at
         if start is None:
             return None, at
@@ -265,7 +265,7 @@ class _Walk:
         return None, self._busy(invocation, start, at)
 
     def _busy(self, invocation: RecordedInvocation, start: float, at: float) -> float:
-        """Add what the body did by itself: it ran, and since a cancellation it unwound."""
+        """Add the time in which the body ran, or unwound after a cancellation."""
         delivered = invocation.delivered_at
         if delivered is not None and delivered < at:
             at = self._part("unwinding", max(delivered, start), at, invocation.run, invocation)
@@ -288,7 +288,7 @@ class _Walk:
     def _through_branch(
         self, wait: RecordedWait, invocation: RecordedInvocation, at: float
     ) -> float:
-        """Walk through what came of the invocation and ended last, back to the wait's beginning."""
+        """Walk from the last descendant that ended in the wait back to the beginning of the wait."""
         start = wait.started_at
         last = _last_effect(invocation, start, at)
         if last is None or last.ended_at is None:
@@ -310,7 +310,7 @@ class _Walk:
 
 
 def _by_worker(run: RecordedRun) -> dict[RecordedInvocation, RecordedInvocation]:
-    """Return what each invocation's worker ran before it."""
+    """Return for each invocation the one that its worker ran before."""
     begun = [one for one in run.invocations if one.started_at is not None]
     begun.sort(key=lambda one: (one.started_at or 0, one.number))
     latest: dict[tuple[str, int | None], RecordedInvocation] = {}
@@ -332,7 +332,7 @@ def _last_of(run: RecordedRun, end: float) -> tuple[RecordedInvocation | None, f
     ended = [one for one in begun if one.ended_at is not None and one.ended_at <= end]
     raised = [one for one in ended if one.outcome == "failed" and _is_raised(run, one)]
     last = max(raised or ended, key=lambda one: (one.ended_at or 0, one.number), default=None)
-    if run.ended_at is None:  # it is still going on: from what runs now
+    if run.ended_at is None:  # it is active: the chain begins at the oldest running step
         active = [one for one in begun if one.outcome is None]
         if active:
             return min(active, key=lambda one: one.started_at or 0), end
@@ -357,7 +357,7 @@ def _child_of(wait: RecordedWait, invocation: RecordedInvocation) -> RecordedRun
 def _last_effect(
     invocation: RecordedInvocation, start: float, end: float
 ) -> RecordedInvocation | None:
-    """Return the invocation that came of another one and ended last within a time."""
+    """Return the descendant of an invocation that ended last within a time."""
     found = [
         one
         for one in descendants(invocation)

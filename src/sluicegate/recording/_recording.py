@@ -1,7 +1,9 @@
-"""Recordings: what happened in one or several runs, to ask in code."""
+"""Recordings: one or several runs as objects, with their causes."""
 
 from __future__ import annotations
 
+import gc
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, final
 
@@ -21,7 +23,7 @@ from sluicegate.recording._values import Renderer
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
+    from collections.abc import Generator, Iterable
 
     from sluicegate.drawing import Execution
     from sluicegate.recording._causes import Node
@@ -40,11 +42,11 @@ if TYPE_CHECKING:
 
 @final
 class Recording:
-    """What happened in one or several runs.
+    """One or several runs, as they were recorded.
 
     :attr:`Recorder.recording` makes one of what was recorded so far, and :func:`load_recording` loads
-    one from a file. It does not change when runs go on; a recording that follows them is fed with
-    the further lines of their file (:meth:`feed`).
+    one from a file. It does not change while runs continue; to follow a run, feed a recording
+    with the further lines of its file (:meth:`feed`).
 
     A recording may be incomplete: a run may still be active, records may have been left out
     (:attr:`left_out`), and a file may have been cut off (:attr:`is_cut_off`). Then it holds what is
@@ -72,7 +74,7 @@ class Recording:
             ValueError: The file is no recording, or of a later format.
         """
         recording = cls()
-        with Path(path).open("rb") as file:
+        with Path(path).open("rb") as file, _without_gc():
             for piece in read_pieces(file):
                 recording.feed(piece)
         if not recording.runs and (recording.damaged or recording.is_cut_off):
@@ -100,7 +102,7 @@ class Recording:
 
         Args:
             runs: The records of each run; parents come before their children.
-            redact: What the fields of events show, as for a :class:`Recorder`.
+            redact: Replaces values, as for a :class:`Recorder`.
         """
         recording = cls()
         recording._runs.renderer = Renderer(redact=redact)
@@ -110,9 +112,9 @@ class Recording:
         return recording
 
     def feed(self, data: bytes) -> None:
-        """Take the next piece of a file, of any length; for a file that is still written.
+        """Take the next piece of a file that is still written; a piece may have any length.
 
-        The objects of the recording stay the same and tell what is known then.
+        The objects of the recording stay the same and are updated.
 
         Raises:
             ValueError: The file is of a later format.
@@ -215,7 +217,7 @@ class Recording:
     # -- questions ------------------------------------------------------------------------------------
 
     def critical_path(self, run: RecordedRun | None = None) -> CriticalPath:
-        """Return the chain of causes that determined when a run ended, and what took how long in it.
+        """Return the chain of causes that determined when a run ended, with the time of each part.
 
         It is found backwards from the end of the run: through the invocation that made the stop
         event, to the event that it was given, to the invocation that emitted this event, and so on to the start
@@ -232,15 +234,15 @@ class Recording:
         return _path.critical_path(self.run if run is None else run)
 
     def descendants(self, node: Node) -> list[Node]:
-        """Return the events and invocations that came of an event or invocation, in order of time.
+        """Return the events and invocations that an event or invocation caused, in order of time.
 
-        Those of children are included. What an invocation emitted before it got the event (from
-        a wait, or from ``ctx.collect_events``) did not come of it.
+        Those of children are included. Events that an invocation emitted before it received the
+        event (from a wait, or from ``ctx.collect_events``) are not.
         """
         return _causes.descendants(node)
 
     def ancestors(self, node: Node) -> list[Node]:
-        """Return the events and invocations that an event or invocation came of, in order of time."""
+        """Return the events and invocations that caused an event or invocation, in order of time."""
         return _causes.ancestors(node)
 
     def to_trace_events(self) -> dict[str, Any]:
@@ -272,7 +274,7 @@ class Recording:
         return execution_of(self.run if run is None else run)
 
     def summary(self, run: RecordedRun | None = None) -> str:
-        """Return a table for a terminal: what each step took, cancellations, and the critical path.
+        """Return a table for a terminal: the times of each step, cancellations, and the critical path.
 
         Args:
             run: The run; by default each that is no child, the last 20 if there are more.
@@ -292,6 +294,19 @@ class Recording:
         count = len(self._runs.all)
         runs = "1 run" if count == 1 else f"{count:,} runs"
         return f"<Recording of {runs}, {sum(len(run.records) for run in self._runs.all):,} records>"
+
+
+@contextmanager
+def _without_gc() -> Generator[None]:
+    """Do not look for garbage meanwhile: all that is made is kept, and looking takes half of the time."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def load_recording(path: str | os.PathLike[str]) -> Recording:

@@ -2,7 +2,7 @@
 
 Fields that a class declares with ``repr=False`` hold secrets and are hidden; so are the values of
 pydantic's secret classes. No ``__repr__``, property or ``__getattribute__`` of a user's class is
-called, because values are rendered while the run goes on.
+called, because values are rendered during the run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sluicegate.recording._errors import DescribedError, RecordedError
 #: Takes the name of a field or a key, and its value; returns the value, or what to show instead.
 Redact: TypeAlias = Callable[[str, Any], Any]
 
-#: What a hidden value is shown as.
+#: Stands for a hidden value.
 HIDDEN = "<hidden>"
 #: The most characters of one event's values, and of one exception's traceback.
 CHARACTERS = 2_000
@@ -58,7 +58,7 @@ class Renderer:
 
     Args:
         characters: The most characters of an event's values, and of an exception's traceback.
-        redact: Called with the name and the value of each field and key; for an exception, with
+        redact: Called with the name and the value of each field and key; of an exception, with
             ``"message"``, ``"notes"`` and ``"traceback"`` and these texts.
     """
 
@@ -81,7 +81,7 @@ class Renderer:
 
     def shown(self, value: Any) -> Any:
         """Return the fields of a live event as plain data; those of a loaded one are."""
-        return value if type(value) is dict else self.fields(value)
+        return cast("Any", value) if type(value) is dict else self.fields(value)
 
     def is_plain(self, event: Any) -> bool:
         """Whether an event has only a few short texts and numbers, none hidden, as most events do.
@@ -96,7 +96,7 @@ class Renderer:
             return False
         values = event.__dict__
         for value in values.values():
-            kind = type(value)
+            kind: type = type(value)  # pyright: ignore[reportUnknownVariableType]
             if kind is str:
                 if len(value) > _SHORT:
                     return False
@@ -146,7 +146,9 @@ class Renderer:
 
     def _redacted_text(self, name: str, text: str) -> str:
         shown = self._redacted(name, text) if self._redact and text else text
-        return shown if type(shown) is str else _cut(f"<{_name(type(shown))}>", self._characters)
+        return (
+            shown if type(shown) is str else _cut(f"<{_name(_class_of(shown))}>", self._characters)
+        )
 
     def _redacted(self, name: str, value: Any) -> Any:
         assert self._redact is not None
@@ -188,7 +190,7 @@ class Renderer:
                 continue
             if redact is not None:
                 value = self._redacted(key, value)
-            kind = type(value)
+            kind: type = type(value)  # pyright: ignore[reportUnknownVariableType]
             left.characters -= len(key) + _COST
             if kind is bool or value is None:
                 found[key] = value
@@ -197,7 +199,7 @@ class Renderer:
         return found
 
     def _value(self, value: Any, left: _Left, depth: int) -> Any:
-        kind = type(value)
+        kind: type = type(value)  # pyright: ignore[reportUnknownVariableType]
         render = _PLAIN.get(kind)
         if render is not None:
             return render(value, left)
@@ -283,7 +285,7 @@ _PLAIN: dict[type, Callable[[Any, _Left], Any]] = {
 _SEQUENCES = (list, tuple, set, frozenset, deque)
 #: Classes derived from plain ones, whose methods a user may have overridden.
 _DERIVED: list[tuple[type, Callable[[Any, _Left], Any]]] = [
-    (enum.Enum, lambda value, left: _text(f"{_name(type(value))}.{value._name_}", left)),
+    (enum.Enum, lambda value, left: _text(f"{_name(_class_of(value))}.{value._name_}", left)),
     (str, lambda value, left: _text(str.__str__(value), left)),
     (int, lambda value, left: _whole(int.__int__(value), left)),
     (float, lambda value, left: _real(float.__float__(value), left)),
@@ -291,7 +293,7 @@ _DERIVED: list[tuple[type, Callable[[Any, _Left], Any]]] = [
 
 
 def _key(name: Any) -> str:
-    kind = type(name)
+    kind = _class_of(name)
     if kind is str:
         return _cut(name, 100)
     return str(name) if kind in (int, float, bool) else f"<{_name(kind)}>"
@@ -302,10 +304,12 @@ def _fields_in(value: Any, kind: type[Any]) -> dict[str, Any] | None:
     if issubclass(kind, Event):
         return fields_of(value)
     if issubclass(kind, dict):
-        return dict(dict.items(value))
+        return dict(cast("Any", dict).items(value))
     if issubclass(kind, tuple):
-        names: Any = getattr(kind, "_fields", None) or map(str, range(tuple.__len__(value)))
-        return dict(zip(names, tuple.__iter__(value), strict=False))
+        base: Any = tuple  # whose methods the class may have overridden
+        items = list(base.__iter__(value))
+        names: Any = getattr(cast("Any", kind), "_fields", None) or map(str, range(len(items)))
+        return dict(zip(names, items, strict=False))
     declared = _declared_in(kind)
     if declared is None:
         return None
@@ -338,6 +342,10 @@ def _name(kind: type) -> str:
     """Return the name of a class, whatever its metaclass makes of it."""
     name: str = type.__dict__["__qualname__"].__get__(kind)
     return name.rpartition("<locals>.")[2]
+
+
+def _class_of(value: Any) -> type:
+    return type(value)  # pyright: ignore[reportUnknownVariableType]
 
 
 def _full_name(kind: type) -> str:
