@@ -59,6 +59,10 @@ if TYPE_CHECKING:
         draw_all_possible_flows,
         draw_all_possible_flows_mermaid,
     )
+    from sluicegate.recording import (
+        draw_most_recent_execution,
+        draw_most_recent_execution_mermaid,
+    )
 
 __all__ = [
     "Acknowledgement",
@@ -114,6 +118,8 @@ __all__ = [
     "decode_event",
     "draw_all_possible_flows",
     "draw_all_possible_flows_mermaid",
+    "draw_most_recent_execution",
+    "draw_most_recent_execution_mermaid",
     "dump_runs",
     "open_scope",
     "run",
@@ -138,7 +144,7 @@ def _version() -> str:
     return version("sluicegate")
 
 
-def _home_of(name: str) -> Any:
+def _home_of(name: str) -> Any:  # noqa: C901 - a case for each module
     """Return the module of a name that not every program uses; it is imported on first use."""
     home: Any = None
     match name:
@@ -156,6 +162,8 @@ def _home_of(name: str) -> Any:
             from sluicegate._state import store as home  # noqa: PLC0415
         case "WorkflowGraph" | "draw_all_possible_flows" | "draw_all_possible_flows_mermaid":
             from sluicegate import drawing as home  # noqa: PLC0415
+        case "draw_most_recent_execution" | "draw_most_recent_execution_mermaid":
+            from sluicegate import recording as home  # noqa: PLC0415
         case "dump_runs":
             from sluicegate._engine import dump as home  # noqa: PLC0415
         case "decode_event":

@@ -6,16 +6,19 @@ import inspect
 
 import pytest
 
+import sluicegate
 from sluicegate import Event, StartEvent, StopEvent, Workflow, step
 from sluicegate import records as r
 from sluicegate.drawing import Passage, StepCounts
 from sluicegate.recording import (
+    Recorder,
     Recording,
     draw_most_recent_execution,
     draw_most_recent_execution_mermaid,
     graph_of_execution,
 )
 from tests.recording import by_hand
+from tests.recording.test_recorder import record
 
 
 def recording_of(*runs):
@@ -208,3 +211,29 @@ def test_drawing_a_recording(tmp_path):
         graph_of_execution(recording_of())
     with pytest.raises(TypeError, match="there is no execution in a str; expected a Recording"):
         graph_of_execution("run.jsonl")
+
+
+@pytest.mark.anyio
+async def test_drawing_a_handler(anyio_backend, tmp_path):
+    """A handler is drawn with the recorder that has recorded its run, and with its workflow."""
+    recorder, other = Recorder(), Recorder(tmp_path / "run.jsonl")
+    handler = Flow().run(run_id="by hand")
+    with pytest.raises(
+        ValueError, match="the run by hand of Flow was not recorded; expected a recorder"
+    ):
+        graph_of_execution(handler)
+    records = by_hand.fan_out()
+    records[0] = by_hand.started(run_id="by hand")
+    for one in (other, recorder):
+        record(one, records)
+        text = graph_of_execution(handler).to_text()
+        assert "run by hand completed after 7.5 s" in text
+        assert "StopEvent 0  -> (end)" in text
+    other.close()
+    handler.cancel()
+
+
+def test_names_at_the_top():
+    """The names that LlamaIndex programs import are importable from the package."""
+    assert sluicegate.draw_most_recent_execution is draw_most_recent_execution
+    assert sluicegate.draw_most_recent_execution_mermaid is draw_most_recent_execution_mermaid

@@ -129,6 +129,8 @@ class RunBuilder:
             source.emitted = _with(source.emitted, event)
 
     def events_collected(self, record: r.EventsCollected) -> None:
+        if record.invocation is None:
+            return
         invocation = self._invocation(record.invocation)
         events = self._events_of(record.events)
         invocation.collected = _with(invocation.collected, (self._order, events))

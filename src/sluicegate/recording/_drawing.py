@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sluicegate.recording._recorder import Recorder
+from sluicegate._handler import WorkflowHandler, run_of
+from sluicegate.recording._recorder import Recorder, recorders_of
 from sluicegate.recording._recording import Recording
 
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def graph_of_execution(
-    recorded: Recording | Recorder,
+    recorded: Recording | Recorder | WorkflowHandler[Any],
     workflow: type[Workflow[Any]] | Workflow[Any] | None = None,
 ) -> WorkflowGraph:
     """Return the graph of a workflow with what happened in a run of it.
@@ -52,7 +54,7 @@ def graph_of_execution(
 
 
 def draw_most_recent_execution(
-    recorded: Recording | Recorder,
+    recorded: Recording | Recorder | WorkflowHandler[Any],
     filename: str | os.PathLike[str] = "workflow_recent_execution.html",
     *,
     workflow: type[Workflow[Any]] | Workflow[Any] | None = None,
@@ -85,7 +87,7 @@ def draw_most_recent_execution(
 
 
 def draw_most_recent_execution_mermaid(
-    recorded: Recording | Recorder,
+    recorded: Recording | Recorder | WorkflowHandler[Any],
     filename: str | os.PathLike[str] = "workflow_recent_execution.mermaid",
     *,
     workflow: type[Workflow[Any]] | Workflow[Any] | None = None,
@@ -111,15 +113,25 @@ def draw_most_recent_execution_mermaid(
 
 
 def _run_in(
-    recorded: Recording | Recorder,
+    recorded: Recording | Recorder | WorkflowHandler[Any],
 ) -> tuple[RecordedRun, type[Workflow[Any]] | None]:
     """Return the run to draw, and the class of its workflow, if it is at hand."""
     if isinstance(recorded, Recording):
         return recorded.run, None
     if isinstance(recorded, Recorder):
         return recorded.recording.run, None
+    if not isinstance(recorded, WorkflowHandler):
+        msg = (
+            f"there is no execution in a {type(recorded).__name__}; expected a Recording, a Recorder, or "
+            "the handler of a recorded run"
+        )
+        raise TypeError(msg)
+    graph = run_of(recorded).graph
+    for recorder in recorders_of(recorded.run_id):
+        with suppress(LookupError):  # it has forgotten the run
+            return recorder.recording.find(recorded.run_id), graph.cls
     msg = (
-        f"there is no execution in a {type(recorded).__name__}; expected a Recording, a Recorder, or "
-        "the handler of a recorded run"
+        f"the run {recorded.run_id} of {graph.name} was not recorded; expected a recorder among its "
+        f"observers: `{graph.name}(observers=[Recorder()])`, or `with observe(Recorder()):` around the run"
     )
-    raise TypeError(msg)
+    raise ValueError(msg)

@@ -22,7 +22,8 @@ moment that the chain has reached, and where the chain continues:
 8.  The cause of a retry is the attempt before. The cause of any other invocation is the last of its
     events: the chain continues in the invocation that emitted it, at that moment.
 9.  An event from outside, or from a snapshot, ends the chain: before it, the run was ``starting`` if it
-    is the first event, and otherwise waited ``outside``.
+    is the first event, and otherwise waited ``outside``. The time before an invocation whose cause is not
+    recorded is ``unknown``: a limit left it out, or it is the join of an empty fan-out.
 
 The parts have no gap and no overlap. So their times add up to the time from the start of the run to its
 end, or to the last record of a run that has not ended.
@@ -58,6 +59,7 @@ PartKind: TypeAlias = Literal[
     "unwinding",
     "delivery",
     "ending",
+    "unknown",
 ]
 
 
@@ -69,7 +71,8 @@ class PathPart:
         kind: The activity of the run: ``"starting"``, ``"outside"`` (idle, until an event
             came from outside), ``"queued"``, ``"delayed"`` (by a retry), ``"running"``,
             ``"waiting"``, ``"unwinding"`` (after a cancellation), ``"delivery"`` (an event was emitted, and
-            had not reached its target), or ``"ending"``.
+            had not reached its target), ``"ending"``, or
+            ``"unknown"`` (its cause is not recorded).
         started_at: When it began.
         ended_at: When it ended.
         run: The run; that of a child where the path goes through one.
@@ -227,7 +230,7 @@ class _Walk:
             return self._at_event(cause, at)
         run, queued_at = invocation.run, invocation.queued_at
         if queued_at is None:
-            return _Place(None, at, order)
+            return self._lost(run, at)
         ready = queued_at if invocation.not_before is None else invocation.not_before
         ready = max(min(ready, at), queued_at)
         at = self._part("queued", ready, at, run, invocation, behind=self._behind(invocation))
@@ -237,8 +240,11 @@ class _Walk:
             return _Place(previous, at, order)
         earlier = [event for event in invocation.events if event.order < order]
         if not earlier:
-            return _Place(None, at, order)
+            return self._lost(run, at)
         return self._at_event(max(earlier, key=lambda event: event.order), at)
+
+    def _lost(self, run: RecordedRun, at: float) -> _Place:
+        return _Place(None, self._part("unknown", run.started_at, at, run), 0)
 
     def _at_event(self, event: RecordedEvent, at: float) -> _Place:
         at = self._part("delivery", event.at, at, event.run, event=event)

@@ -36,6 +36,17 @@ if TYPE_CHECKING:
 
 #: The last records of a run that are kept in memory beyond the limit.
 KEPT = 1_000
+#: The latest runs that a recorder remembers to have recorded.
+_REMEMBERED = 1_000
+
+#: The recorders that exist, by which that of a handler's run is found.
+_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
+
+
+def recorders_of(run_id: str) -> list[Recorder]:
+    """Return the recorders that have recorded a run, those in memory first."""
+    found = [one for one in list(_recorders) if run_id in one.run_ids]
+    return sorted(found, key=lambda one: one.path is not None)
 
 
 class Recorder(Observer):
@@ -54,16 +65,16 @@ class Recorder(Observer):
 
     *In a file*, they are text: event fields are shortened, and fields that are declared with
     ``repr=False`` (``attrs.field(repr=False)``, ``pydantic.Field(repr=False)``,
-    ``dataclasses.field(repr=False)``) are hidden, as are the values of ``pydantic.SecretStr``. No ``__repr__``
-    of yours is called; of an exception, its ``__str__`` is. :func:`recording_schema` describes a line. Lines are written
+    ``dataclasses.field(repr=False)``) are hidden, as are the values of ``pydantic.SecretStr``. No
+    ``__repr__`` is called; the message of an exception is its ``str()``. :func:`recording_schema` describes a line. Lines are written
     when 256 are there, when no run is active any more, and otherwise within a quarter of a second, by a thread.
     So a crash of the process loses at most the last quarter second. A power failure may lose more,
     because the file is not synchronized to the disk. One program at a time may write to a file.
 
     If the file cannot be written, as on a full disk, no run is affected: the logger
-    ``sluicegate`` tells it once, and the file says how many records are missing as soon as it can be written
-    again. Near the limit, a run's first record and its last 500 are written, with the number of those between.
-    At the limit, further runs are not recorded, as the file and the log say.
+    ``sluicegate`` reports it once, and the number of missing records is written into the file as soon as
+    possible. Near the limit, a run's first record and its last 500 are written, with the number of those between.
+    At the limit, further runs are not recorded; the file and the log report it.
 
     Args:
         path: The path of the file; None for a recorder in memory.
@@ -104,6 +115,7 @@ class Recorder(Observer):
                 raise ValueError(msg)
         self._path = None if path is None else Path(path)
         self._redact = redact
+        self._run_ids: deque[str] = deque(maxlen=_REMEMBERED)
         self._store: _InMemory | _InFile
         if self._path is None:
             self._store = _InMemory(max_records)
@@ -111,6 +123,7 @@ class Recorder(Observer):
             file = RecordingFile(self._path, append=append, limit=max_bytes, version=_version())
             self._store = _InFile(file, Renderer(max_characters, redact))
             weakref.finalize(self, file.close)
+        _recorders.add(self)
 
     @property
     def path(self) -> Path | None:
@@ -123,12 +136,20 @@ class Recorder(Observer):
         return self._store.forgotten if isinstance(self._store, _InMemory) else 0
 
     def listen(self, run: Any) -> Callable[[Record], object] | None:
-        """Return what takes the records of a run; None once the recorder is closed or full."""
-        return self._store.listen(run.run_id)
+        """Return a function that takes the records of a run; None once the recorder is closed or full."""
+        listener = self._store.listen(run.run_id)
+        if listener is not None:
+            self._run_ids.append(run.run_id)
+        return listener
+
+    @property
+    def run_ids(self) -> tuple[str, ...]:
+        """The identifiers of the last 1,000 runs that it has recorded, oldest first."""
+        return tuple(self._run_ids)
 
     @property
     def recording(self) -> Recording:
-        """What was recorded until now, also of runs that are still active.
+        """The records until now as a recording, with those of active runs.
 
         Each access makes a new one, in time that grows with the records: about a second for a few
         100,000. Of a file, it is loaded, and blocks meanwhile.
@@ -195,7 +216,7 @@ class _Kept:
         return bool(records) and type(records[-1]) is RunEnded
 
     def listener(self) -> Callable[[Record], object]:
-        """Return what takes the records; it costs little more than an append."""
+        """Return a function that takes the records; it costs little more than an append."""
         first, most = self.first, self.most
         append, keep = first.append, self._keep
 
