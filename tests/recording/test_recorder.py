@@ -785,3 +785,29 @@ def test_a_later_format_is_refused():
         ValueError, match=r"has the format 2; expected at most 1, or sluicegate 9\.0"
     ):
         Recording.from_lines([line])
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_invocations(tmp_path):
+    """A long run is written, loaded and understood; nothing depends on the depth of its chain."""
+    count = 100_000
+    records = [by_hand.started(), r.EventEmitted(0.0, 1, "Note", "outside", None, ("work",), {})]
+    for n in range(1, count + 1):
+        records += [
+            r.InvocationQueued(n - 1.0, n, "work", (n,)),
+            r.InvocationStarted(n - 1.0, n, 1),
+            r.EventEmitted(float(n), n + 1, "Note", "step", n, ("work",), Note(text="x", count=n)),
+            r.InvocationEnded(float(n), n, "completed"),
+        ]
+    records.append(by_hand.ended(float(count), "completed", None, count + 1))
+    path = tmp_path / "run.jsonl"
+    with Recorder(path) as recorder:
+        record(recorder, records)
+    recording = load_recording(path)
+    run = recording.run
+
+    assert (len(run.records), len(run.invocations), run.left_out) == (len(records), count, 0)
+    assert path.stat().st_size < 600 * count
+    assert len(recording.critical_path().parts) == count
+    assert len(recording.descendants(run.events[0])) == 2 * count
+    assert len(recording.ancestors(run.stop_event)) == 2 * count

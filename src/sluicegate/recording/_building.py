@@ -129,9 +129,9 @@ class RunBuilder:
             source.emitted = _with(source.emitted, event)
 
     def events_collected(self, record: r.EventsCollected) -> None:
-        if record.invocation is None:
+        invocation = self._invocation_or_none(record.invocation)
+        if invocation is None:
             return
-        invocation = self._invocation(record.invocation)
         events = self._events_of(record.events)
         invocation.collected = _with(invocation.collected, (self._order, events))
         for event in events:

@@ -356,9 +356,10 @@ def _open(path: Path, *, append: bool) -> tuple[int, int, bool]:
         OSError: It cannot be opened.
         ValueError: There is a file of that name that is no recording.
     """
-    descriptor = os.open(
-        path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0), 0o666
-    )
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+    for name in ("O_CLOEXEC", "O_BINARY"):  # of Unix, and of Windows
+        flags |= getattr(os, name, 0)
+    descriptor = os.open(path, flags, 0o666)
     try:
         size = os.fstat(descriptor).st_size
         is_torn = False

@@ -175,7 +175,20 @@ def read_pieces(file: io.BufferedIOBase | io.RawIOBase) -> Iterator[bytes]:
 
 
 def recording_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of one line of a recording's file."""
+    """Return the JSON Schema (draft 2020-12) of one line of a recording's file.
+
+    The file consists of JSON lines in the order of the facts. It begins with a ``RecordingStarted``,
+    which has the version of the format, and so does each program that continues it. Any other line is
+    a record of :mod:`sluicegate.records`, with the key ``"run"`` for its run: the identifier of the run,
+    with a suffix such as ``"~2"`` if runs of the same identifier are active at once. Each run begins
+    with its ``RunStarted``. The value of an event is an object with its fields; an exception is an
+    object with ``type``, ``message``, ``notes`` and ``traceback``. ``RecordsLeftOut`` has the number of
+    records of a run that are missing at its place, and ``RecordingFull`` means that later runs were
+    not recorded. Keys that hold their default may be missing.
+
+    Readers should ignore keys and records that they do not know, and a last line without a line feed:
+    the program was killed, or is writing it.
+    """
     schema = msgspec.json.schema(_KINDS, schema_hook=_schema_of_error)
     described = msgspec.json.schema(DescribedError)
     definitions: dict[str, Any] = schema["$defs"]
