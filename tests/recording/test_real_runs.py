@@ -145,11 +145,15 @@ async def test_memory_and_file_tell_the_same_of_a_run(anyio_backend, tmp_path):
         3,
     )
     (asked,) = found.questions
-    assert (asked.type, asked.fields, asked.answer.type) == ("Ask", {"text": "go on?"}, "Answer")
+    assert (asked.event_type, asked.fields, asked.answer.event_type) == (
+        "Ask",
+        {"text": "go on?"},
+        "Answer",
+    )
     (wait,) = (one for one in found.waits if one.kind == "event")
     assert wait.event is asked.answer
-    assert sorted(one.value.n for one in found.stream if one.type == "Item") == [*range(6)]
-    assert all(one.invocation.step == "work" for one in found.stream if one.type == "Item")
+    assert sorted(one.value.n for one in found.stream if one.event_type == "Item") == [*range(6)]
+    assert all(one.invocation.step == "work" for one in found.stream if one.event_type == "Item")
 
 
 @pytest.mark.anyio

@@ -61,7 +61,10 @@ def told(recording):
                 (i.number, i.step, i.queued_at, i.started_at, i.ended_at, i.outcome, i.attempt)
                 for i in run.invocations
             ],
-            [(e.number, e.type, e.at, e.source and e.source.number, e.fields) for e in run.events],
+            [
+                (e.number, e.event_type, e.at, e.source and e.source.number, e.fields)
+                for e in run.events
+            ],
             [(w.number, w.kind, w.started_at, w.ended_at, w.outcome) for w in run.waits],
             [
                 (c.by, [(i.invocation.number, i.took) for i in c.invocations])
@@ -534,7 +537,7 @@ def test_fields_of_events(tmp_path):
         "point": {"x": 1, "y": 2},
         "struct": {"a": 1},
         "note": {"text": "inner", "count": 0},
-        "error": {"type": "ValueError", "message": "bad"},
+        "error": {"type_name": "ValueError", "message": "bad"},
         "kind": "<int>",
         "function": "<builtin_function_or_method>",
     }

@@ -11,14 +11,14 @@ class DescribedError(msgspec.Struct, frozen=True, omit_defaults=True):
     """An exception as data.
 
     Attributes:
-        type: The name of its class, with the module unless that is ``builtins``.
+        type_name: The name of its class, with the module unless that is ``builtins``.
         message: What ``str()`` of it gives, shortened; of a group, its first leaves too.
         notes: Its notes.
         traceback: The innermost frames of its traceback, as Python prints them, without the line
             of the exception itself.
     """
 
-    type: str
+    type_name: str
     message: str = ""
     notes: list[str] = []
     traceback: str = ""
@@ -34,7 +34,7 @@ class RecordedError(RestoredError):
     """
 
     def __init__(self, described: DescribedError) -> None:
-        super().__init__(described.type, described.message)
+        super().__init__(described.type_name, described.message)
         self.described = described
         for note in described.notes:
             self.add_note(note)

@@ -83,21 +83,22 @@ def _ways_of(event: RecordedEvent) -> Iterator[Way]:
     targets = [one.step for one in event.consumers if one.previous is None]
     targets += [wait.invocation.step for wait in event.waits if wait.invocation is not None]
     for target in dict.fromkeys(targets):
-        yield source, event.type, target
+        yield source, event.event_type, target
     if not targets and _leaves(event):
-        yield source, event.type, None
+        yield source, event.event_type, None
 
 
 def _leaves(event: RecordedEvent) -> bool:
     """Whether an event left the run: the stop event, or a question."""
     run = event.run
     return event is run.stop_event or any(
-        question.value is event.value or question.type == event.type for question in run.questions
+        question.value is event.value or question.event_type == event.event_type
+        for question in run.questions
     )
 
 
 def _published_in(run: RecordedRun) -> Iterator[Way]:
-    questions = {question.type for question in run.questions}
+    questions = {question.event_type for question in run.questions}
     for streamed in run.stream:
-        if streamed.invocation is not None and streamed.type not in questions:
-            yield streamed.invocation.step, streamed.type, None
+        if streamed.invocation is not None and streamed.event_type not in questions:
+            yield streamed.invocation.step, streamed.event_type, None

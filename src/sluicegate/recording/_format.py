@@ -8,7 +8,7 @@ run that are missing at its place.
 
 * An event's ``value`` is an object with its fields: shortened, secrets hidden, and what JSON cannot
   hold as text for reading.
-* An exception is an object: ``type``, ``message``, ``notes``, ``traceback``.
+* An exception is an object: ``type_name``, ``message``, ``notes``, ``traceback``.
 * Keys that hold their default may be missing, and readers ignore keys and records that they do not
   know. :data:`FORMAT` grows when the meaning of a line changes.
 * The last line may be cut off. A program that continues the file ends such a line first.
@@ -182,7 +182,7 @@ def recording_schema() -> dict[str, Any]:
     a record of :mod:`sluicegate.records`, with the key ``"run"`` for its run: the identifier of the run,
     with a suffix such as ``"~2"`` if runs of the same identifier are active at once. Each run begins
     with its ``RunStarted``. The value of an event is an object with its fields; an exception is an
-    object with ``type``, ``message``, ``notes`` and ``traceback``. ``RecordsLeftOut`` has the number of
+    object with ``type_name``, ``message``, ``notes`` and ``traceback``. ``RecordsLeftOut`` has the number of
     records of a run that are missing at its place, and ``RecordingFull`` means that later runs were
     not recorded. Keys that hold their default may be missing.
 

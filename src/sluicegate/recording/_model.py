@@ -36,7 +36,7 @@ class RecordedEvent:
     Attributes:
         run: The run.
         number: Its number in the run.
-        type: The name of its class.
+        event_type: The name of its class.
         at: When it was emitted.
         origin: Where it comes from: ``"step"``, ``"outside"``, ``"snapshot"`` or ``"engine"``.
         source: The invocation that made it; None if none did.
@@ -50,7 +50,7 @@ class RecordedEvent:
 
     run: RecordedRun = attrs.field(repr=False)
     number: int
-    type: str
+    event_type: str
     at: float
     origin: Origin
     source: RecordedInvocation | None = attrs.field(repr=False)
@@ -74,7 +74,7 @@ class RecordedStreamEvent:
     Attributes:
         run: The run.
         sequence: Its number on the stream.
-        type: The name of its class.
+        event_type: The name of its class.
         at: When it was published.
         invocation: The invocation that published it; None if the engine or a child run did.
         value: The event itself; its fields as plain data if the recording was loaded from a file.
@@ -82,7 +82,7 @@ class RecordedStreamEvent:
 
     run: RecordedRun = attrs.field(repr=False)
     sequence: int
-    type: str
+    event_type: str
     at: float
     invocation: RecordedInvocation | None = attrs.field(repr=False)
     value: Any = attrs.field(repr=False)
@@ -100,7 +100,7 @@ class RecordedQuestion:
     Attributes:
         run: The run.
         id: Its identifier, as ``handler.questions`` shows it.
-        type: The name of its class.
+        event_type: The name of its class.
         asked_at: When it was asked.
         invocation: The invocation that asked; None if it is unknown.
         value: The question itself; its fields as plain data if the recording was loaded from a file.
@@ -110,7 +110,7 @@ class RecordedQuestion:
 
     run: RecordedRun = attrs.field(repr=False)
     id: str
-    type: str
+    event_type: str
     asked_at: float
     invocation: RecordedInvocation | None = attrs.field(repr=False)
     value: Any = attrs.field(repr=False)

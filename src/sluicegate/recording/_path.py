@@ -106,7 +106,7 @@ class PathPart:
             if self.behind is not None:
                 words.append(f"behind {self.behind.step} #{self.behind.number}")
         elif self.event is not None:
-            words.append(self.event.type)
+            words.append(self.event.event_type)
         return " ".join(words)
 
 

@@ -41,7 +41,7 @@ def _of_run(run: RecordedRun) -> Iterator[str]:
     yield f"run {run.run_id} of {run.workflow}: {status} after {shown_seconds(end - run.started_at)}"
     failure = run.failure
     if failure is not None:
-        yield f"  {failure.type}: {failure.message}"
+        yield f"  {failure.type_name}: {failure.message}"
     if run.left_out:
         yield f"  {run.left_out:,} records were left out"
     yield from _table(_family(run))

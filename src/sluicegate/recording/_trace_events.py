@@ -183,9 +183,9 @@ class _Process:
             key = f"{self._process}:{event.number}:{number}"
             track = self._track(source)
             start = {"cat": "event", "id": key, "ts": self._within(source, event.at)}
-            yield {**self._event("s", event.type, track, event.at), **start}
+            yield {**self._event("s", event.event_type, track, event.at), **start}
             stop = {"cat": "event", "id": key, "bp": "e", "ts": self._within(target, at)}
-            yield {**self._event("f", event.type, self._track(target), at), **stop}
+            yield {**self._event("f", event.event_type, self._track(target), at), **stop}
 
     def _within(self, invocation: RecordedInvocation, at: float) -> float:
         """Return a time within the bar of an invocation: one at its end is not in it."""
@@ -198,11 +198,11 @@ class _Process:
         for streamed in self._run.stream:
             track = self._track(streamed.invocation)
             args = {"sequence": streamed.sequence, "fields": streamed.fields}
-            yield self._instant(streamed.type, "stream", track, streamed.at, args)
+            yield self._instant(streamed.event_type, "stream", track, streamed.at, args)
         for question in self._run.questions:
             track = self._track(question.invocation)
             args = {"question": question.id, "fields": question.fields}
-            yield self._instant(question.type, "question", track, question.asked_at, args)
+            yield self._instant(question.event_type, "question", track, question.asked_at, args)
         for taken in self._run.snapshots:
             yield self._instant("snapshot", "snapshot", _RUN_TRACK, taken.at, {"took": taken.took})
 
@@ -213,7 +213,7 @@ def _arguments_of(invocation: RecordedInvocation) -> dict[str, Any]:
         "attempt": invocation.attempt,
         "outcome": invocation.outcome or "running",
         "error": _shown_error(invocation.error),
-        "takes": [{"type": one.type, "fields": one.fields} for one in invocation.events],
+        "takes": [{"type": one.event_type, "fields": one.fields} for one in invocation.events],
     }
 
 

@@ -136,7 +136,7 @@ class Renderer:
             return error.described
         limit = self._characters
         return DescribedError(
-            type=_full_name(type(error)),
+            type_name=_full_name(type(error)),
             message=self._redacted_text("message", _cut(_message(error), limit)),
             notes=[
                 self._redacted_text("notes", _cut(note, limit)) for note in notes_of(error)[:_MOST]
@@ -227,7 +227,10 @@ class Renderer:
                 return render(value, left)
         if issubclass(kind, BaseException) and not issubclass(kind, Event):
             left.characters -= 100
-            return {"type": _full_name(kind), "message": _cut(_message(value), left.characters)}
+            return {
+                "type_name": _full_name(kind),
+                "message": _cut(_message(value), left.characters),
+            }
         fields = _fields_in(value, kind) if depth < _DEEPEST else None
         if fields is None:
             return _text(_label(value, kind), left)
