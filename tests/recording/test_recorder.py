@@ -645,6 +645,25 @@ def test_texts_of_records_that_are_no_unicode(tmp_path):
     assert recording.damaged == 0
 
 
+def test_a_record_that_cannot_be_encoded_is_counted(tmp_path, monkeypatch):
+    """A record of which not even a placeholder can be written is missing and counted; no other is."""
+    plain = file_module._plain
+
+    def breaks(one, renderer):
+        if type(one) is r.WaitStarted:
+            raise ValueError(one)
+        return plain(one, renderer)
+
+    monkeypatch.setattr(file_module, "_plain", breaks)
+    with Recorder(tmp_path / "run.jsonl") as recorder:
+        records = emitted(Note(text="x"))
+        record(recorder, [*records[:2], r.WaitStarted(0.5, 1, None, "child", "\ud800"), records[2]])
+    run = load_recording(tmp_path / "run.jsonl").run
+
+    assert (run.status, run.left_out, len(run.records)) == ("completed", 1, 3)
+    assert run.events[0].fields == {"text": "x", "count": 0}
+
+
 def test_exceptions_in_a_file(tmp_path):
     """An exception has its type, message, notes and innermost frames; loaded, it is an exception."""
 

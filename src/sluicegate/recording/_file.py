@@ -126,10 +126,17 @@ class RunLines:
         try:
             data = _ENCODER.encode_lines(records)
         except Exception:  # noqa: BLE001 - a text of the user's that is no Unicode
-            data = _ENCODER.encode_lines([_plain(record, self._renderer) for record in records])
+            data = b"".join(map(self._encode_with_care, records))
         # A line begins with the class of the record, and JSON has no line feed within a text.
         replaced = data.replace(_NEXT, b"\n" + self._prefix + _START[1:])
         return self._prefix + replaced[1:]
+
+    def _encode_with_care(self, record: Any) -> bytes:
+        """Return one record as a line; one that cannot be encoded is reported as missing."""
+        try:
+            return _ENCODER.encode_lines([_plain(record, self._renderer)])
+        except Exception:  # noqa: BLE001 - no value of the user's ends a recording
+            return _ENCODER.encode_lines([RecordsLeftOut(record.at, 1, "not written")])
 
     def lose(self, lines: bytes) -> None:
         """Count lines that could not be written."""

@@ -114,6 +114,7 @@ class Recorder(Observer):
                 msg = f"{name} is {limit}; expected a number above 0"
                 raise ValueError(msg)
         self._path = None if path is None else Path(path)
+        self._max_characters = max_characters
         self._redact = redact
         self._run_ids: deque[str] = deque(maxlen=_REMEMBERED)
         self._store: _InMemory | _InFile
@@ -161,7 +162,9 @@ class Recorder(Observer):
             assert self._path is not None
             self._store.file.flush()
             return Recording.load(self._path)
-        return Recording.from_records(self._store.runs(), redact=self._redact)
+        return Recording.from_records(
+            self._store.runs(), max_characters=self._max_characters, redact=self._redact
+        )
 
     def flush(self) -> None:
         """Write all records so far into the file. Nothing to do for a recorder in memory."""

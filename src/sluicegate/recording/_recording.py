@@ -18,7 +18,7 @@ from sluicegate.recording._format import (
     read_pieces,
 )
 from sluicegate.recording._trace_events import trace_events
-from sluicegate.recording._values import Renderer
+from sluicegate.recording._values import CHARACTERS, Renderer
 
 
 if TYPE_CHECKING:
@@ -96,16 +96,21 @@ class Recording:
 
     @classmethod
     def from_records(
-        cls, runs: Iterable[Iterable[Record]], *, redact: Redact | None = None
+        cls,
+        runs: Iterable[Iterable[Record]],
+        *,
+        max_characters: int = CHARACTERS,
+        redact: Redact | None = None,
     ) -> Self:
         """Make a recording of records, as an observer gets them: those of each run in order.
 
         Args:
             runs: The records of each run; parents come before their children.
+            max_characters: The most characters of an event's fields, as for a :class:`Recorder`.
             redact: Replaces values, as for a :class:`Recorder`.
         """
         recording = cls()
-        recording._runs.renderer = Renderer(redact=redact)
+        recording._runs.renderer = Renderer(max_characters, redact)
         for number, records in enumerate(runs):
             for record in records:
                 recording._runs.add(str(number), record)

@@ -121,7 +121,7 @@ class Renderer:
         """Return a value of a record as plain data in which every text can be written."""
         if isinstance(value, DescribedError):
             return {name: self.plain(getattr(value, name)) for name in value.__struct_fields__}
-        return self._value(value, _Left(self._characters), 1)
+        return self.fields(value)
 
     def text(self, text: str) -> str:
         """Return a text, shortened."""
@@ -375,7 +375,10 @@ def _traceback(error: BaseException, limit: int) -> str:
 
     trace = trace_of(error)
     depth = sum(1 for _ in traceback.walk_tb(trace))
-    frames = traceback.extract_tb(trace, limit=-_MOST_FRAMES).format()
+    try:
+        frames = traceback.extract_tb(trace, limit=-_MOST_FRAMES).format()
+    except Exception:  # noqa: BLE001 - the source of a frame comes from a loader of the user's
+        return ""
     kept: list[str] = []
     size = 0
     for frame in reversed(frames):
