@@ -14,7 +14,7 @@ from collections import deque
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from sluicegate._data.from_outside import decode_event
 from sluicegate._definition.graph import graph_of
@@ -34,6 +34,14 @@ if TYPE_CHECKING:
     from sluicegate.cli._targets import AnyWorkflow
 
 
+class Terminal(Protocol):
+    """What is drawn on the terminal besides the output."""
+
+    def hide(self) -> None: ...
+
+    def show(self) -> None: ...
+
+
 PROMPTS = ("prefix", "prompt", "question", "message", "msg")
 
 
@@ -44,8 +52,12 @@ class Questions:
         failure: Why a question could not be answered; in this case the run has been cancelled.
     """
 
-    def __init__(self, workflow: AnyWorkflow, handler: WorkflowHandler[Any]) -> None:
+    def __init__(
+        self, workflow: AnyWorkflow, handler: WorkflowHandler[Any], watch: Terminal | None = None
+    ) -> None:
         backend = current_backend()
+        #: What else is drawn on the terminal, and goes away while a question is open there.
+        self._watch = watch
         self.failure: UsageError | None = None
         self._handler = handler
         #: Calls a function in the event loop; the thread uses nothing else of the loop.
@@ -94,12 +106,16 @@ class Questions:
         while True:
             prompt = self._wanted.get()
             if prompt:
+                if self._watch is not None:
+                    self._watch.hide()
                 sys.stderr.write(prompt)
                 sys.stderr.flush()
             try:
                 line = lines.next()
             except OSError:
                 line = None
+            if prompt and self._watch is not None:
+                self._watch.show()
             try:
                 self._post(partial(self._receive, line))
             except RuntimeError:  # the event loop has ended, and the question with it
