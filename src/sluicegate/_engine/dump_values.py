@@ -30,14 +30,23 @@ def name_of(kind: type) -> str:
     return name.rpartition("<locals>.")[2]
 
 
+def class_name(value: object) -> str:
+    """Return the name of the class of a value."""
+    return name_of(type(value))
+
+
 def shown(value: Any, depth: int = 2) -> str:
     """Return a value as a dump shows it; an object of a user's class only by the class."""
-    kind: type = type(value)
+    kind = _class_of(value)
     try:
         text = _text(value, kind, depth)
     except Exception as error:  # noqa: BLE001 - another thread may be changing it
         return f"<{name_of(kind)}, which cannot be read: {name_of(type(error))}>"
     return f"<{name_of(kind)}>" if text is None else text
+
+
+def _class_of(value: object) -> type:
+    return type(value)
 
 
 def _text(value: Any, kind: type, depth: int) -> str | None:

@@ -6,7 +6,7 @@ from collections import Counter
 from math import inf
 from typing import TYPE_CHECKING, Any, final
 
-from sluicegate._engine.dump_values import counted, name_of, seconds, shown, until
+from sluicegate._engine.dump_values import class_name, counted, name_of, seconds, shown, until
 from sluicegate._loop.cleanup import current_cleanup
 from sluicegate._loop.stacks import function_of, is_ours, place_of, user_frames
 
@@ -168,7 +168,7 @@ def _turn(worker: Worker, names: dict[str, Any], alive: Alive) -> str | None:
         return "does not begin any more, because the run is being drained"
     if "place" in names:
         return None  # it has the outer one, and waits for an inner one
-    manager = name_of(type(names.get("manager")))
+    manager = class_name(names.get("manager"))
     if manager == "ThreadPlace":
         return _threads(worker)
     if manager == "_StepPlace":
@@ -183,7 +183,7 @@ def _limiter(worker: Worker, alive: Alive) -> str:
     holders = [name_of_worker(other) for other in alive.everyone() if _holds(other, limiter)]
     holders += [f"the task {name}" for name in tasks]
     held = f", held by {named(holders)}" if holders else ""
-    return f"waits for its limiter, a {name_of(type(limiter)).removesuffix('Adapter')}{taken}{held}"
+    return f"waits for its limiter, a {class_name(limiter).removesuffix('Adapter')}{taken}{held}"
 
 
 def _holds(worker: Worker, limiter: object) -> bool:

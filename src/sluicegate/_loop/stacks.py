@@ -103,7 +103,7 @@ def suspended_frames(coroutine: Any) -> Iterator[FrameType]:
 
 def _frame_and_inner(thing: Any) -> tuple[FrameType | None, Any]:
     """Return the frame of an awaitable, if it has one, and what it awaits in turn."""
-    kind = type(thing)
+    kind = _class_of(thing)
     frame: FrameType | None = None
     inner: Any = None
     if kind is CoroutineType:
@@ -113,12 +113,22 @@ def _frame_and_inner(thing: Any) -> tuple[FrameType | None, Any]:
     elif kind is AsyncGeneratorType:
         frame, inner = thing.ag_frame, thing.ag_await
     elif kind.__name__ in _WRAPPERS:
-        inner = next(filter(_is_followed, gc.get_referents(thing)), None)
+        inner = next((other for other in _referents(thing) if _is_followed(other)), None)
     elif kind.__name__ == "FutureIter":  # what asyncio's future gives to `await`
-        inner = next(filter(None, map(_coroutine_of_task, gc.get_referents(thing))), None)
+        inner = next(
+            (c for other in _referents(thing) if (c := _coroutine_of_task(other)) is not None), None
+        )
     elif kind.__module__ == "sluicegate._handler":  # a coroutine that runs another
         inner = thing.coroutine
     return frame, inner
+
+
+def _class_of(thing: object) -> type:
+    return type(thing)
+
+
+def _referents(thing: object) -> list[Any]:
+    return gc.get_referents(thing)
 
 
 def _is_followed(thing: object) -> bool:

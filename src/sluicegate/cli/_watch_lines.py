@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TextIO
 
 from sluicegate import records as r
-from sluicegate._engine.dump_values import name_of, seconds, shown, until
+from sluicegate._engine.dump_values import class_name, seconds, shown, until
 from sluicegate._errors import brief_text
 from sluicegate._events import ProgressEvent
 from sluicegate.cli._output import printable
@@ -89,7 +89,7 @@ def _of_run(run: WatchedRun, record: r.Record) -> str | None:
         goes_on = " goes on" if record.is_resumed else " begins"
         return f"run {run.run_id} of {record.workflow}{goes_on}"
     if isinstance(record, r.RunEnded):
-        why = "" if record.error is None else f": {name_of(type(record.error))}"
+        why = "" if record.error is None else f": {class_name(record.error)}"
         return f"run {run.run_id} has {_ENDS.get(record.status, record.status)}{why}"
     if isinstance(record, r.QuestionAsked):
         return f"asks {shown(record.value, 1)}"
@@ -110,7 +110,7 @@ def ended(record: r.InvocationEnded, invocation: WatchedInvocation) -> str:
     """Return how an invocation has ended."""
     took = f"after {seconds(record.at - invocation.since)}"
     if record.outcome == "failed":
-        return f"raises {name_of(type(record.error))} {took}"
+        return f"raises {class_name(record.error)} {took}"
     words = {"completed": "returns", "cancelled": "has unwound", "dropped": "is dropped"}
     return f"{words[record.outcome]} {took}"
 
@@ -120,7 +120,7 @@ def events_of(invocation: WatchedInvocation) -> str:
     if invocation.count == 1:
         value = invocation.events[0]
         return "an event" if value is None else brief_text(shown(value, 1), 60)
-    kinds = dict.fromkeys(name_of(type(value)) for value in invocation.events if value is not None)
+    kinds = dict.fromkeys(class_name(value) for value in invocation.events if value is not None)
     names = f": {', '.join(kinds)}" if kinds else ""
     return f"{invocation.count:,} events{names}"
 
