@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sluicegate._errors import WorkflowValidationError
-from sluicegate.cli import _completion, _graphs, _record, _run
+from sluicegate.cli import _completion, _graphs, _record, _run, _timeline
 from sluicegate.cli._parser import build_parser
 from sluicegate.cli._targets import UsageError
 
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands: dict[str, Callable[[Namespace], int]] = {
             "run": _run.run,
             "summary": _record.summary,
+            "timeline": _timeline.timeline,
             "draw": _graphs.draw,
             "check": _graphs.check,
             "completion": partial(_completion.completion, parser=parser),

@@ -89,6 +89,18 @@ example:
   sluicegate summary run.jsonl --perfetto trace.json     and open it at https://ui.perfetto.dev
 """
 
+_TIMELINE = """\
+Draw the timeline of a recording: when each invocation was queued, ran, waited and unwound, and
+what caused it. The form follows the suffix of the file:
+
+  .html   a page with zoom and search, which needs no network; the default
+  .json   a trace for https://ui.perfetto.dev
+
+example:
+  sluicegate timeline run.jsonl -o run.html
+  sluicegate timeline run.jsonl --text
+"""
+
 _COMPLETION = """\
 Print a script with which a shell completes commands, options and targets. No workflow is imported
 to complete a target.
@@ -134,6 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_run(_command(commands, "run", "run a workflow and print its events", _RUN))
     _add_summary(commands)
+    _add_timeline(commands)
     draw = _command(commands, "draw", "draw all possible flows", _DRAW)
     draw.add_argument(
         "-o", "--output", metavar="FILE", help='default: NAME.html; "-" is standard output'
@@ -175,6 +188,21 @@ def _add_summary(commands: argparse._SubParsersAction[_Parser]) -> None:
         metavar="FILE",
         help='write a trace for ui.perfetto.dev instead; "-" is standard output',
     )
+
+
+def _add_timeline(commands: argparse._SubParsersAction[_Parser]) -> None:
+    timeline = commands.add_parser(
+        "timeline",
+        help="draw the timeline of a recording",
+        description=_TIMELINE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    timeline.add_argument("file", metavar="FILE", help="the file of a Recorder")
+    timeline.add_argument(
+        "-o", "--output", metavar="FILE", help='default: NAME.html; "-" is standard output'
+    )
+    timeline.add_argument("--run", metavar="ID", help="default: every run")
+    timeline.add_argument("--text", action="store_true", help="print it as text instead")
 
 
 def _add_completion(commands: argparse._SubParsersAction[_Parser]) -> None:

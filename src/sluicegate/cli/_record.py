@@ -23,8 +23,8 @@ def summary(arguments: argparse.Namespace) -> int:
     Raises:
         UsageError: The file is no recording or has no such run, or the trace cannot be written.
     """
-    recording = _load(arguments.file)
-    run = _find(recording, arguments.run)
+    recording = load(arguments.file)
+    run = find_run(recording, arguments.run)
     if arguments.perfetto is None:
         sys.stdout.write(recording.summary(run))
         return 0
@@ -41,7 +41,12 @@ def summary(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _load(file: str) -> Recording:
+def load(file: str) -> Recording:
+    """Load a recording.
+
+    Raises:
+        UsageError: The file cannot be read or is no recording.
+    """
     try:
         return load_recording(file)
     except OSError as error:
@@ -51,7 +56,12 @@ def _load(file: str) -> Recording:
         raise UsageError(str(error)) from error
 
 
-def _find(recording: Recording, run_id: str | None) -> RecordedRun | None:
+def find_run(recording: Recording, run_id: str | None) -> RecordedRun | None:
+    """Return the run with an identifier; None for no identifier.
+
+    Raises:
+        UsageError: The recording has no such run.
+    """
     if run_id is None:
         return None
     try:
