@@ -88,7 +88,7 @@ class Columns:
         error = one.failure
         if error is None:
             return -1
-        parts = [f"{error.type}: {error.message}".removesuffix(": "), *error.notes]
+        parts = [f"{error.type_name}: {error.message}".removesuffix(": "), *error.notes]
         if error.traceback:
             parts.append(error.traceback)
         return self._text("\n".join(parts)[:LONGEST_ERROR])
@@ -139,7 +139,7 @@ class Columns:
         rows = self.events
         takers = [self._takers(one) for one in rows]
         return {
-            "type": [self._text(one.type) for one in rows],
+            "type": [self._text(one.event_type) for one in rows],
             "at": _deltas(self.bounds.at(one.run, one.at) for one in rows),
             "source": _deltas(self._row(one.source) for one in rows),
             "origin": [self._text(one.origin) for one in rows],
@@ -172,7 +172,7 @@ class Columns:
         return {
             "inv": _deltas(self._row(one.invocation) for one in rows),
             "run": _deltas(self._run_rows[id(one.run)] for one in rows),
-            "type": [self._text(one.type) for one in rows],
+            "type": [self._text(one.event_type) for one in rows],
             "at": _deltas(self.bounds.at(one.run, one.at) for one in rows),
             "fields": [self._fields(one) for one in rows],
         }
@@ -181,7 +181,7 @@ class Columns:
         return [
             {
                 "inv": self._row(one.invocation),
-                "type": one.type,
+                "type": one.event_type,
                 "start": self.bounds.at(run, one.asked_at),
                 "end": self.bounds.at(run, one.closed_at, run.last_at),
                 "fields": self._fields(one),
