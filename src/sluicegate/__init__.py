@@ -38,7 +38,7 @@ from sluicegate._events import (
     WorkflowTimedOutEvent,
 )
 from sluicegate._handler import Unwound, WorkflowHandler
-from sluicegate._observers import Observer
+from sluicegate._observers import Invocation, Observer, RunInfo, observe
 from sluicegate._questions import Acknowledgement, OpenQuestion
 from sluicegate._scope import WorkflowScope, open_scope, run, workflow_scope
 from sluicegate._streams import EventStream, StreamSender
@@ -76,6 +76,7 @@ __all__ = [
     "HumanResponseEvent",
     "InputRequiredEvent",
     "InternalEvent",
+    "Invocation",
     "Observer",
     "OpenQuestion",
     "ProgressEvent",
@@ -86,6 +87,7 @@ __all__ = [
     "RestoredError",
     "Retry",
     "RetryInfo",
+    "RunInfo",
     "RunLogFilter",
     "SnapshotError",
     "StartEvent",
@@ -121,6 +123,7 @@ __all__ = [
     "draw_most_recent_execution",
     "draw_most_recent_execution_mermaid",
     "dump_runs",
+    "observe",
     "open_scope",
     "run",
     "step",

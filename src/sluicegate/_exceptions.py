@@ -50,6 +50,9 @@ URGENT = (KeyboardInterrupt, SystemExit)
 # An exception may override each of these names; its base class answers all the same.
 _dict_of: Any = BaseException.__dict__["__dict__"]
 _trace_of: Any = BaseException.__dict__["__traceback__"]
+_links_of: Any = [
+    BaseException.__dict__[name] for name in ("__context__", "__cause__", "__suppress_context__")
+]
 _parts_of: Any = BaseExceptionGroup.__dict__["exceptions"]
 
 # -- judging -------------------------------------------------------------------------------------
@@ -309,3 +312,14 @@ def set_trace(error: BaseException, trace: TracebackType | None) -> BaseExceptio
     """Set the traceback of an exception, even if its class forbids setting attributes."""
     _trace_of.__set__(error, trace)
     return error
+
+
+def links_of(error: BaseException) -> list[Any]:
+    """Return the context, the cause and whether the context is hidden, for :func:`set_links`."""
+    return [link.__get__(error) for link in _links_of]
+
+
+def set_links(error: BaseException, links: list[Any]) -> None:
+    """Set what :func:`links_of` has returned, even if the class forbids setting attributes."""
+    for link, value in zip(_links_of, links, strict=True):
+        link.__set__(error, value)

@@ -26,7 +26,7 @@ from sluicegate._events import HumanResponseEvent, InputRequiredEvent
 from sluicegate._events.generics import fitting, give_arguments
 from sluicegate._handler import WorkflowHandler
 from sluicegate._loop.limits import MAX_THREADS, ConcurrencyLimit
-from sluicegate._observers import Observer, Several, Verbose
+from sluicegate._observers import Observer, Verbose, checked, print_line
 from sluicegate._streams import EventLog
 
 
@@ -80,8 +80,7 @@ class Workflow(Generic[R]):
         stream_history: How many events are kept for late readers.
         skip_graph_checks: Checks to skip, of ``"reachability"``, ``"terminal_event"`` and
             ``"dead_end"``.
-        observers: The observers that are notified of the start, the steps, the published events and
-            the end of each run.
+        observers: The observers of the runs; see :class:`Observer`.
         timeout_excludes_waiting: Whether the clock of the timeout pauses while the run is
             idle: no step runs, and the run waits for a person.
         num_concurrent_runs: How many runs of this object may be active in one event loop;
@@ -143,7 +142,7 @@ class Workflow(Generic[R]):
         graph = graph_of(type(self), is_strict=strict_none, is_lenient=disable_validation)
         check_graph(graph, skip)
         self.__skip = skip
-        watching = (*((Verbose(),) if verbose else ()), *_checked(type(self).__name__, observers))
+        watching = (*((Verbose(print_line),) if verbose else ()), *_checked(name, observers))
         classes = _checked_classes(type(self).__name__, serializable, graph)
         self.__graph = graph
         self.__buffer = stream_buffer
@@ -156,9 +155,7 @@ class Workflow(Generic[R]):
             else ConcurrencyLimit(num_concurrent_runs),
             max_threads=max_threads,
             resources=_open_scope() if graph.needs_scope else None,
-            observer=(
-                None if not watching else watching[0] if len(watching) == 1 else Several(watching)
-            ),
+            observers=watching,
             classes=classes,
         )
 
@@ -418,17 +415,12 @@ def _check_run_id(run_id: object) -> None:
         raise TypeError(msg)
 
 
-def _checked(name: str, observers: Any) -> list[Observer]:
-    listed: list[Any] = [observers]
-    if isinstance(observers, Iterable):
-        listed = list(cast("Iterable[Any]", observers))
-    if isinstance(observers, Observer) or not all(isinstance(o, Observer) for o in listed):
-        msg = (
-            f"{name}(observers={brief(cast('object', observers))}); expected a list of objects whose classes are "
-            "derived from sluicegate.Observer"
-        )
-        raise WorkflowValidationError(msg)
-    return listed
+def _checked(name: str, observers: Any) -> tuple[Observer, ...]:
+    """Return the observers as a tuple, or refuse what is no list of observers."""
+    what = f"{name}(observers={brief(observers)})"
+    if isinstance(observers, Observer) or not isinstance(observers, Iterable):
+        return checked((None,), what, WorkflowValidationError)
+    return checked(tuple(cast("Iterable[Any]", observers)), what, WorkflowValidationError)
 
 
 def _checked_classes(name: str, serializable: Any, graph: Graph) -> tuple[type, ...]:

@@ -73,6 +73,9 @@ InvocationOutcome = Literal["completed", "failed", "cancelled", "dropped"]
 #: ``state``: another edit of the state to end.
 WaitKind = Literal["event", "branch", "child", "place", "limiter", "thread", "process", "state"]
 
+#: How a wait ended.
+WaitOutcome = Literal["done", "timed_out", "cancelled"]
+
 #: Who asked for a cancellation. ``owner``: ``handler.cancel()``, or the block that owns the run was
 #: left; ``deadline``: the timeout of the run; ``outside``: a cancel scope around the run; ``stop``: a
 #: step returned a stop event while others ran; ``failure``: a step failed; ``stall``: nothing could
@@ -169,12 +172,12 @@ class EventsCollected(Record, frozen=True, gc=False):
     """``ctx.collect_events`` has returned a complete set of events.
 
     Attributes:
-        invocation: The number of the invocation that got them.
+        invocation: The number of the invocation that got them; None if it is unknown.
         events: Their numbers, in the order in which they were returned.
         buffer: The name of the buffer.
     """
 
-    invocation: int
+    invocation: int | None
     events: tuple[int, ...]
     buffer: str
 
@@ -271,7 +274,7 @@ class WaitEnded(Record, frozen=True, gc=False):
     """
 
     wait: int
-    outcome: Literal["done", "timed_out", "cancelled"] = "done"
+    outcome: WaitOutcome = "done"
     event: int | None = None
 
 

@@ -211,6 +211,8 @@ def take_in(
     """
     if run.probe is not None:
         run.probe.received(event, target)
+    if run.records is not None:
+        run.records.enter(None, "outside")
     if question is not None:
         answer(run, machine, event, question)
     elif target is not None:

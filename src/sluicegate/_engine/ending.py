@@ -11,6 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from sluicegate._engine.journal import Redelivery
+from sluicegate._engine.outcome import OUTSIDE
 from sluicegate._engine.run import check_thread
 from sluicegate._engine.stalls import expects_input, missing, silent_ends
 from sluicegate._errors import unasked_cancellation
@@ -38,6 +39,8 @@ def cancel_run(run: Run, reason: str) -> None:
         settle_timeout(run)
     else:
         run.outcome.cancel(reason)
+    if run.records is not None:
+        run.records.run_cancelled(run, reason)
     for scope in (run.queue_scope, run.nursery and run.nursery.cancel_scope):
         if scope is not None and run.backend is not None:
             run.backend.cancel(scope, reason)
@@ -79,6 +82,8 @@ def settle_timeout(run: Run) -> None:
     active = tuple(w.step.name for w in run.workers if w.step is not None)
     waits = run.awaits_outside and expects_input(run.machine)
     run.outcome.time_out(active, waits_for_input=waits, missing=missing(run.machine))
+    if run.records is not None:
+        run.records.run_cancelled(run, f"its timeout of {run.options.timeout:g} s has passed")
 
 
 def settle_cancellation(run: Run, is_timeout: bool) -> None:
@@ -88,6 +93,8 @@ def settle_cancellation(run: Run, is_timeout: bool) -> None:
         settle_timeout(run)
     else:
         run.outcome.interrupt(None, run.backend.Cancelled)
+        if run.records is not None:
+            run.records.run_cancelled(run, OUTSIDE)
 
 
 def note_swallowed(run: Run) -> None:
@@ -193,6 +200,8 @@ def halt(run: Run, reason: str, *, by_worker: bool = False) -> None:
     if run.backend is None or run.nursery is None:
         return
     if not by_worker or len(run.workers) > 1 or run.timers:  # others beside the caller
+        if run.records is not None:
+            run.records.run_cancelled(run, reason)
         run.backend.cancel(run.nursery.cancel_scope, reason)
     elif run.parked is not None:
         run.parked.wake()
@@ -225,7 +234,12 @@ def conclude(run: Run, backend: Backend, interruption: BaseException | None) -> 
     except BaseException as fault:  # noqa: ASYNC103, BLE001 - kept: the stream has to end
         outcome.fail_anyway(fault, None)
     run.awaits_outside = False
-    run.log.close(outcome.conclude())
+    last = outcome.conclude()
+    if run.records is not None:
+        run.records.enter(None, "engine")
+        run.records.streamed(run.log.next, last)
+    run.log.close(last)
     outcome.announce()
-    if run.observer is not None:
-        run.observer.run_ended(run.run_id, outcome.status, outcome.error)
+    if run.records is not None:
+        run.records.end(run)
+        run.records = None

@@ -51,6 +51,8 @@ def recover(
     known = worker.event if type(worker.event) is Redelivery else None
     given = worker.event if known is None else known.event
     journal = worker.context.journal if worker.context is not None else None
+    if run.records is not None:
+        run.records.enter(worker.number, "engine")
     if journal is not None:
         journal.undo(machine, queue.index)
     attempts = (known.attempts if known is not None else None) or Attempts(worker.began_at)
@@ -61,7 +63,7 @@ def recover(
             if redelivery is not None:
                 if journal is not None:
                     journal.carry_over(redelivery, partial(content_key, run))
-                return _try_later(run, queue, redelivery, node, now)
+                return _try_later(run, worker, queue, redelivery, node, now)
             note_attempts(error, attempts, step.label)
         if _hand_to_handler(run, queue, node, given, attempts):
             return machine.drop(queue, node)
@@ -69,7 +71,7 @@ def recover(
         if around.cancel_record is not None and around.cancel_record.waiters:
             run.outcome.note(error, step, given)
             around.cancel_record.errors.append(error)
-            machine.cancel(around, f"the step {step.label} failed")
+            machine.cancel(around, f"the step {step.label} failed", "failure")
             return machine.drop(queue, node)
     raise error
 
@@ -123,12 +125,19 @@ def _hand_to_handler(
     return True
 
 
-def _try_later(
-    run: Run, queue: StepQueue, redelivery: Redelivery, node: BranchNode | None, now: float
+def _try_later(  # noqa: PLR0917
+    run: Run,
+    worker: Worker,
+    queue: StepQueue,
+    redelivery: Redelivery,
+    node: BranchNode | None,
+    now: float,
 ) -> Delivery | None:
     """Have a delivery tried again when its delay is over; return the worker's next delivery."""
     _, machine = run.live()
     redelivery.due = now + redelivery.delay
+    if run.records is not None:
+        run.records.retry_of(worker.number)
     following = machine.delay(queue, redelivery, node)
     if redelivery.delay:
         begin_delay(run, queue, redelivery, node)

@@ -10,9 +10,9 @@ from sluicegate._context import Context, step_context, watch_progress
 from sluicegate._engine.ending import note_delivery
 from sluicegate._engine.idle import check_drained, note_rest
 from sluicegate._engine.journal import Redelivery
-from sluicegate._errors import StepTimeoutError, brief
+from sluicegate._errors import StepTimeoutError
 from sluicegate._events import StepStateChanged
-from sluicegate._exceptions import behind_scope, holds_cancelled, note_once
+from sluicegate._exceptions import behind_scope, holds_cancelled, is_cancellation
 from sluicegate._loop.cleanup import Closable, current_cleanup
 from sluicegate._loop.limits import SingleLoopLimiter, serves_one_loop
 from sluicegate._loop.run_in_context import run_in_context
@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     from sluicegate._definition.steps import Step
     from sluicegate._engine.lineage import BranchNode
     from sluicegate._engine.machine import Machine
+    from sluicegate._engine.observer_calls import Entered
     from sluicegate._engine.run import Run
     from sluicegate._engine.step_queue import Absence
     from sluicegate._loop import Backend
+    from sluicegate._observers import Invocation
+    from sluicegate.records import WaitKind
 
 
 #: Seconds that closing what a step left open may take.
@@ -44,8 +47,11 @@ class Worker:
         "began_at",
         "context",
         "event",
+        "invocation",
         "is_waiting",
+        "lane",
         "node",
+        "number",
         "opened",
         "progress",
         "run",
@@ -66,6 +72,10 @@ class Worker:
         self.event: Any = None
         self.node: BranchNode | None = None
         self.context: Context[Any] | None = None
+        #: In an observed run: the number of the invocation, what observers are told of it, and the
+        #: number of this worker.
+        self.number = self.lane = 0
+        self.invocation: Invocation | None = None
         #: The task itself.
         self.task: Any = None
         #: When it began, on the backend's clock; kept only where a retry or a handler asks.
@@ -88,7 +98,7 @@ class Worker:
     def end(self) -> None:
         """Drop the references to the run: the worker and its context variables form a circle."""
         del self._variables, self.run
-        self.step = self.event = self.node = self.context = self.task = None
+        self.step = self.event = self.node = self.context = self.task = self.invocation = None
         self.absence = self.turn = None
 
     def delivered(self) -> tuple[Any, int]:
@@ -109,7 +119,7 @@ class Worker:
 
     # -- its place while it waits -----------------------------------------------------------------
 
-    async def come_back(self, absence: Absence) -> None:
+    async def come_back(self, absence: Absence) -> None:  # noqa: C901
         """Wait for its place among the workers, and then for its place in the step's limiter.
 
         The step's timeout includes neither wait. A checkpoint only if it waits; after a cancellation
@@ -123,14 +133,25 @@ class Worker:
         progress = self.progress if is_timed else None
         if progress is not None:
             progress.pause()
+        records, wait = self.run.records, 0
         try:
             if absence.is_away:
                 note_rest(self.run)
-            while absence.is_away:
-                await absence.waiter.wait()
+                if records is not None:
+                    wait = records.wait_started(self.number, "place")
+                while absence.is_away:
+                    await absence.waiter.wait()
+                if records is not None:
+                    wait = records.wait_ended(wait)
             if turn is not None and not turn.is_held:
+                if records is not None:
+                    wait = records.wait_started(self.number, "limiter")
                 await turn.regain()
+                if records is not None:
+                    wait = records.wait_ended(wait)
         finally:
+            if records is not None and wait:
+                records.wait_ended(wait, "cancelled")
             if progress is not None:
                 progress.proceed()
 
@@ -174,11 +195,11 @@ class Worker:
             self.context = context = step_context(run.operations, step, node, None)
             arguments.insert(step.context_at, context)
         coroutine = step.function(run.workflow, *arguments)
-        if run.observer is not None or run.probe is not None or run.log.internal_readers:
+        if run.tells_steps or run.probe is not None or run.log.internal_readers:
             return self._drive_and_tell(backend, step, event, coroutine)
         if step.timeout is None:
             return run_in_context(coroutine, self._variables.copy(), self)
-        return self._drive(backend, step, coroutine)
+        return self._drive(backend, step, coroutine, self._variables.copy())
 
     async def _invoke_with_care(
         self, backend: Backend, step: Step, event: Any, node: BranchNode | None
@@ -243,12 +264,16 @@ class Worker:
         )
         equip = partial(self._equip, backend, step, event, context)
         try:
-            return await self._in_turn(backend, entered, lambda _: equip())
+            return await self._in_turn(backend, entered, lambda _: equip(), "limiter")
         finally:
             self.turn = None
 
     async def _in_turn(
-        self, backend: Backend, manager: Any, function: Callable[[Any], Awaitable[Any]]
+        self,
+        backend: Backend,
+        manager: Any,
+        function: Callable[[Any], Awaitable[Any]],
+        kind: WaitKind,
     ) -> Any:
         """Call ``function`` inside ``manager``, unless the run is drained while it is being entered.
 
@@ -256,10 +281,14 @@ class Worker:
         manager and waits for the run's cancellation, so its delivery stays part of a snapshot.
         """
         self.is_waiting = True
+        records = self.run.records
+        wait = 0 if records is None else records.wait_started(self.number, kind)
         if self.run.draining is not None:
             check_drained(self.run)  # it may have been the last one about to start
         try:
             async with manager as place:
+                if records is not None:
+                    wait = records.wait_ended(wait)
                 if self.run.draining is None:
                     self.is_waiting = False
                     return await function(place)
@@ -268,6 +297,8 @@ class Worker:
             return None  # the manager has suppressed the exception of the step
         finally:
             self.is_waiting = False
+            if records is not None and wait:
+                records.wait_ended(wait, "cancelled")
 
     async def _equip(self, backend: Backend, step: Step, event: Any, context: Context[Any]) -> Any:
         """Open the resources of the step's scope, request the others, and call the step.
@@ -304,18 +335,23 @@ class Worker:
             lambda place: self._run_body(
                 backend, step, event, elsewhere.call(place, self.run.workflow, *arguments)
             ),
+            "process" if step.runs_in == "process" else "thread",
         )
 
     async def _run_body(
         self, backend: Backend, step: Step, event: Any, coroutine: Coroutine[Any, Any, Any]
     ) -> Any:
         run = self.run
-        if run.observer is not None or run.probe is not None or run.log.internal_readers:
+        if run.tells_steps or run.probe is not None or run.log.internal_readers:
             return await self._drive_and_tell(backend, step, event, coroutine)
-        return await self._drive(backend, step, coroutine)
+        return await self._drive(backend, step, coroutine, self._variables.copy())
 
     async def _drive(  # noqa: C901 - one frame: each call of a step would pay for another
-        self, backend: Backend, step: Step, coroutine: Coroutine[Any, Any, Any]
+        self,
+        backend: Backend,
+        step: Step,
+        coroutine: Coroutine[Any, Any, Any],
+        variables: ContextVars,
     ) -> Any:
         """Run the body under the timeouts of the step.
 
@@ -329,7 +365,7 @@ class Worker:
         idle_timeout = step.options.idle_timeout
         self.progress = None
         if step.timeout is None and idle_timeout is None:
-            return await run_in_context(coroutine, self._variables.copy(), self)
+            return await run_in_context(coroutine, variables, self)
         now = backend.current_time()
         deadline = now + (inf if step.timeout is None else step.timeout)
         self.progress = progress = _Progress(backend, deadline, idle_timeout)
@@ -341,7 +377,7 @@ class Worker:
             with backend.cancel_scope(deadline=nextafter(progress.due, inf)) as scope:
                 progress.scope = scope
                 try:
-                    result = await run_in_context(coroutine, self._variables.copy(), self)
+                    result = await run_in_context(coroutine, variables, self)
                 except BaseException as error:  # noqa: ASYNC103 - raised behind the scope
                     failure = behind_scope(error, backend.Cancelled)
                     if failure is None or holds_cancelled(error, backend.Cancelled):
@@ -367,25 +403,40 @@ class Worker:
 
     def note_delivery(self, error: BaseException) -> None:
         """Record that an exception is about to be delivered into the step."""
-        if note_delivery(self.run, error):
+        run = self.run
+        if run.outcome.status or note_delivery(run, error):
             self.was_interrupted = True
+        if run.records is not None and is_cancellation(error, run.live()[0].Cancelled):
+            run.records.delivered(self)
 
     async def _drive_and_tell(
         self, backend: Backend, step: Step, event: Any, coroutine: Coroutine[Any, Any, Any]
     ) -> Any:
         """Run the body, and report its beginning and its end to observers, readers and the probe.
 
-        An observer that raises fails the step; after a failure of the step it only adds a note.
+        The observers hear of its end later, when its result is in the state of the run.
         """
         number = self._tell_started(step, event)
+        variables = self._variables.copy()
+        records = self.run.records
+        entered: Entered = []
+        invocation: Invocation | None = None
+        if records is not None:
+            invocation = records.new_invocation(self, event)
+            entered = records.calls.begin_step(invocation, variables)
         try:
-            result = await self._drive(backend, step, coroutine)
+            result = await self._drive(backend, step, coroutine, variables)
         except BaseException as error:
-            try:
-                self._tell_ended(number, step, event, None, error)
-            except Exception as fault:  # noqa: BLE001 - it must not take the place of the failure
-                note_once(error, f"and an observer failed to hear of it: {brief(fault)}")
+            if records is not None and invocation is not None:
+                is_cancelled = is_cancellation(error, backend.Cancelled)
+                invocation.outcome = "cancelled" if is_cancelled else "failed"
+                invocation.error = error
+                records.calls.leave_step(entered, variables, error)
+            self._tell_ended(number, step, event, None, error)
             raise
+        if records is not None and invocation is not None:
+            invocation.outcome, invocation.result = "completed", result
+            records.calls.leave_step(entered, variables, None)
         self._tell_ended(number, step, event, result, None)
         return result
 
@@ -413,8 +464,6 @@ class Worker:
             run.log.append(
                 StepStateChanged(name=step.name, state="running", input_event_name=_name(event))
             )
-        if run.observer is not None:
-            run.observer.step_started(run.run_id, step.name, number, event)
         if run.probe is not None:
             _, attempt = self.delivered()
             run.probe.invocation_began(number, step, event, attempt)
@@ -433,8 +482,6 @@ class Worker:
                     output_event_name=None if result is None else _name(result),
                 )
             )
-        if run.observer is not None:
-            run.observer.step_ended(run.run_id, step.name, number, result, error)
         if run.probe is not None:
             run.probe.invocation_ended(number, result, error)
 

@@ -140,6 +140,7 @@ class CancelRecord:
         "children",
         "errors",
         "is_reported",
+        "number",
         "queued",
         "reason",
         "resting",
@@ -156,6 +157,8 @@ class CancelRecord:
         self.running: dict[Any, None] = {}
         #: Why the node was cancelled; None as long as it was not.
         self.reason: str | None = None
+        #: The number of its cancellation in the records of the run; 0 where there are none.
+        self.number = 0
         #: Failures in the node while a step waited for its end.
         self.errors: list[BaseException] = []
         #: Whether a waiter has raised those failures.

@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 
     from sluicegate._definition.graph import Graph, Route
     from sluicegate._definition.steps import Step
+    from sluicegate._engine.record_writer import RecordWriter
     from sluicegate._engine.step_queue import Absence
     from sluicegate._engine.waits import Wait
     from sluicegate._events import StopEvent
     from sluicegate._loop import Inbox
+    from sluicegate.records import CancelledBy
 
 
 #: A payload on its way to a step, with its node in the lineage. The payload is an event, a list
@@ -117,6 +119,7 @@ class Machine:
         "outside_waits",
         "questions",
         "queues",
+        "records",
         "resting",
         "silent",
         "startable",
@@ -141,6 +144,8 @@ class Machine:
         self._publish = publish
         self._cancel_scope = cancel_scope
         self._report_ended = report_ended
+        #: Makes the records of what happens in here; None where the run is not observed.
+        self.records: RecordWriter | None = None
         #: One for each step, by the step's index.
         self.queues = [StepQueue(step) for step in graph.steps]
         self.startable: list[StepQueue] = []
@@ -201,9 +206,10 @@ class Machine:
         if not route.targets:
             self.keep_early(event)
             return
-        if self.questions is not None:
-            self._note_answer(event)
+        asked = None if self.questions is None else self._note_answer(event)
         self._deliver(route, event, None)
+        if asked is not None and self.records is not None:
+            self.records.answered(asked.number)
 
     def receive_at(self, event: Event, target: str) -> None:
         """Take an event from outside for the step named ``target`` alone.
@@ -212,12 +218,17 @@ class Machine:
             WorkflowRuntimeError: There is no such step, or it does not take the event.
         """
         queue = self.queues[self.graph.target_index(event, target)]
-        if self.questions is not None:
-            self._note_answer(event)
+        asked = None if self.questions is None else self._note_answer(event)
+        if self.records is not None:
+            self.records.emitted(event, (queue.index,))
+            if asked is not None:
+                self.records.answered(asked.number)
         self._deliver_to(queue, event, None)
 
     def answer_wait(self, wait: Wait, event: Event) -> None:
         """Give ``wait``, found by :meth:`find_wait`, the answer to its question."""
+        if self.records is not None:
+            self.records.emitted(event)
         self._give(wait, event, from_outside=True)
 
     def answer_question(self, asked: Asked, event: Event) -> None:
@@ -228,9 +239,15 @@ class Machine:
         """
         if asked.kind is not None:
             asked.answer = event
+            if self.records is not None:
+                self.records.kept(event)
             return
         self._close_question(asked)
-        for index in self.graph.input(type(event)).targets:
+        targets = self.graph.input(type(event)).targets
+        if self.records is not None:
+            self.records.emitted(event, targets)
+            self.records.answered(asked.number)
+        for index in targets:
             self._deliver_to(self.queues[index], event, None)
 
     # -- inputs: events that a running step sends ------------------------------------------------
@@ -289,7 +306,11 @@ class Machine:
                 self._deliver(route, event, branch)
             else:
                 index = self.graph.target_index(event, target)
+                if self.records is not None:
+                    self.records.emitted(event, (index,))
                 self._deliver_to(self.queues[index], event, branch)
+        elif self.records is not None:
+            self.records.emitted(event)
         self.release(branch)
 
     def release(self, node: BranchNode) -> None:
@@ -363,7 +384,9 @@ class Machine:
                 graph.adopt(event, step.index)
             self._output(step.index, event, in_list=in_list)
 
-    def finish(self, queue: StepQueue, node: BranchNode | None, result: Any) -> Delivery | None:
+    def finish(  # noqa: C901 - one frame for each hop
+        self, queue: StepQueue, node: BranchNode | None, result: Any
+    ) -> Delivery | None:
         """Take the result of an invocation; return the next delivery of its worker, if any.
 
         Hand-off: if the result is one event that may start at once, the worker continues with it.
@@ -386,15 +409,23 @@ class Machine:
             route = self._output(queue.index, result)
         if route is not None and route.next >= 0 and not self.is_draining:
             following = self.queues[route.next]
+            if self.records is not None:
+                self.records.emitted(result, route.targets)
             if self.waits:
                 self._give_to_all(result)  # a step that it answers gets its place back first
             if not queue.pending:
                 if following is queue:
+                    if self.records is not None:
+                        self.records.queued(queue, result, node)
                     return queue, result, node
                 if not following.pending and following.running < following.limit:
                     queue.running -= 1
                     following.running += 1
+                    if self.records is not None:
+                        self.records.queued(following, result, node)
                     return following, result, node
+            self.enqueue(following, result, node)
+            return self.drop(queue, node)
         self._take_result(queue, node, result, route)
         if self.stop is not None:
             return None
@@ -439,6 +470,8 @@ class Machine:
         parent = node
         while parent is not None and not (parent.joins or parent.is_held or parent.is_awaited):
             parent = parent.parent
+        if self.records is not None:
+            self.records.emitted(event, (handler,), "engine")
         recovery = BranchNode(parent, ())
         recovery.recoveries = {**known, handler: known.get(handler, 0) + 1}
         if parent is not None:
@@ -468,6 +501,8 @@ class Machine:
         """
         event = self.early.take(wait) if self.early else None
         if event is not None:
+            if self.records is not None:
+                self.records.found_early(wait, event)
             self.answered = self.answered or {}
             self.answered[wait] = step
             wait.event = event
@@ -476,6 +511,8 @@ class Machine:
         if not wait.number:
             self._number += 1
             wait.number = self._number
+        if self.records is not None and wait.asks and wait.adopted is None:
+            self.records.asked(wait.number, wait.shown)
         self.has_asked |= wait.asks
         self.waits = self.waits or {}
         self.waits[wait] = step
@@ -507,9 +544,13 @@ class Machine:
             if wait.asks and self.graph.reached_by(wait.kind):
                 # The steps that take its answer get an answer that arrives from now on.
                 self.reopen(Asked(wait.number, wait.shown, wait.since))
+            elif wait.asks and self.records is not None:
+                self.records.answered(wait.number, by_event=False)
             return
         self.answered.pop(wait)
         if wait.is_from_outside and not is_taken:
+            if self.records is not None:
+                self.records.put_back(wait)
             self._give_back(wait.event)
 
     def begin_branch_wait(self, step: object, node: BranchNode) -> None:
@@ -549,6 +590,8 @@ class Machine:
         self._number += 1
         self.has_asked = True
         asked = Asked(self._number, event, since or 0.0)
+        if self.records is not None:
+            self.records.asked(self._number, event)
         if self.questions is None:
             self.questions = asked
         else:
@@ -628,11 +671,16 @@ class Machine:
 
     # -- inputs: cancellation and the end --------------------------------------------------------
 
-    def cancel(self, node: BranchNode, reason: str) -> None:
+    def cancel(self, node: BranchNode, reason: str, by: CancelledBy = "branch") -> None:
         """Cancel a node and all nodes below it, unless it is over or cancelled already.
 
         Waiting deliveries are dropped, and the scopes of running invocations cancelled. The node
         ends once its last invocation has left.
+
+        Args:
+            node: The node.
+            reason: Why, for the exception that its steps get.
+            by: Who cancels it, for the records.
         """
         if node.is_over or node.is_cancelled:
             return
@@ -642,6 +690,8 @@ class Machine:
         for inner in found:
             assert inner.cancel_record is not None
             inner.cancel_record.reason = reason
+        if self.records is not None:
+            self.records.branch_cancelled(found, reason, by)
         for inner in reversed(found):
             record = inner.cancel_record
             assert record is not None
@@ -747,10 +797,15 @@ class Machine:
         if node is not None:
             if node.cancel_record is not None:
                 if node.cancel_record.reason is not None:
+                    if self.records is not None:
+                        self.records.queued(queue, event, node)
+                        self.records.dropped(queue, event)
                     return
                 node.cancel_record.queued += 1
             node.live += 1
         self.alive += 1
+        if self.records is not None:
+            self.records.queued(queue, event, node)
         self._line_up(queue, event, node)
 
     def load_delayed(self, queue: StepQueue, event: Any, node: BranchNode | None) -> None:
@@ -762,6 +817,8 @@ class Machine:
 
     def keep_early(self, event: Event) -> None:
         """Keep an event from outside until a step waits for it."""
+        if self.records is not None:
+            self.records.kept(event)
         self._open_early().keep(event)
 
     def load_asked(self, has_asked: bool) -> None:
@@ -813,6 +870,8 @@ class Machine:
 
     def _deliver(self, route: Route, event: Event, node: BranchNode | None) -> None:
         """Give an event to the open waits that it fits and to every step of its route."""
+        if self.records is not None:
+            self.records.emitted(event, route.targets)
         is_taken = bool(self.waits) and self._give_to_all(event)
         if route.is_question:
             # A reader of the stream that sees the question can answer it or take a snapshot only
@@ -832,6 +891,8 @@ class Machine:
         elif takes == "list":
             self._collect_for_join(queue, event, node)
         else:
+            if self.records is not None:
+                self.records.hold(event)
             complete = self.pair_join_of(queue, node).add(event, node)
             if complete is not None:
                 events, nodes = complete
@@ -853,12 +914,14 @@ class Machine:
         collected = ending.collected[queue.index]
         if collected is None:
             return  # the join has run with its first n
+        if self.records is not None:
+            self.records.hold(event)
         collected.append(event)
         if len(collected) == queue.step.take:
             ending.collected[queue.index] = None
             self.enqueue(queue, collected, ending.parent)
             if all(events is None for events in ending.collected.values()):
-                self.cancel(ending, f"{queue.step.label} has its first {len(collected)}")
+                self.cancel(ending, f"{queue.step.label} has its first {len(collected)}", "race")
 
     def _line_up(self, queue: StepQueue, event: Any, node: BranchNode | None) -> None:
         """Queue a delivery: for a new worker as long as the limit allows, or else in the inbox."""
@@ -877,9 +940,10 @@ class Machine:
                 inbox = queue.inbox = self._open_inbox()
             inbox.put((event, node))
 
-    @staticmethod
-    def _put_aside(queue: StepQueue, event: Any, node: BranchNode | None) -> None:
+    def _put_aside(self, queue: StepQueue, event: Any, node: BranchNode | None) -> None:
         """Keep a delivery until the time of its next attempt."""
+        if self.records is not None:
+            self.records.queued(queue, event, node, event.due if event.delay else None)
         if queue.delayed is None:
             queue.delayed = {}
         queue.delayed[event] = node
@@ -892,6 +956,8 @@ class Machine:
         """Route a result for which there is no hand-off: an event, a list, None or a stop event."""
         if route is not None:
             if route.is_stop:
+                if self.records is not None:
+                    self.records.emitted(result)
                 self.stop = result
             else:
                 self._deliver(route, result, node)
@@ -1048,6 +1114,8 @@ class Machine:
             asked = self._first_question(event)
             if asked is not None and asked.number < wait.number:
                 return False  # it answers an older question, so the steps that accept it get it
+        if self.records is not None:
+            self.records.emitted(event)
         self._give(wait, event, from_outside=True)
         return True
 
@@ -1066,6 +1134,10 @@ class Machine:
         self.answered[wait] = step
         wait.event = event
         wait.is_from_outside = from_outside
+        if self.records is not None:
+            self.records.given(wait)
+            if wait.asks:
+                self.records.answered(wait.number)
         if wait.is_away:
             self.reclaim_place(wait)  # in the order of the answers
         wait.waiter.wake()
@@ -1077,6 +1149,8 @@ class Machine:
         if self.graph.targets(type(event)):
             self._deliver(self.graph.input(type(event)), event, None)
         else:
+            if self.records is not None:
+                self.records.kept(event)
             self._open_early().put_back(event)
 
     def _open_early(self) -> EarlyAnswers:
@@ -1110,12 +1184,18 @@ class Machine:
                     return asked
         return None
 
-    def _note_answer(self, event: Event) -> None:
-        """Close the oldest question that an event answers; a surplus answer closes none later."""
+    def _note_answer(self, event: Event) -> Asked | None:
+        """Close the oldest question that an event answers, and return it.
+
+        A surplus answer closes none later.
+        """
+        asked: Asked | None
         if isinstance(self.questions, Asked):  # the usual case
-            if self.questions.kind is None and isinstance(event, HumanResponseEvent):
-                self.questions = None
-            return
-        asked = self._first_question(event)
+            asked = self.questions
+            if asked.kind is not None or not isinstance(event, HumanResponseEvent):
+                return None
+        else:
+            asked = self._first_question(event)
         if asked is not None:
             self._close_question(asked)
+        return asked

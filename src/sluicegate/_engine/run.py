@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sluicegate._engine.journal import InFlight
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.probe import Probe
+    from sluicegate._engine.record_writer import RecordWriter
     from sluicegate._engine.resource_scopes import ResourceScope
     from sluicegate._engine.step_queue import Absence
     from sluicegate._events import Event
@@ -75,7 +76,7 @@ class RunOptions:
         max_threads: How many steps may run in worker threads at a time.
         run_limit: The limit of concurrent runs, or None.
         resources: The scope of the workflow's own resources, or None if it has none.
-        observer: The observer of all runs of the workflow.
+        observers: The observers of all runs of the workflow.
         classes: The classes that snapshots may contain, beside those that the steps name.
     """
 
@@ -84,7 +85,7 @@ class RunOptions:
     max_threads: int = MAX_THREADS
     run_limit: ConcurrencyLimit | None = None
     resources: ResourceScope | None = None
-    observer: Observer | None = None
+    observers: tuple[Observer, ...] = ()
     classes: tuple[type, ...] = ()
 
 
@@ -112,7 +113,6 @@ class Run:
         "loop",
         "machine",
         "nursery",
-        "observer",
         "operations",
         "options",
         "outcome",
@@ -121,6 +121,7 @@ class Run:
         "probe",
         "queue_scope",
         "queued_at",
+        "records",
         "reported_idle",
         "reports",
         "resources",
@@ -131,6 +132,7 @@ class Run:
         "slots",
         "start_event",
         "state_store",
+        "tells_steps",
         "thread",
         "timers",
         "turn_due",
@@ -182,8 +184,10 @@ class Run:
 
         self.outcome = Outcome(graph.name, run_id, options.timeout)
         self.clock = Clock(options.timeout, 0.0 if resumed is None else resumed.elapsed)
-        #: The observers of the workflow, notified of steps, events and the end.
-        self.observer = options.observer
+        #: Makes the records, and calls the observers; None where the run is not observed.
+        self.records: RecordWriter | None = None
+        #: Whether observers hear of the beginning and the end of single steps.
+        self.tells_steps = False
         #: The listener that tests set; see sluicegate._engine.probe.
         self.probe: Probe | None = None
         #: The reason of ``cancel(after="steps")``: from then on no step is started.
@@ -203,7 +207,7 @@ class Run:
         self.reports: Any = None
         #: How many deliveries have been given a seed for the jitter of their retries.
         self.retried = 0 if resumed is None else resumed.retried
-        #: How many invocations were reported to observers.
+        #: How many invocations were reported to the probe.
         self.invocations = 0
 
         # -- what runs it; set when it is started, and None again after its end

@@ -9,6 +9,7 @@ from outside, a ``KeyboardInterrupt`` or a ``SystemExit``.
 
 from __future__ import annotations
 
+import logging
 from contextvars import ContextVar, copy_context
 from functools import partial
 from time import perf_counter
@@ -40,6 +41,8 @@ from sluicegate._engine.machine import Machine
 from sluicegate._engine.step_operations import StepOperations
 from sluicegate._exceptions import URGENT, is_a, matches, single
 from sluicegate._loop import current_backend, enable_ki_protection
+from sluicegate._loop.cleanup import current_cleanup
+from sluicegate._observers import Verbose, ambient, log_line
 from sluicegate._streams import TURN
 
 
@@ -50,17 +53,20 @@ if TYPE_CHECKING:
     from sluicegate._engine.step_queue import StepQueue
     from sluicegate._loop import Backend, Nursery
     from sluicegate._loop.limits import ConcurrencyLimit, LoopSlots
+    from sluicegate._observers import Observer
 
 
 #: The ambient owner of runs that were given none; see sluicegate._scope. In steps it is False.
 current_scope: ContextVar[Any] = ContextVar("sluicegate_scope", default=None)
 
 
+LOGGER = logging.getLogger("sluicegate")
+
 _new = object.__new__
 
 
 @enable_ki_protection
-async def execute(run: Run) -> None:
+async def execute(run: Run) -> None:  # noqa: C901
     """Run to the end. When this returns or raises, nothing of the run is left.
 
     Raises:
@@ -73,6 +79,9 @@ async def execute(run: Run) -> None:
     run.operations = operations = _new(StepOperations)  # a call less for each run
     operations.run = run
     run.variables = copy_context()
+    observers = run.options.observers + ambient.get()
+    if observers or LOGGER.isEnabledFor(logging.DEBUG):
+        watch(run, backend, observers)
     # Runs that a step starts without an owner must not end up in a scope that outlives this run.
     run.variables.run(current_scope.set, False)
     run.host = backend.current_task()
@@ -82,6 +91,8 @@ async def execute(run: Run) -> None:
     try:
         limit = run.options.run_limit
         slots = None if limit is None else await queue_up(run, limit)
+        if run.records is not None:
+            run.records.begin(run)
         if run.graph.needs_scope:
             await run_with_resources(run, backend)
         elif not run.outcome.status:
@@ -111,6 +122,26 @@ async def execute(run: Run) -> None:
             raise interruption
         finally:
             del interruption  # or this frame and its exception keep each other alive
+
+
+def watch(run: Run, backend: Backend, observers: tuple[Observer, ...]) -> None:
+    """Give an observed run its record writer. The children of its steps get the same observers."""
+    from sluicegate._engine.record_writer import RecordWriter  # noqa: PLC0415 - few runs are observed
+
+    observers = tuple(dict.fromkeys(observers))
+    run.variables.run(ambient.set, observers)
+    if LOGGER.isEnabledFor(logging.DEBUG):
+        observers = (*observers, Verbose(log_line))
+    run.carrier = dict(run.carrier)
+    above = current_cleanup.get()
+    run.records = RecordWriter(
+        run,
+        backend,
+        observers,
+        fail=partial(fail, run),
+        above=above if isinstance(above, Worker) and above.run is run.parent else None,
+    )
+    run.tells_steps = run.records.calls.tells_steps
 
 
 async def queue_up(run: Run, limit: ConcurrencyLimit) -> LoopSlots | None:
@@ -226,10 +257,9 @@ async def begin(run: Run, backend: Backend, nursery: Nursery) -> Machine:
         run.operations.report_ended,
     )
     run.turn_due = perf_counter() + TURN
+    run.machine.records = run.records
     if run.probe is not None:
         run.probe.run_began()
-    if run.observer is not None:
-        run.observer.run_started(run.run_id, run.graph.name, run.start_event)
     if backend.is_natively_cancelled():
         await backend.checkpoint()  # before any step has begun
     machine = run.machine
@@ -275,6 +305,7 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
     handlers = run.graph.handlers
     log = run.log
     options = run.options
+    records = run.records
     tells_idle = options.excludes_waiting or run.parent is not None or options.run_limit is not None
     run.turn_due = perf_counter() + TURN  # a worker that begins has just been given its turn
     try:
@@ -296,6 +327,8 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
             # checkpoint. Durable runs wait here until the cause of the delivery is on disk.
             if handlers:
                 worker.began_at = backend.current_time()
+            if records is not None:
+                records.started(worker, queue, event)
             backend.rename_task(task, step.label)
             try:
                 try:
@@ -312,14 +345,22 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
                 if not matches(error, Exception, backend.Cancelled):
                     raise
                 delivery = recover(run, worker, queue, node, error)
+                if records is not None:
+                    records.ended(worker, "failed", error)
             else:
                 if run.outcome.status:
+                    if records is not None:
+                        records.finished(worker, node)
                     break  # the run has ended, so the result of this step is dropped
+                if records is not None:
+                    records.enter(worker.number)
                 if context is not None and (journal := context.journal) and journal.held:
                     # Checked before the events are sent; otherwise a resumed run would send them twice.
                     machine.check_result(queue, result)
                     release_held(run, journal)
                 delivery = machine.finish(queue, node, result)
+                if records is not None:
+                    records.finished(worker, node)
             if machine.stop is not None:
                 if step.runs_in != "loop":
                     note_swallowed(run)
@@ -343,8 +384,13 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
         if not backend.is_in_task(task):
             raise  # no step raised it: the coroutine of the task is being closed
         take_error(run, worker, error)
+        if records is not None:
+            records.failed(worker, error, backend.Cancelled)
     except BaseException as error:  # noqa: ASYNC103 - kept as the outcome, or raised on
-        if take_error(run, worker, error):
+        is_to_leave = take_error(run, worker, error)
+        if records is not None:
+            records.failed(worker, error, backend.Cancelled)
+        if is_to_leave:
             raise
     finally:
         del run.workers[worker]

@@ -161,6 +161,8 @@ class StepOperations:
             return spent_branch(reason="the run is over")
         if run.probe is not None and not run.probe.sent(context, event, target):
             return spent_branch()
+        if run.records is not None:
+            run.records.enter(number_here(run))
         machine = run.machine
         assert machine is not None
         route = machine.check_sendable(step.index, event, target)
@@ -193,6 +195,9 @@ class StepOperations:
             return
         if event is None:
             return
+        records = run.records
+        if records is not None:
+            records.enter(number_here(run))
         if type(event) not in run.graph.published or run.log.closed:
             check_publishable(event, run.log)
             if not isinstance(event, InputRequiredEvent):
@@ -200,8 +205,8 @@ class StepOperations:
             elif run.machine is not None:
                 _note_published(run, run.machine, event)
         run.log.append(event)  # as below; it is a call less for each event of a stream
-        if run.observer is not None:
-            run.observer.event_published(run.run_id, event)
+        if records is not None:
+            records.streamed(run.log.next - 1, event)
         if run.probe is not None:
             run.probe.published(event)
 
@@ -216,8 +221,8 @@ class StepOperations:
         """Put an event on the stream that is known to be fit for it; return the time."""
         run = self.run
         run.log.append(event)
-        if run.observer is not None:
-            run.observer.event_published(run.run_id, event)
+        if run.records is not None:
+            run.records.streamed(run.log.next - 1, event)
         if run.probe is not None:
             run.probe.published(event)
         return None if run.backend is None else run.backend.current_time()
@@ -253,6 +258,8 @@ class StepOperations:
             return None  # it does not wait for such an event
         if reported is None:
             entry, complete = buffer.add(event, expected)
+            if run.records is not None:
+                run.records.collecting(worker_here(run), event)
         else:  # its event is out, but what another attempt gave back may be enough by now
             complete = buffer.take(expected)
             if complete is None:
@@ -260,7 +267,12 @@ class StepOperations:
             journal.reported.remove(reported)
             entry = None
         journal.collected.append((key, entry, complete))
-        return None if complete is None else [kept.event for kept in complete]
+        if complete is None:
+            return None
+        events = [kept.event for kept in complete]
+        if run.records is not None:
+            run.records.collected(number_here(run), key, events)
+        return events
 
     # -- waiting -----------------------------------------------------------------------------
 
@@ -291,6 +303,12 @@ class StepOperations:
         worker = _lending_worker(run, backend, machine, wait, context, timeout)
         if run.probe is not None:
             run.probe.wait_began(context, kind)
+        records, number = run.records, 0
+        if records is not None:
+            until = None if timeout is None else wait.due
+            number = records.wait_started(number_here(run), "event", kind.__name__, until)
+            records.enter(number_here(run))
+        is_taken = is_late = False
         try:
             await backend.checkpoint_if_cancelled()
             machine.begin_wait(context, wait)
@@ -299,7 +317,6 @@ class StepOperations:
                 worker.absence = wait
                 if worker.turn is not None:
                     worker.turn.give_up()
-            is_taken = is_late = False
             try:
                 _ask(run, waiter_event)
                 if wait.is_over:
@@ -319,6 +336,8 @@ class StepOperations:
             finally:
                 if not is_late and worker is not None:
                     worker.is_back(machine, wait)
+                if records is not None:
+                    records.enter(number_here(run))
                 machine.end_wait(wait, is_taken=is_taken, is_over=bool(run.outcome.status))
             if wait.event is None:
                 if worker is not None:
@@ -330,6 +349,10 @@ class StepOperations:
                 start_soon(run)  # an event that it did not take has gone to a step
             if run.probe is not None:
                 run.probe.wait_ended(context, kind)
+            if records is not None:
+                records.wait_ended(
+                    number, "done" if is_taken else "timed_out" if is_late else "cancelled", wait
+                )
             idle_changed(run)
         journal.received.append(wait)
         return wait.event
@@ -343,6 +366,8 @@ class StepOperations:
             return
         machine = run.machine
         if machine is not None and not run.outcome.status:
+            if run.records is not None:
+                run.records.enter(number_here(run))
             machine.cancel(node, reason)
             start_soon(run)  # the join of a fan-out that it was the last of
             if not machine.alive:
@@ -371,7 +396,9 @@ class StepOperations:
     # -- children and attempts -------------------------------------------------------------------
 
     @enable_ki_protection
-    async def run_child(self, context: Context[Any], handler: Any, stream: ChildStream) -> Any:
+    async def run_child(  # noqa: C901 - one frame: runs nest deeply
+        self, context: Context[Any], handler: Any, stream: ChildStream
+    ) -> Any:
         """See :meth:`sluicegate.Context.run_child`."""
         run = self.run
         check_thread(run, "run_child")
@@ -387,6 +414,10 @@ class StepOperations:
         _offer_place(run, child, context)
         if run.probe is not None:
             run.probe.child_began(context, child)
+        records, wait = run.records, 0
+        if records is not None:
+            records.child_started(number_here(run), child.run_id, child.graph.name)
+            wait = records.wait_started(number_here(run), "child", child.run_id)
         idle_changed(run)  # it may be idle for another child of the same step
         result: Any = None
         failure: Exception | None = None
@@ -395,11 +426,15 @@ class StepOperations:
         except Exception as error:  # noqa: BLE001 - raised when the step has its place again
             failure = error
         except BaseException:
+            if records is not None:
+                records.wait_ended(wait, "cancelled")
             _end_child(run, child, context)
             if child.lender is not None:
                 child.lender.is_back(run.live()[1], child.absence)
             idle_changed(run)
             raise
+        if records is not None:
+            records.wait_ended(wait)
         _end_child(run, child, context)
         idle_changed(run)
         try:
@@ -597,6 +632,8 @@ async def _wait_in_step(  # noqa: ASYNC910 - it is not over yet, so there is one
     is_reported = False
     if run.probe is not None:
         run.probe.wait_began(worker.context, None)
+    records = run.records
+    number = 0 if records is None else records.wait_started(number_here(run), "branch")
     try:
         check_stuck(run)
         idle_changed(run)
@@ -610,6 +647,8 @@ async def _wait_in_step(  # noqa: ASYNC910 - it is not over yet, so there is one
             machine.end_branch_wait(step, node)
         if run.probe is not None:
             run.probe.wait_ended(worker.context, None)
+        if records is not None:
+            records.wait_ended(number, "done" if is_reported else "cancelled")
         if not (is_reported or cancel_record.is_reported or cancel_record.waiters):
             for error in cancel_record.errors:
                 fail(run, error)  # no task is left to catch it
@@ -648,6 +687,8 @@ def _end_child(run: Run, child: Run, context: Context[Any]) -> None:
         run.busy_children -= 1
     del run.children[child]
     child.log.forward = child.log.outer = child.parent = None
+    if run.records is not None:
+        run.records.child_ended(child.run_id, child.outcome.status)
     if run.probe is not None:
         run.probe.child_ended(context, child)
 
@@ -729,6 +770,18 @@ def worker_of(backend: Backend, context: Context[Any]) -> Worker | None:
         found: Worker = worker
         return found
     return None
+
+
+def worker_here(run: Run) -> Worker | None:
+    """Return the worker whose step, or a task of it, calls; None if that belongs to another run."""
+    worker: Any = current_cleanup.get()
+    return worker if isinstance(worker, Worker) and worker.run is run else None
+
+
+def number_here(run: Run) -> int | None:
+    """Return the number of the invocation that calls; None if none does, or it has ended."""
+    worker = worker_here(run)
+    return None if worker is None else worker.number or None
 
 
 def journal_of(context: Context[Any]) -> StepJournal:

@@ -81,14 +81,14 @@ def run_in_context(
                 answer = yield trap
             except BaseException as error:  # noqa: ASYNC103, BLE001 - passed on to the coroutine
                 if worker is not None:
-                    if worker.run.outcome.status:  # settled; a call less than asking
+                    if worker.run.outcome.status and worker.run.records is None:  # a call less
                         worker.was_interrupted = True
                     else:
                         worker.note_delivery(error)
                 trap = run(coroutine.throw, error)
             else:
                 if worker is not None and type(answer) is Error:
-                    if worker.run.outcome.status:
+                    if worker.run.outcome.status and worker.run.records is None:
                         worker.was_interrupted = True
                     else:
                         worker.note_delivery(answer.error)

@@ -1,0 +1,248 @@
+"""The calls of the observers of one run. What an observer raises stays here."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from sluicegate._exceptions import URGENT, links_of, set_links, set_trace, trace_of
+from sluicegate._observers import Observer
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+    from contextvars import Context as ContextVars
+
+    from sluicegate._events import Event
+    from sluicegate._observers import Invocation, RunInfo
+    from sluicegate.records import Record
+
+
+LOGGER = logging.getLogger("sluicegate")
+
+#: Context managers that were entered, each with its observer; innermost last.
+Entered = list[tuple[Observer, Any]]
+
+
+class ObserverCalls:
+    """Calls the observers of one run.
+
+    An observer that raises is logged and not called again in the run, except that the context
+    managers that it has opened are left. So no exception leaves a method of this class. The exception
+    of a strict observer, ``KeyboardInterrupt`` and ``SystemExit`` fail the run instead, through
+    ``fail``: the engine may be in the middle of a change when it calls an observer.
+
+    Args:
+        observers: The observers, in the order in which they are called.
+        info: What they are told of the run.
+        fail: Makes an exception the outcome of the run.
+    """
+
+    __slots__ = (
+        "_around_run",
+        "_around_step",
+        "_entered",
+        "_fail",
+        "_listeners",
+        "_published",
+        "_run_ended",
+        "_run_started",
+        "_step_ended",
+        "_step_started",
+        "_takers",
+        "in_process",
+        "info",
+        "tells_steps",
+    )
+
+    def __init__(
+        self,
+        observers: tuple[Observer, ...],
+        info: RunInfo,
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        self.info = info
+        self._fail = fail
+        self._around_run = _with(observers, "around_run")
+        self._around_step = _with(observers, "around_step")
+        self._run_started = _with(observers, "run_started")
+        self._run_ended = _with(observers, "run_ended")
+        self._step_started = _with(observers, "step_started")
+        self._step_ended = _with(observers, "step_ended")
+        self._published = _with(observers, "event_published")
+        self._listeners = _with(observers, "listen")
+        #: Those that want something entered around the bodies of process steps.
+        self.in_process = _with(observers, "in_process")
+        #: Whether any of them hears of single steps, other than by records.
+        self.tells_steps = bool(
+            self._around_step or self._step_started or self._step_ended or self.in_process
+        )
+        #: The functions that take the records, each with its observer.
+        self._takers: list[tuple[Observer, Callable[[Record], object]]] = []
+        #: What was entered around the run.
+        self._entered: Entered = []
+
+    # -- records
+
+    def listen(self) -> Callable[[Record], object]:
+        """Ask the observers for the functions that take records; return what to call with each."""
+        for observer in tuple(self._listeners):
+            try:
+                take = observer.listen(self.info)
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - logged
+                self._note_fault(observer, "listen", error)
+                continue
+            if take is not None:
+                self._takers.append((observer, take))
+        if len(self._takers) == 1 and getattr(self._takers[0][1], "__name__", "") == "append":
+            taker = self._takers[0][1]
+            if isinstance(getattr(taker, "__self__", None), list):
+                return taker  # it cannot raise
+        return self._give
+
+    def _give(self, record: Record) -> None:
+        for observer, take in self._takers:
+            try:
+                take(record)
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - logged
+                self._note_fault(observer, "listen", error)
+
+    # -- the run
+
+    def begin_run(self, variables: ContextVars) -> None:
+        """Enter what the observers put around the run, and tell them of its start."""
+        self._enter(self._around_run, "around_run", self.info, variables, self._entered)
+        for observer in self._run_started:
+            try:
+                variables.run(observer.run_started, self.info)
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - logged
+                self._note_fault(observer, "run_started", error)
+
+    def end_run(self, variables: ContextVars) -> None:
+        """Leave what is around the run, and tell the observers of its end."""
+        self._leave(self._entered, variables, self.info.error)
+        for observer in self._run_ended:
+            try:
+                observer.run_ended(self.info)
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - logged
+                self._note_fault(observer, "run_ended", error)
+
+    def published(self, event: Event) -> None:
+        """Tell the observers of an event on the stream."""
+        for observer in self._published:
+            try:
+                observer.event_published(self.info, event)
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - logged
+                self._note_fault(observer, "event_published", error)
+
+    # -- steps
+
+    def begin_step(self, invocation: Invocation, variables: ContextVars) -> Entered:
+        """Enter what the observers put around a step, and tell them of it; return what was entered."""
+        entered: Entered = []
+        self._enter(self._around_step, "around_step", invocation, variables, entered)
+        for observer in self._step_started:
+            try:
+                variables.run(observer.step_started, invocation)
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - logged
+                self._note_fault(observer, "step_started", error)
+        return entered
+
+    def leave_step(
+        self, entered: Entered, variables: ContextVars, error: BaseException | None
+    ) -> None:
+        """Leave what was entered around a step, in reverse order."""
+        self._leave(entered, variables, error)
+
+    def end_step(self, invocation: Invocation) -> None:
+        """Tell the observers that a step has ended."""
+        for observer in self._step_ended:
+            try:
+                observer.step_ended(invocation)
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - logged
+                self._note_fault(observer, "step_ended", error)
+
+    # -- context managers, and faults
+
+    def _enter(
+        self,
+        observers: tuple[Observer, ...],
+        method: str,
+        about: Any,
+        variables: ContextVars,
+        entered: Entered,
+    ) -> None:
+        for observer in observers:
+            try:
+                manager: AbstractContextManager[object] | None = variables.run(
+                    getattr(observer, method), about
+                )
+                if manager is not None:
+                    variables.run(manager.__enter__)
+                    entered.append((observer, manager))
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - logged
+                self._note_fault(observer, method, error)
+
+    def _leave(self, entered: Entered, variables: ContextVars, error: BaseException | None) -> None:
+        """Leave context managers; neither what they return nor what they raise changes ``error``."""
+        if not entered:
+            return
+        kind = None if error is None else type(error)
+        trace = None if error is None else trace_of(error)
+        links = None if error is None else links_of(error)
+        while entered:
+            observer, manager = entered.pop()
+            try:
+                if variables.run(manager.__exit__, kind, error, trace) and error is not None:
+                    LOGGER.error(
+                        "the context manager of the observer %s returned a true value for %s, which "
+                        "is ignored: an observer cannot suppress an exception",
+                        type(observer).__name__,
+                        type(error).__name__,
+                    )
+            except BaseException as fault:  # noqa: ASYNC103, BLE001 - logged
+                if fault is not error:  # a generator that lets it pass raises the same object
+                    self._note_fault(observer, "__exit__", fault)
+        if error is not None and links is not None:
+            set_links(error, links)
+            set_trace(error, trace)
+
+    def _note_fault(self, observer: Observer, method: str, error: BaseException) -> None:
+        """Log what an observer has raised, and mute it."""
+        try:
+            if observer.strict or isinstance(error, URGENT):
+                self._fail(error)
+                return
+            LOGGER.error(
+                "the observer %s raised %s in %s; it is not called again in the run %s",
+                type(observer).__name__,
+                type(error).__name__,
+                method,
+                self.info.run_id,
+                exc_info=error,
+            )
+        finally:
+            self._mute(observer)
+
+    def _mute(self, observer: Observer) -> None:
+        for name in (
+            "_around_run",
+            "_around_step",
+            "_run_started",
+            "_run_ended",
+            "_step_started",
+            "_step_ended",
+            "_published",
+            "in_process",
+        ):
+            setattr(self, name, tuple(o for o in getattr(self, name) if o is not observer))
+        self._takers = [taker for taker in self._takers if taker[0] is not observer]
+
+
+def _with(observers: tuple[Observer, ...], method: str) -> tuple[Observer, ...]:
+    """Return the observers that override a method."""
+    default = getattr(Observer, method)
+    return tuple(
+        o for o in observers if getattr(getattr(o, method), "__func__", None) is not default
+    )
