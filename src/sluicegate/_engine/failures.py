@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sluicegate._engine.step_queue import StepQueue
 
 
-def recover(
+def recover(  # noqa: C901 - the decisions in their order
     run: Run, worker: Worker, queue: StepQueue, node: BranchNode | None, error: BaseException
 ) -> Delivery | None:
     """Decide how to handle a failed invocation; return the next delivery of its worker, if any.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from sluicegate._engine.joins import EventBuffer, PairJoin
 from sluicegate._engine.lineage import SLACK, BranchNode, meeting_point
@@ -26,12 +26,11 @@ if TYPE_CHECKING:
 
     from sluicegate._definition.graph import Graph, Route
     from sluicegate._definition.steps import Step
-    from sluicegate._engine.record_writer import RecordWriter
     from sluicegate._engine.step_queue import Absence
     from sluicegate._engine.waits import Wait
     from sluicegate._events import StopEvent
     from sluicegate._loop import Inbox
-    from sluicegate.records import CancelledBy
+    from sluicegate.records import CancelledBy, Origin
 
 
 #: A payload on its way to a step, with its node in the lineage. The payload is an event, a list
@@ -57,6 +56,33 @@ def _cancel_nothing(_scope: object, _reason: str) -> None:
 
 def _report_nothing(_step: object) -> None:
     """Replace ``report_ended`` where there is no log."""
+
+
+class MachineRecords(Protocol):
+    """What the machine tells of its inputs, while it applies them.
+
+    See :class:`sluicegate._engine.record_writer.RecordWriter`.
+    """
+
+    def emitted(
+        self, event: Event, targets: tuple[int, ...] = (), origin: Origin | None = None
+    ) -> None: ...
+    def kept(self, event: Event) -> None: ...
+    def hold(self, event: Event) -> None: ...
+    def queued(
+        self,
+        queue: StepQueue,
+        payload: Any,
+        node: BranchNode | None,
+        not_before: float | None = None,
+    ) -> None: ...
+    def dropped(self, queue: StepQueue, payload: Any) -> None: ...
+    def given(self, wait: Wait) -> None: ...
+    def found_early(self, wait: Wait, event: Event) -> None: ...
+    def put_back(self, wait: Wait) -> None: ...
+    def asked(self, number: int, question: Event | None) -> None: ...
+    def answered(self, number: int, *, by_event: bool = True) -> None: ...
+    def branch_cancelled(self, nodes: list[BranchNode], reason: str, by: CancelledBy) -> None: ...
 
 
 class Machine:
@@ -93,6 +119,7 @@ class Machine:
         publish: Publishes a question, and returns the time at which it did.
         cancel_scope: Cancels the scope of a running invocation.
         report_ended: Reports the first undeclared None that a step returns.
+        records: Makes records of the inputs; None where the run is not observed.
 
     Attributes:
         startable: The queues at each of which the caller is to start one more worker.
@@ -138,14 +165,15 @@ class Machine:
         publish: Callable[[Event], float | None],
         cancel_scope: Callable[[Any, str], None] = _cancel_nothing,
         report_ended: Callable[[Step], None] = _report_nothing,
+        *,
+        records: MachineRecords | None = None,
     ) -> None:
         self.graph = graph
         self._open_inbox = open_inbox
         self._publish = publish
         self._cancel_scope = cancel_scope
         self._report_ended = report_ended
-        #: Makes the records of what happens in here; None where the run is not observed.
-        self.records: RecordWriter | None = None
+        self.records = records
         #: One for each step, by the step's index.
         self.queues = [StepQueue(step) for step in graph.steps]
         self.startable: list[StepQueue] = []

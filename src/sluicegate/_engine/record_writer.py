@@ -12,7 +12,7 @@ same object was delivered to the same step more than once, the order decides.
 from __future__ import annotations
 
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sluicegate._engine.journal import Redelivery
 from sluicegate._engine.observer_calls import ObserverCalls
@@ -42,16 +42,59 @@ from sluicegate.records import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from contextvars import Context as ContextVars
 
-    from sluicegate._engine.invocation import Worker
+    from sluicegate._definition.graph import Graph
+    from sluicegate._definition.steps import Step
     from sluicegate._engine.lineage import BranchNode
-    from sluicegate._engine.run import Run
+    from sluicegate._engine.outcome import Outcome
     from sluicegate._engine.step_queue import StepQueue
-    from sluicegate._engine.waits import Wait
     from sluicegate._events import Event
     from sluicegate._loop import Backend
     from sluicegate._observers import Observer
     from sluicegate.records import CancelledBy, InvocationOutcome, Origin, WaitKind, WaitOutcome
+
+
+class ObservedRun(Protocol):
+    """The run, :class:`sluicegate._engine.run.Run`, as far as its records need it."""
+
+    run_id: str
+    start_event: Event | None
+    carrier: dict[str, str]
+    draining: str | None
+    variables: ContextVars
+    workers: dict[Any, None]
+
+    @property
+    def backend(self) -> Backend | None: ...
+    @property
+    def graph(self) -> Graph: ...
+    @property
+    def options(self) -> Any: ...
+    @property
+    def outcome(self) -> Outcome: ...
+    @property
+    def parent(self) -> Any: ...
+    @property
+    def resumed(self) -> Any: ...
+
+
+class ObservedWorker(Protocol):
+    """A worker, :class:`sluicegate._engine.invocation.Worker`, as far as the records need it."""
+
+    number: int
+    lane: int
+    invocation: Invocation | None
+    node: BranchNode | None
+
+    @property
+    def run(self) -> ObservedRun: ...
+    @property
+    def step(self) -> Step | None: ...
+    @property
+    def progress(self) -> Any: ...
+    def delivered(self) -> tuple[Any, int]: ...
+
 
 #: Finds a queued invocation: the id of its payload, and the index of its step.
 Key = tuple[int, int]
@@ -107,11 +150,11 @@ class RecordWriter:
 
     def __init__(
         self,
-        run: Run,
+        run: ObservedRun,
         backend: Backend,
         observers: tuple[Observer, ...],
         fail: Callable[[BaseException], None],
-        above: Worker | None = None,
+        above: ObservedWorker | None = None,
     ) -> None:
         info = RunInfo(
             run.run_id,
@@ -168,7 +211,7 @@ class RecordWriter:
 
     # -- the run
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: ObservedRun) -> None:
         """Record that the run begins, and tell the observers.
 
         Until now it has waited for its turn among the runs of its workflow.
@@ -195,7 +238,7 @@ class RecordWriter:
         )
         self.calls.begin_run(run.variables)
 
-    def end(self, run: Run) -> None:
+    def end(self, run: ObservedRun) -> None:
         """Record that the run has ended and what was still queued, and tell the observers."""
         if not self._has_begun:  # cancelled while it waited for its turn
             self.begin(run)
@@ -237,7 +280,8 @@ class RecordWriter:
             names = self._targets[targets] = tuple(self._names[index] for index in targets)
         kind = type(event).__name__
         origin = origin or self._origin
-        self._emit(EventEmitted(self.at, number, kind, origin, self._source, names, event))
+        source = self._source if origin in {"step", "engine"} else None
+        self._emit(EventEmitted(self.at, number, kind, origin, source, names, event))
 
     def kept(self, event: Event) -> None:
         """Record an event that is kept until a wait takes it."""
@@ -265,7 +309,7 @@ class RecordWriter:
             del self._held[id(event)]
         return number
 
-    def collecting(self, worker: Worker | None, event: Event) -> None:
+    def collecting(self, worker: ObservedWorker | None, event: Event) -> None:
         """Note that ``ctx.collect_events`` keeps an event, usually that of the invocation."""
         own = () if worker is None else self._numbers.get(worker.number, ())
         if worker is not None and len(own) == 1 and worker.delivered()[0] is event:
@@ -316,7 +360,7 @@ class RecordWriter:
             return tuple(self._find(event) for event in payload)
         return (self._find(payload),)
 
-    def started(self, worker: Worker, queue: StepQueue, payload: Any) -> None:
+    def started(self, worker: ObservedWorker, queue: StepQueue, payload: Any) -> None:
         """Record that a worker has taken a queued invocation."""
         if not worker.lane:
             self._lanes += 1
@@ -347,7 +391,7 @@ class RecordWriter:
         number = self._taken((id(payload), queue.index), self._invocations)
         self._end(number, "dropped", None)
 
-    def new_invocation(self, worker: Worker, event: Any) -> Invocation:
+    def new_invocation(self, worker: ObservedWorker, event: Any) -> Invocation:
         """Return what observers are told of the invocation of a worker."""
         number = worker.number
         assert worker.step is not None
@@ -365,12 +409,14 @@ class RecordWriter:
         """Note that the next delivery that is queued is another attempt of an invocation."""
         self._retrying = invocation
 
-    def finished(self, worker: Worker, node: BranchNode | None) -> None:
+    def finished(self, worker: ObservedWorker, node: BranchNode | None) -> None:
         """Record that an invocation has returned. If its branch was cancelled, so was it."""
         is_cancelled = node is not None and node.is_cancelled
         self.ended(worker, "cancelled" if is_cancelled else "completed")
 
-    def failed(self, worker: Worker, error: BaseException, cancelled: type[BaseException]) -> None:
+    def failed(
+        self, worker: ObservedWorker, error: BaseException, cancelled: type[BaseException]
+    ) -> None:
         """Record that an invocation has raised what its worker cannot handle."""
         self.at = self._now()
         if is_cancellation(error, cancelled):
@@ -379,7 +425,7 @@ class RecordWriter:
             self.ended(worker, "failed", error)
 
     def ended(
-        self, worker: Worker, outcome: InvocationOutcome, error: BaseException | None = None
+        self, worker: ObservedWorker, outcome: InvocationOutcome, error: BaseException | None = None
     ) -> None:
         """Record that the invocation of a worker has ended, and tell the observers; once."""
         number, worker.number = worker.number, 0
@@ -426,20 +472,20 @@ class RecordWriter:
         self._emit(WaitStarted(self._now(), self._waits, invocation, kind, subject, until))
         return self._waits
 
-    def given(self, wait: Wait) -> None:
+    def given(self, wait: object) -> None:
         """Note that a wait was given the latest event."""
         self._given[id(wait)] = self.event
 
-    def found_early(self, wait: Wait, event: Event) -> None:
+    def found_early(self, wait: object, event: Event) -> None:
         """Note that a wait was given an event that was kept for it."""
         self._given[id(wait)] = self._find(event)
 
-    def put_back(self, wait: Wait) -> None:
+    def put_back(self, wait: object) -> None:
         """Note that a wait did not take its event, which is given to others now."""
         self._again = self._given.pop(id(wait), 0)
 
     def wait_ended(
-        self, number: int, outcome: WaitOutcome = "done", wait: Wait | None = None
+        self, number: int, outcome: WaitOutcome = "done", wait: object | None = None
     ) -> int:
         """Record that a wait is over, with the event that it was given. Returns 0, the number of none."""
         event = None if wait is None else self._given.pop(id(wait), None)
@@ -476,7 +522,7 @@ class RecordWriter:
             for number, key in tuple(self._nodes.get(node, {}).items()):
                 self._end(self._taken(key, number), "dropped", None)
 
-    def run_cancelled(self, run: Run, reason: str) -> None:
+    def run_cancelled(self, run: ObservedRun, reason: str) -> None:
         """Record, once, that the run is cancelled. Its outcome says by whom."""
         if self._run_cancellation:
             return
@@ -489,7 +535,7 @@ class RecordWriter:
             )
         )
 
-    def delivered(self, worker: Worker) -> None:
+    def delivered(self, worker: ObservedWorker) -> None:
         """Record that a cancellation is about to be raised in a step: the first time it is."""
         number, node = worker.number, worker.node
         if number in self._unwinding or not number:
@@ -505,7 +551,7 @@ class RecordWriter:
         self._emit(CancellationDelivered(self._now(), number, cancellation))
 
 
-def _canceller(run: Run) -> CancelledBy:
+def _canceller(run: ObservedRun) -> CancelledBy:
     """Return who has cancelled a run whose outcome is settled."""
     outcome = run.outcome
     if outcome.status == "completed":

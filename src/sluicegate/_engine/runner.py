@@ -80,7 +80,7 @@ async def execute(run: Run) -> None:  # noqa: C901
     operations.run = run
     run.variables = copy_context()
     observers = run.options.observers + ambient.get()
-    if observers or LOGGER.isEnabledFor(logging.DEBUG):
+    if observers or (LOGGER.level or LOGGER.root.level) <= logging.DEBUG:  # no call for each run
         watch(run, backend, observers)
     # Runs that a step starts without an owner must not end up in a scope that outlives this run.
     run.variables.run(current_scope.set, False)
@@ -255,9 +255,9 @@ async def begin(run: Run, backend: Backend, nursery: Nursery) -> Machine:
         run.operations.put_on_stream,
         backend.cancel,
         run.operations.report_ended,
+        records=run.records,
     )
     run.turn_due = perf_counter() + TURN
-    run.machine.records = run.records
     if run.probe is not None:
         run.probe.run_began()
     if backend.is_natively_cancelled():
