@@ -92,9 +92,9 @@ class ObserverCalls:
                 take = observer.listen(self.info)
             except BaseException as error:  # noqa: ASYNC103, BLE001 - logged
                 self._note_fault(observer, "listen", error)
-                continue
-            if take is not None:
-                self._takers.append((observer, take))
+            else:
+                if take is not None:
+                    self._takers.append((observer, take))
         if len(self._takers) == 1 and getattr(self._takers[0][1], "__name__", "") == "append":
             taker = self._takers[0][1]
             if isinstance(getattr(taker, "__self__", None), list):

@@ -365,8 +365,12 @@ class RecordWriter:
         if not worker.lane:
             self._lanes += 1
             worker.lane = self._lanes
+        key = id(payload), queue.index
+        if key not in self._waiting:  # dropped with its branch since the machine handed it out
+            worker.number = 0
+            return
         self.at = self._now()
-        worker.number = number = self._taken((id(payload), queue.index))
+        worker.number = number = self._taken(key)
         self._emit(InvocationStarted(self.at, number, worker.lane))
 
     def _taken(self, key: Key, number: int | None = None) -> int:
@@ -401,7 +405,7 @@ class RecordWriter:
             worker.step.name,
             event,
             self._attempts.get(number, 1),
-            self._numbers[number],
+            self._numbers.get(number, ()),
         )
         return invocation
 

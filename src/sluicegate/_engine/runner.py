@@ -316,6 +316,8 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
             worker.node = node
             worker.context = None
             worker.was_interrupted = False
+            if records is not None:
+                records.started(worker, queue, event)
             # Each hop checks for cancellation, and other tasks run at least once per TURN (P3).
             worker.taken_at = now = perf_counter()
             if now >= run.turn_due:
@@ -327,8 +329,6 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
             # checkpoint. Durable runs wait here until the cause of the delivery is on disk.
             if handlers:
                 worker.began_at = backend.current_time()
-            if records is not None:
-                records.started(worker, queue, event)
             backend.rename_task(task, step.label)
             try:
                 try:
