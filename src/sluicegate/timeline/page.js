@@ -327,7 +327,9 @@
   function add(boxes, key, x, y, w, h) {
     let list = boxes.get(key);
     if (!list) boxes.set(key, (list = []));
-    list.push(x, y, w, h);
+    const last = list.length - 4;
+    if (last >= 0 && list[last + 1] === y && list[last] + list[last + 2] === x) list[last + 2] += w;
+    else list.push(x, y, w, h);
   }
 
   function flush(boxes) {
@@ -351,7 +353,7 @@
         const pixel = Math.floor(x), next = Math.max(i + 1, firstStarting(items, timeAt(pixel + 1), i));
         let key = row.failed[next] > row.failed[i] ? "fail" : row.cancelled[next] > row.cancelled[i] ? "cancel" : "done";
         if (match && !anyMatch(items, i, Math.min(next, i + 64))) key = `-${key}`;
-        add(boxes, key, pixel, y, Math.max(1, w), BAR);
+        add(boxes, key, pixel, y, 1, BAR);
         seen++;
         if (few.length < 80) few.push(one);
         if (one === selected) outline(x, y, 2);
@@ -359,7 +361,9 @@
         i = next - 1;
         continue;
       }
-      drawBar(one, x, w, y, before, boxes);
+      // A narrow bar has no room for more than its outcome: it is drawn together with others.
+      if (w < 6 && one !== selected && one !== hovered) narrow(one, x, w, y, boxes);
+      else drawBar(one, x, w, y, before);
       before = inv.ended[one];
       seen++;
       if (few.length < 80) few.push(one);
@@ -372,11 +376,14 @@
     return false;
   }
 
-  function drawBar(one, x, w, y, before, boxes) {
+  function narrow(one, x, w, y, boxes) {
+    const from = Math.round(x), key = inv.outcome[one] === 2 ? "fail" : inv.outcome[one] === 3 ? "cancel" : "done";
+    add(boxes, match && !match[one] ? `-${key}` : key, from, y, Math.max(1, Math.round(x + w) - from - (w > 3)), BAR);
+  }
+
+  function drawBar(one, x, w, y, before) {
     const outcome = inv.outcome[one], dim = match && !match[one];
     const queued = Math.max(inv.queued[one], before), ready = Math.max(inv.ready[one], queued);
-    flush(boxes);
-    boxes.clear();
     g.globalAlpha = dim ? 0.18 : 1;
     if (ready > queued) dots(X(queued), X(ready), y + BAR / 2);
     if (inv.started[one] > ready) { g.fillStyle = ink.queue; g.fillRect(X(ready), y + 4.5, (inv.started[one] - ready) * scale, 3); }
