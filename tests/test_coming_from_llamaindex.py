@@ -56,8 +56,11 @@ from sluicegate import (
     catch_error,
     draw_all_possible_flows,
     draw_all_possible_flows_mermaid,
+    draw_most_recent_execution,
+    draw_most_recent_execution_mermaid,
     step,
 )
+from sluicegate.recording import Recorder
 from sluicegate.testing import WorkflowTestRunner, run_step, run_workflow, step_through
 from tests.helpers import cancelled_class, is_trio, wait_until_idle
 
@@ -1011,6 +1014,17 @@ async def the_flowchart_is_written_and_returned():
 
     assert chart.startswith("flowchart TD\n")
     assert Path("flows.mermaid").read_text() == chart
+
+
+@shows("draw_most_recent_execution(handler)")
+async def the_execution_of_a_recorded_run_is_drawn():
+    handler = Echo(observers=[Recorder()]).run()
+    await handler
+    path = draw_most_recent_execution(handler, filename="run.html")
+    chart = draw_most_recent_execution_mermaid(handler, filename="run.mermaid")
+
+    assert "echo<br>1 completed" in chart
+    assert path.read_text().startswith("<!DOCTYPE html>")
 
 
 @shows(

@@ -126,7 +126,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("sluicegate ", {"run", "summary", "draw", "check", "completion"}),
+        ("sluicegate ", {"run", "record", "summary", "draw", "check", "completion"}),
         ("sluicegate summary no", {"notes.txt"}),
         ("sluicegate ru", {"run"}),
         ("sluicegate draw --fo", {"--form"}),

@@ -281,7 +281,7 @@ def test_draw_where_nothing_can_be_written(cli, tmp_path):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["run", "summary", "draw", "check", "completion"])
+@pytest.mark.parametrize("command", ["run", "record", "summary", "draw", "check", "completion"])
 def test_help_shows_an_example(cli, command):
     """Each command explains itself, with an example."""
     code, out, _ = cli(command, "--help")

@@ -1,4 +1,4 @@
-"""The command line: run, draw and check workflows from a shell.
+"""The command line: run, record, draw and check workflows from a shell.
 
 Exit codes: 0 success; 1 the workflow raised, or has faults; 2 the command or its input was wrong,
 as a line on standard error explains; 124 the run timed out; 130 it was interrupted by Ctrl-C, 143
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.path.insert(0, "")
         commands: dict[str, Callable[[Namespace], int]] = {
             "run": _run.run,
+            "record": _record.record,
             "summary": _record.summary,
             "timeline": _timeline.timeline,
             "draw": _graphs.draw,

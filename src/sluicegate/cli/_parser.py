@@ -80,9 +80,23 @@ example:
   sluicegate check examples/streaming.py:Essay
 """
 
+_RECORD = f"""\
+Run a workflow as `sluicegate run` does, and record what happens in a file of JSON lines: each event
+with its cause, each call of a step with its times, waits, cancellations. Field values are shortened, and
+fields declared with repr=False are hidden.
+
+{_TARGET}
+
+example:
+  sluicegate record examples/fan_out.py:Duplicates -i root=src -o run.jsonl
+  sluicegate summary run.jsonl
+
+exit codes: those of `sluicegate run`
+"""
+
 _SUMMARY = """\
-Print what a recording tells: how it ended, what each step took, who was cancelled and how long it
-took to unwind, and the critical path: the chain of causes that determined when the run ended.
+Print the summary of a recording: how the run ended, the times of each step, cancellations with the
+time that each took to unwind, and the critical path: the chain of causes that determined when the run ended.
 
 example:
   sluicegate summary run.jsonl
@@ -137,7 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     parser = _Parser(
         prog="sluicegate",
-        description="Run, draw and check event-driven workflows.",
+        description="Run, record, draw and check event-driven workflows.",
         epilog="example:\n  sluicegate run examples/fan_out.py:Duplicates -i root=src",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -145,6 +159,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_run(_command(commands, "run", "run a workflow and print its events", _RUN))
+    _add_record(_command(commands, "record", "run a workflow and record it in a file", _RECORD))
     _add_summary(commands)
     _add_timeline(commands)
     draw = _command(commands, "draw", "draw all possible flows", _DRAW)
@@ -174,14 +189,27 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_record(record: argparse.ArgumentParser) -> None:
+    record.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="default: NAME.jsonl; an earlier recording is replaced, another file never",
+    )
+    record.add_argument(
+        "--append", action="store_true", help="add the run to the recording in the file"
+    )
+    _add_run(record)
+
+
 def _add_summary(commands: argparse._SubParsersAction[_Parser]) -> None:
     summary = commands.add_parser(
         "summary",
-        help="print what a recording tells",
+        help="print the summary of a recording",
         description=_SUMMARY,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    summary.add_argument("file", metavar="FILE", help="the file of a Recorder")
+    summary.add_argument("file", metavar="FILE", help="a file of `sluicegate record` or a Recorder")
     summary.add_argument("--run", metavar="ID", help="default: the last 20 runs")
     summary.add_argument(
         "--perfetto",

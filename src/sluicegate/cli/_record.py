@@ -1,4 +1,4 @@
-"""The command that tells what a recording holds."""
+"""The commands that record a run, and that summarize a recording."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sluicegate._observers import observe
+from sluicegate.cli import _run
 from sluicegate.cli._targets import UsageError
-from sluicegate.recording import load_recording
+from sluicegate.recording import Recorder, load_recording
 
 
 if TYPE_CHECKING:
@@ -17,8 +19,30 @@ if TYPE_CHECKING:
     from sluicegate.recording import RecordedRun, Recording
 
 
+def record(arguments: argparse.Namespace) -> int:
+    """Run a workflow as ``run`` does, record it in a file, and return the exit code of ``run``.
+
+    Raises:
+        UsageError: As for ``run``, or the file cannot be written.
+    """
+    path = Path(arguments.output or f"{arguments.target.rpartition(':')[2] or 'run'}.jsonl")
+    try:
+        recorder = Recorder(path, append=arguments.append)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        msg = f"cannot write {path}: {error.strerror or error}"
+        raise UsageError(msg) from error
+    try:
+        with recorder, observe(recorder):
+            return _run.run(arguments)
+    finally:
+        line = f"sluicegate: recorded in {path}; see `sluicegate summary {path}`"
+        print(line, file=sys.stderr)  # noqa: T201
+
+
 def summary(arguments: argparse.Namespace) -> int:
-    """Print what a recording tells, or write it as a trace.
+    """Print the summary of a recording, or write it as a trace.
 
     Raises:
         UsageError: The file is no recording or has no such run, or the trace cannot be written.

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator
 
+    from sluicegate._observers import RunInfo
     from sluicegate.recording._values import Redact
 
 
@@ -136,7 +137,7 @@ class Recorder(Observer):
         """How many ended runs a recorder in memory has forgotten, because of ``max_records``."""
         return self._store.forgotten if isinstance(self._store, _InMemory) else 0
 
-    def listen(self, run: Any) -> Callable[[Record], object] | None:
+    def listen(self, run: RunInfo) -> Callable[[Record], object] | None:
         """Return a function that takes the records of a run; None once the recorder is closed or full."""
         listener = self._store.listen(run.run_id)
         if listener is not None:
