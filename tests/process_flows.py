@@ -153,7 +153,6 @@ def do_see(ev):
         variable=os.environ.get("SLUICEGATE_TEST"),
         path=list(sys.path),
         arguments=list(sys.argv),
-        carrier=worker.current_carrier.get(),
     )
 
 

@@ -13,11 +13,13 @@ from tenacity import stop_after_attempt, wait_none
 from sluicegate import (
     Context,
     Event,
+    Observer,
     Retry,
     RunLogFilter,
     StartEvent,
     StopEvent,
     Workflow,
+    observe,
     step,
 )
 from tests.helpers import calls_of
@@ -74,6 +76,18 @@ async def test_a_line_carries_run_and_step_in_tasks_and_threads(lines):
         "Logs write - 1: in a task",
         "Logs polish - 1: in a thread",
         "- - - -: after",
+    ]
+
+
+async def test_an_observed_run_has_the_numbers_of_its_invocations(lines):
+    """Any observer gives the invocations their numbers, those of the records."""
+    with observe(Observer()):
+        await Logs().run()
+
+    assert lines() == [
+        "Logs write 1 1: in the step",
+        "Logs write 1 1: in a task",
+        "Logs polish 2 1: in a thread",
     ]
 
 
@@ -156,6 +170,47 @@ async def test_it_is_a_processor_of_structlog():
             "step": "work",
             "attempt": "mine",
         },
+        {"event": "after"},
+    ]
+
+
+async def test_what_an_observer_binds_around_a_step_is_in_the_lines_of_that_step_only():
+    """structlog's context variables, bound in ``around_step``: in tasks and threads; not after the run."""
+    found = []
+    logger = structlog.wrap_logger(
+        structlog.ReturnLogger(),
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            lambda _, __, event: found.append(dict(event)) or event,
+        ],
+        wrapper_class=structlog.BoundLogger,
+    )
+
+    class Binds(Observer):
+        def around_step(self, invocation):
+            return structlog.contextvars.bound_contextvars(step=invocation.step)
+
+    class Logs(Workflow):
+        @step
+        async def write(self, ev: StartEvent) -> Draft:
+            async def task():
+                logger.info("in a task")
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(task)
+            return Draft()
+
+        @step
+        def polish(self, ev: Draft) -> StopEvent:
+            logger.info("in a thread")
+            return StopEvent()
+
+    await Logs(observers=[Binds()]).run()
+    logger.info("after")
+
+    assert found == [
+        {"event": "in a task", "step": "write"},
+        {"event": "in a thread", "step": "polish"},
         {"event": "after"},
     ]
 

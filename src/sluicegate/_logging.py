@@ -105,7 +105,7 @@ def _find() -> dict[str, Any] | None:
         run.run_id,
         run.graph.name,
         step.name,
-        getattr(worker, "number", 0) or None,
+        worker.number or None,
         worker.delivered()[1],
     )
     return dict(zip(FIELDS, values, strict=True))

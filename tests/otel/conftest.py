@@ -9,16 +9,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-import sluicegate
 from sluicegate.otel import OpenTelemetryObserver
-
-
-# These run whole workflows, which needs an engine that makes records.
-collect_ignore = (
-    []
-    if hasattr(sluicegate, "observe")
-    else ["test_traces.py", "test_model_calls.py", "test_collector.py", "test_in_process.py"]
-)
 
 
 class Traced:

@@ -106,6 +106,15 @@ class Worker:
         event = self.event
         return (event.event, event.number) if type(event) is Redelivery else (event, 1)
 
+    def around_in_process(
+        self, pickled: Callable[[object], bytes]
+    ) -> tuple[tuple[str, bytes], ...]:
+        """Return what observers enter around the body in a worker process, as ``pickled`` makes it."""
+        records, invocation = self.run.records, self.invocation
+        if records is None or invocation is None:
+            return ()
+        return records.calls.around_in_process(invocation, pickled)
+
     def add(self, resource: Closable) -> None:
         """Have ``resource`` closed when the step ends."""
         if self.opened is None:

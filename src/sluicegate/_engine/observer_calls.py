@@ -44,6 +44,7 @@ class ObserverCalls:
         "_around_step",
         "_entered",
         "_fail",
+        "_in_process",
         "_listeners",
         "_published",
         "_run_ended",
@@ -51,7 +52,6 @@ class ObserverCalls:
         "_step_ended",
         "_step_started",
         "_takers",
-        "in_process",
         "info",
         "tells_steps",
     )
@@ -73,10 +73,10 @@ class ObserverCalls:
         self._published = _with(observers, "event_published")
         self._listeners = _with(observers, "listen")
         #: Those that want something entered around the bodies of process steps.
-        self.in_process = _with(observers, "in_process")
+        self._in_process = _with(observers, "in_process")
         #: Whether any of them hears of single steps, other than by records.
         self.tells_steps = bool(
-            self._around_step or self._step_started or self._step_ended or self.in_process
+            self._around_step or self._step_started or self._step_ended or self._in_process
         )
         #: The functions that take the records, each with its observer.
         self._takers: list[tuple[Observer, Callable[[Record], object]]] = []
@@ -148,6 +148,23 @@ class ObserverCalls:
             except BaseException as error:  # noqa: ASYNC103, BLE001 - logged
                 self._note_fault(observer, "step_started", error)
         return entered
+
+    def around_in_process(
+        self, invocation: Invocation, pickled: Callable[[object], bytes]
+    ) -> tuple[tuple[str, bytes], ...]:
+        """Return what to enter around a body in a worker process, each with the observer's name.
+
+        Called in the context of the step. An object that cannot be pickled is a fault of the observer.
+        """
+        found: list[tuple[str, bytes]] = []
+        for observer in self._in_process:
+            try:
+                around = observer.in_process(invocation)
+                if around is not None:
+                    found.append((type(observer).__name__, pickled(around)))
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - logged
+                self._note_fault(observer, "in_process", error)
+        return tuple(found)
 
     def leave_step(
         self, entered: Entered, variables: ContextVars, error: BaseException | None
@@ -234,7 +251,7 @@ class ObserverCalls:
             "_step_started",
             "_step_ended",
             "_published",
-            "in_process",
+            "_in_process",
         ):
             setattr(self, name, tuple(o for o in getattr(self, name) if o is not observer))
         self._takers = [taker for taker in self._takers if taker[0] is not observer]

@@ -186,10 +186,10 @@ class WorkerProcess:
         self,
         backend: Backend,
         request: bytes,
-        carrier: dict[str, str],
+        around: tuple[tuple[str, bytes], ...],
         context: tuple[int, protocol.StepOfCall] | None,
     ) -> None:
-        """Send a call of a step.
+        """Send a call of a step, with what its observers enter around the body.
 
         Raises:
             BrokenProcessError: The process is gone.
@@ -200,7 +200,7 @@ class WorkerProcess:
             surroundings = None
         else:
             self._surroundings = surroundings
-        call = protocol.Call(self.calls, surroundings, carrier, context)
+        call = protocol.Call(self.calls, surroundings, around, context)
         await self.send(backend, protocol.CALL, pickle.dumps(call))
         await self.send(backend, protocol.REQUEST, request)
 

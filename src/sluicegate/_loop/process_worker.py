@@ -21,7 +21,7 @@ import struct
 import sys
 import threading
 import traceback
-from contextvars import ContextVar
+from contextvars import copy_context
 from queue import SimpleQueue
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -29,12 +29,15 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from sluicegate._errors import WorkflowRuntimeError
+from sluicegate._exceptions import links_of, set_links, set_trace, trace_of
 
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+
+LOGGER = logging.getLogger("sluicegate")
 
 HEADER = struct.Struct("!BQ")
 
@@ -45,9 +48,6 @@ READY, BEGAN, EVENT, PROGRESS, LOG, RESULT, ERROR, REFUSAL = range(10, 18)
 
 #: The end of messages about values that cannot be pickled.
 PICKLABLE = "fields that pickle takes, such as numbers, text, bytes, lists and classes of a module"
-
-#: The carrier of the current call, such as the identifiers of a trace.
-current_carrier: ContextVar[dict[str, str] | None] = ContextVar("sluicegate_carrier", default=None)
 
 #: Whether the user's script is being imported in this worker process.
 is_importing_main = False
@@ -104,7 +104,8 @@ class Call:
 
     number: int
     surroundings: Surroundings | None
-    carrier: dict[str, str]
+    #: What observers enter around the body, pickled; each with the name of the observer.
+    around: tuple[tuple[str, bytes], ...]
     #: The step and where its context stands among the arguments, if it takes one.
     context: tuple[int, StepOfCall] | None
 
@@ -285,11 +286,13 @@ def serve(
             if call is None:
                 kind, payload = load(request, beginning.main)
             else:
-                current_carrier.set(call.carrier)
                 if call.surroundings is not None:
                     call.surroundings.apply(surroundings)
                     surroundings = call.surroundings
-                kind, payload = work(channel, call, request, beginning.main, make_context)
+                # A copy: the variables that a step or an observer sets are not seen by the next.
+                kind, payload = copy_context().run(
+                    work, channel, call, request, beginning.main, make_context
+                )
         finally:
             channel.number = None
             if os.getpid() != pid:
@@ -362,6 +365,7 @@ def work(
             arguments = [*arguments[:place], context, *arguments[place:]]
     except BaseException as error:  # noqa: ASYNC103, BLE001 - reported to the parent
         return _refuse("unread", "", f"{type(error).__name__}: {error}")  # noqa: ASYNC104
+    entered = _enter(call.around, main)
     try:
         try:
             result = function(*arguments)
@@ -369,13 +373,60 @@ def work(
             if context is not None:
                 context.end()
     except BaseException as error:  # noqa: ASYNC103, BLE001 - reported to the parent
+        if not channel.is_forked:
+            _leave(entered, error)
         return _pack_error(error)  # noqa: ASYNC104
+    if not channel.is_forked:
+        _leave(entered, None)
     if inspect.iscoroutine(result):
         result.close()
     try:
         return RESULT, pickle.dumps(result, pickle.HIGHEST_PROTOCOL)
     except BaseException as why:  # noqa: ASYNC103, BLE001 - reported to the parent
         return _refuse("unsent result", type(result).__name__, str(why))  # noqa: ASYNC104
+
+
+def _enter(
+    around: tuple[tuple[str, bytes], ...], main: tuple[str, str] | None
+) -> list[tuple[str, Any]]:
+    """Enter what observers put around the body. A fault is logged, and does not reach the step."""
+    entered: list[tuple[str, Any]] = []
+    for observer, pickled in around:
+        try:
+            manager = MainUnpickler(pickled, main).load()()
+            manager.__enter__()
+        except BaseException as fault:  # noqa: ASYNC103, BLE001 - logged
+            _log_fault(observer, fault)
+        else:
+            entered.append((observer, manager))
+    return entered
+
+
+def _leave(entered: list[tuple[str, Any]], error: BaseException | None) -> None:
+    """Leave it, in reverse order. The exception of the step stays as it is."""
+    kind = None if error is None else type(error)
+    trace = None if error is None else trace_of(error)
+    links = None if error is None else links_of(error)
+    while entered:
+        observer, manager = entered.pop()
+        try:
+            manager.__exit__(kind, error, trace)
+        except BaseException as fault:  # noqa: ASYNC103, BLE001 - logged
+            if fault is not error:
+                _log_fault(observer, fault)
+    if error is not None and links is not None:
+        set_links(error, links)
+        set_trace(error, trace)
+
+
+def _log_fault(observer: str, fault: BaseException) -> None:
+    LOGGER.error(
+        "what the observer %s enters around a step in a worker process raised %s; the step does not "
+        "see it",
+        observer,
+        type(fault).__name__,
+        exc_info=fault,
+    )
 
 
 def _pack_error(error: BaseException) -> tuple[int, bytes]:

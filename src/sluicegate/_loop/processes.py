@@ -93,7 +93,8 @@ class ProcessStep:
             about = self._context_at, _describe(context, invocation.step)
         kinds = ", ".join(type(argument).__name__ for argument in rest)
         request = _pack((self._function, rest), self._name, kinds)
-        conversation = _Conversation(backend, self._name, context, invocation)
+        around = () if invocation is None else invocation.around_in_process(_dumps)
+        conversation = _Conversation(backend, self._name, context, invocation, around)
         place.is_at_work = True
         backend.hold_clock(PATIENCE)
         try:
@@ -111,6 +112,10 @@ class ProcessStep:
             backend.release_clock(PATIENCE)
         place.is_at_work = False
         return read_answer(self._name, kind, answer)
+
+
+def _dumps(content: object) -> bytes:
+    return pickle.dumps(content, pickle.HIGHEST_PROTOCOL)
 
 
 def _pack(content: Any, name: str, kinds: str) -> bytes:
@@ -182,11 +187,17 @@ class _StepPlace:
 class _Conversation:
     """The frames of one call, on the event loop's side."""
 
-    __slots__ = ("_backend", "_context", "_has_begun", "_invocation", "_name")
+    __slots__ = ("_around", "_backend", "_context", "_has_begun", "_invocation", "_name")
 
     def __init__(
-        self, backend: Backend, name: str, context: Any = None, invocation: Any = None
+        self,
+        backend: Backend,
+        name: str,
+        context: Any = None,
+        invocation: Any = None,
+        around: tuple[tuple[str, bytes], ...] = (),
     ) -> None:
+        self._around = around
         self._backend = backend
         self._context = context
         self._invocation = invocation
@@ -224,7 +235,7 @@ class _Conversation:
         if load:
             await worker.send(self._backend, LOAD, request)
         else:
-            await worker.call(self._backend, request, {}, about)
+            await worker.call(self._backend, request, self._around, about)
         return await self._listen(worker)
 
     async def _listen(self, worker: WorkerProcess) -> tuple[int, bytearray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias, final
+from typing import TYPE_CHECKING, final
 
 from opentelemetry import metrics, propagate, trace
 
@@ -22,10 +22,8 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
+    from sluicegate._observers import Invocation, RunInfo
     from sluicegate.records import Record
-
-    Invocation: TypeAlias = Any
-    RunInfo: TypeAlias = Any
 
 
 @final

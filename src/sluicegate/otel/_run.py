@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from contextvars import ContextVar
 from time import time_ns
-from typing import TYPE_CHECKING, Any, TypeAlias, final
+from typing import TYPE_CHECKING, Any, final
 
 from opentelemetry import baggage, propagate
 from opentelemetry import context as context_api
@@ -73,14 +73,12 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, SpanContext, Tracer
 
+    from sluicegate._observers import Invocation, RunInfo
     from sluicegate.llms._calls import CallReport, ModelCall
     from sluicegate.records import Record
 
     from ._in_flight import Counts, Labels
     from ._instruments import Instruments
-
-    Invocation: TypeAlias = Any
-    RunInfo: TypeAlias = Any
 
 
 #: Of how many events, the latest of a run, the emitting spans are known; links to older ones are left out.
