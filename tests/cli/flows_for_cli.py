@@ -286,3 +286,29 @@ class AsksInAChild(Workflow[str]):
     @step
     async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
         return StopEvent(result=await ctx.run_child(AsksInside(), stream="tag"))
+
+
+class Part(Event):
+    number: int
+
+
+class Parts(Workflow[str]):
+    """A fan-out whose steps print and report, and then a question, or a wait for ever."""
+
+    @step
+    async def begin(self, ev: StartEvent) -> list[Part]:
+        return [Part(number=n) for n in range(3)]
+
+    @step(num_workers=1)
+    async def work(self, ctx: Context, ev: Part) -> Middle:
+        print("part", ev.number)
+        await ctx.progress(ev.number + 1, 3, "working")
+        return Middle(text=str(ev.number))
+
+    @step
+    async def join(self, ctx: Context, ev: list[Middle]) -> StopEvent:
+        asked = InputRequiredEvent(prefix="Your name? ")
+        answer = await ctx.wait_for_event(HumanResponseEvent, asked, timeout=100)
+        if answer.response == "wait":
+            await sleep_for_ever()
+        return StopEvent(result=f"hello {answer.response}")

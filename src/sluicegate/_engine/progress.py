@@ -51,12 +51,12 @@ class RunReports:
         self.count = 0
 
 
-def open_report(run: Run, context: Context[Any]) -> ProgressReport:
-    """Open the reports of an invocation."""
+def open_report(run: Run, context: Context[Any], number: int | None) -> ProgressReport:
+    """Open the reports of an invocation, which has a number if the run is observed."""
     if run.reports is None:
         run.reports = RunReports()
     run.reports.count += 1
-    return ProgressReport(run, run.reports, context, run.reports.count)
+    return ProgressReport(run, run.reports, context, number or run.reports.count)
 
 
 @final

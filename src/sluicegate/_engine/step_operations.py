@@ -214,7 +214,7 @@ class StepOperations:
         """Open the progress reports of an invocation; see :meth:`sluicegate.Context.progress`."""
         from sluicegate._engine.progress import open_report  # noqa: PLC0415 - few steps need it
 
-        return open_report(self.run, context)
+        return open_report(self.run, context, number_here(self.run))
 
     @enable_ki_protection
     def put_on_stream(self, event: Event) -> float | None:

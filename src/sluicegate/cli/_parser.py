@@ -39,6 +39,11 @@ events:
   none    only the result.
   In pretty and none a string result is printed as it is, any other result as JSON.
 
+watch:
+  --watch shows a tree of the steps with their workers, queues, waits and progress. It needs rich
+  (pip install 'sluicegate[cli]') and a terminal; otherwise each thing that happens is a line with
+  the time since the run began. With a tree, events are printed only if --events is given too.
+
 questions:
   For each question of the workflow (InputRequiredEvent) a line is read from standard input, with
   a prompt on a terminal. The answer is HumanResponseEvent(response=line). If the workflow takes
@@ -280,6 +285,11 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--backend", choices=("trio", "asyncio"), default="trio", help="default: trio")
     run.add_argument(
         "--timeout", metavar="SECONDS", type=_seconds, help="replaces the workflow's own"
+    )
+    run.add_argument(
+        "--watch",
+        action="store_true",
+        help="show steps, queues, waits and progress while it runs, on standard error",
     )
     run.add_argument(
         "--events",

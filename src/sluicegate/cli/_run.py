@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from signal import Signals as Signal
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,13 @@ from sluicegate._events import ChildEvent, InputRequiredEvent, WorkflowFailedEve
 from sluicegate._exceptions import single
 from sluicegate._loop import current_backend
 from sluicegate._loop.signals import Signals
+from sluicegate._observers import observe
 from sluicegate.cli._failure import report
 from sluicegate.cli._input import start_event
 from sluicegate.cli._output import Printer
 from sluicegate.cli._questions import Questions, is_terminal
 from sluicegate.cli._targets import build, load
+from sluicegate.cli._watch import Watch
 
 
 if TYPE_CHECKING:
@@ -46,26 +48,41 @@ def run(arguments: argparse.Namespace) -> int:
     """
     workflow = build(arguments.target, load(arguments.target), arguments.timeout)
     begin = start_event(graph_of(type(workflow)).start_event, arguments)
-    style = arguments.events or ("pretty" if is_terminal(sys.stdout) else "jsonl")
-    execution = _Execution(workflow, begin, Printer(style, prompts=is_terminal(sys.stdin)))
-    signals = Signals(text_of_runs)
+    style = arguments.events or _default_style(watched=arguments.watch)
+    watch = Watch() if arguments.watch else None
+    signals = Signals(text_of_runs if watch is None else watch.dump)
     try:
-        signals.run(execution.main, arguments.backend, {})
+        with watch or nullcontext():
+            # Made here: the watch puts what is printed above its tree.
+            printer = Printer(style, prompts=is_terminal(sys.stdin))
+            execution = _Execution(workflow, begin, printer, watch)
+            signals.run(execution.main, arguments.backend, {})
+            printer.end_line()
     except SystemExit:
         if signals.received is not None and signals.received != signal.SIGINT:
             with suppress(OSError):  # the terminal may be gone
                 print(f"sluicegate: ended by {Signal(signals.received).name}", file=sys.stderr)  # noqa: T201
         raise
-    return execution.conclude()
+    return execution.conclude(Printer(style, prompts=False))
+
+
+def _default_style(*, watched: bool) -> str:
+    """Return how events are printed: on a terminal with a tree, that shows what happens."""
+    if not is_terminal(sys.stdout):
+        return "jsonl"
+    return "none" if watched and is_terminal(sys.stderr) else "pretty"
 
 
 class _Execution:
     """One run of the command line, and its outcome."""
 
-    def __init__(self, workflow: AnyWorkflow, begin: StartEvent, printer: Printer) -> None:
+    def __init__(
+        self, workflow: AnyWorkflow, begin: StartEvent, printer: Printer, watch: Watch | None
+    ) -> None:
         self._workflow = workflow
         self._begin = begin
         self._printer = printer
+        self._watch = watch
         self._questions: Questions | None = None
         self._failed_in: str | None = None
         self._status = ""
@@ -74,8 +91,13 @@ class _Execution:
 
     async def main(self) -> None:
         """Run to the end and keep the outcome. Ctrl-C and a closed output are raised."""
+        observers = () if self._watch is None else (self._watch.observer,)
+        with observe(*observers):
+            await self._run()
+
+    async def _run(self) -> None:
         async with self._workflow, self._workflow.run(start_event=self._begin) as handler:
-            self._questions = Questions(self._workflow, handler)
+            self._questions = Questions(self._workflow, handler, self._watch)
             await self._read(handler, self._questions)
             self._status = handler.status
             try:
@@ -101,19 +123,20 @@ class _Execution:
             # Only one of the two tasks raises: Ctrl-C, or a closed output.
             raise single(group, backend.Cancelled) from None
 
-    def conclude(self) -> int:
+    def conclude(self, printer: Printer) -> int:
         """Print the result or the failure, and return the exit code.
+
+        Args:
+            printer: Prints it; not the one of the run, whose output the watch has taken.
 
         Raises:
             UsageError: A question could not be answered.
         """
         if self._questions is not None and self._questions.failure is not None:
-            self._printer.end_line()
             raise self._questions.failure
         if self._error is None:
-            self._printer.result(self._result)
+            printer.result(self._result)
             return COMPLETED
-        self._printer.end_line()
         if self._status == "timed_out" and isinstance(self._error, WorkflowTimeoutError):
             print(f"sluicegate: {self._error}", file=sys.stderr)  # noqa: T201
             return TIMED_OUT
