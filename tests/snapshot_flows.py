@@ -41,6 +41,7 @@ class Spy(Observer):
 
     def __init__(self) -> None:
         self.begun: list[str] = []
+        self.names: dict[int, str] = {}
         self.done: list[str] = []
         self.asked: list[str] = []
         self.published: list[str] = []
@@ -49,19 +50,21 @@ class Spy(Observer):
     def tell(self, what: str) -> None:
         self.told.append((round(anyio.current_time(), 6), what))
 
-    def step_started(self, run_id, step, invocation, event):
-        self.begun.append(f"{step}:{getattr(event, 'key', '')}")
+    def step_started(self, invocation):
+        self.begun.append(f"{invocation.step}:{getattr(invocation.event, 'key', '')}")
+        self.names[invocation.number] = self.begun[-1]
         self.tell(self.begun[-1])
 
-    def step_ended(self, run_id, step, invocation, result, error):
-        begun = self.begun[invocation - 1]
+    def step_ended(self, invocation):
+        begun = self.names[invocation.number]
+        result, error = invocation.result, invocation.error
         if error is None:
             self.done.append(begun)
         elif isinstance(error, Exception):
             self.done.append(f"{begun} failed")
         self.tell(f"{begun} {type(result).__name__} {type(error).__name__}")
 
-    def event_published(self, run_id, event):
+    def event_published(self, run, event):
         self.published.append(type(event).__name__)
         self.tell(type(event).__name__)
         if isinstance(event, InputRequiredEvent):

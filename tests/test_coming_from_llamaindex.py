@@ -30,6 +30,7 @@ from sluicegate import (
     Event,
     HumanResponseEvent,
     InputRequiredEvent,
+    Invocation,
     Observer,
     Resource,
     ResourceConfig,
@@ -641,8 +642,8 @@ async def observers_are_told_what_goes_on():
     told: list[str] = []
 
     class Tells(Observer):
-        def step_started(self, run_id: str, step: str, number: int, event: Any) -> None:
-            told.append(step)
+        def step_started(self, invocation: Invocation) -> None:
+            told.append(invocation.step)
 
     await Echo(observers=[Tells()]).run()
 

@@ -310,7 +310,7 @@ def test_second_signal_spares_the_engine_s_books(loop, capfd):
     """P17, P22: in the middle of the engine's own code it is not raised."""
 
     class Signalling(Observer):
-        def step_started(self, run_id, step, invocation, event):
+        def step_started(self, invocation):
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -886,19 +886,19 @@ class Signals(Observer):
         if self.count == self.at:
             signal.raise_signal(signal.SIGINT)
 
-    def run_started(self, run_id, workflow, event):
+    def run_started(self, run):
         self._called()
 
-    def step_started(self, run_id, step, invocation, event):
+    def step_started(self, invocation):
         self._called()
 
-    def step_ended(self, run_id, step, invocation, result, error):
+    def step_ended(self, invocation):
         self._called()
 
-    def event_published(self, run_id, event):
+    def event_published(self, run, event):
         self._called()
 
-    def run_ended(self, run_id, status, error):
+    def run_ended(self, run):
         self._called()
 
 

@@ -205,7 +205,7 @@ class Observer:
         """
 
     def event_published(self, run: RunInfo, event: Event) -> None:
-        """An event was published on the stream of the run."""
+        """An event was published on the stream of the run; not the last one, with which it ends."""
 
 
 #: The observers of the runs that begin in this context, beside those of their workflows.

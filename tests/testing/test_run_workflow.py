@@ -376,8 +376,8 @@ async def test_the_workflow_is_left_as_it_is():
     told = []
 
     class Tell(Observer):
-        def step_started(self, run_id, step, invocation, event):
-            told.append(run_id)
+        def step_started(self, invocation):
+            told.append(invocation.run.run_id)
 
     workflow = Factory(observers=[Tell()])
     before = dict(vars(workflow))

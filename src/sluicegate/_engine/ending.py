@@ -237,7 +237,7 @@ def conclude(run: Run, backend: Backend, interruption: BaseException | None) -> 
     last = outcome.conclude()
     if run.records is not None:
         run.records.enter(None, "engine")
-        run.records.streamed(run.log.next, last)
+        run.records.streamed(run.log.next, last, is_last=True)
     run.log.close(last)
     outcome.announce()
     if run.records is not None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sluicegate._definition.steps import Step
     from sluicegate._engine.lineage import BranchNode
-    from sluicegate._engine.machine import Machine
+    from sluicegate._engine.machine import Delivery, Machine
     from sluicegate._engine.observer_calls import Entered
     from sluicegate._engine.run import Run
     from sluicegate._engine.step_queue import Absence
@@ -100,6 +100,15 @@ class Worker:
         del self._variables, self.run
         self.step = self.event = self.node = self.context = self.task = self.invocation = None
         self.absence = self.turn = None
+
+    def take(self, delivery: Delivery | None) -> None:
+        """Turn to the next delivery, so that a snapshot no longer contains the one before."""
+        self.context = None
+        if delivery is None:
+            self.step = self.event = self.node = None
+        else:
+            queue, self.event, self.node = delivery
+            self.step = queue.step
 
     def delivered(self) -> tuple[Any, int]:
         """Return what its step was given, and the number of the attempt."""

@@ -451,11 +451,15 @@ class RecordWriter:
 
     # -- the stream and questions
 
-    def streamed(self, sequence: int, event: Event) -> None:
-        """Record an event that the current cause has put on the stream, and tell the observers."""
+    def streamed(self, sequence: int, event: Event, *, is_last: bool = False) -> None:
+        """Record an event that the current cause has put on the stream, and tell the observers.
+
+        They are not told of the last one, the end of the run, because they hear of that anyway.
+        """
         kind = type(event).__name__
         self._emit(EventStreamed(self.at, sequence, kind, self._source, event))
-        self.calls.published(event)
+        if not is_last:
+            self.calls.published(event)
 
     def asked(self, number: int, question: Event | None) -> None:
         """Record an open question with its number."""

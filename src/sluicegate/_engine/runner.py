@@ -346,6 +346,7 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
                     raise
                 delivery = recover(run, worker, queue, node, error)
                 if records is not None:
+                    worker.take(delivery)
                     records.ended(worker, "failed", error)
             else:
                 if run.outcome.status:
@@ -359,7 +360,8 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
                     machine.check_result(queue, result)
                     release_held(run, journal)
                 delivery = machine.finish(queue, node, result)
-                if records is not None:
+                if records is not None and machine.stop is None:
+                    worker.take(delivery)
                     records.finished(worker, node)
             if machine.stop is not None:
                 if step.runs_in != "loop":
@@ -367,6 +369,8 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
                 stop(run, machine.stop)
                 if run.outcome.stop_event is not None:
                     worker.step = None  # else it came too late, and a resumed run does it again
+                if records is not None:
+                    records.finished(worker, node)
                 break
             if machine.startable:
                 start_workers(run)
