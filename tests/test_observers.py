@@ -378,8 +378,6 @@ def test_verbose_tells_a_cancellation_from_an_error(backend, capsys, caplog):
 
 
 def test_observe_refuses_what_is_no_observer():
-    with pytest.raises(
-        TypeError, match=r"observe\(3\); expected .* derived from sluicegate\.Observer"
-    ):
-        with observe(3):
-            pass
+    message = r"observe\(3\); expected .* derived from sluicegate\.Observer"
+    with pytest.raises(TypeError, match=message), observe(3):
+        pass
