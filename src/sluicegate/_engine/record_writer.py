@@ -361,17 +361,26 @@ class RecordWriter:
         return (self._find(payload),)
 
     def started(self, worker: ObservedWorker, queue: StepQueue, payload: Any) -> None:
-        """Record that a worker has taken a queued invocation."""
+        """Record that a worker has taken a queued invocation.
+
+        After its first one, a worker takes the next in the synchronous block in which it has ended the
+        one before, so the reading of the clock is that of the end.
+        """
         if not worker.lane:
             self._lanes += 1
             worker.lane = self._lanes
+            self.at = self._now()
         key = id(payload), queue.index
-        if key not in self._waiting:  # dropped with its branch since the machine handed it out
+        found = self._waiting.get(key)
+        if found is None:  # dropped with its branch since the machine handed it out
             worker.number = 0
             return
-        self.at = self._now()
-        worker.number = number = self._taken(key)
-        self._emit(InvocationStarted(self.at, number, worker.lane))
+        if isinstance(found, list) or found in self._queued_in:
+            found = self._taken(key)
+        else:
+            del self._waiting[key]
+        worker.number = found
+        self._emit(InvocationStarted(self.at, found, worker.lane))
 
     def _taken(self, key: Key, number: int | None = None) -> int:
         """Take a queued invocation out of the queue: the oldest, or the one with a number."""
@@ -438,15 +447,17 @@ class RecordWriter:
         self._unwinding.discard(number)
         self._retrying = None
         self._end(number, outcome, error)
-        invocation, worker.invocation = worker.invocation, None
+        invocation = worker.invocation
         if invocation is not None:
+            worker.invocation = None
             if invocation.outcome is None or (outcome == "failed" and invocation.error is None):
                 invocation.outcome, invocation.error = outcome, error  # the result was refused
             self.calls.end_step(invocation)
 
     def _end(self, number: int, outcome: InvocationOutcome, error: BaseException | None) -> None:
         self._numbers.pop(number, None)
-        self._attempts.pop(number, None)
+        if self._attempts:
+            self._attempts.pop(number, None)
         self._emit(InvocationEnded(self.at, number, outcome, error))
 
     # -- the stream and questions
@@ -477,7 +488,8 @@ class RecordWriter:
     ) -> int:
         """Record that an invocation waits, and return the number of the wait."""
         self._waits += 1
-        self._emit(WaitStarted(self._now(), self._waits, invocation, kind, subject, until))
+        self.at = self._now()
+        self._emit(WaitStarted(self.at, self._waits, invocation, kind, subject, until))
         return self._waits
 
     def given(self, wait: object) -> None:
@@ -498,18 +510,21 @@ class RecordWriter:
         """Record that a wait is over, with the event that it was given. Returns 0, the number of none."""
         event = None if wait is None else self._given.pop(id(wait), None)
         taken = event if outcome == "done" else None
-        self._emit(WaitEnded(self._now(), number, outcome, taken))
+        self.at = self._now()
+        self._emit(WaitEnded(self.at, number, outcome, taken))
         return 0
 
     # -- children
 
     def child_started(self, invocation: int | None, run_id: str, workflow: str) -> None:
         """Record that an invocation runs another workflow."""
-        self._emit(ChildStarted(self._now(), invocation, run_id, workflow))
+        self.at = self._now()
+        self._emit(ChildStarted(self.at, invocation, run_id, workflow))
 
     def child_ended(self, run_id: str, status: str) -> None:
         """Record that the run of a child has ended."""
-        self._emit(ChildEnded(self._now(), run_id, status))
+        self.at = self._now()
+        self._emit(ChildEnded(self.at, run_id, status))
 
     # -- cancellation
 
@@ -537,9 +552,10 @@ class RecordWriter:
         self._cancellations += 1
         self._run_cancellation = self._cancellations
         inside = tuple(sorted(w.number for w in run.workers if w.number))
+        self.at = self._now()
         self._emit(
             CancellationRequested(
-                self._now(), self._cancellations, _canceller(run), reason, "run", None, inside
+                self.at, self._cancellations, _canceller(run), reason, "run", None, inside
             )
         )
 
@@ -556,7 +572,8 @@ class RecordWriter:
         elif worker.progress is None or not worker.progress.scope.cancel_called:
             return  # from a scope that the step has opened itself
         self._unwinding.add(number)
-        self._emit(CancellationDelivered(self._now(), number, cancellation))
+        self.at = self._now()
+        self._emit(CancellationDelivered(self.at, number, cancellation))
 
 
 def _canceller(run: ObservedRun) -> CancelledBy:
