@@ -344,6 +344,8 @@ class CancellationDelivered(Record, frozen=True, gc=False):
 class ResourceOpened(Record, frozen=True, gc=False):
     """A resource has been opened.
 
+    One with the lifetime ``"workflow"`` is in the records of the run that needed it first.
+
     Attributes:
         resource: Its number.
         name: The name of its factory.
@@ -362,6 +364,9 @@ class ResourceOpened(Record, frozen=True, gc=False):
 class ResourceClosed(Record, frozen=True, gc=False):
     """A resource has been closed.
 
+    There is none for a resource that needs no closing, and none for one with the lifetime
+    ``"workflow"``, which outlives the run that opened it.
+
     Attributes:
         resource: Its number.
         took: Seconds that closing it took.
@@ -373,6 +378,8 @@ class ResourceClosed(Record, frozen=True, gc=False):
 
 class ResourceFailed(Record, frozen=True):
     """A resource could not be opened, or failed to close.
+
+    If a cancellation ended its factory, ``error`` is that cancellation.
 
     Attributes:
         resource: Its number; of one that could not be opened, a new number.

@@ -273,7 +273,13 @@ def snapshot(run: Run) -> dict[str, Any]:
 
     if not run.outcome.is_over:
         check_thread(run, "snapshot")
-    return take_snapshot(run)
+    records = run.records
+    if records is None:
+        return take_snapshot(run)
+    began = records.now()
+    found = take_snapshot(run)
+    records.snapshot_taken(began)
+    return found
 
 
 def open_store(run: Run) -> StateStore[Any]:
@@ -282,6 +288,7 @@ def open_store(run: Run) -> StateStore[Any]:
         from sluicegate._state.store import StateStore  # noqa: PLC0415 - not everybody needs it
 
         run.state_store = StateStore(run.graph.state_type)
+        run.state_store.records = run.records
     return run.state_store
 
 

@@ -242,4 +242,6 @@ def conclude(run: Run, backend: Backend, interruption: BaseException | None) -> 
     outcome.announce()
     if run.records is not None:
         run.records.end(run)
+        if run.state_store is not None and run.state_store.records is run.records:
+            run.state_store.records = None
         run.records = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Protocol, Self, cast, final
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, cast, final
 
 from sluicegate._errors import WorkflowRuntimeError, brief
 from sluicegate._exceptions import add_note, is_a, is_cancellation, raise_first, trace_of
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from sluicegate._definition.resources import ResourcePlan
+    from sluicegate._engine.record_writer import RecordWriter
     from sluicegate._loop import Backend
 
 
@@ -188,7 +189,41 @@ def ended_early(plan: ResourcePlan, cause: BaseException) -> WorkflowRuntimeErro
 class OuterScope(Protocol):
     """The scope of the run, which a step asks for the resources that are not its own."""
 
-    async def get(self, plan: ResourcePlan) -> Any: ...
+    async def get(self, plan: ResourcePlan, needed_by: NeededBy | None = None) -> Any: ...
+
+
+#: In an observed run: what makes its records, and the number of the invocation that needs a resource.
+NeededBy: TypeAlias = "tuple[RecordWriter, int]"
+
+
+@final
+class ResourceLife:
+    """Makes the records of one resource in an observed run, from the call of its factory on."""
+
+    __slots__ = ("_began", "_invocation", "_number", "_plan", "_records")
+
+    def __init__(self, plan: ResourcePlan, needed_by: NeededBy) -> None:
+        self._records, self._invocation = needed_by
+        self._plan = plan
+        self._began = self._records.now()
+        self._number = 0
+
+    def opened(self) -> None:
+        """Record that it has been opened."""
+        self._number = self._records.resource_opened(self._plan, self._invocation, self._began)
+
+    def not_opened(self, error: BaseException) -> None:
+        """Record that opening it has failed, or was cancelled."""
+        self._records.resource_not_opened(self._plan, error)
+
+    def closing(self) -> None:
+        """Note that closing it begins."""
+        self._began = self._records.now()
+
+    def closed(self, failure: BaseException | None) -> None:
+        """Record that it has been closed, or failed to close."""
+        if self._number:
+            self._records.resource_closed(self._number, self._plan, self._began, failure)
 
 
 @final
@@ -204,20 +239,24 @@ class StepResources:
     Args:
         outer: The scope of the run.
         context: The context of the invocation, for factories that ask for it.
+        needed_by: In an observed run: what makes its records, and the number of the invocation.
 
     Raises:
         BaseException: On leaving, the exception of the block, with a note for each failure to
             close; where there is none or only a cancellation, the first such failure.
     """
 
-    __slots__ = ("_backend", "_context", "_held", "_outer", "_values")
+    __slots__ = ("_backend", "_context", "_held", "_needed_by", "_outer", "_values")
 
-    def __init__(self, outer: OuterScope, context: object = None) -> None:
+    def __init__(
+        self, outer: OuterScope, context: object = None, needed_by: NeededBy | None = None
+    ) -> None:
         self._outer = outer
         self._context = context
+        self._needed_by = needed_by
         self._backend = current_backend()
         self._values: dict[Hashable, Any] = {}
-        self._held: list[EnteredManager] = []
+        self._held: list[tuple[EnteredManager, ResourceLife | None]] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -234,19 +273,25 @@ class StepResources:
             WorkflowRuntimeError: The scope of the resource has ended, or must be entered first.
         """
         if plan.scope != "step":
-            return await self._outer.get(plan)
+            return await self._outer.get(plan, self._needed_by)
         if plan.key not in self._values:
             arguments = {name: await self.get(needed) for name, needed in plan.needs}
             if plan.context_as is not None:
                 arguments[plan.context_as] = self._context
             hold = EnteredManager(self._backend, plan)
+            life = None if self._needed_by is None else ResourceLife(plan, self._needed_by)
             try:
                 self._values[plan.key] = await hold.open(call(plan.make, arguments))
-            except Exception as error:
-                add_note(error, f"while the resource {plan.name} was made")
+            except BaseException as error:
+                if isinstance(error, Exception):
+                    add_note(error, f"while the resource {plan.name} was made")
+                if life is not None:
+                    life.not_opened(error)
                 raise
             if hold.has_to_be_closed:
-                self._held.append(hold)
+                self._held.append((hold, life))
+            if life is not None:
+                life.opened()
         return self._values[plan.key]
 
     @enable_ki_protection
@@ -254,15 +299,20 @@ class StepResources:
         failures: list[BaseException] = []
         ended_by = error
         while self._held:
-            failure = await self._held.pop().close(  # noqa: ASYNC102 - it shields itself
+            hold, life = self._held.pop()
+            if life is not None:
+                life.closing()
+            failure = await hold.close(  # noqa: ASYNC102 - it shields itself
                 ended_by, is_own=True
             )
+            if life is not None:
+                life.closed(failure)
             if failure is not None:
                 failures.append(failure)
                 if ended_by is None or is_cancellation(ended_by, self._backend.Cancelled):
                     ended_by = failure
         self._values.clear()
-        self._context = None
+        self._context = self._needed_by = None
         raise_first(failures, error, None, self._backend.Cancelled, tell_failure)
 
 

@@ -331,7 +331,9 @@ class Worker:
         from sluicegate._engine.entered import StepResources  # noqa: PLC0415 - few steps need it
 
         assert self.run.resources is not None
-        async with StepResources(self.run.resources, context) as resources:
+        records = self.run.records
+        needed_by = None if records is None else (records, self.number)
+        async with StepResources(self.run.resources, context, needed_by) as resources:
             for place, plan in step.resources:
                 inserted.append((place, await resources.get(plan)))
             return await self._call(backend, step, event, _arguments(step, event, inserted))

@@ -12,12 +12,13 @@ same object was delivered to the same step more than once, the order decides.
 from __future__ import annotations
 
 from time import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from sluicegate._engine.journal import Redelivery
 from sluicegate._engine.observer_calls import ObserverCalls
 from sluicegate._errors import WorkflowStalledError
 from sluicegate._exceptions import is_cancellation
+from sluicegate._loop.cleanup import current_cleanup
 from sluicegate._observers import Invocation, RunInfo
 from sluicegate._questions import id_of
 from sluicegate.records import (
@@ -33,8 +34,14 @@ from sluicegate.records import (
     InvocationStarted,
     QuestionAnswered,
     QuestionAsked,
+    ResourceClosed,
+    ResourceFailed,
+    ResourceOpened,
     RunEnded,
     RunStarted,
+    SnapshotTaken,
+    StateEditEnded,
+    StateEditStarted,
     WaitEnded,
     WaitStarted,
 )
@@ -45,6 +52,7 @@ if TYPE_CHECKING:
     from contextvars import Context as ContextVars
 
     from sluicegate._definition.graph import Graph
+    from sluicegate._definition.resources import ResourcePlan
     from sluicegate._definition.steps import Step
     from sluicegate._engine.lineage import BranchNode
     from sluicegate._engine.outcome import Outcome
@@ -120,6 +128,7 @@ class RecordWriter:
         "_again",
         "_attempts",
         "_cancellations",
+        "_edits",
         "_emit",
         "_events",
         "_given",
@@ -134,6 +143,7 @@ class RecordWriter:
         "_origin",
         "_parent_invocation",
         "_queued_in",
+        "_resources",
         "_retrying",
         "_run_cancellation",
         "_source",
@@ -181,6 +191,7 @@ class RecordWriter:
         self._value: Any = None
         self.event = self._events = self._again = 0
         self._invocations = self._waits = self._cancellations = self._lanes = 0
+        self._resources = self._edits = 0
         #: The workers of the run.
         self._workers = run.workers
         #: By invocation, until it has ended: the numbers of its events.
@@ -257,6 +268,7 @@ class RecordWriter:
         )
         info.status, info.error = outcome.status, outcome.error
         self.calls.end_run(run.variables)
+        self._emit = _drop
         self._value = None
         self._held.clear()
         self._numbers.clear()
@@ -514,6 +526,74 @@ class RecordWriter:
         self._emit(WaitEnded(self.at, number, outcome, taken))
         return 0
 
+    # -- resources, edits of the state, and snapshots: what does not go through the machine
+
+    def now(self) -> float:
+        """Return the time on the clock of the records."""
+        return self._now()
+
+    def caller(self) -> int | None:
+        """Return the number of the invocation that calls; None if none of this run does."""
+        worker: Any = current_cleanup.get()
+        return worker.number or None if worker in self._workers else None
+
+    def resource_opened(self, plan: ResourcePlan, invocation: int | None, began: float) -> int:
+        """Record that a resource has been opened, and return its number."""
+        self._resources += 1
+        now = self._now()
+        self._emit(
+            ResourceOpened(now, self._resources, plan.name, plan.scope, invocation, now - began)
+        )
+        return self._resources
+
+    def resource_not_opened(self, plan: ResourcePlan, error: BaseException) -> None:
+        """Record that a resource could not be opened, under a new number."""
+        self._resources += 1
+        self._emit(ResourceFailed(self._now(), self._resources, plan.name, "opening", error))
+
+    def resource_closed(
+        self, number: int, plan: ResourcePlan, began: float, error: BaseException | None
+    ) -> None:
+        """Record that a resource has been closed, or failed to close."""
+        now = self._now()
+        if error is None:
+            self._emit(ResourceClosed(now, number, now - began))
+        else:
+            self._emit(ResourceFailed(now, number, plan.name, "closing", error))
+
+    def for_edit(self, store: object) -> RecordWriter | None:
+        """Return the writer of the run whose state the caller edits; None for none.
+
+        Runs that were given the same context have one store, of which each records its own edits.
+        An edit from outside before the run begins is not recorded.
+        """
+        run: Any = getattr(current_cleanup.get(), "run", None)
+        records: RecordWriter | None = self
+        if run is not None and run.state_store is store:
+            records = run.records
+        return records if records is not None and records._has_begun else None
+
+    def edit_waits(self) -> int:
+        """Record that an edit of the state waits for another to end; return the number of the wait."""
+        return self.wait_started(self.caller(), "state")
+
+    def edit_started(self) -> int:
+        """Record that an edit of the state has begun, and return its number."""
+        self._edits += 1
+        self._emit(StateEditStarted(self._now(), self._edits, self.caller()))
+        return self._edits
+
+    def edit_ended(self, number: int, *, is_committed: bool) -> None:
+        """Record that an edit of the state has ended."""
+        outcome: Literal["committed", "discarded"] = "committed" if is_committed else "discarded"
+        self._emit(StateEditEnded(self._now(), number, outcome))
+
+    def snapshot_taken(self, began: float) -> None:
+        """Record that a snapshot was taken since ``began``."""
+        if self._has_begun:
+            now = self._now()
+            self._emit(SnapshotTaken(now, now - began))
+
     # -- children
 
     def child_started(self, invocation: int | None, run_id: str, workflow: str) -> None:
@@ -574,6 +654,10 @@ class RecordWriter:
         self._unwinding.add(number)
         self.at = self._now()
         self._emit(CancellationDelivered(self.at, number, cancellation))
+
+
+def _drop(_record: object) -> None:
+    """Take what happens after the run's last record: a task outside it may still wait to edit."""
 
 
 def _canceller(run: ObservedRun) -> CancelledBy:

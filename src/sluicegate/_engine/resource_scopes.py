@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, final
 
 from sluicegate._engine.entered import (
     EnteredManager,
+    ResourceLife,
     call,
     ended_early,
     has_to_be_entered,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from contextvars import Context as ContextVars
 
     from sluicegate._definition.resources import ResourcePlan
+    from sluicegate._engine.entered import NeededBy
     from sluicegate._loop import Backend, Nursery, Waiter
 
 
@@ -52,6 +54,7 @@ class _Entry:
         "is_over",
         "is_to_close",
         "keeper",
+        "life",
         "of_block",
         "opening",
         "plan",
@@ -74,6 +77,8 @@ class _Entry:
         self.value: Any = None
         self.error: BaseException | None = None
         self.waiters: list[Waiter] = []
+        #: What records it, in an observed run.
+        self.life: ResourceLife | None = None
 
     async def wait(self, backend: Backend) -> None:
         """Wait until it is over. A checkpoint; cancelled, it leaves nothing behind."""
@@ -88,7 +93,31 @@ class _Entry:
     def succeed(self, value: Any) -> None:
         self.value = value
         self.has_value = True
+        self.note_opened()
         self.end()
+
+    def note_opened(self) -> None:
+        """Record that it has been opened. Of one of a workflow, no run records the closing."""
+        if self.life is not None:
+            self.life.opened()
+            if self.plan.scope == "workflow":
+                self.life = None
+
+    def note_not_opened(self, error: BaseException) -> None:
+        """Record that it could not be opened."""
+        if self.life is not None:
+            self.life.not_opened(error)
+            self.life = None
+
+    def note_closing(self) -> None:
+        """Note that closing it begins."""
+        if self.life is not None:
+            self.life.closing()
+
+    def note_closed(self, failure: BaseException | None) -> None:
+        """Record that it has been closed, or failed to close."""
+        if self.life is not None:
+            self.life.closed(failure)
 
     def fail(self, error: BaseException) -> None:
         self.error = error
@@ -194,8 +223,8 @@ class ResourceScope:
     # -- requests ----------------------------------------------------------------------------
 
     @enable_ki_protection
-    async def get(self, plan: ResourcePlan) -> Any:
-        """Return a resource; the first request creates it.
+    async def get(self, plan: ResourcePlan, needed_by: NeededBy | None = None) -> Any:
+        """Return a resource; the first request creates it, which its run records if it is observed.
 
         A checkpoint if the factory runs or has to run. A cancellation does not affect the factory;
         if the scope is not entered, the next task that waits runs it instead.
@@ -208,15 +237,15 @@ class ResourceScope:
         """
         if plan.scope != self.scope:
             assert self.outer is not None, f"no scope for {plan.name}"
-            return await self.outer.get(plan)
+            return await self.outer.get(plan, needed_by)
         while True:  # noqa: ASYNC913 - it waits, or makes it, or is done
             entry = self._entries.get(plan.key)
             if entry is None:
                 # Each of these handles its own cancellation, so the requesting task can wait for them.
-                arguments = {name: await self.get(needed) for name, needed in plan.needs}
+                arguments = {name: await self.get(needed, needed_by) for name, needed in plan.needs}
                 if plan.key in self._entries:
                     continue
-                entry = await self._make(plan, arguments)
+                entry = await self._make(plan, arguments, needed_by)
             if not entry.is_over:
                 await entry.wait(self._backend or current_backend())
             if entry.has_value:
@@ -228,7 +257,9 @@ class ResourceScope:
                 finally:
                     del entry, plan  # or this frame and its exception form a circle
 
-    async def _make(self, plan: ResourcePlan, arguments: dict[str, Any]) -> _Entry:
+    async def _make(
+        self, plan: ResourcePlan, arguments: dict[str, Any], needed_by: NeededBy | None
+    ) -> _Entry:
         """Make a resource that needs no time here and now; have others made by a keeper.
 
         The factory is called immediately. If it returns a coroutine or a context manager, a keeper task
@@ -240,13 +271,18 @@ class ResourceScope:
         if plan.context_as is not None:
             arguments[plan.context_as] = self._context
         variables = self._fresh_variables()
+        life = None if needed_by is None else ResourceLife(plan, needed_by)
         try:
             made = variables.run(call, plan.make, arguments)
-        except Exception as error:
-            add_note(error, f"while the resource {plan.name} was made")
+        except BaseException as error:
+            if isinstance(error, Exception):
+                add_note(error, f"while the resource {plan.name} was made")
+            if life is not None:
+                life.not_opened(error)
             raise
         nursery = self._nursery
         entry = _Entry(backend, plan, of_block=nursery is not None)
+        entry.life = life
         self._entries[plan.key] = entry
         if not (inspect.iscoroutine(made) or has_to_be_entered(plan, made)):
             entry.succeed(made)
@@ -278,8 +314,10 @@ class ResourceScope:
             if has_to_be_entered(plan, made):
                 raise WorkflowRuntimeError(self._not_entered(plan))  # noqa: TRY301 - as the rest
             entry.succeed(made)
-        except Exception as error:
-            entry.error = error
+        except BaseException as error:
+            if isinstance(error, Exception):
+                entry.error = error
+            entry.note_not_opened(error)
             raise
         finally:
             if (
@@ -335,6 +373,7 @@ class ResourceScope:
             else:
                 del made
                 if self._is_closing:  # it finished although its scope is closing
+                    entry.note_opened()
                     self._refuse(entry)
                 else:
                     self._building.discard(entry)
@@ -360,10 +399,12 @@ class ResourceScope:
             error = without_cancelled(error, backend.Cancelled)
             add_note(error, f"while the resource {plan.name} was made")
         elif self._is_closing:
+            entry.note_not_opened(error)
             self._refuse(entry)
             return
         else:
             error = _cancelled(plan, error)
+        entry.note_not_opened(error)
         entry.fail(error)  # and is kept until a task has observed it
 
     def _refuse(self, entry: _Entry) -> None:
@@ -387,6 +428,7 @@ class ResourceScope:
         except BaseException as error:  # noqa: ASYNC103, BLE001 - for the manager, which is left
             interruption = error
         was_asked = entry.is_to_close
+        entry.note_closing()
         failure = await entry.hold.close(
             self._ended_by if interruption is None else interruption,
             is_own=interruption is not None,
@@ -397,6 +439,7 @@ class ResourceScope:
             failure = without_cancelled(failure, backend.Cancelled)
         elif not was_asked and interruption is not None:
             failure = ended_early(plan, interruption)
+        entry.note_closed(failure)
         self._forget(entry)
         if entry in self._opened:
             self._opened.remove(entry)

@@ -142,6 +142,8 @@ def watch(run: Run, backend: Backend, observers: tuple[Observer, ...]) -> None:
         above=above if isinstance(above, Worker) and above.run is run.parent else None,
     )
     run.tells_steps = run.records.calls.tells_steps
+    if run.state_store is not None:  # from a snapshot, or from the context of another run
+        run.state_store.records = run.records
 
 
 async def queue_up(run: Run, limit: ConcurrencyLimit) -> LoopSlots | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from sluicegate._annotations import class_of
 from sluicegate._errors import WorkflowRuntimeError, brief
@@ -44,6 +44,30 @@ else:
 TURN = 0.0005
 
 
+class EditRecords(Protocol):
+    """What makes the records of the edits in an observed run."""
+
+    def for_edit(self, store: object) -> EditRecords | None:
+        """Return what records an edit that the caller begins; None if nothing does."""
+        ...
+
+    def edit_waits(self) -> int:
+        """Record that an edit waits for another to end; return the number of the wait."""
+        ...
+
+    def wait_ended(self, number: int, outcome: Any = "done") -> int:
+        """Record that the edit waits no longer."""
+        ...
+
+    def edit_started(self) -> int:
+        """Record that an edit has begun; return its number."""
+        ...
+
+    def edit_ended(self, number: int, *, is_committed: bool) -> None:
+        """Record that an edit has ended."""
+        ...
+
+
 class StateStore(Generic[StateT]):
     """The state of a run, ``ctx.store``: all tasks read the committed state, one task writes at a time.
 
@@ -67,7 +91,17 @@ class StateStore(Generic[StateT]):
             does not fit the annotation.
     """
 
-    __slots__ = ("_committed", "_pace", "_queue", "_shape", "_type", "_writer")
+    __slots__ = (
+        "_committed",
+        "_edit",
+        "_is_committed",
+        "_pace",
+        "_queue",
+        "_shape",
+        "_type",
+        "_writer",
+        "records",
+    )
 
     def __init__(
         self,
@@ -94,6 +128,12 @@ class StateStore(Generic[StateT]):
         #: The task that writes now, and the tasks that wait for their turn, oldest first.
         self._writer: object = None
         self._queue: deque[tuple[object, Waiter]] = deque()
+        #: While an observed run uses the state: what makes the records of its edits.
+        self.records: EditRecords | None = None
+        #: Of the edit that runs now, if it is recorded: where, and its number.
+        self._edit: tuple[EditRecords, int] | None = None
+        #: Whether its changes are in the state.
+        self._is_committed = False
 
     def _new(self) -> Any:
         required = [
@@ -190,6 +230,7 @@ class StateStore(Generic[StateT]):
         await self._acquire()
         try:
             self._committed = replaced(self._committed, parts, 0, detached(value))
+            self._is_committed = True
         finally:
             self._release()
 
@@ -203,6 +244,7 @@ class StateStore(Generic[StateT]):
         try:
             self._committed = self._new()
             self._shape = self._shape and class_fields(self._type)
+            self._is_committed = True
         finally:
             self._release()
 
@@ -230,6 +272,7 @@ class StateStore(Generic[StateT]):
         await self._acquire()
         try:
             self._committed = self._accepted(state)
+            self._is_committed = True
         finally:
             self._release()
 
@@ -291,23 +334,42 @@ class StateStore(Generic[StateT]):
             )
             raise WorkflowRuntimeError(msg)
         await self._breathe(backend)
+        records = None if self.records is None else self.records.for_edit(self)
         if self._writer is None:
             self._writer = task
-            return
+        else:
+            await self._wait_for_turn(backend, task, records)
+        if records is not None:
+            self._edit = records, records.edit_started()
+
+    @enable_ki_protection
+    async def _wait_for_turn(
+        self, backend: Backend, task: object, records: EditRecords | None
+    ) -> None:
         turn = task, backend.waiter()
         self._queue.append(turn)
+        wait = 0 if records is None else records.edit_waits()
         try:
             while self._writer is not task:
                 await turn[1].wait()
         except BaseException:  # if it already has its turn, pass that to the next one
+            if records is not None:
+                records.wait_ended(wait, "cancelled")
             if self._writer is task:
                 self._release()
             else:
                 self._queue.remove(turn)
             raise
+        if records is not None:
+            records.wait_ended(wait)
 
     @enable_ki_protection
     def _release(self) -> None:
+        if self._edit is not None:
+            records, number = self._edit
+            self._edit = None
+            records.edit_ended(number, is_committed=self._is_committed)
+        self._is_committed = False
         self._writer = None
         if self._queue:
             self._writer, waiter = self._queue.popleft()
@@ -328,6 +390,7 @@ class StateStore(Generic[StateT]):
         if self._shape is not None:
             self._shape.check(made, self._shape.fields, self._committed, is_whole=False)
         self._committed = made
+        self._is_committed = True
 
 
 class _Edit:
