@@ -19,14 +19,14 @@ class _Named(Protocol):
 
 
 class _Run(Protocol):
-    """What the filter reads of a run."""
+    """The attributes of a run that the filter reads."""
 
     run_id: str
     graph: _Named
 
 
 class _Worker(Protocol):
-    """What the filter reads of the engine's worker, which is in the context of its step.
+    """The attributes of the engine's worker that the filter reads. It is which is in the context of its step.
 
     ``number`` is that of the invocation, or 0 where nobody observes the run. A worker that has ended
     has no ``run`` any more.

@@ -13,7 +13,7 @@ from sluicegate._errors import brief
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
     from contextlib import AbstractContextManager
 
     from sluicegate._events import Event
@@ -28,7 +28,7 @@ StepOutcome = Literal["completed", "failed", "cancelled", "dropped"]
 
 @final
 class RunInfo:
-    """What observers are told of a run. The same object for all calls of one run.
+    """A run, as observers see it. All calls about one run get the same object.
 
     Attributes:
         run_id: The identifier of the run.
@@ -41,7 +41,7 @@ class RunInfo:
             it begins with. Tracing keeps its context here. An observer may add to it.
         status: None while the run is active; then ``"completed"``, ``"failed"``, ``"timed_out"`` or
             ``"cancelled"``.
-        error: What ``await handler`` raises, once the run has ended.
+        error: The exception that ``await handler`` raises, once the run has ended.
     """
 
     __slots__ = (
@@ -83,18 +83,18 @@ class RunInfo:
 
 @final
 class Invocation:
-    """What observers are told of one call of a step. The same object for all calls about it.
+    """One call of a step, as observers see it. All calls about it get the same object.
 
     Attributes:
         run: The run.
         number: Its number in the run, from 1, in the order in which the deliveries were queued.
         step: The name of the step.
-        event: The event that the step is given; the list or tuple of events of a join.
+        event: The event that the step gets; the list or tuple of events of a join.
         events: The numbers of these events, as in :class:`sluicegate.records.EventEmitted`.
         attempt: The number of the attempt at this event, from 1.
         outcome: None while the step runs; then ``"completed"``, ``"failed"`` or ``"cancelled"``.
-        result: What the step returned.
-        error: What it raised: a failure, its timeout, a cancellation.
+        result: The value that the step returned.
+        error: The exception that it raised: a failure, its timeout, a cancellation.
     """
 
     __slots__ = (
@@ -193,7 +193,7 @@ class Observer:
         """A run begins; no step of it has begun."""
 
     def run_ended(self, run: RunInfo) -> None:
-        """A run has ended, and all of its tasks have; ``run.status`` tells how."""
+        """A run has ended, and all of its tasks have; ``run.status`` says how."""
 
     def step_started(self, invocation: Invocation) -> None:
         """The body of a step is about to begin."""
@@ -213,7 +213,7 @@ ambient: ContextVar[tuple[Observer, ...]] = ContextVar("sluicegate_observers", d
 
 
 @contextmanager
-def observe(*observers: Observer) -> Iterator[None]:
+def observe(*observers: Observer) -> Generator[None]:
     """Let observers hear of every run that begins within the block, and of its children.
 
     Runs that began before are not concerned. The block may contain awaits, but must be left in the

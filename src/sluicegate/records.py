@@ -252,7 +252,7 @@ class WaitStarted(Record, frozen=True, gc=False):
     Attributes:
         wait: The number of the wait.
         invocation: The number of the invocation; None if a task waits that belongs to none.
-        kind: What it waits for.
+        kind: The kind of thing it waits for.
         subject: More precisely: the class of the event, the run of the child, or an empty string.
         until: When it gives up, on the clock of ``at``; None for never.
     """
@@ -279,7 +279,7 @@ class WaitEnded(Record, frozen=True, gc=False):
 
 
 class QuestionAsked(Record, frozen=True):
-    """A question was published, for a person or another program to answer.
+    """A question was published. A person or another program is to answer it.
 
     Attributes:
         question: Its identifier, as ``handler.questions`` shows it.
@@ -307,13 +307,13 @@ class QuestionAnswered(Record, frozen=True, gc=False):
 
 
 class CancellationRequested(Record, frozen=True, gc=False):
-    """A run or a branch was cancelled. What runs in it is told at its next checkpoint.
+    """A run or a branch was cancelled. Its steps get the exception at their next checkpoint.
 
     Attributes:
         cancellation: Its number.
         by: Who asked for it.
         reason: Why, in the words of who asked.
-        scope: What was cancelled.
+        scope: The thing that was cancelled.
         invocation: The number of the invocation that asked for it; None if none did.
         invocations: The numbers of the invocations in it that had begun and not ended.
     """

@@ -120,7 +120,7 @@ def _find(end: FrameType | None) -> Alive:
 def _guarded(
     what: str, make: Callable[P, list[str]], *args: P.args, **kwargs: P.kwargs
 ) -> list[str]:
-    """Return lines, or one that says why they could not be made: another thread goes on meanwhile."""
+    """Return lines, or one that says why they could not be made: another thread runs meanwhile."""
     try:
         return make(*args, **kwargs)
     except Exception as error:  # noqa: BLE001 - the rest of the dump is wanted
@@ -322,7 +322,7 @@ def _places(frames: list[FrameType]) -> list[str]:
 
 
 def _first_inside(frames: list[FrameType], theirs: list[FrameType]) -> FrameType | None:
-    """Return the frame of an event loop, or of ours, that the last frame of the user has called."""
+    """Return the frame of an event loop, or of the engine, that the last frame of the user has called."""
     if not theirs or theirs[-1] is frames[-1]:
         return None
     return frames[frames.index(theirs[-1]) + 1]
@@ -351,12 +351,12 @@ def _in_step(stack: list[FrameType]) -> list[FrameType]:
 # -- tasks
 
 
-#: The functions of ours that only call a function of the program.
+#: The engine's functions that only call a function of the program.
 _WRAPPING = ("main", "scoped")
 
 
 def _program(frames: list[FrameType]) -> list[FrameType]:
-    """Return the frames of a task of the program, up to its first call of ours; none of one of ours."""
+    """Return the frames of a task of the program, up to its first call of the engine; none of a task of the engine."""
     others = machinery()[1:]
     found: list[FrameType] = []
     has_begun = False

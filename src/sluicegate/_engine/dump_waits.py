@@ -194,7 +194,7 @@ def _holds(worker: Worker, limiter: object) -> bool:
 
 
 def _statistics(worker: Worker, limiter: Any) -> tuple[str, list[str]]:
-    """Return how many places of a limiter of Trio or AnyIO are taken, and the tasks of none of ours."""
+    """Return how many places of a limiter of Trio or AnyIO are taken, and the tasks that are not the engine's."""
     backend = worker.run.backend
     if backend is None or type(limiter).__module__.partition(".")[0] not in ("trio", "anyio"):
         return "", []
@@ -305,7 +305,7 @@ def _process(_worker: Worker, names: dict[str, Any], _alive: Alive) -> str | Non
     return None if pid is None else f"runs in the process {pid}"
 
 
-#: What describes a wait, by the name of the function of ours in which it waits.
+#: What describes a wait, by the name of the engine's function in which it waits.
 _BY_FUNCTION: dict[str, Callable[[Worker, dict[str, Any], Alive], str | None]] = {
     "Worker._in_turn": _turn,
     "Place.regain": _limiter_again,

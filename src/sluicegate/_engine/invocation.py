@@ -72,7 +72,7 @@ class Worker:
         self.event: Any = None
         self.node: BranchNode | None = None
         self.context: Context[Any] | None = None
-        #: In an observed run: the number of the invocation, what observers are told of it, and the
+        #: In an observed run: the number of the invocation, the object that observers get, and the
         #: number of this worker.
         self.number = self.lane = 0
         self.invocation: Invocation | None = None

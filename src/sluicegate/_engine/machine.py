@@ -59,7 +59,7 @@ def _report_nothing(_step: object) -> None:
 
 
 class MachineRecords(Protocol):
-    """What the machine tells of its inputs, while it applies them.
+    """The calls that the machine makes while it applies an input.
 
     See :class:`sluicegate._engine.record_writer.RecordWriter`.
     """
@@ -708,7 +708,7 @@ class Machine:
         Args:
             node: The node.
             reason: Why, for the exception that its steps get.
-            by: Who cancels it, for the records.
+            by: Who cancels it; the records contain it.
         """
         if node.is_over or node.is_cancelled:
             return

@@ -11,7 +11,6 @@ from sluicegate._observers import Observer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractContextManager
     from contextvars import Context as ContextVars
 
     from sluicegate._events import Event
@@ -35,7 +34,7 @@ class ObserverCalls:
 
     Args:
         observers: The observers, in the order in which they are called.
-        info: What they are told of the run.
+        info: The run, as they see it.
         fail: Makes an exception the outcome of the run.
     """
 
@@ -80,7 +79,7 @@ class ObserverCalls:
         )
         #: The functions that take the records, each with its observer.
         self._takers: list[tuple[Observer, Callable[[Record], object]]] = []
-        #: What was entered around the run.
+        #: The context managers that were entered around the run.
         self._entered: Entered = []
 
     # -- records
@@ -192,9 +191,7 @@ class ObserverCalls:
     ) -> None:
         for observer in observers:
             try:
-                manager: AbstractContextManager[object] | None = variables.run(
-                    getattr(observer, method), about
-                )
+                manager: Any = variables.run(getattr(observer, method), about)
                 if manager is not None:
                     variables.run(manager.__enter__)
                     entered.append((observer, manager))

@@ -86,7 +86,7 @@ class _ProcessReport:
     def close(self) -> None:
         """Send what is held, because the call has ended; no thread sends after this."""
         if self._channel.is_forked:
-            return  # the report is that of the step, which goes on in its own process
+            return  # the report is that of the step, which runs on in its own process
         with self._lock:
             self._ended.set()
             self._send()

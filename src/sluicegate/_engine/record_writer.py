@@ -1,4 +1,4 @@
-"""The record writer: makes the records of one run, and knows what caused what.
+"""The record writer: makes the records of one run, with their causes.
 
 A run has one only if it is observed; ``Run.records`` and ``Machine.records`` are None otherwise, and no
 record is built. The caller of a machine input first calls :meth:`RecordWriter.enter` with the
@@ -250,7 +250,7 @@ class RecordWriter:
         self.calls.begin_run(run.variables)
 
     def end(self, run: ObservedRun) -> None:
-        """Record that the run has ended and what was still queued, and tell the observers."""
+        """Record the end of the run and the invocations still queued; call the observers."""
         if not self._has_begun:  # cancelled while it waited for its turn
             self.begin(run)
         self.enter(None)
@@ -300,7 +300,7 @@ class RecordWriter:
         self.emitted(event)
         self.hold(event)
 
-    def hold(self, event: Any, number: int = 0) -> None:
+    def hold(self, event: Event, number: int = 0) -> None:
         """Remember the number of an event that a join or a buffer keeps: by default of the latest."""
         number = number or self.event
         known = self._held.get(id(event))
@@ -369,7 +369,8 @@ class RecordWriter:
 
     def _events_in(self, payload: Any) -> tuple[int, ...]:
         if isinstance(payload, list | tuple):
-            return tuple(self._find(event) for event in payload)
+            several: Iterable[Any] = payload
+            return tuple(self._find(event) for event in several)
         return (self._find(payload),)
 
     def started(self, worker: ObservedWorker, queue: StepQueue, payload: Any) -> None:
@@ -417,7 +418,7 @@ class RecordWriter:
         self._end(number, "dropped", None)
 
     def new_invocation(self, worker: ObservedWorker, event: Any) -> Invocation:
-        """Return what observers are told of the invocation of a worker."""
+        """Return the invocation of a worker, as observers see it."""
         number = worker.number
         assert worker.step is not None
         worker.invocation = invocation = Invocation(

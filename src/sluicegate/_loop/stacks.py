@@ -144,7 +144,7 @@ def _coroutine_of_task(thing: Any) -> Any:
 
 
 def machinery() -> tuple[str, ...]:
-    """Return the beginnings of the paths of the event loops' code, and of ours."""
+    """Return the beginnings of the paths of the event loops' code, and of the engine's."""
     found: list[str] = []
     for name in _MACHINERY:
         # Nothing is imported here: under Trio neither asyncio nor AnyIO is imported.

@@ -1,4 +1,4 @@
-"""What is watched: the runs of the command line as far as their records have told them."""
+"""The watched runs of the command line, as far as their records have shown them."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ class WatchedCall:
                 self._reports = [other for other in self._reports if other is not report]
 
 
-#: A call that nobody listens to.
+#: A call without a listener.
 UNWATCHED = WatchedCall([])
 
 
@@ -195,5 +195,5 @@ class WatchedSource:
 
 
 def watched(source: Source, call: WatchedCall) -> Source:
-    """Return the source itself if nobody listens to the call, else one that reports."""
+    """Return the source itself if the call has no listener, else one that reports."""
     return source if call is UNWATCHED else WatchedSource(source, call)

@@ -48,7 +48,7 @@ class Columns:
 
     def as_data(self) -> dict[str, Any]:
         """Return everything that the script needs, as plain data."""
-        data = {
+        data: dict[str, Any] = {
             "runs": self._runs_table(),
             "inv": self._invocation_table(),
             "ev": self._event_table(),

@@ -80,8 +80,8 @@ class Lane:
     run: RecordedRun
     step: str
     depth: int
-    bars: list[tuple[RecordedInvocation, Span]] = attrs.field(factory=list)
-    rows: list[int] = attrs.field(factory=list)
+    bars: list[tuple[RecordedInvocation, Span]] = attrs.Factory(list)  # pyright: ignore[reportUnknownVariableType]
+    rows: list[int] = attrs.Factory(list[int])
     height: int = 1
 
 

@@ -24,7 +24,7 @@ STATES = {
     "failed": ("✗", "x", "31"),
 }
 _RANKS = {name: rank for rank, name in enumerate(STATES)}
-#: A step with more rows than this is drawn as one row that tells how many are busy.
+#: A step with more rows than this is drawn as one row with the number that are busy.
 MOST_ROWS = 6
 _DENSITY = " ▁▂▃▄▅▆▇█"
 _ASCII_DENSITY = " 123456789"
