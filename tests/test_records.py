@@ -50,6 +50,8 @@ class Records(Observer):
 
 def told(records):
     """Return the records of this module's subject in short form, with steps instead of numbers."""
+    times = [r.at for r in records]
+    assert times == sorted(times)
     steps = {r.invocation: r.step for r in records if type(r) is InvocationQueued}
     waits = {r.wait: r for r in records if type(r) is WaitStarted and r.kind == "state"}
     found = []

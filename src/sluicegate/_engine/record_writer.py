@@ -530,8 +530,9 @@ class RecordWriter:
     # -- resources, edits of the state, and snapshots: what does not go through the machine
 
     def now(self) -> float:
-        """Return the time on the clock of the records."""
-        return self._now()
+        """Read the clock of the records."""
+        self.at = self._now()
+        return self.at
 
     def caller(self) -> int | None:
         """Return the number of the invocation that calls; None if none of this run does."""
@@ -541,7 +542,7 @@ class RecordWriter:
     def resource_opened(self, plan: ResourcePlan, invocation: int | None, began: float) -> int:
         """Record that a resource has been opened, and return its number."""
         self._resources += 1
-        now = self._now()
+        now = self.now()
         self._emit(
             ResourceOpened(now, self._resources, plan.name, plan.scope, invocation, now - began)
         )
@@ -550,13 +551,13 @@ class RecordWriter:
     def resource_not_opened(self, plan: ResourcePlan, error: BaseException) -> None:
         """Record that a resource could not be opened, under a new number."""
         self._resources += 1
-        self._emit(ResourceFailed(self._now(), self._resources, plan.name, "opening", error))
+        self._emit(ResourceFailed(self.now(), self._resources, plan.name, "opening", error))
 
     def resource_closed(
         self, number: int, plan: ResourcePlan, began: float, error: BaseException | None
     ) -> None:
         """Record that a resource has been closed, or failed to close."""
-        now = self._now()
+        now = self.now()
         if error is None:
             self._emit(ResourceClosed(now, number, now - began))
         else:
@@ -581,18 +582,18 @@ class RecordWriter:
     def edit_started(self) -> int:
         """Record that an edit of the state has begun, and return its number."""
         self._edits += 1
-        self._emit(StateEditStarted(self._now(), self._edits, self.caller()))
+        self._emit(StateEditStarted(self.now(), self._edits, self.caller()))
         return self._edits
 
     def edit_ended(self, number: int, *, is_committed: bool) -> None:
         """Record that an edit of the state has ended."""
         outcome: Literal["committed", "discarded"] = "committed" if is_committed else "discarded"
-        self._emit(StateEditEnded(self._now(), number, outcome))
+        self._emit(StateEditEnded(self.now(), number, outcome))
 
     def snapshot_taken(self, began: float) -> None:
         """Record that a snapshot was taken since ``began``."""
         if self._has_begun:
-            now = self._now()
+            now = self.now()
             self._emit(SnapshotTaken(now, now - began))
 
     # -- children
