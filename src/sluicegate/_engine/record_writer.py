@@ -135,6 +135,7 @@ class RecordWriter:
         "_has_begun",
         "_held",
         "_invocations",
+        "_is_dropped",
         "_lanes",
         "_names",
         "_nodes",
@@ -192,6 +193,8 @@ class RecordWriter:
         self.event = self._events = self._again = 0
         self._invocations = self._waits = self._cancellations = self._lanes = 0
         self._resources = self._edits = 0
+        #: Whether the result of the invocation that has just returned is dropped with its branch.
+        self._is_dropped = False
         #: The workers of the run.
         self._workers = run.workers
         #: By invocation, until it has ended: the numbers of its events.
@@ -435,10 +438,18 @@ class RecordWriter:
         """Note that the next delivery that is queued is another attempt of an invocation."""
         self._retrying = invocation
 
-    def finished(self, worker: ObservedWorker, node: BranchNode | None) -> None:
-        """Record that an invocation has returned. If its branch was cancelled, so was it."""
-        is_cancelled = node is not None and node.is_cancelled
-        self.ended(worker, "cancelled" if is_cancelled else "completed")
+    def returned(self, worker: ObservedWorker, node: BranchNode | None) -> None:
+        """Note that an invocation has returned, and what causes the next input: its result.
+
+        If its branch was cancelled by now, so was it, and its result is dropped. A branch that its own
+        result cancels, as the winner of a race does, is another matter.
+        """
+        self.enter(worker.number)
+        self._is_dropped = node is not None and node.is_cancelled
+
+    def finished(self, worker: ObservedWorker) -> None:
+        """Record that an invocation that has returned has ended."""
+        self.ended(worker, "cancelled" if self._is_dropped else "completed")
 
     def failed(
         self, worker: ObservedWorker, error: BaseException, cancelled: type[BaseException]

@@ -351,12 +351,12 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
                     worker.take(delivery)
                     records.ended(worker, "failed", error)
             else:
+                if records is not None:
+                    records.returned(worker, node)
                 if run.outcome.status:
                     if records is not None:
-                        records.finished(worker, node)
+                        records.finished(worker)
                     break  # the run has ended, so the result of this step is dropped
-                if records is not None:
-                    records.enter(worker.number)
                 if context is not None and (journal := context.journal) and journal.held:
                     # Checked before the events are sent; otherwise a resumed run would send them twice.
                     machine.check_result(queue, result)
@@ -364,7 +364,7 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
                 delivery = machine.finish(queue, node, result)
                 if records is not None and machine.stop is None:
                     worker.take(delivery)
-                    records.finished(worker, node)
+                    records.finished(worker)
             if machine.stop is not None:
                 if step.runs_in != "loop":
                     note_swallowed(run)
@@ -372,7 +372,7 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
                 if run.outcome.stop_event is not None:
                     worker.step = None  # else it came too late, and a resumed run does it again
                 if records is not None:
-                    records.finished(worker, node)
+                    records.finished(worker)
                 break
             if machine.startable:
                 start_workers(run)
