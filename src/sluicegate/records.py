@@ -65,7 +65,8 @@ VERSION = 1
 #: event of a failure for the step that handles failures.
 Origin = Literal["step", "outside", "snapshot", "engine"]
 
-#: How an invocation ended. ``dropped``: its branch or its run ended before it began.
+#: How an invocation ended. ``completed``: it has returned, even if its run had ended by then and took
+#: no result. ``dropped``: its branch or its run ended before it began.
 InvocationOutcome = Literal["completed", "failed", "cancelled", "dropped"]
 
 #: What an invocation waits for. ``place``: its step has other invocations at work, as many as it may
