@@ -65,6 +65,7 @@ class Model:
         self.stream = []
         self.resources = {}
         self.edits = {}
+        self.edit = None
 
     def take(self, record):
         """Take the next record."""
@@ -91,6 +92,7 @@ class Model:
         self.end = record
         assert isinstance(self.stream[-1].value, StopEvent)
         assert all(one.ended is not None for one in self.invocations.values())
+        assert self.edit is None
         assert not self.open_waits, {n: self.waits[n] for n in self.open_waits}
         assert self.child_ends.keys() == self.children.keys()
         assert (record.error is None) == (record.status == "completed")
@@ -223,11 +225,14 @@ class Model:
         self._count(self.resources, record.resource, record)
 
     def _StateEditStarted(self, record):
+        assert self.edit is None, f"two edits at a time: {record}"
         self._count(self.edits, record.edit, record)
         self._running(record.invocation, record)
+        self.edit = record.edit
 
     def _StateEditEnded(self, record):
-        assert record.edit in self.edits
+        assert record.edit == self.edit, f"twice: {record}"
+        self.edit = None
 
     def _SnapshotTaken(self, record):
         assert record.took >= 0
@@ -480,6 +485,8 @@ def test_the_model_finds_what_is_missing_or_doubled(monkeypatch):
             before, after = model.all[:place], model.all[place + 1 :]
             kind = type(record).__name__
             tried.add(kind)
+            if kind == "SnapshotTaken":  # one stands alone
+                continue
             assert not _is_taken(account, [*before, record, record, *after]), record
             if kind != "CancellationDelivered":  # a step in a thread would have none
                 assert not _is_taken(account, [*before, *after]), record
