@@ -11,7 +11,7 @@ import anyio
 import attrs
 import pytest
 
-from sluicegate import Context, Event, Observer, StopEvent, records
+from sluicegate import ChildEvent, Context, Event, Observer, StopEvent, records
 from sluicegate._observers import observe
 from tests.random_programs import building, checking
 from tests.random_programs.__main__ import BACKENDS
@@ -168,6 +168,10 @@ class Model:
             assert record.sequence == before + 1, record
         assert record.invocation is None or record.invocation in self.invocations
         assert record.event_type == type(record.value).__name__
+        if isinstance(record.value, ChildEvent):
+            assert record.invocation is None, record
+        elif record.invocation is not None:
+            self._running(record.invocation, record)
         self.stream.append(record)
 
     def _WaitStarted(self, record):

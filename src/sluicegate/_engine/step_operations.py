@@ -222,6 +222,7 @@ class StepOperations:
         run = self.run
         run.log.append(event)
         if run.records is not None:
+            run.records.enter(number_here(run))
             run.records.streamed(run.log.next - 1, event)
         if run.probe is not None:
             run.probe.published(event)
