@@ -67,12 +67,12 @@ class RunInfo:
         parent_run_id: str | None = None,
         carrier: dict[str, str] | None = None,
     ) -> None:
-        self.run_id = run_id
-        self.workflow = workflow
-        self.start_event = start_event
-        self.is_resumed = is_resumed
-        self.parent = parent
-        self.parent_run_id = parent_run_id
+        self.run_id: str = run_id
+        self.workflow: str = workflow
+        self.start_event: Event | None = start_event
+        self.is_resumed: bool = is_resumed
+        self.parent: Invocation | None = parent
+        self.parent_run_id: str | None = parent_run_id
         self.carrier: dict[str, str] = {} if carrier is None else carrier
         self.status: str | None = None
         self.error: BaseException | None = None
@@ -118,12 +118,12 @@ class Invocation:
         attempt: int = 1,
         events: tuple[int, ...] = (),
     ) -> None:
-        self.run = run
-        self.number = number
-        self.step = step
-        self.event = event
-        self.attempt = attempt
-        self.events = events
+        self.run: RunInfo = run
+        self.number: int = number
+        self.step: str = step
+        self.event: Any = event
+        self.attempt: int = attempt
+        self.events: tuple[int, ...] = events
         self.outcome: StepOutcome | None = None
         self.result: Any = None
         self.error: BaseException | None = None

@@ -12,7 +12,7 @@ same object was delivered to the same step more than once, the order decides.
 from __future__ import annotations
 
 from time import time
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from sluicegate._engine.journal import Redelivery
 from sluicegate._engine.observer_calls import ObserverCalls
@@ -372,8 +372,7 @@ class RecordWriter:
 
     def _events_in(self, payload: Any) -> tuple[int, ...]:
         if isinstance(payload, list | tuple):
-            several: Iterable[Any] = payload
-            return tuple(self._find(event) for event in several)
+            return tuple(self._find(event) for event in cast("Iterable[Any]", payload))
         return (self._find(payload),)
 
     def started(self, worker: ObservedWorker, queue: StepQueue, payload: Any) -> None:

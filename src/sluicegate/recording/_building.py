@@ -262,6 +262,8 @@ class RunBuilder:
             self._resources[record.resource] = resource
             self.run.resources.append(resource)
         resource.error = record.error
+        if record.during == "closing":
+            resource.closed_at = record.at
 
     def state_edit_started(self, record: r.StateEditStarted) -> None:
         invocation = self._invocation_or_none(record.invocation)
