@@ -292,6 +292,11 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         help="show steps, queues, waits and progress while it runs, on standard error",
     )
     run.add_argument(
+        "--live",
+        action="store_true",
+        help="serve the run's timeline on this machine while it runs; the address is on standard error",
+    )
+    run.add_argument(
         "--events",
         choices=("jsonl", "pretty", "none"),
         help="default: pretty on a terminal, otherwise jsonl",

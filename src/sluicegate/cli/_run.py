@@ -22,6 +22,8 @@ from sluicegate.cli._output import Printer
 from sluicegate.cli._questions import Questions, is_terminal
 from sluicegate.cli._targets import build, load
 from sluicegate.cli._watch import Watch
+from sluicegate.recording import Recorder
+from sluicegate.timeline.live import LivePage
 
 
 if TYPE_CHECKING:
@@ -51,11 +53,15 @@ def run(arguments: argparse.Namespace) -> int:
     style = arguments.events or _default_style(watched=arguments.watch)
     watch = Watch() if arguments.watch else None
     signals = Signals(text_of_runs if watch is None else watch.dump)
+    recorder = Recorder() if arguments.live else None
+    page = None if recorder is None else LivePage(recorder)
     try:
-        with watch or nullcontext():
+        with page or nullcontext(), watch or nullcontext():
+            if page is not None:
+                print(f"sluicegate: the timeline is at {page.address}", file=sys.stderr)  # noqa: T201
             # Made here: the watch puts what is printed above its tree.
             printer = Printer(style, prompts=is_terminal(sys.stdin))
-            execution = _Execution(workflow, begin, printer, watch)
+            execution = _Execution(workflow, begin, printer, watch, recorder)
             signals.run(execution.main, arguments.backend, {})
             printer.end_line()
     except SystemExit:
@@ -77,8 +83,14 @@ class _Execution:
     """One run of the command line, and its outcome."""
 
     def __init__(
-        self, workflow: AnyWorkflow, begin: StartEvent, printer: Printer, watch: Watch | None
+        self,
+        workflow: AnyWorkflow,
+        begin: StartEvent,
+        printer: Printer,
+        watch: Watch | None,
+        recorder: Recorder | None,
     ) -> None:
+        self._recorder = recorder
         self._workflow = workflow
         self._begin = begin
         self._printer = printer
@@ -91,8 +103,8 @@ class _Execution:
 
     async def main(self) -> None:
         """Run to the end and keep the outcome. Ctrl-C and a closed output are raised."""
-        observers = () if self._watch is None else (self._watch.observer,)
-        with observe(*observers):
+        watcher = None if self._watch is None else self._watch.observer
+        with observe(*(one for one in (watcher, self._recorder) if one is not None)):
             await self._run()
 
     async def _run(self) -> None:

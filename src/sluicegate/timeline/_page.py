@@ -60,13 +60,29 @@ def timeline_html(recording: Recording, run: RecordedRun | None = None) -> str:
     Returns:
         The page.
     """
-    roots = recording.runs if run is None else [run]
+    return _html(recording, recording.runs if run is None else [run])
+
+
+def live_html(recording: Recording) -> str:
+    """Return the page of a recording that goes on; it fetches ``/data`` about once a second."""
+    return _html(recording, recording.runs, live=True)
+
+
+def timeline_data(recording: Recording) -> object:
+    """Return what a page shows, as JSON has it."""
+    return Columns(recording, [one for one, _ in nested(recording.runs)]).as_data()
+
+
+def _html(recording: Recording, roots: list[RecordedRun], *, live: bool = False) -> str:
     runs = [one for one, _ in nested(roots)]
     title = roots[0].workflow if len(roots) == 1 else f"{len(roots):,} runs"
     data = Columns(recording, runs).as_data()
     script, style = _asset("page.js"), _asset("page.css")
+    if live:
+        script += _asset("live.js")
+    connections = "connect-src 'self'; " if live else ""
     policy = (
-        f"default-src 'none'; script-src 'sha256-{_hash(script)}'; "
+        f"default-src 'none'; {connections}script-src 'sha256-{_hash(script)}'; "
         f"style-src 'sha256-{_hash(style)}'; base-uri 'none'; form-action 'none'"
     )
     replacements = {

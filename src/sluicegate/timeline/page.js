@@ -898,18 +898,42 @@
     select(hit(x, y));
   }
 
-  function open() {
-    for (const id of ["app", "tools", "legend"]) $(id).hidden = false;
+  function summary() {
     const failed = inv.outcome.filter((one) => one === 2).length, run = D.runs[0];
     $("status").textContent = [D.runs.length === 1 && run ? run.status.replace("_", " ") : `${D.runs.length} runs`, duration(D.end), `${count.toLocaleString("en")} invocation${count === 1 ? "" : "s"}`, ...(failed ? [`${failed.toLocaleString("en")} failed`] : [])].join(" · ");
-    for (const step of [...new Set(inv.step)]) { const option = make("option", T[step]); option.value = T[step]; $("step").append(option); }
+    const steps = $("step"), chosen = steps.value;
+    steps.replaceChildren(steps.options[0]);
+    for (const step of [...new Set(inv.step)]) { const option = make("option", T[step]); option.value = T[step]; steps.append(option); }
+    steps.value = chosen;
+    if (steps.selectedIndex < 0) steps.value = "";
     canvas.setAttribute("aria-label", `Timeline of ${count.toLocaleString("en")} invocations. Press n for the next one; the panel describes it.`);
+  }
+
+  // Show newer data of the same runs, and keep what is selected and shown.
+  function renew(data) {
+    const key = (one) => `${D.runs[inv.run[one]].id} ${name(one)}`;
+    const kept = selected < 0 ? null : key(selected), showsAll = scale <= ((width - left) / (D.end * 1.02 + 1)) * 1.001;
+    read(data);
+    selected = hovered = -1;
+    for (let one = 0; kept !== null && one < count && selected < 0; one++) if (key(one) === kept) selected = one;
+    related = selected >= 0 ? relatedTo(selected) : null;
+    summary();
+    arrange();
+    search();
+    if (showsAll) fit();
+    if (selected >= 0) show(selected); else overview();
+  }
+
+  function open() {
+    for (const id of ["app", "tools", "legend"]) $(id).hidden = false;
+    summary();
     colors();
     listen();
     arrange();
     resize();
     fit();
     overview();
+    document.addEventListener("renew", (event) => renew(event.detail));
     document.documentElement.dataset.ready = "true";
   }
 
