@@ -109,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, kind, body)
         self.server.page.has_answered(is_last=is_last)
 
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:  # noqa: ARG002 - as in the base
         """Answer what is no GET."""
         self._send(405 if code == 501 else code, "text/plain", b"only GET is answered\n")
 
