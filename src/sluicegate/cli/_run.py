@@ -22,8 +22,6 @@ from sluicegate.cli._output import Printer
 from sluicegate.cli._questions import Questions, is_terminal
 from sluicegate.cli._targets import build, load
 from sluicegate.cli._watch import Watch
-from sluicegate.recording import Recorder
-from sluicegate.timeline.live import LivePage
 
 
 if TYPE_CHECKING:
@@ -32,6 +30,8 @@ if TYPE_CHECKING:
     from sluicegate._events import StartEvent
     from sluicegate._handler import WorkflowHandler
     from sluicegate.cli._targets import AnyWorkflow
+    from sluicegate.recording import Recorder
+    from sluicegate.timeline.live import LivePage
 
 
 COMPLETED = 0
@@ -53,8 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     style = arguments.events or _default_style(watched=arguments.watch)
     watch = Watch() if arguments.watch else None
     signals = Signals(text_of_runs if watch is None else watch.dump)
-    recorder = Recorder() if arguments.live else None
-    page = None if recorder is None else LivePage(recorder)
+    recorder, page = _live() if arguments.live else (None, None)
     try:
         with page or nullcontext(), watch or nullcontext():
             if page is not None:
@@ -77,6 +76,14 @@ def _default_style(*, watched: bool) -> str:
     if not is_terminal(sys.stdout):
         return "jsonl"
     return "none" if watched and is_terminal(sys.stderr) else "pretty"
+
+
+def _live() -> tuple[Recorder, LivePage]:
+    from sluicegate.recording import Recorder  # noqa: PLC0415 - few runs are shown on a page
+    from sluicegate.timeline.live import LivePage  # noqa: PLC0415
+
+    recorder = Recorder()
+    return recorder, LivePage(recorder)
 
 
 class _Execution:
