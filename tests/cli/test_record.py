@@ -44,6 +44,21 @@ def test_a_trace(cli, recorded, tmp_path):
     assert json.loads(out)["traceEvents"]
 
 
+def test_the_trace_of_one_run(cli, recorded, tmp_path):
+    """``--run`` chooses the run of a trace too; a recording without a run is named as such."""
+    two = tmp_path / "two.jsonl"
+    two.write_text(
+        recorded.read_text() + recorded.read_text().replace('"run":"run"', '"run":"other"')
+    )
+    whole = json.loads(cli("summary", str(two), "--perfetto", "-")[1])["traceEvents"]
+    one = json.loads(cli("summary", str(two), "--run", "run", "--perfetto", "-")[1])["traceEvents"]
+    assert {event["pid"] for event in one} < {event["pid"] for event in whole}
+
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    assert cli("summary", str(empty)) == (0, "the recording has no run\n", "")
+
+
 def test_wrong_files(cli, recorded, tmp_path):
     """A file that is missing or no recording, and a run that it does not have, are told in a line."""
     (tmp_path / "notes.txt").write_text("text\n")

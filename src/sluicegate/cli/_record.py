@@ -52,7 +52,7 @@ def summary(arguments: argparse.Namespace) -> int:
     if arguments.perfetto is None:
         sys.stdout.write(recording.summary(run))
         return 0
-    text = json.dumps(recording.to_trace_events(), separators=(",", ":"))
+    text = json.dumps(recording.to_trace_events(run), separators=(",", ":"))
     if arguments.perfetto == "-":
         sys.stdout.write(text)
         return 0

@@ -36,7 +36,7 @@ def timeline(arguments: argparse.Namespace) -> int:
         text = timeline_text(recording, run, is_ascii=not in_unicode, has_color=has_color)
         output = arguments.output or "-"
     elif suffix == ".json":
-        text = json.dumps(recording.to_trace_events(), separators=(",", ":"))
+        text = json.dumps(recording.to_trace_events(run), separators=(",", ":"))
     else:
         text = timeline_html(recording, run)
     if output == "-":

@@ -250,7 +250,7 @@ class Recording:
         """Return the events and invocations that caused an event or invocation, in order of time."""
         return _causes.ancestors(node)
 
-    def to_trace_events(self) -> dict[str, Any]:
+    def to_trace_events(self, run: RecordedRun | None = None) -> dict[str, Any]:
         """Return the recording in Chrome's trace event format, which https://ui.perfetto.dev opens.
 
         Write it with ``json.dump``. Each run is a process, each worker of a step a track with a bar for each
@@ -260,8 +260,16 @@ class Recording:
 
         The format is that of "Trace Event Format" by the Chromium authors, linked from
         https://chromium.googlesource.com/catapult/+/HEAD/docs/trace-event-format.md.
+
+        Args:
+            run: The run, with its children; by default every run.
         """
-        return trace_events(self._runs.all)
+        if run is None:
+            return trace_events(self._runs.all)
+        family = [run]
+        for one in family:
+            family.extend(one.children)
+        return trace_events(family)
 
     def execution(self, run: RecordedRun | None = None) -> Execution:
         """Return the counts of a run as the picture of its workflow takes them.

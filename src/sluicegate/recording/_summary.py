@@ -24,7 +24,7 @@ _HEAD = ("step", "count", "total", "mean", "max", "queued", "failed", "cancelled
 
 def summary_of(runs: list[RecordedRun], notes: list[str]) -> str:
     """Return the summary of runs, the last ones if there are many, followed by notes."""
-    lines: list[str] = []
+    lines = [] if runs else ["the recording has no run"]
     if len(runs) > _MOST_RUNS:
         lines += [f"{len(runs) - _MOST_RUNS:,} earlier runs", ""]
     for number, one in enumerate(runs[-_MOST_RUNS:]):
