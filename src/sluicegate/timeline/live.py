@@ -92,7 +92,7 @@ class _Server(ThreadingHTTPServer):
 
 @final
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server
+    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
     timeout = 1.0  # a browser opens connections in advance, and sends nothing
 
     def do_GET(self) -> None:
