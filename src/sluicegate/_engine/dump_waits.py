@@ -310,7 +310,7 @@ _BY_FUNCTION: dict[str, Callable[[Worker, dict[str, Any], Alive], str | None]] =
     "Worker._in_turn": _turn,
     "Place.regain": _limiter_again,
     "_wait_in_step": _branch,
-    "StateStore._acquire": _state,
+    "StateStore._wait_for_turn": _state,
     "EventLog.wait_for_room": _reader,
     "_Entry.wait": _resource,
     "WorkflowHandler._wait": _other_run,

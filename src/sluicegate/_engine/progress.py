@@ -138,6 +138,8 @@ class ProgressReport:
             return
         done, total, message = held
         run = self._run
+        if run.records is not None:
+            run.records.enter(self._number)
         run.operations.put_on_stream(
             ProgressEvent(
                 run_id=run.run_id,

@@ -222,7 +222,6 @@ class StepOperations:
         run = self.run
         run.log.append(event)
         if run.records is not None:
-            run.records.enter(number_here(run))
             run.records.streamed(run.log.next - 1, event)
         if run.probe is not None:
             run.probe.published(event)
@@ -308,10 +307,11 @@ class StepOperations:
         if records is not None:
             until = None if timeout is None else wait.due
             number = records.wait_started(number_here(run), "event", kind.__name__, until)
-            records.enter(number_here(run))
         is_taken = is_late = False
         try:
             await backend.checkpoint_if_cancelled()
+            if records is not None:
+                records.enter(number_here(run))
             machine.begin_wait(context, wait)
             if wait.is_away:
                 assert worker is not None
@@ -583,6 +583,8 @@ def _ask(run: Run, question: Event | None) -> None:
     """Publish the question of a wait that has begun, and let the place of the step be used."""
     if isinstance(question, InputRequiredEvent):
         check_publishable(question, run.log)
+        if run.records is not None:
+            run.records.enter(number_here(run))
         run.operations.put_on_stream(question)  # it is open for as long as the wait is
     else:
         run.operations.publish(question)
@@ -756,6 +758,8 @@ def _forward(run: Run, name: str, stream: ChildStream, event: Event) -> None:
         if isinstance(event, ChildEvent):
             path, event = (name, *event.path), event.event
         event = ChildEvent(path=path, event=event)
+    if run.records is not None:
+        run.records.enter(number_here(run))
     run.operations.put_on_stream(event)
 
 
