@@ -239,7 +239,7 @@ class Renderer:
 
 def _label(value: Any, kind: type[Any]) -> str:
     """Return a text for an object whose class declares no fields."""
-    if kind.__module__ in _HARMLESS:
+    if kind.__module__.partition(".")[0] in _HARMLESS:  # 3.13 has pathlib._local
         return str(value)
     return f"<{_name(value if isinstance(value, type) else kind)}>"
 
