@@ -451,12 +451,12 @@ class Worker:
                 is_cancelled = is_cancellation(error, backend.Cancelled)
                 invocation.outcome = "cancelled" if is_cancelled else "failed"
                 invocation.error = error
-                records.calls.leave_step(entered, variables, error)
+                records.calls.leave(entered, variables, error)
             self._tell_ended(number, step, event, None, error)
             raise
         if records is not None and invocation is not None:
             invocation.outcome, invocation.result = "completed", result
-            records.calls.leave_step(entered, variables, None)
+            records.calls.leave(entered, variables, None)
         self._tell_ended(number, step, event, result, None)
         return result
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from sluicegate._exceptions import URGENT, links_of, set_links, set_trace, trace_of
+from sluicegate._exceptions import URGENT, is_a, links_of, set_links, set_trace, trace_of
 from sluicegate._observers import Observer
 
 
@@ -86,14 +86,14 @@ class ObserverCalls:
 
     def listen(self) -> Callable[[Record], object]:
         """Ask the observers for the functions that take records; return what to call with each."""
-        for observer in tuple(self._listeners):
-            try:
-                take = observer.listen(self.info)
-            except BaseException as error:  # noqa: ASYNC103, BLE001 - logged
-                self._note_fault(observer, "listen", error)
-            else:
-                if take is not None:
-                    self._takers.append((observer, take))
+
+        def add(observer: Observer) -> None:
+            take = observer.listen(self.info)
+            if take is not None:
+                self._takers.append((observer, take))
+
+        for observer in self._listeners:
+            self._tell(observer, "listen", add, observer)
         if len(self._takers) == 1 and getattr(self._takers[0][1], "__name__", "") == "append":
             taker = self._takers[0][1]
             if isinstance(getattr(taker, "__self__", None), list):
@@ -111,41 +111,28 @@ class ObserverCalls:
 
     def begin_run(self, variables: ContextVars) -> None:
         """Enter what the observers put around the run, and tell them of its start."""
-        self._enter(self._around_run, "around_run", self.info, variables, self._entered)
+        self._entered = self._enter(self._around_run, "around_run", self.info, variables)
         for observer in self._run_started:
-            try:
-                variables.run(observer.run_started, self.info)
-            except BaseException as error:  # noqa: ASYNC103, BLE001 - logged
-                self._note_fault(observer, "run_started", error)
+            self._tell(observer, "run_started", variables.run, observer.run_started, self.info)
 
     def end_run(self, variables: ContextVars) -> None:
         """Leave what is around the run, and tell the observers of its end."""
-        self._leave(self._entered, variables, self.info.error)
+        self.leave(self._entered, variables, self.info.error)
         for observer in self._run_ended:
-            try:
-                observer.run_ended(self.info)
-            except BaseException as error:  # noqa: ASYNC103, BLE001 - logged
-                self._note_fault(observer, "run_ended", error)
+            self._tell(observer, "run_ended", observer.run_ended, self.info)
 
     def published(self, event: Event) -> None:
         """Tell the observers of an event on the stream."""
         for observer in self._published:
-            try:
-                observer.event_published(self.info, event)
-            except BaseException as error:  # noqa: ASYNC103, BLE001 - logged
-                self._note_fault(observer, "event_published", error)
+            self._tell(observer, "event_published", observer.event_published, self.info, event)
 
     # -- steps
 
     def begin_step(self, invocation: Invocation, variables: ContextVars) -> Entered:
         """Enter what the observers put around a step, and tell them of it; return what was entered."""
-        entered: Entered = []
-        self._enter(self._around_step, "around_step", invocation, variables, entered)
+        entered = self._enter(self._around_step, "around_step", invocation, variables)
         for observer in self._step_started:
-            try:
-                variables.run(observer.step_started, invocation)
-            except BaseException as error:  # noqa: ASYNC103, BLE001 - logged
-                self._note_fault(observer, "step_started", error)
+            self._tell(observer, "step_started", variables.run, observer.step_started, invocation)
         return entered
 
     def around_in_process(
@@ -156,50 +143,50 @@ class ObserverCalls:
         Called in the context of the step. An object that cannot be pickled is a fault of the observer.
         """
         found: list[tuple[str, bytes]] = []
-        for observer in self._in_process:
-            try:
-                around = observer.in_process(invocation)
-                if around is not None:
-                    found.append((type(observer).__name__, pickled(around)))
-            except BaseException as error:  # noqa: ASYNC103, BLE001 - logged
-                self._note_fault(observer, "in_process", error)
-        return tuple(found)
 
-    def leave_step(
-        self, entered: Entered, variables: ContextVars, error: BaseException | None
-    ) -> None:
-        """Leave what was entered around a step, in reverse order."""
-        self._leave(entered, variables, error)
+        def add(observer: Observer) -> None:
+            around = observer.in_process(invocation)
+            if around is not None:
+                found.append((type(observer).__name__, pickled(around)))
+
+        for observer in self._in_process:
+            self._tell(observer, "in_process", add, observer)
+        return tuple(found)
 
     def end_step(self, invocation: Invocation) -> None:
         """Tell the observers that a step has ended."""
         for observer in self._step_ended:
-            try:
-                observer.step_ended(invocation)
-            except BaseException as error:  # noqa: ASYNC103, BLE001 - logged
-                self._note_fault(observer, "step_ended", error)
+            self._tell(observer, "step_ended", observer.step_ended, invocation)
 
     # -- context managers, and faults
 
-    def _enter(
-        self,
-        observers: tuple[Observer, ...],
-        method: str,
-        about: Any,
-        variables: ContextVars,
-        entered: Entered,
+    def _tell(
+        self, observer: Observer, method: str, function: Callable[..., object], *about: object
     ) -> None:
-        for observer in observers:
-            try:
-                manager: Any = variables.run(getattr(observer, method), about)
-                if manager is not None:
-                    variables.run(manager.__enter__)
-                    entered.append((observer, manager))
-            except BaseException as error:  # noqa: ASYNC103, BLE001 - logged
-                self._note_fault(observer, method, error)
+        """Call a method of an observer; log what it raises, and mute it."""
+        try:
+            function(*about)
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - logged
+            self._note_fault(observer, method, error)
 
-    def _leave(self, entered: Entered, variables: ContextVars, error: BaseException | None) -> None:
-        """Leave context managers; neither what they return nor what they raise changes ``error``."""
+    def _enter(
+        self, observers: tuple[Observer, ...], method: str, about: object, variables: ContextVars
+    ) -> Entered:
+        """Enter what a method of the observers returns; return what was entered."""
+        entered: Entered = []
+
+        def enter(observer: Observer) -> None:
+            manager: Any = getattr(observer, method)(about)
+            if manager is not None:
+                manager.__enter__()
+                entered.append((observer, manager))
+
+        for observer in observers:
+            self._tell(observer, method, variables.run, enter, observer)
+        return entered
+
+    def leave(self, entered: Entered, variables: ContextVars, error: BaseException | None) -> None:
+        """Leave context managers, in reverse order; neither what they return nor what they raise changes ``error``."""
         if not entered:
             return
         kind = None if error is None else type(error)
@@ -225,7 +212,7 @@ class ObserverCalls:
     def _note_fault(self, observer: Observer, method: str, error: BaseException) -> None:
         """Log what an observer has raised, and mute it."""
         try:
-            if observer.strict or isinstance(error, URGENT):
+            if observer.strict or is_a(error, URGENT):
                 self._fail(error)
                 return
             LOGGER.error(

@@ -120,7 +120,6 @@ class RecordWriter:
 
     Attributes:
         at: When the current input was applied.
-        event: The number of the latest event.
         calls: The calls of the observers.
     """
 
@@ -130,6 +129,7 @@ class RecordWriter:
         "_cancellations",
         "_edits",
         "_emit",
+        "_event",
         "_events",
         "_given",
         "_has_begun",
@@ -156,7 +156,6 @@ class RecordWriter:
         "_workers",
         "at",
         "calls",
-        "event",
     )
 
     def __init__(
@@ -190,7 +189,7 @@ class RecordWriter:
         self._origin: Origin = "outside"
         #: The latest event; how many there were; and the number of one that is put back.
         self._value: Any = None
-        self.event = self._events = self._again = 0
+        self._event = self._events = self._again = 0
         self._invocations = self._waits = self._cancellations = self._lanes = 0
         self._resources = self._edits = 0
         #: Whether the result of the invocation that has just returned is dropped with its branch.
@@ -222,6 +221,25 @@ class RecordWriter:
         self.at = self._now()
         self._source = source
         self._origin = origin
+
+    def enter_step(self) -> None:
+        """Note that the calling step causes the next input, as :meth:`enter` does."""
+        self.enter(self.caller())
+
+    def caller(self) -> int | None:
+        """Return the number of the invocation that calls; None if none of this run does."""
+        worker = self._calling_worker()
+        return None if worker is None else worker.number or None
+
+    def _calling_worker(self) -> ObservedWorker | None:
+        """Return the worker whose step, or a task of it, calls; None if it belongs to another run."""
+        worker: Any = current_cleanup.get()
+        return worker if worker in self._workers else None
+
+    def now(self) -> float:
+        """Read the clock. The reading is kept, so that the times of records never go back."""
+        self.at = self._now()
+        return self.at
 
     # -- the run
 
@@ -266,7 +284,7 @@ class RecordWriter:
                 self.at,
                 status=outcome.status,
                 error=outcome.error,
-                event=self.event if stopped and outcome.status == "completed" else None,
+                event=self._event if stopped and outcome.status == "completed" else None,
             )
         )
         info.status, info.error = outcome.status, outcome.error
@@ -287,9 +305,9 @@ class RecordWriter:
         """
         self._value = event
         if self._again:
-            self.event, self._again = self._again, 0
+            self._event, self._again = self._again, 0
             return
-        self.event = self._events = number = self._events + 1
+        self._event = self._events = number = self._events + 1
         names = self._targets.get(targets)
         if names is None:
             names = self._targets[targets] = tuple(self._names[index] for index in targets)
@@ -305,7 +323,7 @@ class RecordWriter:
 
     def hold(self, event: Event, number: int = 0) -> None:
         """Remember the number of an event that a join or a buffer keeps: by default of the latest."""
-        number = number or self.event
+        number = number or self._event
         known = self._held.get(id(event))
         if known is None:
             self._held[id(event)] = event, [number]
@@ -318,23 +336,24 @@ class RecordWriter:
         if known is None:
             if event is not self._value:
                 self.emitted(event, (), "snapshot")
-            return self.event
+            return self._event
         number = known[1].pop(0)
         if not known[1]:
             del self._held[id(event)]
         return number
 
-    def collecting(self, worker: ObservedWorker | None, event: Event) -> None:
+    def collecting(self, event: Event) -> None:
         """Note that ``ctx.collect_events`` keeps an event, usually that of the invocation."""
+        worker = self._calling_worker()
         own = () if worker is None else self._numbers.get(worker.number, ())
         if worker is not None and len(own) == 1 and worker.delivered()[0] is event:
             self.hold(event, own[0])
 
-    def collected(self, invocation: int | None, buffer: str, events: Iterable[Event]) -> None:
-        """Record that ``ctx.collect_events`` has returned a set of events."""
-        self.enter(invocation)
+    def collected(self, buffer: str, events: Iterable[Event]) -> None:
+        """Record that ``ctx.collect_events`` has returned a set of events to the calling step."""
+        self.enter_step()
         numbers = tuple(self._find(event) for event in events)
-        self._emit(EventsCollected(self.at, invocation, numbers, buffer))
+        self._emit(EventsCollected(self.at, self._source, numbers, buffer))
 
     # -- invocations
 
@@ -349,7 +368,7 @@ class RecordWriter:
         number = self._invocations = self._invocations + 1
         attempt, previous = 1, None
         if payload is self._value:
-            events: tuple[int, ...] = (self.event,)
+            events: tuple[int, ...] = (self._event,)
         elif type(payload) is Redelivery:
             attempt, previous = payload.number, self._retrying
             known = None if previous is None else self._numbers.get(previous)
@@ -454,7 +473,7 @@ class RecordWriter:
         self, worker: ObservedWorker, error: BaseException, cancelled: type[BaseException]
     ) -> None:
         """Record that an invocation has raised what its worker cannot handle."""
-        self.at = self._now()
+        self.now()
         if is_cancellation(error, cancelled):
             self.ended(worker, "cancelled")
         else:
@@ -502,7 +521,7 @@ class RecordWriter:
 
     def answered(self, number: int, *, by_event: bool = True) -> None:
         """Record that a question was answered with the latest event, or closed without one."""
-        self._emit(QuestionAnswered(self.at, id_of(number), self.event if by_event else None))
+        self._emit(QuestionAnswered(self.at, id_of(number), self._event if by_event else None))
 
     # -- waits
 
@@ -511,13 +530,12 @@ class RecordWriter:
     ) -> int:
         """Record that an invocation waits, and return the number of the wait."""
         self._waits += 1
-        self.at = self._now()
-        self._emit(WaitStarted(self.at, self._waits, invocation, kind, subject, until))
+        self._emit(WaitStarted(self.now(), self._waits, invocation, kind, subject, until))
         return self._waits
 
     def given(self, wait: object) -> None:
         """Note that a wait was given the latest event."""
-        self._given[id(wait)] = self.event
+        self._given[id(wait)] = self._event
 
     def found_early(self, wait: object, event: Event) -> None:
         """Note that a wait was given an event that was kept for it."""
@@ -533,21 +551,10 @@ class RecordWriter:
         """Record that a wait is over, with the event that it was given. Returns 0, the number of none."""
         event = None if wait is None else self._given.pop(id(wait), None)
         taken = event if outcome == "done" else None
-        self.at = self._now()
-        self._emit(WaitEnded(self.at, number, outcome, taken))
+        self._emit(WaitEnded(self.now(), number, outcome, taken))
         return 0
 
     # -- resources, edits of the state, and snapshots: what does not go through the machine
-
-    def now(self) -> float:
-        """Read the clock of the records."""
-        self.at = self._now()
-        return self.at
-
-    def caller(self) -> int | None:
-        """Return the number of the invocation that calls; None if none of this run does."""
-        worker: Any = current_cleanup.get()
-        return worker.number or None if worker in self._workers else None
 
     def resource_opened(self, plan: ResourcePlan, invocation: int | None, began: float) -> int:
         """Record that a resource has been opened, and return its number."""
@@ -610,13 +617,11 @@ class RecordWriter:
 
     def child_started(self, invocation: int | None, run_id: str, workflow: str) -> None:
         """Record that an invocation runs another workflow."""
-        self.at = self._now()
-        self._emit(ChildStarted(self.at, invocation, run_id, workflow))
+        self._emit(ChildStarted(self.now(), invocation, run_id, workflow))
 
     def child_ended(self, run_id: str, status: str) -> None:
         """Record that the run of a child has ended."""
-        self.at = self._now()
-        self._emit(ChildEnded(self.at, run_id, status))
+        self._emit(ChildEnded(self.now(), run_id, status))
 
     # -- cancellation
 
@@ -644,10 +649,9 @@ class RecordWriter:
         self._cancellations += 1
         self._run_cancellation = self._cancellations
         inside = tuple(sorted(w.number for w in run.workers if w.number))
-        self.at = self._now()
         self._emit(
             CancellationRequested(
-                self.at, self._cancellations, _canceller(run), reason, "run", None, inside
+                self.now(), self._cancellations, _canceller(run), reason, "run", None, inside
             )
         )
 
@@ -664,8 +668,7 @@ class RecordWriter:
         elif worker.progress is None or not worker.progress.scope.cancel_called:
             return  # from a scope that the step has opened itself
         self._unwinding.add(number)
-        self.at = self._now()
-        self._emit(CancellationDelivered(self.at, number, cancellation))
+        self._emit(CancellationDelivered(self.now(), number, cancellation))
 
 
 def _drop(_record: object) -> None:

@@ -162,7 +162,7 @@ class StepOperations:
         if run.probe is not None and not run.probe.sent(context, event, target):
             return spent_branch()
         if run.records is not None:
-            run.records.enter(number_here(run))
+            run.records.enter_step()
         machine = run.machine
         assert machine is not None
         route = machine.check_sendable(step.index, event, target)
@@ -197,7 +197,7 @@ class StepOperations:
             return
         records = run.records
         if records is not None:
-            records.enter(number_here(run))
+            records.enter_step()
         if type(event) not in run.graph.published or run.log.closed:
             check_publishable(event, run.log)
             if not isinstance(event, InputRequiredEvent):
@@ -214,7 +214,8 @@ class StepOperations:
         """Open the progress reports of an invocation; see :meth:`sluicegate.Context.progress`."""
         from sluicegate._engine.progress import open_report  # noqa: PLC0415 - few steps need it
 
-        return open_report(self.run, context, number_here(self.run))
+        run = self.run
+        return open_report(run, context, None if run.records is None else run.records.caller())
 
     @enable_ki_protection
     def put_on_stream(self, event: Event) -> float | None:
@@ -259,7 +260,7 @@ class StepOperations:
         if reported is None:
             entry, complete = buffer.add(event, expected)
             if run.records is not None:
-                run.records.collecting(worker_here(run), event)
+                run.records.collecting(event)
         else:  # its event is out, but what another attempt gave back may be enough by now
             complete = buffer.take(expected)
             if complete is None:
@@ -271,7 +272,7 @@ class StepOperations:
             return None
         events = [kept.event for kept in complete]
         if run.records is not None:
-            run.records.collected(number_here(run), key, events)
+            run.records.collected(key, events)
         return events
 
     # -- waiting -----------------------------------------------------------------------------
@@ -306,12 +307,12 @@ class StepOperations:
         records, number = run.records, 0
         if records is not None:
             until = None if timeout is None else wait.due
-            number = records.wait_started(number_here(run), "event", kind.__name__, until)
+            number = records.wait_started(records.caller(), "event", kind.__name__, until)
         is_taken = is_late = False
         try:
             await backend.checkpoint_if_cancelled()
             if records is not None:
-                records.enter(number_here(run))
+                records.enter_step()
             machine.begin_wait(context, wait)
             if wait.is_away:
                 assert worker is not None
@@ -338,7 +339,7 @@ class StepOperations:
                 if not is_late and worker is not None:
                     worker.is_back(machine, wait)
                 if records is not None:
-                    records.enter(number_here(run))
+                    records.enter_step()
                 machine.end_wait(wait, is_taken=is_taken, is_over=bool(run.outcome.status))
             if wait.event is None:
                 if worker is not None:
@@ -368,7 +369,7 @@ class StepOperations:
         machine = run.machine
         if machine is not None and not run.outcome.status:
             if run.records is not None:
-                run.records.enter(number_here(run))
+                run.records.enter_step()
             machine.cancel(node, reason)
             start_soon(run)  # the join of a fan-out that it was the last of
             if not machine.alive:
@@ -417,8 +418,8 @@ class StepOperations:
             run.probe.child_began(context, child)
         records, wait = run.records, 0
         if records is not None:
-            records.child_started(number_here(run), child.run_id, child.graph.name)
-            wait = records.wait_started(number_here(run), "child", child.run_id)
+            records.child_started(records.caller(), child.run_id, child.graph.name)
+            wait = records.wait_started(records.caller(), "child", child.run_id)
         idle_changed(run)  # it may be idle for another child of the same step
         result: Any = None
         failure: Exception | None = None
@@ -584,7 +585,7 @@ def _ask(run: Run, question: Event | None) -> None:
     if isinstance(question, InputRequiredEvent):
         check_publishable(question, run.log)
         if run.records is not None:
-            run.records.enter(number_here(run))
+            run.records.enter_step()
         run.operations.put_on_stream(question)  # it is open for as long as the wait is
     else:
         run.operations.publish(question)
@@ -636,7 +637,7 @@ async def _wait_in_step(  # noqa: ASYNC910 - it is not over yet, so there is one
     if run.probe is not None:
         run.probe.wait_began(worker.context, None)
     records = run.records
-    number = 0 if records is None else records.wait_started(number_here(run), "branch")
+    number = 0 if records is None else records.wait_started(records.caller(), "branch")
     try:
         check_stuck(run)
         idle_changed(run)
@@ -759,7 +760,7 @@ def _forward(run: Run, name: str, stream: ChildStream, event: Event) -> None:
             path, event = (name, *event.path), event.event
         event = ChildEvent(path=path, event=event)
     if run.records is not None:
-        run.records.enter(number_here(run))
+        run.records.enter_step()
     run.operations.put_on_stream(event)
 
 
@@ -775,18 +776,6 @@ def worker_of(backend: Backend, context: Context[Any]) -> Worker | None:
         found: Worker = worker
         return found
     return None
-
-
-def worker_here(run: Run) -> Worker | None:
-    """Return the worker whose step, or a task of it, calls; None if that belongs to another run."""
-    worker: Any = current_cleanup.get()
-    return worker if isinstance(worker, Worker) and worker.run is run else None
-
-
-def number_here(run: Run) -> int | None:
-    """Return the number of the invocation that calls; None if none does, or it has ended."""
-    worker = worker_here(run)
-    return None if worker is None else worker.number or None
 
 
 def journal_of(context: Context[Any]) -> StepJournal:
