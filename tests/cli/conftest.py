@@ -6,10 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from sluicegate.cli import main
+from sluicegate.recording import Recorder
+from tests.recording import by_hand
 
 
 HERE = Path(__file__).parent
@@ -31,6 +34,17 @@ def cli(monkeypatch, capsys):
     for name in set(sys.modules) - modules:
         if getattr(sys.modules[name], "__file__", None) and "flows_for_cli" in name:
             del sys.modules[name]
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """The file of a recording."""
+    path = tmp_path / "run.jsonl"
+    with Recorder(path) as recorder:
+        hear = recorder.listen(SimpleNamespace(run_id="run"))
+        for one in by_hand.fan_out():
+            hear(one)
+    return path
 
 
 @pytest.fixture

@@ -3,24 +3,9 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
-import pytest
-
-from sluicegate.recording import Recorder, load_recording
+from sluicegate.recording import load_recording
 from tests.helpers import on_each_backend
-from tests.recording import by_hand
-
-
-@pytest.fixture
-def recorded(tmp_path):
-    """The file of a recording."""
-    path = tmp_path / "run.jsonl"
-    with Recorder(path) as recorder:
-        hear = recorder.listen(SimpleNamespace(run_id="run"))
-        for one in by_hand.fan_out():
-            hear(one)
-    return path
 
 
 def test_summary(cli, recorded):

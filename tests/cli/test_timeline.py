@@ -3,23 +3,6 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
-
-import pytest
-
-from sluicegate.recording import Recorder
-from tests.recording import by_hand
-
-
-@pytest.fixture
-def recorded(tmp_path):
-    """The file of a recording."""
-    path = tmp_path / "run.jsonl"
-    with Recorder(path) as recorder:
-        hear = recorder.listen(SimpleNamespace(run_id="run"))
-        for one in by_hand.fan_out():
-            hear(one)
-    return path
 
 
 def test_a_page_and_a_trace(cli, recorded, tmp_path):

@@ -52,17 +52,30 @@ def summary(arguments: argparse.Namespace) -> int:
     if arguments.perfetto is None:
         sys.stdout.write(recording.summary(run))
         return 0
-    text = json.dumps(recording.to_trace_events(run), separators=(",", ":"))
-    if arguments.perfetto == "-":
-        sys.stdout.write(text)
-        return 0
-    try:
-        Path(arguments.perfetto).write_text(text, encoding="utf-8")
-    except OSError as error:
-        msg = f"cannot write {arguments.perfetto}: {error.strerror or error}"
-        raise UsageError(msg) from error
-    print(arguments.perfetto)  # noqa: T201
+    write(trace_of(recording, run), arguments.perfetto)
     return 0
+
+
+def trace_of(recording: Recording, run: RecordedRun | None) -> str:
+    """Return the trace of a run, or of all runs, as JSON for Perfetto."""
+    return json.dumps(recording.to_trace_events(run), separators=(",", ":"))
+
+
+def write(text: str, output: str) -> None:
+    """Write a text into a file and print the file's name; ``-`` is standard output.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    if output == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(output).write_text(text, encoding="utf-8")
+    except OSError as error:
+        msg = f"cannot write {output}: {error.strerror or error}"
+        raise UsageError(msg) from error
+    print(output)  # noqa: T201
 
 
 def load(file: str) -> Recording:

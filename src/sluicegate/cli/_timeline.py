@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sluicegate.cli._record import find_run, load
+from sluicegate.cli._record import find_run, load, trace_of, write
 from sluicegate.cli._targets import UsageError
 from sluicegate.timeline import timeline_html, timeline_text
 
@@ -36,16 +35,8 @@ def timeline(arguments: argparse.Namespace) -> int:
         text = timeline_text(recording, run, is_ascii=not in_unicode, has_color=has_color)
         output = arguments.output or "-"
     elif suffix == ".json":
-        text = json.dumps(recording.to_trace_events(run), separators=(",", ":"))
+        text = trace_of(recording, run)
     else:
         text = timeline_html(recording, run)
-    if output == "-":
-        sys.stdout.write(text)
-        return 0
-    try:
-        Path(output).write_text(text, encoding="utf-8")
-    except OSError as error:
-        msg = f"cannot write {output}: {error.strerror or error}"
-        raise UsageError(msg) from error
-    print(output)  # noqa: T201
+    write(text, output)
     return 0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sluicegate.drawing._flow import is_unused
+from sluicegate.drawing._flow import Labelled
 
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @attrs.frozen
-class Arrow:
+class Arrow(Labelled):
     """The edges of one source and the same events, which share a label and fork below it.
 
     Attributes:
@@ -27,16 +27,6 @@ class Arrow:
     kind: str
     labels: tuple[Label, ...]
     is_undeclared: bool = False
-
-    @property
-    def fans_out(self) -> bool:
-        """Whether it is for several events: a list, or one after another."""
-        return any(label.is_many for label in self.labels)
-
-    @property
-    def is_unused(self) -> bool:
-        """Whether an execution is shown in which no event passed."""
-        return is_unused(self.labels)
 
 
 def arrows_by_event(flow: Flow) -> list[Arrow]:

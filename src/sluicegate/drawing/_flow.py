@@ -104,8 +104,26 @@ class Node:
         return "failed" if self.counts.failed else "cancelled" if self.counts.cancelled else ""
 
 
+class Labelled:
+    """The base of edges and arrows: both have labels."""
+
+    __slots__ = ()
+    labels: tuple[Label, ...]
+
+    @property
+    def fans_out(self) -> bool:
+        """Whether it is for several events: a list, or one after another."""
+        return any(label.is_many for label in self.labels)
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether an execution is shown in which no event passed."""
+        counts = [label.count for label in self.labels if label.count is not None]
+        return bool(counts) and not any(counts)
+
+
 @attrs.frozen
-class Edge:
+class Edge(Labelled):
     """An arrow; several events with the same source and target share one.
 
     Attributes:
@@ -121,22 +139,6 @@ class Edge:
     kind: str
     labels: tuple[Label, ...]
     is_undeclared: bool = False
-
-    @property
-    def fans_out(self) -> bool:
-        """Whether it is for several events: a list, or one after another."""
-        return any(label.is_many for label in self.labels)
-
-    @property
-    def is_unused(self) -> bool:
-        """Whether an execution is shown in which no event passed."""
-        return is_unused(self.labels)
-
-
-def is_unused(labels: tuple[Label, ...]) -> bool:
-    """Whether labels have counts, and each is 0."""
-    counts = [label.count for label in labels if label.count is not None]
-    return bool(counts) and not any(counts)
 
 
 @attrs.frozen
