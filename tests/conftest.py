@@ -25,6 +25,8 @@ import pytest
 # A shell has what it starts in the background ignore SIGINT; the tests that interrupt want it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGQUIT") and signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 #: Folders whose subject is the same on every event loop.

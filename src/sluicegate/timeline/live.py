@@ -38,7 +38,7 @@ class LivePage:
         self._has_ended = False
         self._is_polled = False
         self._last_answered = threading.Event()
-        self.address = ""
+        self.address: str = ""
 
     def __enter__(self) -> Self:
         self._server = server = _Server(self)
