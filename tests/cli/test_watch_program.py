@@ -6,6 +6,7 @@ import os
 import re
 import select
 import signal
+import time
 
 import pytest
 
@@ -35,9 +36,12 @@ class Terminal:
         return {"stdin": self.theirs, "stdout": self.theirs, "stderr": self.theirs}
 
     def read_until(self, text):
+        give_up = time.monotonic() + LIMIT  # a tree is drawn again and again
         while text not in self.screen.text:
             if not self._read():
                 pytest.fail(f"the program ended before it showed {text!r}: {self.screen.text}")
+            if time.monotonic() > give_up:
+                pytest.fail(f"the program does not show {text!r}: {self.screen.text}")
 
     def read_all(self):
         os.close(self.theirs)
