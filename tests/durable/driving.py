@@ -1,0 +1,59 @@
+"""Driving: the world around a run. It answers questions, tells the run to stop, and notes its end."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from sluicegate import ChildEvent, WorkflowRuntimeError
+from tests.durable.flows import Answer, Flow, Question
+
+
+if TYPE_CHECKING:
+    from sluicegate import Event, WorkflowHandler
+    from tests.durable.ledger import Ledger
+
+
+class World:
+    """What is outside of a run in one life; the ledger knows what earlier lives have done."""
+
+    def __init__(self, flow: Flow, handler: WorkflowHandler[Any], ledger: Ledger) -> None:
+        self.flow = flow
+        self.handler = handler
+        self.ledger = ledger
+        self.events: list[Event] = []
+
+    async def live(self) -> None:
+        """Drive the run until it ends; what comes out of it is noted in the ledger."""
+        async with anyio.create_task_group() as group:
+            if self.flow.stops_at:
+                group.start_soon(self._stop, group)
+            for key in self.flow.early:
+                group.start_soon(self._answer, key)
+            stream = self.handler.stream_events()
+            async for event in stream:
+                self.events.append(event)
+                asked = event.event if isinstance(event, ChildEvent) else event
+                if isinstance(asked, Question) and asked.key not in self.flow.unanswered:
+                    group.start_soon(self._answer, asked.key)
+            group.cancel_scope.cancel()
+
+    async def _answer(self, key: str) -> None:
+        """Answer a question once; the id makes a repeated answer harmless."""
+        if any(entry.what == "answered" and entry.name == key for entry in self.ledger.entries()):
+            return
+        answer = Answer(key=key, response=key.upper())
+        with suppress(WorkflowRuntimeError):  # the run has ended
+            await self.handler.send_event(answer, id=f"answer {key}")
+            self.ledger.note("answered", key)
+
+    async def _stop(self, group: Any) -> None:
+        """Stop the run once its body has begun, in this life or before."""
+        entries = self.ledger.entries
+        while not any(entry.name == self.flow.stops_at for entry in entries()):
+            await anyio.sleep(self.flow.pace / 5)
+        stopped = self.handler.cancel("enough", after="steps")
+        self.ledger.note("told", "to stop")
+        await stopped
