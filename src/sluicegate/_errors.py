@@ -110,6 +110,23 @@ class WorkflowCancelledError(WorkflowRuntimeError):
         self.reason = reason
 
 
+class WorkflowDetachedError(WorkflowRuntimeError):
+    """Raised to callers that await a durable run whose part in this process has ended before it.
+
+    The run has not ended: it continues from its store, where ``runs.attach(run_id)`` finds it. The
+    cause is the error of the store, if there was one: a lost lease, a full disk.
+
+    Attributes:
+        run_id: The identifier of the run.
+        reason: Why the part of the run in this process has ended.
+    """
+
+    def __init__(self, message: str, run_id: str = "", reason: str = "") -> None:
+        super().__init__(message)
+        self.run_id = run_id
+        self.reason = reason
+
+
 class StepTimeoutError(WorkflowTimeoutError):
     """Raised when an invocation of a step has not ended by the step's own timeout."""
 

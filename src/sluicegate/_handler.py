@@ -9,11 +9,10 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar, cast, final
 
 from sluicegate._context import Context, outer_context
-from sluicegate._engine.control import abandon, drain, find_loop, receive, snapshot
-from sluicegate._engine.ending import cancel_run
+from sluicegate._engine.control import abandon, check_attached, drain, find_loop, receive, snapshot
+from sluicegate._engine.ending import cancel_run, leave_run
 from sluicegate._engine.idle import is_idle, open_questions
 from sluicegate._engine.invocation import is_step_of
-from sluicegate._engine.outcome import OUTSIDE
 from sluicegate._engine.run import check_thread
 from sluicegate._engine.runner import current_scope, execute
 from sluicegate._engine.step_operations import StepOperations
@@ -177,6 +176,8 @@ class WorkflowHandler(Generic[R]):
             WorkflowTimeoutError: The run did not end within its timeout.
             WorkflowStalledError: Nothing more could happen in the run.
             WorkflowCancelledError: The run was cancelled.
+            WorkflowDetachedError: The run is durable and has left this process before its end: its
+                owner was left, its lease was lost, or its store has failed.
         """
         return self._await().__await__()
 
@@ -400,7 +401,7 @@ class WorkflowHandler(Generic[R]):
 
     def _abandon(self, _task: object = None, /) -> None:
         """Conclude the run if its task was cancelled natively before it began."""
-        abandon(self._run, OUTSIDE)
+        abandon(self._run)
 
     def _start(self, how: str) -> None:
         if self._started:
@@ -487,7 +488,7 @@ class WorkflowHandler(Generic[R]):
             raise error
 
     def _cancel(self, reason: str) -> None:
-        cancel_run(self._run, reason)
+        leave_run(self._run, reason)
 
     def _note_owner_cancelled(self) -> None:
         self._run.outcome.is_owner_cancelled = True
@@ -575,6 +576,8 @@ class WorkflowHandler(Generic[R]):
             QuestionClosedError: The question was answered, with another id or without one, or it
                 was given up.
             EventConflictError: An event with other content was sent with the same ``id``.
+            WorkflowDetachedError: The run is durable and has left this process; the event was not
+                sent. ``runs.send_event(run_id, event)`` reaches it.
             WorkflowRuntimeError: The run has ended or has no owner, no step takes the event, it does
                 not answer the question, there is no such question, or the call comes from another
                 thread.
@@ -618,11 +621,14 @@ class WorkflowHandler(Generic[R]):
 
         Raises:
             ValueError: ``after`` is neither ``"now"`` nor ``"steps"``.
+            WorkflowDetachedError: The run is durable and has left this process, so that it could not
+                be cancelled here: ``runs.cancel(run_id)`` reaches it.
             WorkflowRuntimeError: The call comes from another thread.
         """
         if after not in ("now", "steps"):
             msg = f"cancel(after={brief(after)}); expected 'now' or 'steps': `handler.cancel(after='steps')`"
             raise ValueError(msg)
+        check_attached(self._run, f"`runs.cancel({self.run_id!r})`")
         if not self._started:
             self._refuse(reason)
         elif after == "steps":
@@ -645,7 +651,7 @@ class WorkflowHandler(Generic[R]):
         return HandlerFromThread(
             find_loop=partial(find_loop, run),
             send_event=self.send_event,
-            cancel=partial(cancel_run, run),
+            cancel=self.cancel,
         )
 
     # -- state -------------------------------------------------------------------------------
@@ -691,7 +697,8 @@ class WorkflowHandler(Generic[R]):
 
         ``"unstarted"``, ``"running"``, ``"idle"`` (it waits for an answer from outside), or how
         it ended: ``"completed"``, ``"failed"``, ``"timed_out"``, ``"cancelled"``. A run that
-        is still unwinding is ``"running"``.
+        is still unwinding is ``"running"``. A durable run that has left this process before its end is
+        ``"detached"``: its part here has ended, and the run continues from its store.
         """
         outcome = self._run.outcome
         if outcome.is_over:
@@ -701,7 +708,7 @@ class WorkflowHandler(Generic[R]):
         return "idle" if is_idle(self._run) else "running"
 
     def is_done(self) -> bool:
-        """Whether the run has ended and unwound."""
+        """Whether the run has ended and unwound; of a durable run, its part in this process."""
         return self._run.outcome.is_over
 
     def result(self) -> R:

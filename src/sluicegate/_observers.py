@@ -39,8 +39,8 @@ class RunInfo:
         parent_run_id: The identifier of the run that runs this one as a child; None for none.
         carrier: Strings that every snapshot of the run contains, and that a run which is resumed from
             it begins with. Tracing keeps its context here. An observer may add to it.
-        status: None while the run is active; then ``"completed"``, ``"failed"``, ``"timed_out"`` or
-            ``"cancelled"``.
+        status: None while the run is active; then ``"completed"``, ``"failed"``, ``"timed_out"``,
+            ``"cancelled"``, or ``"detached"`` if a durable run continues elsewhere.
         error: The exception that ``await handler`` raises, once the run has ended.
     """
 

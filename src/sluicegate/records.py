@@ -78,10 +78,10 @@ WaitKind = Literal["event", "branch", "child", "place", "limiter", "thread", "pr
 WaitOutcome = Literal["done", "timed_out", "cancelled"]
 
 #: Who asked for a cancellation. ``owner``: ``handler.cancel()``, or the block that owns the run was
-#: left; ``deadline``: the timeout of the run; ``outside``: a cancel scope around the run; ``stop``: a
-#: step returned a stop event while others ran; ``failure``: a step failed; ``stall``: nothing could
-#: happen any more; ``drain``: ``handler.cancel(after="steps")``; ``branch``: ``branch.cancel()``;
-#: ``race``: a join has its first n events and needs no more.
+#: left; ``deadline``: the timeout of the run; ``outside``: a cancel scope around the run, or a durable
+#: run has left this process; ``stop``: a step returned a stop event while others ran; ``failure``: a
+#: step failed; ``stall``: nothing could happen any more; ``drain``: ``handler.cancel(after="steps")``;
+#: ``branch``: ``branch.cancel()``; ``race``: a join has its first n events and needs no more.
 CancelledBy = Literal[
     "owner", "deadline", "outside", "stop", "failure", "stall", "drain", "branch", "race"
 ]
@@ -135,7 +135,8 @@ class RunEnded(Record, frozen=True, kw_only=True):
     """A run has ended, and all of its tasks have. The last record of each run.
 
     Attributes:
-        status: ``"completed"``, ``"failed"``, ``"timed_out"`` or ``"cancelled"``.
+        status: ``"completed"``, ``"failed"``, ``"timed_out"``, ``"cancelled"``, or ``"detached"`` if a
+            durable run continues elsewhere.
         error: The exception that ``await handler`` raises; None if the run has completed.
         event: The number of the stop event; None if the run has not completed.
     """

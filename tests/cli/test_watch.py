@@ -354,6 +354,16 @@ def test_lines_say_what_happens_and_when():
     ]
 
 
+def test_lines_tell_that_a_durable_run_continues():
+    """A run that left its process has not been lost."""
+    told = Told(workflow="Shop")
+    told.add(r.RunEnded, status="detached", error=KeyError("x"))
+
+    assert lines_of(told)[-1] == (
+        "[    0.000s] run shop-1 has left this process and continues from its store: KeyError"
+    )
+
+
 def test_lines_name_the_run_of_a_child_and_count_the_events_of_a_join():
     """Only the lines of children name their run; a join shows how many events it has."""
     child = Told("child-1", workflow="Inner", parent_run="shop-1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import subprocess
 import sys
@@ -28,12 +29,15 @@ from sluicegate import (
     StepTimeoutError,
     StopEvent,
     Workflow,
+    WorkflowDetachedError,
     WorkflowTimeoutError,
     catch_error,
     observe,
     step,
 )
+from sluicegate._engine.ending import detach_run
 from sluicegate._events import StepFailedEvent
+from sluicegate._handler import run_of
 from sluicegate.otel import OpenTelemetryObserver
 
 
@@ -322,6 +326,25 @@ async def test_a_cancelled_step_says_so_and_why_and_is_no_error(traced):
         assert exceptions(span) == []
     assert traced.one("step work").attributes["sluicegate.cancellation.unwind.duration"] >= 0
     assert [event.name for event in traced.one("step work").events] == ["cancellation"]
+
+
+@pytest.mark.parametrize("cause", [None, OSError("disk full")])
+async def test_a_run_that_continues_elsewhere_says_so(traced, cause):
+    """Detached: an error only if the lease was lost or the store has failed."""
+    began = anyio.Event()
+    handler = Endless(observers=[traced.observer]).run(began=began)
+    run_of(handler).outcome.is_durable = True
+    with contextlib.suppress(WorkflowDetachedError):
+        async with handler:
+            await began.wait()
+            detach_run(run_of(handler), "its store has failed", cause)
+
+    span = traced.one("invoke_workflow Endless")
+    assert span.attributes["sluicegate.outcome"] == "detached"
+    assert span.status.status_code is (UNSET if cause is None else ERROR)
+    assert len(exceptions(span)) == (cause is not None)
+    by = span.attributes.get("sluicegate.cancellation.by")
+    assert by == ("outside" if cause is None else None)
 
 
 async def test_a_step_that_a_stop_event_cancels_says_so(traced):

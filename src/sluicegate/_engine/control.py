@@ -11,6 +11,7 @@ from sluicegate._errors import (
     EventConflictError,
     QuestionClosedError,
     SnapshotError,
+    WorkflowDetachedError,
     WorkflowRuntimeError,
     brief,
 )
@@ -49,10 +50,13 @@ def drain(run: Run, reason: str) -> None:
     check_drained(run)
 
 
-def abandon(run: Run, reason: str) -> None:
-    """Conclude a run that was cancelled before it could begin."""
+def abandon(run: Run, reason: str | None = None) -> None:
+    """Conclude a run that was cancelled before it could begin; without a reason, from outside."""
     if not run.outcome.is_over:
-        run.outcome.cancel(reason)
+        if reason is None:
+            run.outcome.cancel_from_outside()
+        else:
+            run.outcome.cancel(reason)
         run.log.close(run.outcome.conclude())
         run.outcome.announce()
 
@@ -77,6 +81,7 @@ def receive(
         check_repeated(run, event, target, question, key)
         return False
     if run.outcome.status:
+        check_attached(run, f"`runs.send_event({run.run_id!r}, event)`")
         msg = (
             f"the run {run.run_id} of {run.graph.name} is over ({run.outcome.status}), so "
             f"{type(event).__name__} cannot be delivered; expected it while the run is active: "
@@ -100,6 +105,21 @@ def receive(
         run.keys = run.keys or {}
         run.keys[key] = content_of_event(run, event), target, question
     return True
+
+
+def check_attached(run: Run, way: str) -> None:
+    """Refuse what is asked of a durable run that continues elsewhere.
+
+    Raises:
+        WorkflowDetachedError: It has left this process; the message shows the way to it.
+    """
+    outcome = run.outcome
+    if outcome.status == "detached":
+        msg = (
+            f"the run {run.run_id} of {run.graph.name} has left this process and continues from its "
+            f"store: {outcome.reason}; expected {way}"
+        )
+        raise WorkflowDetachedError(msg, run.run_id, outcome.reason or "")
 
 
 def check_repeated(

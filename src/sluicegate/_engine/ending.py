@@ -39,6 +39,37 @@ def cancel_run(run: Run, reason: str) -> None:
         settle_timeout(run)
     else:
         run.outcome.cancel(reason)
+    cancel_scopes(run, reason)
+
+
+@enable_ki_protection
+def leave_run(run: Run, reason: str) -> None:
+    """Ask the run to end because its owner is left; a durable run is detached instead."""
+    if run.outcome.is_durable:
+        check_thread(run, "cancel")
+        detach_run(run, reason)
+    else:
+        cancel_run(run, reason)
+
+
+@enable_ki_protection
+def detach_run(run: Run, reason: str, error: BaseException | None = None) -> None:
+    """End the part of a durable run that this process has; the run continues from its store.
+
+    Not a checkpoint. The deadline is not looked at: the next part of the run does that.
+
+    Args:
+        run: The run; nothing changes if its outcome is settled.
+        reason: Why, as the error and the event of the detachment show it.
+        error: The error of the store, or the lost lease, that has caused it.
+    """
+    if not run.outcome.status:
+        run.outcome.detach(reason, error)
+        cancel_scopes(run, reason)
+
+
+def cancel_scopes(run: Run, reason: str) -> None:
+    """Cancel what the run waits in, after its outcome was settled from outside."""
     if run.records is not None:
         run.records.run_cancelled(run, reason)
     for scope in (run.queue_scope, run.nursery and run.nursery.cancel_scope):

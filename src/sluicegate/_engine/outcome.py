@@ -4,6 +4,10 @@ The rule does not depend on timing. The first cause decides the outcome: a stop
 event, a failure, the timeout, a cancellation. Failures during the unwinding are kept in
 ``errors``. Only a stop event gives way to them, because a run with failed clean-up has not completed.
 ``KeyboardInterrupt`` and ``SystemExit`` come before everything else.
+
+A durable run outlives its process. A cancellation from outside, an urgent exception, a lost lease or
+a failing store end only the *part* of it that runs here: the part is ``"detached"``, and the run
+continues from its store.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sluicegate._errors import (
     WorkflowCancelledError,
+    WorkflowDetachedError,
     WorkflowStalledError,
     WorkflowTimeoutError,
     brief,
@@ -20,6 +25,7 @@ from sluicegate._errors import (
 from sluicegate._events import (
     StopEvent,
     WorkflowCancelledEvent,
+    WorkflowDetachedEvent,
     WorkflowFailedEvent,
     WorkflowTimedOutEvent,
 )
@@ -49,11 +55,12 @@ class Outcome:
     """How a run ended, or that it has not yet.
 
     Attributes:
-        status: ``""`` while open; then ``"completed"``, ``"failed"``, ``"timed_out"`` or
-            ``"cancelled"``. It is settled while the rest still unwinds.
+        status: ``""`` while open; then ``"completed"``, ``"failed"``, ``"timed_out"``,
+            ``"cancelled"`` or ``"detached"``. It is settled while the rest still unwinds.
         is_over: Whether everything has unwound.
         stop_event: The stop event that a step returned.
         error: What ``await handler`` raises.
+        is_durable: Whether the run has a store, from which it continues after it was detached.
         is_outside: Whether the run ended because a scope around it was cancelled.
         is_owner_cancelled: Whether it was cancelled because a cancellation left its owner.
     """
@@ -66,6 +73,7 @@ class Outcome:
         "_step",
         "_timeout",
         "error",
+        "is_durable",
         "is_outside",
         "is_over",
         "is_owner_cancelled",
@@ -83,7 +91,7 @@ class Outcome:
         self._step: str | None = None
         self.status = ""
         self.is_over = False
-        self.is_outside = self.is_owner_cancelled = False
+        self.is_durable = self.is_outside = self.is_owner_cancelled = False
         self.stop_event: StopEvent | None = None
         self.error: BaseException | None = None
         #: Its traceback after the run had unwound; each task that awaits the run starts from it.
@@ -96,7 +104,10 @@ class Outcome:
 
     @property
     def errors(self) -> tuple[BaseException, ...]:
-        """All failures in order, starting with ``error`` unless that is a cancellation."""
+        """All failures in order, starting with ``error`` unless that is a cancellation.
+
+        A detachment is a failure if an error of the store or a lost lease has caused it.
+        """
         return () if self._errors is None else tuple(self._errors.values())
 
     def has_ended(self) -> bool:
@@ -128,7 +139,7 @@ class Outcome:
     @property
     def unseen(self) -> BaseException | None:
         """The failure that an owner must raise if it was not observed."""
-        if self.status != "cancelled":
+        if self.status not in ("cancelled", "detached"):
             return self.error if self._errors else None
         passed_over = self._passed_over or ()
         return next((e for e in self.errors if id(e) not in passed_over), None)
@@ -139,7 +150,11 @@ class Outcome:
 
     def _take(self, error: BaseException, step: Step | None) -> None:
         self._keep(error)
-        if self.status in ("", "completed") or is_first_urgent(error, self.error):
+        is_urgent = is_first_urgent(error, self.error)
+        if is_urgent and self.is_durable:
+            self.detach(f"{type(error).__name__} was raised")
+            self.error = error
+        elif is_urgent or self.status in ("", "completed"):
             self.status = "failed"
             self.error = error
             self._step = step.name if step is not None else None
@@ -197,15 +212,47 @@ class Outcome:
         msg = f"the run {self._run_id} of {self._name} was cancelled: {reason}"
         self.error = WorkflowCancelledError(msg, reason)
 
-    def interrupt(self, interruption: BaseException | None, cancelled: type[BaseException]) -> None:
-        """Record an exception from outside the run: a cancellation, or an interrupt that fails the run."""
-        if interruption is None or is_a(interruption, (cancelled, GeneratorExit)):
-            self.cancel(OUTSIDE)
-            self.is_outside = True
+    def detach(self, reason: str, error: BaseException | None = None) -> None:
+        """Record that the part of a durable run in this process ends, and the run does not.
+
+        The first cause decides here too, so callers look at :attr:`status` before. Only an end that
+        could not be stored is undone: the run continues from what its store has, without its stop event.
+
+        Args:
+            reason: Why: ``"a scope around it was cancelled"``.
+            error: The error of the store or the lost lease that has caused it, if one has. The owner
+                then raises the detachment, unless it was observed.
+        """
+        self.status = "detached"
+        self.reason = reason
+        self.stop_event = None
+        msg = (
+            f"the run {self._run_id} of {self._name} has left this process and continues from its "
+            f"store: {reason}; expected `runs.attach({self._run_id!r})`, to wait for its end or to "
+            "read on"
+        )
+        self.error = WorkflowDetachedError(msg, self._run_id, reason)
+        if error is not None:
+            self.error.__cause__ = error
+            self._errors = {id(self.error): self.error, **(self._errors or {})}
+
+    def cancel_from_outside(self) -> None:
+        """Record that a scope around the run was cancelled; a durable run is detached by that."""
+        if self.is_durable:
+            self.detach(OUTSIDE)
         else:
-            self.status = "failed"
-            self.error = interruption
-            self._keep(interruption)
+            self.cancel(OUTSIDE)
+        self.is_outside = True
+
+    def interrupt(self, interruption: BaseException | None, cancelled: type[BaseException]) -> None:
+        """Record an exception from outside the run: a cancellation, or an urgent one.
+
+        It cancels or fails the run; a durable run is detached.
+        """
+        if interruption is None or is_a(interruption, (cancelled, GeneratorExit)):
+            self.cancel_from_outside()
+        else:
+            self._take(interruption, None)
 
     def conclude(self) -> StopEvent:
         """Everything has unwound: return the event that ends the stream. Never raises."""
@@ -223,6 +270,8 @@ class Outcome:
                 )
             if self.status == "cancelled":
                 return WorkflowCancelledEvent(reason=self.reason)
+            if self.status == "detached":
+                return WorkflowDetachedEvent(reason=self.reason or "")
             assert self.error is not None
             return WorkflowFailedEvent(exception=self.error, step_name=self._step)
         except BaseException as fault:  # noqa: ASYNC103, BLE001 - kept: the stream has to end, whatever fails

@@ -127,7 +127,9 @@ class Snapshot(_Part):
     sluicegate: Literal[3]
     workflow: str
     shape: dict[str, StepShape]
-    status: Literal["unstarted", "running", "idle", "completed", "failed", "timed_out", "cancelled"]
+    status: Literal[
+        "unstarted", "running", "idle", "completed", "failed", "timed_out", "cancelled", "detached"
+    ]
     state: Any
     run_id: str | None = None
     elapsed: Seconds | None = None

@@ -407,6 +407,19 @@ class WorkflowCancelledEvent(StopEvent):
     reason: str | None = None
 
 
+class WorkflowDetachedEvent(StopEvent):
+    """The last event on the stream in this process, of a durable run that continues elsewhere.
+
+    The run has not ended: it continues from its store, in this process or in another. The event is
+    never stored, so a reader that continues there does not get it.
+
+    Attributes:
+        reason: Why the part of the run in this process has ended.
+    """
+
+    reason: str
+
+
 class StepFailedEvent(Event):
     """The input of a method marked ``@catch_error``: a step failed and is not retried.
 

@@ -103,7 +103,11 @@ def is_told(record: r.CancellationRequested) -> bool:
     return record.scope == "run" and record.by != "stop"
 
 
-_ENDS = {"timed_out": "timed out", "cancelled": "been cancelled"}
+_ENDS = {
+    "timed_out": "timed out",
+    "cancelled": "been cancelled",
+    "detached": "left this process and continues from its store",
+}
 
 
 def ended(record: r.InvocationEnded, invocation: WatchedInvocation) -> str:

@@ -36,6 +36,8 @@ _STATES = {
     "cancelled": ("cancelled", "yellow"),
     "dropped": ("dropped", "dim"),
 }
+#: How the end of a run is shown if it is none to worry about.
+_ENDS = {"completed": "bold green", "detached": "bold yellow"}
 
 
 def draw(watched: WatchedRuns, height: int) -> RenderableType:
@@ -78,7 +80,7 @@ def _title(run: WatchedRun) -> Text:
     text.append(f"  {seconds(run.took)}", "cyan")
     if run.end is not None:
         word = run.end.status.replace("_", " ")
-        text.append(f"  {word}", "bold green" if word == "completed" else "bold red")
+        text.append(f"  {word}", _ENDS.get(run.end.status, "bold red"))
         if run.end.error is not None:
             text.append(f": {name_of(type(run.end.error))}", "red")
     elif run.cancellation is not None and is_told(run.cancellation):

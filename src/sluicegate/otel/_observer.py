@@ -44,9 +44,10 @@ class OpenTelemetryObserver(Observer):
     ``wait for person``, ``wait for event``, ``wait for limiter`` and so on.
 
     **Outcomes.** ``sluicegate.outcome`` is ``"completed"``, ``"failed"``, ``"cancelled"`` or, for a run,
-    ``"timed_out"``. Failures and timeouts have the status ``ERROR`` and ``error.type``; the exception is
-    recorded once, in the innermost span. A cancelled span has no error: its attributes show who asked
-    for the cancellation and why.
+    ``"timed_out"`` or ``"detached"``. Failures and timeouts have the status ``ERROR`` and ``error.type``;
+    the exception is recorded once, in the innermost span. A cancelled span has no error: its attributes
+    show who asked for the cancellation and why. The span of a durable run that continues elsewhere has an
+    error only if its lease was lost or its store has failed.
 
     **Resuming.** A snapshot contains the context of its run's trace. The resumed run begins a new
     trace, or continues the one that is current where it begins, and is linked to the span of the run

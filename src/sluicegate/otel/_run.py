@@ -294,20 +294,24 @@ class RunTrace:
         span, info = self._span, self._info
         assert span is not None
         for question in tuple(self._questions):
-            self._close_question(question, "cancelled")
+            # A question of a durable run is still open where that continues.
+            self._close_question(question, "detached" if info.status == "detached" else "cancelled")
         for step in tuple(self.steps.values()):
             self._drop(step)
         labels = {**self._labels, OUTCOME: info.status or "cancelled"}
         span.set_attribute(OUTCOME, labels[OUTCOME])
         if self._asked_for:
             span.set_attribute(RUN_PEOPLE, self._asked_for)
-        if info.status in ("failed", "timed_out") and info.error is not None:
+        if info.error is not None and (
+            info.status in ("failed", "timed_out")
+            or (info.status == "detached" and info.error.__cause__ is not None)
+        ):
             labels[ERROR_TYPE] = error_type(info.error)
             is_recorded = any(info.error is error for error in self._failures)
             mark_failed(span, info.error, is_recorded=is_recorded or self.recorded is info.error)
             if self._parent is not None:
                 self._parent.recorded = info.error
-        elif info.status == "cancelled" and self._cancellation is not None:
+        elif info.status in ("cancelled", "detached") and self._cancellation is not None:
             span.set_attributes(_cancellation(self._cancellation))
         self._failures.clear()
         self._counts.runs.add(-1, self._key)

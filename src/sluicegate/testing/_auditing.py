@@ -18,6 +18,7 @@ from sluicegate._events import (
     InputRequiredEvent,
     StopEvent,
     WorkflowCancelledEvent,
+    WorkflowDetachedEvent,
     WorkflowFailedEvent,
     WorkflowTimedOutEvent,
 )
@@ -48,6 +49,7 @@ TERMINAL: Final[dict[str, type[StopEvent]]] = {
     "failed": WorkflowFailedEvent,
     "timed_out": WorkflowTimedOutEvent,
     "cancelled": WorkflowCancelledEvent,
+    "detached": WorkflowDetachedEvent,
 }
 
 

@@ -282,7 +282,7 @@ def _check_end(handler: WorkflowHandler[Any], state: Any, outcome: Outcome) -> I
     if outcome.cancelled and raised is None and outcome.at.kind != "interrupt":
         if ended.unseen is not None:  # else they occurred in the same tick as the cancellation
             yield f"a cancellation left a run that had {status}, instead of its failures: {ended.errors}"
-        elif status not in ("cancelled", "completed"):
+        elif status not in ("cancelled", "detached", "completed"):
             yield f"a cancellation left a run that had {status}"
     if raised is not None and raised is not ended.error:
         yield f"`await handler` raised {raised!r}, but the run's failure is {ended.error!r}"
@@ -306,8 +306,10 @@ def _check_result(handler: WorkflowHandler[Any], failure: BaseException | None) 
     except BaseException as error:  # noqa: ASYNC103, BLE001 - inspected only; the handler keeps it
         if error is not failure or status == "completed":
             yield f"handler.result() raised {error!r}, the status is {status!r}"  # noqa: ASYNC104
-        is_first = status == "cancelled" or is_a(error, URGENT) or errors[0] is error
-        if not is_first or (status == "cancelled" and any(error is one for one in errors)):
+        is_kept = any(error is one for one in errors)
+        is_unkept = not is_kept and status in ("cancelled", "detached")  # it is no failure
+        is_first = is_unkept or is_a(error, URGENT) or (is_kept and errors[0] is error)
+        if not is_first or (status == "cancelled" and is_kept):
             yield f"the run has {status}: {error!r}, all failures: {errors!r}"  # noqa: ASYNC104
     else:
         if status != "completed" or errors:
