@@ -17,6 +17,7 @@ from sluicegate.durable._errors import (
     StoreUnavailableError,
     UnknownRunError,
 )
+from sluicegate.durable._memory import MemoryJournal, MemoryStore
 from sluicegate.durable._port import (
     Batch,
     Capabilities,
@@ -39,6 +40,8 @@ __all__ = [
     "Journal",
     "JournalConflictError",
     "Lease",
+    "MemoryJournal",
+    "MemoryStore",
     "Message",
     "NewRun",
     "Record",

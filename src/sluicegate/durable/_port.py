@@ -15,7 +15,7 @@ runs are listed and woken.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from msgspec import Struct, field
 
@@ -316,6 +316,7 @@ class Journal(Protocol):
 
         Raises:
             StoreClosedError: The store was left.
+            ValueError: A record has more than ``capabilities.max_payload`` bytes.
         """
         ...
 
@@ -360,6 +361,7 @@ class Journal(Protocol):
             EventConflictError: It has received another message with the same key.
             UnknownRunError: There is no such run.
             RunEndedError: It has ended, and has not received the message.
+            ValueError: The message has more than ``capabilities.max_payload`` bytes.
         """
         ...
 
@@ -443,11 +445,3 @@ class Journal(Protocol):
     async def check(self) -> list[str]:
         """Check that the store is in order; return what is wrong, a line each."""
         ...
-
-
-def describe(batch: Batch) -> str:
-    """Return a short text about a batch, for messages."""
-    records: Any = batch.records
-    if not records:
-        return f"a batch without records of the run {batch.run_id!r}"
-    return f"the records {records[0].sequence}-{records[-1].sequence} of the run {batch.run_id!r}"

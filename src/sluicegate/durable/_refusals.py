@@ -1,0 +1,105 @@
+"""What every store refuses, with its messages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sluicegate._errors import EventConflictError
+from sluicegate.durable._errors import (
+    JournalConflictError,
+    RunEndedError,
+    RunOwnedError,
+    StaleLeaseError,
+    UnknownRunError,
+)
+
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sluicegate.durable._port import Batch, Lease
+
+
+def describe(batch: Batch) -> str:
+    """Return a short text about a batch."""
+    records = batch.records
+    if not records:
+        return f"a batch without records of the run {batch.run_id!r}"
+    return f"the records {records[0].sequence}-{records[-1].sequence} of the run {batch.run_id!r}"
+
+
+def check_batch(batch: Batch, sequence: int, shown: int) -> None:
+    """Check that a batch continues the journal.
+
+    Args:
+        batch: The batch.
+        sequence: The last record in the journal.
+        shown: The last number in the durable stream.
+
+    Raises:
+        JournalConflictError: It does not.
+    """
+    for record in batch.records:
+        sequence += 1
+        shown += record.shown > 0
+        if record.sequence != sequence or record.shown not in (0, shown):
+            msg = (
+                f"{describe(batch)} do not continue its journal: record {record.sequence} with "
+                f"shown={record.shown}; expected record {sequence} with shown=0 or "
+                f"shown={shown + (not record.shown)}"
+            )
+            raise JournalConflictError(msg)
+
+
+def stale(batch: Batch | Lease, fence: int | None) -> StaleLeaseError:
+    """Return the refusal of a lease that does not hold any more.
+
+    Args:
+        batch: What was to be written, or the lease.
+        fence: The fence of the newest lease; None if the run is gone.
+    """
+    if fence is None:
+        why = "the run was deleted"
+    elif fence == batch.fence:
+        why = "the lease was released"
+    else:
+        why = f"another process has claimed it with the fence {fence}"
+    msg = f"the lease of the run {batch.run_id!r} with the fence {batch.fence} is lost: {why}"
+    return StaleLeaseError(msg, batch.run_id, batch.fence)
+
+
+def not_in_inbox(batch: Batch, messages: Sequence[int]) -> JournalConflictError:
+    """Return the refusal of a batch that consumes messages that are not there."""
+    msg = (
+        f"{describe(batch)} would consume the messages {[*batch.consumes]}; expected messages in the "
+        f"inbox of the run, each once, and these are not: {[*messages]}"
+    )
+    return JournalConflictError(msg)
+
+
+def unknown(run_id: str) -> UnknownRunError:
+    """Return the refusal to use a run that is not there."""
+    return UnknownRunError(f"there is no run {run_id!r} in the store")
+
+
+def ended(run_id: str, status: str) -> RunEndedError:
+    """Return the refusal to send to a run that has ended."""
+    return RunEndedError(f"the run {run_id!r} has ended: {status}")
+
+
+def owned(run_id: str, owner: str | None) -> RunOwnedError:
+    """Return the refusal to delete a run that is owned."""
+    msg = (
+        f"the run {run_id!r} is owned by {owner!r}, and not deleted; expected a run that has ended, or "
+        "that nobody continues"
+    )
+    return RunOwnedError(msg)
+
+
+def conflict(run_id: str, key: str) -> EventConflictError:
+    """Return the refusal of a message whose key belongs to another one."""
+    msg = (
+        f"the run {run_id!r} has already received a message with the id {key!r} and different "
+        "content; expected the same content, or another id"
+    )
+    return EventConflictError(msg, key)
