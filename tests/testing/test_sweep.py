@@ -462,7 +462,7 @@ async def takes_a_keyword(*, speed):
 ALL = "'scope', 'native', 'timeout', 'deadline', 'interrupt', 'error'"
 TOKEN = (
     "expected a position, at=7, or what a failure printed: at='trio:scope:7', "
-    "'asyncio:native:7+2@5', 'trio@5' (kinds: scope, native, timeout, deadline, interrupt, error; "
+    "'asyncio:native:7+2@5', 'trio@5' (kinds: scope, native, timeout, deadline, interrupt, error, crash; "
     "only asyncio has 'native' and 'timeout')"
 )
 SEEDS = "expected a number of seeds from 1 on, or seeds from 0 on: seeds=[7]"
@@ -475,9 +475,9 @@ WRONG = [
     (TypeError, {"scenario": takes_a_keyword}, "takes_a_keyword(*, speed) requires the arguments speed; expected none, or one, the trial: async def scenario(trial): ..."),
     (ValueError, {"backends": "curio"}, "backends has 'curio'; expected any of 'trio', 'asyncio': backends='trio'"),
     (ValueError, {"backends": ()}, "backends=() is empty; expected any of 'trio', 'asyncio': backends='trio'"),
-    (ValueError, {"kinds": "kill"}, f"kinds has 'kill'; expected any of {ALL}, 'all': kinds='scope'"),
-    (ValueError, {"kinds": []}, f"kinds=[] is empty; expected any of {ALL}, 'all': kinds='scope'"),
-    (TypeError, {"kinds": 5}, f"kinds=5; expected any of {ALL}, 'all': kinds='scope'"),
+    (ValueError, {"kinds": "kill"}, f"kinds has 'kill'; expected any of {ALL}, 'all', 'crash': kinds='scope'"),
+    (ValueError, {"kinds": []}, f"kinds=[] is empty; expected any of {ALL}, 'all', 'crash': kinds='scope'"),
+    (TypeError, {"kinds": 5}, f"kinds=5; expected any of {ALL}, 'all', 'crash': kinds='scope'"),
     (ValueError, {"kinds": "native"}, "kinds has 'native', which only asyncio has; expected it with backends='asyncio', or one of 'scope', 'deadline', 'interrupt', 'error'"),
     (ValueError, {"modes": "sleep"}, "modes has 'sleep'; expected any of 'park', 'wake': modes='park'"),
     (ValueError, {"allow": "tasks"}, "allow has 'tasks'; expected any of 'task', 'thread', 'generator', 'channel', 'warning', 'swallowed': allow='task'"),

@@ -9,6 +9,7 @@ from sluicegate.testing._running import WorkflowTestRunner, run_workflow
 from sluicegate.testing._scenarios import Reading, WorkflowScenario, workflow_scenario
 from sluicegate.testing._stepping import SteppedRun, step_through
 from sluicegate.testing._sweeps.asyncio_time import VirtualLoop
+from sluicegate.testing._sweeps.crash import Crash, CrashLedger
 from sluicegate.testing._sweeps.sweep import SweepReport, fuzz, sweep
 from sluicegate.testing._sweeps.trial import At, InjectedError, Outcome, ScenarioFailure, Trial
 from sluicegate.testing._sweeps.virtual import jump_clock, run_virtually
@@ -16,6 +17,8 @@ from sluicegate.testing._sweeps.virtual import jump_clock, run_virtually
 
 __all__ = [
     "At",
+    "Crash",
+    "CrashLedger",
     "InjectedError",
     "Outcome",
     "Reading",

@@ -7,8 +7,10 @@ import inspect
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from sluicegate.testing._sweeps.crash import LOSSES, Loss
 from sluicegate.testing._sweeps.stage import REASON, Staging
 from sluicegate.testing._sweeps.trial import (
+    CRASH,
     DEFAULT_KINDS,
     KINDS,
     LEFTOVERS,
@@ -35,6 +37,7 @@ def new_staging(
     check: Callable[[Outcome], Any] | None,
     allow: str | Collection[str],
     fresh: bool,
+    loses: Loss = "pending",
 ) -> Staging:
     """Return the checked settings of all runs of a scenario.
 
@@ -70,6 +73,7 @@ def new_staging(
         fresh=fresh,
         raises=classes,
         allow=frozenset(choose("allow", allow, LEFTOVERS, may_be_empty=True)),
+        loses=cast("Loss", choose("loses", loses, LOSSES)[0]),
     )
 
 
@@ -181,17 +185,18 @@ def chosen_kinds(
     """
     if kinds is None:
         return DEFAULT_KINDS[backend]
-    chosen = choose("kinds", kinds, (*KINDS["asyncio"], "all"))
+    chosen = choose("kinds", kinds, (*KINDS["asyncio"], "all", CRASH))
+    known = (*KINDS[backend], CRASH)
     if "all" in chosen:
-        return KINDS[backend]
+        chosen = (*KINDS[backend], *chosen)
     for kind in chosen:
-        if not any(kind in KINDS[each] for each in backends):
+        if not any(kind in (*KINDS[each], CRASH, "all") for each in backends):
             msg = (
                 f"kinds has {kind!r}, which only asyncio has; expected it with backends='asyncio', or "
                 f"one of {', '.join(map(repr, KINDS['trio']))}"
             )
             raise ValueError(msg)
-    return tuple(kind for kind in KINDS[backend] if kind in chosen)
+    return tuple(kind for kind in known if kind in chosen)
 
 
 def chosen_seeds(seeds: int | Iterable[int]) -> list[int]:

@@ -15,6 +15,7 @@ from sluicegate.testing._sweeps.asyncio_time import (
 )
 from sluicegate.testing._sweeps.frames import is_library, waits_for_tasks, waits_for_thread
 from sluicegate.testing._sweeps.stage import LONGEST, REASON, Block, Stage, Strand
+from sluicegate.testing._sweeps.trial import CRASH
 
 
 if TYPE_CHECKING:
@@ -123,7 +124,10 @@ class _AnyioScopeBlock(Block):
         if scope is None:
             return
         self.stage.scope_names.add(f"cancel scope {id(scope):x}")
-        if self.stage.at.kind == "scope":
+        kind = self.stage.at.kind
+        if kind == CRASH:
+            self.stage.cut()
+        if kind in {"scope", CRASH}:
             self.stage.loop.cancel_in_order(scope.cancel)
         else:
             seconds = self.stage.seconds_to_pass(shielded_deadlines(self.stage.loop))
@@ -298,7 +302,7 @@ class AsyncioStage(Stage[Task]):
     def new_block(self, strand: Strand[Task]) -> Block:
         """See the parent."""
         kind = self.at.kind
-        if kind in {"scope", "deadline"}:
+        if kind in {"scope", "deadline", CRASH}:
             return _AnyioScopeBlock(self, strand)
         return _TimeoutBlock(self, strand) if kind == "timeout" else _TaskBlock(self, strand)
 

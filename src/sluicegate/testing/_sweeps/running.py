@@ -21,7 +21,7 @@ from sluicegate.testing._sweeps.leftovers import (
     leaves,
 )
 from sluicegate.testing._sweeps.stage import LONGEST, SPIN_STEPS
-from sluicegate.testing._sweeps.trial import At, Outcome, ScenarioFailure
+from sluicegate.testing._sweeps.trial import CRASH, At, Outcome, ScenarioFailure
 
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def run_once(staging: Staging, at: At, undisturbed: Undisturbed | None) -> Trial
         if not run.problem and run.outcome is not None:
             # Objects that a traceback refers to would not be collected.
             run.then = _then(run.outcome)
-            run.outcome = attrs.evolve(run.outcome, value=None, error=None, state=None)
+            run.outcome = attrs.evolve(run.outcome, value=None, error=None, state=None, ledger=())
             if stage.injected is not None:
                 stage.injected.__traceback__ = stage.injected.__context__ = None
         run.names = stage.names
@@ -145,11 +145,15 @@ def _main(stage: Stage[Any], run: TrialRun) -> Callable[[], Awaitable[None]]:
     async def main() -> None:
         with Generators() as generators:
             outcome = await stage.attempt(strikes=True)
+            while stage.crash.is_cut and not stage.stuck:
+                # What the life that was cut off did while it unwound, nobody has seen.
+                outcome = await stage.attempt(strikes=True, crash=stage.crash.next_life())
             if stage.stuck:
                 return
             run.outcome = outcome
             await _judge(stage, run, outcome, generators)
-            if outcome.struck and stage.staging.fresh and not run.problem and not stage.stuck:
+            is_again = stage.at.kind != CRASH and stage.staging.fresh
+            if outcome.struck and is_again and not run.problem and not stage.stuck:
                 fresh = await stage.attempt(strikes=False)
                 if stage.stuck:
                     return
@@ -171,7 +175,9 @@ async def _judge(
     if unexpected and (stage.injected is None or stage.injected not in left):
         run.error = outcome.error
         run.blame(f"{_struck(stage)}{_tell(unexpected[0])} left the scenario")
-    elif outcome.struck and outcome.completed and "swallowed" not in allow:
+    elif (
+        outcome.struck and stage.at.kind != CRASH and outcome.completed and "swallowed" not in allow
+    ):
         _judge_swallowed(stage, run)
     _blame_left(run, allow, "generator", *generators.left_open())
     running = [

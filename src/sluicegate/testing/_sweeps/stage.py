@@ -17,9 +17,18 @@ from typing import Any, Final, Generic, TypeVar
 
 import attrs
 
+from sluicegate.testing._sweeps.crash import Crash, Loss
 from sluicegate.testing._sweeps.frames import CodePlace, await_places, tell_await
 from sluicegate.testing._sweeps.leftovers import for_others
-from sluicegate.testing._sweeps.trial import At, InjectedError, Mode, Outcome, Scenario, Trial
+from sluicegate.testing._sweeps.trial import (
+    CRASH,
+    At,
+    InjectedError,
+    Mode,
+    Outcome,
+    Scenario,
+    Trial,
+)
 
 
 #: The steps that a scenario may take after it was struck, in addition to a multiple of those before.
@@ -164,6 +173,7 @@ class Staging:
     fresh: bool
     raises: tuple[type[BaseException], ...]
     allow: frozenset[str]
+    loses: Loss = "pending"
 
 
 class Stage(ABC, Generic[TaskT]):
@@ -210,6 +220,8 @@ class Stage(ABC, Generic[TaskT]):
         self.injected: BaseException | None = None
         #: Whether the second cancellation was reached.
         self.is_struck_again = False
+        #: The life of the scenario that a crash would cut off.
+        self.crash = Crash(staging.loses)
         #: The named block or task that swallowed its cancellation.
         self.swallowed = ""
         self.strands: dict[TaskT, Strand[TaskT]] = {}
@@ -305,14 +317,16 @@ class Stage(ABC, Generic[TaskT]):
         elif at.again and self.moments == at.position + at.again:
             self.is_struck_again = True
             self.where += f"; a second time when {strand.tell()}"
-            self.strike_again()
+            if at.kind == CRASH:
+                blocks[0].strike()
+            else:
+                self.strike_again()
         return blocks
 
     def _targets_of(self, strand: Strand[TaskT]) -> tuple[Block, ...]:
         """Return the blocks to strike at a moment of this task: its own, or else all targets."""
-        if (
-            self.staging.target is None or self.where
-        ):  # the second time, the whole scenario is struck
+        # The second time, the whole scenario is struck; a crash spares no part of it.
+        if self.staging.target is None or self.where or self.at.kind == CRASH:
             return () if self.whole is None else (self.whole,)
         own = strand.block or strand.named
         if own is not None:
@@ -321,6 +335,11 @@ class Stage(ABC, Generic[TaskT]):
             return ()
         opened = (other.block or other.named for other in self.strands.values())
         return tuple(block for block in opened if block is not None)
+
+    def cut(self) -> None:
+        """Cut off this life of the scenario; what it does from now on is not observed."""
+        self.is_counting = False
+        self.crash.cut()
 
     def is_target(self, name: str) -> bool:
         """Whether a task or block of this name is a target."""
@@ -401,13 +420,15 @@ class Stage(ABC, Generic[TaskT]):
 
     # -- the scenario --------------------------------------------------------------------------
 
-    async def attempt(self, *, strikes: bool) -> Outcome:
+    async def attempt(self, *, strikes: bool, crash: Crash | None = None) -> Outcome:
         """Run the scenario once, to its end.
 
         Args:
             strikes: Whether this run may be struck.
+            crash: The life that it is; by default a first one.
         """
-        trial = Trial(self.at.backend, self.open_target)
+        self.crash = Crash(self.staging.loses) if crash is None else crash
+        trial = Trial(self.at.backend, self.open_target, self.crash)
         staging = self.staging
         call = staging.scenario(trial) if staging.takes_trial else staging.scenario()
         assert self.host is not None
@@ -441,6 +462,8 @@ class Stage(ABC, Generic[TaskT]):
             cancelled=is_cancelled,
             state=trial.state,
             seconds=self.now() - self.since,
+            ledger=tuple(self.crash.ledger),
+            lives=self.crash.life,
         )
 
     def _ours(self) -> tuple[type[BaseException], ...]:

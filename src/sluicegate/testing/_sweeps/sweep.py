@@ -20,6 +20,7 @@ from sluicegate.testing._sweeps.arguments import (
 from sluicegate.testing._sweeps.leftovers import freeze_what_stays, small_heap
 from sluicegate.testing._sweeps.running import TrialRun, Undisturbed, failure_of, run_once
 from sluicegate.testing._sweeps.trial import (
+    CRASH,
     KINDS,
     MODES,
     At,
@@ -33,6 +34,7 @@ from sluicegate.testing._sweeps.virtual import refuse_running_loop
 
 
 if TYPE_CHECKING:
+    from sluicegate.testing._sweeps.crash import Loss
     from sluicegate.testing._sweeps.stage import Staging
 
 
@@ -77,6 +79,7 @@ def sweep(
     check: Check | None = None,
     allow: str | Collection[str] = (),
     fresh: bool = True,
+    loses: Loss = "pending",
     keep_going: bool = False,
 ) -> SweepReport:
     """Run an async function repeatedly, cancelling each run at the next possible moment.
@@ -104,13 +107,19 @@ def sweep(
             runs: Trio raises it in the main task, asyncio's runner cancels that task natively.
             ``"error"``: nothing is cancelled; a task's await raises ``error``.
             ``"all"``: each of these in turn. Default: scope, and native on asyncio.
+            ``"crash"``: the process of the scenario dies, and starts again. Its life is cut off:
+            ``trial.crash.ledger`` and the stores opened with ``trial.crash.store`` take nothing
+            from it any more. It is cancelled and unwinds unobserved. Then the scenario is called
+            again, as the main function of a new process would be, with the same store and ledger;
+            the conditions are checked after this life. Not part of ``"all"``.
         modes: ``"park"``, ``"wake"``, or both.
         target: The part to cancel instead of the whole scenario: the name of tasks, or of blocks
             of :meth:`Trial.target`, or a pattern (``"worker-*"``, ``"*"`` for any task). At a
             moment of the target itself, only that target is cancelled. At a moment of another task
             all targets are cancelled together, so a pattern strikes several tasks in one run.
         twice: Whether each run is followed by runs in which the whole scenario is cancelled a
-            second time, at each later moment (by an outer scope on Trio, natively on asyncio).
+            second time, at each later moment (by an outer scope on Trio, natively on asyncio). A
+            crash is followed by a second one in the next life.
         error: The exception, or exception class, that kind ``"error"`` raises.
         seeds: The schedules: a number of them, or the seeds. Seed 0 is asyncio's own order, and
             the order in which tasks were spawned on Trio.
@@ -127,6 +136,9 @@ def sweep(
         allow: The leftovers to permit: any of ``"task"``, ``"thread"``, ``"generator"``,
             ``"channel"``, ``"warning"`` and ``"swallowed"``.
         fresh: Whether the scenario is run again after each cancelled run.
+        loses: What a crash takes of the writes that a store has not confirmed yet: ``"pending"``,
+            all of them; ``"half"``, the later half; ``"nothing"``: the process died after they were
+            written, and before it knew.
         keep_going: Whether to make all runs after one has failed. The failure raised is the first
             one, with a count of all, grouped by problem.
 
@@ -151,6 +163,7 @@ def sweep(
         check=check,
         allow=allow,
         fresh=fresh,
+        loses=loses,
     )
     chosen = choose("backends", backends, tuple(KINDS))
     positive("limit", limit, "a number of runs")
@@ -332,6 +345,8 @@ class _Sweeping:
             options += f"raises=({', '.join(map(name_of, staging.raises))},), "
         if staging.allow:
             options += f"allow={tuple(sorted(staging.allow))}, "
+        if at.kind == CRASH and staging.loses != "pending":
+            options += f"loses={staging.loses!r}, "
         if staging.check is not None and not hasattr(staging.scenario, "check"):
             options += f"check={name_of(staging.check)}, "
         return options

@@ -13,9 +13,11 @@ import attrs
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from sluicegate.testing._sweeps.crash import Crash
+
 
 #: How a scenario is disturbed.
-Kind = Literal["scope", "native", "timeout", "deadline", "interrupt", "error"]
+Kind = Literal["scope", "native", "timeout", "deadline", "interrupt", "error", "crash"]
 
 #: The moment: a task has just blocked, or is scheduled to resume and has not resumed yet.
 Mode = Literal["park", "wake"]
@@ -34,6 +36,8 @@ DEFAULT_KINDS: Final[dict[str, tuple[Kind, ...]]] = {
     "trio": ("scope",),
     "asyncio": ("scope", "native"),
 }
+#: No cancellation, and so not among :data:`KINDS`: both event loops have it.
+CRASH: Final = "crash"
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 LEFTOVERS: Final[tuple[Leftover, ...]] = get_args(Leftover)
 
@@ -81,12 +85,12 @@ class At:
         """
         match = _TOKEN.fullmatch(text)
         if match is None or (
-            match["kind"] is not None and match["kind"] not in KINDS[match["backend"]]
+            match["kind"] is not None and match["kind"] not in (*KINDS[match["backend"]], CRASH)
         ):
             msg = (
                 f"at={text!r} does not name a run of a scenario; expected a position, at=7, or what a "
                 "failure printed: at='trio:scope:7', 'asyncio:native:7+2@5', 'trio@5' (kinds: "
-                f"{', '.join(KINDS['asyncio'])}; only asyncio has 'native' and 'timeout')"
+                f"{', '.join(KINDS['asyncio'])}, {CRASH}; only asyncio has 'native' and 'timeout')"
             )
             raise ValueError(msg)
         kind: Any = match["kind"]
@@ -103,15 +107,20 @@ class At:
 class Trial:
     """One run of a scenario; passed to the scenario if it takes an argument."""
 
-    __slots__ = ("_open_target", "backend", "state")
+    __slots__ = ("_open_target", "backend", "crash", "state")
 
     def __init__(
-        self, backend: str, open_target: Callable[[str], AbstractContextManager[None]]
+        self,
+        backend: str,
+        open_target: Callable[[str], AbstractContextManager[None]],
+        crash: Crash,
     ) -> None:
         #: The event loop: ``"trio"`` or ``"asyncio"``.
         self.backend: str = backend
         #: Attributes for the check to inspect: ``trial.state.sent = [1, 2]``.
         self.state: SimpleNamespace = SimpleNamespace()
+        #: What a crash leaves: the ledger of what others have seen, and the store of durable runs.
+        self.crash: Crash = crash
         self._open_target = open_target
 
     def target(self, name: str) -> AbstractContextManager[None]:
@@ -149,6 +158,11 @@ class Outcome:
     """The trial's ``state``, as the scenario left it."""
     seconds: float
     """The virtual seconds from the disturbance to the end; without one, from the beginning."""
+
+    ledger: tuple[Any, ...] = ()
+    """The entries of ``trial.crash.ledger``, of all lives."""
+    lives: int = 1
+    """How many lives the scenario had: one more than it was cut off."""
 
     @property
     def completed(self) -> bool:

@@ -9,6 +9,7 @@ import trio
 
 from sluicegate.testing._sweeps.frames import waits_for_tasks, waits_for_thread
 from sluicegate.testing._sweeps.stage import REASON, Block, Stage, Strand
+from sluicegate.testing._sweeps.trial import CRASH
 from sluicegate.testing._sweeps.trio_time import (
     PatientClock,
     mock_clock,
@@ -48,7 +49,9 @@ class _TrioScopeBlock(Block):
     def strike(self) -> None:
         """See the parent."""
         kind = self.stage.at.kind
-        if kind == "scope":
+        if kind in {"scope", CRASH}:
+            if kind == CRASH:
+                self.stage.cut()
             self._scope.cancel(REASON)
         elif kind == "deadline":
             seconds = self.stage.seconds_to_pass(shielded_deadlines(_runner()))

@@ -1,0 +1,147 @@
+"""``sweep(kinds="crash")``: the scenario's process dies at every moment, and starts again."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from sluicegate.testing import ScenarioFailure, sweep
+from tests.helpers import on_each_backend
+
+
+async def orderly(trial):
+    """Do three things, each once: what the ledger has already is not done again."""
+    ledger = trial.crash.ledger
+    for number in range(3):
+        if number not in ledger:
+            await anyio.sleep(1)
+            ledger.append(number)
+        await anyio.sleep(1)
+    return list(ledger)
+
+
+async def careless(trial):
+    """Do two things in every life."""
+    for number in range(2):
+        trial.crash.ledger.append(number)
+        await anyio.sleep(1)
+
+
+@on_each_backend
+def test_a_scenario_begins_again_after_each_crash(backend):
+    """Cut off at every moment, it is called again with the ledger of the lives before."""
+    outcomes = []
+    report = sweep(orderly, kinds="crash", backends=backend, check=outcomes.append)
+
+    assert report.positions > 10
+    assert all(outcome.value == [0, 1, 2] == [*outcome.ledger] for outcome in outcomes)
+    # The undisturbed run comes first; at the last position it had ended before the crash.
+    assert [outcome.lives for outcome in outcomes] == [1, *[2] * report.positions, 1]
+    assert (
+        str(report)
+        == f"{backend}, crash: {report.runs - 1} runs, all of {report.positions} positions"
+    )
+
+
+@on_each_backend
+def test_a_second_crash_hits_the_second_life(backend):
+    """With ``twice``, each crash is followed by one at each moment of the next life."""
+    lives = set()
+    sweep(
+        orderly,
+        kinds="crash",
+        backends=backend,
+        twice=True,
+        limit=60,
+        check=lambda o: lives.add(o.lives),
+    )
+
+    assert lives == {1, 2, 3}
+
+
+@on_each_backend
+def test_the_clean_up_of_a_dead_life_leaves_no_trace(backend):
+    """It unwinds, shielded awaits included, and the ledger takes nothing of it."""
+    unwound = []
+
+    async def scenario(trial):
+        try:
+            await anyio.sleep(1)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(1)
+            unwound.append(trial.crash.life)
+            trial.crash.ledger.append(f"closed by {trial.crash.life}")
+
+    sweep(
+        scenario,
+        kinds="crash",
+        backends=backend,
+        check=lambda o: o.ledger == (f"closed by {o.lives}",),
+    )
+
+    assert set(unwound) == {1, 2}
+
+
+@on_each_backend
+def test_a_scenario_that_does_it_again_is_found(backend):
+    """The check sees the ledger of all lives; the failure names the earliest crash and replays it."""
+
+    def once(outcome):
+        assert sorted(outcome.ledger) == sorted(set(outcome.ledger))
+
+    with pytest.raises(ScenarioFailure, match="the check failed") as failure:
+        sweep(careless, kinds="crash", backends=backend, check=once)
+
+    assert failure.value.at.startswith(f"{backend}:crash:")
+    with pytest.raises(ScenarioFailure, match="the check failed"):
+        sweep(careless, check=once, at=failure.value.at)
+
+
+@on_each_backend
+def test_what_the_dead_life_raises_is_not_observed(backend):
+    """A failure of its clean-up is nobody's; one of the new life is the scenario's."""
+
+    async def scenario(trial):
+        try:
+            await anyio.sleep(1)
+        finally:
+            if trial.crash.is_cut:
+                raise OSError("the disk of a dead process")
+        if trial.crash.life == 2:
+            raise ValueError("new")
+
+    with pytest.raises(ScenarioFailure, match="ValueError: new left the scenario"):
+        sweep(scenario, kinds="crash", backends=backend)
+
+
+@on_each_backend
+def test_a_life_that_does_not_end_is_found(backend):
+    """Whatever a dead life waits for, it has to unwind within the time of every clean-up."""
+
+    async def scenario(trial):
+        try:
+            await anyio.sleep(1)
+        finally:
+            with anyio.CancelScope(shield=True):
+                if trial.crash.is_cut:
+                    await anyio.sleep(100)
+
+    with pytest.raises(ScenarioFailure, match="did not end within 60 virtual seconds"):
+        sweep(scenario, kinds="crash", backends=backend)
+
+
+def test_a_crash_is_none_of_all_kinds():
+    """``"all"`` are the cancellations; a crash is asked for by name, beside them or alone."""
+    kinds = set()
+    sweep(careless, kinds="all", check=lambda outcome: kinds.add(outcome.at.kind))
+    assert "crash" not in kinds
+    sweep(careless, kinds=("all", "crash"), check=lambda outcome: kinds.add(outcome.at.kind))
+
+    assert kinds == {None, "scope", "deadline", "interrupt", "error", "crash"}
+
+
+def test_an_unknown_loss_is_refused():
+    """The message has the words."""
+    with pytest.raises(ValueError, match="loses has 'all'; expected any of 'pending', 'half', 'no"):
+        sweep(careless, kinds="crash", loses="all")
