@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast, final
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    TypeVarTuple,
+    Unpack,
+    cast,
+    final,
+    overload,
+)
 
 import attrs
 
@@ -33,6 +48,10 @@ else:
 EventT = TypeVar("EventT", bound="Event")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+Ts = TypeVarTuple("Ts")
+
+#: The exceptions that :meth:`Context.once` keeps.
+FailureKinds: TypeAlias = bool | type[Exception] | tuple[type[Exception], ...]
 
 #: The handling of the events of a child; see :meth:`Context.run_child`.
 ChildStream = Literal["forward", "tag", "off"]
@@ -182,6 +201,15 @@ class RunOperations(Protocol):
     def collect(
         self, context: Context[Any], event: Event, expected: Sequence[type[Event]], key: str
     ) -> list[Event] | None: ...
+
+    async def once(
+        self,
+        context: Context[Any],
+        key: str,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        recorded: tuple[type[Exception], ...],
+    ) -> Any: ...
 
     async def run_child(self, context: Context[Any], handler: Any, stream: ChildStream) -> Any: ...
 
@@ -553,6 +581,77 @@ class Context(Generic[StateT]):
         self._in_step(f"collect {type(event).__name__}")
         return self._run.collect(self, event, expected, buffer_id)  # type: ignore[no-any-return]
 
+    @overload
+    async def once(
+        self,
+        key: str,
+        fn: Callable[[Unpack[Ts]], Awaitable[R]],
+        /,
+        *args: *Ts,
+        record_failures: FailureKinds = False,
+    ) -> R: ...
+
+    @overload
+    async def once(
+        self,
+        key: str,
+        fn: Callable[[Unpack[Ts]], R],
+        /,
+        *args: *Ts,
+        record_failures: FailureKinds = False,
+    ) -> R: ...
+
+    async def once(
+        self,
+        key: str,
+        fn: Callable[[Unpack[Ts]], Any],
+        /,
+        *args: *Ts,
+        record_failures: FailureKinds = False,
+    ) -> Any:
+        """Call a function whose effect must not be repeated, and keep its result.
+
+        ::
+
+            receipt = await ctx.once("charge", bank.charge, ev.amount, ctx.delivery_key)
+
+        If this delivery has a result under the key, ``fn`` is not called, and the kept result is
+        returned: in another attempt of the step, and in a run that continues from a snapshot. The
+        arguments are not compared. If another task of the step is calling a function under the same
+        key, this task waits for its result, and takes over if it keeps none.
+
+        A process that dies between the effect and the record of its result leaves no record, so
+        ``fn`` is called again. Pass :attr:`delivery_key` to the outside system where that matters.
+
+        A checkpoint. Cancelled while ``fn`` runs, it keeps nothing; cancelled after ``fn`` has
+        returned, it has kept the result. A ``def`` function runs in a worker thread, as a ``def``
+        step does: a cancellation waits for the thread, and a result that it returns is kept.
+
+        Args:
+            key: Names the call. Each call of a delivery has its own key.
+            fn: An async function, or a plain one.
+            *args: Its arguments.
+            record_failures: The exceptions that are kept as results are: True for every
+                ``Exception``, or their classes. By default none is, and ``fn`` is called again.
+
+        Returns:
+            A copy of the result, as a snapshot keeps it; the first call returns a copy too.
+
+        Raises:
+            RestoredError: ``fn`` has raised an exception that is kept. The first call raises it with
+                the exception as its cause.
+            Exception: The exception of ``fn``, if it is not kept.
+            SnapshotError: The result cannot be kept; the message names its path. ``fn`` has run.
+            TypeError: The key is not a str, ``fn`` is not a function, or ``record_failures`` names
+                something other than exceptions.
+            WorkflowRuntimeError: ``fn`` calls ``once`` with the same key; it runs in a thread and
+                returns an awaitable; or the step has ended.
+        """
+        _check_once(key, fn)
+        recorded = _exceptions_to_record(record_failures)
+        self._in_step(f"call once({key!r})")
+        return await self._run.once(self, key, fn, args, recorded)
+
     async def run_child(
         self,
         workflow: WorkflowLike[R],
@@ -638,6 +737,35 @@ def _check_workflow(workflow: object, what: str, expected: str) -> None:
             f"expected {expected}"
         )
         raise TypeError(msg)
+
+
+def _check_once(key: object, function: object) -> None:
+    if not isinstance(key, str):
+        msg = (
+            f"once was given the key {brief(key)}; expected a str: `ctx.once('charge', charge, 10)`"
+        )
+        raise TypeError(msg)
+    if not callable(function):
+        if inspect.iscoroutine(function):
+            function.close()
+        msg = (
+            f"once({key!r}) was given {brief(function)}; expected a function, and its arguments "
+            f"behind it: `ctx.once({key!r}, fetch, url)`"
+        )
+        raise TypeError(msg)
+
+
+def _exceptions_to_record(given: Any) -> tuple[type[Exception], ...]:
+    if isinstance(given, bool):
+        return (Exception,) if given else ()
+    kinds: tuple[Any, ...] = given if isinstance(given, tuple) else (given,)
+    if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
+        msg = (
+            f"record_failures is {brief(given)}; expected True, or the exceptions to keep: "
+            "`record_failures=CardDeclined`, `record_failures=(CardDeclined, Fraud)`"
+        )
+        raise TypeError(msg)
+    return kinds
 
 
 #: No requirements; shared, because thousands of waiting steps would each have a dict.

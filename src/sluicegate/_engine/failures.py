@@ -93,11 +93,10 @@ def _next_attempt(
         return None
     attempts.pause(delay)
     redelivery = Redelivery(given, attempts)
+    if known is not None:
+        redelivery.take_over(known)
     redelivery.seed = seed
     redelivery.delay = delay
-    if known is not None:
-        redelivery.received, redelivery.left = known.received, known.left
-        redelivery.collected = known.collected
     return redelivery
 
 

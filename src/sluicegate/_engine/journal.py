@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from sluicegate._engine.lineage import BranchNode
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.waits import Wait
     from sluicegate._events import Event
+    from sluicegate._loop import Waiter
     from sluicegate._questions import Asked
 
     #: Names the content of a value.
@@ -40,6 +42,7 @@ class Redelivery:
         "due",
         "event",
         "left",
+        "once",
         "received",
         "seed",
         "sent",
@@ -61,11 +64,39 @@ class Redelivery:
         self.sent: dict[int, list[BranchNode | None]] = {}
         #: The buffers that have received its event, each with the events that it completed.
         self.collected: list[tuple[str, list[Event] | None]] = []
+        #: The results of ``ctx.once``, by key.
+        self.once: dict[str, KeptResult] = {}
+
+    def take_over(self, known: Redelivery) -> None:
+        """Take over what the attempts before have done, as the delivery ``known`` has it."""
+        self.seed = known.seed
+        self.received, self.left = known.received, known.left
+        self.collected, self.once = known.collected, known.once
 
     @property
     def number(self) -> int:
         """The number of the attempt that this is; the first is 1."""
         return 1 if self.attempts is None else self.attempts.count + 1
+
+
+class KeptResult:
+    """What a call of ``ctx.once`` has returned or raised, in the codec's form."""
+
+    __slots__ = ("encoded", "is_failure")
+
+    def __init__(self, encoded: Any, *, is_failure: bool) -> None:
+        self.encoded = encoded
+        self.is_failure = is_failure
+
+
+class OnceCall:
+    """A call of ``ctx.once`` that is under way: the task that makes it, and those that wait for it."""
+
+    __slots__ = ("task", "waiters")
+
+    def __init__(self, task: object) -> None:
+        self.task = task
+        self.waiters: list[Waiter] = []
 
 
 #: How many events an invocation keeps that it has sent.
@@ -82,6 +113,7 @@ class StepJournal:
         "asked",
         "collected",
         "held",
+        "once",
         "received",
         "replayed",
         "reported",
@@ -91,7 +123,11 @@ class StepJournal:
     def __init__(self, redelivery: Redelivery | None) -> None:
         #: The part of the previous attempt's journal that is not yet replayed.
         self.replayed = _NOTHING
+        #: The results of ``ctx.once`` by key, and the calls that are under way.
+        self.once: dict[str, KeptResult | OnceCall] = _EMPTY
         if redelivery is not None:
+            if redelivery.once:
+                self.once = {**redelivery.once}
             self.replayed = Redelivery(None)
             self.replayed.received = copy_lists(redelivery.received)
             self.replayed.left = copy_lists(redelivery.left)
@@ -164,6 +200,7 @@ class StepJournal:
             redelivery.received.setdefault(key, []).extend(events)
         redelivery.left = copy_lists(self.replayed.left)
         redelivery.collected = [*self.reported, *self.replayed.collected]
+        redelivery.once = {k: made for k, made in self.once.items() if type(made) is KeptResult}
 
     def copy_to(
         self, redelivery: Redelivery, key_of: KeyOf, *, with_sends: bool, has_unwound: bool
@@ -201,6 +238,8 @@ class StepJournal:
 
 #: What there is of an attempt before the first; never changed.
 _NOTHING = Redelivery(None)
+
+_EMPTY: Any = MappingProxyType[Any, Any]({})
 
 #: The branch of an event of which nothing is left.
 _OVER = BranchNode(None, ())

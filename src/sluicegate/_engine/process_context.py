@@ -141,6 +141,9 @@ class _ProcessOperations:
     async def wait_for(self, *_: object) -> Never:  # noqa: ASYNC910 - it only refuses
         _refuse("wait_for_event", "a step of the event loop that waits")
 
+    async def once(self, *_: object) -> Never:  # noqa: ASYNC910 - it only refuses
+        _refuse("once", "a step of the event loop that calls it")
+
     async def run_child(self, *_: object) -> Never:  # noqa: ASYNC910 - it only refuses
         _refuse("run_child", "a step of the event loop that runs it")
 

@@ -56,6 +56,13 @@ class SavedAttempts(_Part):
     failures: list[tuple[Count, Seconds, str]]
 
 
+class SavedResult(_Part):
+    """What a call of ``ctx.once`` has returned or raised."""
+
+    value: Any
+    is_failure: bool = False
+
+
 class SavedDelivery(_Part):
     """An event on its way to a step."""
 
@@ -71,6 +78,7 @@ class SavedDelivery(_Part):
     left: dict[Content, list[Seconds]] = {}
     sent: dict[Content, list[Sent]] = {}
     collected: list[tuple[str, list[Any] | None]] = []
+    once: dict[str, SavedResult] = {}
 
 
 class SavedBuffer(_Part):

@@ -9,7 +9,7 @@ import attrs
 from sluicegate._definition.retries import Attempts
 from sluicegate._engine.failures import begin_delay
 from sluicegate._engine.joins import PairJoin
-from sluicegate._engine.journal import Redelivery
+from sluicegate._engine.journal import KeptResult, Redelivery
 from sluicegate._engine.lineage import BranchNode
 from sluicegate._engine.run import time_now
 from sluicegate._engine.snapshot_format import (
@@ -21,7 +21,7 @@ from sluicegate._engine.snapshot_format import (
     to_plain,
 )
 from sluicegate._engine.snapshot_write import shape_of, state_alone
-from sluicegate._errors import SnapshotError, WorkflowRuntimeError, brief, brief_text
+from sluicegate._errors import RestoredError, SnapshotError, WorkflowRuntimeError, brief, brief_text
 from sluicegate._events import Event, HumanResponseEvent
 from sluicegate._questions import Asked
 from sluicegate._state.drafts import DictState
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         SavedDelivery,
         SavedProgress,
         SavedQuestion,
+        SavedResult,
         SavedStep,
     )
 
@@ -432,7 +433,18 @@ class _Reader:
             (key, None if events is None else self._events(events, f"{path}.collected"))
             for key, events in part.collected
         ]
+        redelivery.once = {
+            key: self._result(made, f"{path}.once.{brief_text(key)}")
+            for key, made in part.once.items()
+        }
         return redelivery
+
+    def _result(self, part: SavedResult, path: str) -> KeptResult:
+        """Check a result of ``ctx.once``, and keep it as the classes write it now."""
+        value = self._codec.decode(part.value, path)
+        if part.is_failure and not isinstance(value, RestoredError):
+            refuse(path, f"an exception, not a {type(value).__name__}")
+        return KeptResult(self._codec.encode(value, path), is_failure=part.is_failure)
 
     def _branch(self, branch: int | str | None, path: str) -> BranchNode | None:
         """Decode a reference to a branch: its number, or why it was cancelled, or None if it has ended."""

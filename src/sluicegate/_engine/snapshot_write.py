@@ -18,6 +18,7 @@ from sluicegate._engine.snapshot_format import (
     SavedDelivery,
     SavedProgress,
     SavedQuestion,
+    SavedResult,
     SavedStep,
     Snapshot,
     StepShape,
@@ -325,6 +326,10 @@ class _Writer:
                 (key, None if events is None else self._events(events, "a collected event"))
                 for key, events in event.collected
             ],
+            once={
+                key: SavedResult(value=made.encoded, is_failure=made.is_failure)
+                for key, made in event.once.items()
+            },
         )
 
     def _branch(self, branch: BranchNode | None) -> int | str | None:
@@ -344,7 +349,7 @@ def _redelivery_of(item: InFlight, key_of: KeyOf, *, has_unwound: bool) -> Redel
         redelivery.attempts, redelivery.seed = known.attempts, known.seed
         redelivery.received = copy_lists(known.received)
         redelivery.left = copy_lists(known.left)
-        redelivery.collected = known.collected
+        redelivery.collected, redelivery.once = known.collected, known.once
         redelivery.sent = known.sent
     if item.journal is not None:
         # Events that are held until the attempt succeeds have not been sent.

@@ -395,6 +395,21 @@ class StepOperations:
             finally:
                 del first, others  # or this frame and its exceptions form a circle
 
+    async def once(
+        self,
+        context: Context[Any],
+        key: str,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        recorded: tuple[type[Exception], ...],
+    ) -> Any:
+        """See :meth:`sluicegate.Context.once`."""
+        from sluicegate._engine.once import call_once  # noqa: PLC0415 - few steps need it
+
+        check_thread(self.run, "once")
+        journal = journal_of(context)
+        return await call_once(self.run, context, journal, key, function, arguments, recorded)
+
     # -- children and attempts -------------------------------------------------------------------
 
     @enable_ki_protection
