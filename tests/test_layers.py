@@ -46,7 +46,7 @@ INPUTS = {
     "check_sendable": {"step_operations"},
     "open_branch": {"step_operations"},
     "send": {"runner", "step_operations"},
-    "release": {"journal"},
+    "release": {"journal", "step_operations"},
     "buffer": {"step_operations", "journal", "snapshot_read"},
     # a worker takes a delivery; its invocation ends
     "take": {"runner"},
@@ -87,10 +87,14 @@ INPUTS = {
 }
 
 
+#: The machine, and what applies the recorded inputs to a machine of its own.
+MACHINES = {"_engine.machine", "_engine.replay"}
+
+
 def uses_of_the_machine():
     """Yield each use of a machine in the engine: module, attribute, whether it is assigned."""
     for module in layers.modules():
-        if module.startswith("_engine.") and module != "_engine.machine":
+        if module.startswith("_engine.") and module not in MACHINES:
             for node in ast.walk(layers.tree(module)):
                 match node:
                     case (

@@ -74,7 +74,7 @@ class Flow(Workflow):
     options: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, ledger: Ledger | None = None, *, pace: float = 0.01, **options: Any) -> None:
-        super().__init__(**{**self.options, **options})
+        super().__init__(serializable=[Question, Answer], **{**self.options, **options})
         self.ledger = Ledger() if ledger is None else ledger
         self.pace = pace
 

@@ -339,6 +339,11 @@ class Failure:
     at: float
     exception: BaseException
 
+    @property
+    def text(self) -> str:
+        """The repr of the exception on one line, shortened."""
+        return _show_text(self.exception)
+
 
 @attrs.frozen
 class RetryInfo:
@@ -420,7 +425,7 @@ class Attempts:
             "elapsed": now - self.started_at,
             "idle": self.idle,
             "count": self.count,
-            "failures": [[f.attempt, f.at, _show_text(f.exception)] for f in self.failures],
+            "failures": [[f.attempt, f.at, f.text] for f in self.failures],
         }
 
     @classmethod
@@ -478,7 +483,7 @@ def note_attempts(error: BaseException, attempts: Attempts, step: str) -> None:
 
 
 def _tell(failure: Failure) -> str:
-    return f"{failure.attempt}. {_show_text(failure.exception)} after {failure.at:.3g} s"
+    return f"{failure.attempt}. {failure.text} after {failure.at:.3g} s"
 
 
 def _show_text(value: object) -> str:

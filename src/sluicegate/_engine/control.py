@@ -92,7 +92,12 @@ def receive(
         receive_early(run, event, target, question)
     else:
         machine = run.machine
-        take_in(run, machine, event, target, question)
+        if key is None or run.journal is None:
+            take_in(run, machine, event, target, question)
+        else:
+            kept = content_of_event(run, event), target, question
+            with run.journal.writer.coming_with(key, run.journal.child, kept):
+                take_in(run, machine, event, target, question)
         idle_changed(run)
         if not machine.alive:
             rest(run)
@@ -194,11 +199,7 @@ def check_answers(run: Run, event: Event, question: str, kinds: tuple[type[Event
 
 
 def answer(run: Run, machine: Machine, event: Event, question: str) -> None:
-    """Give an answer to the question that it names."""
-    for child in run.children:
-        if question.startswith(f"{child.run_id}/"):
-            receive(child, event, None, question.removeprefix(f"{child.run_id}/"))
-            return
+    """Give an answer to the question of this run that it names."""
     number = number_of(question)
     wait = machine.find_wait(number) if number else None
     if wait is not None:
@@ -217,7 +218,7 @@ def answer(run: Run, machine: Machine, event: Event, question: str) -> None:
     machine.answer_question(asked, event)
 
 
-def take_in(
+def take_in(  # noqa: C901, PLR0912 - one frame for each event
     run: Run, machine: Machine, event: Event, target: str | None, question: str | None
 ) -> None:
     """Pass an event from outside to its receiver, which is decided here.
@@ -234,17 +235,38 @@ def take_in(
     if run.records is not None:
         run.records.enter(None, "outside")
     if question is not None:
-        answer(run, machine, event, question)
-    elif target is not None:
-        machine.receive_at(event, target)
-    elif child := child_for(run, event):
-        receive(child, event, None)
+        child = _child_asked(run, question)
     else:
-        kept = len(machine.early)
-        machine.receive(event)
-        if run.log.internal_readers and len(machine.early) > kept:
-            run.log.append(UnhandledEvent(event=event))
+        child = None if target is not None else child_for(run, event)
+    if child is not None:
+        inner = question and question.removeprefix(f"{child.run_id}/")
+        receive(child, event, None, inner)
+        run.awaits_outside = False
+        return
+    if run.journal is not None:
+        run.journal.received(event, target, question)
+    try:
+        if question is not None:
+            answer(run, machine, event, question)
+        elif target is not None:
+            machine.receive_at(event, target)
+        else:
+            kept = len(machine.early)
+            machine.receive(event)
+            if run.log.internal_readers and len(machine.early) > kept:
+                run.log.append(UnhandledEvent(event=event))
+    except BaseException:
+        if run.journal is not None:
+            run.journal.applied(has_raised=True)
+        raise
+    if run.journal is not None:
+        run.journal.applied()
     run.awaits_outside = False
+
+
+def _child_asked(run: Run, question: str) -> Run | None:
+    """Return the child that has asked a question; None where it is this run's."""
+    return next((child for child in run.children if question.startswith(f"{child.run_id}/")), None)
 
 
 def child_for(run: Run, event: Event) -> Run | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from sluicegate._loop import enable_ki_protection
 
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from sluicegate._definition.retries import Attempts
     from sluicegate._definition.steps import Step
     from sluicegate._engine.invocation import Worker
@@ -63,16 +66,19 @@ def recover(  # noqa: C901 - the decisions in their order
             if redelivery is not None:
                 if journal is not None:
                     journal.carry_over(redelivery, partial(content_key, run))
-                return _try_later(run, worker, queue, redelivery, node, now)
+                return _try_later(run, worker, queue, redelivery, now)
             note_attempts(error, attempts, step.label)
-        if _hand_to_handler(run, queue, node, given, attempts):
-            return machine.drop(queue, node)
+        handler = _handler_of(run, queue, node)
+        if handler is not None:
+            return _hand_to_handler(run, worker, queue, handler, given, attempts)
     for around in node.upward() if node is not None else ():
         if around.cancel_record is not None and around.cancel_record.waiters:
             run.outcome.note(error, step, given)
             around.cancel_record.errors.append(error)
-            machine.cancel(around, f"the step {step.label} failed", "failure")
-            return machine.drop(queue, node)
+            branch = 0 if run.journal is None else run.journal.number_of(around)
+            with _recorded(run, worker, attempts, do="branch", b=branch):
+                machine.cancel(around, f"the step {step.label} failed", "failure")
+                return machine.drop(queue, node)
     raise error
 
 
@@ -100,18 +106,31 @@ def _next_attempt(
     return redelivery
 
 
-def _hand_to_handler(
-    run: Run, queue: StepQueue, node: BranchNode | None, given: Any, attempts: Attempts
-) -> bool:
-    """Give a failure to the step's handler; return whether there is one that may recover it."""
+def _recorded(
+    run: Run, worker: Worker, attempts: Attempts, **decision: Any
+) -> AbstractContextManager[None]:
+    """Return what to enter around what follows a failure: in a durable run, its record."""
+    if run.journal is None:
+        return nullcontext()
+    return run.journal.failed(worker, attempts, **decision)
+
+
+def _handler_of(run: Run, queue: StepQueue, node: BranchNode | None) -> int | None:
+    """Return the handler that may recover a failure of a step; None where there is none."""
     _, machine = run.live()
     handler = machine.graph.handlers.get(queue.index)
     if handler is None:
-        return False
+        return None
     catches = machine.graph.steps[handler].options.catches
     assert catches is not None
-    if machine.recoveries(handler, node) >= catches.max_recoveries:
-        return False
+    return None if machine.recoveries(handler, node) >= catches.max_recoveries else handler
+
+
+def _hand_to_handler(  # noqa: PLR0917
+    run: Run, worker: Worker, queue: StepQueue, handler: int, given: Any, attempts: Attempts
+) -> Delivery | None:
+    """Give a failure to a handler; return the worker's next delivery."""
+    _, machine = run.live()
     failed = StepFailedEvent(
         step_name=queue.step.name,
         input_event=given,
@@ -120,29 +139,38 @@ def _hand_to_handler(
         attempts=attempts.count,
         elapsed_seconds=attempts.failures[-1].at,
     )
-    machine.recover(handler, failed, node)
-    return True
+    step = machine.graph.steps[handler]
+    encoded = None if run.journal is None else run.journal.encoded(failed)
+    with _recorded(run, worker, attempts, do="handler", handler=step.name, e=encoded):
+        machine.recover(handler, failed, worker.node)
+        return machine.drop(queue, worker.node)
 
 
-def _try_later(  # noqa: PLR0917
+def _try_later(
     run: Run,
     worker: Worker,
     queue: StepQueue,
     redelivery: Redelivery,
-    node: BranchNode | None,
     now: float,
 ) -> Delivery | None:
     """Have a delivery tried again when its delay is over; return the worker's next delivery."""
     _, machine = run.live()
+    node = worker.node
     redelivery.due = now + redelivery.delay
     if run.records is not None:
         run.records.retry_of(worker.number)
-    following = machine.delay(queue, redelivery, node)
-    if redelivery.delay:
-        begin_delay(run, queue, redelivery, node)
-        return following
-    machine.retry(queue, redelivery)
-    return following or machine.next_start()
+    if run.journal is not None:
+        run.journal.retried(worker, redelivery)
+    attempts = redelivery.attempts
+    assert attempts is not None
+    delay, seed = redelivery.delay, redelivery.seed
+    with _recorded(run, worker, attempts, do="retry", delay=delay, seed=seed):
+        following = machine.delay(queue, redelivery, node)
+        if not delay:
+            machine.retry(queue, redelivery)
+            return following or machine.next_start()
+    begin_delay(run, queue, redelivery, node)
+    return following
 
 
 def begin_delay(
@@ -186,7 +214,8 @@ async def _wait_and_retry(
     finally:
         run.timers -= 1
     if not run.outcome.status:
-        machine.retry(queue, redelivery)
+        with nullcontext() if run.journal is None else run.journal.due(redelivery):
+            machine.retry(queue, redelivery)
         start_workers(run)
         check_stuck(run)
         if not machine.alive:

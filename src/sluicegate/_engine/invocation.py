@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sluicegate._engine.machine import Delivery, Machine
     from sluicegate._engine.observer_calls import Entered
     from sluicegate._engine.run import Run
-    from sluicegate._engine.step_queue import Absence
+    from sluicegate._engine.step_queue import Absence, Numbered
     from sluicegate._loop import Backend
     from sluicegate._observers import Invocation
     from sluicegate.records import WaitKind
@@ -46,6 +46,7 @@ class Worker:
         "absence",
         "began_at",
         "context",
+        "delivery",
         "event",
         "invocation",
         "is_waiting",
@@ -70,6 +71,8 @@ class Worker:
         #: branch of the event, and the context, if the step takes one.
         self.step: Step | None = None
         self.event: Any = None
+        #: In a durable run: the delivery with its number.
+        self.delivery: Numbered | None = None
         self.node: BranchNode | None = None
         self.context: Context[Any] | None = None
         #: In an observed run: the number of the invocation, the object that observers get, and the
@@ -99,7 +102,7 @@ class Worker:
         """Drop the references to the run: the worker and its context variables form a circle."""
         del self._variables, self.run
         self.step = self.event = self.node = self.context = self.task = self.invocation = None
-        self.absence = self.turn = None
+        self.delivery = self.absence = self.turn = None
 
     def take(self, delivery: Delivery | None) -> None:
         """Turn to the next delivery, so that a snapshot no longer contains the one before."""
@@ -210,7 +213,7 @@ class Worker:
         run = self.run
         arguments = [event] if step.takes == "one" else _several(step, event)
         if step.context_at is not None:
-            self.context = context = step_context(run.operations, step, node, None)
+            self.context = context = step_context(run.operations, step, node, self.delivery)
             arguments.insert(step.context_at, context)
         coroutine = step.function(run.workflow, *arguments)
         if run.tells_steps or run.probe is not None or run.log.internal_readers:
@@ -228,9 +231,9 @@ class Worker:
         A failure that contains no cancellation is raised unchanged, after the scope has closed.
         """
         self.began_at = backend.current_time()
-        redelivery = event if type(event) is Redelivery else None
-        if redelivery is not None:
-            event = redelivery.event
+        redelivery: Numbered | None = self.delivery
+        if type(event) is Redelivery:
+            redelivery, event = event, event.event
         self.context = context = step_context(self.run.operations, step, node, redelivery)
         context.began_at = self.began_at
         if node is None or node.cancel_record is None:

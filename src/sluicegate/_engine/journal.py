@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from sluicegate._engine.lineage import BranchNode
+from sluicegate._engine.step_queue import Numbered
 
 
 if TYPE_CHECKING:
@@ -29,18 +30,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Redelivery:
+class Redelivery(Numbered):
     """A delivery that was attempted before: after a failure, or in a run resumed from a snapshot.
 
-    It replaces its event.
+    It replaces its event, in runs without a store as well.
     """
 
     __slots__ = (
         "attempts",
         "collected",
+        "crashes",
         "delay",
         "due",
-        "event",
         "left",
         "once",
         "received",
@@ -49,8 +50,10 @@ class Redelivery:
     )
 
     def __init__(self, event: Any, attempts: Attempts | None = None) -> None:
-        self.event = event
+        super().__init__(event, 0, 0)
         self.attempts = attempts
+        #: How many processes have died while it was running.
+        self.crashes = 0
         #: How long it waits, and until when on the backend's clock.
         self.delay = self.due = 0.0
         #: The seed of the jitter of its delays.
@@ -74,7 +77,7 @@ class Redelivery:
         self.collected, self.once = known.collected, known.once
 
     @property
-    def number(self) -> int:
+    def number(self) -> int:  # type: ignore[override]
         """The number of the attempt that this is; the first is 1."""
         return 1 if self.attempts is None else self.attempts.count + 1
 
@@ -120,12 +123,12 @@ class StepJournal:
         "sent",
     )
 
-    def __init__(self, redelivery: Redelivery | None) -> None:
+    def __init__(self, redelivery: Numbered | None) -> None:
         #: The part of the previous attempt's journal that is not yet replayed.
         self.replayed = _NOTHING
         #: The results of ``ctx.once`` by key, and the calls that are under way.
         self.once: dict[str, KeptResult | OnceCall] = _EMPTY
-        if redelivery is not None:
+        if isinstance(redelivery, Redelivery):
             if redelivery.once:
                 self.once = {**redelivery.once}
             self.replayed = Redelivery(None)
@@ -277,23 +280,41 @@ class AtWork(Protocol):
     @property
     def context(self) -> Any: ...
 
+    @property
+    def delivery(self) -> Numbered | None: ...
+
 
 class InFlight:
-    """An invocation that was under way when its run ended or a snapshot was taken."""
+    """An invocation that was under way when its run ended or a snapshot was taken.
 
-    __slots__ = ("event", "journal", "node", "step")
+    Attributes:
+        crashes: How many processes have died while it was running, this one included.
+    """
+
+    __slots__ = ("crashes", "event", "journal", "key", "node", "step")
 
     def __init__(
-        self, step: Step, event: Any, node: BranchNode | None, journal: StepJournal | None
+        self,
+        step: Step,
+        event: Any,
+        node: BranchNode | None,
+        journal: StepJournal | None,
+        key: int = 0,
     ) -> None:
         self.step = step
         self.event = event
         self.node = node
         self.journal = journal
+        self.key = key
+        self.crashes = 0
 
     @classmethod
     def of(cls, worker: AtWork) -> InFlight:
         """Return what a worker is at."""
         assert worker.step is not None
         journal = worker.context.journal if worker.context is not None else None
-        return cls(worker.step, worker.event, worker.node, journal)
+        event, delivery = worker.event, worker.delivery
+        if type(event) is Numbered:  # it has been given to the worker, and has not begun
+            return cls(worker.step, event.event, worker.node, journal, event.key)
+        key = 0 if delivery is None else delivery.key
+        return cls(worker.step, event, worker.node, journal, key)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from sluicegate._definition.graph import Graph, Route
     from sluicegate._definition.steps import Step
-    from sluicegate._engine.step_queue import Absence
+    from sluicegate._engine.step_queue import Absence, Numbered
     from sluicegate._engine.waits import Wait
     from sluicegate._events import StopEvent
     from sluicegate._loop import Inbox
@@ -85,6 +85,25 @@ class MachineRecords(Protocol):
     def branch_cancelled(self, nodes: list[BranchNode], reason: str, by: CancelledBy) -> None: ...
 
 
+class MachineJournal(Protocol):
+    """What the machine of a durable run reports while it applies an input.
+
+    See :class:`sluicegate._engine.run_journal.RunJournal`.
+    """
+
+    def number(self, payload: Any) -> Numbered:
+        """Return a delivery with its number, which a new one gets."""
+
+    def load(self, nodes: list[BranchNode], numbers: list[int], opened: int) -> None:
+        """Take over the branch numbers of a snapshot."""
+
+    def hand_over(self, payload: Any) -> Numbered:
+        """Number a delivery that the worker which made it goes on with."""
+
+    def routed(self, event: Event, targets: tuple[int, ...]) -> None: ...
+    def given(self, wait: Wait) -> None: ...
+
+
 class Machine:
     """The state of one run.
 
@@ -120,6 +139,7 @@ class Machine:
         cancel_scope: Cancels the scope of a running invocation.
         report_ended: Reports the first undeclared None that a step returns.
         records: Makes records of the inputs; None where the run is not observed.
+        journal: Numbers the deliveries of a durable run; None in any other.
 
     Attributes:
         startable: The queues at each of which the caller is to start one more worker.
@@ -143,6 +163,7 @@ class Machine:
         "has_asked",
         "held_up",
         "is_draining",
+        "journal",
         "outside_waits",
         "questions",
         "queues",
@@ -167,6 +188,7 @@ class Machine:
         report_ended: Callable[[Step], None] = _report_nothing,
         *,
         records: MachineRecords | None = None,
+        journal: MachineJournal | None = None,
     ) -> None:
         self.graph = graph
         self._open_inbox = open_inbox
@@ -174,6 +196,7 @@ class Machine:
         self._cancel_scope = cancel_scope
         self._report_ended = report_ended
         self.records = records
+        self.journal = journal
         #: One for each step, by the step's index.
         self.queues = [StepQueue(step) for step in graph.steps]
         self.startable: list[StepQueue] = []
@@ -272,6 +295,8 @@ class Machine:
             return
         self._close_question(asked)
         targets = self.graph.input(type(event)).targets
+        if self.journal is not None:
+            self.journal.routed(event, targets)
         if self.records is not None:
             self.records.emitted(event, targets)
             self.records.answered(asked.number)
@@ -439,19 +464,19 @@ class Machine:
             following = self.queues[route.next]
             if self.records is not None:
                 self.records.emitted(result, route.targets)
+            if self.journal is not None:
+                self.journal.routed(result, route.targets)
             if self.waits:
                 self._give_to_all(result)  # a step that it answers gets its place back first
-            if not queue.pending:
-                if following is queue:
-                    if self.records is not None:
-                        self.records.queued(queue, result, node)
-                    return queue, result, node
-                if not following.pending and following.running < following.limit:
-                    queue.running -= 1
-                    following.running += 1
-                    if self.records is not None:
-                        self.records.queued(following, result, node)
-                    return following, result, node
+            is_free = not following.pending and following.running < following.limit
+            if not queue.pending and (is_free or following is queue):
+                queue.running -= 1
+                following.running += 1
+                if self.records is not None:
+                    self.records.queued(following, result, node)
+                if self.journal is not None:
+                    result = self.journal.hand_over(result)
+                return following, result, node
             self.enqueue(following, result, node)
             return self.drop(queue, node)
         self._take_result(queue, node, result, route)
@@ -745,6 +770,7 @@ class Machine:
     def retire(self) -> None:
         """Drop the references to the run, and keep the state for a snapshot."""
         self._publish = self._cancel_scope = self._open_inbox = self._report_ended = _retired
+        self.journal = None
 
     # -- queries ---------------------------------------------------------------------------------
 
@@ -797,6 +823,11 @@ class Machine:
             return asked.get(number)
         return asked if asked is not None and asked.number == number else None
 
+    @property
+    def asked_last(self) -> int:
+        """The number of the latest wait or question."""
+        return self._number
+
     def was_asked(self, number: int) -> bool:
         """Whether there ever was a question ``number``."""
         return 1 <= number <= self._number
@@ -834,6 +865,8 @@ class Machine:
         self.alive += 1
         if self.records is not None:
             self.records.queued(queue, event, node)
+        if self.journal is not None:
+            event = self.journal.number(event)
         self._line_up(queue, event, node)
 
     def load_delayed(self, queue: StepQueue, event: Any, node: BranchNode | None) -> None:
@@ -849,9 +882,10 @@ class Machine:
             self.records.kept(event)
         self._open_early().keep(event)
 
-    def load_asked(self, has_asked: bool) -> None:
-        """Set whether the run has asked a question before."""
+    def load_asked(self, has_asked: bool, last: int = 0) -> None:
+        """Set whether the run has asked a question before, and the number of its last one."""
         self.has_asked = has_asked
+        self._number = max(self._number, last)
 
     def reopen(self, asked: Asked) -> None:
         """Open a question that was asked before, in the order of the numbers."""
@@ -900,6 +934,8 @@ class Machine:
         """Give an event to the open waits that it fits and to every step of its route."""
         if self.records is not None:
             self.records.emitted(event, route.targets)
+        if self.journal is not None:
+            self.journal.routed(event, route.targets)
         is_taken = bool(self.waits) and self._give_to_all(event)
         if route.is_question:
             # A reader of the stream that sees the question can answer it or take a snapshot only
@@ -1162,6 +1198,8 @@ class Machine:
         self.answered[wait] = step
         wait.event = event
         wait.is_from_outside = from_outside
+        if self.journal is not None:
+            self.journal.given(wait)
         if self.records is not None:
             self.records.given(wait)
             if wait.asks:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sluicegate._engine.probe import Probe
     from sluicegate._engine.record_writer import RecordWriter
     from sluicegate._engine.resource_scopes import ResourceScope
+    from sluicegate._engine.run_journal import RunJournal
     from sluicegate._engine.step_queue import Absence
     from sluicegate._events import Event
     from sluicegate._loop import Backend, Waiter
@@ -53,12 +54,14 @@ class Resumable(Protocol):
     Attributes:
         elapsed: Seconds that the run has taken before.
         retried: How many deliveries have been given a seed for the jitter of their retries.
+        made: How many deliveries have a number.
         questions: The open questions, each with the seconds since it was asked.
         saved: The structs that it was read from; a snapshot before the run begins contains them again.
     """
 
     elapsed: float
     retried: int
+    made: int
     questions: list[Asked]
     saved: Any
 
@@ -107,11 +110,13 @@ class Run:
         "in_flight",
         "invocations",
         "is_owner_cancelled",
+        "journal",
         "keys",
         "lender",
         "log",
         "loop",
         "machine",
+        "made",
         "nursery",
         "operations",
         "options",
@@ -207,6 +212,10 @@ class Run:
         self.reports: Any = None
         #: How many deliveries have been given a seed for the jitter of their retries.
         self.retried = 0 if resumed is None else resumed.retried
+        #: How many deliveries have a number.
+        self.made = 0 if resumed is None else resumed.made
+        #: Makes the records of a durable run; None in any other.
+        self.journal: RunJournal | None = None
         #: How many invocations were reported to the probe.
         self.invocations = 0
 

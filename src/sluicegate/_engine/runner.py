@@ -20,8 +20,10 @@ from sluicegate._engine.control import take_in
 from sluicegate._engine.ending import (
     conclude,
     fail,
+    halt,
     note_swallowed,
     settle_cancellation,
+    settle_timeout,
     stop,
     take_error,
 )
@@ -39,6 +41,7 @@ from sluicegate._engine.invocation import Worker
 from sluicegate._engine.journal import InFlight
 from sluicegate._engine.machine import Machine
 from sluicegate._engine.step_operations import StepOperations
+from sluicegate._events import StopEvent
 from sluicegate._exceptions import URGENT, is_a, matches, single
 from sluicegate._loop import current_backend, enable_ki_protection
 from sluicegate._loop.cleanup import current_cleanup
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from sluicegate._engine.journal import StepJournal
     from sluicegate._engine.machine import Delivery
     from sluicegate._engine.run import Run
+    from sluicegate._engine.run_journal import RunJournal
     from sluicegate._engine.step_queue import StepQueue
     from sluicegate._loop import Backend, Nursery
     from sluicegate._loop.limits import ConcurrencyLimit, LoopSlots
@@ -258,6 +262,7 @@ async def begin(run: Run, backend: Backend, nursery: Nursery) -> Machine:
         backend.cancel,
         run.operations.report_ended,
         records=run.records,
+        journal=run.journal,
     )
     run.turn_due = perf_counter() + TURN
     if run.probe is not None:
@@ -308,11 +313,14 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
     log = run.log
     options = run.options
     records = run.records
+    journal = run.journal
     tells_idle = options.excludes_waiting or run.parent is not None or options.run_limit is not None
     run.turn_due = perf_counter() + TURN  # a worker that begins has just been given its turn
     try:
         while True:
             queue, event, node = delivery
+            if journal is not None:
+                event = journal.begun(worker, event)
             worker.step = step = queue.step
             worker.event = event
             worker.node = node
@@ -327,8 +335,9 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
                 run.turn_due = perf_counter() + TURN
             else:
                 await backend.checkpoint_if_cancelled()
-            # The gate before a step's body: nothing of it has begun, and a wait here would be a plain
-            # checkpoint. Durable runs wait here until the cause of the delivery is on disk.
+            # The gate before a step's body: nothing of it has begun.
+            if journal is not None:
+                await pass_gate(run, worker, journal)
             if handlers:
                 worker.began_at = backend.current_time()
             backend.rename_task(task, step.label)
@@ -357,11 +366,17 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
                     if records is not None:
                         records.finished(worker)
                     break  # the run has ended, so the result of this step is dropped
-                if context is not None and (journal := context.journal) and journal.held:
-                    # Checked before the events are sent; otherwise a resumed run would send them twice.
-                    machine.check_result(queue, result)
-                    release_held(run, journal)
-                delivery = machine.finish(queue, node, result)
+                done = context and context.journal
+                if journal is not None:
+                    delivery = finish_durably(run, worker, queue, result, done)
+                    if run.outcome.status and machine.stop is None:
+                        break  # the stop event came too late
+                else:
+                    if done is not None and done.held:
+                        # Checked before the events are sent; otherwise a resumed run would send them twice.
+                        machine.check_result(queue, result)
+                        release_held(run, done)
+                    delivery = machine.finish(queue, node, result)
                 if records is not None and machine.stop is None:
                     worker.take(delivery)
                     records.finished(worker)
@@ -411,6 +426,62 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
             check_drained(run)
         if run.probe is not None:
             run.probe.idle_changed()
+
+
+async def pass_gate(run: Run, worker: Worker, journal: RunJournal) -> None:  # noqa: ASYNC910 - most need not wait
+    """Wait until the record that made a worker's delivery is durable. A checkpoint only if it waits.
+
+    A run that is drained meanwhile starts no step any more: the worker then waits for its cancellation.
+    """
+    assert worker.delivery is not None
+    if worker.delivery.sequence <= journal.writer.durable:
+        return
+    worker.is_waiting = True
+    if run.draining is not None:
+        check_drained(run)
+    try:
+        await journal.writer.reached(worker.delivery.sequence)
+        while run.draining is not None:
+            await current_backend().waiter().wait()
+    finally:
+        worker.is_waiting = False
+    run.turn_due = perf_counter() + TURN
+
+
+def finish_durably(
+    run: Run, worker: Worker, queue: StepQueue, result: Any, done: StepJournal | None
+) -> Delivery | None:
+    """Record the result of an invocation and apply it; return the worker's next delivery.
+
+    Whether a stop event is in time is decided before it is recorded.
+
+    Raises:
+        WorkflowRuntimeError: The step does not declare the result.
+        SnapshotError: The result cannot be kept.
+    """
+    backend, machine = run.live()
+    journal, node = run.journal, worker.node
+    assert journal is not None
+    assert worker.delivery is not None
+    is_dropped = node is not None and node.is_cancelled
+    if not is_dropped:
+        machine.check_result(queue, result)
+        if isinstance(result, StopEvent) and queue.step.runs_in != "loop":
+            note_swallowed(run)
+            if run.outcome.status:
+                return None
+        if isinstance(result, StopEvent) and backend.current_time() > run.clock.deadline:
+            settle_timeout(run)
+            halt(run, "the run has ended", by_worker=True)
+            return None
+    held = () if done is None else done.held
+    with journal.done(worker.delivery.key, None if is_dropped else result, held):
+        if done is not None:
+            release_held(run, done)
+        delivery = machine.finish(queue, node, result)
+        if machine.stop is not None:
+            run.outcome.complete(machine.stop)
+    return delivery
 
 
 @enable_ki_protection

@@ -70,6 +70,10 @@ class SavedDelivery(_Part):
     branch: Count = 0
     #: Whether the step has begun with it before; the other fields say what it did.
     has_begun: bool = False
+    #: The number of the delivery in the run, for all its attempts; 0 if it has none.
+    key: Count = 0
+    #: How many processes have died while it was running.
+    crashes: Count = 0
     #: Seconds until the next attempt of a retry.
     due: Seconds | None = None
     seed: str = ""
@@ -105,6 +109,8 @@ class SavedBranch(_Part):
     places: dict[str, Places] = {}
     held: bool = False
     recoveries: dict[str, Count] | None = None
+    #: The number of the branch in the run, if records of the run refer to it.
+    number: Count = 0
 
 
 class SavedQuestion(_Part):
@@ -127,6 +133,11 @@ class SavedProgress(_Part):
     early: list[Any]
     steps: dict[str, SavedStep]
     branches: list[SavedBranch]
+    #: How many deliveries have a number; of a durable run also how many branches, and the number of
+    #: the latest wait or question.
+    made: Count = 0
+    opened: Count = 0
+    asked: Count = 0
 
 
 class Snapshot(_Part):

@@ -21,7 +21,12 @@ from sluicegate._engine.snapshot_format import (
     to_plain,
 )
 from sluicegate._engine.snapshot_write import shape_of, state_alone
+<<<<<<< HEAD
 from sluicegate._errors import RestoredError, SnapshotError, WorkflowRuntimeError, brief, brief_text
+=======
+from sluicegate._engine.step_queue import Numbered
+from sluicegate._errors import SnapshotError, WorkflowRuntimeError, brief, brief_text
+>>>>>>> 707f0aa (Durable runs: the engine records its inputs in a journal, and a replay rebuilds the run from them)
 from sluicegate._events import Event, HumanResponseEvent
 from sluicegate._questions import Asked
 from sluicegate._state.drafts import DictState
@@ -167,6 +172,12 @@ class SavedMachine:
     elapsed: float
     sequence: int
     retried: int
+    made: int
+    #: How many branches have a number, and the number of the latest wait or question.
+    opened: int
+    asked: int
+    #: The numbers of the branches; 0 for none.
+    numbers: list[int]
     #: The open questions; until the run begins, the time of each is how long ago it was asked.
     questions: list[Asked]
     has_asked: bool
@@ -185,10 +196,12 @@ class SavedMachine:
         for asked in self.questions:
             asked.since += now
             machine.reopen(asked)
-        machine.load_asked(self.has_asked)
+        machine.load_asked(self.has_asked, self.asked)
         for event in self.early:
             machine.keep_early(event)
         self._open_nodes(machine)
+        if machine.journal is not None:
+            machine.journal.load(self.nodes, self.numbers, self.opened)
         for index, key, expected, events in self.buffers:
             machine.buffer(index, key).fill(events, expected)
         for index, number, places in self.places:
@@ -218,12 +231,16 @@ class SavedMachine:
             queue, node = machine.queues[index], self._at(number)
             if type(event) is Redelivery and event.attempts is not None:
                 event.attempts.started_at += now
+            if type(event) is Numbered and machine.journal is None:
+                key, event = event.key, Redelivery(event.event)
+                event.key = key
             if due is None:
                 machine.enqueue(queue, event, node)
             else:
                 event.due = now + due
                 machine.load_delayed(queue, event, node)
-                begin_delay(run, queue, event, node)
+                if run.nursery is not None:  # else the run is only replayed
+                    begin_delay(run, queue, event, node)
 
     def _at(self, number: int) -> BranchNode | None:
         return self.nodes[number - 1] if number else None
@@ -246,6 +263,10 @@ class _Reader:
             elapsed=elapsed,
             sequence=sequence,
             retried=part.retried,
+            made=part.made,
+            opened=part.opened,
+            asked=part.asked,
+            numbers=[branch.number for branch in part.branches],
             questions=self._questions(part.questions),
             has_asked=part.has_asked,
             early=self._events(part.early, "run.early"),
@@ -415,8 +436,9 @@ class _Reader:
         """Decode a delivery; one that had begun becomes a redelivery with its journal."""
         event = self._payload(step, part.event, f"{path}.event")
         if not part.has_begun:
-            return event
+            return Numbered(event, part.key, 0) if part.key else event
         redelivery = Redelivery(event)
+        redelivery.key, redelivery.crashes = part.key, part.crashes
         if part.attempts is not None:
             redelivery.attempts = Attempts.decode(to_plain(part.attempts), 0.0)
         redelivery.seed = part.seed

@@ -24,6 +24,7 @@ from sluicegate._engine.snapshot_format import (
     StepShape,
     to_plain,
 )
+from sluicegate._engine.step_queue import Numbered
 from sluicegate._errors import SnapshotError
 from sluicegate._state.drafts import DictState
 
@@ -71,7 +72,8 @@ def take_snapshot(run: Run) -> dict[str, Any]:
     elif run.resumed is not None:
         found.run = run.resumed.saved
     else:
-        _, machine = run.live()
+        machine = run.machine
+        assert machine is not None
         working = [InFlight.of(worker) for worker in run.workers if worker.step is not None]
         writer = _Writer(codec, machine, run, has_unwound=bool(run.outcome.status))
         writer.note_working([*(run.in_flight or ()), *working])
@@ -180,8 +182,12 @@ class _Writer:
                 around = around.parent
             self._node(around)
         nothing = SavedStep()
+        journal = self._run.journal
         return SavedProgress(
             retried=retried,
+            made=self._run.made,
+            opened=0 if journal is None else journal.opened,
+            asked=0 if journal is None else machine.asked_last,
             questions=[self._question(*found) for found in self._open_questions()],
             has_asked=machine.has_asked,
             early=self._events(machine.early, "an early answer"),
@@ -237,6 +243,8 @@ class _Writer:
         if number is None:
             steps = self._machine.graph.steps
             part = SavedBranch(parent=self._node(node.parent), held=node in self._held)
+            if self._run.journal is not None:
+                part.number = self._run.journal.number_of(node)
             if node.joins:
                 part.joins = {
                     steps[join].name: None if events is None else self._events(events, "a join")
@@ -303,6 +311,9 @@ class _Writer:
         self, event: Any, node: BranchNode | None, due: float | None = None
     ) -> SavedDelivery:
         """Return a delivery. If it has begun, it includes everything that its attempts have done."""
+        if type(event) is Numbered:
+            payload = self._payload(event.event)
+            return SavedDelivery(event=payload, branch=self._node(node), key=event.key)
         if type(event) is not Redelivery:
             return SavedDelivery(event=self._payload(event), branch=self._node(node))
         attempts = event.attempts
@@ -310,6 +321,8 @@ class _Writer:
             event=self._payload(event.event),
             branch=self._node(node),
             has_begun=True,
+            key=event.key,
+            crashes=event.crashes,
             due=due,
             seed=event.seed,
             attempts=None if attempts is None else SavedAttempts(**attempts.encode(self._now)),
@@ -345,6 +358,7 @@ def _redelivery_of(item: InFlight, key_of: KeyOf, *, has_unwound: bool) -> Redel
     """Return the delivery that an invocation which is under way begins again with."""
     known = item.event if type(item.event) is Redelivery else None
     redelivery = Redelivery(item.event if known is None else known.event)
+    redelivery.key, redelivery.crashes = item.key, item.crashes
     if known is not None:
         redelivery.attempts, redelivery.seed = known.attempts, known.seed
         redelivery.received = copy_lists(known.received)

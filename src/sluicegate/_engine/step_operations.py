@@ -43,11 +43,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from sluicegate._context import ChildStream, Context, Report
-    from sluicegate._definition.graph import Graph
+    from sluicegate._definition.graph import Graph, Route
     from sluicegate._definition.retries import Attempts, RetryInfo
     from sluicegate._definition.steps import Step
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.run import Run
+    from sluicegate._engine.run_journal import RunJournal
     from sluicegate._events import Event
     from sluicegate._loop import Backend
     from sluicegate._state.store import StateStore
@@ -172,6 +173,8 @@ class StepOperations:
             if known is not None:  # it is out, from before the snapshot
                 journal.note_sent(event, known, partial(content_key, run))
                 return Branch(self, known, context)
+        if run.journal is not None:
+            return self._send_durably(run.journal, context, event, route, target)
         node = machine.open_branch(context._node, is_kept_back=step.holds_sends)
         if step.holds_sends:
             journal.held.append((route, event, node, target))
@@ -179,6 +182,34 @@ class StepOperations:
             journal.note_sent(event, node, partial(content_key, run))
             machine.send(route, event, node, target)
             start_soon(run)
+        return Branch(self, node, context)
+
+    def _send_durably(
+        self,
+        journal: RunJournal,
+        context: Context[Any],
+        event: Event,
+        route: Route,
+        target: str | None,
+    ) -> Branch:
+        """Record an event that a step sends, and send it; one that is kept back has no record yet."""
+        _, machine = self.run.live()
+        step, done = cast("Step", context._step), journal_of(context)
+        node = machine.open_branch(context._node, is_kept_back=step.holds_sends)
+        if step.holds_sends:
+            journal.codec.encode(event, "an event")  # refused here, and not at the end of the step
+            journal.name_branch(node)
+            done.held.append((route, event, node, target))
+            return Branch(self, node, context)
+        try:
+            record = journal.sent(context.redelivery.key, event, node, target)
+        except BaseException:
+            machine.release(node)
+            raise
+        with record:
+            done.note_sent(event, node, partial(content_key, self.run))
+            machine.send(route, event, node, target)
+        start_soon(self.run)
         return Branch(self, node, context)
 
     def send_from_outside(self, event: Event, target: str | None) -> Branch:
@@ -204,7 +235,10 @@ class StepOperations:
                 run.graph.published.add(type(event))
             elif run.machine is not None:
                 _note_published(run, run.machine, event)
-        run.log.append(event)  # as below; it is a call less for each event of a stream
+        if run.journal is None:
+            run.log.append(event)  # as below; it is a call less for each event of a stream
+        else:
+            run.journal.shown(event)
         if records is not None:
             records.streamed(run.log.next - 1, event)
         if run.probe is not None:
@@ -221,7 +255,10 @@ class StepOperations:
     def put_on_stream(self, event: Event) -> float | None:
         """Put an event on the stream that is known to be fit for it; return the time."""
         run = self.run
-        run.log.append(event)
+        if run.journal is None:
+            run.log.append(event)
+        else:
+            run.journal.published(event)
         if run.records is not None:
             run.records.streamed(run.log.next - 1, event)
         if run.probe is not None:
@@ -257,6 +294,10 @@ class StepOperations:
         buffer = run.machine.buffer(context._step.index, key)
         if expected and buffer.class_for(event, expected) is None:
             return None  # it does not wait for such an event
+        if run.journal is not None:
+            delivery = context.redelivery
+            given = None if event is delivery.event else event
+            run.journal.collected(delivery.key, key, expected, given, again=reported is not None)
         if reported is None:
             entry, complete = buffer.add(event, expected)
             if run.records is not None:
@@ -313,6 +354,8 @@ class StepOperations:
             await backend.checkpoint_if_cancelled()
             if records is not None:
                 records.enter_step()
+            if run.journal is not None:
+                _note_wait(run.journal, machine, context, wait)
             machine.begin_wait(context, wait)
             if wait.is_away:
                 assert worker is not None
@@ -340,7 +383,13 @@ class StepOperations:
                     worker.is_back(machine, wait)
                 if records is not None:
                     records.enter_step()
-                machine.end_wait(wait, is_taken=is_taken, is_over=bool(run.outcome.status))
+                is_over = bool(run.outcome.status)
+                noted = run.journal and run.journal.wait_ends(wait, is_taken=is_taken)
+                if noted is None:
+                    machine.end_wait(wait, is_taken=is_taken, is_over=is_over)
+                else:
+                    with noted:
+                        machine.end_wait(wait, is_taken=is_taken)
             if wait.event is None:
                 if worker is not None:
                     await worker.reclaim(machine, wait)
@@ -370,7 +419,11 @@ class StepOperations:
         if machine is not None and not run.outcome.status:
             if run.records is not None:
                 run.records.enter_step()
-            machine.cancel(node, reason)
+            if run.journal is None or node.is_over or node.is_cancelled:
+                machine.cancel(node, reason)
+            else:
+                with run.journal.cut(node, reason):
+                    machine.cancel(node, reason)
             start_soon(run)  # the join of a fan-out that it was the last of
             if not machine.alive:
                 rest(run)
@@ -541,7 +594,7 @@ async def _prepare(  # noqa: ASYNC910, PLR0917 - a checkpoint only where an earl
     if timeout is not None:
         wait.due = backend.current_time() + (timeout if left is None else min(left, timeout))
     if run.parent is not None:
-        _claim_early(run.parent, machine, wait)
+        _claim_early(run, machine, wait)
     is_outside = run.graph.answerable.get(wait.kind)
     wait.is_outside = run.graph.is_answerable(wait.kind) if is_outside is None else is_outside
     if machine.questions is not None:
@@ -568,6 +621,13 @@ async def _receive_again(run: Run, backend: Backend, journal: StepJournal, wait:
     return True
 
 
+def _note_wait(journal: RunJournal, machine: Machine, context: Context[Any], wait: Wait) -> None:
+    """Record a wait that is about to begin, and the early event that ends it at once."""
+    early = machine.early.find(wait) if machine.early else None
+    content = wait.content_key(journal.codec.content_key)
+    journal.wait_begins(context.redelivery.key, wait, early, content)
+
+
 def _adopt_question(run: Run, machine: Machine, wait: Wait, journal: StepJournal) -> None:
     """Have a wait take over a question: of the run before, or one that its step has published."""
     asked = journal.asked
@@ -583,12 +643,16 @@ def _adopt_question(run: Run, machine: Machine, wait: Wait, journal: StepJournal
                 return
 
 
-def _claim_early(parent: Run, machine: Machine, wait: Wait) -> None:
+def _claim_early(inner: Run, machine: Machine, wait: Wait) -> None:
     """Take over an answer that came to a parent before anybody in here waited for it."""
-    run: Run | None = parent
+    run = inner.parent
     while run is not None and not (machine.early and machine.early.has(wait)):
         outer = run.machine
         assert outer is not None
+        if inner.journal is not None and run.journal is not None and outer.early:
+            number = outer.early.find(wait)
+            if number is not None:
+                inner.journal.claimed(run.journal, number)
         event = outer.take_early(wait)
         if event is not None:
             machine.keep_early(event)
@@ -615,13 +679,16 @@ def _ask(run: Run, question: Event | None) -> None:
 
 def _note_published(run: Run, machine: Machine, question: Event) -> None:
     """Take note of a question that a step has put on the stream itself."""
-    asked = machine.note_question(question, run.live()[0].current_time())
     worker = current_cleanup.get()
+    if run.journal is not None:
+        delivery = worker.delivery if isinstance(worker, Worker) else None
+        run.journal.asked(0 if delivery is None else delivery.key, question)
+    asked = machine.note_question(question, run.live()[0].current_time())
     if isinstance(worker, Worker) and worker.context is not None:
         journal_of(worker.context).asked = asked  # a wait of the step may be for its answer
 
 
-async def _wait_in_step(  # noqa: ASYNC910 - it is not over yet, so there is one
+async def _wait_in_step(  # noqa: ASYNC910, C901 - it is not over yet, so there is one
     run: Run, backend: Backend, node: BranchNode, sender: Any
 ) -> None:
     """Wait in a step until a branch has ended. A checkpoint.
@@ -646,6 +713,8 @@ async def _wait_in_step(  # noqa: ASYNC910 - it is not over yet, so there is one
     rests = not has_timer and backend.current_task() is worker.task
     step = worker.context or worker
     machine = run.machine
+    if run.journal is not None and worker.delivery is not None:
+        run.journal.awaits(worker.delivery.key, node)
     if rests:
         machine.begin_branch_wait(step, node)
     is_reported = False

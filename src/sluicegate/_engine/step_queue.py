@@ -8,11 +8,34 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections import OrderedDict, deque
 
+    from sluicegate._definition.retries import Attempts
     from sluicegate._definition.steps import Step
     from sluicegate._engine.joins import EventBuffer, PairJoin
     from sluicegate._engine.lineage import BranchNode
     from sluicegate._events import Event
     from sluicegate._loop import Inbox, Waiter
+
+
+class Numbered:
+    """A delivery of a durable run, in its step's queue in place of its event.
+
+    Attributes:
+        event: The event, the list or the tuple that the step gets.
+        key: The number of the delivery in the run, the same for all its attempts; 0 for none.
+        sequence: The number of the record that made it. No attempt begins before that is durable.
+        number: The number of the attempt; the first is 1.
+        attempts: The attempts before, if one has failed.
+    """
+
+    __slots__ = ("event", "key", "sequence")
+
+    number: int = 1
+    attempts: Attempts | None = None
+
+    def __init__(self, event: Any, key: int, sequence: int) -> None:
+        self.event = event
+        self.key = key
+        self.sequence = sequence
 
 
 class StepQueue:

@@ -228,9 +228,11 @@ class EarlyAnswers:
 
     def take(self, wait: Wait) -> Event | None:
         """Take out the first event that fits a wait; return None where none does."""
-        number = self._find(wait)
-        if number is None:
-            return None
+        number = self.find(wait)
+        return None if number is None else self.take_number(number)
+
+    def take_number(self, number: int) -> Event:
+        """Take out the event with a number, as :meth:`find` returned it."""
         event = self._events.pop(number)
         for place in self._tables:
             if isinstance(event, place[0]):
@@ -242,9 +244,9 @@ class EarlyAnswers:
 
     def has(self, wait: Wait) -> bool:
         """Whether an event fits a wait."""
-        return self._find(wait) is not None
+        return self.find(wait) is not None
 
-    def _find(self, wait: Wait) -> int | None:
+    def find(self, wait: Wait) -> int | None:
         """Return the number of the first event that fits a wait; None where none does."""
         if len(self._events) <= FEW:
             return _first_fitting(wait, self._events)

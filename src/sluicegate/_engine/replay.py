@@ -1,0 +1,531 @@
+"""Replay: the records of a journal become the snapshot from which the run continues.
+
+The records are applied to a machine without an event loop, in their order. No user code runs: no step,
+no handler, no strategy of a retry, no resource, and no comparison of events. What was decided is read from the
+records: which wait took an event, what followed a failure, where an event went. So it does not matter
+what else happened at the time, and which tasks did it.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from sluicegate._definition.retries import Attempts, PastError
+from sluicegate._engine import journal_records as rec
+from sluicegate._engine.journal import InFlight, Redelivery, StepJournal
+from sluicegate._engine.machine import Machine
+from sluicegate._engine.run import Run, RunOptions, content_key
+from sluicegate._engine.snapshot_read import SavedRun
+from sluicegate._engine.snapshot_write import take_snapshot
+from sluicegate._engine.step_queue import Numbered
+from sluicegate._engine.waits import Wait
+from sluicegate._errors import SnapshotError, WorkflowRuntimeError
+from sluicegate._streams import EventLog
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from sluicegate._data.codec import Codec
+    from sluicegate._definition.graph import Graph
+    from sluicegate._engine.journal_records import Record
+    from sluicegate._engine.lineage import BranchNode
+    from sluicegate._engine.machine import Delivery
+    from sluicegate._engine.step_queue import StepQueue
+    from sluicegate._events import Event
+
+
+class _Waiter:
+    """The waiter of a task that is gone."""
+
+    def wait(self, _task: Any = None, /) -> Any:
+        raise AssertionError
+
+    def wake(self) -> None:
+        """There is nobody to wake."""
+
+
+_NOBODY: Any = _Waiter()
+
+
+class _Inbox:
+    """The inbox of a step: the deliveries by number, in order."""
+
+    __slots__ = ("items",)
+
+    def __init__(self) -> None:
+        self.items: dict[int, tuple[Any, BranchNode | None]] = {}
+
+    def put(self, delivery: Any, /) -> None:
+        self.items[delivery[0].key] = delivery
+
+    def take(self) -> Any:
+        return self.items.pop(next(iter(self.items)))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class _PastWait(Wait):
+    """A wait as its record tells of it; ``content`` is the number of its content."""
+
+    __slots__ = ("content",)
+    content: int
+
+    def content_key(self, key_of: Callable[[Any], int]) -> int:  # noqa: ARG002 - it was recorded
+        return self.content
+
+
+class _Flight:
+    """An invocation that had begun."""
+
+    __slots__ = ("delivery", "journal", "node", "queue")
+
+    def __init__(self, queue: StepQueue, delivery: Numbered, node: BranchNode | None) -> None:
+        self.queue = queue
+        self.delivery = delivery
+        self.node = node
+        self.journal = StepJournal(delivery)
+
+    @property
+    def payload(self) -> Any:
+        """What the worker of the invocation has as its event."""
+        return self.delivery.event if type(self.delivery) is Numbered else self.delivery
+
+
+class _Machine(Machine):
+    """A machine that starts nothing, and whose waits take what the record says.
+
+    Attributes:
+        takers: The waits that took the event of the present record.
+        handed: The deliveries that workers went on with, by number.
+    """
+
+    __slots__ = ("handed", "takers")
+
+    def __init__(
+        self, graph: Graph, publish: Callable[[Event], float | None], past: PastRun
+    ) -> None:
+        super().__init__(graph, _Inbox, publish, journal=past)
+        self.takers: list[Wait] = []
+        self.handed: dict[int, tuple[StepQueue, Numbered, BranchNode | None]] = {}
+        for queue in self.queues:
+            queue.limit = 0  # so that every delivery waits in the inbox
+
+    def expect(self, takers: list[Wait]) -> None:
+        """Set which waits take the events of the next input."""
+        self.takers = takers
+        self.startable.clear()
+
+    def take(self, queue: StepQueue) -> Delivery | None:  # noqa: ARG002 - the records say who takes what
+        return None
+
+    def next_start(self) -> Delivery | None:
+        return None
+
+    def first_wait(self, event: Event) -> Wait | None:  # noqa: ARG002 - it was recorded
+        return next((wait for wait in self.takers if wait in self.waits), None)
+
+    def _give_to_all(self, event: Event) -> bool:
+        takers = [
+            wait for wait in self.takers if wait in self.waits and isinstance(event, wait.kind)
+        ]
+        for wait in takers:
+            self._give(wait, event, from_outside=False)
+        return bool(takers)
+
+    def hand_over(self, queue: StepQueue, node: BranchNode | None, result: Any) -> None:
+        """Take the result of an invocation whose worker went on with the event that it had made."""
+        route = self._output(queue.index, result)
+        if self.waits:
+            self._give_to_all(result)
+        assert self.journal is not None
+        delivery = self.journal.number(result)
+        self.handed[delivery.key] = self.queues[route.next], delivery, node
+
+    def answer_early(self, step: object, wait: Wait, number: int) -> None:
+        """Give a wait that begins the event that had arrived before."""
+        assert self.early
+        wait.event, wait.is_from_outside = self.early.take_number(number), True
+        self.answered = self.answered or {}
+        self.answered[wait] = step
+
+    def begin_wait(self, step: object, wait: Wait) -> None:
+        early, self.early = self.early, ()
+        super().begin_wait(step, wait)
+        self.early = early
+
+    def begin(self, key: int) -> tuple[StepQueue, Numbered, BranchNode | None]:
+        """Take the delivery ``key``, as a worker did.
+
+        Raises:
+            KeyError: There is none.
+        """
+        handed = self.handed.pop(key, None)
+        if handed is not None:
+            return handed
+        for queue in self.queues:
+            items = {} if queue.inbox is None else queue.inbox.items  # type: ignore[attr-defined]
+            if key in items:
+                delivery, node = items.pop(key)
+                queue.pending -= 1
+                return queue, delivery, None if node is None else self._admit(node)
+        raise KeyError(key)
+
+
+class PastRun:
+    """A run, as far as the records that were applied tell.
+
+    It is the machine's journal, and the journal of the run that its snapshot is taken of.
+
+    Args:
+        graph: The workflow as it is now.
+        classes: The classes that the records may contain, beside those that the steps name.
+        base: The snapshot with which the records begin.
+        at: When that was taken, in seconds since the epoch.
+    """
+
+    def __init__(
+        self, graph: Graph, classes: tuple[type, ...], base: dict[str, Any], at: float
+    ) -> None:
+        saved = SavedRun(graph, classes, base)
+        self.graph = graph
+        self.codec: Codec = graph.codec(classes)
+        self.run = Run(
+            None,
+            graph,
+            run_id=saved.run_id or "",
+            log=EventLog(window=1, history=1),
+            options=RunOptions(classes=classes),
+            start_event=saved.start_event,
+            resumed=saved.progress,
+            early=saved.arrived,
+            keys=dict(saved.keys),
+            carrier=saved.carrier,
+            state_store=saved.store,
+        )
+        self.run.journal = self  # type: ignore[assignment]
+        self.began_at = at
+        #: The state, in the codec's form.
+        self.state = base.get("state")
+        self.opened = 0
+        self.branches: dict[int, BranchNode] = {}
+        self.waits: dict[int, _PastWait] = {}
+        self.flights: dict[int, _Flight] = {}
+        self.held: dict[int, list[BranchNode]] = {}
+        self.cancelled: rec.Cancelled | None = None
+        self.end: rec.End | None = None
+        self.machine = self.run.machine = _Machine(graph, self._note_published, self)
+        self._at = at
+        self._load(at)
+
+    def _load(self, at: float) -> None:
+        run, saved = self.run, self.run.resumed
+        run.clock.ended_at = at
+        if saved is not None:
+            saved.load(run, self.machine)
+        elif run.start_event is not None:
+            self.machine.receive(run.start_event)
+        run.resumed = run.start_event = None
+
+    def load(self, nodes: list[BranchNode], numbers: list[int], opened: int) -> None:
+        """Take over the branch numbers of a snapshot; see `RunJournal.load`."""
+        self.opened = opened
+        self.branches = {number: n for n, number in zip(nodes, numbers, strict=True) if number}
+
+    # -- what the machine and the snapshot ask for -------------------------------------------------
+
+    def number(self, payload: Any) -> Numbered:
+        """See :class:`sluicegate._engine.machine.MachineJournal`."""
+        if isinstance(payload, Numbered):
+            if not payload.key:
+                self.run.made += 1
+                payload.key = self.run.made
+            return payload
+        self.run.made += 1
+        return Numbered(payload, self.run.made, 0)
+
+    hand_over = number
+
+    def routed(self, event: Event, targets: tuple[int, ...]) -> None:
+        """Nothing: the records have it."""
+
+    def given(self, wait: Wait) -> None:
+        """Nothing: the records have it."""
+
+    def number_of(self, node: BranchNode) -> int:
+        """Return the number of a branch; 0 where it has none."""
+        return next((number for number, known in self.branches.items() if known is node), 0)
+
+    def _note_published(self, event: Event) -> float:  # noqa: ARG002 - it has a record of its own
+        return self._at
+
+    # -- the result ------------------------------------------------------------------------------
+
+    def snapshot(self, now: float, *, has_crashed: bool) -> dict[str, Any]:
+        """Return the snapshot from which the run continues.
+
+        Args:
+            now: The time, in seconds since the epoch.
+            has_crashed: Whether the life that the records tell of ended without notice, so that it
+                counts as a crash of the steps that were running.
+        """
+        run = self.run
+        run.clock.ended_at = now
+        run.in_flight = [
+            self._in_flight(flight, has_crashed=has_crashed) for flight in self.flights.values()
+        ]
+        found = take_snapshot(run)
+        found["state"] = self.state
+        found["elapsed"] = run.clock.taken(None) + max(self._at - self.began_at, 0.0)
+        return found
+
+    def _in_flight(self, flight: _Flight, *, has_crashed: bool) -> InFlight:
+        delivery = flight.delivery
+        item = InFlight(
+            flight.queue.step, flight.payload, flight.node, flight.journal, delivery.key
+        )
+        item.crashes = (delivery.crashes if isinstance(delivery, Redelivery) else 0) + has_crashed
+        return item
+
+    # -- applying records ------------------------------------------------------------------------
+
+    def apply(self, record: Record) -> None:
+        """Apply a record to the machine.
+
+        Raises:
+            SnapshotError: It does not fit what was before; the journal is damaged, or of other code.
+        """
+        self._at = record.at
+        self.run.clock.ended_at = record.at
+        apply = getattr(self, f"_{rec.kind_of(record)}")
+        machine = self.machine
+        if isinstance(record, rec.Input):
+            machine.expect([self.waits[number] for number in record.got])
+            with suppress(*((WorkflowRuntimeError,) if record.raised else ())):
+                apply(record)
+            if record.made != self.run.made:
+                self._refuse(f"it has made {self.run.made} deliveries, and {record.made} then")
+        else:
+            apply(record)
+
+    def _refuse(self, why: str) -> None:
+        msg = f"the journal of {self.run.run_id} does not fit {self.graph.name}: {why}"
+        raise SnapshotError(msg)
+
+    def _flight(self, key: int) -> _Flight:
+        flight = self.flights.get(key)
+        if flight is None:
+            self._refuse(f"the delivery {key} is not running")
+            raise AssertionError
+        return flight
+
+    def _event(self, data: Any) -> Any:
+        return None if data is None else self.codec.decode(data, "a record")
+
+    def _in(self, record: rec.In) -> None:
+        event, machine = self._event(record.e), self.machine
+        if self.run.early:  # it came before the run began
+            self.run.early = self.run.early[1:]
+        if record.id is not None and record.key is not None:
+            self.run.keys = {**self.run.keys, record.id: record.key}
+        if record.q is not None:
+            self._answer(event, int(record.q[1:]))
+        elif record.step is not None:
+            machine.receive_at(event, record.step)
+        else:
+            machine.receive(event)
+
+    def _answer(self, event: Event, number: int) -> None:
+        wait = self.machine.find_wait(number)
+        if wait is not None:
+            self.machine.answer_wait(wait, event)
+            return
+        asked = self.machine.find_question(number)
+        if asked is None:
+            self._refuse(f"the question q{number} is not open")
+            raise AssertionError
+        self.machine.answer_question(asked, event)
+
+    def _begun(self, record: rec.Begun) -> None:
+        try:
+            queue, delivery, node = self.machine.begin(record.k)
+        except KeyError:
+            self._refuse(f"the delivery {record.k} does not wait")
+            raise
+        self.flights[record.k] = _Flight(queue, delivery, node)
+
+    def _sent(self, record: rec.Sent) -> None:
+        flight, event = self._flight(record.k), self._event(record.e)
+        route = self.machine.check_sendable(flight.queue.index, event, record.target)
+        node = self.machine.open_branch(flight.node)
+        self._name(record.k, record.b, node)
+        flight.journal.note_sent(event, node, partial(content_key, self.run))
+        self.machine.send(route, event, node, record.target)
+
+    def _name(self, key: int, number: int, node: BranchNode) -> None:
+        self.opened = max(self.opened, number)
+        self.branches[number] = node
+        self.held.setdefault(key, []).append(node)
+
+    def _done(self, record: rec.Done) -> None:
+        flight, machine = self._flight(record.k), self.machine
+        for held in record.held:
+            self._send_held(flight, record.k, held)
+        result = [self._event(e) for e in record.r] if record.is_list else self._event(record.r)
+        del self.flights[record.k]
+        if record.handed:
+            machine.hand_over(flight.queue, flight.node, result)
+        else:
+            machine.finish(flight.queue, flight.node, result)
+        self._let_go(record.k)
+
+    def _send_held(self, flight: _Flight, key: int, held: rec.Held) -> None:
+        event = self._event(held.e)
+        route = self.machine.check_sendable(flight.queue.index, event, held.target)
+        node = self.machine.open_branch(flight.node, is_kept_back=True)
+        self._name(key, held.b, node)
+        if held.cancelled is not None:
+            self.machine.cancel(node, held.cancelled)
+        self.machine.send(route, event, node, held.target)
+
+    def _let_go(self, key: int) -> None:
+        """The step that sent them has ended: nobody holds its branches any more."""
+        for node in self.held.pop(key, ()):
+            node.is_held = False
+        if len(self.branches) > 2 * len(self.held) + 64:
+            self.branches = {b: n for b, n in self.branches.items() if not n.is_over}
+
+    def _failed(self, record: rec.Failed) -> None:
+        flight, machine = self._flight(record.k), self.machine
+        del self.flights[record.k]
+        queue, node = flight.queue, flight.node
+        flight.journal.undo(machine, queue.index)
+        if record.do == "retry":
+            self._try_later(flight, record)
+        elif record.do == "handler":
+            machine.recover(self.graph.index[record.handler], self._event(record.e), node)
+            machine.drop(queue, node)
+        else:
+            machine.cancel(
+                self.branches[record.b], f"the step {queue.step.label} failed", "failure"
+            )
+            machine.drop(queue, node)
+        self._let_go(record.k)
+
+    def _try_later(self, flight: _Flight, record: rec.Failed) -> None:
+        known = flight.delivery if isinstance(flight.delivery, Redelivery) else None
+        attempts = None if known is None else known.attempts
+        if attempts is None:
+            attempts = Attempts(record.at - record.since)
+        attempts.failed(PastError(record.error), attempts.started_at + record.since)
+        attempts.pause(record.delay)
+        redelivery = Redelivery(flight.delivery.event, attempts)
+        redelivery.key, redelivery.seed = record.k, record.seed
+        redelivery.delay, redelivery.due = record.delay, record.at + record.delay
+        if known is None or not known.seed:
+            self.run.retried += 1
+        if known is not None:
+            redelivery.received, redelivery.left = known.received, known.left
+            redelivery.collected = known.collected
+        flight.journal.carry_over(redelivery, partial(content_key, self.run))
+        self.machine.delay(flight.queue, redelivery, flight.node)
+        if not record.delay:
+            self.machine.retry(flight.queue, redelivery)
+
+    def _due(self, record: rec.Due) -> None:
+        for queue in self.machine.queues:
+            for redelivery in queue.delayed or ():
+                if redelivery.key == record.k:
+                    self.machine.retry(queue, redelivery)
+                    return
+        self._refuse(f"the delivery {record.k} is not delayed")
+
+    def _coll(self, record: rec.Collected) -> None:
+        flight = self._flight(record.k)
+        journal, index = flight.journal, flight.queue.index
+        buffer = self.machine.buffer(index, record.buffer)
+        expected = [self._kind(name, flight.queue.step.accepts) for name in record.expected]
+        reported = journal.find_reported(record.buffer)
+        if record.again:
+            complete = buffer.take(expected)
+            assert reported is not None
+            journal.reported.remove(reported)
+            entry = None
+        else:
+            event = flight.delivery.event if record.e is None else self._event(record.e)
+            entry, complete = buffer.add(event, expected)
+        journal.collected.append((record.buffer, entry, complete))
+
+    def _kind(self, name: str, known: Iterable[type]) -> type[Event]:
+        for kind in (*known, *self.graph.acceptors):
+            for each in (*kind.__mro__, *_subclasses(kind)):
+                if each.__name__ == name:
+                    return each
+        self._refuse(f"there is no event class {name}")
+        raise AssertionError
+
+    def _wait(self, record: rec.Wait) -> None:
+        flight, machine = self._flight(record.k), self.machine
+        kind = self._kind(record.kind, (k for kinds in self.graph.awaited for k in kinds))
+        wait = _PastWait(kind, {}, _NOBODY)
+        wait.content = int(record.key, 16)
+        wait.question, wait.asks = self._event(record.q), record.asks
+        wait.since, wait.due = record.since, inf if record.due is None else record.due
+        wait.is_outside = record.outside
+        self.waits[record.w] = wait
+        if times := flight.journal.replayed.left.get(wait.content):
+            times.pop(0)
+        if record.asked is not None:
+            asked = machine.find_question(record.asked)
+            assert asked is not None
+            machine.adopt_question(wait, asked)
+        if record.early is None:
+            machine.begin_wait(flight, wait)
+        else:
+            machine.answer_early(flight, wait, record.early)
+
+    def _waited(self, record: rec.Waited) -> None:
+        wait = self.waits.pop(record.w)
+        flight = self.machine.answered.get(wait) or self.machine.waits.get(wait)
+        self.machine.end_wait(wait, is_taken=record.taken)
+        if record.taken:
+            assert isinstance(flight, _Flight)
+            flight.journal.received.append(wait)
+
+    def _asked(self, record: rec.Asked) -> None:
+        flight = self.flights.get(record.k)
+        asked = self.machine.note_question(self._event(record.e), record.at)
+        if flight is not None:
+            flight.journal.asked = asked
+
+    def _awaits(self, record: rec.Awaits) -> None:
+        node = self.branches.get(record.b)
+        if node is not None and not node.is_over:
+            node.begin_tracking(node.live)
+
+    def _cut(self, record: rec.Cut) -> None:
+        node = self.branches.get(record.b)
+        if node is None:
+            self._refuse(f"there is no branch {record.b}")
+            raise AssertionError
+        self.machine.cancel(node, record.why)
+
+    def _pub(self, record: rec.Published) -> None:
+        """Nothing: it is on the stream."""
+
+    def _cancel(self, record: rec.Cancelled) -> None:
+        self.cancelled = record
+
+    def _end(self, record: rec.End) -> None:
+        self.end = record
+
+
+def _subclasses(kind: type) -> Iterator[type]:
+    sub: type
+    for sub in kind.__subclasses__():
+        yield sub
+        yield from _subclasses(sub)

@@ -1,0 +1,640 @@
+"""The journal of a durable run: the records of its inputs, and what waits until they are durable.
+
+A record is appended and its input applied in one synchronous block, so the journal has the order in
+which the machine took the inputs. Two things wait for the store: a step begins only when the record
+that made its delivery is durable, and what outsiders see (events of the durable stream, questions, the
+end, acknowledgements) appears only then. Nothing else depends on a commit, so a tail that a crash loses
+is only a tail.
+
+A :class:`JournalWriter` serves a run and its children, each of which has a :class:`RunJournal`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import contextmanager
+from math import inf
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sluicegate._engine.journal_records import (
+    Asked,
+    Awaits,
+    Base,
+    Begun,
+    Cancelled,
+    Child,
+    Claimed,
+    Collected,
+    Cut,
+    Done,
+    Due,
+    End,
+    Failed,
+    Held,
+    In,
+    Once,
+    Published,
+    Sent,
+    Sleep,
+    State,
+    Wait,
+    Waited,
+    encode_record,
+    kind_of,
+)
+from sluicegate._engine.step_queue import Numbered
+from sluicegate._events import InputRequiredEvent
+from sluicegate._loop import current_backend
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from types import TracebackType
+
+    from sluicegate._data.codec import Codec
+    from sluicegate._definition.graph import Graph
+    from sluicegate._definition.retries import Attempts
+    from sluicegate._engine.journal import Redelivery
+    from sluicegate._engine.journal_records import Record
+    from sluicegate._engine.lineage import BranchNode
+    from sluicegate._engine.outcome import Outcome
+    from sluicegate._engine.waits import Wait as OpenWait
+    from sluicegate._events import Event
+    from sluicegate._loop import Backend, Waiter
+    from sluicegate._streams import EventLog
+
+
+class JournalSink(Protocol):
+    """Where a journal's records go; see :mod:`sluicegate.durable`."""
+
+    def append(  # noqa: PLR0917
+        self, sequence: int, at: float, kind: str, data: bytes, shown: int, consumes: int | None
+    ) -> None:
+        """Take a record, in order. It returns at once, and never raises.
+
+        Args:
+            sequence: The number of the record; there are no gaps.
+            at: When it was made, in seconds since the epoch.
+            kind: The kind of the record.
+            data: The record, as JSON.
+            shown: The number of the event in the durable stream; 0 for a record that is none.
+            consumes: The message of the inbox that the record applies.
+        """
+
+
+class JournaledWorker(Protocol):
+    """What a journal needs of a worker; see :class:`sluicegate._engine.invocation.Worker`."""
+
+    delivery: Numbered | None
+
+
+class JournaledRun(Protocol):
+    """What a journal needs of its run; see :class:`sluicegate._engine.run.Run`."""
+
+    run_id: str
+    graph: Graph
+    options: Any
+    log: EventLog
+    outcome: Outcome
+    backend: Backend | None
+    made: int
+    journal: RunJournal | None
+
+
+#: What a run keeps of an event that came with a key: the content, the step and the question named.
+Kept = tuple[str, "str | None", "str | None"]
+#: What an event from outside came with: its key, the run that keeps it, and what that keeps.
+Incoming = tuple[str, int, Kept]
+
+#: An event that is shown when a record is durable: the record, where, and its durable number or 0.
+Output = tuple[int, "EventLog", "Event", int]
+
+
+class JournalWriter:
+    """Numbers the records of a run and its children, and knows which of them are durable.
+
+    Args:
+        sink: Where the records go.
+        wall: The time, in seconds since the epoch.
+        sequence: The number of the last record of the journal, which is durable.
+        shown: How many events the durable stream has.
+        children: How many children have been started.
+        life: The number of this life of the run: the fence of its lease.
+
+    Attributes:
+        durable: The number of the last record that is durable.
+        is_open: Whether it still takes records.
+        error: Why it takes none any more, if it was lost.
+        incoming: What the event from outside that is being applied came with.
+        consumes: The message of the inbox that is being applied.
+    """
+
+    __slots__ = (
+        "_gates",
+        "_outputs",
+        "_sink",
+        "children",
+        "consumes",
+        "durable",
+        "error",
+        "incoming",
+        "is_open",
+        "life",
+        "on_lost",
+        "sequence",
+        "shown",
+        "wall",
+    )
+
+    def __init__(
+        self,
+        sink: JournalSink,
+        *,
+        wall: Callable[[], float],
+        sequence: int = 0,
+        shown: int = 0,
+        children: int = 0,
+        life: int = 1,
+    ) -> None:
+        self._sink = sink
+        self.wall = wall
+        self.sequence = self.durable = sequence
+        self.shown = shown
+        self.children = children
+        self.life = life
+        self.is_open = True
+        self.error: BaseException | None = None
+        self.on_lost: Callable[[BaseException], None] | None = None
+        self.incoming: Incoming | None = None
+        self.consumes: int | None = None
+        #: Tasks that wait for a record to be durable, in the order of the records.
+        self._gates: deque[tuple[int, Waiter]] = deque()
+        #: Events that are shown when a record is durable, and the live ones behind them.
+        self._outputs: deque[Output] = deque()
+
+    def append(self, record: Record, *, shown: int = 0, consumes: int | None = None) -> int:
+        """Append a record; return its number. Once the writer is closed, nothing is appended."""
+        if not self.is_open:
+            return self.sequence
+        self.sequence += 1
+        self._sink.append(
+            self.sequence, record.at, kind_of(record), encode_record(record), shown, consumes
+        )
+        return self.sequence
+
+    @contextmanager
+    def coming_with(self, key: str, child: int, kept: Kept) -> Iterator[None]:
+        """Have the event that is applied within recorded with the key with which it came."""
+        self.incoming = key, child, kept
+        try:
+            yield
+        finally:
+            self.incoming = None
+
+    async def reached(self, sequence: int) -> None:
+        """Wait until the record ``sequence`` is durable. A checkpoint; cancelled, it only waits no more.
+
+        Raises:
+            StoreError: The store cannot keep it, or the lease is lost.
+        """
+        backend = current_backend()
+        if sequence <= self.durable:
+            await backend.checkpoint()
+        while sequence > self.durable:
+            if self.error is not None:
+                raise self.error
+            gate = sequence, backend.waiter()
+            self._gates.append(gate)
+            try:
+                await gate[1].wait()
+            finally:
+                if gate in self._gates:
+                    self._gates.remove(gate)
+
+    def show(self, log: EventLog, event: Event, sequence: int, number: int) -> None:
+        """Show an event of the durable stream once its record is durable."""
+        self._outputs.append((sequence, log, event, number))
+
+    def show_live(self, log: EventLog, event: Event) -> None:
+        """Show an event at once, or behind those of the durable stream that were written before."""
+        if self._outputs:
+            self._outputs.append((self._outputs[-1][0], log, event, 0))
+        else:
+            log.append(event)
+
+    def commit_reached(self, sequence: int) -> None:
+        """Take note that all records up to ``sequence`` are durable. Synchronous, in the run's loop."""
+        self.durable = max(self.durable, sequence)
+        while self._outputs and self._outputs[0][0] <= self.durable:
+            _, log, event, _ = self._outputs.popleft()
+            if not log.closed:
+                log.append(event)
+        while self._gates and self._gates[0][0] <= self.durable:
+            self._gates.popleft()[1].wake()
+
+    def lose(self, error: BaseException) -> None:
+        """Take no more records: the lease is lost, or the store is. The part of the run here ends."""
+        if self.error is None:
+            self.error = error
+            self.is_open = False
+            while self._gates:
+                self._gates.popleft()[1].wake()
+            if self.on_lost is not None:
+                self.on_lost(error)
+
+
+class RunJournal:
+    """Makes the records of one run, and numbers its deliveries, branches and waits.
+
+    It is the machine's :class:`sluicegate._engine.machine.MachineJournal`. With the record of an input,
+    it is a context manager: the input is applied within, and the record appended when that has ended.
+
+    Args:
+        writer: The journal.
+        run: The run.
+        child: The number of the run among the children in the journal; 0 for the run itself.
+
+    Attributes:
+        opened: How many branches have a number.
+    """
+
+    __slots__ = (
+        "_after",
+        "_before",
+        "_branches",
+        "_input",
+        "_limit",
+        "_waits",
+        "_waits_begun",
+        "child",
+        "codec",
+        "opened",
+        "run",
+        "writer",
+    )
+
+    def __init__(self, writer: JournalWriter, run: JournaledRun, child: int = 0) -> None:
+        self.writer = writer
+        self.run = run
+        self.child = child
+        self.codec: Codec = run.graph.codec(run.options.classes)
+        self.opened = 0
+        self._branches: dict[BranchNode, int] = {}
+        self._limit = 64
+        self._waits: dict[OpenWait, int] = {}
+        self._waits_begun = 0
+        #: The record of the input that is being applied, and how many deliveries there were before.
+        self._input: Any = None
+        self._before = 0
+        #: The events of the durable stream that it has published.
+        self._after: list[Event] = []
+
+    @property
+    def now(self) -> float:
+        """The time, in seconds since the epoch."""
+        return self.writer.wall()
+
+    def wall_at(self, time: float) -> float:
+        """Return a time on the backend's clock in seconds since the epoch."""
+        assert self.run.backend is not None
+        return self.writer.wall() + time - self.run.backend.current_time()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether inputs are recorded: until the outcome of the run is settled."""
+        return self.writer.is_open and not self.run.outcome.status
+
+    def _append(self, record: Record, **how: Any) -> int:
+        return self.writer.append(record, **how)
+
+    # -- applying an input -----------------------------------------------------------------------
+
+    def input(self, record: Any) -> RunJournal:
+        """Begin an input; use the result as a context manager around its application."""
+        self._input = record
+        self._before = self.run.made
+        return self
+
+    def __enter__(self) -> None:
+        """Nothing: the input has begun."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.applied(has_raised=kind is not None)
+
+    def applied(self, *, has_raised: bool = False) -> None:
+        """Append the record of the input, unless that was refused before it changed anything."""
+        record, self._input = self._input, None
+        after, self._after = self._after, []
+        record.made = self.run.made
+        if has_raised:
+            if record.made == self._before and not record.got and not after:
+                return
+            record.raised = True
+        consumes, self.writer.consumes = self.writer.consumes, None
+        self._append(record, consumes=consumes if type(record) is In else None)
+        for event in after:
+            self.publish(event)
+
+    def number(self, payload: Any) -> Numbered:
+        """See :class:`sluicegate._engine.machine.MachineJournal`."""
+        made = self.writer.sequence + (self._input is not None)
+        if isinstance(payload, Numbered):
+            if not payload.key:
+                self.run.made += 1
+                payload.key = self.run.made
+            payload.sequence = made
+            return payload
+        self.run.made += 1
+        return Numbered(payload, self.run.made, made)
+
+    def hand_over(self, payload: Any) -> Numbered:
+        """See :class:`sluicegate._engine.machine.MachineJournal`."""
+        self._input.handed = True
+        return self.number(payload)
+
+    def routed(self, event: Event, targets: tuple[int, ...]) -> None:
+        """Note the steps to which an event goes."""
+        if self._input is not None and targets:
+            steps = self.run.graph.steps
+            if not self._input.to:
+                self._input.to = {}
+            self._input.to[type(event).__name__] = [steps[index].name for index in targets]
+
+    def given(self, wait: OpenWait) -> None:
+        """Note that a wait has taken the event."""
+        if self._input is not None:
+            self._input.got = [*self._input.got, self._waits[wait]]
+
+    def load(self, nodes: Sequence[BranchNode], numbers: Sequence[int], opened: int) -> None:
+        """Take over the branch numbers of a snapshot."""
+        self.opened = opened
+        self._branches = {n: number for n, number in zip(nodes, numbers, strict=True) if number}
+
+    # -- inputs ----------------------------------------------------------------------------------
+
+    def received(self, event: Event, step: str | None, question: str | None) -> RunJournal:
+        """An event from outside."""
+        record = In(
+            at=self.now, c=self.child, e=self.codec.encode(event, "an event"), step=step, q=question
+        )
+        if self.writer.incoming is not None:
+            record.id, record.of, record.key = self.writer.incoming
+        return self.input(record)
+
+    def begun(self, worker: JournaledWorker, delivery: Any) -> Any:
+        """A worker has taken a delivery; return what its step gets."""
+        worker.delivery = delivery
+        if self.is_open:
+            self._append(Begun(at=self.now, c=self.child, k=delivery.key, n=delivery.number))
+        return delivery.event if type(delivery) is Numbered else delivery
+
+    def sent(
+        self, worker_key: int, event: Event, node: BranchNode, target: str | None
+    ) -> RunJournal:
+        """A step has sent an event."""
+        return self.input(
+            Sent(
+                at=self.now,
+                c=self.child,
+                k=worker_key,
+                b=self.name_branch(node),
+                e=self.codec.encode(event, "an event"),
+                target=target,
+            )
+        )
+
+    def done(
+        self, key: int, result: Any, held: Sequence[tuple[Any, Event, BranchNode, str | None]]
+    ) -> RunJournal:
+        """A step has ended with a result."""
+        encode = self.codec.encode
+        is_list = isinstance(result, list)
+        record = Done(
+            at=self.now,
+            c=self.child,
+            k=key,
+            r=[encode(event, "an event") for event in result] if is_list else self.encoded(result),
+            is_list=is_list,
+        )
+        if held:
+            record.held = [
+                Held(self.number_of(node), encode(event, "an event"), target, _reason(node))
+                for _, event, node, target in held
+            ]
+        return self.input(record)
+
+    def encoded(self, event: Any) -> Any:
+        """Return an event as plain data, or None for None.
+
+        Raises:
+            SnapshotError: It cannot be kept.
+        """
+        return None if event is None else self.codec.encode(event, "an event")
+
+    def failed(self, worker: JournaledWorker, attempts: Attempts, **decision: Any) -> RunJournal:
+        """An attempt has failed; ``decision`` has the fields of the record that say what follows."""
+        assert worker.delivery is not None
+        last = attempts.failures[-1]
+        return self.input(
+            Failed(
+                at=self.now,
+                c=self.child,
+                k=worker.delivery.key,
+                error=last.text,
+                n=attempts.count,
+                since=last.at,
+                **decision,
+            )
+        )
+
+    def retried(self, worker: JournaledWorker, redelivery: Redelivery) -> None:
+        """Give the delivery of the next attempt its number."""
+        assert worker.delivery is not None
+        redelivery.key = worker.delivery.key
+        redelivery.sequence = self.writer.sequence + 1
+
+    def due(self, redelivery: Redelivery) -> RunJournal:
+        """The delay of an attempt is over."""
+        redelivery.sequence = self.writer.sequence + 1
+        return self.input(Due(at=self.now, c=self.child, k=redelivery.key))
+
+    def collected(
+        self,
+        key: int,
+        buffer: str,
+        expected: Sequence[type[Event]],
+        event: Event | None,
+        *,
+        again: bool,
+    ) -> None:
+        """A step gives an event to a buffer; None for the one that it was given itself."""
+        if self.is_open:
+            self._append(
+                Collected(
+                    at=self.now,
+                    c=self.child,
+                    k=key,
+                    buffer=buffer,
+                    expected=[kind.__name__ for kind in expected],
+                    e=self.encoded(event),
+                    again=again,
+                )
+            )
+
+    def wait_begins(self, key: int, wait: OpenWait, early: int | None, content: int) -> None:
+        """A wait is about to begin."""
+        if not self.is_open:
+            return
+        record = Wait(
+            at=self.now,
+            c=self.child,
+            k=key,
+            w=self._waits_begun + 1,
+            kind=wait.kind.__name__,
+            key=f"{content:016x}",
+            q=self.encoded(wait.question),
+            asks=wait.asks,
+            since=self.wall_at(wait.since),
+            due=None if wait.due == inf else self.wall_at(wait.due),
+            outside=wait.is_outside,
+            early=early,
+            asked=wait.number or None,
+        )
+        self._append(record)
+        self._waits_begun += 1
+        self._waits[wait] = self._waits_begun
+
+    def wait_ends(self, wait: OpenWait, *, is_taken: bool) -> RunJournal | None:
+        """A wait is over; None where that is not recorded."""
+        number = self._waits.pop(wait, None)
+        if number is None or not self.is_open:
+            return None
+        return self.input(Waited(at=self.now, c=self.child, w=number, taken=is_taken))
+
+    def claimed(self, above: RunJournal, early: int) -> None:
+        """A wait takes over an early event of a run above."""
+        if self.is_open:
+            self._append(Claimed(at=self.now, c=self.child, of=above.child, early=early))
+
+    def asked(self, key: int, question: Event) -> None:
+        """A step puts a question on the stream, for which it does not wait."""
+        if self.is_open:
+            self._append(Asked(at=self.now, c=self.child, k=key, e=self.encoded(question)))
+
+    def awaits(self, key: int, node: BranchNode) -> None:
+        """A step waits for the end of a branch."""
+        if self.is_open and self.number_of(node):
+            self._append(Awaits(at=self.now, c=self.child, k=key, b=self.number_of(node)))
+
+    def cut(self, node: BranchNode, reason: str) -> RunJournal:
+        """A step cancels a branch."""
+        return self.input(Cut(at=self.now, c=self.child, b=self.number_of(node), why=reason))
+
+    def once(self, key: int, name: str, value: Any, *, failed: bool) -> int:
+        """A function of ``ctx.once`` has ended; return the number of the record."""
+        return self._append(
+            Once(at=self.now, c=self.child, k=key, key=name, v=value, failed=failed)
+        )
+
+    def sleeps(self, key: int, content: int, due: float) -> None:
+        """A step sleeps until a time on the backend's clock."""
+        if self.is_open:
+            self._append(
+                Sleep(
+                    at=self.now,
+                    c=self.child,
+                    k=key,
+                    key=f"{content:016x}",
+                    due=self.wall_at(due),
+                )
+            )
+
+    def patched(self, patch: Any) -> None:
+        """The state changes by a patch."""
+        self._append(State(at=self.now, c=self.child, p=patch))
+
+    def shown(self, event: Event) -> None:
+        """An event that a step writes to the stream: a question is durable, any other is live."""
+        if isinstance(event, InputRequiredEvent):
+            self.published(event)
+        else:
+            self.writer.show_live(self.run.log, event)
+
+    def published(self, event: Event) -> None:
+        """Publish an event of the durable stream, in an input after its record."""
+        if self._input is not None:
+            self._after.append(event)
+        else:
+            self.publish(event)
+
+    def publish(self, event: Event) -> int:
+        """Publish an event of the durable stream; return the number of its record."""
+        writer = self.writer
+        writer.shown += 1
+        record = Published(at=self.now, c=self.child, e=self.codec.encode(event, "an event"))
+        sequence = self._append(record, shown=writer.shown)
+        writer.show(self.run.log, event, sequence, writer.shown)
+        return sequence
+
+    def child_begins(
+        self, key: int, content: int, child: JournaledRun, base: dict[str, Any]
+    ) -> None:
+        """A step starts a child, whose records are in this journal."""
+        self.writer.children += 1
+        number = self.writer.children
+        if self.is_open:
+            self._append(
+                Child(
+                    at=self.now,
+                    c=self.child,
+                    k=key,
+                    child=number,
+                    key=f"{content:016x}",
+                    id=child.run_id,
+                    base=base,
+                )
+            )
+        child.journal = RunJournal(self.writer, child, number)
+
+    def cancelled(self, reason: str, after: Any) -> None:
+        """The run is asked to end."""
+        if self.is_open:
+            self._append(Cancelled(at=self.now, c=self.child, why=reason, after=after))
+
+    def ended(self, status: Any, last: Event) -> int:
+        """The run has ended, and nothing of it is left; return the number of the record."""
+        return self._append(
+            End(at=self.now, c=self.child, status=status, e=self.encoded(last)),
+            shown=0 if self.child else self.writer.shown + 1,
+        )
+
+    def based(self, snapshot: dict[str, Any]) -> int:
+        """The run is what ``snapshot`` says; return the number of the record."""
+        writer = self.writer
+        return self._append(
+            Base(at=self.now, snapshot=snapshot, shown=writer.shown, children=writer.children)
+        )
+
+    # -- branches --------------------------------------------------------------------------------
+
+    def name_branch(self, node: BranchNode) -> int:
+        """Give a new branch its number."""
+        self.opened += 1
+        self._branches[node] = self.opened
+        if len(self._branches) > self._limit:
+            self._branches = {n: k for n, k in self._branches.items() if not n.is_over}
+            self._limit = 2 * len(self._branches) + 64
+        return self.opened
+
+    def number_of(self, node: BranchNode) -> int:
+        """Return the number of a branch; 0 where it has none."""
+        return self._branches.get(node, 0)
+
+
+def _reason(node: BranchNode) -> str | None:
+    return None if node.cancel_record is None else node.cancel_record.reason
