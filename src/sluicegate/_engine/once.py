@@ -40,7 +40,7 @@ async def call_once(  # noqa: PLR0917
     while isinstance(found := journal.once.get(key), OnceCall):
         await _wait_for(backend, found, key)
     if found is not None:
-        await _until_durable(backend)
+        await _until_durable(run, backend)
         return _given(run, key, found)
     journal.once = journal.once or {}
     call = journal.once[key] = OnceCall(backend.current_task())
@@ -63,7 +63,7 @@ async def call_once(  # noqa: PLR0917
         for waiter in call.waiters:
             waiter.wake()
     try:
-        await _until_durable(backend)
+        await _until_durable(run, backend)
         return _given(run, key, found, failure)
     finally:
         del failure  # or this frame and its exception keep each other alive
@@ -124,11 +124,17 @@ def _is_async(function: Any) -> bool:
 
 def _record(run: Run, context: Context[Any], key: str, result: KeptResult) -> None:
     """Write a result down where the run is durable."""
+    if run.journal is not None:
+        delivery = context.redelivery
+        run.journal.once(delivery.key, key, result.encoded, failed=result.is_failure)
 
 
-async def _until_durable(backend: Backend) -> None:
+async def _until_durable(run: Run, backend: Backend) -> None:
     """Return when no crash can lose the result any more. A checkpoint."""
-    await backend.checkpoint()
+    if run.journal is None:
+        await backend.checkpoint()
+    else:
+        await run.journal.writer.reached(run.journal.writer.sequence)
 
 
 def _given(run: Run, key: str, result: KeptResult, cause: BaseException | None = None) -> Any:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sluicegate._definition.retries import Attempts, PastError
 from sluicegate._engine import journal_records as rec
-from sluicegate._engine.journal import InFlight, Redelivery, StepJournal
+from sluicegate._engine.journal import InFlight, KeptResult, Redelivery, StepJournal
 from sluicegate._engine.machine import Machine
 from sluicegate._engine.run import Run, RunOptions, content_key
 from sluicegate._engine.snapshot_read import SavedRun
@@ -429,8 +429,8 @@ class PastRun:
         if known is None or not known.seed:
             self.run.retried += 1
         if known is not None:
-            redelivery.received, redelivery.left = known.received, known.left
-            redelivery.collected = known.collected
+            redelivery.take_over(known)
+            redelivery.seed = record.seed
         flight.journal.carry_over(redelivery, partial(content_key, self.run))
         self.machine.delay(flight.queue, redelivery, flight.node)
         if not record.delay:
@@ -513,6 +513,11 @@ class PastRun:
             self._refuse(f"there is no branch {record.b}")
             raise AssertionError
         self.machine.cancel(node, record.why)
+
+    def _once(self, record: rec.Once) -> None:
+        once = self._flight(record.k).journal.once
+        kept = KeptResult(record.v, is_failure=record.failed)
+        self._flight(record.k).journal.once = {**once, record.key: kept}
 
     def _pub(self, record: rec.Published) -> None:
         """Nothing: it is on the stream."""

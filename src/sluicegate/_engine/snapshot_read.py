@@ -21,12 +21,8 @@ from sluicegate._engine.snapshot_format import (
     to_plain,
 )
 from sluicegate._engine.snapshot_write import shape_of, state_alone
-<<<<<<< HEAD
-from sluicegate._errors import RestoredError, SnapshotError, WorkflowRuntimeError, brief, brief_text
-=======
 from sluicegate._engine.step_queue import Numbered
-from sluicegate._errors import SnapshotError, WorkflowRuntimeError, brief, brief_text
->>>>>>> 707f0aa (Durable runs: the engine records its inputs in a journal, and a replay rebuilds the run from them)
+from sluicegate._errors import RestoredError, SnapshotError, WorkflowRuntimeError, brief, brief_text
 from sluicegate._events import Event, HumanResponseEvent
 from sluicegate._questions import Asked
 from sluicegate._state.drafts import DictState
