@@ -31,6 +31,7 @@ from sluicegate.durable._port import (
     RunRow,
     Summary,
 )
+from sluicegate.durable._sqlite import open_journal, open_sqlite_journal
 
 
 __all__ = [
@@ -60,4 +61,6 @@ __all__ = [
     "StoreUnavailableError",
     "Summary",
     "UnknownRunError",
+    "open_journal",
+    "open_sqlite_journal",
 ]

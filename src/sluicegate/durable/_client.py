@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from sluicegate._loop import current_backend
 from sluicegate.durable._errors import StaleLeaseError, StoreClosedError
-from sluicegate.durable._port import ENDED, Lease
+from sluicegate.durable._port import ENDED, Batch, Lease
+from sluicegate.durable._refusals import stale
 
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from sluicegate.durable._errors import StoreError
     from sluicegate.durable._port import (
-        Batch,
         Capabilities,
         Due,
         Message,
@@ -63,7 +63,7 @@ class Tables(Protocol):
 
     def inbox(self, run_ids: Sequence[str]) -> list[Message]: ...
 
-    def due(self, now: float, limit: int, workflows: Sequence[str] | None) -> Due: ...
+    def due(self, now: float, limit: int, workflows: Sequence[str] | None, own: str) -> Due: ...
 
     def get(self, run_id: str) -> RunRow | None: ...
 
@@ -204,6 +204,12 @@ class JournalClient:
         """Return the fence of each run that is claimed, by its id."""
         return {run_id: fence for run_id, (fence, _) in self._leases.items()}
 
+    def keep_only(self, fences: dict[str, int]) -> None:
+        """Tell that leases are lost which are not among these fences of the store."""
+        for run_id, fence in self.held().items():
+            if fences.get(run_id) != fence:
+                self.lose(run_id, fence, stale(Batch(run_id, fence), fences.get(run_id)))
+
     def lose_all(self, error: StoreError) -> None:
         """Tell that all leases are lost."""
         leases, self._leases = self._leases, {}
@@ -278,7 +284,7 @@ class JournalClient:
             waiters.discard(waiter)
         self._refuse_if_ended()
 
-    async def _perform(
+    async def perform(
         self,
         work: Callable[[Tables], T],
         *,
@@ -336,7 +342,7 @@ class JournalClient:
     async def create(self, new: NewRun, lost: Callable[[StoreError], None]) -> Lease | RunRow:
         self._check_payload(new.base)
         return self._hold(
-            await self._perform(
+            await self.perform(
                 lambda tables: tables.create(new, self.owner),
                 undo=self._release_unheard,
                 size=OVERHEAD + len(new.base),
@@ -346,7 +352,7 @@ class JournalClient:
 
     async def claim(self, run_id: str, lost: Callable[[StoreError], None]) -> Lease | None:
         return self._hold(
-            await self._perform(
+            await self.perform(
                 lambda tables: tables.claim(run_id, self.owner), undo=self._release_unheard
             ),
             lost,
@@ -354,7 +360,7 @@ class JournalClient:
 
     async def release(self, lease: Lease) -> None:
         self._forget(lease.run_id, lease.fence)
-        await self._perform(lambda tables: tables.release(lease))
+        await self.perform(lambda tables: tables.release(lease))
 
     def append_nowait(self, batch: Batch, settle: Callable[[StoreError | None], None]) -> None:
         self._refuse_if_ended()
@@ -409,7 +415,7 @@ class JournalClient:
 
     async def send(self, run_id: str, kind: str, key: str, data: bytes) -> bool:
         self._check_payload(data)
-        return await self._perform(
+        return await self.perform(
             lambda tables: tables.send(run_id, kind, key, data), size=OVERHEAD + len(data)
         )
 
@@ -432,7 +438,7 @@ class JournalClient:
         return self._changes
 
     async def due(self, now: float, limit: int, *, workflows: Sequence[str] | None = None) -> Due:
-        return await self._look(lambda tables: tables.due(now, limit, workflows))
+        return await self._look(lambda tables: tables.due(now, limit, workflows, self.owner))
 
     async def get(self, run_id: str) -> RunRow | None:
         return await self._look(lambda tables: tables.get(run_id))
@@ -453,12 +459,12 @@ class JournalClient:
         return await self._look(lambda tables: tables.count(which))
 
     async def delete(self, run_id: str) -> bool:
-        return await self._perform(lambda tables: tables.delete(run_id))
+        return await self.perform(lambda tables: tables.delete(run_id))
 
     async def prune(self, updated_before: float, statuses: Sequence[str] = ENDED) -> int:
         total = 0
         while True:  # a few at a time: others write in between
-            count = await self._perform(
+            count = await self.perform(
                 lambda tables: tables.prune(updated_before, statuses, PRUNED_AT_ONCE)
             )
             total += count

@@ -94,15 +94,13 @@ class _Run:
         )
 
     def due_at(self) -> float | None:
-        """Return since when the run needs an owner, or from when on; None if it needs none."""
+        """Return from when on the run needs an owner, 0 for at once; None if it needs none."""
         summary = self.summary
         if summary.status in ENDED:
             return None
-        if summary.status not in WAITING:
-            return summary.updated_at
-        sent = [message.at for message in self.inbox.values()]
-        times = [*sent[:1], *([] if summary.wake_at is None else [summary.wake_at])]
-        return min(times, default=None)
+        if summary.status not in WAITING or self.inbox:
+            return 0
+        return summary.wake_at
 
 
 @final
@@ -242,7 +240,7 @@ class MemoryTables:
         runs = [self.runs[run_id] for run_id in {*run_ids} if run_id in self.runs]
         return sorted((m for run in runs for m in run.inbox.values()), key=lambda m: m.id)
 
-    def due(self, now: float, limit: int, workflows: Sequence[str] | None) -> Due:
+    def due(self, now: float, limit: int, workflows: Sequence[str] | None, own: str) -> Due:
         due: list[tuple[float, int, _Run]] = []
         later: list[float] = []
         for run in self._matching(RunFilter(workflows=workflows)):
@@ -252,9 +250,9 @@ class MemoryTables:
             if self._is_owned(run):
                 assert run.owner is not None
                 expires_at = self.owners[run.owner]
-                if expires_at < inf:
+                if run.owner != own and expires_at < inf:
                     later.append(max(at, expires_at))
-            elif at > now and run.summary.status in WAITING:
+            elif at > now:
                 later.append(at)
             else:
                 due.append((at, run.number, run))

@@ -229,7 +229,8 @@ class Due(Struct, frozen=True):
     """The runs that need an owner.
 
     Attributes:
-        runs: The runs, those that have been due for longest first.
+        runs: The runs: first those that were left while they worked or that have messages, then those
+            whose timers have been due for longest.
         next_at: The wall time at which it is worth while to ask again, if nothing changes before;
             None if nothing is expected.
     """

@@ -59,7 +59,7 @@ def stale(batch: Batch | Lease, fence: int | None) -> StaleLeaseError:
         fence: The fence of the newest lease; None if the run is gone.
     """
     if fence is None:
-        why = "the run was deleted"
+        why = "another process has taken it over, or it was deleted"
     elif fence == batch.fence:
         why = "the lease was released"
     else:

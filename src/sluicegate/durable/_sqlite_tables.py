@@ -1,0 +1,493 @@
+"""The tables of an SQLite store: the statements behind :class:`sluicegate.durable._client.Tables`."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from math import inf
+from typing import TYPE_CHECKING, Any, cast, final
+
+from sluicegate.durable import _owner_lock
+from sluicegate.durable._port import (
+    BASE,
+    ENDED,
+    WAITING,
+    Batch,
+    Due,
+    Lease,
+    Message,
+    Record,
+    RunFilter,
+    RunRow,
+    Summary,
+)
+from sluicegate.durable._refusals import (
+    check_batch,
+    conflict,
+    ended,
+    not_in_inbox,
+    owned,
+    stale,
+    unknown,
+)
+
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from sluicegate.durable._port import NewRun, Status
+
+
+#: Seconds after which it is worth while to ask again whether a process of this machine has ended.
+ASK_AGAIN = 1.0
+
+_ROW = (
+    "number, run_id, workflow, start_key, created_at, status, updated_at, wake_at, "
+    "CAST(questions AS BLOB), sequence, base, shown, fence, owner, unread"
+)
+_RECORD = "sequence, at, kind, CAST(data AS BLOB), coalesce(shown, 0)"
+#: From when on a run needs an owner, as the column `due_at` has it: 0 is at once.
+_DUE_AT = f"""
+    CASE
+        WHEN status IN {ENDED} THEN NULL
+        WHEN status NOT IN {WAITING} OR unread > 0 THEN 0
+        ELSE wake_at
+    END
+"""
+
+
+def _row(columns: Sequence[Any]) -> RunRow:
+    (number, run_id, workflow, start_key, created_at, status, updated_at, wake_at, questions) = (
+        columns[:9]
+    )
+    summary = Summary(cast("Status", status), updated_at, wake_at, questions)
+    return RunRow(number, run_id, workflow, start_key, created_at, summary, *columns[9:])
+
+
+@final
+class SqliteTables:
+    """The contents of the file, over one connection. The caller opens the transactions.
+
+    Args:
+        connection: The connection.
+        locks: The directory of the owners' locks.
+        clock: Returns the wall time, by which leases expire.
+    """
+
+    def __init__(
+        self, connection: sqlite3.Connection, locks: Path, clock: Callable[[], float]
+    ) -> None:
+        self._execute = connection.execute
+        self._executemany = connection.executemany
+        self._locks = locks
+        self._clock = clock
+        #: The numbers of runs that were written before, so that they need not be looked up. A number
+        #: is never used again, so an old one finds no run.
+        self._numbers: dict[str, int] = {}
+
+    def _one(self, statement: str, *values: object) -> Any:
+        return self._execute(statement, values).fetchone()
+
+    def _find(self, run_id: str, columns: str) -> Any:
+        found = self._one(f"SELECT {columns} FROM runs WHERE run_id = ?", run_id)  # noqa: S608
+        if found is None:
+            raise unknown(run_id)
+        return found
+
+    # -- owners
+
+    def begin_owner(self, owner: str, pid: int, lease: float) -> None:
+        """Enter an owner, or enter it again, and renew its leases."""
+        now = self._clock()
+        self._execute(
+            "INSERT OR REPLACE INTO owners (owner, machine, pid, opened_at, expires_at, lease) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            (owner, _owner_lock.machine(), pid, now, now + lease, lease),
+        )
+
+    def renew(self, owner: str) -> int | None:
+        """Renew the leases of an owner; return how many it has lost, None if it was removed."""
+        self._execute(
+            "UPDATE owners SET expires_at = ? + lease WHERE owner = ?", (self._clock(), owner)
+        )
+        found = self._one("SELECT lost FROM owners WHERE owner = ?", owner)
+        return None if found is None else found[0]
+
+    def fences(self, owner: str) -> dict[str, int]:
+        """Return the runs that an owner has, with their fences."""
+        return dict(self._execute("SELECT run_id, fence FROM runs WHERE owner = ?", (owner,)))
+
+    def end_owner(self, owner: str) -> None:
+        """End all leases of an owner."""
+        self._execute("UPDATE runs SET owner = NULL WHERE owner = ?", (owner,))
+        self._execute("DELETE FROM owners WHERE owner = ?", (owner,))
+
+    def sweep_owners(self) -> None:
+        """Remove the owners that have ended and whose runs have all been taken over or ended."""
+        for owner, expires_at in self._owners().items():
+            if expires_at == -inf and not self._one("SELECT 1 FROM runs WHERE owner = ?", owner):
+                self._execute("DELETE FROM owners WHERE owner = ?", (owner,))
+                _owner_lock.sweep(self._locks, owner)
+
+    def _owners(self) -> dict[str, float]:
+        """Return until when the leases of each owner hold; ``-inf`` for those that have ended."""
+        now = self._clock()
+        owners: dict[str, float] = {}
+        for owner, where, expires_at, lease in self._execute(
+            "SELECT owner, machine, expires_at, lease FROM owners"
+        ).fetchall():
+            # A clock that was put back must not keep a lease alive for longer than it lasts.
+            is_valid = now < expires_at <= now + lease + 1
+            has_ended = where == _owner_lock.machine() and _owner_lock.has_ended(self._locks, owner)
+            owners[owner] = expires_at if is_valid and not has_ended else -inf
+        return owners
+
+    def _is_alive(self, owner: str | None) -> bool:
+        return owner is not None and self._owners().get(owner, -inf) > -inf
+
+    # -- writes
+
+    def create(self, new: NewRun, owner: str) -> Lease | RunRow:
+        found = self.get(new.run_id)
+        if found is not None:
+            return found
+        cursor = self._execute(
+            "INSERT INTO runs (run_id, workflow, start_key, created_at, status, updated_at, "
+            "questions, sequence, base, shown, fence, owner, unread, due_at) "
+            "VALUES (?, ?, ?, ?, 'running', ?, '[]', 1, 1, 0, 1, ?, 0, 0)",
+            (
+                new.run_id,
+                new.workflow,
+                new.start_key,
+                new.created_at,
+                new.created_at,
+                owner,
+            ),
+        )
+        number = cast("int", cursor.lastrowid)
+        self._insert(number, [Record(1, new.created_at, BASE, new.base)])
+        self._numbers[new.run_id] = number
+        return Lease(new.run_id, owner, 1, 1, 0)
+
+    def claim(self, run_id: str, owner: str) -> Lease | None:
+        number, status, fence, before, sequence, shown = self._find(
+            run_id, "number, status, fence, owner, sequence, shown"
+        )
+        if status in ENDED or self._is_alive(before):
+            return None
+        if before is not None:
+            self._execute("UPDATE owners SET lost = lost + 1 WHERE owner = ?", (before,))
+        self._execute(
+            "UPDATE runs SET owner = ?, fence = fence + 1 WHERE number = ?", (owner, number)
+        )
+        self._numbers[run_id] = number
+        return Lease(run_id, owner, fence + 1, sequence, shown)
+
+    def release(self, lease: Lease) -> None:
+        self._execute(
+            "UPDATE runs SET owner = NULL WHERE run_id = ? AND fence = ?",
+            (lease.run_id, lease.fence),
+        )
+        self._numbers.pop(lease.run_id, None)
+
+    def append(self, batch: Batch) -> None:
+        number = self._numbers.get(batch.run_id)
+        if number is None or not self._append_fast(number, batch):
+            self._append_with_care(batch)
+
+    def _append_fast(self, number: int, batch: Batch) -> bool:
+        """Append records and nothing else, in two statements; return False if that cannot be."""
+        records = batch.records
+        if not records or batch.consumes or batch.summary is not None or batch.release:
+            return False
+        first, last = records[0], records[-1]
+        if len(records) > 1 or first.shown or first.kind == BASE or batch.prune_before is not None:
+            return False
+        changed = self._execute(
+            "UPDATE runs SET sequence = ? "
+            "WHERE number = ? AND fence = ? AND sequence = ? AND owner IS NOT NULL",
+            (last.sequence, number, batch.fence, first.sequence - 1),
+        )
+        if changed.rowcount == 0:
+            return False
+        self._insert(number, records)
+        return True
+
+    def _append_with_care(self, batch: Batch) -> None:
+        found = self._one(
+            "SELECT number, fence, owner, sequence, base, shown FROM runs WHERE run_id = ?",
+            batch.run_id,
+        )
+        if found is None or found[1] != batch.fence or found[2] is None:
+            raise stale(batch, None if found is None else found[1])
+        number, _, _, sequence, base, shown = found
+        check_batch(batch, sequence, shown)
+        self._check_consumed(number, batch)
+        for record in batch.records:
+            sequence = record.sequence
+            shown = record.shown or shown
+            base = sequence if record.kind == BASE else base
+        self._execute(
+            "UPDATE runs SET sequence = ?, base = ?, shown = ? WHERE number = ?",
+            (sequence, base, shown, number),
+        )
+        self._insert(number, batch.records)
+        if batch.consumes:
+            self._consume(number, batch, sequence)
+        if batch.summary is not None:
+            self._summarise(number, batch.summary)
+        elif batch.consumes:
+            self._note_due(number)
+        if batch.prune_before is not None:
+            self._execute(
+                "DELETE FROM records WHERE run = ? AND sequence < ? AND shown IS NULL",
+                (number, min(batch.prune_before, base)),
+            )
+        if batch.release:
+            self._execute("UPDATE runs SET owner = NULL WHERE number = ?", (number,))
+            self._numbers.pop(batch.run_id, None)
+
+    def _insert(self, number: int, records: Iterable[Record]) -> None:
+        # SQLite takes the bytes as text as they are: JSON, which its own tools show.
+        self._executemany(
+            "INSERT INTO records (run, sequence, at, kind, data, shown) "
+            "VALUES (?, ?, ?, ?, CAST(? AS TEXT), ?)",
+            [(number, r.sequence, r.at, r.kind, r.data, r.shown or None) for r in records],
+        )
+
+    def _check_consumed(self, number: int, batch: Batch) -> None:
+        missing = [
+            message
+            for message in batch.consumes
+            if not self._one(
+                "SELECT 1 FROM messages WHERE id = ? AND run = ? AND consumed_by IS NULL",
+                message,
+                number,
+            )
+        ]
+        if missing or len({*batch.consumes}) != len(batch.consumes):
+            raise not_in_inbox(batch, missing)
+
+    def _consume(self, number: int, batch: Batch, sequence: int) -> None:
+        # The journal has the content now; the digest is kept to recognise the message again.
+        self._executemany(
+            "UPDATE messages SET consumed_by = ?, data = NULL WHERE id = ?",
+            [(sequence, message) for message in batch.consumes],
+        )
+        self._execute(
+            "UPDATE runs SET unread = unread - ? WHERE number = ?", (len(batch.consumes), number)
+        )
+
+    def _summarise(self, number: int, summary: Summary) -> None:
+        self._execute(
+            "UPDATE runs SET status = ?, updated_at = ?, wake_at = ?, questions = CAST(? AS TEXT) "
+            "WHERE number = ?",
+            (summary.status, summary.updated_at, summary.wake_at, summary.questions, number),
+        )
+        self._note_due(number)
+
+    def _note_due(self, number: int) -> None:
+        self._execute(f"UPDATE runs SET due_at = {_DUE_AT} WHERE number = ?", (number,))  # noqa: S608
+
+    def send(self, run_id: str, kind: str, key: str, data: bytes) -> bool:
+        number, status = self._find(run_id, "number, status")
+        digest = _digest(kind, data)
+        found = self._one("SELECT digest FROM messages WHERE run = ? AND key = ?", number, key)
+        if found is not None:
+            if found[0] == digest:
+                return False
+            raise conflict(run_id, key)
+        if status in ENDED:
+            raise ended(run_id, status)
+        self._execute(
+            "INSERT INTO messages (run, kind, key, data, digest, sent_at) "
+            "VALUES (?, ?, ?, CAST(? AS TEXT), ?, ?)",
+            (number, kind, key, data, digest, self._clock()),
+        )
+        self._execute("UPDATE runs SET unread = unread + 1 WHERE number = ?", (number,))
+        self._note_due(number)
+        return True
+
+    def delete(self, run_id: str) -> bool:
+        found = self._one("SELECT number, owner FROM runs WHERE run_id = ?", run_id)
+        if found is None:
+            return False
+        if self._is_alive(found[1]):
+            raise owned(run_id, found[1])
+        self._delete([found[0]])
+        return True
+
+    def prune(self, updated_before: float, statuses: Sequence[str], limit: int) -> int:
+        alive = [owner for owner, until in self._owners().items() if until > -inf]
+        found = self._execute(
+            f"SELECT number FROM runs WHERE status IN ({_marks(statuses)}) AND updated_at < ? "  # noqa: S608
+            f"AND (owner IS NULL OR owner NOT IN ({_marks(alive)})) ORDER BY number LIMIT ?",
+            (*statuses, updated_before, *alive, limit),
+        ).fetchall()
+        self._delete([number for (number,) in found])
+        return len(found)
+
+    def _delete(self, numbers: list[int]) -> None:
+        for table, column in [("records", "run"), ("messages", "run"), ("runs", "number")]:
+            self._executemany(
+                f"DELETE FROM {table} WHERE {column} = ?",  # noqa: S608
+                [(number,) for number in numbers],
+            )
+
+    # -- reads
+
+    def read(self, run_id: str, after: int | None, limit: int | None) -> list[Record]:
+        number, base = self._find(run_id, "number, base")
+        found = self._execute(
+            f"SELECT {_RECORD} FROM records WHERE run = ? AND sequence > ? "  # noqa: S608
+            "ORDER BY sequence LIMIT ?",
+            (number, base - 1 if after is None else after, -1 if limit is None else limit),
+        )
+        return [Record(*columns) for columns in found]
+
+    def read_shown(self, run_id: str, after: int, limit: int | None) -> list[Record]:
+        (number,) = self._find(run_id, "number")
+        found = self._execute(
+            f"SELECT {_RECORD} FROM records WHERE run = ? AND shown > ? ORDER BY shown LIMIT ?",  # noqa: S608
+            (number, after, -1 if limit is None else limit),
+        )
+        return [Record(*columns) for columns in found]
+
+    def inbox(self, run_ids: Sequence[str]) -> list[Message]:
+        messages: list[Message] = []
+        for run_id in {*run_ids}:
+            found = self._execute(
+                "SELECT id, run_id, kind, key, CAST(data AS BLOB), sent_at "
+                "FROM runs JOIN messages ON run = number AND consumed_by IS NULL "
+                "WHERE run_id = ? AND unread > 0",
+                (run_id,),
+            )
+            messages += [Message(*columns) for columns in found]
+        return sorted(messages, key=_id)
+
+    def due(self, now: float, limit: int, workflows: Sequence[str] | None, own: str) -> Due:
+        which, values = _condition(RunFilter(workflows=workflows))
+        which = f"due_at IS NOT NULL AND {which}"
+        found: list[Any] = []
+        later: list[float] = []
+        for owner, until in [(None, -inf), *self._owners().items()]:
+            if until == -inf:
+                found += self._execute(
+                    f"SELECT due_at, {_ROW} FROM runs WHERE owner IS ? AND {which} "  # noqa: S608
+                    "AND due_at <= ? ORDER BY due_at, number LIMIT ?",
+                    (owner, *values, now, limit),
+                )
+            elif owner == own:
+                continue
+            (at,) = self._one(
+                f"SELECT min(due_at) FROM runs WHERE owner IS ? AND {which} AND due_at > ?",  # noqa: S608
+                owner,
+                *values,
+                now if until == -inf else -1,
+            )
+            if at is not None:
+                later.append(max(at, min(until, self._clock() + ASK_AGAIN)))
+        found.sort(key=lambda columns: columns[:2])
+        return Due([_row(columns[1:]) for columns in found[:limit]], min(later, default=None))
+
+    def get(self, run_id: str) -> RunRow | None:
+        found = self._one(f"SELECT {_ROW} FROM runs WHERE run_id = ?", run_id)  # noqa: S608
+        return None if found is None else _row(found)
+
+    def find(
+        self, which: RunFilter, after: int | None, limit: int, *, newest_first: bool
+    ) -> list[RunRow]:
+        condition, values = _condition(which)
+        order, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
+        if after is not None:
+            condition, values = f"{condition} AND number {beyond} ?", [*values, after]
+        found = self._execute(
+            f"SELECT {_ROW} FROM runs WHERE {condition} ORDER BY number {order} LIMIT ?",  # noqa: S608
+            (*values, limit),
+        )
+        return [_row(columns) for columns in found]
+
+    def count(self, which: RunFilter) -> dict[str, int]:
+        condition, values = _condition(which)
+        return dict(
+            self._execute(
+                f"SELECT status, count(*) FROM runs WHERE {condition} GROUP BY status",  # noqa: S608
+                values,
+            )
+        )
+
+    def check(self) -> list[str]:
+        wrong = [line for (line,) in self._execute("PRAGMA integrity_check") if line != "ok"]
+        if wrong:
+            return wrong  # SQLite cannot be asked about more
+        return [line for statement in _CHECKS for (line,) in self._execute(statement)]
+
+
+_CHECKS = [
+    """
+    SELECT 'the run ' || run_id || ' ends with record ' || sequence || ', and its last one is '
+        || coalesce(max_sequence, 'missing')
+    FROM runs LEFT JOIN
+        (SELECT run, max(sequence) AS max_sequence FROM records GROUP BY run) ON run = number
+    WHERE max_sequence IS NOT sequence
+    """,
+    """
+    SELECT 'the run ' || run_id || ' lacks records: it has ' || have || ' from ' || base || ' to '
+        || sequence
+    FROM runs JOIN (
+        SELECT run, count(*) AS have FROM records JOIN runs ON number = run
+        WHERE records.sequence >= base GROUP BY run
+    ) ON run = number
+    WHERE have <> sequence - base + 1
+    """,
+    """
+    SELECT 'the run ' || run_id || ' has no snapshot in record ' || base
+    FROM runs LEFT JOIN records ON run = number AND records.sequence = base
+    WHERE kind IS NOT 'base'
+    """,
+    """
+    SELECT 'the run ' || run_id || ' has ' || unread || ' messages to consume, and its inbox ' || have
+    FROM runs JOIN (
+        SELECT number AS run, count(id) AS have FROM runs
+        LEFT JOIN messages ON run = number AND consumed_by IS NULL GROUP BY number
+    ) ON run = number
+    WHERE have <> unread
+    """,
+    """
+    SELECT DISTINCT 'there are records of a run that is not listed: number ' || run FROM records
+    WHERE run NOT IN (SELECT number FROM runs)
+    """,
+]
+
+
+def _condition(which: RunFilter) -> tuple[str, list[Any]]:
+    """Return a filter as a condition, with its values."""
+    conditions, values = ["1"], list[Any]()
+    for column, chosen in [("status", which.statuses), ("workflow", which.workflows)]:
+        if chosen is not None:
+            conditions.append(f"{column} IN ({_marks(chosen)})")
+            values += chosen
+    if which.asking is not None:
+        conditions.append(f"questions {'<>' if which.asking else '='} '[]'")
+    for comparison, limit in [
+        ("created_at >= ?", which.created_after),
+        ("created_at < ?", which.created_before),
+        ("updated_at < ?", which.updated_before),
+    ]:
+        if limit is not None:
+            conditions.append(comparison)
+            values.append(limit)
+    return " AND ".join(conditions), values
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))
+
+
+def _digest(kind: str, data: bytes) -> bytes:
+    return blake2b(data, digest_size=16, key=kind.encode()[:64]).digest()
+
+
+def _id(message: Message) -> int:
+    return message.id

@@ -1,0 +1,376 @@
+"""The thread that writes an SQLite store: one per file and process, for all event loops in it.
+
+It takes all the tasks that wait, performs them in one transaction, and gives the outcomes back to
+each event loop in one call. It renews the leases as well, so an event loop that is busy for a while
+keeps them, and looks for commits of other processes while somebody waits for a change.
+
+A task that is refused raises a `WorkflowError` before it has written anything, and the others go on.
+After any other error the transaction is rolled back; if the fault may lie with one task, each is
+tried again alone. The thread ends when it is told to, or if it can do nothing more: then it tells
+every client, so nobody waits in vain.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Literal, final
+
+from sluicegate._errors import WorkflowError
+from sluicegate.durable._client import Task
+from sluicegate.durable._errors import StoreClosedError, StoreError
+from sluicegate.durable._sqlite_file import connect, error_of, roll_back, translated
+from sluicegate.durable._sqlite_tables import SqliteTables
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sluicegate.durable._client import JournalClient, Outcome
+    from sluicegate.durable._owner_lock import OwnerLock
+    from sluicegate.durable._sqlite_file import Durability
+
+
+LOGGER = logging.getLogger("sluicegate")
+#: Seconds between two looks for commits of other processes, while somebody waits for a change.
+LOOK = 0.05
+#: The most tasks of a transaction.
+MOST_AT_ONCE = 2_000
+#: Errors that concern the file, not what is written: another try would end alike.
+_OF_THE_FILE = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_NOTADB,
+}
+
+
+@final
+class _Member:
+    """A client of the writer.
+
+    Attributes:
+        lock: What shows other processes that this one is alive.
+        lost: How many leases the store says that the owner has lost.
+        asked_at: When the event loop was asked for a sign of life; None if it has given it.
+        is_silent: Whether it was reported that it gives none.
+        has_news: Whether there is a change that the client has not heard of yet.
+        is_watching: Whether somebody waits for a change.
+    """
+
+    __slots__ = ("asked_at", "has_news", "is_silent", "is_watching", "lock", "lost")
+
+    def __init__(self, lock: OwnerLock) -> None:
+        self.lock = lock
+        self.lost = 0
+        self.asked_at: float | None = None
+        self.is_silent = False
+        self.has_news = False
+        self.is_watching = False
+
+    def answer(self) -> None:
+        self.asked_at = None
+
+
+@final
+class SqliteWriter:
+    """The writer of a file; see :class:`sluicegate.durable._client.Writer`.
+
+    Args:
+        path: The file, which is a store of this version.
+        locks: The directory of the owners' locks.
+        durability: Whether a commit waits for the disk.
+        lease: Seconds for which a lease holds after it was renewed.
+        max_stall: Seconds for which an event loop may be busy and keeps its leases.
+        clock: Returns the wall time.
+    """
+
+    is_elsewhere = True
+
+    def __init__(
+        self,
+        path: Path,
+        locks: Path,
+        *,
+        durability: Durability,
+        lease: float,
+        max_stall: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self.path = path
+        self._lease = lease
+        self._max_stall = max_stall
+        self._connection = connect(path, durability)
+        self._tables = SqliteTables(self._connection, locks, clock)
+        self._queue: SimpleQueue[Task | Literal["end", "look"]] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._members: dict[JournalClient, _Member] = {}
+        #: Why nothing more is taken; None while the thread works.
+        self._end: StoreError | None = None
+        self._is_ending = False
+        self._next_renewal = 0.0
+        self._version = self._data_version()
+        self._thread = threading.Thread(
+            target=self._run, name=f"sluicegate store {path.name}", daemon=True
+        )
+        self._thread.start()
+
+    # -- from any thread
+
+    def submit(self, task: Task) -> None:
+        """Perform a task after those that were submitted before."""
+        with self._lock:
+            if self._end is None:
+                self._queue.put(task)
+                return
+        self._tell([(task, None, self._end)])
+
+    def watch(self, client: JournalClient, *, is_on: bool) -> None:
+        """Begin or cease to look for changes, for a client."""
+        member = self._members.get(client)
+        if member is not None:
+            member.is_watching = is_on
+            if is_on:
+                self._queue.put("look")
+
+    def join(self, client: JournalClient, lock: OwnerLock) -> None:
+        """Take in a client; its owner is entered by a task."""
+        with self._lock:
+            self._members[client] = _Member(lock)
+
+    def leave(self, client: JournalClient) -> None:
+        """Forget a client whose last task has been performed."""
+        with self._lock:
+            member = self._members.pop(client, None)
+        if member is not None:
+            member.lock.release()
+
+    def close(self) -> None:
+        """End the thread, after the tasks that wait, and wait for it."""
+        self._queue.put("end")
+        self._thread.join()
+
+    # -- the thread
+
+    def _run(self) -> None:
+        try:
+            while not self._is_ending:
+                tasks = self._take()
+                if tasks:
+                    self._perform_all(tasks)
+                self._look()
+                if time.monotonic() >= self._next_renewal:
+                    self._renew()
+        except BaseException as error:  # noqa: ASYNC103 - nobody may wait for this thread in vain
+            LOGGER.exception("the writer of the store %s has stopped", self.path)
+            self._fail(
+                StoreClosedError(
+                    f"the writer of the store {str(self.path)!r} has stopped: {error!r}"
+                )
+            )
+        finally:
+            self._connection.close()
+
+    def _take(self) -> list[Task]:
+        """Wait for tasks, and return those that wait; none when it is time for something else."""
+        tasks: list[Task] = []
+        try:
+            task = self._queue.get(timeout=self._patience())
+            while True:
+                if not isinstance(task, str):
+                    tasks.append(task)
+                elif task == "end":
+                    self._is_ending = True
+                if len(tasks) == MOST_AT_ONCE:
+                    break
+                task = self._queue.get_nowait()
+        except Empty:
+            pass
+        return tasks
+
+    def _patience(self) -> float:
+        seconds = self._next_renewal - time.monotonic()
+        if any(member.is_watching for member in [*self._members.values()]):
+            seconds = min(seconds, LOOK)
+        return max(seconds, 0)
+
+    def _perform_all(self, tasks: list[Task]) -> None:
+        try:
+            outcomes = self._transact(tasks)
+        except Exception as error:
+            if _is_fatal(error):
+                self._tell([(task, None, self._failure(error)) for task in tasks])
+                raise
+            if len(tasks) > 1 and _code(error) not in _OF_THE_FILE:
+                for task in tasks:
+                    self._perform_all([task])
+                return
+            outcomes = [(task, None, self._failure(error)) for task in tasks]
+        self._tell(outcomes)
+        self._tell_news(tasks)
+
+    def _failure(self, error: Exception) -> StoreError:
+        if isinstance(error, sqlite3.Error):
+            failure = error_of(self.path, error)
+        else:
+            failure = StoreError(
+                f"a value cannot be kept in the store {str(self.path)!r}: {error!r}"
+            )
+        failure.__cause__ = error
+        return failure
+
+    def _transact(self, tasks: list[Task]) -> list[Outcome]:
+        """Perform tasks in one transaction; return their outcomes after the commit.
+
+        Raises:
+            Exception: Nothing was written.
+        """
+        outcomes: list[Outcome] = []
+        execute, tables = self._connection.execute, self._tables
+        execute("BEGIN IMMEDIATE")
+        try:
+            for task in tasks:
+                try:
+                    outcomes.append((task, task.work(tables), None))
+                except WorkflowError as refusal:
+                    outcomes.append((task, None, refusal))
+            execute("COMMIT")
+        except BaseException:
+            roll_back(self._connection)
+            raise
+        return outcomes
+
+    def _tell(self, outcomes: list[Outcome]) -> None:
+        """Give the outcomes to the event loops: one call each."""
+        by_client: dict[JournalClient, list[Outcome]] = {}
+        for outcome in outcomes:
+            by_client.setdefault(outcome[0].client, []).append(outcome)
+        for client, own in by_client.items():
+            if not client.call_soon(partial(client.settle, own)):
+                self._abandon(client)
+
+    def _tell_news(self, tasks: list[Task]) -> None:
+        """Tell clients at once of what may concern them; of records of others, with the next look."""
+        for client, member in [*self._members.items()]:
+            if any(task.is_news for task in tasks):
+                member.has_news = False
+                client.call_soon(client.note_change)
+            elif any(task.client is not client for task in tasks):
+                member.has_news = True
+
+    def _look(self) -> None:
+        """Tell the clients that wait of commits by others."""
+        members = [*self._members.items()]
+        if not any(member.is_watching for _, member in members):
+            return
+        version = self._data_version()
+        is_changed, self._version = version != self._version, version
+        for client, member in members:
+            if is_changed or member.has_news:
+                member.has_news = False
+                client.call_soon(client.note_change)
+
+    def _data_version(self) -> int:
+        with translated(self.path):
+            version: int = self._connection.execute("PRAGMA data_version").fetchone()[0]
+        return version
+
+    def _renew(self) -> None:
+        """Renew the leases of the clients whose event loops give signs of life."""
+        now = time.monotonic()
+        self._next_renewal = now + self._lease / 3
+        alive: list[tuple[JournalClient, _Member]] = []
+        for client, member in [*self._members.items()]:
+            if member.asked_at is not None and now - member.asked_at > self._max_stall:
+                if not member.is_silent:
+                    LOGGER.warning(
+                        "the event loop of %r has not answered for %g seconds, so its leases are "
+                        "not renewed; expected steps that await, or run in threads",
+                        client,
+                        self._max_stall,
+                    )
+                member.is_silent = True
+                continue
+            member.is_silent = False
+            if member.asked_at is None:
+                member.asked_at = now
+                if not client.call_soon(member.answer):
+                    self._abandon(client)
+                    continue
+            alive.append((client, member))
+        if alive:
+            self._renew_all(alive)
+
+    def _renew_all(self, alive: list[tuple[JournalClient, _Member]]) -> None:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                for client, member in alive:
+                    self._renew_one(client, member)
+                self._connection.execute("COMMIT")
+            except BaseException:
+                roll_back(self._connection)
+                raise
+        except sqlite3.Error as error:
+            if _is_fatal(error):
+                raise
+            LOGGER.warning("leases were not renewed: %s", error_of(self.path, error))
+
+    def _renew_one(self, client: JournalClient, member: _Member) -> None:
+        lost = self._tables.renew(client.owner)
+        if lost == member.lost:
+            return
+        if lost is None:  # it was taken for dead, and removed
+            self._tables.begin_owner(client.owner, os.getpid(), self._lease)
+        member.lost = lost or 0
+        client.call_soon(partial(client.keep_only, self._tables.fences(client.owner)))
+
+    def _abandon(self, client: JournalClient) -> None:
+        """Forget a client whose event loop has ended without leaving the store."""
+        with self._lock:
+            member = self._members.pop(client, None)
+        if member is not None:
+            member.lock.release()
+            owner = client.owner
+            self._queue.put(Task(client, lambda tables: tables.end_owner(owner), _ignore))
+
+    def _fail(self, error: StoreError) -> None:
+        """Tell everybody that nothing more is written."""
+        with self._lock:
+            self._end = error
+        tasks: list[Task] = []
+        while True:
+            try:
+                task = self._queue.get_nowait()
+            except Empty:
+                break
+            if not isinstance(task, str):
+                tasks.append(task)
+        self._tell([(task, None, error) for task in tasks])
+        for client in [*self._members]:
+            client.call_soon(partial(client.end, error))
+            client.call_soon(partial(client.lose_all, error))
+
+
+def _code(error: BaseException) -> int | None:
+    """Return SQLite's code for an error, without its details; None if it is none of SQLite's."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+def _is_fatal(error: BaseException) -> bool:
+    """Whether the disk did not do what it was told: the system forgets what it could not write."""
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_IOERR_FSYNC
+
+
+def _ignore(_result: object, _error: object) -> None:
+    """Settle the last task of a client whose event loop has ended."""
