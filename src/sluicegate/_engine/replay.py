@@ -23,6 +23,7 @@ from sluicegate._engine.snapshot_write import take_snapshot
 from sluicegate._engine.step_queue import Numbered
 from sluicegate._engine.waits import Wait
 from sluicegate._errors import SnapshotError, WorkflowRuntimeError
+from sluicegate._events import HumanResponseEvent
 from sluicegate._streams import EventLog
 
 
@@ -410,9 +411,9 @@ class PastRun:
             machine.recover(self.graph.index[record.handler], self._event(record.e), node)
             machine.drop(queue, node)
         else:
-            machine.cancel(
-                self.branches[record.b], f"the step {queue.step.label} failed", "failure"
-            )
+            around = self.branches[record.b]
+            around.begin_tracking(around.live).errors.append(PastError(record.error))
+            machine.cancel(around, f"the step {queue.step.label} failed", "failure")
             machine.drop(queue, node)
         self._let_go(record.k)
 
@@ -461,7 +462,8 @@ class PastRun:
         journal.collected.append((record.buffer, entry, complete))
 
     def _kind(self, name: str, known: Iterable[type]) -> type[Event]:
-        for kind in (*known, *self.graph.acceptors):
+        classes = self.run.options.classes
+        for kind in (*known, *self.graph.acceptors, *classes, HumanResponseEvent):
             for each in (*kind.__mro__, *_subclasses(kind)):
                 if each.__name__ == name:
                     return each
