@@ -9,8 +9,16 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar, cast, final
 
 from sluicegate._context import Context, outer_context
-from sluicegate._engine.control import abandon, check_attached, drain, find_loop, receive, snapshot
-from sluicegate._engine.ending import cancel_run, leave_run
+from sluicegate._engine.control import (
+    abandon,
+    cancel,
+    check_attached,
+    drain,
+    find_loop,
+    receive,
+    snapshot,
+)
+from sluicegate._engine.ending import leave_run
 from sluicegate._engine.idle import is_idle, open_questions
 from sluicegate._engine.invocation import is_step_of
 from sluicegate._engine.run import check_thread
@@ -634,7 +642,7 @@ class WorkflowHandler(Generic[R]):
         elif after == "steps":
             drain(self._run, reason)
         else:
-            cancel_run(self._run, reason)
+            cancel(self._run, reason)
         return Unwound(self._wait)
 
     def cancel_run(self, reason: str = "handler.cancel_run() was called") -> Unwound:

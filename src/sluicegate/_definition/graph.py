@@ -17,6 +17,9 @@ from sluicegate._events import (
     StartEvent,
     StepFailedEvent,
     StopEvent,
+    WorkflowCancelledEvent,
+    WorkflowFailedEvent,
+    WorkflowTimedOutEvent,
 )
 from sluicegate._events.generics import fitting, give_arguments, is_without_arguments
 
@@ -423,6 +426,7 @@ class Graph:
             ]
             roots += self.waits_for
             roots += [Event, HumanResponseEvent, InputRequiredEvent, StepFailedEvent]
+            roots += [WorkflowFailedEvent, WorkflowTimedOutEvent, WorkflowCancelledEvent]
             if self.state_type is not None:
                 roots.append(self.state_type)
             codec = Codec.of(roots, classes, drops_removed=drops_removed)

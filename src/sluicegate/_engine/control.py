@@ -31,6 +31,19 @@ if TYPE_CHECKING:
 
 
 @enable_ki_protection
+def cancel(run: Run, reason: str) -> None:
+    """Ask the run to end because its owner says so; a durable run records that first.
+
+    Raises:
+        WorkflowRuntimeError: The call comes from another thread.
+    """
+    check_thread(run, "cancel")
+    if run.journal is not None:
+        run.journal.cancelled(reason, "now")
+    cancel_run(run, reason)
+
+
+@enable_ki_protection
 def drain(run: Run, reason: str) -> None:
     """Start no more steps; cancel the run after the running ones have ended or wait for an event.
 
@@ -43,8 +56,10 @@ def drain(run: Run, reason: str) -> None:
     if run.outcome.status or run.draining is not None:
         return
     if run.machine is None:
-        cancel_run(run, reason)
+        cancel(run, reason)
         return
+    if run.journal is not None:
+        run.journal.cancelled(reason, "steps")
     run.draining = reason
     run.machine.drain()
     check_drained(run)

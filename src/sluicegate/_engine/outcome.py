@@ -257,8 +257,12 @@ class Outcome:
     def conclude(self) -> StopEvent:
         """Everything has unwound: return the event that ends the stream. Never raises."""
         self.is_over = True
+        return self.terminal_event(counts_others=True)
+
+    def terminal_event(self, *, counts_others: bool = False) -> StopEvent:
+        """Return the event that ends the stream, so far as the outcome is settled. Never raises."""
         try:
-            if self.error is not None:
+            if counts_others and self.error is not None:
                 self._count_others(self.error)
             if self.status == "completed":
                 assert self.stop_event is not None

@@ -43,7 +43,8 @@ from sluicegate._engine.journal_records import (
     kind_of,
 )
 from sluicegate._engine.step_queue import Numbered
-from sluicegate._events import InputRequiredEvent
+from sluicegate._errors import SnapshotError
+from sluicegate._events import InputRequiredEvent, WorkflowFailedEvent
 from sluicegate._loop import current_backend
 
 
@@ -277,6 +278,7 @@ class RunJournal:
         self.writer = writer
         self.run = run
         self.child = child
+        run.outcome.is_durable = True
         self.codec: Codec = run.graph.codec(run.options.classes)
         self.opened = 0
         self._branches: dict[BranchNode, int] = {}
@@ -607,9 +609,16 @@ class RunJournal:
             self._append(Cancelled(at=self.now, c=self.child, why=reason, after=after))
 
     def ended(self, status: Any, last: Event) -> int:
-        """The run has ended, and nothing of it is left; return the number of the record."""
+        """The run has ended, and nothing of it is left; return the number of the record.
+
+        If the event that ends its stream cannot be kept, the record says why in its place.
+        """
+        try:
+            event = self.encoded(last)
+        except SnapshotError as error:
+            event = self.encoded(WorkflowFailedEvent(exception=error, step_name=None))
         return self._append(
-            End(at=self.now, c=self.child, status=status, e=self.encoded(last)),
+            End(at=self.now, c=self.child, status=status, e=event),
             shown=0 if self.child else self.writer.shown + 1,
         )
 

@@ -42,7 +42,7 @@ from sluicegate._engine.journal import InFlight
 from sluicegate._engine.machine import Machine
 from sluicegate._engine.step_operations import StepOperations
 from sluicegate._events import StopEvent
-from sluicegate._exceptions import URGENT, is_a, matches, single
+from sluicegate._exceptions import URGENT, is_a, matches, single, urgent_leaf
 from sluicegate._loop import current_backend, enable_ki_protection
 from sluicegate._loop.cleanup import current_cleanup
 from sluicegate._observers import Verbose, ambient, log_line
@@ -70,7 +70,7 @@ _new = object.__new__
 
 
 @enable_ki_protection
-async def execute(run: Run) -> None:  # noqa: C901
+async def execute(run: Run) -> None:  # noqa: C901, PLR0912
     """Run to the end. When this returns or raises, nothing of the run is left.
 
     Raises:
@@ -118,6 +118,8 @@ async def execute(run: Run) -> None:  # noqa: C901
         slots.idle.discard(run)
         slots.release()
         slots.note(run, is_idle=False)
+    if run.journal is not None:
+        interruption = await close_journal(run, run.journal, backend, interruption)
     conclude(run, backend, interruption)
     if issubclass(type(run.outcome.error), URGENT):
         interruption = run.outcome.error
@@ -426,6 +428,44 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
             check_drained(run)
         if run.probe is not None:
             run.probe.idle_changed()
+
+
+#: Seconds that the store may take for the end of a run.
+STORE_GRACE = 10.0
+
+
+async def close_journal(  # noqa: ASYNC910 - most often there is nothing to wait for
+    run: Run, journal: RunJournal, backend: Backend, interruption: BaseException | None
+) -> BaseException | None:
+    """Record the end of a run in which nothing is left, and wait until that is durable, shielded.
+
+    A run that is detached has no end. One whose end cannot be stored is detached. The end of a child needs
+    no wait: its parent goes on only with what is durable.
+
+    Returns:
+        The interruption, or that of the wait.
+    """
+    outcome, writer = run.outcome, journal.writer
+    if not outcome.status:
+        outcome.interrupt(interruption, backend.Cancelled)
+    elif interruption is not None and urgent_leaf(interruption) is not None:
+        outcome.fail(interruption, None, None, backend.Cancelled)
+    if outcome.status == "detached":
+        return interruption
+    end = journal.ended(outcome.status, outcome.terminal_event())
+    due = backend.current_time() + STORE_GRACE
+    while run.parent is None and end > writer.durable and outcome.status != "detached":
+        try:
+            with backend.cancel_scope(deadline=due, shield=True) as scope:
+                await writer.reached(end)
+            if scope.cancelled_caught:
+                msg = f"the store did not take it within {STORE_GRACE:g} s"
+                outcome.detach("its end could not be stored", TimeoutError(msg))
+        except backend.Cancelled as error:  # noqa: ASYNC103 - a native one; returned
+            interruption = interruption or error
+        except Exception as error:  # noqa: BLE001 - the cause of the detachment
+            outcome.detach("its end could not be stored", error)
+    return interruption
 
 
 async def pass_gate(run: Run, worker: Worker, journal: RunJournal) -> None:  # noqa: ASYNC910 - most need not wait
