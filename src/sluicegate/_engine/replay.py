@@ -102,7 +102,7 @@ class _Machine(Machine):
 
     Attributes:
         takers: The waits that took the event of the present record.
-        handed: The deliveries that workers went on with, by number.
+        handed: The numbers of the deliveries that workers went on with, and that have not begun.
     """
 
     __slots__ = ("handed", "takers")
@@ -112,7 +112,7 @@ class _Machine(Machine):
     ) -> None:
         super().__init__(graph, _Inbox, publish, journal=past)
         self.takers: list[Wait] = []
-        self.handed: dict[int, tuple[StepQueue, Numbered, BranchNode | None]] = {}
+        self.handed: set[int] = set()
         for queue in self.queues:
             queue.limit = 0  # so that every delivery waits in the inbox
 
@@ -145,7 +145,8 @@ class _Machine(Machine):
             self._give_to_all(result)
         assert self.journal is not None
         delivery = self.journal.number(result)
-        self.handed[delivery.key] = self.queues[route.next], delivery, node
+        self.handed.add(delivery.key)
+        self._line_up(self.queues[route.next], delivery, node)
 
     def answer_early(self, step: object, wait: Wait, number: int) -> None:
         """Give a wait that begins the event that had arrived before."""
@@ -165,15 +166,16 @@ class _Machine(Machine):
         Raises:
             KeyError: There is none.
         """
-        handed = self.handed.pop(key, None)
-        if handed is not None:
-            return handed
         for queue in self.queues:
             items = {} if queue.inbox is None else queue.inbox.items  # type: ignore[attr-defined]
             if key in items:
                 delivery, node = items.pop(key)
                 queue.pending -= 1
-                return queue, delivery, None if node is None else self._admit(node)
+                if key in self.handed:
+                    self.handed.remove(key)
+                elif node is not None:
+                    node = self._admit(node)
+                return queue, delivery, node
         raise KeyError(key)
 
 
