@@ -49,7 +49,7 @@ class Tables(Protocol):
 
     def release(self, lease: Lease) -> None: ...
 
-    def append(self, batch: Batch) -> None: ...
+    def append(self, batch: Batch, owner: str) -> None: ...
 
     def send(self, run_id: str, kind: str, key: str, data: bytes) -> bool: ...
 
@@ -379,7 +379,7 @@ class JournalClient:
         self._submit(
             Task(
                 self,
-                lambda tables: tables.append(batch),
+                lambda tables: tables.append(batch, self.owner),
                 tell,
                 size=size,
                 is_news=batch.release,

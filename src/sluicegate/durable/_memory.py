@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from sluicegate.durable._client import Outcome, Tables, Task
-    from sluicegate.durable._errors import StaleLeaseError
 
 
 class _Run:
@@ -112,6 +111,8 @@ class MemoryTables:
         self.runs: dict[str, _Run] = {}
         #: Until when the lease of each owner is valid.
         self.owners: dict[str, float] = {}
+        #: Is called with a run, its fence and its owner before another owner takes it over.
+        self.taken: Callable[[str, int, str], object] = lambda *_: None
         self.messages = self.created = 0
 
     def copy(self) -> MemoryTables:
@@ -143,6 +144,8 @@ class MemoryTables:
         run = self._run(run_id)
         if run.summary.status in ENDED or self._is_owned(run):
             return None
+        if run.owner is not None:
+            self.taken(run_id, run.fence, run.owner)
         return self._lease(run, owner)
 
     def _lease(self, run: _Run, owner: str) -> Lease:
@@ -152,7 +155,7 @@ class MemoryTables:
 
     def release(self, lease: Lease) -> None:
         run = self.runs.get(lease.run_id)
-        if run is not None and run.fence == lease.fence:
+        if run is not None and (run.fence, run.owner) == (lease.fence, lease.owner):
             run.owner = None
 
     def end_owner(self, owner: str) -> None:
@@ -162,9 +165,9 @@ class MemoryTables:
             if run.owner == owner:
                 run.owner = None
 
-    def append(self, batch: Batch) -> None:
+    def append(self, batch: Batch, owner: str) -> None:
         run = self.runs.get(batch.run_id)
-        if run is None or run.fence != batch.fence or run.owner is None:
+        if run is None or run.fence != batch.fence or run.owner != owner:
             raise stale(batch, None if run is None else run.fence)
         check_batch(batch, run.sequence, run.shown)
         missing = [number for number in batch.consumes if number not in run.inbox]
@@ -217,12 +220,9 @@ class MemoryTables:
             del self.runs[run.new.run_id]
         return len(chosen)
 
-    def lost(self, run_id: str, fence: int) -> StaleLeaseError | None:
-        """Return why a lease does not hold any more; None if it does."""
-        run = self.runs.get(run_id)
-        if run is not None and run.fence == fence and run.owner is not None:
-            return None
-        return stale(Batch(run_id, fence), None if run is None else run.fence)
+    def fences(self, owner: str) -> dict[str, int]:
+        """Return the runs that an owner has, with their fences."""
+        return {run_id: run.fence for run_id, run in self.runs.items() if run.owner == owner}
 
     # -- reads
 
@@ -302,6 +302,7 @@ class _Disk:
 
     def __init__(self, tables: MemoryTables, *, syncs: bool, lease: float) -> None:
         self.tables = tables
+        tables.taken = self._tell_taken
         self.syncs = syncs
         self.lease = lease
         self.lock = threading.RLock()
@@ -370,6 +371,12 @@ class _Disk:
             self._unsynced.append(task)
         return task, result, None
 
+    def _tell_taken(self, run_id: str, fence: int, owner: str) -> None:
+        journal = self.journals.get(owner)
+        if journal is not None and not journal.is_stalled:
+            error = stale(Batch(run_id, fence), None)
+            journal.call_soon(partial(journal.lose, run_id, fence, error))
+
     # -- faults
 
     def sync(self) -> None:
@@ -421,6 +428,7 @@ class MemoryJournal(JournalClient):
         #: Whether a commit is about to be made in this event loop.
         self.is_called = False
         self.is_leaving = False
+        self.is_stalled = False
 
     async def _read_now(self, function: Callable[[Tables], Any]) -> Any:
         await current_backend().checkpoint()
@@ -441,20 +449,28 @@ class MemoryJournal(JournalClient):
         self._disk.cut(self, keep)
 
     def stall(self) -> None:
-        """Stop renewing the leases, as a process that is stopped; until they expire they hold."""
+        """Stop renewing the leases, as a process that is stopped; until they expire they hold.
+
+        If others claim the runs then, this owner is told by :meth:`go_on`, or refused when it writes.
+        """
+        self.is_stalled = True
         with self._disk.lock:
             tables = self._disk.tables
             tables.owners[self.owner] = tables.clock() + self._disk.lease
 
+    def expire(self) -> None:
+        """Let the leases expire now, although this owner works: it is told when others claim."""
+        with self._disk.lock:
+            tables = self._disk.tables
+            tables.owners[self.owner] = tables.clock()
+
     def go_on(self) -> None:
-        """Renew the leases again; those that others have claimed meanwhile are lost."""
+        """Renew the leases again, after :meth:`stall` or :meth:`expire`."""
+        self.is_stalled = False
         with self._disk.lock:
             tables = self._disk.tables
             tables.owners[self.owner] = inf
-            for run_id, fence in self.held().items():
-                error = tables.lost(run_id, fence)
-                if error is not None:
-                    self.call_soon(partial(self.lose, run_id, fence, error))
+            self.call_soon(partial(self.keep_only, tables.fences(self.owner)))
 
 
 @final

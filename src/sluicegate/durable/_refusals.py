@@ -61,7 +61,7 @@ def stale(batch: Batch | Lease, fence: int | None) -> StaleLeaseError:
     if fence is None:
         why = "another process has taken it over, or it was deleted"
     elif fence == batch.fence:
-        why = "the lease was released"
+        why = "it was released, or the run was deleted and created again"
     else:
         why = f"another process has claimed it with the fence {fence}"
     msg = f"the lease of the run {batch.run_id!r} with the fence {batch.fence} is lost: {why}"

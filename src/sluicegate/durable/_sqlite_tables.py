@@ -186,40 +186,40 @@ class SqliteTables:
 
     def release(self, lease: Lease) -> None:
         self._execute(
-            "UPDATE runs SET owner = NULL WHERE run_id = ? AND fence = ?",
-            (lease.run_id, lease.fence),
+            "UPDATE runs SET owner = NULL WHERE run_id = ? AND fence = ? AND owner = ?",
+            (lease.run_id, lease.fence, lease.owner),
         )
         self._numbers.pop(lease.run_id, None)
 
-    def append(self, batch: Batch) -> None:
+    def append(self, batch: Batch, owner: str) -> None:
         number = self._numbers.get(batch.run_id)
-        if number is None or not self._append_fast(number, batch):
-            self._append_with_care(batch)
+        if number is None or not self._append_fast(number, batch, owner):
+            self._append_with_care(batch, owner)
 
-    def _append_fast(self, number: int, batch: Batch) -> bool:
+    def _append_fast(self, number: int, batch: Batch, owner: str) -> bool:
         """Append records and nothing else, in two statements; return False if that cannot be."""
         records = batch.records
         if not records or batch.consumes or batch.summary is not None or batch.release:
             return False
-        first, last = records[0], records[-1]
+        first = records[0]
         if len(records) > 1 or first.shown or first.kind == BASE or batch.prune_before is not None:
             return False
         changed = self._execute(
             "UPDATE runs SET sequence = ? "
-            "WHERE number = ? AND fence = ? AND sequence = ? AND owner IS NOT NULL",
-            (last.sequence, number, batch.fence, first.sequence - 1),
+            "WHERE number = ? AND fence = ? AND sequence = ? AND owner = ?",
+            (first.sequence, number, batch.fence, first.sequence - 1, owner),
         )
         if changed.rowcount == 0:
             return False
         self._insert(number, records)
         return True
 
-    def _append_with_care(self, batch: Batch) -> None:
+    def _append_with_care(self, batch: Batch, owner: str) -> None:
         found = self._one(
             "SELECT number, fence, owner, sequence, base, shown FROM runs WHERE run_id = ?",
             batch.run_id,
         )
-        if found is None or found[1] != batch.fence or found[2] is None:
+        if found is None or found[1] != batch.fence or found[2] != owner:
             raise stale(batch, None if found is None else found[1])
         number, _, _, sequence, base, shown = found
         check_batch(batch, sequence, shown)

@@ -8,6 +8,7 @@ from sluicegate.testing._records import StepInvocation, StepOutcome, WorkflowTes
 from sluicegate.testing._running import WorkflowTestRunner, run_workflow
 from sluicegate.testing._scenarios import Reading, WorkflowScenario, workflow_scenario
 from sluicegate.testing._stepping import SteppedRun, step_through
+from sluicegate.testing._store_checks import StoreCheck, StoreHarness, store_checks
 from sluicegate.testing._sweeps.asyncio_time import VirtualLoop
 from sluicegate.testing._sweeps.crash import Crash, CrashLedger
 from sluicegate.testing._sweeps.sweep import SweepReport, fuzz, sweep
@@ -27,6 +28,8 @@ __all__ = [
     "StepOutcome",
     "StepStruckError",
     "SteppedRun",
+    "StoreCheck",
+    "StoreHarness",
     "SweepReport",
     "Trial",
     "VirtualLoop",
@@ -40,6 +43,7 @@ __all__ = [
     "run_virtually",
     "run_workflow",
     "step_through",
+    "store_checks",
     "sweep",
     "workflow_scenario",
 ]
