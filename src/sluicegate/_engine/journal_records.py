@@ -9,8 +9,8 @@ it does not know.
 
 These names are shared: ``k`` is the number of a delivery, ``b`` that of a branch, ``w`` that of a wait
 in the order in which the run's waits began, ``e`` an event, ``made`` the number of the latest delivery
-after the input, ``to`` the steps to which the events of each class went, ``got`` the waits that took one
-of the events, and ``raised`` says that the input raised an error after it had changed something.
+after the input, ``to`` the steps to which the events of each class went, ``joins`` the joins in which
+the list that a step returned ends, ``got`` the waits that took one of the events, and ``raised`` says that the input raised an error after it had changed something.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Input(_Record, kw_only=True):
 
     made: int = 0
     to: dict[str, list[str]] = {}
+    joins: list[str] = []
     got: list[int] = []
     raised: bool = False
 
@@ -62,6 +63,10 @@ class Base(_Record, kw_only=True, tag="base"):
     engine: str = ""
     shown: int = 0
     children: int = 0
+
+
+class Started(Input, kw_only=True, tag="start"):
+    """The start event of the snapshot was applied."""
 
 
 class In(Input, kw_only=True, tag="in"):
@@ -299,6 +304,7 @@ class End(_Record, kw_only=True, tag="end"):
 
 Record: TypeAlias = (
     Base
+    | Started
     | In
     | Begun
     | Sent

@@ -101,6 +101,7 @@ class MachineJournal(Protocol):
         """Number a delivery that the worker which made it goes on with."""
 
     def routed(self, event: Event, targets: tuple[int, ...]) -> None: ...
+    def joined(self, joins: tuple[int, ...]) -> None: ...
     def given(self, wait: Wait) -> None: ...
 
 
@@ -1042,7 +1043,9 @@ class Machine:
         if count == 1:
             self._report_ended(step)
 
-    def _fan_out(self, index: int, node: BranchNode | None, events: list[Any]) -> None:
+    def _fan_out(  # noqa: C901 - one frame for each list
+        self, index: int, node: BranchNode | None, events: list[Any]
+    ) -> None:
         """Deliver the events of a returned list. A node holds them where the list ends in joins."""
         graph = self.graph
         if not (graph.steps[index].fans_out or graph.is_lenient):
@@ -1063,6 +1066,8 @@ class Machine:
         inner = node
         if joins:
             inner = BranchNode(node, joins)
+            if self.journal is not None:
+                self.journal.joined(joins)
             if index in graph.races or (node is not None and node.cancel_record is not None):
                 inner.begin_tracking()
             inner.live = 1  # the fan-out itself, until all its events are delivered

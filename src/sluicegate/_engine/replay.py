@@ -8,11 +8,11 @@ what else happened at the time, and which tasks did it.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from sluicegate._definition.graph import Route
 from sluicegate._definition.retries import Attempts, PastError
 from sluicegate._engine import journal_records as rec
 from sluicegate._engine.journal import InFlight, KeptResult, Redelivery, StepJournal
@@ -23,7 +23,7 @@ from sluicegate._engine.snapshot_write import take_snapshot
 from sluicegate._engine.step_queue import Numbered
 from sluicegate._engine.waits import Wait
 from sluicegate._errors import SnapshotError, WorkflowRuntimeError
-from sluicegate._events import HumanResponseEvent
+from sluicegate._events import HumanResponseEvent, InputRequiredEvent, StopEvent
 from sluicegate._streams import EventLog
 
 
@@ -97,6 +97,86 @@ class _Flight:
         return self.delivery.event if type(self.delivery) is Numbered else self.delivery
 
 
+class _PastGraph:
+    """The graph of the workflow as it is now, with the routes of the record that is applied.
+
+    Attributes:
+        routes: The steps to which the events of each class went, by class.
+        joins: The joins in which a returned list ends, whatever step returned it.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self.routes: dict[str, tuple[int, ...]] = {}
+        self.joins: Any = _Same(())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._graph, name)
+
+    def take_routes(self, record: rec.Input) -> None:
+        """Take over the routes of a record.
+
+        Raises:
+            SnapshotError: A step of them is gone.
+        """
+        self.routes = {name: self._indexes(steps) for name, steps in record.to.items()}
+        self.joins = _Same(self._indexes(record.joins))
+
+    def _indexes(self, names: Iterable[str]) -> tuple[int, ...]:
+        index = self._graph.index
+        for name in names:
+            if name not in index:
+                msg = (
+                    f"the journal does not fit {self._graph.name}: an event went to the step {name}, which "
+                    "is gone; expected the workflow with which the run was begun, or one that only "
+                    "has further steps"
+                )
+                raise SnapshotError(msg)
+        return tuple(index[name] for name in names)
+
+    def route(self, kind: type) -> Route:
+        """Return the route that events of a class took."""
+        targets = self.routes.get(kind.__name__, ())
+        return Route(
+            targets,
+            following=-1,
+            is_stop=issubclass(kind, StopEvent),
+            is_question=issubclass(kind, InputRequiredEvent),
+        )
+
+    def check_none(self, step: object) -> None:
+        """Nothing: the record has its result."""
+
+    def output(self, _index: int, kind: type, **_how: Any) -> Route:
+        """Return the route that an event took which a step made."""
+        return self.route(kind)
+
+    input = route
+
+    def targets(self, kind: type) -> tuple[int, ...]:
+        """Return the steps to which an event went."""
+        return self.routes.get(kind.__name__, ())
+
+    @property
+    def outputs(self) -> Any:
+        """No route by step: each is looked up by :meth:`output`."""
+        return _Same({})
+
+    listed = outputs
+
+
+class _Same:
+    """The same value under each index."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __getitem__(self, _index: int) -> Any:
+        return self.value
+
+
 class _Machine(Machine):
     """A machine that starts nothing, and whose waits take what the record says.
 
@@ -110,14 +190,15 @@ class _Machine(Machine):
     def __init__(
         self, graph: Graph, publish: Callable[[Event], float | None], past: PastRun
     ) -> None:
-        super().__init__(graph, _Inbox, publish, journal=past)
+        super().__init__(cast("Any", _PastGraph(graph)), _Inbox, publish, journal=past)
         self.takers: list[Wait] = []
         self.handed: set[int] = set()
         for queue in self.queues:
             queue.limit = 0  # so that every delivery waits in the inbox
 
-    def expect(self, takers: list[Wait]) -> None:
-        """Set which waits take the events of the next input."""
+    def expect(self, record: rec.Input, takers: list[Wait]) -> None:
+        """Take over from a record where its events go, and which waits take them."""
+        cast("_PastGraph", self.graph).take_routes(record)
         self.takers = takers
         self.startable.clear()
 
@@ -140,13 +221,13 @@ class _Machine(Machine):
 
     def hand_over(self, queue: StepQueue, node: BranchNode | None, result: Any) -> None:
         """Take the result of an invocation whose worker went on with the event that it had made."""
-        route = self._output(queue.index, result)
+        (following,) = self._output(queue.index, result).targets
         if self.waits:
             self._give_to_all(result)
         assert self.journal is not None
         delivery = self.journal.number(result)
         self.handed.add(delivery.key)
-        self._line_up(self.queues[route.next], delivery, node)
+        self._line_up(self.queues[following], delivery, node)
 
     def answer_early(self, step: object, wait: Wait, number: int) -> None:
         """Give a wait that begins the event that had arrived before."""
@@ -230,9 +311,7 @@ class PastRun:
         run.clock.ended_at = at
         if saved is not None:
             saved.load(run, self.machine)
-        elif run.start_event is not None:
-            self.machine.receive(run.start_event)
-        run.resumed = run.start_event = None
+        run.resumed = None
 
     def load(self, nodes: list[BranchNode], numbers: list[int], opened: int) -> None:
         """Take over the branch numbers of a snapshot; see `RunJournal.load`."""
@@ -254,6 +333,9 @@ class PastRun:
     hand_over = number
 
     def routed(self, event: Event, targets: tuple[int, ...]) -> None:
+        """Nothing: the records have it."""
+
+    def joined(self, joins: tuple[int, ...]) -> None:
         """Nothing: the records have it."""
 
     def given(self, wait: Wait) -> None:
@@ -307,9 +389,12 @@ class PastRun:
         apply = getattr(self, f"_{rec.kind_of(record)}")
         machine = self.machine
         if isinstance(record, rec.Input):
-            machine.expect([self.waits[number] for number in record.got])
-            with suppress(*((WorkflowRuntimeError,) if record.raised else ())):
+            machine.expect(record, [self.waits[number] for number in record.got])
+            try:
                 apply(record)
+            except WorkflowRuntimeError as error:
+                if not record.raised:
+                    self._refuse(str(error))
             if record.made != self.run.made:
                 self._refuse(f"it has made {self.run.made} deliveries, and {record.made} then")
         else:
@@ -328,6 +413,13 @@ class PastRun:
 
     def _event(self, data: Any) -> Any:
         return None if data is None else self.codec.decode(data, "a record")
+
+    def _start(self, _record: rec.Started) -> None:
+        event, self.run.start_event = self.run.start_event, None
+        if event is None:
+            self._refuse("the run was started before")
+            raise AssertionError
+        self.machine.receive(event)
 
     def _in(self, record: rec.In) -> None:
         event, machine = self._event(record.e), self.machine

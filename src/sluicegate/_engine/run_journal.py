@@ -36,6 +36,7 @@ from sluicegate._engine.journal_records import (
     Published,
     Sent,
     Sleep,
+    Started,
     State,
     Wait,
     Waited,
@@ -344,7 +345,10 @@ class RunJournal:
 
     def number(self, payload: Any) -> Numbered:
         """See :class:`sluicegate._engine.machine.MachineJournal`."""
-        made = self.writer.sequence + (self._input is not None)
+        # The cause of the first deliveries is the snapshot, which is durable before the run begins.
+        made = self.writer.sequence
+        if self._input is not None and type(self._input) is not Started:
+            made += 1
         if isinstance(payload, Numbered):
             if not payload.key:
                 self.run.made += 1
@@ -367,6 +371,11 @@ class RunJournal:
                 self._input.to = {}
             self._input.to[type(event).__name__] = [steps[index].name for index in targets]
 
+    def joined(self, joins: tuple[int, ...]) -> None:
+        """Note the joins in which a returned list ends."""
+        if self._input is not None:
+            self._input.joins = [self.run.graph.steps[index].name for index in joins]
+
     def given(self, wait: OpenWait) -> None:
         """Note that a wait has taken the event."""
         if self._input is not None:
@@ -378,6 +387,10 @@ class RunJournal:
         self._branches = {n: number for n, number in zip(nodes, numbers, strict=True) if number}
 
     # -- inputs ----------------------------------------------------------------------------------
+
+    def started(self) -> RunJournal:
+        """The start event."""
+        return self.input(Started(at=self.now, c=self.child))
 
     def received(self, event: Event, step: str | None, question: str | None) -> RunJournal:
         """An event from outside."""

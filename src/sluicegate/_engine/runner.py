@@ -277,7 +277,11 @@ async def begin(run: Run, backend: Backend, nursery: Nursery) -> Machine:
             run.resumed.load(run, machine)
         else:
             assert run.start_event is not None
-            machine.receive(run.start_event)
+            if run.journal is None:
+                machine.receive(run.start_event)
+            else:
+                with run.journal.started():
+                    machine.receive(run.start_event)
         run.resumed = run.start_event = None  # the machine has them now
         for event, target, question in run.early:
             take_in(run, machine, event, target, question)
