@@ -335,11 +335,12 @@ class Workflow(Generic[R]):
         )
 
     def __open_saved_run__(
-        self, data: dict[str, Any] | None, *, drops_removed: bool = False
+        self, data: dict[str, Any] | None, *, drops_removed: bool = False, adapts: bool = False
     ) -> Any:  # a SavedRun, which is no part of the typed API
         from sluicegate._engine.snapshot_read import SavedRun  # noqa: PLC0415 - imports msgspec
 
-        return SavedRun(self._built(), self.__options.classes, data, drops_removed=drops_removed)
+        graph, classes = self._built(), self.__options.classes
+        return SavedRun(graph, classes, data, drops_removed=drops_removed, adapts=adapts)
 
     def _saved_of(self, ctx: Any) -> Any:
         if getattr(ctx, "_is_sluicegate_context", False) is not True:

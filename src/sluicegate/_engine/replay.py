@@ -275,7 +275,7 @@ class PastRun:
     def __init__(
         self, graph: Graph, classes: tuple[type, ...], base: dict[str, Any], at: float
     ) -> None:
-        saved = SavedRun(graph, classes, base)
+        saved = SavedRun(graph, classes, base, adapts=True)
         self.graph = graph
         self.codec: Codec = graph.codec(classes)
         self.run = Run(
@@ -297,8 +297,10 @@ class PastRun:
         self.state = base.get("state")
         self.opened = 0
         self.branches: dict[int, BranchNode] = {}
+        self._numbers: dict[BranchNode, int] = {}
         self.waits: dict[int, _PastWait] = {}
         self.flights: dict[int, _Flight] = {}
+        self.delayed: dict[int, tuple[StepQueue, Any]] = {}
         self.held: dict[int, list[BranchNode]] = {}
         self.cancelled: rec.Cancelled | None = None
         self.end: rec.End | None = None
@@ -311,6 +313,8 @@ class PastRun:
         run.clock.ended_at = at
         if saved is not None:
             saved.load(run, self.machine)
+            for queue in self.machine.queues:
+                self.delayed |= {each.key: (queue, each) for each in queue.delayed or ()}
         run.resumed = None
 
     def load(self, nodes: list[BranchNode], numbers: list[int], opened: int) -> None:
@@ -343,7 +347,7 @@ class PastRun:
 
     def number_of(self, node: BranchNode) -> int:
         """Return the number of a branch; 0 where it has none."""
-        return next((number for number, known in self.branches.items() if known is node), 0)
+        return self._numbers.get(node, 0)
 
     def _note_published(self, event: Event) -> float:  # noqa: ARG002 - it has a record of its own
         return self._at
@@ -360,6 +364,7 @@ class PastRun:
         """
         run = self.run
         run.clock.ended_at = now
+        self._numbers = {node: number for number, node in self.branches.items()}
         run.in_flight = [
             self._in_flight(flight, has_crashed=has_crashed) for flight in self.flights.values()
         ]
@@ -528,16 +533,17 @@ class PastRun:
             redelivery.seed = record.seed
         flight.journal.carry_over(redelivery, partial(content_key, self.run))
         self.machine.delay(flight.queue, redelivery, flight.node)
-        if not record.delay:
+        if record.delay:
+            self.delayed[record.k] = flight.queue, redelivery
+        else:
             self.machine.retry(flight.queue, redelivery)
 
     def _due(self, record: rec.Due) -> None:
-        for queue in self.machine.queues:
-            for redelivery in queue.delayed or ():
-                if redelivery.key == record.k:
-                    self.machine.retry(queue, redelivery)
-                    return
-        self._refuse(f"the delivery {record.k} is not delayed")
+        found = self.delayed.pop(record.k, None)
+        if found is None:
+            self._refuse(f"the delivery {record.k} is not delayed")
+            raise AssertionError
+        self.machine.retry(*found)
 
     def _coll(self, record: rec.Collected) -> None:
         flight = self._flight(record.k)

@@ -54,6 +54,13 @@ class SavedRun:
     Before there is a run, it also serves the context; see :class:`sluicegate.Context`. The
     decoded data becomes part of one run, so :meth:`take` gives it once.
 
+    Args:
+        graph: The workflow.
+        classes: The classes that the data may contain, beside those that the steps name.
+        data: The snapshot; None for a new state.
+        drops_removed: Whether to drop values of fields that the classes no longer have.
+        adapts: Whether the steps may differ from those of the snapshot where it has nothing pending.
+
     Raises:
         SnapshotError: It is no snapshot, of another workflow or shape, or something in it is bad.
     """
@@ -79,6 +86,7 @@ class SavedRun:
         data: dict[str, Any] | None,
         *,
         drops_removed: bool = False,
+        adapts: bool = False,
     ) -> None:
         self.graph = graph
         self._classes = classes
@@ -98,7 +106,10 @@ class SavedRun:
         self.keys: dict[str, tuple[str, str | None, str | None]] = {}
         self.carrier: dict[str, str] = {}
         if data is not None:
-            self._read(_checked(data, graph), graph.codec(classes, drops_removed=drops_removed))
+            self._read(
+                _checked(data, graph, adapts=adapts),
+                graph.codec(classes, drops_removed=drops_removed),
+            )
         else:
             self.store = StateStore(graph.state_type)
 
@@ -479,7 +490,7 @@ class _Reader:
         return self._nodes[number - 1]
 
 
-def _checked(data: Any, graph: Graph) -> Snapshot:
+def _checked(data: Any, graph: Graph, *, adapts: bool) -> Snapshot:
     """Return a snapshot in its structs, if it is of this format and of this workflow."""
     version = cast("dict[str, Any]", data).get("sluicegate") if isinstance(data, dict) else None
     if type(version) is not int or version != FORMAT:
@@ -493,11 +504,15 @@ def _checked(data: Any, graph: Graph) -> Snapshot:
     differences: list[str] = []
     if found.workflow != graph.name:
         differences.append(f"it is of {brief(found.workflow)}, and this is {graph.name!r}")
-    differences += [f"the step {brief_text(name)} is gone" for name in before if name not in now]
-    differences += [f"the step {name} is new" for name in now if name not in before]
+    needed = _pending_steps(found) if adapts else [*before]
+    differences += [f"the step {brief_text(name)} is gone" for name in needed if name not in now]
+    if not adapts:
+        differences += [f"the step {name} is new" for name in now if name not in before]
     for name in before:
-        if name in now:
+        if name in now and name in needed:
             changes = zip(_shown(before[name]), _shown(now[name]), strict=True)
+            if adapts:  # what it takes is checked with its events, and what it makes is up to it
+                changes = zip(*(_shown(each[name])[1:3] for each in (before, now)), strict=True)
             differences += [
                 f"the step {name} {verb} {new}, and {verb} {old} in the snapshot"
                 for (verb, old), (_, new) in changes
@@ -510,6 +525,17 @@ def _checked(data: Any, graph: Graph) -> Snapshot:
         )
         raise SnapshotError(msg)
     return found
+
+
+def _pending_steps(found: Snapshot) -> list[str]:
+    """Return the steps at which a snapshot has something pending."""
+    run = found.run
+    if run is None:
+        return []
+    steps = set(run.steps)
+    for branch in run.branches:
+        steps.update(branch.joins, branch.places, branch.recoveries or ())
+    return sorted(steps)
 
 
 _WAYS = {"one": "one event at a time", "list": "a list of events", "slot": "one event of each"}
