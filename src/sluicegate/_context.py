@@ -211,7 +211,11 @@ class RunOperations(Protocol):
         recorded: tuple[type[Exception], ...],
     ) -> Any: ...
 
-    async def run_child(self, context: Context[Any], handler: Any, stream: ChildStream) -> Any: ...
+    async def run_child(
+        self, context: Context[Any], handler: Any, stream: ChildStream, run_id: str | None
+    ) -> Any: ...
+
+    def delivery_key(self, context: Context[Any]) -> str: ...
 
     def retry_info(self, context: Context[Any]) -> RetryInfo: ...
 
@@ -372,6 +376,39 @@ class Context(Generic[StateT]):
             timeout=step.timeout,
             attempt=1 if self.redelivery is None else self.redelivery.number,
         )
+
+    @property
+    def delivery_key(self) -> str:
+        """Identifies the event that the step handles: the same text for all its attempts.
+
+        It is the run id and a number, ``"{run_id}/{number}"``, also in a run that continues from a
+        snapshot. Two deliveries of a run never have the same one, even for equal events. Give it
+        to an outside system that drops repeated requests, with a name if the step makes several::
+
+            await ctx.once("charge", bank.charge, ev.amount, f"{ctx.delivery_key}/charge")
+
+        Resume a run under its own run id, because the key contains it.
+
+        Raises:
+            BaseException: In the thread of a plain ``def`` step: the backend's ``Cancelled``, if
+                the step is cancelled.
+            WorkflowRuntimeError: The step has ended, or the context is not that of a step.
+        """
+        self._in_step("delivery_key")
+        return self._run.delivery_key(self)  # type: ignore[no-any-return]
+
+    @property
+    def attempt_key(self) -> str:
+        """Identifies this attempt of the step: :attr:`delivery_key` and the number of the attempt.
+
+        A step that begins again after a snapshot, and has not failed, makes the same attempt again.
+
+        Raises:
+            BaseException: As for :attr:`delivery_key`.
+            WorkflowRuntimeError: As for :attr:`delivery_key`.
+        """
+        key = self.delivery_key
+        return f"{key}/{1 if self.redelivery is None else self.redelivery.number}"
 
     @property
     def deadline(self) -> float:
@@ -698,7 +735,7 @@ class Context(Generic[StateT]):
             msg = f"stream is {brief(stream)}; expected 'forward', 'tag' or 'off'"
             raise ValueError(msg)
         handler = workflow.run(start_event=start_event, run_id=run_id, **fields)
-        return cast("R", await self._run.run_child(self, handler, stream))
+        return cast("R", await self._run.run_child(self, handler, stream, run_id))
 
     def retry_info(self) -> RetryInfo:
         """Return the number of this attempt and the earlier failures. Not a checkpoint."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.run import Run
+    from sluicegate._engine.saved_children import SavedAsked
     from sluicegate._events import Event
     from sluicegate._state.store import StateStore
 
@@ -171,7 +172,10 @@ def content_of_event(run: Run, event: Event) -> str:
 
 def receive_early(run: Run, event: Event, target: str | None, question: str | None) -> None:
     """Keep an event for the beginning of the run."""
-    if question is not None:
+    if question is not None and _asked_by_saved(run, event, question):
+        if any(named == question for _, _, named in run.early):
+            raise not_open(run, question, event, was_open=True)
+    elif question is not None:
         found = () if run.resumed is None else run.resumed.questions
         asked = next((q for q in found if id_of(q.number) == question), None)
         if asked is None or any(named == question for _, _, named in run.early):
@@ -214,7 +218,15 @@ def check_answers(run: Run, event: Event, question: str, kinds: tuple[type[Event
 
 
 def answer(run: Run, machine: Machine, event: Event, question: str) -> None:
-    """Give an answer to the question of this run that it names."""
+    """Give an answer to the question of this run that it names.
+
+    One of a child that has not begun again is kept for it.
+    """
+    saved = _asked_by_saved(run, event, question)
+    if saved is not None:
+        codec = run.graph.codec(run.options.classes)
+        saved.answer(codec.encode(event, "an answer to a question of a child"))
+        return
     number = number_of(question)
     wait = machine.find_wait(number) if number else None
     if wait is not None:
@@ -231,6 +243,31 @@ def answer(run: Run, machine: Machine, event: Event, question: str) -> None:
         raise not_open(run, question, event, was_open=machine.was_asked(number))
     check_answers(run, event, question, (asked.kind,) if asked.kind else run.graph.answers)
     machine.answer_question(asked, event)
+
+
+def _asked_by_saved(run: Run, event: Event, question: str) -> SavedAsked | None:
+    """Return a question of a child that has not begun again in a resumed run, if it is one.
+
+    Raises:
+        QuestionClosedError: It is a question of such a child, and open no longer.
+        WorkflowRuntimeError: It is one, and the event does not answer it.
+    """
+    if not run.saved_children:
+        return None
+    from sluicegate._engine.saved_children import find_saved  # noqa: PLC0415 - few runs have any
+
+    saved = find_saved(run, question)
+    if saved is None:
+        return None
+    if saved.asked is None:
+        raise not_open(run, question, event, was_open=True)
+    if not any(kind.__name__ in saved.answers for kind in type(event).__mro__):
+        msg = (
+            f"{type(event).__name__} does not answer the question {question} of the run "
+            f"{run.run_id}; expected {' or '.join(sorted(saved.answers))}"
+        )
+        raise WorkflowRuntimeError(msg)
+    return saved
 
 
 def take_in(  # noqa: C901, PLR0912 - one frame for each event

@@ -66,6 +66,7 @@ def recover(  # noqa: C901 - the decisions in their order
             if redelivery is not None:
                 if journal is not None:
                     journal.carry_over(redelivery, partial(content_key, run))
+                    journal.children = ()  # the failure of one refers to this attempt
                 return _try_later(run, worker, queue, redelivery, now)
             note_attempts(error, attempts, step.label)
         handler = _handler_of(run, queue, node)

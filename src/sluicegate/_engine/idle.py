@@ -78,6 +78,7 @@ def open_questions(run: Run) -> tuple[OpenQuestion, ...]:
         resumed = () if run.resumed is None else run.resumed.questions
         answered = {question for _, _, question in run.early}
         found_before = [shown(run, asked) for asked in resumed]
+        found_before += _saved_questions(run)
         return tuple(question for question in found_before if question.id not in answered)
     found = {
         asked.number: shown(run, asked) for asked in machine.open_questions if asked.answer is None
@@ -91,7 +92,17 @@ def open_questions(run: Run) -> tuple[OpenQuestion, ...]:
     for child in run.children:
         inner = open_questions(child)
         own += [attrs.evolve(q, id=f"{child.run_id}/{q.id}") for q in inner]
+    own += _saved_questions(run)
     return tuple(own)
+
+
+def _saved_questions(run: Run) -> list[OpenQuestion]:
+    """Return the questions of children that have not begun again."""
+    if not run.saved_children:
+        return []
+    from sluicegate._engine.saved_children import saved_questions  # noqa: PLC0415 - few runs have any
+
+    return saved_questions(run)
 
 
 def shown(run: Run, asked: Asked) -> OpenQuestion:

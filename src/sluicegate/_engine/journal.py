@@ -11,15 +11,17 @@ from sluicegate._engine.step_queue import Numbered
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from sluicegate._data.codec import Codec
     from sluicegate._definition.graph import Route
     from sluicegate._definition.retries import Attempts
     from sluicegate._definition.steps import Step
     from sluicegate._engine.joins import Entry
     from sluicegate._engine.machine import Machine
+    from sluicegate._engine.snapshot_format import SavedChild
     from sluicegate._engine.waits import Wait
-    from sluicegate._events import Event
+    from sluicegate._events import Event, StopEvent
     from sluicegate._loop import Waiter
     from sluicegate._questions import Asked
 
@@ -38,6 +40,8 @@ class Redelivery(Numbered):
 
     __slots__ = (
         "attempts",
+        "child_number",
+        "children",
         "collected",
         "crashes",
         "delay",
@@ -69,12 +73,16 @@ class Redelivery(Numbered):
         self.collected: list[tuple[str, list[Event] | None]] = []
         #: The results of ``ctx.once``, by key.
         self.once: dict[str, KeptResult] = {}
+        #: The children that it has run, by content; and the number of the latest one.
+        self.children: dict[int, list[ChildRecord]] = {}
+        self.child_number = 0
 
     def take_over(self, known: Redelivery) -> None:
         """Take over what the attempts before have done, as the delivery ``known`` has it."""
-        self.seed = known.seed
+        self.key, self.seed = known.key, known.seed
         self.received, self.left = known.received, known.left
         self.collected, self.once = known.collected, known.once
+        self.children, self.child_number = known.children, known.child_number
 
     @property
     def number(self) -> int:  # type: ignore[override]
@@ -102,6 +110,89 @@ class OnceCall:
         self.waiters: list[Waiter] = []
 
 
+class ChildRecord:
+    """A child that a step has begun: where it is, or how it has ended.
+
+    A step that begins again finds it by its content: the workflow, the start event, and the run id
+    if the step gave one. Among equals the order decides.
+
+    Args:
+        name: The name of the workflow.
+        codec: Returns the codec of the workflow; None until the step calls for the child again.
+        content: The start event, and the run id that the step gave; kept until the key is asked for.
+        key: The number of the content, if it is known.
+
+    Attributes:
+        number: The number of the child among those of its delivery; another attempt uses none again.
+        run_id: The identifier of its run.
+        run: Its run, unless that has completed, or has not begun again after a snapshot.
+        stop_event: The stop event of one that has completed.
+        failure: The exception that its step was given.
+        saved: Its part of a snapshot, until the step calls for it again; afterwards that of one that
+            has ended.
+        drops_removed: Whether fields that its classes no longer have are dropped from that.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_content",
+        "_key",
+        "codec",
+        "drops_removed",
+        "failure",
+        "name",
+        "number",
+        "run",
+        "run_id",
+        "saved",
+        "stop_event",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        codec: Callable[[], Codec] | None,
+        content: tuple[Event | None, str | None] = (None, None),
+        key: int | None = None,
+    ) -> None:
+        self.name = name
+        self.codec = codec
+        self._content: tuple[Event | None, str | None] | None = content
+        self._key = key
+        self.number = 0
+        self.run_id = ""
+        self.run: Any = None
+        self.stop_event: StopEvent | None = None
+        self.failure: BaseException | None = None
+        self.saved: SavedChild | None = None
+        self.drops_removed = False
+
+    @property
+    def key(self) -> int:
+        """The number of its content."""
+        if self._key is None:
+            assert self.codec is not None
+            assert self._content is not None
+            key_of, (start_event, run_id) = self.codec().content_key, self._content
+            self._key, self._content = key_of([self.name, key_of(start_event), run_id]), None
+        return self._key
+
+    def note_end(self, failure: BaseException | None) -> None:
+        """Note how its run has ended; one that was cancelled continues when it is found again."""
+        outcome = self.run.outcome
+        if outcome.stop_event is not None and failure is None:
+            self.stop_event, self.run = outcome.stop_event, None
+        elif outcome.status in ("failed", "timed_out"):
+            self.failure = failure
+
+    @property
+    def has_completed(self) -> bool:
+        """Whether it has a result."""
+        return self.stop_event is not None or (
+            self.saved is not None and self.saved.status == "completed"
+        )
+
+
 #: How many events an invocation keeps that it has sent.
 KEPT_EVENTS = 3
 
@@ -114,8 +205,11 @@ class StepJournal:
         "_gone",
         "_limit",
         "asked",
+        "child_number",
+        "children",
         "collected",
         "held",
+        "key",
         "once",
         "received",
         "replayed",
@@ -125,9 +219,14 @@ class StepJournal:
 
     def __init__(self, redelivery: Numbered | None) -> None:
         #: The part of the previous attempt's journal that is not yet replayed.
-        self.replayed = _NOTHING
+        self.replayed = NOTHING
         #: The results of ``ctx.once`` by key, and the calls that are under way.
         self.once: dict[str, KeptResult | OnceCall] = _EMPTY
+        #: The children that it has called for, and the number of the latest one.
+        self.children: list[ChildRecord] | tuple[()] = ()
+        self.child_number = 0
+        #: The number of the delivery, if it was asked for.
+        self.key = 0 if redelivery is None else redelivery.key
         if isinstance(redelivery, Redelivery):
             if redelivery.once:
                 self.once = {**redelivery.once}
@@ -136,6 +235,8 @@ class StepJournal:
             self.replayed.left = copy_lists(redelivery.left)
             self.replayed.sent = copy_lists(redelivery.sent)
             self.replayed.collected = list(redelivery.collected)
+            self.replayed.children = copy_lists(redelivery.children)
+            self.child_number = redelivery.child_number
         #: The question that it has put on the stream itself, until it waits for the answer.
         self.asked: Asked | None = None
         #: The waits that have had their event.
@@ -194,7 +295,14 @@ class StepJournal:
         return None
 
     def carry_over(self, redelivery: Redelivery, key_of: KeyOf) -> None:
-        """Write into ``redelivery`` what the next attempt must not do anew."""
+        """Write into ``redelivery`` what the next attempt must not do anew.
+
+        Of the children it finds those that have completed, and those that were not called for yet.
+        """
+        redelivery.key = redelivery.key or self.key
+        redelivery.child_number = self.child_number
+        completed = [child for child in self.children if child.has_completed]
+        redelivery.children = self._with_children(completed)
         redelivery.received = {}
         for wait in self.received:
             assert wait.event is not None
@@ -213,6 +321,7 @@ class StepJournal:
         A step that has unwound has let go of the branches that it held.
         """
         self.carry_over(redelivery, key_of)
+        redelivery.children = self._with_children(self.children)
         new = [(key, _events_of(found)) for key, _, found in self.collected]
         redelivery.collected = [*self.reported, *new, *self.replayed.collected]
         if not with_sends:
@@ -228,6 +337,17 @@ class StepJournal:
             kept = branch if matters and branch is not _OVER else None
             redelivery.sent.setdefault(key, []).append(kept)
 
+    def _with_children(self, begun: Iterable[ChildRecord]) -> dict[int, list[ChildRecord]]:
+        """Return these children and those that were not called for yet, by content."""
+        found: dict[int, list[ChildRecord]] = {}
+        for child in begun:
+            found.setdefault(child.key, []).append(child)
+        for key, children in self.replayed.children.items():
+            found.setdefault(key, []).extend(children)
+        for children in found.values():
+            children.sort(key=lambda child: child.number)
+        return {key: children for key, children in found.items() if children}
+
     def undo(self, machine: Machine, index: int) -> None:
         """Take back what the failed invocation gave to buffers, where it is still there."""
         for key, entry, completed in reversed(self.collected):
@@ -240,7 +360,7 @@ class StepJournal:
 
 
 #: What there is of an attempt before the first; never changed.
-_NOTHING = Redelivery(None)
+NOTHING = Redelivery(None)
 
 _EMPTY: Any = MappingProxyType[Any, Any]({})
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def make_context(channel: Channel, call: Call, step: StepOfCall) -> Context[Any]:
     """Return the context for one call of a step."""
-    operations: Any = _ProcessOperations(channel, call.number, step.run_id)
+    operations: Any = _ProcessOperations(channel, call.number, step)
     again = SimpleNamespace(number=step.attempt)
     context = step_context(operations, step, None, again)  # type: ignore[arg-type]
     if step.has_idle_timeout:
@@ -102,14 +102,18 @@ class _ProcessOperations:
     See :class:`sluicegate._context.RunOperations`.
     """
 
-    __slots__ = ("_channel", "_number", "run_id")
+    __slots__ = ("_channel", "_delivery_key", "_number", "run_id")
 
     is_running = True  # else this process would have ended
 
-    def __init__(self, channel: Channel, number: int, run_id: str) -> None:
+    def __init__(self, channel: Channel, number: int, step: StepOfCall) -> None:
         self._channel = channel
         self._number = number
-        self.run_id = run_id
+        self._delivery_key = step.delivery_key
+        self.run_id = step.run_id
+
+    def delivery_key(self, _context: object) -> str:
+        return self._delivery_key
 
     def send(self, _context: object, event: Event, target: str | None) -> Branch:
         ask_parent(self._channel, self._number, "send_event", event, target)

@@ -18,12 +18,14 @@ from sluicegate._engine import journal_records as rec
 from sluicegate._engine.journal import InFlight, KeptResult, Redelivery, StepJournal
 from sluicegate._engine.machine import Machine
 from sluicegate._engine.run import Run, RunOptions, content_key
+from sluicegate._engine.saved_children import find_saved
 from sluicegate._engine.snapshot_read import SavedRun
 from sluicegate._engine.snapshot_write import take_snapshot
 from sluicegate._engine.step_queue import Numbered
 from sluicegate._engine.waits import Wait
 from sluicegate._errors import SnapshotError, WorkflowRuntimeError
 from sluicegate._events import HumanResponseEvent, InputRequiredEvent, StopEvent
+from sluicegate._questions import number_of
 from sluicegate._streams import EventLog
 
 
@@ -433,20 +435,25 @@ class PastRun:
         if record.id is not None and record.key is not None:
             self.run.keys = {**self.run.keys, record.id: record.key}
         if record.q is not None:
-            self._answer(event, int(record.q[1:]))
+            self._answer(record.e, event, record.q)
         elif record.step is not None:
             machine.receive_at(event, record.step)
         else:
             machine.receive(event)
 
-    def _answer(self, event: Event, number: int) -> None:
+    def _answer(self, encoded: Any, event: Event, question: str) -> None:
+        saved = find_saved(self.run, question)
+        if saved is not None:  # of a child that had not begun again
+            saved.answer(encoded)
+            return
+        number = number_of(question)
         wait = self.machine.find_wait(number)
         if wait is not None:
             self.machine.answer_wait(wait, event)
             return
         asked = self.machine.find_question(number)
         if asked is None:
-            self._refuse(f"the question q{number} is not open")
+            self._refuse(f"the question {question} is not open")
             raise AssertionError
         self.machine.answer_question(asked, event)
 

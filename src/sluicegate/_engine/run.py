@@ -20,12 +20,12 @@ from sluicegate._loop.limits import MAX_THREADS
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, MutableMapping
     from contextvars import Context as ContextVars
 
     from sluicegate._context import Context
     from sluicegate._definition.graph import Graph
-    from sluicegate._engine.journal import InFlight
+    from sluicegate._engine.journal import ChildRecord, InFlight
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.probe import Probe
     from sluicegate._engine.record_writer import RecordWriter
@@ -55,6 +55,7 @@ class Resumable(Protocol):
         elapsed: Seconds that the run has taken before.
         retried: How many deliveries have been given a seed for the jitter of their retries.
         made: How many deliveries have a number.
+        children: The children that continue when their steps call for them, by run id.
         questions: The open questions, each with the seconds since it was asked.
         saved: The structs that it was read from; a snapshot before the run begins contains them again.
     """
@@ -62,6 +63,7 @@ class Resumable(Protocol):
     elapsed: float
     retried: int
     made: int
+    children: MutableMapping[str, ChildRecord]
     questions: list[Asked]
     saved: Any
 
@@ -134,6 +136,7 @@ class Run:
         "resumed",
         "retried",
         "run_id",
+        "saved_children",
         "slots",
         "start_event",
         "state_store",
@@ -148,7 +151,7 @@ class Run:
         "workflow",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0915 - each field is named once
         self,
         workflow: object,
         graph: Graph,
@@ -269,6 +272,10 @@ class Run:
         self.children: dict[Run, Context[Any]] = EMPTY
         #: How many of them do not wait for an event from outside.
         self.busy_children = 0
+        #: In a resumed run: the children that continue when their steps call for them, by run id.
+        self.saved_children: MutableMapping[str, ChildRecord] = (
+            EMPTY if resumed is None else resumed.children
+        )
 
     def leftovers(self) -> dict[str, object]:
         """Return what an ended run must not hold any more, by description; all values are false."""

@@ -38,7 +38,7 @@ from sluicegate._engine.idle import (
     start_workers,
 )
 from sluicegate._engine.invocation import Worker
-from sluicegate._engine.journal import InFlight
+from sluicegate._engine.journal import NOTHING, InFlight
 from sluicegate._engine.machine import Machine
 from sluicegate._engine.step_operations import StepOperations
 from sluicegate._events import StopEvent
@@ -230,9 +230,12 @@ async def host_run(run: Run, backend: Backend, nursery: Nursery) -> None:
         if machine.startable:
             start_workers(run)
         if delivery is not None:
+            worker = run_worker(run, delivery[0], delivery)
+            delivery = None  # the worker lets go of it
             try:
-                await run_worker(run, delivery[0], delivery)
+                await worker
             finally:
+                del worker
                 backend.rename_task(run.host, name)
         if run.outcome.status:
             break
@@ -383,6 +386,8 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
                         machine.check_result(queue, result)
                         release_held(run, done)
                     delivery = machine.finish(queue, node, result)
+                if done is not None:  # what it refers to would live as long as this worker
+                    done.children, done.replayed = (), NOTHING
                 if records is not None and machine.stop is None:
                     worker.take(delivery)
                     records.finished(worker)

@@ -63,6 +63,24 @@ class SavedResult(_Part):
     is_failure: bool = False
 
 
+class SavedChild(_Part):
+    """A child that a step in progress has begun, and finds again by ``key``.
+
+    ``run`` says where the child is; one that has failed can be continued at the failed step. One
+    that has ended has a ``status``, and its stop event in ``result``, or its exception in ``error``.
+    """
+
+    workflow: str
+    key: Content
+    #: The number of the child among those of its delivery.
+    number: Annotated[int, Meta(ge=1)]
+    run_id: str
+    status: Literal["completed", "failed", "timed_out"] | None = None
+    result: Any = None
+    error: Any = None
+    run: Snapshot | None = None
+
+
 class SavedDelivery(_Part):
     """An event on its way to a step."""
 
@@ -83,6 +101,9 @@ class SavedDelivery(_Part):
     sent: dict[Content, list[Sent]] = {}
     collected: list[tuple[str, list[Any] | None]] = []
     once: dict[str, SavedResult] = {}
+    #: The children that the step has run, and the number of the latest one.
+    children: list[SavedChild] = []
+    child_number: Count = 0
 
 
 class SavedBuffer(_Part):

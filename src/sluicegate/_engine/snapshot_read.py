@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakValueDictionary
 
 import attrs
 
 from sluicegate._definition.retries import Attempts
 from sluicegate._engine.failures import begin_delay
 from sluicegate._engine.joins import PairJoin
-from sluicegate._engine.journal import KeptResult, Redelivery
+from sluicegate._engine.journal import ChildRecord, KeptResult, Redelivery
 from sluicegate._engine.lineage import BranchNode
 from sluicegate._engine.run import time_now
 from sluicegate._engine.snapshot_format import (
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from sluicegate._engine.snapshot_format import (
         Places,
         SavedBranch,
+        SavedChild,
         SavedDelivery,
         SavedProgress,
         SavedQuestion,
@@ -67,6 +69,7 @@ class SavedRun:
 
     __slots__ = (
         "_classes",
+        "_drops_removed",
         "_is_taken",
         "arrived",
         "carrier",
@@ -105,6 +108,7 @@ class SavedRun:
         #: The events that came with an id, by that: the content, and the step and question named.
         self.keys: dict[str, tuple[str, str | None, str | None]] = {}
         self.carrier: dict[str, str] = {}
+        self._drops_removed = drops_removed
         if data is not None:
             self._read(
                 _checked(data, graph, adapts=adapts),
@@ -121,7 +125,7 @@ class SavedRun:
                 if part is not None:
                     refuse("status", f"another status than {found.status!r} with {name!r}")
             return
-        reader = _Reader(self.graph, codec)
+        reader = _Reader(self.graph, codec, drops_removed=self._drops_removed)
         self.arrived = tuple(
             reader.arrived(*entry, f"arrived[{number}]")
             for number, entry in enumerate(found.arrived)
@@ -196,6 +200,8 @@ class SavedMachine:
     places: list[tuple[int, int, Places]]
     unmatched: list[tuple[int, Places]]
     buffers: list[tuple[int, str, list[type[Event]], list[Event]]]
+    #: The children that continue when their steps call for them, by run id, as long as these may.
+    children: WeakValueDictionary[str, ChildRecord]
 
     def load(self, run: Run, machine: Machine) -> None:
         """Put all of it into a new machine."""
@@ -256,10 +262,12 @@ class SavedMachine:
 class _Reader:
     """Decodes the parts of a snapshot; every error names the place."""
 
-    def __init__(self, graph: Graph, codec: Codec) -> None:
+    def __init__(self, graph: Graph, codec: Codec, *, drops_removed: bool = False) -> None:
         self._graph = graph
         self._codec = codec
+        self._drops_removed = drops_removed
         self._nodes: list[BranchNode] = []
+        self._children: WeakValueDictionary[str, ChildRecord] = WeakValueDictionary()
 
     def progress(self, part: SavedProgress, elapsed: float, sequence: int) -> SavedMachine:
         """Decode the pending work of the run: branches, places of joins, then the steps."""
@@ -282,6 +290,7 @@ class _Reader:
             places=[],
             unmatched=[],
             buffers=[],
+            children=self._children,
         )
         for number, branch in enumerate(part.branches, 1):
             path = f"run.branches[{number - 1}].places"
@@ -466,7 +475,23 @@ class _Reader:
             key: self._result(made, f"{path}.once.{brief_text(key)}")
             for key, made in part.once.items()
         }
+        redelivery.child_number = part.child_number
+        for number, child in enumerate(part.children):
+            record = self._child(child, f"{path}.children[{number}]")
+            redelivery.children.setdefault(record.key, []).append(record)
         return redelivery
+
+    def _child(self, part: SavedChild, path: str) -> ChildRecord:
+        """Check a child of a step. Its events are decoded when the step calls for it again."""
+        where = part.run
+        if part.status is None and (where is None or (where.start is None) == (where.run is None)):
+            refuse(f"{path}.run", "where a child is that has not ended")
+        record = ChildRecord(part.workflow, None, key=int(part.key, 16))
+        record.number, record.run_id = part.number, part.run_id
+        record.saved, record.drops_removed = part, self._drops_removed
+        if part.status is None:
+            self._children[part.run_id] = record
+        return record
 
     def _result(self, part: SavedResult, path: str) -> KeptResult:
         """Check a result of ``ctx.once``, and keep it as the classes write it now."""

@@ -15,6 +15,7 @@ from sluicegate._engine.snapshot_format import (
     SavedAttempts,
     SavedBranch,
     SavedBuffer,
+    SavedChild,
     SavedDelivery,
     SavedProgress,
     SavedQuestion,
@@ -26,6 +27,7 @@ from sluicegate._engine.snapshot_format import (
 )
 from sluicegate._engine.step_queue import Numbered
 from sluicegate._errors import SnapshotError
+from sluicegate._exceptions import linked_leaves
 from sluicegate._state.drafts import DictState
 
 
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from sluicegate._data.codec import Codec
     from sluicegate._definition.graph import Graph
     from sluicegate._engine.joins import PairJoin
-    from sluicegate._engine.journal import KeyOf
+    from sluicegate._engine.journal import ChildRecord, KeyOf
     from sluicegate._engine.lineage import BranchNode
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.run import Run
@@ -52,6 +54,15 @@ def take_snapshot(run: Run) -> dict[str, Any]:
     Raises:
         SnapshotError: Something cannot be kept; the message names its path.
     """
+    return to_plain(snapshot_of(run))
+
+
+def snapshot_of(run: Run) -> Snapshot:
+    """Return a snapshot of a run and of the children of its steps in progress.
+
+    Raises:
+        SnapshotError: Something cannot be kept; the message names its path.
+    """
     codec = run.graph.codec(run.options.classes)
     status: Any = run.outcome.status or ("idle" if is_idle(run) else "running")
     state = None if run.state_store is None else _encode_state(codec, run.state_store)
@@ -61,7 +72,7 @@ def take_snapshot(run: Run) -> dict[str, Any]:
     found.sequence = run.log.next - 1
     found.carrier = dict(run.carrier)
     if status == "completed":
-        return to_plain(found)
+        return found
     found.arrived = [
         (codec.encode(event, "an event that came early"), target, question)
         for event, target, question in run.early
@@ -78,7 +89,7 @@ def take_snapshot(run: Run) -> dict[str, Any]:
         writer = _Writer(codec, machine, run, has_unwound=bool(run.outcome.status))
         writer.note_working([*(run.in_flight or ()), *working])
         found.run = writer.write(run.retried)
-    return to_plain(found)
+    return found
 
 
 def state_alone(graph: Graph, classes: tuple[type, ...], store: StateStore[Any]) -> dict[str, Any]:
@@ -343,7 +354,51 @@ class _Writer:
                 key: SavedResult(value=made.encoded, is_failure=made.is_failure)
                 for key, made in event.once.items()
             },
+            children=sorted(
+                (self._child(child) for children in event.children.values() for child in children),
+                key=lambda child: child.number,
+            ),
+            child_number=event.child_number,
         )
+
+    def _child(self, record: ChildRecord) -> SavedChild:
+        """Return a child of a step.
+
+        A failure that has failed the run is not kept: the child then continues at its failed step.
+        """
+        key = f"{record.key:016x}"
+        part = SavedChild(workflow=record.name, key=key, number=record.number, run_id=record.run_id)
+        try:
+            self._fill_child(part, record)
+        except SnapshotError as error:
+            msg = f"in the child {record.run_id} of {record.name}: {error}"
+            raise SnapshotError(msg) from None
+        failure = record.failure
+        if failure is not None and any(failure is error for error in self._behind_failures()):
+            part.status = part.error = None
+        return part
+
+    def _fill_child(self, part: SavedChild, record: ChildRecord) -> None:
+        saved, run = record.saved, record.run
+        stop_event = record.stop_event or (run and run.outcome.stop_event)
+        if saved is not None:
+            part.status, part.result, part.error = saved.status, saved.result, saved.error
+            part.run = saved.run
+        elif stop_event is not None:
+            assert record.codec is not None
+            part.status = "completed"
+            part.result = record.codec().encode(stop_event, "its stop event")
+        else:
+            part.run = snapshot_of(run)
+            if record.failure is not None:
+                assert record.codec is not None
+                part.status = run.outcome.status
+                part.error = record.codec().encode(record.failure, "its failure")
+
+    def _behind_failures(self) -> Iterator[BaseException]:
+        """Yield the failures of the run, and what they came of."""
+        for error in self._run.outcome.errors:
+            yield from linked_leaves(error, "__context__")
 
     def _branch(self, branch: BranchNode | None) -> int | str | None:
         """Return its number, why it was cancelled, or None where nothing of it is left."""
@@ -360,11 +415,13 @@ def _redelivery_of(item: InFlight, key_of: KeyOf, *, has_unwound: bool) -> Redel
     redelivery = Redelivery(item.event if known is None else known.event)
     redelivery.key, redelivery.crashes = item.key, item.crashes
     if known is not None:
+        redelivery.key = item.key or known.key
         redelivery.attempts, redelivery.seed = known.attempts, known.seed
         redelivery.received = copy_lists(known.received)
         redelivery.left = copy_lists(known.left)
         redelivery.collected, redelivery.once = known.collected, known.once
         redelivery.sent = known.sent
+        redelivery.children, redelivery.child_number = known.children, known.child_number
     if item.journal is not None:
         # Events that are held until the attempt succeeds have not been sent.
         with_sends = not item.step.holds_sends

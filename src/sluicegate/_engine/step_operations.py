@@ -29,7 +29,7 @@ from sluicegate._engine.lineage import BranchNode
 from sluicegate._engine.run import check_thread, content_key
 from sluicegate._engine.step_queue import Absence
 from sluicegate._engine.waits import Wait
-from sluicegate._errors import WorkflowRuntimeError, WorkflowTimeoutError, brief
+from sluicegate._errors import SnapshotError, WorkflowRuntimeError, WorkflowTimeoutError, brief
 from sluicegate._events import ChildEvent, InputRequiredEvent, InternalEvent, StopEvent
 from sluicegate._exceptions import note_once
 from sluicegate._loop import current_backend, enable_ki_protection
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from sluicegate._definition.graph import Graph, Route
     from sluicegate._definition.retries import Attempts, RetryInfo
     from sluicegate._definition.steps import Step
+    from sluicegate._engine.journal import ChildRecord
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.run import Run
     from sluicegate._engine.run_journal import RunJournal
@@ -463,17 +464,28 @@ class StepOperations:
         journal = journal_of(context)
         return await call_once(self.run, context, journal, key, function, arguments, recorded)
 
+    def delivery_key(self, context: Context[Any]) -> str:
+        """See :attr:`sluicegate.Context.delivery_key`."""
+        run = self.run
+        if get_ident() != run.thread:
+            key: str = in_own_thread(run, "delivery_key", self.delivery_key, context)
+            return key
+        return f"{run.run_id}/{delivery_number(run, context)}"
+
     # -- children and attempts -------------------------------------------------------------------
 
     @enable_ki_protection
-    async def run_child(  # noqa: C901 - one frame: runs nest deeply
-        self, context: Context[Any], handler: Any, stream: ChildStream
+    async def run_child(  # noqa: C901, PLR0915 - one frame: runs nest deeply
+        self, context: Context[Any], handler: Any, stream: ChildStream, run_id: str | None
     ) -> Any:
         """See :meth:`sluicegate.Context.run_child`."""
         run = self.run
         check_thread(run, "run_child")
         child: Run = handler._run
         _check_depth(run, handler, child)
+        record = _find_child(run, context, handler, run_id)
+        if record.run is None:
+            return await _end_again(context, record, handler)
         if stream != "off":
             child.log.forward = partial(_forward, run, child.graph.name, stream)
             child.log.outer = run.log
@@ -498,6 +510,7 @@ class StepOperations:
         except BaseException:
             if records is not None:
                 records.wait_ended(wait, "cancelled")
+            record.note_end(None)
             _end_child(run, child, context)
             if child.lender is not None:
                 child.lender.is_back(run.live()[1], child.absence)
@@ -505,6 +518,7 @@ class StepOperations:
             raise
         if records is not None:
             records.wait_ended(wait)
+        record.note_end(failure)
         _end_child(run, child, context)
         idle_changed(run)
         try:
@@ -516,7 +530,7 @@ class StepOperations:
                 raise failure
         finally:
             child.lender = child.absence = None
-            del failure  # or this frame and its exception keep each other alive
+            del failure, record  # or this frame and its exception keep each other alive
         return result
 
     def retry_info(self, context: Context[Any]) -> RetryInfo:
@@ -766,6 +780,44 @@ def _check_awaitable(node: BranchNode, worker: Worker, sender: Context[Any]) -> 
         raise WorkflowRuntimeError(msg)
 
 
+def _find_child(run: Run, context: Context[Any], handler: Any, run_id: str | None) -> ChildRecord:
+    """Return the record of a child that a step calls for: a known one, or a new one.
+
+    The handler that was made for a child that has ended before is put aside.
+    """
+    from sluicegate._engine.children import begin_child  # noqa: PLC0415 - not everybody needs it
+
+    child: Run = handler._run
+
+    def name(number: int) -> str:
+        return f"{run.run_id}/{delivery_number(run, context)}.{number}"
+
+    try:
+        record = begin_child(journal_of(context), child, run_id, name)
+    except SnapshotError:
+        handler.cancel("its snapshot does not fit")
+        raise
+    if record.run is None:
+        handler.cancel("it has ended before")
+    return record
+
+
+async def _end_again(context: Context[Any], record: ChildRecord, handler: Any) -> Any:
+    """Give a step what a child that has ended before has ended with. A checkpoint.
+
+    Cancelled, or refused, the child has ended with it for a later call.
+    """
+    from sluicegate._engine.children import put_back, result_of  # noqa: PLC0415 - as above
+
+    try:
+        await current_backend().checkpoint()
+        return result_of(record, handler._run)
+    except BaseException as error:
+        if error is not record.failure:
+            put_back(journal_of(context), record)
+        raise
+
+
 def _end_child(run: Run, child: Run, context: Context[Any]) -> None:
     """Detach a child run that has ended from its parent."""
     if child.rests_in_parent:
@@ -860,6 +912,18 @@ def worker_of(backend: Backend, context: Context[Any]) -> Worker | None:
         found: Worker = worker
         return found
     return None
+
+
+def delivery_number(run: Run, context: Context[Any]) -> int:
+    """Return the number of a step's delivery, the same for all its attempts.
+
+    In a run without a store it gets one when it is first asked for.
+    """
+    journal = journal_of(context)
+    if not journal.key:
+        run.made += 1
+        journal.key = run.made
+    return journal.key
 
 
 def journal_of(context: Context[Any]) -> StepJournal:

@@ -95,6 +95,7 @@ class StepOfCall:
     num_workers: int
     timeout: float | None
     attempt: int
+    delivery_key: str
     has_idle_timeout: bool
 
 

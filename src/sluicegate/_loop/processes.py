@@ -290,6 +290,7 @@ def _describe(context: Any, step: Any) -> StepOfCall:
         num_workers=step.num_workers,
         timeout=step.timeout,
         attempt=context.step.attempt,
+        delivery_key=context.delivery_key,
         has_idle_timeout=step.options.idle_timeout is not None,
     )
 

@@ -1,0 +1,131 @@
+"""Children of steps: how a step that begins again finds them, and the questions that they have open."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from sluicegate._engine.clock import Clock
+from sluicegate._engine.journal import ChildRecord
+from sluicegate._engine.outcome import Outcome
+from sluicegate._errors import SnapshotError, WorkflowTimeoutError
+from sluicegate._events import StopEvent
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sluicegate._engine.journal import StepJournal
+    from sluicegate._engine.run import Run
+
+
+def begin_child(
+    journal: StepJournal, child: Run, given_id: str | None, name_child: Callable[[int], str]
+) -> ChildRecord:
+    """Return the record of a child that a step calls: a known one, or a new one.
+
+    A known child that has not ended continues in ``child``, which was made for it and not started.
+
+    Args:
+        journal: The journal of the step.
+        child: The run that was made for the call.
+        given_id: The identifier that the step gave it, which belongs to what it is found by.
+        name_child: Returns the identifier of the child with a number.
+
+    Raises:
+        SnapshotError: Where the child was does not fit its workflow any more; nothing has changed.
+    """
+    codec = partial(child.graph.codec, child.options.classes)
+    record = ChildRecord(child.graph.name, codec, (child.start_event, given_id))
+    found = journal.replayed.children.get(record.key) if journal.replayed.children else None
+    if found:
+        known = found[0]
+        known.codec = partial(codec, drops_removed=known.drops_removed)
+        if known.saved is not None and known.saved.status is None:
+            _continue(child, known)
+        found.pop(0)
+        record = known
+    else:
+        journal.child_number += 1
+        record.number = journal.child_number
+        if given_id is None:
+            _rename(child, name_child(record.number))
+        record.run_id, record.run = child.run_id, child
+    if not journal.children:
+        journal.children = []
+    journal.children.append(record)
+    return record
+
+
+def _continue(child: Run, record: ChildRecord) -> None:
+    """Have a run that is not started continue where a child was."""
+    from sluicegate._engine.snapshot_format import to_plain  # noqa: PLC0415 - not everybody needs it
+    from sluicegate._engine.snapshot_read import SavedRun  # noqa: PLC0415
+
+    assert record.saved is not None
+    assert record.saved.run is not None
+    where = to_plain(record.saved.run)
+    try:
+        saved = SavedRun(
+            child.graph, child.options.classes, where, drops_removed=record.drops_removed
+        )
+    except SnapshotError as error:
+        msg = f"the child {record.run_id} cannot continue: {error}"
+        raise SnapshotError(msg) from None
+    child.start_event, child.resumed = saved.start_event, saved.progress
+    if saved.progress is not None:
+        child.log.begin_after(saved.progress.sequence)
+        child.clock = Clock(child.options.timeout, saved.progress.elapsed)
+        child.retried, child.made = saved.progress.retried, saved.progress.made
+        child.saved_children = saved.progress.children
+    child.early = saved.arrived
+    child.keys, child.carrier, child.state_store = saved.keys, saved.carrier, saved.store
+    _rename(child, record.run_id)
+    record.run, record.saved = child, None
+
+
+def _rename(run: Run, run_id: str) -> None:
+    """Give a run that is not started another identifier."""
+    run.run_id = run_id
+    run.outcome = Outcome(run.graph.name, run_id, run.options.timeout)
+
+
+def put_back(journal: StepJournal, record: ChildRecord) -> None:
+    """Undo :func:`begin_child`, for a child that has ended, because its step was cancelled."""
+    assert isinstance(journal.children, list)
+    journal.children.remove(record)
+    journal.replayed.children.setdefault(record.key, []).insert(0, record)
+
+
+def result_of(record: ChildRecord, child: Run) -> Any:
+    """Return the result of a child that has ended before, or raise its failure.
+
+    Args:
+        record: The record of the child.
+        child: The run that was made for the call, which is not needed.
+
+    Raises:
+        Exception: The failure, as a snapshot keeps it.
+        SnapshotError: The result does not fit the child's classes.
+    """
+    event, saved = record.stop_event, record.saved
+    if event is None:
+        assert saved is not None
+        assert record.codec is not None
+        path = f"the result of the child {record.run_id}"
+        if saved.status != "completed":
+            error = record.codec().decode(saved.error, path)
+            if saved.status == "timed_out":
+                message = error.message
+                error = WorkflowTimeoutError(message, child.options.timeout)
+            record.failure = error
+            try:
+                raise error
+            finally:
+                del error, record  # or this frame and its exception keep each other alive
+        event = record.codec().decode(saved.result, path)
+        if not isinstance(event, StopEvent):
+            msg = f"{path} is damaged; expected a stop event, not a {type(event).__name__}"
+            raise SnapshotError(msg)
+        record.stop_event, record.saved = event, None
+    return event.result if type(event) is StopEvent else event

@@ -1,0 +1,112 @@
+"""The questions of children that have not begun again in a resumed run.
+
+Their steps are about to call for them. Until then only their part of the snapshot is there, whose
+events the parent can decode as far as it knows their classes.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from sluicegate._errors import SnapshotError
+from sluicegate._events import Event, HumanResponseEvent
+from sluicegate._questions import OpenQuestion, id_of
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sluicegate._engine.run import Run
+    from sluicegate._engine.snapshot_format import SavedQuestion, Snapshot
+
+
+class SavedAsked:
+    """A question of a child that has not begun again.
+
+    Attributes:
+        where: The part of the snapshot for the child that has asked, which may be a child's child.
+        name: The id of the question in that child.
+        asked: The question; None if there is none of this id, or it has its answer.
+    """
+
+    __slots__ = ("asked", "name", "where")
+
+    def __init__(self, where: Snapshot, name: str) -> None:
+        self.where = where
+        self.name = name
+        questions = () if where.run is None else where.run.questions
+        self.asked = next((asked for asked in questions if id_of(asked.number) == name), None)
+        if any(answered == name for _, _, answered in where.arrived):
+            self.asked = None
+
+    @property
+    def answers(self) -> set[str]:
+        """The names of the classes that answer it."""
+        if self.asked is not None and self.asked.kind is not None:
+            return {self.asked.kind}
+        return {name for step in self.where.shape.values() for name in step.takes}
+
+    def answer(self, encoded: Any) -> None:
+        """Keep an answer, in the codec's form, for the time when the child begins again."""
+        self.where.arrived = [*self.where.arrived, (encoded, None, self.name)]
+
+
+def find_saved(run: Run, question: str) -> SavedAsked | None:
+    """Return a question of a child that has not begun again; None for one of no such child."""
+    for run_id, where in _saved(run):
+        if question.startswith(f"{run_id}/"):
+            return _find_in(where, question.removeprefix(f"{run_id}/"))
+    return None
+
+
+def _saved(run: Run) -> Iterator[tuple[str, Snapshot]]:
+    for record in run.saved_children.values():
+        if record.saved is not None and record.saved.run is not None:
+            yield record.run_id, record.saved.run
+
+
+def _find_in(where: Snapshot, question: str) -> SavedAsked:
+    for run_id, child in _children_in(where):
+        if question.startswith(f"{run_id}/"):
+            return _find_in(child, question.removeprefix(f"{run_id}/"))
+    return SavedAsked(where, question)
+
+
+def saved_questions(run: Run) -> list[OpenQuestion]:
+    """Return the open questions of children that have not begun again."""
+    began = run.clock.started_at or 0.0
+    found: list[OpenQuestion] = []
+    for run_id, where in _saved(run):
+        for name, asked in _questions_in(where):
+            event = _event_of(run, asked)
+            since = began - asked.age
+            found.append(OpenQuestion(f"{run_id}/{name}", event, since, (HumanResponseEvent,)))
+    return found
+
+
+def _questions_in(where: Snapshot) -> Iterator[tuple[str, SavedQuestion]]:
+    for asked in () if where.run is None else where.run.questions:
+        name = id_of(asked.number)
+        if all(answered != name for _, _, answered in where.arrived):
+            yield name, asked
+    for run_id, child in _children_in(where):
+        for name, asked in _questions_in(child):
+            yield f"{run_id}/{name}", asked
+
+
+def _children_in(where: Snapshot) -> Iterator[tuple[str, Snapshot]]:
+    for step in {} if where.run is None else where.run.steps.values():
+        for delivery in step.deliveries:
+            for child in delivery.children:
+                if child.status is None and child.run is not None:
+                    yield child.run_id, child.run
+
+
+def _event_of(run: Run, asked: SavedQuestion) -> Event | None:
+    """Return the event of a question, if the parent knows its class."""
+    event: Any = None
+    if asked.event is not None:
+        with suppress(SnapshotError):
+            event = run.graph.codec(run.options.classes).decode(asked.event, "a question")
+    return event if isinstance(event, Event) else None
