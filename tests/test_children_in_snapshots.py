@@ -916,6 +916,26 @@ async def test_a_damaged_child_is_refused_before_the_run_begins(field):
         workflow.resume(snapshot)
 
 
+@pytest.mark.parametrize("what", ["result", "error"])
+@pytest.mark.anyio
+async def test_a_damaged_end_of_a_child_is_refused(what):
+    """An exception is checked before the run begins, a stop event when its step calls for it."""
+    workflow = Once(lambda ctx: ctx.run_child(Child(Spy(), asks=True), name="a"))
+    async with workflow.run() as handler:
+        await wait_until_idle()
+        snapshot = through_json(handler.snapshot())
+        handler.cancel()
+    (child,) = children_of(snapshot)
+    child["status"] = "completed" if what == "result" else "failed"
+    child[what] = 7
+
+    with (
+        limit(),
+        pytest.raises(SnapshotError, match=r"a stop event|an exception, not a int"),
+    ):
+        await workflow.resume(snapshot)
+
+
 @pytest.mark.anyio
 async def test_a_child_without_a_place_and_an_end_is_refused():
     """A child is somewhere, or it has ended."""

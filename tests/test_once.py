@@ -42,7 +42,7 @@ class Single(Workflow):
         super().__init__(**options)
         self.function = function
 
-    @step(retry=Retry(stop=3, wait=1))
+    @step(retry=Retry(stop=3, wait=0))
     async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
         return StopEvent(result=await self.function(ctx))
 
@@ -733,3 +733,126 @@ async def test_a_field_that_was_removed_can_be_dropped_from_a_result():
     with pytest.raises(SnapshotError, match="colour"):
         workflow.resume(snapshot)
     assert await workflow.resume(snapshot, drop_removed_fields=True) == "paid"
+
+
+# -- keys ---------------------------------------------------------------------------------------------
+
+
+class Keyed(Workflow):
+    """Its deliveries write down their keys; the third fails once, the first begins again."""
+
+    def __init__(self):
+        super().__init__()
+        self.keys = []
+
+    @step
+    async def begin(self, ctx: Context, ev: StartEvent) -> list[Order]:
+        self.keys.append((-1, ctx.delivery_key, ctx.attempt_key))
+        return [Order(number=0), Order(number=0), Order(number=2)]
+
+    @step(retry=Retry(stop=3, wait=10), num_workers=1)
+    async def work(self, ctx: Context, ev: Order) -> Shipped:
+        self.keys.append((ev.number, ctx.delivery_key, ctx.attempt_key))
+        await anyio.sleep(1)
+        if ev.number == 2 and ctx.step.attempt == 1:
+            raise OSError("another attempt")
+        return Shipped(number=ev.number)
+
+    @step
+    async def end(self, evs: list[Shipped]) -> StopEvent:
+        return StopEvent(result=len(evs))
+
+
+@pytest.mark.parametrize("cut", [0.5, 2.5, 5])
+@on_each_backend
+def test_a_delivery_has_one_key_in_all_its_attempts(backend, cut):
+    """D2: in retries and in resumed runs too; equal events have keys of their own."""
+    workflow = Keyed()
+
+    async def main():
+        async with workflow.run(run_id="run") as handler:
+            await anyio.sleep(cut)
+            snapshot = json.loads(json.dumps(handler.snapshot()))
+            handler.cancel()
+        return await workflow.resume(snapshot)
+
+    assert run_virtually(backend, main) == 3
+
+    found = {}
+    for number, key, attempt in workflow.keys:
+        found.setdefault(key, []).append((number, attempt))
+
+    assert sorted(found) == ["run/1", "run/2", "run/3", "run/4"]
+    assert [{number for number, _ in found[key]} for key in sorted(found)] == [{-1}, {0}, {0}, {2}]
+    assert {attempt for _, attempt in found["run/4"]} == {"run/4/1", "run/4/2"}
+    assert {attempt for key in ("run/1", "run/2", "run/3") for _, attempt in found[key]} == {
+        "run/1/1",
+        "run/2/1",
+        "run/3/1",
+    }
+    assert len(workflow.keys) == 5 + (cut < 4)  # the step in progress began again
+
+
+class KeyedInThread(Workflow):
+    @step
+    def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=(ctx.delivery_key, ctx.attempt_key))
+
+
+class KeyedInProcess(Workflow):
+    @step(in_process=True)
+    @staticmethod
+    def only(ctx: Context, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=(ctx.delivery_key, ctx.attempt_key))
+
+
+@pytest.mark.parametrize(
+    "kind", [KeyedInThread, pytest.param(KeyedInProcess, marks=pytest.mark.slow)]
+)
+@pytest.mark.anyio
+async def test_steps_in_threads_and_processes_have_their_keys(kind):
+    """Their contexts say the same."""
+    assert await kind().run(run_id="run") == ("run/1", "run/1/1")
+
+
+@pytest.mark.anyio
+async def test_the_tasks_of_a_step_have_its_key():
+    """It is asked for in any of them; an ended step has none any more."""
+    contexts = []
+
+    async def ask(ctx):
+        keys = set()
+
+        async def one():
+            keys.add(ctx.delivery_key)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(one)
+            group.start_soon(one)
+        contexts.append(ctx)
+        return keys | {ctx.delivery_key}
+
+    assert await Single(ask).run(run_id="run") == {"run/1"}
+    with pytest.raises(WorkflowRuntimeError, match="has ended, so it cannot read its delivery_key"):
+        contexts[0].delivery_key  # noqa: B018
+
+
+class OnceInProcess(Workflow):
+    @step(in_process=True)
+    @staticmethod
+    def only(ctx: Context, ev: StartEvent) -> StopEvent:
+        try:
+            ctx.once("charge", len, "four").send(None)
+        except WorkflowRuntimeError as error:
+            return StopEvent(result=str(error))
+        return StopEvent()
+
+
+@pytest.mark.slow
+@pytest.mark.anyio
+async def test_a_step_in_a_process_is_told_that_once_is_not_there():
+    """The message says what to use instead."""
+    message = await OnceInProcess().run()
+
+    assert message.startswith("once is not available in a step that runs in a process")
+    assert message.endswith("expected a step of the event loop that calls it")

@@ -394,7 +394,7 @@ class Context(Generic[StateT]):
                 the step is cancelled.
             WorkflowRuntimeError: The step has ended, or the context is not that of a step.
         """
-        self._in_step("delivery_key")
+        self._in_step("read its delivery_key")
         return self._run.delivery_key(self)  # type: ignore[no-any-return]
 
     @property
@@ -704,13 +704,18 @@ class Context(Generic[StateT]):
         with the step, and a failure of the child is raised here. It has its own timeout and state.
         An answer that is sent to this run goes to the child if this workflow does not take it.
 
+        A step that starts again after a snapshot finds its children by workflow, start event and
+        given run id: one that has ended returns its result or raises its failure again, without
+        running, and any other continues where it was. In a retry, the step finds the results of
+        the children that completed.
+
         Args:
             workflow: The child.
             stream: The handling of events that the child publishes: ``"forward"`` puts them on
                 this run's stream, ``"tag"`` does so within a :class:`ChildEvent` that names the
                 child, ``"off"`` drops them.
             start_event: As for :meth:`Workflow.run`.
-            run_id: An identifier for the child's run; by default a new one.
+            run_id: An identifier for the child's run; by default one made of this run's.
             **fields: The fields of the child's start event.
 
         Returns:
@@ -719,6 +724,9 @@ class Context(Generic[StateT]):
         Raises:
             Exception: The exception object that a step of the child raised, with a note for each
                 level.
+            RestoredError: The child failed before the snapshot from which this run continues.
+            SnapshotError: In a run that continues from a snapshot: the child's part of it does not
+                fit the child's workflow. It stays in later snapshots.
             WorkflowTimeoutError: The child did not end by its timeout.
             ValueError: ``stream`` is not one of the three.
             TypeError: The fields do not fit the child's start event, or ``workflow`` is not a

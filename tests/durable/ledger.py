@@ -121,7 +121,7 @@ def read_ledger(path: Path) -> list[Entry]:
 
 def keys_of(ctx: Context[Any]) -> tuple[str, str]:
     """Return the keys of a delivery and of this attempt at it; empty in a run without a store."""
-    if ctx.redelivery is None or not hasattr(ctx, "delivery_key"):
+    if ctx.redelivery is None or not ctx.redelivery.sequence:
         return "", ""
     return ctx.delivery_key, ctx.attempt_key
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sluicegate._engine.clock import Clock
 from sluicegate._engine.journal import ChildRecord
 from sluicegate._engine.outcome import Outcome
 from sluicegate._errors import SnapshotError, WorkflowTimeoutError
 from sluicegate._events import StopEvent
+from sluicegate._exceptions import add_note, notes_of
 
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from sluicegate._engine.journal import StepJournal
     from sluicegate._engine.run import Run
+    from sluicegate._errors import RestoredError
 
 
 def begin_child(
@@ -112,20 +114,27 @@ def result_of(record: ChildRecord, child: Run) -> Any:
     if event is None:
         assert saved is not None
         assert record.codec is not None
-        path = f"the result of the child {record.run_id}"
+        codec, path = record.codec(), f"the result of the child {record.run_id}"
         if saved.status != "completed":
-            error = record.codec().decode(saved.error, path)
-            if saved.status == "timed_out":
-                message = error.message
-                error = WorkflowTimeoutError(message, child.options.timeout)
-            record.failure = error
-            try:
-                raise error
-            finally:
-                del error, record  # or this frame and its exception keep each other alive
-        event = record.codec().decode(saved.result, path)
+            _raise_again(record, codec.decode(saved.error, path), child)
+        event = codec.decode(saved.result, path)
         if not isinstance(event, StopEvent):
             msg = f"{path} is damaged; expected a stop event, not a {type(event).__name__}"
             raise SnapshotError(msg)
         record.stop_event, record.saved = event, None
     return event.result if type(event) is StopEvent else event
+
+
+def _raise_again(record: ChildRecord, restored: RestoredError, child: Run) -> NoReturn:
+    """Raise the failure of a child as its step gets it: a timeout as such."""
+    assert record.saved is not None
+    error: Exception = restored
+    if record.saved.status == "timed_out":
+        error = WorkflowTimeoutError(restored.message, child.options.timeout)
+        for note in notes_of(restored):
+            add_note(error, note)
+    record.failure = error
+    try:
+        raise error
+    finally:
+        del error, restored, record  # or this frame and its exception keep each other alive

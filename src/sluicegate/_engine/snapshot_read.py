@@ -31,7 +31,7 @@ from sluicegate._state.store import StateStore
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, MutableMapping
 
     from sluicegate._data.codec import Codec
     from sluicegate._definition.graph import Graph
@@ -201,7 +201,7 @@ class SavedMachine:
     unmatched: list[tuple[int, Places]]
     buffers: list[tuple[int, str, list[type[Event]], list[Event]]]
     #: The children that continue when their steps call for them, by run id, as long as these may.
-    children: WeakValueDictionary[str, ChildRecord]
+    children: MutableMapping[str, ChildRecord]
 
     def load(self, run: Run, machine: Machine) -> None:
         """Put all of it into a new machine."""
@@ -486,6 +486,10 @@ class _Reader:
         where = part.run
         if part.status is None and (where is None or (where.start is None) == (where.run is None)):
             refuse(f"{path}.run", "where a child is that has not ended")
+        if part.status in ("failed", "timed_out"):
+            error = self._codec.decode(part.error, f"{path}.error")
+            if not isinstance(error, RestoredError):
+                refuse(f"{path}.error", f"an exception, not a {type(error).__name__}")
         record = ChildRecord(part.workflow, None, key=int(part.key, 16))
         record.number, record.run_id = part.number, part.run_id
         record.saved, record.drops_removed = part, self._drops_removed
