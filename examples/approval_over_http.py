@@ -59,7 +59,7 @@ class ServerSentEvents(StreamingResponse):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async for event in reader:
                 data = json.dumps(event.to_dict(), default=repr)
-                text = f"id: {reader.sequence}\nevent: {type(event).__name__}\ndata: {data}\n\n"
+                text = f"id: {reader.cursor}\nevent: {type(event).__name__}\ndata: {data}\n\n"
                 await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
             await send({"type": "http.response.body"})
 
@@ -75,7 +75,7 @@ def make_app(nursery: trio.Nursery) -> Starlette:
         return JSONResponse({"run_id": handler.run_id}, 201)
 
     async def events(request: Request) -> ServerSentEvents:
-        after = int(request.headers.get("last-event-id", 0))
+        after = request.headers.get("last-event-id", "0")
         # A tab that stays open but stops reading must not hold up the run.
         handler = runs[request.path_params["id"]]
         return ServerSentEvents(handler.stream_events(after=after, lossy=True))

@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parent.parent / "src"
 LAYERS = [
     ["_errors", "_exceptions", "_annotations", "_foreign", "_events.", "records"],
     ["_loop.", "_data.", "_observers", "_logging"],
-    ["_context", "_streams", "_questions", "_definition.", "_state.", "llms."],
+    ["_context", "_cursors", "_streams", "_questions", "_definition.", "_state.", "llms."],
     ["_engine."],
     ["_handler", "_scope", "_workflow"],
     ["responses", "drawing.", "durable."],

@@ -711,7 +711,7 @@ def imports():
 
 #: What ``import sluicegate`` may import: of the standard library no module that Trio does not.
 IMPORTED = """
-._annotations ._context ._definition ._definition.checks ._definition.decorators
+._annotations ._context ._cursors ._definition ._definition.checks ._definition.decorators
 ._definition.graph ._definition.local_names ._definition.nesting ._definition.signatures ._definition.steps ._engine
 ._engine.clock ._engine.control ._engine.ending ._engine.idle ._engine.failures ._engine.invocation
 ._engine.joins ._engine.journal ._engine.lineage ._engine.machine ._engine.outcome

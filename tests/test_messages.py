@@ -892,7 +892,23 @@ async with Waits().run(run_id='r') as handler:
 
 # after negative
 async with Simple().run(run_id='r') as handler: handler.stream_events(after=-1)
---> ValueError: after is -1; expected the number of an event, or 0 for the beginning
+--> ValueError: after is -1; expected the `stream.cursor` of a reader, the number of an event, or 0
+... for the beginning
+
+# after a cursor of another kind of run
+async with Simple().run(run_id='r') as handler: handler.stream_events(after="1000000001000000000000000")
+--> ValueError: after is '1000000001000000000000000', a cursor of a durable run, and this run has no
+... store; expected `stream.cursor` of a reader of the same run
+
+# after a cursor as an int
+async with Simple().run(run_id='r') as handler: handler.stream_events(after=1000000001000000000000000)
+--> ValueError: after is the int 1000000001000000000000000; expected a cursor as the str that it is:
+... `after='1000000001000000000000000'`
+
+# after a long str
+async with Simple().run(run_id='r') as handler: handler.stream_events(after="1" * 40)
+--> ValueError: after is '1111111111111111111111111111111111111111', which is too long for a cursor;
+... expected `stream.cursor`
 
 # send wrong
 async with Waits().run(run_id='r') as handler:
@@ -1464,7 +1480,6 @@ expected seconds above 0, or None
 expected seconds above 0, or None for no limit
 expected some step to return a StopEvent
 expected steps, because a failure in a handler fails the run
-expected the number of an event, or 0 for the beginning
 expected the step that sent the event to wait
 expected the step to return it
 expected the step to return, or another run

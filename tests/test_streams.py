@@ -144,7 +144,7 @@ async def test_after_that_is_negative_is_refused():
     handler = Counter(2).run()
     await handler
 
-    with pytest.raises(ValueError, match="after is -1; expected the number of an event"):
+    with pytest.raises(ValueError, match=r"after is -1; expected the `stream\.cursor` of a reader"):
         handler.stream_events(after=-1)
 
 

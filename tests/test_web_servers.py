@@ -367,6 +367,6 @@ def test_an_event_as_text():
         thing: object
         _hidden: int = 1
 
-    assert server_sent_event(Shown(text="two\nlines", thing=trio), 3).decode() == (
+    assert server_sent_event(Shown(text="two\nlines", thing=trio), "3").decode() == (
         f'id: 3\nevent: Shown\ndata: {{"text":"two\\nlines","thing":{json.dumps(repr(trio))}}}\n\n'
     )

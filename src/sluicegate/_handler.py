@@ -9,6 +9,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar, cast, final
 
 from sluicegate._context import Context, outer_context
+from sluicegate._cursors import read_after
 from sluicegate._engine.control import (
     abandon,
     cancel,
@@ -525,15 +526,18 @@ class WorkflowHandler(Generic[R]):
 
     @enable_ki_protection
     def stream_events(
-        self, *, after: int = 0, expose_internal: bool = False, lossy: bool = False
+        self, *, after: int | str = 0, expose_internal: bool = False, lossy: bool = False
     ) -> EventStream:
         """Attach a reader to the run's stream. Not a checkpoint.
 
         Each reader gets every event. A late reader, even after the end, starts at the
-        oldest event kept.
+        oldest event kept. The store of a durable run keeps all its durable events, also those of other
+        processes.
 
         Args:
-            after: Start after the event with this number (see :attr:`EventStream.sequence`).
+            after: Start after this position: the :attr:`~EventStream.cursor` of a reader, also of one in
+                another process, or, as an int, the number of an event in this process (see
+                :attr:`EventStream.sequence`). 0 is the beginning.
             expose_internal: Include the engine's internal events.
             lossy: Hold up no sender and keep no event in memory. A lossy reader that is more than
                 ``stream_history`` events behind misses the oldest of them;
@@ -542,17 +546,14 @@ class WorkflowHandler(Generic[R]):
         Raises:
             WorkflowRuntimeError: The run has not been started and there is no
                 :func:`workflow_scope` to start it in.
-            ValueError: ``after`` is not an int of at least 0.
+            ValueError: ``after`` is no such number and no cursor, or the cursor cannot be of this run.
         """
-        if type(after) is not int or after < 0:
-            msg = (
-                f"after is {brief(after)}; expected the number of an event, or 0 for the beginning"
-            )
-            raise ValueError(msg)
+        log = self._run.log
+        start = read_after(after, is_durable=log.numbering is not None)
         self._ensure_started("stream_events()")
         if not self._run.outcome.is_over:
             check_thread(self._run, "stream_events")
-        return EventStream(self._run.log, after=after, expose_internal=expose_internal, lossy=lossy)
+        return EventStream(log, after=start, expose_internal=expose_internal, lossy=lossy)
 
     @enable_ki_protection
     def send_event(

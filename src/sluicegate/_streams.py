@@ -5,6 +5,10 @@ it is among the newest ``history`` events. A reader is a position in the log. A 
 up no sender and keeps no event: it skips events that the log has dropped, and counts them. No event
 is ever handed to a reader: a woken reader takes it from the log itself. So a wake-up that a
 cancellation discards (``asyncio`` can cancel a task that is already woken) loses no event.
+
+The log of a durable run also numbers its durable events (:mod:`sluicegate._cursors`). A reader whose
+cursor is older than what the log keeps is attached to it where it begins, and reads from the store
+what is before that first.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from threading import get_ident
 from time import perf_counter
 from typing import TYPE_CHECKING, final
 
+from sluicegate._cursors import Cursor, Numbering, OlderEvents
 from sluicegate._errors import WorkflowRuntimeError, brief
 from sluicegate._events import Event, InternalEvent, StopEvent
 from sluicegate._loop import (
@@ -53,6 +58,7 @@ class EventLog:
         "forward",
         "internal_readers",
         "next",
+        "numbering",
         "outer",
         "thread",
     )
@@ -81,6 +87,8 @@ class EventLog:
         self.internal_readers: int = 0
         #: The thread of the run's event loop; 0 before the run is started.
         self.thread: int = 0
+        #: The numbers of the durable events; None in the log of a run without a store.
+        self.numbering: Numbering | None = None
 
     @property
     def has_readers(self) -> bool:
@@ -126,9 +134,25 @@ class EventLog:
         if self.forward is not None:
             self.forward(event)
 
+    def append_durable(self, event: Event, number: int) -> None:
+        """Publish an event of a durable run whose record is durable, with its number; never waits."""
+        assert self.numbering is not None
+        self.numbering.note(self.next, number, self._first)
+        self.append(event)
+
     def begin_after(self, number: int) -> None:
         """Number the next event ``number + 1``. No event has been published yet."""
         self._first = self.next = number + 1
+
+    def begin_life(self, life: int, durable: int, older: OlderEvents | None = None) -> None:
+        """Make this the log of one life of a durable run. No event has been published yet.
+
+        Args:
+            life: The life, at least 1 and higher than that of every earlier one: the fence of its lease.
+            durable: The number of the last durable event of the lives before; 0 in the first.
+            older: Reads durable events that the log does not keep.
+        """
+        self.numbering = Numbering(life, self.next - 1, durable, older)
 
     def oldest(self) -> int:
         """Return the number of the oldest event kept: in the history, or not yet taken by all."""
@@ -154,9 +178,17 @@ class EventLog:
             self._first = keep
             del self._events[:spare]
 
-    def close(self, last: Event) -> None:
-        """Publish the terminal event and end the stream for all readers."""
-        self.append(last)
+    def close(self, last: Event, number: int = 0) -> None:
+        """Publish the terminal event and end the stream for all readers.
+
+        Args:
+            last: The terminal event.
+            number: Its number if it is durable.
+        """
+        if number:
+            self.append_durable(last, number)
+        else:
+            self.append(last)
         self.closed = True
         for sender in tuple(self._senders or ()):
             sender.wake()
@@ -184,18 +216,82 @@ class EventLog:
             sender.wake()
             break
 
-    def attach(self, after: int, *, internal: bool, lossy: bool = False) -> _Position:
-        """Attach a reader that starts after event number ``after``."""
+    def attach(self, after: int | Cursor, *, internal: bool, lossy: bool = False) -> _Position:
+        """Attach a reader that starts after event number ``after``, or behind a cursor."""
         readers = self._readers
         if readers is None:
             readers = self._readers = _Readers()
-        position = _Position(self, max(after + 1, self.oldest()), internal)
+        if self.numbering is None:
+            assert type(after) is int
+            position = _Position(self, max(after + 1, self.oldest()), internal)
+            position.missed = position.at - (after + 1)
+        else:
+            position = self._place(self.numbering, after, internal)
         readers.attached += 1
         self.internal_readers += internal
         if not lossy:
             readers.add(position)
             self._room_until = min(self._room_until, position.at + self._window)
         return position
+
+    def _place(self, numbering: Numbering, after: int | Cursor, internal: bool) -> _Position:
+        """Return the position of a reader of a durable run; see :attr:`_Position.detour`."""
+        sequence, durable = numbering.locate(after)
+        if isinstance(after, Cursor) and numbering.is_ahead(after):
+            position = _Position(self, self._end(numbering), internal)
+            position.detour = _Ahead(after)
+            return position
+        start = self.oldest()
+        if sequence is not None:
+            start = max(sequence + 1, start)
+        position = _Position(self, start, internal)
+        position.frozen = start, numbering.cursor(start - 1)
+        if durable is None:
+            position.missed = start - 1 - (sequence or 0)
+            return position
+        live, stored = numbering.missed(sequence, durable, start)
+        position.missed = live
+        if stored and numbering.older is not None:
+            seen = after if isinstance(after, Cursor) else Cursor(durable, numbering.life)
+            position.detour = _Older(seen, durable + stored)
+        else:
+            position.missed += stored
+        return position
+
+    def pass_seen(self, position: _Position, seen: Cursor) -> None:
+        """Move a reader that has seen durable events which are still to come here behind them.
+
+        It stays at the end of the log until they have come. If the log ends before, only the terminal
+        event is new, unless that is durable.
+        """
+        numbering = self.numbering
+        assert numbering is not None
+        at = self._end(numbering)
+        if not numbering.is_ahead(seen):
+            position.detour = None
+            found = numbering.sequence_of(seen.durable)
+            at = position.at if found is None else found + 1
+        elif self.closed:
+            position.detour = None
+        position.at = max(position.at, at)
+        position.frozen = position.at, seen
+        self.wake_sender()
+
+    def _end(self, numbering: Numbering) -> int:
+        """Return where a reader is for which all is old, but a last event that is not durable."""
+        has_live_end = self.closed and numbering.last_sequence < self.next - 1
+        return self.next - has_live_end
+
+    def cursor(self, position: _Position) -> Cursor:
+        """Return the cursor of a reader."""
+        numbering, detour, frozen = self.numbering, position.detour, position.frozen
+        if numbering is None:
+            return Cursor(0, 0, position.at - 1)
+        if isinstance(detour, (_Older, _Ahead)):
+            return detour.seen
+        if frozen is not None and frozen[0] == position.at:
+            return frozen[1]
+        return numbering.cursor(position.at - 1)
 
     def detach(self, position: _Position) -> None:
         """Detach a reader and drop the events that were kept only for it."""
@@ -234,6 +330,9 @@ class EventLog:
         After the run has ended no sender waits, so there is nothing to do.
         """
         if self._readers is not None and not self.closed:
+            if self.numbering is not None:
+                for _, _, position in self._readers.keeping:
+                    position.frozen = position.at, self.cursor(position)
             self._readers.make_lossy()
             self._trim()
             self.wake_sender()
@@ -410,6 +509,39 @@ class _Readers:
         return result
 
 
+class _Older:
+    """The way of a reader through the durable events that only the store has, before it gets to the log."""
+
+    __slots__ = ("events", "seen", "up_to")
+
+    def __init__(self, seen: Cursor, up_to: int) -> None:
+        #: What the reader has seen, and the last durable event that is not in the log from its position.
+        self.seen: Cursor = seen
+        self.up_to: int = up_to
+        #: The events that were fetched and not taken yet, in reverse.
+        self.events: list[tuple[int, Event]] = []
+
+
+class _Ahead:
+    """The wait of a reader for durable events that it has seen elsewhere, to go on behind them.
+
+    Another process, or another reader of the store, may show an event a moment before this log does.
+    """
+
+    __slots__ = ("seen",)
+
+    def __init__(self, seen: Cursor) -> None:
+        self.seen: Cursor = seen
+
+
+@final
+class _Closed:
+    """The reader was closed."""
+
+
+_CLOSED = _Closed()
+
+
 class _Position:
     """The position of a reader in the log."""
 
@@ -417,6 +549,8 @@ class _Position:
         "at",
         "at_rest",
         "closed",
+        "detour",
+        "frozen",
         "internal",
         "is_attached",
         "is_counted",
@@ -434,6 +568,12 @@ class _Position:
         #: The number of events that it has missed.
         self.missed: int = 0
         self.closed: bool = False
+        #: Anything but the plain way: it is closed, or reads a durable run that its log does not have
+        #: all of. One attribute, so that each event costs one look at it.
+        self.detour: _Older | _Ahead | _Closed | None = None
+        #: The position for which the cursor was noted, and that: of a reader of a durable run for which
+        #: the log does not keep what tells it.
+        self.frozen: tuple[int, Cursor] | None = None
         self.is_attached: bool = True
         #: Whether it keeps events and holds up senders; False if it is lossy.
         self.keeps: bool = False
@@ -451,12 +591,25 @@ class _Position:
             if self.at_rest:
                 self.log.read_on((self,))
 
+    def go_on(self, older: _Older) -> None:
+        """Follow the log while the reader is lossy and has older events to read.
+
+        Of what the log drops meanwhile, the durable events are in the store as well.
+        """
+        oldest, numbering = self.log.oldest(), self.log.numbering
+        if not self.keeps and self.at < oldest and numbering is not None:
+            until = numbering.durable_before(oldest)
+            self.missed += oldest - self.at - (until - older.up_to)
+            self.at, older.up_to = oldest, until
+
     def skip(self) -> None:
         """Advance to the oldest event kept; a lossy reader does so before it takes one."""
         oldest = self.log.oldest()
         if self.at < oldest:
             self.missed += oldest - self.at
             self.at = oldest
+        if self.log.numbering is not None:  # which forgets it while the reader reads nothing
+            self.frozen = self.at + 1, self.log.numbering.cursor(self.at)
 
 
 @final
@@ -478,6 +631,7 @@ class EventStream(ReceiveChannel[Event]):
     Attributes:
         missed: The number of events dropped from the history before this reader took them.
         sequence: The number of the last event taken; ``stream_events(after=...)`` takes it.
+        cursor: The same for a durable run, in any process: a str of digits.
     """
 
     __slots__ = (
@@ -496,7 +650,7 @@ class EventStream(ReceiveChannel[Event]):
         self,
         log: EventLog,
         *,
-        after: int = 0,
+        after: int | Cursor = 0,
         expose_internal: bool = False,
         lossy: bool = False,
     ) -> None:
@@ -507,7 +661,6 @@ class EventStream(ReceiveChannel[Event]):
         self._is_busy = False
         self._pace = 0.0
         self._position = log.attach(after, internal=expose_internal, lossy=lossy)
-        self._position.missed = self._position.at - (after + 1)
         if backend is not None:
             self._position.read_by(backend.current_task())
 
@@ -522,14 +675,34 @@ class EventStream(ReceiveChannel[Event]):
         """
         position = self._position
         is_here = position.log.closed or self._thread == get_ident()
-        if not position.closed and not position.keeps and is_here:
+        if position.detour is None and not position.keeps and is_here:
             return position.missed + max(0, position.log.oldest() - position.at)
         return position.missed
 
     @property
     def sequence(self) -> int:
-        """The number of the last event taken, counted from 1; 0 before the first."""
+        """The number of the last event taken, counted from 1; 0 before the first.
+
+        The events of a durable run are counted anew in each process that continues it; :attr:`cursor`
+        has a meaning in all of them.
+        """
         return self._position.at - 1
+
+    @property
+    def cursor(self) -> str:
+        """The position behind the last event taken; ``stream_events(after=...)`` takes it.
+
+        A str of digits. Their meaning is private, but for two properties: ``int(cursor)`` grows with
+        every event taken, and the cursor of a run without a store is ``str(sequence)``.
+
+        In a durable run it stays valid when the run continues in another process: a reader that starts
+        there ``after`` it gets every durable event behind it, each once. The live events of a process
+        end with that.
+
+        Closing the reader keeps the cursor. Any thread may read it.
+        """
+        position = self._position
+        return position.log.cursor(position).text()
 
     async def receive(self) -> Event:
         """Return the next event, waiting for it if necessary.
@@ -571,9 +744,18 @@ class EventStream(ReceiveChannel[Event]):
                 position.read_by(task)
             has_passed_checkpoint = False
             while True:
-                if position.closed:
-                    msg = "this stream was closed; handler.stream_events() gives a new one"
-                    raise backend.ClosedResourceError(msg)
+                if position.detour is not None:
+                    if position.closed:
+                        msg = "this stream was closed; handler.stream_events() gives a new one"
+                        raise backend.ClosedResourceError(msg)
+                    if isinstance(position.detour, _Ahead):
+                        log.pass_seen(position, position.detour.seen)
+                    elif not has_passed_checkpoint:
+                        stored = await self._receive_older(backend)
+                        if stored is not None:
+                            return stored
+                        has_passed_checkpoint = True
+                        continue
                 if position.at >= log.next and not log.closed:
                     if self._waiter is None:
                         self._waiter = backend.waiter()
@@ -618,6 +800,39 @@ class EventStream(ReceiveChannel[Event]):
         finally:
             self._is_busy = False
 
+    async def _receive_older(self, backend: Backend) -> Event | None:
+        """Return the next durable event that only the store has; None behind the last. A checkpoint.
+
+        Cancelled, it has taken none: what was fetched stays for the next call, and what was not is
+        fetched again.
+        """
+        now = perf_counter()
+        if now - self._pace > TURN:
+            await backend.checkpoint()
+            self._pace = perf_counter()
+        else:
+            await backend.checkpoint_if_cancelled()
+        position = self._position
+        log, older = position.log, position.detour
+        if not isinstance(older, _Older) or log.numbering is None:
+            return None
+        if not older.events:
+            position.go_on(older)
+            if older.seen.durable < older.up_to and log.numbering.older is not None:
+                found = await log.numbering.older.read(older.seen.durable, older.up_to)
+                older.events = [*reversed(found)]
+                if position.detour is not older:
+                    return None  # closed meanwhile
+        if not older.events:
+            position.missed += older.up_to - older.seen.durable
+            position.detour = None
+            position.frozen = position.at, log.numbering.cursor(position.at - 1)
+            return None
+        number, event = older.events.pop()
+        position.missed += number - older.seen.durable - 1
+        older.seen = Cursor(number, log.numbering.life)
+        return event
+
     @enable_ki_protection
     def close(self) -> None:
         """Detach from the run. Any task and thread may call it, also more than once.
@@ -628,8 +843,11 @@ class EventStream(ReceiveChannel[Event]):
         if position.closed:
             return
         position.missed = self.missed
-        position.closed = True
         log = position.log
+        if log.numbering is not None:
+            position.frozen = position.at, log.cursor(position)
+        position.closed = True
+        position.detour = _CLOSED
         if log.closed or self._thread == get_ident():
             log.detach(position)
         else:
@@ -652,6 +870,7 @@ class EventStream(ReceiveChannel[Event]):
         # within a call of a sender, so the event loop removes the reader later.
         if not self._position.closed:
             self._position.closed = True
+            self._position.detour = _CLOSED
             self._let_go_in_loop()
 
     def _let_go_in_loop(self) -> None:

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["EventStreamResponse", "server_sent_event"]
 
 
-def server_sent_event(event: Event, sequence: int) -> bytes:
-    """Return an event of a stream as a server-sent event: its number, its class, its fields.
+def server_sent_event(event: Event, cursor: str) -> bytes:
+    """Return an event of a stream as a server-sent event: its id, its class, its fields.
 
     Fields whose names begin with an underscore are omitted. For a :class:`WorkflowFailedEvent`, it
     shows the class of the exception but not its text, which may be confidential. A value that JSON
@@ -46,14 +46,14 @@ def server_sent_event(event: Event, sequence: int) -> bytes:
 
     Args:
         event: The event.
-        sequence: The number of the event in the stream. A client that reconnects sends it as
-            ``Last-Event-ID``.
+        cursor: The :attr:`~sluicegate.EventStream.cursor` behind the event, which is its id. A client
+            that reconnects sends it as ``Last-Event-ID``, for ``stream_events(after=...)``.
     """
     fields = shown_fields(event)
     if isinstance(event, WorkflowFailedEvent):
         fields["exception"] = type(event.exception).__name__
     name = re.sub(r"[\r\n]", " ", type(event).__name__)
-    return f"id: {sequence}\nevent: {name}\ndata: {json_of(fields)}\n\n".encode()
+    return f"id: {cursor}\nevent: {name}\ndata: {json_of(fields)}\n\n".encode()
 
 
 @final
@@ -77,7 +77,7 @@ class EventStreamResponse(Response):
 
     Args:
         source: The handler of a run, which the response will own, or a stream to read.
-        encode: Returns the bytes for an event and its number; by default
+        encode: Returns the bytes for an event and the cursor behind it; by default
             :func:`server_sent_event`.
         status_code: The HTTP status.
         headers: Additional headers.
@@ -91,7 +91,7 @@ class EventStreamResponse(Response):
         self,
         source: WorkflowHandler[Any] | EventStream,
         *,
-        encode: Callable[[Event, int], bytes] = server_sent_event,
+        encode: Callable[[Event, str], bytes] = server_sent_event,
         status_code: int = 200,
         headers: Mapping[str, str] | None = None,
         media_type: str | None = None,
@@ -157,7 +157,7 @@ class EventStreamResponse(Response):
         try:
             await send(start)
             async for event in stream:
-                body = self._encode(event, stream.sequence)
+                body = self._encode(event, stream.cursor)
                 await send({"type": "http.response.body", "body": body, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except OSError:  # some servers report a disconnected client so
