@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from contextlib import closing, contextmanager, suppress
@@ -176,6 +177,13 @@ def prepare(path: Path) -> None:
     if not path.parent.is_dir():
         msg = f"there is no directory {str(path.parent)!r} for the store; expected one that exists"
         raise StoreUnavailableError(msg)
+    for place in (path, path.parent):
+        if place.exists() and not os.access(place, os.W_OK):
+            msg = (
+                f"the store {str(path)!r} cannot be written: no write permission for {str(place)!r}; "
+                "expected a file and a directory that this process may write"
+            )
+            raise StoreReadOnlyError(msg)
     with translated(path), closing(connect(path, "fsync")) as connection:
         _check(connection, path)
         if _begin_wal(connection) != "wal":

@@ -47,6 +47,14 @@ _ROW = (
     "CAST(questions AS BLOB), sequence, base, shown, fence, owner, unread"
 )
 _RECORD = "sequence, at, kind, CAST(data AS BLOB), coalesce(shown, 0)"
+# SQLite takes the bytes as text as they are: JSON, which its own tools show.
+_INSERT = (
+    "INSERT INTO records (run, sequence, at, kind, data, shown) "
+    "VALUES (?, ?, ?, ?, CAST(? AS TEXT), ?)"
+)
+_LEASED = "WHERE number = ? AND fence = ? AND sequence = ? - 1 AND owner = ?"
+_ADVANCE = f"UPDATE runs SET sequence = ? {_LEASED}"  # noqa: S608
+_ADVANCE_SHOWN = f"UPDATE runs SET sequence = ?, shown = ? {_LEASED} AND shown = ? - 1"  # noqa: S608
 #: From when on a run needs an owner, as the column `due_at` has it: 0 is at once.
 _DUE_AT = f"""
     CASE
@@ -197,21 +205,29 @@ class SqliteTables:
             self._append_with_care(batch, owner)
 
     def _append_fast(self, number: int, batch: Batch, owner: str) -> bool:
-        """Append records and nothing else, in two statements; return False if that cannot be."""
-        records = batch.records
-        if not records or batch.consumes or batch.summary is not None or batch.release:
+        """Append one record and nothing else, in two statements; return False if that cannot be."""
+        if (
+            len(batch.records) != 1
+            or batch.consumes
+            or batch.release
+            or batch.summary is not None
+            or batch.prune_before is not None
+        ):
             return False
-        first = records[0]
-        if len(records) > 1 or first.shown or first.kind == BASE or batch.prune_before is not None:
+        (record,) = batch.records
+        if record.kind == BASE:
             return False
-        changed = self._execute(
-            "UPDATE runs SET sequence = ? "
-            "WHERE number = ? AND fence = ? AND sequence = ? AND owner = ?",
-            (first.sequence, number, batch.fence, first.sequence - 1, owner),
+        sequence, shown = record.sequence, record.shown
+        leased = (number, batch.fence, sequence, owner)
+        if shown:
+            found = self._execute(_ADVANCE_SHOWN, (sequence, shown, *leased, shown))
+        else:
+            found = self._execute(_ADVANCE, (sequence, *leased))
+        if found.rowcount == 0:  # refused, and the slow way finds out why
+            return False
+        self._execute(
+            _INSERT, (number, sequence, record.at, record.kind, record.data, shown or None)
         )
-        if changed.rowcount == 0:
-            return False
-        self._insert(number, records)
         return True
 
     def _append_with_care(self, batch: Batch, owner: str) -> None:
@@ -249,11 +265,8 @@ class SqliteTables:
             self._numbers.pop(batch.run_id, None)
 
     def _insert(self, number: int, records: Iterable[Record]) -> None:
-        # SQLite takes the bytes as text as they are: JSON, which its own tools show.
         self._executemany(
-            "INSERT INTO records (run, sequence, at, kind, data, shown) "
-            "VALUES (?, ?, ?, ?, CAST(? AS TEXT), ?)",
-            [(number, r.sequence, r.at, r.kind, r.data, r.shown or None) for r in records],
+            _INSERT, [(number, r.sequence, r.at, r.kind, r.data, r.shown or None) for r in records]
         )
 
     def _check_consumed(self, number: int, batch: Batch) -> None:

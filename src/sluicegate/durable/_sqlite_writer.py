@@ -114,6 +114,8 @@ class SqliteWriter:
         self._queue: SimpleQueue[Task | Literal["end", "look"]] = SimpleQueue()
         self._lock = threading.Lock()
         self._members: dict[JournalClient, _Member] = {}
+        #: The tasks that the thread has taken and whose outcomes are not told yet, in their order.
+        self._in_hand: list[Task] = []
         #: Why nothing more is taken; None while the thread works.
         self._end: StoreError | None = None
         self._is_ending = False
@@ -132,7 +134,7 @@ class SqliteWriter:
             if self._end is None:
                 self._queue.put(task)
                 return
-        self._tell([(task, None, self._end)])
+        task.client.call_soon(partial(task.client.settle, [(task, None, self._end)]))
 
     def watch(self, client: JournalClient, *, is_on: bool) -> None:
         """Begin or cease to look for changes, for a client."""
@@ -166,6 +168,7 @@ class SqliteWriter:
             while not self._is_ending:
                 tasks = self._take()
                 if tasks:
+                    self._in_hand = tasks
                     self._perform_all(tasks)
                 self._look()
                 if time.monotonic() >= self._next_renewal:
@@ -208,7 +211,6 @@ class SqliteWriter:
             outcomes = self._transact(tasks)
         except Exception as error:
             if _is_fatal(error):
-                self._tell([(task, None, self._failure(error)) for task in tasks])
                 raise
             if len(tasks) > 1 and _code(error) not in _OF_THE_FILE:
                 for task in tasks:
@@ -251,6 +253,7 @@ class SqliteWriter:
 
     def _tell(self, outcomes: list[Outcome]) -> None:
         """Give the outcomes to the event loops: one call each."""
+        self._in_hand = self._in_hand[len(outcomes) :]
         by_client: dict[JournalClient, list[Outcome]] = {}
         for outcome in outcomes:
             by_client.setdefault(outcome[0].client, []).append(outcome)
@@ -347,7 +350,7 @@ class SqliteWriter:
         """Tell everybody that nothing more is written."""
         with self._lock:
             self._end = error
-        tasks: list[Task] = []
+        tasks = self._in_hand
         while True:
             try:
                 task = self._queue.get_nowait()
