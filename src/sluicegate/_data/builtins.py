@@ -148,9 +148,7 @@ def rows() -> tuple[Row, ...]:
         return Row(kind, tag, _TEXT, lambda value: (str(value),), kind)
 
     return (
-        Row(
-            str, "str", _TEXT, lambda v: (_to_base64(v.encode("utf-8", "surrogatepass")),), _to_str
-        ),
+        Row(str, "str", _TEXT, lambda v: (_to_base64(v.encode("utf-8", "surrogatepass")),), to_str),
         Row(int, "int", _TEXT, lambda value: (hex(value),), _to_int),
         Row(float, "float", _TEXT, lambda value: (repr(value),), float),
         Row(complex, "complex", _FLOAT * 2, lambda v: (v.real, v.imag), complex, exact=False),
@@ -208,7 +206,8 @@ def _to_int(text: str) -> int:
     return int(text, 16)
 
 
-def _to_str(text: str) -> str:
+def to_str(text: str) -> str:
+    """Return the str with lone surrogates that was written as ``text``."""
     return _from_base64(text).decode("utf-8", "surrogatepass")
 
 

@@ -33,6 +33,7 @@ from sluicegate._data.encoders import Encoders, as_is, beside_of, full_name, is_
 from sluicegate._data.pydantic import PREFIX, is_pydantics_own, is_secret, pydantic_rows
 from sluicegate._data.refusals import (
     MAX_DEPTH,
+    NO_STACK,
     MismatchError,
     TooDeepError,
     refuse_content,
@@ -56,7 +57,6 @@ _encode_content = msgspec.json.Encoder(order="deterministic").encode
 
 _ATOMS = frozenset({str, int, float, bool, type(None)})
 _NO_PARTS: tuple[dict[str, Any], list[Any]] = ({}, [])
-_NO_STACK = "is nested too deeply for the rest of the stack; expected flatter values"
 
 
 class Codec:
@@ -106,6 +106,7 @@ class Codec:
         self._encoders[list] = self._encode_list
         self._encoders[dict] = self._encode_dict
         self._decoders: dict[str, Decode] = {"dict": self._decode_pairs}
+        self._forms: dict[type, Form] = {}
         for row in (*rows(), *unset_row()):
             if row.cls not in _ATOMS:
                 self._encoders[row.cls] = self._row_encoder(row)
@@ -191,7 +192,23 @@ class Codec:
         except MismatchError as fault:
             raise fault.told(path) from fault.__cause__
         except RecursionError:
-            raise MismatchError(_NO_STACK).told(path) from None
+            raise MismatchError(NO_STACK).told(path) from None
+
+    def encode_part(self, value: Any, depth: int) -> Any:
+        """Return a part of a value as plain data.
+
+        Args:
+            value: The part.
+            depth: How many values contain it.
+
+        Raises:
+            MismatchError: A part of it cannot be kept; it has the path from ``value``.
+        """
+        return self._encoders[type(value)](value, depth)
+
+    def form(self, cls: type) -> Form | None:
+        """Return the form of a class with fields that the codec knows; None for any other class."""
+        return self._forms.get(cls)
 
     def content_key(self, value: Any) -> int:
         """Return a 64-bit number that is the same for equal content in every process.
@@ -225,7 +242,7 @@ class Codec:
         except MismatchError as fault:
             raise fault.told(path) from fault.__cause__
         except RecursionError:
-            raise MismatchError(_NO_STACK).told(path) from None
+            raise MismatchError(NO_STACK).told(path) from None
 
     def __repr__(self) -> str:
         return f"<Codec of {len(self._names)} classes>"
@@ -471,6 +488,7 @@ class Codec:
             row = attrs.evolve(form, tag=tag)
             self._encoders[cls], decode = self._row_encoder(row), self._row_decoder(row)
         else:
+            self._forms[cls] = form
             self._encoders[cls], decode = (
                 self._object_encoder(form, tag),
                 self._object_decoder(form),

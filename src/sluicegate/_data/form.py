@@ -77,6 +77,28 @@ class Form:
         """Return the required fields that ``values`` does not have."""
         return [name for name in self.kinds if name in self.required and name not in values]
 
+    def split(self, value: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the fields of an instance, and its other attributes that are kept, by name."""
+        fields: dict[str, Any] = {}
+        rest: dict[str, Any] = {}
+        for name, item in self.read(value).items():
+            if name in self.kinds:
+                fields[name] = item
+            elif name not in self.ignored:
+                rest[name] = item
+        return fields, rest
+
+    def odd_of(self, name: str, item: object) -> list[str]:
+        """Return the name of a field in a list if its value does not fit the annotation.
+
+        Raises:
+            MismatchError: Only a loose field can have a value of such a class.
+        """
+        look = self.looks.get(name)
+        if isinstance(item, self.kinds[name]) and (look is None or look.fits(item)):
+            return []
+        return self.odd_name(name, item)
+
     def odd_name(self, name: str, item: object) -> list[str]:
         """Return the name of a field whose value does not fit the annotation, in a list.
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 #: The maximum nesting of values. Reading one level takes up to five calls and up to three levels of
 #: JSON; the rest of Python's 1,000 calls is left to the caller of the codec.
 MAX_DEPTH = 100
+NO_STACK = "is nested too deeply for the rest of the stack; expected flatter values"
 #: The number of errors of one model that a message lists.
 _LISTED = 3
 

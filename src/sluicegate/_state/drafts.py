@@ -134,7 +134,7 @@ _slots = cast("dict[str, Any]", vars(DictState))
 _put_data, _put_origin, put_memo = (_slots[n].__set__ for n in ("_data", "_origin", "_memo"))
 
 
-def _copy(value: Any, memo: dict[int, Any]) -> Any:  # noqa: C901 - one for each form
+def _copy(value: Any, memo: dict[int, Any]) -> Any:  # noqa: C901, PLR0912 - one for each form
     """Copy a value with the containers and the objects with fields in it; share all else."""
     kind = cast("Any", type(value))
     if kind in _ATOMS:
@@ -156,10 +156,34 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:  # noqa: C901 - one for each
     elif (shape := class_fields(kind)) is not None and shape.is_value:
         made = memo[id(value)] = shape.fill(kind.__new__(kind), value)
         for name in shape.parts():
-            part = shape.load(made, name)
+            part = shape.load(value, name)  # of the old object: `memo` must not outlive an id
             if type(part) not in _ATOMS and part is not MISSING:
                 shape.store(made, name, _copy(part, memo))
+    elif (config := getattr(kind, "__struct_config__", None)) is not None:
+        if not config.frozen:
+            made = memo[id(value)] = _copy_struct(value, memo) if config.eq else value
+    elif issubclass(kind, BaseException) or (shape is not None and not shape.is_frozen):
+        memo[id(value)] = value  # not copied, so the block may change the committed object
     return made
+
+
+def _copy_struct(value: Any, memo: dict[int, Any]) -> Any:
+    """Copy a msgspec.Struct as an object with fields."""
+    made = memo[id(value)] = copy.copy(value)
+    for name in value.__struct_fields__:
+        part = getattr(value, name)
+        if type(part) not in _ATOMS:
+            setattr(made, name, _copy(part, memo))
+    return made
+
+
+def is_immutable_kind(kind: Any) -> bool:
+    """Whether the objects of a class that is no container cannot change; frozen ones count as such."""
+    struct = getattr(kind, "__struct_config__", None)
+    if struct is not None:
+        return bool(struct.frozen)
+    shape = class_fields(kind)
+    return not issubclass(kind, BaseException) and (shape is None or shape.is_frozen)
 
 
 def _tuple_like(old: Any, parts: list[Any]) -> Any:
@@ -201,6 +225,13 @@ class _Draft:
             value = _copy(value, memo)
             cast("_ClassFields", class_fields(type(old))).store(self, name, value)
         return value
+
+
+def _get_extra(draft: Any, name: str) -> Any:
+    """Return an extra or private value of a draft of a model, whose own ``__getattr__`` copies no extra."""
+    if name in (_get(draft, "__pydantic_extra__") or ()):
+        return draft.__pydantic_extra__[name]
+    return draft.__class__.__getattr__(draft, name)
 
 
 class _ClassFields:
@@ -273,6 +304,8 @@ class _ClassFields:
                 "__class__": property(lambda _: self.cls),
             }
             space["_sluicegate_fields"] = frozenset(self.parts())
+            if self.is_pydantic:
+                space["__getattr__"] = _get_extra
             bases = (_Draft, self.cls)
             meta: Any = type
             self._kind = meta.__new__(type(self.cls), self.cls.__name__, bases, space)
@@ -354,6 +387,19 @@ def class_fields(cls: Any) -> _ClassFields | None:
         shape = _ClassFields(cls)
         type.__setattr__(cls, "_sluicegate_shape", shape)
     return shape
+
+
+def copies_of(value: Any) -> dict[int, Any] | None:
+    """Return the copies that a draft has made, by the id of the old object; None if it is no draft.
+
+    An object that was handed out without a copy, but may have changed, is there as its own copy.
+    """
+    if type(value) is DictState:
+        return None if value._origin is None else value._memo
+    copies: dict[int, Any] | None = None
+    if isinstance(value, _Draft):
+        _, copies = _get(value, "_sluicegate_draft")
+    return copies
 
 
 def detached(value: Any) -> Any:

@@ -18,6 +18,7 @@ from sluicegate._state.drafts import (
     MISSING,
     DictState,
     class_fields,
+    copies_of,
     detached,
     frozen_error,
     listed,
@@ -68,6 +69,40 @@ class EditRecords(Protocol):
         ...
 
 
+class StateChange:
+    """One change of a state, just before it takes effect.
+
+    Attributes:
+        old: The state before it; None if there was none.
+        new: The state after it, which shares unchanged values with the old one.
+        path: The path that was set, if the rest of the state is unchanged.
+        copies: If a draft became the new state: the copies that it made, by the id of the old object.
+    """
+
+    __slots__ = ("copies", "new", "old", "path")
+
+    def __init__(
+        self,
+        old: object,
+        new: object,
+        *,
+        path: list[str] | None = None,
+        copies: dict[int, Any] | None = None,
+    ) -> None:
+        self.old: Any = old
+        self.new: Any = new
+        self.path = path
+        self.copies = copies
+
+
+class StateJournal(Protocol):
+    """What writes down the changes of a state."""
+
+    def __call__(self, change: StateChange, /) -> None:
+        """Write down a change, before it takes effect; if this raises, it does not."""
+        ...
+
+
 class StateStore(Generic[StateT]):
     """The state of a run, ``ctx.store``: all tasks read the committed state, one task writes at a time.
 
@@ -78,6 +113,9 @@ class StateStore(Generic[StateT]):
     Every awaited method first checks for cancellation, and lets other tasks run at least
     every 0.5 ms; if it is cancelled, it has changed nothing. Call it in any task of the event loop's thread.
     A task that an open :meth:`edit_state` block waits for must not write, because both would deadlock.
+
+    In a durable run, a write that cannot be kept raises ``SnapshotError`` with the path of the value, and
+    changes nothing.
 
     Args:
         state_type: An attrs class, a dataclass or a pydantic model that can be created without
@@ -100,6 +138,7 @@ class StateStore(Generic[StateT]):
         "_shape",
         "_type",
         "_writer",
+        "journal",
         "records",
     )
 
@@ -130,6 +169,8 @@ class StateStore(Generic[StateT]):
         self._queue: deque[tuple[object, Waiter]] = deque()
         #: While an observed run uses the state: what makes the records of its edits.
         self.records: EditRecords | None = None
+        #: In a durable run: what writes down the changes.
+        self.journal: StateJournal | None = None
         #: Of the edit that runs now, if it is recorded: where, and its number.
         self._edit: tuple[EditRecords, int] | None = None
         #: Whether its changes are in the state.
@@ -169,7 +210,6 @@ class StateStore(Generic[StateT]):
         shape = class_fields(kind) or self._shape
         old = self._committed if isinstance(self._committed, kind) else None
         shape.check(made, shape.fields, old, is_whole=True)
-        self._shape = shape
         return made
 
     def _merged(self, state: Any, parent: Any) -> Any:
@@ -229,7 +269,11 @@ class StateStore(Generic[StateT]):
         parts = split_path(path)
         await self._acquire()
         try:
-            self._committed = replaced(self._committed, parts, 0, detached(value))
+            made = replaced(self._committed, parts, 0, detached(value))
+            if self.journal is None:
+                self._committed = made
+            else:
+                self._write_down(StateChange(self._committed, made, path=parts))
             self._is_committed = True
         finally:
             self._release()
@@ -242,7 +286,11 @@ class StateStore(Generic[StateT]):
         """
         await self._acquire()
         try:
-            self._committed = self._new()
+            made = self._new()
+            if self.journal is None:
+                self._committed = made
+            else:
+                self._write_down(StateChange(self._committed, made))
             self._shape = self._shape and class_fields(self._type)
             self._is_committed = True
         finally:
@@ -271,7 +319,12 @@ class StateStore(Generic[StateT]):
         """
         await self._acquire()
         try:
-            self._committed = self._accepted(state)
+            made = self._accepted(state)
+            if self.journal is None:
+                self._committed = made
+            else:
+                self._write_down(StateChange(self._committed, made, copies=copies_of(state)))
+            self._shape = self._shape and class_fields(type(made))
             self._is_committed = True
         finally:
             self._release()
@@ -281,9 +334,12 @@ class StateStore(Generic[StateT]):
 
         The block gets a draft of the state. A field is copied when the block first reads it,
         with the lists, dicts, sets, deques, tuples and objects with fields (attrs, dataclass,
-        pydantic) in it; unread fields cost nothing. Other objects (locks, clients), frozen objects,
+        pydantic, msgspec) in it; unread fields cost nothing. Other objects (locks, clients), frozen objects,
         and those that compare by identity (``eq=False``) are not copied, so changes to them cannot be
         rolled back. Meanwhile other tasks read the previous state, and writers wait.
+
+        In a durable run, the commit writes down what changed before it takes effect, at a cost that does
+        not depend on unread fields. Changes inside a frozen object are not seen; assign a new one.
 
         Entering waits for the other writers; a cancellation there leaves nothing behind. Exiting is not
         a checkpoint. An error or a cancellation in the block rolls it back and propagates.
@@ -292,6 +348,8 @@ class StateStore(Generic[StateT]):
             TypeError: The state's class is frozen; or, on exit, a changed field does not fit
                 its annotation, and the state is unchanged.
             WorkflowRuntimeError: This task is inside such a block already.
+            SnapshotError: On exit, in a durable run: a changed value cannot be kept. The message has its
+                path, and the state is unchanged.
         """
         if self._shape is not None and self._shape.is_frozen:
             raise TypeError(frozen_error(self._type))
@@ -389,8 +447,18 @@ class StateStore(Generic[StateT]):
         made = detached(draft)
         if self._shape is not None:
             self._shape.check(made, self._shape.fields, self._committed, is_whole=False)
-        self._committed = made
+        if self.journal is None:
+            self._committed = made
+        else:
+            self._write_down(StateChange(self._committed, made, copies=copies_of(draft)))
         self._is_committed = True
+
+    @enable_ki_protection
+    def _write_down(self, change: StateChange) -> None:
+        """Write down a change and let it take effect: both, or neither if that fails."""
+        assert self.journal is not None
+        self.journal(change)
+        self._committed = change.new
 
 
 class _Edit:
