@@ -9,6 +9,7 @@ from sluicegate._definition.decorators import catch_error, step
 from sluicegate._definition.signatures import Take
 from sluicegate._errors import (
     EventConflictError,
+    PoisonStepError,
     QuestionClosedError,
     RestoredError,
     SnapshotError,
@@ -81,6 +82,7 @@ __all__ = [
     "Invocation",
     "Observer",
     "OpenQuestion",
+    "PoisonStepError",
     "ProgressEvent",
     "QuestionClosedError",
     "RateLimiter",

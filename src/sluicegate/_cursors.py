@@ -153,7 +153,7 @@ class Numbering:
 
     def is_ahead(self, cursor: Cursor) -> bool:
         """Whether a cursor is of what this log has not had yet, or of a life after this one."""
-        return cursor.durable > self.last or cursor.life > self.life
+        return cursor.durable > self.last or (cursor.life > self.life and cursor.live > 0)
 
     def note(self, sequence: int, durable: int, first: int) -> None:
         """Note that the event ``sequence`` is durable event ``durable``; ``first`` is the oldest kept."""

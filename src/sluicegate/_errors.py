@@ -131,6 +131,21 @@ class StepTimeoutError(WorkflowTimeoutError):
     """Raised when an invocation of a step has not ended by the step's own timeout."""
 
 
+class PoisonStepError(WorkflowRuntimeError):
+    """Raised in place of running a step again whose process has died each time while it ran.
+
+    It is the failure of that step in a durable run: it is not retried, and a handler of the step's
+    failures gets it.
+
+    Attributes:
+        crashes: How many processes have died while the step ran with the same event.
+    """
+
+    def __init__(self, message: str, crashes: int = 0) -> None:
+        super().__init__(message)
+        self.crashes = crashes
+
+
 class SnapshotError(WorkflowRuntimeError):
     """Raised when a value cannot be kept in a snapshot, or a snapshot cannot be read.
 

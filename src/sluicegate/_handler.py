@@ -200,7 +200,7 @@ class WorkflowHandler(Generic[R]):
             raise WorkflowRuntimeError(msg)
         if not self._started:
             self._start("in place")
-            self._run.warns_of_idle = True
+            self._run.warns_of_idle = self._run.part is None  # anybody can answer from elsewhere
             await self._run_alone()
         else:
             self._awaiting += 1
@@ -599,6 +599,8 @@ class WorkflowHandler(Generic[R]):
             )
             raise TypeError(msg)
         self._ensure_started("send_event()")
+        if self._run.part is not None:
+            return self._run.part.send_event(event, step, question, id)
         is_new = receive(self._run, event, step, question, id)
         return APPLIED if is_new else REPEATED
 
@@ -640,6 +642,8 @@ class WorkflowHandler(Generic[R]):
         check_attached(self._run, f"`runs.cancel({self.run_id!r})`")
         if not self._started:
             self._refuse(reason)
+        elif self._run.part is not None:
+            self._run.part.cancel(reason, after)
         elif after == "steps":
             drain(self._run, reason)
         else:
@@ -714,6 +718,8 @@ class WorkflowHandler(Generic[R]):
             return outcome.status
         if not self._started:
             return "unstarted"
+        if self._run.part is not None and outcome.status == "parked":
+            return self._run.part.status
         return "idle" if is_idle(self._run) else "running"
 
     def is_done(self) -> bool:

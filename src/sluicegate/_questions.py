@@ -10,7 +10,7 @@ from sluicegate._loop import current_backend
 
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Coroutine, Generator
 
     from sluicegate._events import Event
 
@@ -43,17 +43,38 @@ class Acknowledgement:
 
     Attributes:
         is_repeated: Whether an event with the same ``id`` and content arrived before, so that this
-            one was not applied.
+            one was not applied. Of an event for a durable run that is not in this process, it is
+            known after the acknowledgement.
     """
 
-    __slots__ = ("is_repeated",)
+    __slots__ = ("_wait", "is_repeated")
 
-    def __init__(self, *, is_repeated: bool) -> None:
+    def __init__(
+        self,
+        *,
+        is_repeated: bool,
+        wait: Callable[[], Coroutine[Any, Any, bool | None]] | None = None,
+    ) -> None:
         self.is_repeated: bool = is_repeated
+        self._wait = wait
 
     def __await__(self) -> Generator[Any, Any, None]:
-        """Wait. A checkpoint; cancelled, it does not take the event back."""
-        return current_backend().checkpoint().__await__()
+        """Wait. A checkpoint; cancelled, it does not take the event back.
+
+        Raises:
+            EventConflictError: The event was sent to a durable run that is not in this process, and
+                that run has received another one with the same ``id``.
+            StoreError: The store of a durable run could not keep the event.
+        """
+        return self._acknowledged().__await__()
+
+    async def _acknowledged(self) -> None:
+        if self._wait is None:
+            await current_backend().checkpoint()
+            return
+        is_repeated = await self._wait()
+        if is_repeated is not None:
+            self.is_repeated = is_repeated
 
     def __repr__(self) -> str:
         return f"<Acknowledgement of {'a repeated' if self.is_repeated else 'an'} event>"

@@ -314,24 +314,25 @@ class Workflow(Generic[R]):
         return self._resume(seed, run_id)
 
     def _resume(self, saved: SavedRun, run_id: str | None) -> WorkflowHandler[R]:
+        return WorkflowHandler(self.__open_run__(saved, run_id))
+
+    def __open_run__(self, saved: Any, run_id: str | None) -> Any:  # a Run, as in WorkflowHandler
         saved.take()
         log = EventLog(window=self.__buffer, history=self.__history)
         if saved.progress is not None:
             log.begin_after(saved.progress.sequence)
-        return WorkflowHandler(
-            Run(
-                self,
-                self._built(),
-                run_id=run_id or saved.run_id or _new_run_id(),
-                start_event=saved.start_event,
-                log=log,
-                options=self.__options,
-                state_store=saved.store,
-                resumed=saved.progress,
-                early=saved.arrived,
-                keys=saved.keys,
-                carrier=saved.carrier,
-            )
+        return Run(
+            self,
+            self._built(),
+            run_id=run_id or saved.run_id or _new_run_id(),
+            start_event=saved.start_event,
+            log=log,
+            options=self.__options,
+            state_store=saved.store,
+            resumed=saved.progress,
+            early=saved.arrived,
+            keys=saved.keys,
+            carrier=saved.carrier,
         )
 
     def __open_saved_run__(
@@ -402,6 +403,16 @@ class Workflow(Generic[R]):
 def graph_in(workflow: Workflow[Any]) -> Graph:
     """Return the graph of a workflow object; the rest of the package uses this."""
     return workflow._built()
+
+
+def saved_run(workflow: Workflow[Any], snapshot: dict[str, Any]) -> Any:
+    """Return a snapshot decoded for a workflow: a ``SavedRun``. Internal to the package."""
+    return workflow.__open_saved_run__(snapshot)
+
+
+def run_without_owner(workflow: Workflow[Any], run_id: str) -> Any:
+    """Return a run whose beginning is loaded later: a ``Run``. Internal to the package."""
+    return workflow.__open_run__(workflow.__open_saved_run__(None), run_id)
 
 
 def _open_scope() -> ResourceScope:

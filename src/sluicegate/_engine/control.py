@@ -182,14 +182,24 @@ def receive_early(run: Run, event: Event, target: str | None, question: str | No
             last = max((q.number for q in found), default=0)
             raise not_open(run, question, event, was_open=number_of(question) <= last)
         check_answers(run, event, question, (asked.kind,) if asked.kind else run.graph.answers)
-    elif target is None:
+    else:
+        check_taken(run, event, target)
+    early = run.early if isinstance(run.early, list) else [*run.early]
+    early.append((event, target, question))
+    run.early = early
+
+
+def check_taken(run: Run, event: Event, target: str | None) -> None:
+    """Check that a step of the workflow, or of its children, can take an event from outside.
+
+    Raises:
+        WorkflowRuntimeError: None can, or the one that is named cannot.
+    """
+    if target is None:
         run.graph.adopt_from_outside(event)
         run.graph.input(type(event))
     else:
         run.graph.target_index(event, target)
-    early = run.early if isinstance(run.early, list) else [*run.early]
-    early.append((event, target, question))
-    run.early = early
 
 
 def not_open(run: Run, question: str, event: Event, *, was_open: bool) -> WorkflowRuntimeError:
@@ -367,6 +377,7 @@ def snapshot(run: Run) -> dict[str, Any]:
 
     if not run.outcome.is_over:
         check_thread(run, "snapshot")
+        check_in_memory(run, "snapshot()")
     records = run.records
     if records is None:
         return take_snapshot(run)
@@ -379,11 +390,27 @@ def snapshot(run: Run) -> dict[str, Any]:
 def open_store(run: Run) -> StateStore[Any]:
     """The state of the run."""
     if run.state_store is None:
+        check_in_memory(run, "the state")
         from sluicegate._state.store import StateStore  # noqa: PLC0415 - not everybody needs it
 
         run.state_store = StateStore(run.graph.state_type)
         run.state_store.records = run.records
     return run.state_store
+
+
+def check_in_memory(run: Run, what: str) -> None:
+    """Refuse what needs the state of a durable run that is not in this process at the moment.
+
+    Raises:
+        WorkflowRuntimeError: It rests in its store, or another process runs it.
+    """
+    if run.part is not None and run.outcome.status == "parked":
+        msg = (
+            f"{what} of the run {run.run_id} is not in memory: the run is "
+            f"{'resting in its store' if run.part.status == 'idle' else 'running elsewhere'}; "
+            f"expected `await runs.snapshot({run.run_id!r})`"
+        )
+        raise WorkflowRuntimeError(msg)
 
 
 def find_loop(run: Run) -> tuple[int, Callable[[Callable[[], object]], object]] | None:

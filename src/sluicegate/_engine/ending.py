@@ -63,7 +63,7 @@ def detach_run(run: Run, reason: str, error: BaseException | None = None) -> Non
         reason: Why, as the error and the event of the detachment show it.
         error: The error of the store, or the lost lease, that has caused it.
     """
-    if not run.outcome.status:
+    if run.outcome.status in ("", "parked"):
         run.outcome.detach(reason, error)
         cancel_scopes(run, reason)
 
@@ -238,7 +238,7 @@ def halt(run: Run, reason: str, *, by_worker: bool = False) -> None:
         run.parked.wake()
 
 
-def conclude(run: Run, backend: Backend, interruption: BaseException | None) -> None:
+def conclude(run: Run, backend: Backend, interruption: BaseException | None) -> None:  # noqa: C901
     """Close the run after everything of it has unwound: clock, machine, stream, waiting tasks.
 
     Not a checkpoint. A fault while the clock or the machine is closed becomes a failure of the run,
@@ -265,11 +265,16 @@ def conclude(run: Run, backend: Backend, interruption: BaseException | None) -> 
     except BaseException as fault:  # noqa: ASYNC103, BLE001 - kept: the stream has to end
         outcome.fail_anyway(fault, None)
     run.awaits_outside = False
+    if outcome.status == "parked":  # the run goes on, and so do its handler and its stream
+        if run.records is not None:
+            run.records.end(run)
+            run.records = None
+        return
     last = outcome.conclude()
     if run.records is not None:
         run.records.enter(None, "engine")
         run.records.streamed(run.log.next, last, is_last=True)
-    run.log.close(last)
+    run.log.close(last, 0 if run.part is None else run.part.shown)
     outcome.announce()
     if run.records is not None:
         run.records.end(run)

@@ -11,7 +11,7 @@ from sluicegate._engine.idle import check_stuck, idle_changed, rest, start_worke
 from sluicegate._engine.journal import Redelivery
 from sluicegate._engine.outcome import drop_own_frames
 from sluicegate._engine.run import content_key
-from sluicegate._errors import WorkflowRuntimeError
+from sluicegate._errors import PoisonStepError, WorkflowRuntimeError
 from sluicegate._events import StepFailedEvent
 from sluicegate._loop import enable_ki_protection
 
@@ -61,7 +61,7 @@ def recover(  # noqa: C901 - the decisions in their order
     attempts = (known.attempts if known is not None else None) or Attempts(worker.began_at)
     attempts.failed(error, now)
     if node is None or not node.is_cancelled:
-        if step.options.retry is not None:
+        if step.options.retry is not None and type(error) is not PoisonStepError:
             redelivery = _next_attempt(run, step, given, known, attempts)
             if redelivery is not None:
                 if journal is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from math import inf
 from typing import TYPE_CHECKING
 
 import attrs
@@ -46,6 +47,8 @@ def idle_changed(run: Run) -> None:
     if run.parent is not None:
         child_idle_changed(run.parent, run)
         check_drained(run.parent)
+    if run.part is not None:
+        run.part.idle_changed()
     if run.probe is not None:
         run.probe.idle_changed()
 
@@ -71,6 +74,8 @@ def warn_of_idle(run: Run) -> None:
 
 def open_questions(run: Run) -> tuple[OpenQuestion, ...]:
     """See :attr:`sluicegate.WorkflowHandler.questions`."""
+    if run.part is not None and (not run.part.is_live or run.outcome.status == "parked"):
+        return run.part.questions
     if run.outcome.status:
         return ()
     machine = run.machine
@@ -161,6 +166,37 @@ def steps_at_rest(run: Run) -> set[int]:
         return set()
     busy = {id(step) for child, step in run.children.items() if not child.rests_in_parent}
     return at_rest(run.machine) - busy
+
+
+def can_be_released(run: Run) -> bool:
+    """Whether nothing happens in the run before a timer is due or an event comes from outside.
+
+    Every step that has begun waits for an event or a branch, and none has a task that does anything else.
+    """
+    machine = run.machine
+    if machine is None or run.outcome.status or run.draining is not None or machine.startable:
+        return False
+    if machine.stop is not None or (run.parked is None and not run.workers):
+        return False  # it is just beginning, or ending
+    resting = steps_at_rest(run)
+    workers = [worker for worker in run.workers if worker.step is not None]
+    if any(id(worker.context or worker) not in resting for worker in workers):
+        return False
+    return are_alone(run) and all(can_be_released(child) for child in run.children)
+
+
+def next_due(run: Run) -> float:
+    """Return when the next timer of the run is due, on the backend's clock; infinity without one.
+
+    Its own timeout is no such timer: it counts only the time in which the run is in memory.
+    """
+    machine = run.machine
+    if machine is None:
+        return inf
+    due = min((wait.due for wait in machine.waits), default=inf)
+    for queue in machine.queues:
+        due = min(due, *(redelivery.due for redelivery in queue.delayed or ()), inf)
+    return min(due, *(next_due(child) for child in run.children), inf)
 
 
 def check_drained(run: Run) -> None:

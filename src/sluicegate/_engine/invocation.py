@@ -10,7 +10,7 @@ from sluicegate._context import Context, step_context, watch_progress
 from sluicegate._engine.ending import note_delivery
 from sluicegate._engine.idle import check_drained, note_rest
 from sluicegate._engine.journal import Redelivery
-from sluicegate._errors import StepTimeoutError
+from sluicegate._errors import PoisonStepError, StepTimeoutError
 from sluicegate._events import StepStateChanged
 from sluicegate._exceptions import behind_scope, holds_cancelled, is_cancellation
 from sluicegate._loop.cleanup import Closable, current_cleanup
@@ -233,6 +233,8 @@ class Worker:
         self.began_at = backend.current_time()
         redelivery: Numbered | None = self.delivery
         if type(event) is Redelivery:
+            if event.crashes and event.crashes >= most_crashes(self.run):
+                raise poisoned(step, event.crashes)
             redelivery, event = event, event.event
         self.context = context = step_context(self.run.operations, step, node, redelivery)
         context.began_at = self.began_at
@@ -623,6 +625,23 @@ def _arguments(step: Step, event: Any, inserted: list[tuple[int, Any]]) -> list[
 def _several(step: Step, events: Any) -> list[Any]:
     # A copy: changes that the step makes to the list must not be visible to another attempt.
     return [list(events)] if step.takes == "list" else [*events]
+
+
+def most_crashes(run: Run) -> float:
+    """Return how many processes may have died in the same delivery of a durable run or of its children."""
+    while run.parent is not None:
+        run = run.parent
+    return inf if run.part is None else run.part.max_crashes
+
+
+def poisoned(step: Step, crashes: int) -> PoisonStepError:
+    """Return the failure of a step that is not run again, because its process has died each time."""
+    msg = (
+        f"the step {step.label} was running in {crashes} processes that died, with the same event, so it "
+        "is not run again; expected a step that survives its event, or a larger "
+        "`open_run_store(..., max_crashes=...)`"
+    )
+    return PoisonStepError(msg, crashes)
 
 
 def is_step_of(run: Run) -> bool:

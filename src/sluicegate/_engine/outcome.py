@@ -236,6 +236,46 @@ class Outcome:
             self.error.__cause__ = error
             self._errors = {id(self.error): self.error, **(self._errors or {})}
 
+    def park(self) -> None:
+        """Record that a durable run waits in its store, and is to unwind here until it is woken."""
+        self.status = "parked"
+
+    def reopen(self) -> None:
+        """Begin another life of a durable run, which has rested in its store."""
+        self.status = ""
+        self._errors = self.error = None
+
+    def refuse(self, error: BaseException) -> None:
+        """Record that a durable run cannot be continued here; who awaits it gets ``error`` itself."""
+        self.detach(f"{type(error).__name__}: {error}")
+        self.error = error
+        self._keep(error)
+
+    def recall(self, status: str, last: StopEvent) -> None:
+        """Take over the end of a durable run that its store has.
+
+        Args:
+            status: How it ended.
+            last: The event that ends its stream.
+        """
+        self.reopen()
+        if isinstance(last, WorkflowTimedOutEvent):
+            steps = f"; running: {', '.join(last.active_steps)}" if last.active_steps else ""
+            msg = (
+                f"the run {self._run_id} of {self._name} did not end within its timeout of "
+                f"{last.timeout:g} s{steps}"
+            )
+            self.error = WorkflowTimeoutError(msg, last.timeout, tuple(last.active_steps))
+            self._keep(self.error)
+        elif isinstance(last, WorkflowFailedEvent):
+            self.error, self._step = last.exception, last.step_name
+            self._keep(last.exception)
+        elif isinstance(last, WorkflowCancelledEvent):
+            self.cancel(last.reason or "")
+        else:
+            self.stop_event = last
+        self.status = status
+
     def cancel_from_outside(self) -> None:
         """Record that a scope around the run was cancelled; a durable run is detached by that."""
         if self.is_durable:

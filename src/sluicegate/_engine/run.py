@@ -20,7 +20,7 @@ from sluicegate._loop.limits import MAX_THREADS
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableMapping
+    from collections.abc import Awaitable, Callable, MutableMapping
     from contextvars import Context as ContextVars
 
     from sluicegate._context import Context
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sluicegate._loop import Backend, Waiter
     from sluicegate._loop.limits import ConcurrencyLimit, LoopSlots
     from sluicegate._observers import Observer
-    from sluicegate._questions import Asked
+    from sluicegate._questions import Acknowledgement, Asked, OpenQuestion
     from sluicegate._state.store import StateStore
     from sluicegate._streams import EventLog
 
@@ -69,6 +69,51 @@ class Resumable(Protocol):
 
     def load(self, run: Run, machine: Machine) -> None:
         """Put the pending work into the new machine of a run; synchronous, once."""
+
+
+class Part(Protocol):
+    """The part of a durable run that its owner in this process has entered; see :mod:`sluicegate.durable`.
+
+    It runs the lives of the run, one after another: the times in which its steps run here.
+
+    Attributes:
+        is_live: Whether a life is under way. Between lives, the run rests in its store, or another
+            process runs it.
+        status: ``"idle"`` where the run rests in its store, ``"running"`` where it runs elsewhere.
+        max_crashes: How many processes may have died in the same delivery.
+        shown: The number of the last event of the durable stream, once the run has ended.
+    """
+
+    is_live: bool
+    status: str
+    max_crashes: int
+
+    @property
+    def shown(self) -> int: ...
+
+    async def carry(self, live: Callable[[Run], Awaitable[None]]) -> None:
+        """Run the lives of the run in this task, until it has ended or the part has."""
+
+    def begin_life(self) -> None:
+        """Apply what came from outside before this life; the machine is loaded, and no step runs yet."""
+
+    async def end_life(self) -> None:
+        """Give up the lease of a life in which the run has not ended; all steps have unwound. Shielded."""
+
+    def idle_changed(self) -> None:
+        """The run may have become idle, or busy again."""
+
+    def send_event(
+        self, event: Event, step: str | None, question: str | None, key: str | None
+    ) -> Acknowledgement:
+        """Pass on an event from outside, wherever the run is."""
+
+    def cancel(self, reason: str, after: str) -> None:
+        """Have the run cancelled, wherever it is."""
+
+    @property
+    def questions(self) -> tuple[OpenQuestion, ...]:
+        """The open questions of a run that is not live."""
 
 
 @attrs.frozen
@@ -125,6 +170,7 @@ class Run:
         "outcome",
         "parent",
         "parked",
+        "part",
         "probe",
         "queue_scope",
         "queued_at",
@@ -219,6 +265,8 @@ class Run:
         self.made = 0 if resumed is None else resumed.made
         #: Makes the records of a durable run; None in any other.
         self.journal: RunJournal | None = None
+        #: What its owner has entered of a durable run; None in any other, and in children.
+        self.part: Part | None = None
         #: How many invocations were reported to the probe.
         self.invocations = 0
 
@@ -303,6 +351,43 @@ class Run:
         assert self.backend is not None
         assert self.machine is not None
         return self.backend, self.machine
+
+
+class Saved(Protocol):
+    """What a run begins a life with; see :class:`sluicegate._engine.snapshot_read.SavedRun`."""
+
+    start_event: Event | None
+    progress: Resumable | None
+    arrived: tuple[Early, ...]
+    keys: dict[str, Key]
+    carrier: dict[str, str]
+    store: StateStore[Any]
+
+
+def load_life(run: Run, saved: Saved, elapsed: float) -> None:
+    """Make a run that has rested ready for another life, as a new one that is resumed.
+
+    The handler, the stream and whoever waits for the outcome are the same as before.
+
+    Args:
+        run: The run; nothing of it runs.
+        saved: What it begins with.
+        elapsed: Seconds that the run has taken before.
+    """
+    run.start_event, run.resumed, run.early = saved.start_event, saved.progress, saved.arrived
+    run.keys, run.carrier, run.state_store = saved.keys, saved.carrier, saved.store
+    run.clock = Clock(run.options.timeout, elapsed)
+    run.machine = run.in_flight = run.draining = run.reports = None
+    run.awaits_outside = run.reported_idle = False
+    run.retried = 0 if saved.progress is None else saved.progress.retried
+    run.made = 0 if saved.progress is None else saved.progress.made
+    run.children, run.busy_children = EMPTY, 0
+
+
+def name_run(run: Run, run_id: str) -> None:
+    """Give another identifier to a run that has not begun."""
+    run.run_id = run_id
+    run.outcome = Outcome(run.graph.name, run_id, run.options.timeout)
 
 
 def check_thread(run: Run, what: str) -> None:

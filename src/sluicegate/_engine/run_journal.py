@@ -228,8 +228,10 @@ class JournalWriter:
         """Take note that all records up to ``sequence`` are durable. Synchronous, in the run's loop."""
         self.durable = max(self.durable, sequence)
         while self._outputs and self._outputs[0][0] <= self.durable:
-            _, log, event, _ = self._outputs.popleft()
-            if not log.closed:
+            _, log, event, number = self._outputs.popleft()
+            if number and log.numbering is not None and not log.closed:
+                log.append_durable(event, number)
+            elif not log.closed:
                 log.append(event)
         while self._gates and self._gates[0][0] <= self.durable:
             self._gates.popleft()[1].wake()

@@ -70,13 +70,16 @@ _new = object.__new__
 
 
 @enable_ki_protection
-async def execute(run: Run) -> None:  # noqa: C901, PLR0912
+async def execute(run: Run) -> None:  # noqa: C901, PLR0912, PLR0915
     """Run to the end. When this returns or raises, nothing of the run is left.
 
     Raises:
         BaseException: A cancellation from outside, bare; a ``KeyboardInterrupt`` or
             ``SystemExit``, bare. Nothing else: see :attr:`Run.outcome`.
     """
+    if run.part is not None and not run.part.is_live:
+        await run.part.carry(execute)
+        return
     backend = run.backend
     assert backend is not None
     run.work = run_worker
@@ -120,6 +123,8 @@ async def execute(run: Run) -> None:  # noqa: C901, PLR0912
         slots.note(run, is_idle=False)
     if run.journal is not None:
         interruption = await close_journal(run, run.journal, backend, interruption)
+    if run.part is not None:
+        await run.part.end_life()
     conclude(run, backend, interruption)
     if issubclass(type(run.outcome.error), URGENT):
         interruption = run.outcome.error
@@ -289,6 +294,8 @@ async def begin(run: Run, backend: Backend, nursery: Nursery) -> Machine:
         for event, target, question in run.early:
             take_in(run, machine, event, target, question)
         run.early = ()
+    if run.part is not None:
+        run.part.begin_life()
     if not run.outcome.status and not machine.alive:
         rest(run)
     return machine
@@ -324,6 +331,7 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
     records = run.records
     journal = run.journal
     tells_idle = options.excludes_waiting or run.parent is not None or options.run_limit is not None
+    tells_idle = tells_idle or run.part is not None
     run.turn_due = perf_counter() + TURN  # a worker that begins has just been given its turn
     try:
         while True:
@@ -448,7 +456,7 @@ async def close_journal(  # noqa: ASYNC910 - most often there is nothing to wait
 ) -> BaseException | None:
     """Record the end of a run in which nothing is left, and wait until that is durable, shielded.
 
-    A run that is detached has no end. One whose end cannot be stored is detached. The end of a child needs
+    A run that is detached, or rests in its store, has no end. One whose end cannot be stored is detached. The end of a child needs
     no wait: its parent goes on only with what is durable.
 
     Returns:
@@ -459,7 +467,7 @@ async def close_journal(  # noqa: ASYNC910 - most often there is nothing to wait
         outcome.interrupt(interruption, backend.Cancelled)
     elif interruption is not None and urgent_leaf(interruption) is not None:
         outcome.fail(interruption, None, None, backend.Cancelled)
-    if outcome.status == "detached":
+    if outcome.status in ("detached", "parked"):
         return interruption
     end = journal.ended(outcome.status, outcome.terminal_event())
     due = backend.current_time() + STORE_GRACE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sluicegate.durable._errors import (
     JournalConflictError,
+    RunConflictError,
     RunEndedError,
     RunOwnedError,
     StaleLeaseError,
@@ -16,6 +17,7 @@ from sluicegate.durable._errors import (
     StoreReadOnlyError,
     StoreUnavailableError,
     UnknownRunError,
+    UnknownWorkflowError,
 )
 from sluicegate.durable._memory import MemoryJournal, MemoryStore
 from sluicegate.durable._port import (
@@ -32,6 +34,8 @@ from sluicegate.durable._port import (
     Summary,
 )
 from sluicegate.durable._sqlite import open_journal, open_sqlite_journal
+from sluicegate.durable._store import RunStore, RunSummary, StoredQuestion, open_run_store
+from sluicegate.durable._worker import RunWorker
 
 
 __all__ = [
@@ -46,10 +50,14 @@ __all__ = [
     "Message",
     "NewRun",
     "Record",
+    "RunConflictError",
     "RunEndedError",
     "RunFilter",
     "RunOwnedError",
     "RunRow",
+    "RunStore",
+    "RunSummary",
+    "RunWorker",
     "StaleLeaseError",
     "StoreBusyError",
     "StoreClosedError",
@@ -59,8 +67,11 @@ __all__ = [
     "StoreFullError",
     "StoreReadOnlyError",
     "StoreUnavailableError",
+    "StoredQuestion",
     "Summary",
     "UnknownRunError",
+    "UnknownWorkflowError",
     "open_journal",
+    "open_run_store",
     "open_sqlite_journal",
 ]

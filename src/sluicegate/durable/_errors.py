@@ -69,6 +69,34 @@ class UnknownRunError(StoreError, LookupError):
     """Raised when the store has no run of that id. It is also a ``LookupError``."""
 
 
+class RunConflictError(StoreError, ValueError):
+    """Raised when a run is started under an id that another run of the store has.
+
+    That run is of another workflow, or it began with another start event. It is also a ``ValueError``.
+
+    Attributes:
+        run_id: The id.
+    """
+
+    def __init__(self, message: str, run_id: str = "") -> None:
+        super().__init__(message)
+        self.run_id = run_id
+
+
+class UnknownWorkflowError(StoreError, LookupError):
+    """Raised when a run of a workflow is to be continued or read that this process does not know.
+
+    It is also a ``LookupError``.
+
+    Attributes:
+        workflow: The name of the workflow.
+    """
+
+    def __init__(self, message: str, workflow: str = "") -> None:
+        super().__init__(message)
+        self.workflow = workflow
+
+
 class RunEndedError(StoreError):
     """Raised when an event or a cancellation is sent to a run that has ended."""
 

@@ -1,0 +1,767 @@
+"""Parts: how a stored run lives in a process, from one claim of its lease to the next.
+
+A *life* of a run is the time in which one process holds its lease and runs its steps. A *part* is what an
+owner in this process has entered (a block, a nursery, a worker): it spans any number of lives. Between
+them the run rests in the store, and the part waits for what wakes it; while another process runs it, the
+part follows what that process stores, and takes over when it is gone.
+
+The engine knows a part as :class:`sluicegate._engine.run.Part`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING, Any, cast, final
+from uuid import uuid4
+
+import msgspec
+
+from sluicegate._engine.control import cancel, drain, receive
+from sluicegate._engine.ending import conclude, detach_run, halt
+from sluicegate._engine.idle import can_be_released, is_idle, next_due
+from sluicegate._engine.run import check_thread, load_life
+from sluicegate._engine.run_journal import JournalWriter, RunJournal
+from sluicegate._errors import WorkflowRuntimeError
+from sluicegate._exceptions import is_cancellation, single, urgent_leaf
+from sluicegate._loop import current_backend, enable_ki_protection
+from sluicegate._questions import Acknowledgement
+from sluicegate.durable._errors import StoreError, UnknownRunError
+from sluicegate.durable._port import BASE, ENDED, WAITING, Batch, Lease, Record, Summary
+from sluicegate.durable._runs import (
+    check_event,
+    check_same,
+    decode_cancel,
+    decode_event,
+    encode_cancel,
+    encode_event,
+    encode_questions,
+    events_in,
+    open_questions_of,
+    rebuild,
+)
+
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from sluicegate._engine.run import Run
+    from sluicegate._events import Event, StopEvent
+    from sluicegate._loop import Backend, Waiter
+    from sluicegate._questions import OpenQuestion
+    from sluicegate.durable._hub import Hub, Watch
+    from sluicegate.durable._port import Message, NewRun, RunRow, Status
+
+
+LOGGER = logging.getLogger("sluicegate")
+
+#: Seconds that the end of a life may wait for the store.
+GRACE = 5.0
+#: Seconds after which a part looks again whether the process that runs its run is alive.
+LOOK_AGAIN = 1.0
+#: A run whose next timer is due sooner than this is not released.
+MIN_REST = 1.0
+#: The life of a stream that only follows: it has no live events, and no real life has this number.
+_FOLLOWER = 999_999_999
+#: How many events of a stream are read from the store at a time.
+_CHUNK = 500
+
+
+class Sending:
+    """An event or a cancellation on its way into the inbox of a run."""
+
+    __slots__ = ("_done", "data", "error", "is_repeated", "key", "kind")
+
+    def __init__(self, kind: str, key: str, data: bytes) -> None:
+        self.kind = kind
+        self.key = key
+        self.data = data
+        self.error: Exception | None = None
+        self.is_repeated = False
+        self._done = current_backend().event()
+
+    def end(self, error: Exception | None = None) -> None:
+        """Wake who waits for it; an error is raised there."""
+        self.error = error
+        self._done.set()
+
+    async def wait(self) -> bool:
+        """Wait until the store has it; return whether it had it before. A checkpoint."""
+        await self._done.wait()
+        if self.error is not None:
+            raise self.error
+        return self.is_repeated
+
+
+@final
+class Part:
+    """What an owner in this process has entered of a stored run.
+
+    Args:
+        hub: The store.
+        run: The run; its machine is made anew for every life.
+        open_saved: Decodes a snapshot of its workflow.
+        new: The run to be created, if the store has none of its id; None for one that is there.
+        row: What the store has of the run, if that is known.
+        ends_at_rest: Whether the part ends when the run rests, as that of a worker does.
+
+    Attributes:
+        is_live: Whether a life is under way.
+        status: Where the run is between lives; see :class:`sluicegate._engine.run.Part`.
+        max_crashes: How many processes may have died in the same delivery.
+    """
+
+    __slots__ = (
+        "_asked",
+        "_ends_at_rest",
+        "_flusher",
+        "_has_caught_up",
+        "_hub",
+        "_idle_since",
+        "_is_known",
+        "_is_noted",
+        "_is_ready",
+        "_is_stale",
+        "_lease",
+        "_new",
+        "_open_saved",
+        "_outbox",
+        "_pending",
+        "_release_idle",
+        "_rests_soon",
+        "_row",
+        "_run",
+        "_shown",
+        "_summary",
+        "_taken",
+        "_try_at",
+        "_unsettled",
+        "_watch",
+        "_writer",
+        "is_live",
+        "max_crashes",
+        "status",
+    )
+
+    def __init__(
+        self,
+        hub: Hub,
+        run: Run,
+        open_saved: Callable[[dict[str, Any]], Any],
+        *,
+        new: NewRun | None = None,
+        row: RunRow | None = None,
+        ends_at_rest: bool = False,
+    ) -> None:
+        self._hub = hub
+        self._run = run
+        self._open_saved = open_saved
+        self._new = new
+        self._row = row
+        self._ends_at_rest = ends_at_rest
+        self.is_live = False
+        self.status = "running"
+        self.max_crashes: int = hub.max_crashes
+        self._lease: Lease | None = None
+        self._writer: JournalWriter | None = None
+        self._watch: Watch | None = None
+        #: How many writes the store has not answered, and what waits for that.
+        self._unsettled = 0
+        self._flusher: Waiter | None = None
+        #: Whether the store has the run, and whether it is loaded for a life.
+        self._is_known = new is None
+        self._is_ready = False
+        #: When to try again to claim a run that has an owner, on the wall.
+        self._try_at = 0.0
+        #: Messages that came before the store had the run; and those with which the next life begins.
+        self._outbox: deque[Sending] = deque()
+        self._pending: list[Message] = []
+        #: The messages that this life has applied.
+        self._taken: set[int] = set()
+        #: The number of the last durable event that the stream in this process has.
+        self._shown = 0
+        self._has_caught_up = False
+        run.log.begin_life(_FOLLOWER, 0, self)
+        #: The status, timer and questions that the store has of the run, and whether they may be
+        #: out of date.
+        self._summary: tuple[Status, float | None, bytes] = ("running", None, b"[]")
+        self._is_stale = False
+        #: When each open question was asked, by its id.
+        self._asked: dict[str, float] = {}
+        #: Since when the run is idle, on the backend's clock.
+        self._idle_since: float | None = None
+        self._is_noted = False
+        #: After how long at rest it is released, and whether its owner wants to be left.
+        self._release_idle = hub.release_idle
+        self._rests_soon = False
+
+    @property
+    def run_id(self) -> str:
+        """The identifier of the run."""
+        return self._run.run_id
+
+    @property
+    def shown(self) -> int:
+        """The number of the last event of the durable stream, once the run has ended."""
+        return self._shown if self._run.outcome.status in ENDED else 0
+
+    @property
+    def questions(self) -> tuple[OpenQuestion, ...]:
+        """The open questions of a run that is not live."""
+        return open_questions_of(self._run, self._summary[2], self._hub.wall())
+
+    # -- lives ------------------------------------------------------------------------------------
+
+    @enable_ki_protection
+    async def carry(self, live: Callable[[Run], Awaitable[None]]) -> None:
+        """Run the lives of the run in this task, until it has ended or the part has.
+
+        A checkpoint. Cancelled, the part ends, and the run continues from its store. An end of the run
+        that is stored, by this process or another, becomes the outcome of the run.
+
+        Args:
+            live: Runs one life.
+
+        Raises:
+            BaseException: A cancellation from outside, ``KeyboardInterrupt`` or ``SystemExit``, bare.
+        """
+        backend = current_backend()
+        run = self._run
+        interruption: BaseException | None = None
+        try:
+            self._hub.check_open()
+            with self._hub.watching(run.run_id) as self._watch, self._hub.owning(self):
+                await self._lead(live)
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - raised below, or the outcome
+            interruption = self._judge(single(error, backend.Cancelled), backend)
+        self._watch = None
+        while self._outbox:
+            self._outbox.popleft().end(_never_sent(run))
+        if not run.outcome.is_over:
+            if run.outcome.status == "parked":
+                run.outcome.reopen()
+                detach_run(run, "the run rests in its store")
+            conclude(run, backend, interruption)
+        if interruption is not None:
+            try:
+                raise interruption
+            finally:
+                del interruption  # or this frame and its exception keep each other alive
+
+    def _judge(self, error: BaseException, backend: Backend) -> BaseException | None:
+        """Settle the outcome by what has ended the part; return what its task raises."""
+        outcome = self._run.outcome
+        if is_cancellation(error, backend.Cancelled) or urgent_leaf(error) is not None:
+            if outcome.status == "parked":
+                outcome.reopen()
+            return error
+        if not outcome.is_over and outcome.status in ("", "parked"):
+            outcome.refuse(error)
+        elif not outcome.is_over:
+            LOGGER.error("the run %s has left this process: %s", self.run_id, error)
+        return None
+
+    async def _lead(self, live: Callable[[Run], Awaitable[None]]) -> None:
+        """Alternate between lives and rest until the run or the part has ended."""
+        backend, run = current_backend(), self._run
+        while True:
+            self._is_ready = False
+            try:
+                with backend.cancel_scope() as run.queue_scope:
+                    await self._prepare()
+            finally:
+                run.queue_scope = None
+                if not self._is_ready:
+                    await self._let_go()  # noqa: ASYNC102 - it shields itself
+            if not self._is_ready:
+                return
+            self.is_live = True
+            self._hub.live[run.run_id] = self
+            try:
+                await live(run)
+            finally:
+                self.is_live = False
+                self._hub.live.pop(run.run_id, None)
+                self._lease = None
+            if run.outcome.status != "parked" or self._ends_at_rest:
+                return
+            self._forget_life()
+
+    async def _prepare(self) -> None:
+        """Wait until this process has the lease, and load the run; or until it has ended elsewhere."""
+        run, journal = self._run, self._hub.journal
+        new, self._new = self._new, None
+        if new is not None:
+            found = await journal.create(new, self._lose)
+            if isinstance(found, Lease):
+                self._lease, self._is_known = found, True
+                await self._take_messages()
+                self._begin(found, 0)
+                return
+            check_same(found, new)
+            self._row, self._is_known = found, True
+        run.outcome.park()
+        await self._rest()
+        if self._lease is not None:
+            await self._load(self._lease)
+
+    async def _rest(self) -> None:
+        """Wait until this process has the lease of the run, or until the run has ended."""
+        journal, run_id, watch = self._hub.journal, self.run_id, self._watch
+        assert watch is not None
+        while True:
+            watch.has_changed = False
+            await self._send_outbox()
+            row = self._row = await journal.get(run_id)
+            if row is None:
+                msg = f"the store has no run {run_id!r}: it was deleted, or there never was one"
+                raise UnknownRunError(msg)
+            told = row.summary
+            self._summary = told.status, told.wake_at, told.questions
+            self.status = "idle" if told.status in WAITING else "running"
+            last = await self._catch_up(row)
+            if last is not None:
+                self._run.outcome.recall(row.summary.status, last)
+                return
+            if self._may_claim(row):
+                self._try_at = self._hub.wall() + LOOK_AGAIN
+                self._lease = await journal.claim(run_id, self._lose)
+                if self._lease is not None:
+                    return
+            await watch.wait(self._look_again(row))
+
+    def _may_claim(self, row: RunRow) -> bool:
+        """Whether the run is to live on. One that waits does so when there is what it waits for."""
+        if row.owner is not None and self._hub.wall() < self._try_at:
+            return False
+        if row.summary.status not in WAITING or row.messages:
+            return True
+        wake_at = row.summary.wake_at
+        return wake_at is not None and wake_at <= self._hub.wall()
+
+    def _look_again(self, row: RunRow) -> float | None:
+        """Return the time on the wall at which to look at the store again, if nothing changes before."""
+        wake_at, now = row.summary.wake_at, self._hub.wall()
+        if row.owner is not None or (wake_at is not None and wake_at <= now):
+            return now + LOOK_AGAIN
+        return wake_at
+
+    async def _catch_up(self, row: RunRow) -> StopEvent | None:
+        """Show what others have put on the durable stream; return the terminal event, if that is there.
+
+        Readers that come later get from the store what was there before, as far as they want it.
+        """
+        log = self._run.log
+        if not self._has_caught_up and not log.has_readers:
+            self._shown = row.shown - row.is_ended
+            log.begin_life(_FOLLOWER, self._shown, self)
+        self._has_caught_up = True
+        while self._shown < row.shown:
+            for number, event, is_last in await self._read_shown(self._shown):
+                self._shown = number
+                if is_last:
+                    return cast("StopEvent", event)
+                log.append_durable(event, number)
+        return None
+
+    async def read(self, after: int, up_to: int) -> list[tuple[int, Event]]:
+        """Return the next events of the durable stream; see :class:`sluicegate._cursors.OlderEvents`."""
+        found = await self._read_shown(after)
+        return [(number, event) for number, event, _ in found if number <= up_to]
+
+    async def _read_shown(self, after: int) -> list[tuple[int, Event, bool]]:
+        graph, classes = self._run.graph, self._run.options.classes
+        self._hub.check_open()
+        records = await self._hub.journal.read_shown(self.run_id, after=after, limit=_CHUNK)
+        return [
+            (record.shown, event, is_last)
+            for record, event, is_last in events_in(graph, classes, records)
+        ]
+
+    async def _load(self, lease: Lease) -> None:
+        """Rebuild the run from its journal, and begin a life with it."""
+        run, hub, row = self._run, self._hub, self._row
+        assert row is not None
+        records = await hub.journal.read(run.run_id)
+        # An owner that has released the run is gone by choice; any other has crashed.
+        has_crashed = row.owner is not None
+        past = rebuild(run.graph, run.options.classes, records, hub.wall(), has_crashed=has_crashed)
+        await self._take_messages()
+        elapsed = past.elapsed
+        if hub.timeouts == "wall":
+            elapsed = max(hub.wall() - row.created_at, 0.0)
+        load_life(run, self._open_saved(past.snapshot), elapsed)
+        run.outcome.reopen()
+        self._begin(lease, past.children)
+        assert run.journal is not None
+        if len(records) > 1:
+            run.journal.based(past.snapshot)
+        # What was decided is not decided anew: the run ends at once, without a step.
+        if past.stop is not None:
+            run.outcome.complete(past.stop)
+        elif past.cancelled is not None:
+            run.outcome.cancel(past.cancelled.why)
+
+    def _begin(self, lease: Lease, children: int) -> None:
+        """Open the journal of a life."""
+        run = self._run
+        self._writer = writer = JournalWriter(
+            self,
+            wall=self._hub.wall,
+            sequence=lease.sequence,
+            shown=lease.shown,
+            children=children,
+            life=lease.fence,
+        )
+        assert run.log.numbering is not None
+        run.log.numbering.life = lease.fence
+        writer.on_lost = self._detach
+        run.journal = RunJournal(writer, run)
+        self._taken.clear()
+        self._idle_since = None
+        self._is_stale = self._is_noted = False
+        self._is_ready = True
+
+    async def _take_messages(self) -> None:
+        await self._send_outbox()
+        self._pending = await self._hub.journal.inbox([self.run_id])
+
+    async def _send_outbox(self) -> None:
+        """Send what came before the store had the run. A checkpoint only if there is something."""
+        while self._outbox:
+            await self._hub.send(self.run_id, self._outbox[0])
+            self._outbox.popleft()
+
+    def begin_life(self) -> None:
+        """Apply the messages that came before; called before the first step of a life begins."""
+        while self._pending:
+            self.deliver(self._pending.pop(0))
+        self.idle_changed()
+
+    @enable_ki_protection
+    async def end_life(self) -> None:
+        """Give up the lease of a life in which the run has not ended.
+
+        A checkpoint. Shielded, for at most a grace. Where the store does not take what it must, the part is
+        detached, and the run continues from what the store has.
+        """
+        backend, outcome, writer = current_backend(), self._run.outcome, self._writer
+        assert writer is not None
+        if outcome.status in ENDED or not writer.is_open:
+            return
+        self._release()
+        error: Exception = TimeoutError(f"the store did not take its state within {GRACE:g} s")
+        try:
+            with backend.cancel_scope(shield=True, deadline=backend.current_time() + GRACE):
+                await self._flushed(writer)
+                return
+        except StoreError as fault:
+            error = fault
+        writer.lose(error)
+
+    async def _let_go(self) -> None:
+        """Release the lease of a run that does not live on here. Shielded, for at most a grace."""
+        lease, self._lease = self._lease, None
+        if lease is None:
+            return
+        backend = current_backend()
+        with backend.cancel_scope(shield=True, deadline=backend.current_time() + GRACE):
+            await self._hub.journal.release(lease)
+
+    def _forget_life(self) -> None:
+        """Drop what a run at rest does not need in memory."""
+        run = self._run
+        run.machine = run.state_store = run.journal = run.in_flight = None
+        self._writer = None
+        self._taken.clear()
+
+    # -- the journal --------------------------------------------------------------------------------
+
+    def append(  # noqa: PLR0917
+        self, sequence: int, at: float, kind: str, data: bytes, shown: int, consumes: int | None
+    ) -> None:
+        """Hand a record to the store; see :class:`sluicegate._engine.run_journal.JournalSink`."""
+        assert self._lease is not None
+        is_end = kind == "end" and shown > 0
+        summary = None
+        if is_end:
+            summary = Summary(cast("Status", self._run.outcome.status), at)
+        elif self._summary[0] in WAITING:
+            # With the very record, or a crash would leave a run that nobody wakes.
+            self._summary = "running", None, self._summary[2]
+            summary = Summary("running", at, None, self._summary[2])
+        prunes = kind == BASE and not self._hub.keeps_history
+        record = Record(sequence, at, kind, data, shown)
+        batch = Batch(
+            self.run_id,
+            self._lease.fence,
+            (record,),
+            () if consumes is None else (consumes,),
+            summary,
+            sequence if prunes else None,
+            release=is_end,
+        )
+        self._write(batch, sequence)
+        if shown:
+            self._shown = shown
+
+    def _write(self, batch: Batch, sequence: int) -> None:
+        assert self._writer is not None
+        self._unsettled += 1
+        try:
+            self._hub.journal.append_nowait(batch, partial(self._settled, self._writer, sequence))
+        except StoreError as error:  # it was left
+            self._settled(self._writer, sequence, error)
+
+    def _settled(self, writer: JournalWriter, sequence: int, error: StoreError | None) -> None:
+        self._unsettled -= 1
+        if error is None:
+            writer.commit_reached(sequence)
+            self._hub.note_run(self.run_id)
+        else:
+            writer.lose(error)
+        if not self._unsettled and self._flusher is not None:
+            self._flusher.wake()
+
+    async def _flushed(self, writer: JournalWriter) -> None:
+        """Wait until the store has all that was handed to it. A checkpoint.
+
+        Raises:
+            StoreError: It has not taken it.
+        """
+        backend = current_backend()
+        self._flusher = waiter = backend.waiter()
+        await backend.checkpoint_if_cancelled()
+        while self._unsettled and writer.error is None:
+            await waiter.wait()
+        self._flusher = None
+        if writer.error is not None:
+            raise writer.error
+
+    def _lose(self, error: StoreError) -> None:
+        """The lease is lost: no write is accepted any more."""
+        if self._writer is not None:
+            self._writer.lose(error)
+        else:
+            self._detach(error)
+
+    def _detach(self, error: BaseException) -> None:
+        detach_run(self._run, str(error), error)
+
+    async def submit(self) -> None:
+        """Have the store keep the run for somebody else. A checkpoint.
+
+        Raises:
+            RunConflictError: The store has another run of its id.
+        """
+        new, self._new = self._new, None
+        assert new is not None
+        found = await self._hub.journal.create(new, self._lose)
+        if isinstance(found, Lease):
+            self._lease = found
+            await self._let_go()
+        else:
+            check_same(found, new)
+
+    def rest_soon(self) -> None:
+        """Release the run as soon as it waits for something."""
+        self._release_idle, self._rests_soon = 0.0, True
+        if self.is_live:
+            self._hub.note_idle(self)
+
+    def detach(self, reason: str) -> None:
+        """End the part; the run continues from its store."""
+        detach_run(self._run, reason)
+
+    # -- idle runs ----------------------------------------------------------------------------------
+
+    def idle_changed(self) -> None:
+        """The run may have become idle, or busy again: have its summary written."""
+        if self._run.outcome.status or not self.is_live:
+            return
+        self._is_stale = True
+        if is_idle(self._run):
+            self._hub.note_idle(self)
+        elif not self._is_noted:
+            self._is_noted = True
+            self._hub.note_busy(self)
+
+    def tend(self, now: float) -> float | None:
+        """Write the summary where it has changed; release the run if it was idle for long enough.
+
+        Returns when to look again, on the backend's clock; None for not before it has changed.
+        """
+        run = self._run
+        self._is_noted = False
+        if run.outcome.status or run.machine is None:
+            return None
+        can_rest = can_be_released(run)
+        self._write_summary()
+        if not can_rest:
+            self._idle_since = None
+            return None
+        if self._idle_since is None:
+            self._idle_since = now
+        release = self._release_idle
+        if release is None:
+            return None
+        due = next_due(run)
+        if due - now < max(release, MIN_REST):
+            return None
+        if now < self._idle_since + release and not self._rests_soon:
+            return self._idle_since + release
+        self.status = "idle"
+        run.outcome.park()
+        halt(run, "it is released from memory until it is woken")
+        return None
+
+    def _write_summary(self) -> None:
+        """Tell the store how far the run is, if it does not know."""
+        run, wall = self._run, self._hub.wall()
+        status: Status = "running"
+        wake_at = None
+        if can_be_released(run):
+            status, due = "idle", next_due(run)
+            # Above the rounding of two clocks, so that nobody wakes the run before.
+            left = due - run.live()[0].current_time() + 1e-6
+            wake_at = None if due == inf else wall + left
+        found = status, wake_at, encode_questions(run, wall, self._asked)
+        self._is_stale = False
+        if _differ(found, self._summary):
+            self._summary = found
+            self._send_summary(found)
+
+    def _release(self) -> None:
+        """Have the lease end, after all that was written.
+
+        The steps have unwound, so the run itself does not show any more what it waited for. What the
+        store was told last is still true, unless something has happened since.
+        """
+        status, wake_at, questions = self._summary
+        if self._run.outcome.status == "parked":
+            status = "parked"
+        elif self._is_stale or status not in WAITING:
+            status, wake_at = "running", None
+        self._summary = status, wake_at, questions
+        self._send_summary(self._summary, release=True)
+
+    def _send_summary(
+        self, told: tuple[Status, float | None, bytes], *, release: bool = False
+    ) -> None:
+        assert self._lease is not None
+        assert self._writer is not None
+        status, wake_at, questions = told
+        summary = Summary(status, self._hub.wall(), wake_at, questions)
+        batch = Batch(self.run_id, self._lease.fence, summary=summary, release=release)
+        self._write(batch, self._writer.durable)
+
+    # -- from outside -------------------------------------------------------------------------------
+
+    def send_event(
+        self, event: Event, step: str | None, question: str | None, key: str | None
+    ) -> Acknowledgement:
+        """Pass on an event from outside: to the machine, or where that is not here, into the inbox.
+
+        Raises:
+            WorkflowRuntimeError: No step takes it, the run is over, or the call is from another thread.
+            QuestionClosedError: The question is open no longer.
+            SnapshotError: The event cannot be kept.
+        """
+        run = self._run
+        check_thread(run, "send_event")
+        if run.outcome.is_over or self._is_in_memory():
+            is_new = receive(run, event, step, question, key)
+            writer = self._writer
+            wait = None if writer is None else partial(writer.reached, writer.sequence)
+            return Acknowledgement(is_repeated=not is_new, wait=wait)
+        asked = self.questions if self.status == "idle" and not self.is_live else None
+        check_event(run, event, step, question, asked)
+        data = encode_event(run.graph, run.options.classes, event, step, question, key)
+        sending = Sending("event", key or uuid4().hex, data)
+        self._post(sending)
+        return Acknowledgement(is_repeated=False, wait=sending.wait)
+
+    def cancel(self, reason: str, after: str) -> None:
+        """Have the run cancelled: here, or where it is, by a message.
+
+        Raises:
+            WorkflowRuntimeError: The call comes from another thread.
+        """
+        run = self._run
+        check_thread(run, "cancel")
+        if self._is_in_memory():
+            if after == "steps":
+                drain(run, reason)
+            else:
+                cancel(run, reason)
+        elif not run.outcome.is_over and run.outcome.status in ("", "parked"):
+            self._post(Sending("cancel", uuid4().hex, encode_cancel(reason, after)))
+
+    def _is_in_memory(self) -> bool:
+        run = self._run
+        return self.is_live and run.machine is not None and run.outcome.status != "parked"
+
+    def _post(self, sending: Sending) -> None:
+        if self._is_known:
+            self._hub.post(self.run_id, sending)
+        else:
+            self._outbox.append(sending)
+
+    def deliver(self, message: Message) -> None:
+        """Apply a message of the inbox, once; one that cannot be applied is dropped, with a warning."""
+        run = self._run
+        if message.id in self._taken or run.outcome.status:
+            return
+        if run.machine is None:
+            if all(each.id != message.id for each in self._pending):
+                self._pending.append(message)
+            return
+        self._taken.add(message.id)
+        assert self._writer is not None
+        self._writer.consumes = message.id
+        try:
+            self._apply(run, message)
+        except (WorkflowRuntimeError, msgspec.MsgspecError) as error:
+            LOGGER.warning("a message for the run %s was dropped: %s", self.run_id, error)
+        if self._writer.consumes is not None:
+            self._writer.consumes = None
+            self._consume(message.id)
+
+    def _apply(self, run: Run, message: Message) -> None:
+        if message.kind == "cancel":
+            asked = decode_cancel(message.data)
+            if asked.after == "steps":
+                drain(run, asked.why)
+            else:
+                cancel(run, asked.why)
+            return
+        event, found = decode_event(run.graph, run.options.classes, message.data)
+        receive(run, event, found.step, found.q, found.id)
+
+    def _consume(self, message: int) -> None:
+        """Take a message out of the inbox that has no record of its own."""
+        assert self._lease is not None
+        assert self._writer is not None
+        batch = Batch(self.run_id, self._lease.fence, consumes=(message,))
+        self._write(batch, self._writer.durable)
+
+
+def _differ(
+    told: tuple[Status, float | None, bytes], before: tuple[Status, float | None, bytes]
+) -> bool:
+    """Whether two summaries say different things; the clocks of timers may differ a little."""
+    if told[0] != before[0] or told[2] != before[2]:
+        return True
+    if told[1] is None or before[1] is None:
+        return told[1] is not before[1]
+    return abs(told[1] - before[1]) > 0.05
+
+
+def _never_sent(run: Run) -> WorkflowRuntimeError:
+    msg = (
+        f"the part of the run {run.run_id} in this process has ended before the event was in the "
+        f"store; expected `await runs.send_event({run.run_id!r}, event)`"
+    )
+    return WorkflowRuntimeError(msg)

@@ -1,0 +1,320 @@
+"""Stored runs as data: start keys, messages, questions, the durable stream, and what replay gives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import msgspec
+
+from sluicegate._data import json
+from sluicegate._engine.control import check_answers, check_taken, not_open, snapshot
+from sluicegate._engine.idle import open_questions
+from sluicegate._engine.journal_records import (
+    Base,
+    Child,
+    End,
+    Published,
+    decode_record,
+    encode_record,
+)
+from sluicegate._engine.replay import PastRun
+from sluicegate._errors import brief, brief_text
+from sluicegate._events import Event, HumanResponseEvent, StopEvent
+from sluicegate._loop import current_backend
+from sluicegate._questions import OpenQuestion
+from sluicegate.durable._errors import RunConflictError, StoreFormatError
+from sluicegate.durable._port import NewRun
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from sluicegate._definition.graph import Graph
+    from sluicegate._engine.journal_records import Cancelled
+    from sluicegate._engine.run import Run
+    from sluicegate.durable._port import Record, RunRow
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+# -- the identity of a run ----------------------------------------------------------------------
+
+
+def new_run(run: Run, wall: float) -> NewRun:
+    """Return a run that has not begun as one to be created in a store.
+
+    Its key identifies what it begins with in every process, and shows it to the reader of a message.
+
+    Raises:
+        SnapshotError: Its start event or its state cannot be kept; the message names the field.
+    """
+    codec, event = run.graph.codec(run.options.classes), run.start_event
+    base = snapshot(run)
+    if event is None:
+        key = f"a snapshot #{codec.content_key(base['run']):016x}"
+    else:
+        key = f"{brief(event, 300)} #{codec.content_key(event):016x}"
+    data = encode_record(Base(at=wall, snapshot=base))
+    return NewRun(run.run_id, run.graph.name, key, wall, data)
+
+
+def check_same(row: RunRow, new: NewRun) -> None:
+    """Refuse to start a run under an id that another run has.
+
+    Raises:
+        RunConflictError: The run of the store is of another workflow, or began with another event.
+    """
+    if (row.workflow, row.start_key) == (new.workflow, new.start_key):
+        return
+    began, begins = (key.rpartition(" #")[0] for key in (row.start_key, new.start_key))
+    if row.workflow != new.workflow:
+        is_now, was = f"a run of {new.workflow}", f"one of {row.workflow}"
+    else:
+        is_now, was = f"a run that begins with {begins}", f"one that began with {began}"
+    msg = (
+        f"{is_now} was started as {new.run_id!r}, and the store has {was} under that id; expected "
+        "another run_id, or the same start event, to attach to the run that is there"
+    )
+    raise RunConflictError(msg, new.run_id)
+
+
+# -- messages -----------------------------------------------------------------------------------
+
+
+class EventMessage(msgspec.Struct, omit_defaults=True):
+    """An event for a run, as its inbox has it.
+
+    Attributes:
+        e: The event, in the form of the codec.
+        step: The step that it names.
+        q: The question that it names.
+        id: The idempotency key that the sender gave.
+    """
+
+    e: Any
+    step: str | None = None
+    q: str | None = None
+    id: str | None = None
+
+
+class CancelMessage(msgspec.Struct, omit_defaults=True):
+    """A cancellation of a run: at once, or once its running steps have ended."""
+
+    why: str
+    after: str = "now"
+
+
+def encode_event(  # noqa: PLR0917
+    graph: Graph,
+    classes: tuple[type, ...],
+    event: Event,
+    step: str | None,
+    question: str | None,
+    key: str | None,
+) -> bytes:
+    """Return an event as a message.
+
+    Raises:
+        SnapshotError: The event cannot be kept; the message names the path of the field.
+    """
+    data = graph.codec(classes).encode(event, f"event {type(event).__name__}")
+    return encode_message(data, step, question, key)
+
+
+def encode_message(data: Any, step: str | None, question: str | None, key: str | None) -> bytes:
+    """Return an encoded event as a message."""
+    return _encode(EventMessage(data, step, question, key))
+
+
+def decode_event(graph: Graph, classes: tuple[type, ...], data: bytes) -> tuple[Any, EventMessage]:
+    """Return the event of a message, and the message."""
+    message = msgspec.json.decode(data, type=EventMessage)
+    return graph.codec(classes).decode(message.e, "a message"), message
+
+
+def encode_cancel(reason: str, after: str) -> bytes:
+    """Return a cancellation as a message."""
+    return _encode(CancelMessage(reason, after))
+
+
+def decode_cancel(data: bytes) -> CancelMessage:
+    """Return the cancellation of a message."""
+    return msgspec.json.decode(data, type=CancelMessage)
+
+
+def check_event(
+    run: Run,
+    event: Event,
+    step: str | None,
+    question: str | None,
+    asked: Iterable[OpenQuestion] | None,
+) -> None:
+    """Refuse an event that the run can never take, before it is sent.
+
+    Args:
+        run: The run.
+        event: The event.
+        step: The step that it names.
+        question: The question that it names.
+        asked: The open questions; None where another process may have asked more since.
+
+    Raises:
+        WorkflowRuntimeError: No step takes it, or it does not answer the question.
+        QuestionClosedError: The question is not open.
+    """
+    if question is None:
+        check_taken(run, event, step)
+        return
+    if asked is None:
+        return
+    found = next((each for each in asked if each.id == question), None)
+    if found is None:
+        raise not_open(run, question, event, was_open=True)
+    if found.answers:
+        check_answers(run, event, question, found.answers)
+
+
+# -- questions ----------------------------------------------------------------------------------
+
+
+class SavedQuestion(msgspec.Struct, omit_defaults=True):
+    """An open question in the summary of a run.
+
+    Attributes:
+        id: Its id.
+        since: When it was asked, in seconds since the epoch.
+        answers: The names of the classes of events that answer it.
+        kind: The name of the class of the event that asked it.
+        shown: The fields of that event, as readers outside get them.
+        e: The event, in the form of the codec.
+    """
+
+    id: str
+    since: float
+    answers: list[str]
+    kind: str | None = None
+    shown: dict[str, Any] | None = None
+    e: Any = None
+
+
+_decode_questions = msgspec.json.Decoder(list[SavedQuestion]).decode
+
+
+def encode_questions(run: Run, wall: float, since: dict[str, float]) -> bytes:
+    """Return the open questions of a run for its summary.
+
+    Args:
+        run: The run.
+        wall: The wall time.
+        since: When each question was asked, by its id: read and kept, for the two clocks drift.
+    """
+    asked = open_questions(run)
+    for gone in since.keys() - {each.id for each in asked}:
+        del since[gone]
+    if not asked:
+        return b"[]"
+    codec, now = run.graph.codec(run.options.classes), run.live()[0].current_time()
+    return _encode(
+        [
+            SavedQuestion(
+                each.id,
+                since.setdefault(each.id, round(wall + each.since - now, 3)),
+                [kind.__name__ for kind in each.answers],
+                None if each.event is None else type(each.event).__name__,
+                None if each.event is None else json.data_of(each.event),
+                None if each.event is None else codec.encode(each.event, "a question"),
+            )
+            for each in asked
+        ]
+    )
+
+
+def saved_questions(data: bytes) -> list[SavedQuestion]:
+    """Return the open questions of a summary."""
+    return _decode_questions(data)
+
+
+def open_questions_of(run: Run, data: bytes, wall: float) -> tuple[OpenQuestion, ...]:
+    """Return the open questions of a summary, as the handler of the run shows them."""
+    if data == b"[]":
+        return ()
+    codec, now = run.graph.codec(run.options.classes), current_backend().current_time()
+    known: dict[str, type[Event]] = {HumanResponseEvent.__name__: HumanResponseEvent}
+    for kind in (*run.graph.acceptors, *(kind for kinds in run.graph.awaited for kind in kinds)):
+        known[kind.__name__] = kind
+    return tuple(
+        OpenQuestion(
+            each.id,
+            None if each.e is None else codec.decode(each.e, "a question"),
+            now + each.since - wall,
+            tuple(known[name] for name in each.answers if name in known),
+        )
+        for each in saved_questions(data)
+    )
+
+
+# -- the journal ----------------------------------------------------------------------------------
+
+
+def events_in(
+    graph: Graph, classes: tuple[type, ...], records: Iterable[Record]
+) -> Iterator[tuple[Record, Any, bool]]:
+    """Yield the events of a durable stream, each with its record and whether it is the terminal one."""
+    codec = graph.codec(classes)
+    for record in records:
+        found = decode_record(record.data)
+        if isinstance(found, Published | End):
+            yield record, codec.decode(found.e, "a record"), isinstance(found, End)
+
+
+@attrs.frozen
+class Rebuilt:
+    """What the journal of a run says about it.
+
+    Attributes:
+        snapshot: The snapshot from which it continues.
+        elapsed: Seconds that it has taken.
+        children: How many children have been started.
+        stop: The stop event that a step has returned, if the end was not recorded.
+        cancelled: The cancellation that was recorded, if the end was not.
+    """
+
+    snapshot: dict[str, Any]
+    elapsed: float
+    children: int
+    stop: StopEvent | None
+    cancelled: Cancelled | None
+
+
+def rebuild(
+    graph: Graph, classes: tuple[type, ...], records: list[Record], now: float, *, has_crashed: bool
+) -> Rebuilt:
+    """Return what the records of a run, from a base on, say about it. No code of the workflow runs.
+
+    Args:
+        graph: The workflow as it is now.
+        classes: The classes that the records may contain, beside those that the steps name.
+        records: The newest base, and the records after it.
+        now: The wall time.
+        has_crashed: Whether the last life ended without notice.
+
+    Raises:
+        SnapshotError: The records do not fit the workflow.
+        StoreFormatError: They do not begin with a base.
+    """
+    base = decode_record(records[0].data) if records else None
+    if not isinstance(base, Base):
+        msg = (
+            f"the journal begins with {brief_text(str(base), 60)}; expected the snapshot of a run "
+            "of sluicegate"
+        )
+        raise StoreFormatError(msg)
+    past, children = PastRun(graph, classes, base.snapshot, base.at), base.children
+    for record in records[1:]:
+        found = decode_record(record.data)
+        children += isinstance(found, Child)
+        past.apply(found)
+    snapshot = past.snapshot(now, has_crashed=has_crashed)
+    return Rebuilt(snapshot, snapshot["elapsed"], children, past.machine.stop, past.cancelled)

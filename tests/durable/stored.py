@@ -1,0 +1,159 @@
+"""What the tests of run stores share: small workflows, stores, and how to wait for a state of a run."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+
+from sluicegate import (
+    Context,
+    Event,
+    HumanResponseEvent,
+    InputRequiredEvent,
+    Retry,
+    StartEvent,
+    StopEvent,
+    Workflow,
+    step,
+)
+from sluicegate.durable import MemoryStore, RunStore, open_run_store
+
+
+#: The wall time at which virtual time begins.
+EPOCH = 1_800_000_000.0
+
+
+def wall() -> float:
+    """The time on the wall, which is that of the event loop."""
+    return EPOCH + anyio.current_time()
+
+
+class Stores:
+    """A store in memory that several processes open, each of which a test can end."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore(clock=wall)
+
+    @asynccontextmanager
+    async def open(self, **options: Any):
+        """Open the store as another process would."""
+        options = {"release_idle": 0.0, "wall": wall, **options}
+        async with open_run_store(self.store.open(), **options) as runs:
+            yield runs
+
+
+def kill(runs: RunStore) -> None:
+    """End the process that has opened a store, as ``kill -9`` does."""
+    runs._hub.journal.cut()
+
+
+async def reach(runs: RunStore, run_id: str, *statuses: str) -> None:
+    """Wait until the store has a run with one of these statuses."""
+    with anyio.fail_after(60):
+        while True:
+            found = {each.run_id: each.status for each in await runs.list()}
+            if found.get(run_id) in statuses:
+                return
+            await anyio.sleep(0.01)
+
+
+async def kinds_of(runs: RunStore, run_id: str) -> list[str]:
+    """Return the kinds of the records in the journal of a run."""
+    return [record.kind for record in await runs._hub.journal.read(run_id, after=0)]
+
+
+# -- workflows ----------------------------------------------------------------------------------
+
+
+class Middle(Event):
+    n: int
+
+
+class Question(InputRequiredEvent):
+    prompt: str
+
+
+class Answer(HumanResponseEvent):
+    text: str
+
+
+class Begin(StartEvent):
+    n: int = 0
+
+
+class Counting(Workflow[int]):
+    """Two steps, with a gate in the second that a test may close."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.ran: list[str] = []
+        self.gate: anyio.Event | None = None
+
+    @step
+    async def first(self, ev: Begin) -> Middle:
+        self.ran.append("first")
+        return Middle(n=ev.n + 1)
+
+    @step
+    async def second(self, ev: Middle) -> StopEvent:
+        self.ran.append("second")
+        if self.gate is not None:
+            await self.gate.wait()
+        return StopEvent(result=ev.n + 1)
+
+
+class Asking(Workflow[str]):
+    """Asks, and ends with the answer."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.ran: list[str] = []
+
+    @step
+    async def ask(self, ev: Begin) -> Question:
+        self.ran.append("ask")
+        return Question(prompt=f"{ev.n}?")
+
+    @step
+    async def end(self, ev: Answer) -> StopEvent:
+        self.ran.append("end")
+        return StopEvent(result=ev.text)
+
+
+class AskingMidway(Workflow[str]):
+    """Asks twice in the middle of its step."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(serializable=[Question, Answer], **options)
+        self.ran: list[str] = []
+
+    @step
+    async def ask(self, ev: Begin, ctx: Context) -> StopEvent:
+        self.ran.append("begins")
+        first = await ctx.wait_for_event(Answer, waiter_event=Question(prompt="first"))
+        self.ran.append(first.text)
+        second = await ctx.wait_for_event(Answer, waiter_event=Question(prompt="second"))
+        return StopEvent(result=first.text + second.text)
+
+
+class Retrying(Workflow[int]):
+    """Fails twice, and waits for a day after each failure."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.began: list[float] = []
+
+    @step(retry=Retry(stop=5, wait=86_400.0))
+    async def work(self, ev: Begin) -> StopEvent:
+        self.began.append(anyio.current_time())
+        if len(self.began) < 3:
+            raise OSError("busy")
+        return StopEvent(result=len(self.began))
+
+
+class Failing(Workflow[int]):
+    @step
+    async def work(self, ev: Begin) -> StopEvent:
+        raise OSError("broken")
