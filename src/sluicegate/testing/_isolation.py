@@ -43,9 +43,11 @@ class _Delivery:
     """The saved run to begin with instead of a start event: one delivery, at one step."""
 
     elapsed = 0.0
-    retried = 0
+    retried = made = 0
 
     def __init__(self, index: int, event: Any) -> None:
+        self.children: dict[str, Any] = {}
+        self.questions: list[Any] = []
         self._index = index
         self._event = event
 
