@@ -100,6 +100,7 @@ class JournaledRun(Protocol):
     outcome: Outcome
     backend: Backend | None
     made: int
+    parent: Any
     journal: RunJournal | None
 
 
@@ -306,8 +307,11 @@ class RunJournal:
 
     @property
     def is_open(self) -> bool:
-        """Whether inputs are recorded: until the outcome of the run is settled."""
-        return self.writer.is_open and not self.run.outcome.status
+        """Whether inputs are recorded: until the outcome of the run, or of a run above, is settled."""
+        above: Any = self.run
+        while above is not None and not above.outcome.status:
+            above = above.parent
+        return above is None and self.writer.is_open
 
     def _append(self, record: Record, **how: Any) -> int:
         return self.writer.append(record, **how)
