@@ -18,11 +18,17 @@ if TYPE_CHECKING:
 
     from sluicegate._engine.journal import StepJournal
     from sluicegate._engine.run import Run
+    from sluicegate._engine.snapshot_format import SavedChild
     from sluicegate._errors import RestoredError
 
 
 def begin_child(
-    journal: StepJournal, child: Run, given_id: str | None, name_child: Callable[[int], str]
+    journal: StepJournal,
+    child: Run,
+    given_id: str | None,
+    name_child: Callable[[int], str],
+    *,
+    now: float | None = None,
 ) -> ChildRecord:
     """Return the record of a child that a step calls: a known one, or a new one.
 
@@ -33,6 +39,7 @@ def begin_child(
         child: The run that was made for the call.
         given_id: The identifier that the step gave it, which belongs to what it is found by.
         name_child: Returns the identifier of the child with a number.
+        now: The time, in seconds since the epoch, for the timers of a child of a durable run.
 
     Raises:
         SnapshotError: Where the child was does not fit its workflow any more; nothing has changed.
@@ -43,6 +50,8 @@ def begin_child(
     if found:
         known = found[0]
         known.codec = partial(codec, drops_removed=known.drops_removed)
+        if known.saved is not None and known.saved.tail:
+            _catch_up(child, known.saved, now)
         if known.saved is not None and known.saved.status is None:
             _continue(child, known)
         found.pop(0)
@@ -57,6 +66,24 @@ def begin_child(
         journal.children = []
     journal.children.append(record)
     return record
+
+
+def _catch_up(child: Run, saved: SavedChild, now: float | None) -> None:
+    """Apply the records of a child of a durable run that came after its snapshot."""
+    from sluicegate._engine.journal_records import read_record  # noqa: PLC0415 - only after a crash
+    from sluicegate._engine.replay import PastRun  # noqa: PLC0415
+    from sluicegate._engine.snapshot_format import Snapshot, read_part, to_plain  # noqa: PLC0415
+
+    assert saved.run is not None
+    base = to_plain(saved.run)
+    past = PastRun(child.graph, child.options.classes, base, saved.at, number=saved.child)
+    for data in saved.tail:
+        past.apply(read_record(data))
+    found = past.snapshot(past.at if now is None else now, has_crashed=True)
+    saved.run, saved.tail = read_part(found, Snapshot), []
+    if past.machine.stop is not None:
+        saved.status, saved.run = "completed", None
+        saved.result = past.codec.encode(past.machine.stop, "its stop event")
 
 
 def _continue(child: Run, record: ChildRecord) -> None:

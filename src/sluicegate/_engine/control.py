@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.run import Run
-    from sluicegate._engine.saved_children import SavedAsked
+    from sluicegate._engine.saved_children import PastAsked, SavedAsked
     from sluicegate._events import Event
     from sluicegate._state.store import StateStore
 
@@ -255,7 +255,7 @@ def answer(run: Run, machine: Machine, event: Event, question: str) -> None:
     machine.answer_question(asked, event)
 
 
-def _asked_by_saved(run: Run, event: Event, question: str) -> SavedAsked | None:
+def _asked_by_saved(run: Run, event: Event, question: str) -> SavedAsked | PastAsked | None:
     """Return a question of a child that has not begun again in a resumed run, if it is one.
 
     Raises:

@@ -9,13 +9,13 @@ it does not know.
 
 These names are shared: ``k`` is the number of a delivery, ``b`` that of a branch, ``w`` that of a wait
 in the order in which the run's waits began, ``e`` an event, ``made`` the number of the latest delivery
-after the input, ``to`` the steps to which the events of each class went, ``joins`` the joins in which
+after the input (-1 where that is not known), ``to`` the steps to which the events of each class went, ``joins`` the joins in which
 the list that a step returned ends, ``got`` the waits that took one of the events, and ``raised`` says that the input raised an error after it had changed something.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import msgspec
 from msgspec import Struct
@@ -211,10 +211,16 @@ class Waited(Input, kw_only=True, tag="waited"):
 
 
 class Claimed(_Record, kw_only=True, tag="claimed"):
-    """A wait of a child took over an event that had arrived early at a run above: ``of``, ``early``."""
+    """A wait of a child took over an event that had arrived early at a run above.
+
+    Attributes:
+        of: The run above.
+        early: The number of the event there.
+    """
 
     of: int
     early: int
+    e: Any
 
 
 class Asked(_Record, kw_only=True, tag="asked"):
@@ -268,17 +274,23 @@ class Published(_Record, kw_only=True, tag="pub"):
 
 
 class Child(_Record, kw_only=True, tag="child"):
-    """A step has started a child: the run ``child``, of which ``base`` is the snapshot.
+    """A step has started a child, or goes on with one that it has started before.
 
     Attributes:
+        child: The number of the child in the journal.
+        number: Its number among the children of the delivery.
         key: The content by which a later attempt finds it again.
         id: The identifier of its run.
+        workflow: The name of its workflow.
+        base: The snapshot with which it begins.
     """
 
     k: int
     child: int
+    number: int
     key: str
     id: str
+    workflow: str
     base: dict[str, Any]
 
 
@@ -295,11 +307,12 @@ class End(_Record, kw_only=True, tag="end"):
     Attributes:
         status: How.
         e: The event that ends the stream.
-        result: The stop event of a run that has completed.
+        error: The exception that the step of a child is given.
     """
 
     status: Literal["completed", "failed", "timed_out", "cancelled"]
     e: Any = None
+    error: Any = None
 
 
 Record: TypeAlias = (
@@ -329,6 +342,20 @@ Record: TypeAlias = (
 
 encode_record = msgspec.json.Encoder().encode
 decode_record = msgspec.json.Decoder(Record).decode
+
+
+def read_record(data: object) -> Record:
+    """Return plain data as a record.
+
+    Raises:
+        msgspec.ValidationError: They are none.
+    """
+    return cast("Record", msgspec.convert(data, Record))
+
+
+def to_plain(record: _Record) -> dict[str, Any]:
+    """Return a record as plain data."""
+    return cast("dict[str, Any]", msgspec.to_builtins(record))
 
 
 def kind_of(record: _Record) -> str:

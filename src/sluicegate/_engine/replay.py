@@ -8,6 +8,7 @@ what else happened at the time, and which tasks did it.
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, cast
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, Any, cast
 from sluicegate._definition.graph import Route
 from sluicegate._definition.retries import Attempts, PastError
 from sluicegate._engine import journal_records as rec
-from sluicegate._engine.journal import InFlight, KeptResult, Redelivery, StepJournal
+from sluicegate._engine.journal import ChildRecord, InFlight, KeptResult, Redelivery, StepJournal
 from sluicegate._engine.machine import Machine
 from sluicegate._engine.run import Run, RunOptions, content_key
 from sluicegate._engine.saved_children import find_saved
+from sluicegate._engine.snapshot_format import SavedChild, Snapshot, read_part
 from sluicegate._engine.snapshot_read import SavedRun
 from sluicegate._engine.snapshot_write import take_snapshot
 from sluicegate._engine.step_queue import Numbered
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
     from sluicegate._engine.machine import Delivery
     from sluicegate._engine.step_queue import StepQueue
     from sluicegate._events import Event
+
+
+LOGGER = logging.getLogger("sluicegate")
 
 
 class _Waiter:
@@ -272,13 +277,27 @@ class PastRun:
         classes: The classes that the records may contain, beside those that the steps name.
         base: The snapshot with which the records begin.
         at: When that was taken, in seconds since the epoch.
+        number: The number of the run in the journal; 0 for the run itself.
+
+    Attributes:
+        at: When the last record was made.
     """
 
     def __init__(
-        self, graph: Graph, classes: tuple[type, ...], base: dict[str, Any], at: float
+        self,
+        graph: Graph,
+        classes: tuple[type, ...],
+        base: dict[str, Any],
+        at: float,
+        *,
+        number: int = 0,
     ) -> None:
         saved = SavedRun(graph, classes, base, adapts=True)
         self.graph = graph
+        self.own = number
+        #: The children, and the children of these, by number: the child of this run that they are or
+        #: belong to.
+        self.children: dict[int, ChildRecord] = {}
         self.codec: Codec = graph.codec(classes)
         self.run = Run(
             None,
@@ -293,6 +312,8 @@ class PastRun:
             carrier=saved.carrier,
             state_store=saved.store,
         )
+        if saved.progress is not None:
+            self.run.saved_children = {**saved.progress.children}
         self.run.journal = self  # type: ignore[assignment]
         self.began_at = at
         #: The state, in the codec's form.
@@ -307,7 +328,7 @@ class PastRun:
         self.cancelled: rec.Cancelled | None = None
         self.end: rec.End | None = None
         self.machine = self.run.machine = _Machine(graph, self._note_published, self)
-        self._at = at
+        self.at = at
         self._load(at)
 
     def _load(self, at: float) -> None:
@@ -352,7 +373,7 @@ class PastRun:
         return self._numbers.get(node, 0)
 
     def _note_published(self, event: Event) -> float:  # noqa: ARG002 - it has a record of its own
-        return self._at
+        return self.at
 
     # -- the result ------------------------------------------------------------------------------
 
@@ -372,7 +393,7 @@ class PastRun:
         ]
         found = take_snapshot(run)
         found["state"] = self.state
-        found["elapsed"] = run.clock.taken(None) + max(self._at - self.began_at, 0.0)
+        found["elapsed"] = run.clock.taken(None) + max(self.at - self.began_at, 0.0)
         return found
 
     def _in_flight(self, flight: _Flight, *, has_crashed: bool) -> InFlight:
@@ -391,8 +412,13 @@ class PastRun:
         Raises:
             SnapshotError: It does not fit what was before; the journal is damaged, or of other code.
         """
-        self._at = record.at
+        self.at = record.at
         self.run.clock.ended_at = record.at
+        if isinstance(record, rec.In) and record.of == self.own and record.id is not None:
+            self._keep_key(record.id, record.key)
+        if record.c != self.own:
+            self._apply_below(record)
+            return
         apply = getattr(self, f"_{rec.kind_of(record)}")
         machine = self.machine
         if isinstance(record, rec.Input):
@@ -402,10 +428,41 @@ class PastRun:
             except WorkflowRuntimeError as error:
                 if not record.raised:
                     self._refuse(str(error))
-            if record.made != self.run.made:
+            if record.made not in {-1, self.run.made}:
                 self._refuse(f"it has made {self.run.made} deliveries, and {record.made} then")
         else:
             apply(record)
+
+    def _keep_key(self, name: str, key: tuple[str, str | None, str | None] | None) -> None:
+        if not self.run.keys:
+            self.run.keys = {}
+        assert key is not None
+        self.run.keys[name] = key
+
+    def _apply_below(self, record: Record) -> None:
+        """Keep a record of a child, whose workflow is known only when its step calls for it again."""
+        if isinstance(record, rec.Claimed) and record.of == self.own:
+            assert self.machine.early
+            self.machine.early.take_number(record.early)
+        child = self.children.get(record.c)
+        if child is None or child.saved is None:
+            return  # its step has ended
+        if isinstance(record, rec.Child):
+            self.children[record.child] = child
+        child.saved.tail.append(rec.to_plain(record))
+        if isinstance(record, rec.End) and record.c == child.saved.child:
+            self._end_child(record, child, child.saved)
+
+    def _end_child(self, record: rec.End, child: ChildRecord, saved: SavedChild) -> None:
+        """A child has ended: its step is given that again, unless the child was cancelled."""
+        if record.status == "cancelled":
+            for flight in self.flights.values():
+                if child in flight.journal.children:
+                    flight.journal.children = [c for c in flight.journal.children if c is not child]
+            return
+        saved.status, saved.error = record.status, record.error
+        if record.status == "completed":
+            saved.result, saved.run, saved.tail = record.e, None, []
 
     def _refuse(self, why: str) -> None:
         msg = f"the journal of {self.run.run_id} does not fit {self.graph.name}: {why}"
@@ -432,19 +489,17 @@ class PastRun:
         event, machine = self._event(record.e), self.machine
         if self.run.early:  # it came before the run began
             self.run.early = self.run.early[1:]
-        if record.id is not None and record.key is not None:
-            self.run.keys = {**self.run.keys, record.id: record.key}
         if record.q is not None:
-            self._answer(record.e, event, record.q)
+            self._answer(record, event, record.q)
         elif record.step is not None:
             machine.receive_at(event, record.step)
         else:
             machine.receive(event)
 
-    def _answer(self, encoded: Any, event: Event, question: str) -> None:
+    def _answer(self, record: rec.In, event: Event, question: str) -> None:
         saved = find_saved(self.run, question)
         if saved is not None:  # of a child that had not begun again
-            saved.answer(encoded)
+            saved.answer(record.e)
             return
         number = number_of(question)
         wait = self.machine.find_wait(number)
@@ -452,10 +507,18 @@ class PastRun:
             self.machine.answer_wait(wait, event)
             return
         asked = self.machine.find_question(number)
-        if asked is None:
+        if asked is not None:
+            self.machine.answer_question(asked, event)
+        elif record.made >= 0:
             self._refuse(f"the question {question} is not open")
-            raise AssertionError
-        self.machine.answer_question(asked, event)
+        else:
+            LOGGER.warning(
+                "%r was sent for the question %s of the run %s while that was not in memory, and the "
+                "question is not open: it is dropped",
+                event,
+                question,
+                self.run.run_id,
+            )
 
     def _begun(self, record: rec.Begun) -> None:
         try:
@@ -627,6 +690,29 @@ class PastRun:
         once = self._flight(record.k).journal.once
         kept = KeptResult(record.v, is_failure=record.failed)
         self._flight(record.k).journal.once = {**once, record.key: kept}
+
+    def _child(self, record: rec.Child) -> None:
+        journal, key = self._flight(record.k).journal, int(record.key, 16)
+        if known := journal.replayed.children.get(key):
+            known.pop(0)
+        child = ChildRecord(record.workflow, None, key=key)
+        child.number, child.run_id = record.number, record.id
+        child.saved = SavedChild(
+            workflow=record.workflow,
+            key=record.key,
+            number=record.number,
+            run_id=record.id,
+            run=read_part(record.base, Snapshot),
+            child=record.child,
+            tail=[],
+            at=record.at,
+        )
+        journal.children = [*journal.children, child]
+        journal.child_number = max(journal.child_number, record.number)
+        self.children[record.child] = self.run.saved_children[record.id] = child
+
+    def _claimed(self, record: rec.Claimed) -> None:
+        self.machine.keep_early(self._event(record.e))
 
     def _pub(self, record: rec.Published) -> None:
         """Nothing: it is on the stream."""

@@ -90,6 +90,17 @@ class JournaledWorker(Protocol):
     delivery: Numbered | None
 
 
+class JournaledChild(Protocol):
+    """What a journal needs of a child; see :class:`sluicegate._engine.journal.ChildRecord`."""
+
+    name: str
+    number: int
+    run_id: str
+
+    @property
+    def key(self) -> int: ...
+
+
 class JournaledRun(Protocol):
     """What a journal needs of its run; see :class:`sluicegate._engine.run.Run`."""
 
@@ -537,10 +548,11 @@ class RunJournal:
             return None
         return self.input(Waited(at=self.now, c=self.child, w=number, taken=is_taken))
 
-    def claimed(self, above: RunJournal, early: int) -> None:
+    def claimed(self, above: RunJournal, early: int, event: Event) -> None:
         """A wait takes over an early event of a run above."""
         if self.is_open:
-            self._append(Claimed(at=self.now, c=self.child, of=above.child, early=early))
+            encoded = self.encoded(event)
+            self._append(Claimed(at=self.now, c=self.child, of=above.child, early=early, e=encoded))
 
     def asked(self, key: int, question: Event) -> None:
         """A step puts a question on the stream, for which it does not wait."""
@@ -603,9 +615,9 @@ class RunJournal:
         return sequence
 
     def child_begins(
-        self, key: int, content: int, child: JournaledRun, base: dict[str, Any]
+        self, key: int, record: JournaledChild, child: JournaledRun, base: dict[str, Any]
     ) -> None:
-        """A step starts a child, whose records are in this journal."""
+        """A step starts a child, or goes on with it; its records are in this journal as well."""
         self.writer.children += 1
         number = self.writer.children
         if self.is_open:
@@ -615,8 +627,10 @@ class RunJournal:
                     c=self.child,
                     k=key,
                     child=number,
-                    key=f"{content:016x}",
-                    id=child.run_id,
+                    number=record.number,
+                    key=f"{record.key:016x}",
+                    id=record.run_id,
+                    workflow=record.name,
                     base=base,
                 )
             )
@@ -636,10 +650,10 @@ class RunJournal:
             event = self.encoded(last)
         except SnapshotError as error:
             event = self.encoded(WorkflowFailedEvent(exception=error, step_name=None))
-        return self._append(
-            End(at=self.now, c=self.child, status=status, e=event),
-            shown=0 if self.child else self.writer.shown + 1,
-        )
+        record = End(at=self.now, c=self.child, status=status, e=event)
+        if self.child and self.run.outcome.error is not None:
+            record.error = self.codec.encode(self.run.outcome.error, "the failure of a child")
+        return self._append(record, shown=0 if self.child else self.writer.shown + 1)
 
     def based(self, snapshot: dict[str, Any]) -> int:
         """The run is what ``snapshot`` says; return the number of the record."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sluicegate._engine.run import Run
-    from sluicegate._engine.snapshot_format import SavedQuestion, Snapshot
+    from sluicegate._engine.snapshot_format import SavedChild, SavedQuestion, Snapshot
 
 
 class SavedAsked:
@@ -52,11 +52,39 @@ class SavedAsked:
         self.where.arrived = [*self.where.arrived, (encoded, None, self.name)]
 
 
-def find_saved(run: Run, question: str) -> SavedAsked | None:
+class PastAsked:
+    """What may be a question of a child whose last process has died.
+
+    Its records are applied when its step calls for it, and its questions are not known before; so any
+    answer is kept, and judged then.
+    """
+
+    asked: Any = True
+
+    def __init__(self, saved: SavedChild, name: str) -> None:
+        self._saved = saved
+        self._name = name
+
+    @property
+    def answers(self) -> set[str]:
+        """The names of the classes that answer it; any event may."""
+        return {Event.__name__}
+
+    def answer(self, encoded: Any) -> None:
+        """Keep an answer, in the codec's form, behind the records of the child."""
+        at = self._saved.tail[-1]["at"]
+        answer = {"t": "in", "at": at, "c": self._saved.child, "e": encoded, "q": self._name}
+        self._saved.tail.append({**answer, "made": -1})
+
+
+def find_saved(run: Run, question: str) -> SavedAsked | PastAsked | None:
     """Return a question of a child that has not begun again; None for one of no such child."""
-    for run_id, where in _saved(run):
-        if question.startswith(f"{run_id}/"):
-            return _find_in(where, question.removeprefix(f"{run_id}/"))
+    for record in run.saved_children.values():
+        saved = record.saved
+        if saved is None or saved.run is None or not question.startswith(f"{record.run_id}/"):
+            continue
+        name = question.removeprefix(f"{record.run_id}/")
+        return PastAsked(saved, name) if saved.tail else _find_in(saved.run, name)
     return None
 
 

@@ -79,6 +79,11 @@ class SavedChild(_Part):
     result: Any = None
     error: Any = None
     run: Snapshot | None = None
+    #: The number of the child in the journal of a durable run, the records that came after ``run``, and
+    #: when that was taken.
+    child: Count = 0
+    tail: list[dict[str, Any]] = []
+    at: float = 0.0
 
 
 class SavedDelivery(_Part):

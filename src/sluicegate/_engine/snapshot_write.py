@@ -383,7 +383,8 @@ class _Writer:
         stop_event = record.stop_event or (run and run.outcome.stop_event)
         if saved is not None:
             part.status, part.result, part.error = saved.status, saved.result, saved.error
-            part.run = saved.run
+            part.run, part.tail = saved.run, saved.tail
+            part.child, part.at = saved.child, saved.at
         elif stop_event is not None:
             assert record.codec is not None
             part.status = "completed"

@@ -475,7 +475,7 @@ class StepOperations:
     # -- children and attempts -------------------------------------------------------------------
 
     @enable_ki_protection
-    async def run_child(  # noqa: C901, PLR0915 - one frame: runs nest deeply
+    async def run_child(  # noqa: C901, PLR0912, PLR0915 - one frame: runs nest deeply
         self, context: Context[Any], handler: Any, stream: ChildStream, run_id: str | None
     ) -> Any:
         """See :meth:`sluicegate.Context.run_child`."""
@@ -486,6 +486,9 @@ class StepOperations:
         record = _find_child(run, context, handler, run_id)
         if record.run is None:
             return await _end_again(context, record, handler)
+        if run.journal is not None:
+            base = snapshot(child)
+            run.journal.child_begins(context.redelivery.key, record, child, base)
         if stream != "off":
             child.log.forward = partial(_forward, run, child.graph.name, stream)
             child.log.outer = run.log
@@ -663,12 +666,11 @@ def _claim_early(inner: Run, machine: Machine, wait: Wait) -> None:
     while run is not None and not (machine.early and machine.early.has(wait)):
         outer = run.machine
         assert outer is not None
-        if inner.journal is not None and run.journal is not None and outer.early:
-            number = outer.early.find(wait)
-            if number is not None:
-                inner.journal.claimed(run.journal, number)
+        number = outer.early.find(wait) if inner.journal is not None and outer.early else None
         event = outer.take_early(wait)
         if event is not None:
+            if inner.journal is not None and run.journal is not None and number is not None:
+                inner.journal.claimed(run.journal, number, event)
             machine.keep_early(event)
         run = run.parent
 
@@ -793,7 +795,8 @@ def _find_child(run: Run, context: Context[Any], handler: Any, run_id: str | Non
         return f"{run.run_id}/{delivery_number(run, context)}.{number}"
 
     try:
-        record = begin_child(journal_of(context), child, run_id, name)
+        now = None if run.journal is None else run.journal.now
+        record = begin_child(journal_of(context), child, run_id, name, now=now)
     except SnapshotError:
         handler.cancel("its snapshot does not fit")
         raise
