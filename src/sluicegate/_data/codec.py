@@ -120,6 +120,7 @@ class Codec:
         for cls in known:
             self._add(cls, unique=shared[cls.__qualname__] == 1)
         self._names = [cls.__qualname__ for cls in known]
+        self._classes = {cls.__name__: cls for cls in reversed(known)}
 
     @classmethod
     def of(
@@ -156,6 +157,10 @@ class Codec:
             if isinstance(hint, type) and not is_secret(hint) and form_of(hint) is not None:
                 found[hint] = None
         return cls(found, drops_removed=drops_removed)
+
+    def class_named(self, name: str) -> type | None:
+        """Return the first known class with a name; None where there is none."""
+        return self._classes.get(name)
 
     def require(self, kind: type) -> None:
         """Check that an event that a step waits for can be kept when it arrives.

@@ -26,13 +26,13 @@ from sluicegate._engine.snapshot_write import take_snapshot
 from sluicegate._engine.step_queue import Numbered
 from sluicegate._engine.waits import Wait
 from sluicegate._errors import SnapshotError, WorkflowRuntimeError
-from sluicegate._events import HumanResponseEvent, InputRequiredEvent, StopEvent
+from sluicegate._events import Event, InputRequiredEvent, StopEvent
 from sluicegate._questions import number_of
 from sluicegate._streams import EventLog
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from sluicegate._data.codec import Codec
     from sluicegate._definition.graph import Graph
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from sluicegate._engine.lineage import BranchNode
     from sluicegate._engine.machine import Delivery
     from sluicegate._engine.step_queue import StepQueue
-    from sluicegate._events import Event
 
 
 LOGGER = logging.getLogger("sluicegate")
@@ -631,18 +630,19 @@ class PastRun:
             entry, complete = buffer.add(event, expected)
         journal.collected.append((record.buffer, entry, complete))
 
-    def _kind(self, name: str, known: Iterable[type]) -> type[Event]:
-        classes = self.run.options.classes
-        for kind in (*known, *self.graph.acceptors, *classes, HumanResponseEvent):
-            for each in (*kind.__mro__, *_subclasses(kind)):
-                if each.__name__ == name:
-                    return each
-        self._refuse(f"there is no event class {name}")
-        raise AssertionError
+    def _kind(self, name: str, known: Iterable[type] = ()) -> type[Event]:
+        """Return the event class with a name: one that the codec knows, or one of the MRO of ``known``."""
+        found = self.codec.class_named(name)
+        others = (each for kind in known for each in kind.__mro__ if each.__name__ == name)
+        kind = next(others, None) if found is None else found
+        if kind is None or not issubclass(kind, Event):
+            self._refuse(f"there is no event class {name}")
+            raise AssertionError
+        return kind
 
     def _wait(self, record: rec.Wait) -> None:
         flight, machine = self._flight(record.k), self.machine
-        kind = self._kind(record.kind, (k for kinds in self.graph.awaited for k in kinds))
+        kind = self._kind(record.kind)
         wait = _PastWait(kind, {}, _NOBODY)
         wait.content = int(record.key, 16)
         wait.question, wait.asks = self._event(record.q), record.asks
@@ -722,10 +722,3 @@ class PastRun:
 
     def _end(self, record: rec.End) -> None:
         self.end = record
-
-
-def _subclasses(kind: type) -> Iterator[type]:
-    sub: type
-    for sub in kind.__subclasses__():
-        yield sub
-        yield from _subclasses(sub)

@@ -318,15 +318,9 @@ class _Reader:
         return found
 
     def _kind_of_answer(self, name: str) -> type[Event]:
-        """Return the class that a wait was for, as far as the workflow shows it."""
-        known: list[type] = [HumanResponseEvent, *self._graph.acceptors]
-        known += [kind for kinds in self._graph.awaited for kind in kinds]
-        for base in known:
-            kinds: list[type] = [base, *_subclasses(base)]
-            for kind in kinds:
-                if kind.__name__ == name and issubclass(kind, Event):
-                    return kind
-        return HumanResponseEvent
+        """Return the class that a wait was for; the codec knew it when the snapshot was taken."""
+        kind = self._codec.class_named(name)
+        return kind if kind is not None and issubclass(kind, Event) else HumanResponseEvent
 
     def arrived(
         self, data: Any, target: str | None, question: str | None, path: str
