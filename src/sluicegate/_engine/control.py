@@ -395,6 +395,8 @@ def open_store(run: Run) -> StateStore[Any]:
 
         run.state_store = StateStore(run.graph.state_type)
         run.state_store.records = run.records
+        if run.journal is not None:
+            run.state_store.journal = run.journal.state_changes
     return run.state_store
 
 

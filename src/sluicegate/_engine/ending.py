@@ -238,7 +238,9 @@ def halt(run: Run, reason: str, *, by_worker: bool = False) -> None:
         run.parked.wake()
 
 
-def conclude(run: Run, backend: Backend, interruption: BaseException | None) -> None:  # noqa: C901
+def conclude(  # noqa: C901, PLR0912 - all of the end in its order
+    run: Run, backend: Backend, interruption: BaseException | None
+) -> None:
     """Close the run after everything of it has unwound: clock, machine, stream, waiting tasks.
 
     Not a checkpoint. A fault while the clock or the machine is closed becomes a failure of the run,
@@ -270,6 +272,8 @@ def conclude(run: Run, backend: Backend, interruption: BaseException | None) -> 
             run.records.end(run)
             run.records = None
         return
+    if run.state_store is not None:
+        run.state_store.journal = None
     last = outcome.conclude()
     if run.records is not None:
         run.records.enter(None, "engine")

@@ -28,6 +28,7 @@ from sluicegate._engine.waits import Wait
 from sluicegate._errors import SnapshotError, WorkflowRuntimeError
 from sluicegate._events import Event, InputRequiredEvent, StopEvent
 from sluicegate._questions import number_of
+from sluicegate._state.patches import apply_patch
 from sluicegate._streams import EventLog
 
 
@@ -311,8 +312,8 @@ class PastRun:
             carrier=saved.carrier,
             state_store=saved.store,
         )
-        if saved.progress is not None:
-            self.run.saved_children = {**saved.progress.children}
+        known = {} if saved.progress is None else saved.progress.children
+        self.run.saved_children = {**known}
         self.run.journal = self  # type: ignore[assignment]
         self.began_at = at
         #: The state, in the codec's form.
@@ -713,6 +714,9 @@ class PastRun:
 
     def _claimed(self, record: rec.Claimed) -> None:
         self.machine.keep_early(self._event(record.e))
+
+    def _state(self, record: rec.State) -> None:
+        self.state = apply_patch(self.state, record.p)
 
     def _pub(self, record: rec.Published) -> None:
         """Nothing: it is on the stream."""

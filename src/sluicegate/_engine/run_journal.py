@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from sluicegate._engine.waits import Wait as OpenWait
     from sluicegate._events import Event
     from sluicegate._loop import Backend, Waiter
+    from sluicegate._state.store import StateChange, StateStore
     from sluicegate._streams import EventLog
 
 
@@ -112,6 +113,7 @@ class JournaledRun(Protocol):
     backend: Backend | None
     made: int
     parent: Any
+    state_store: StateStore[Any] | None
     journal: RunJournal | None
 
 
@@ -278,6 +280,7 @@ class RunJournal:
         "_after",
         "_before",
         "_branches",
+        "_has_state",
         "_input",
         "_limit",
         "_waits",
@@ -296,6 +299,9 @@ class RunJournal:
         run.outcome.is_durable = True
         self.codec: Codec = run.graph.codec(run.options.classes)
         self.opened = 0
+        self._has_state = run.state_store is not None
+        if run.state_store is not None:
+            run.state_store.journal = self.state_changes
         self._branches: dict[BranchNode, int] = {}
         self._limit = 64
         self._waits: dict[OpenWait, int] = {}
@@ -587,9 +593,20 @@ class RunJournal:
                 )
             )
 
-    def patched(self, patch: Any) -> None:
-        """The state changes by a patch."""
-        self._append(State(at=self.now, c=self.child, p=patch))
+    def state_changes(self, change: StateChange) -> None:
+        """The state is about to change; see :class:`sluicegate._state.store.StateJournal`.
+
+        Raises:
+            SnapshotError: A value in it cannot be kept.
+        """
+        from sluicegate._state.patches import make_patch  # noqa: PLC0415 - it imports msgspec
+
+        if not self._has_state:  # the snapshot before has none, so this is all of it
+            change.old = None
+        patch = make_patch(self.codec, change)
+        self._has_state = True
+        if patch is not None:
+            self._append(State(at=self.now, c=self.child, p=patch))
 
     def shown(self, event: Event) -> None:
         """An event that a step writes to the stream: a question is durable, any other is live."""
