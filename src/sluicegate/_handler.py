@@ -49,6 +49,8 @@ R = TypeVar("R")
 _IN_SCOPE = "in a workflow_scope"
 #: A nursery waits for a run that executes in a task of the scope.
 _IN_NURSERY = "in a workflow_scope, and then given to a nursery"
+#: It follows a durable run, which it does not own.
+_ATTACHED = "by runs.attach()"
 
 
 #: Names of LlamaIndex Workflows that a handler does not have, and their replacements.
@@ -261,6 +263,9 @@ class WorkflowHandler(Generic[R]):
         """Start the run and own it; a run that a scope has started gets this block as its new owner."""
         backend = current_backend()
         task, loop = backend.current_task(), backend.current_loop()
+        if self._started == _ATTACHED:
+            await backend.checkpoint()
+            return self
         if self._started == _IN_SCOPE:
             self._take_over("in a workflow_scope, and then owned by a block")
             self._block = None, task, loop
@@ -286,6 +291,9 @@ class WorkflowHandler(Generic[R]):
             WorkflowRuntimeError: The block was entered in another task. The run has been cancelled
                 and has ended, unless that task runs in another event loop.
         """
+        if self._started == _ATTACHED:
+            await self._leave_run()  # noqa: ASYNC102 - it shields itself
+            return
         assert self._block is not None
         manager, task, loop = self._block
         backend = current_backend()
@@ -313,6 +321,12 @@ class WorkflowHandler(Generic[R]):
         if is_elsewhere:
             raise left_elsewhere(self._run.graph.name, failure, raised)
         settle(failure, error, raised, backend.Cancelled)
+
+    async def _leave_run(self) -> None:
+        """Stop following a durable run; the run itself goes on."""
+        leave_run(self._run, "its reader has left")
+        with current_backend().cancel_scope(shield=True):
+            await self._wait()
 
     @enable_ki_protection
     def start_soon(
@@ -774,6 +788,9 @@ class WorkflowHandler(Generic[R]):
         if not self._started:
             msg = f"a run of {run.graph.name} was never started; {_SPELLINGS}"
             warnings.warn(msg, RuntimeWarning, stacklevel=2, source=self)
+        elif self._started == _ATTACHED:
+            if run.part is not None:
+                run.part.let_go()
         elif (
             (self._started in ("in a nursery", _IN_NURSERY) or self._keeps_failure)
             and not self._is_observed
@@ -789,6 +806,13 @@ class WorkflowHandler(Generic[R]):
 def run_of(handler: WorkflowHandler[Any]) -> Run:
     """Return the run of a handler. Internal to the package."""
     return handler._run
+
+
+def attached_handler(run: Any) -> WorkflowHandler[Any]:
+    """Return a handler that follows a durable run and does not own it. Internal to the package."""
+    handler: WorkflowHandler[Any] = WorkflowHandler(run)
+    handler._start(_ATTACHED)
+    return handler
 
 
 def mark_observed(handler: WorkflowHandler[Any]) -> None:

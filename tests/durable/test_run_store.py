@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+
 import anyio
 import pytest
 
@@ -694,3 +697,84 @@ def test_misuse(backend):
                 await runs.resume("zzz", workflow)
 
     run_virtually(backend, main)
+
+
+# -- following ------------------------------------------------------------------------------------
+
+
+def test_attaching(backend):
+    """A reader in another process has the stream, the questions and the result, and can answer."""
+
+    async def main():
+        stores, workflow = Stores(), Asking()
+        async with (
+            stores.open() as theirs,
+            stores.open(workflows=[workflow]) as mine,
+            theirs.run(workflow.run(n=3), run_id="a") as handler,
+        ):
+            await reach(mine, "a", "parked")
+            async with await mine.attach("a") as reader:
+                stream = reader.stream_events()
+                asked = await stream.receive()
+                cursor = stream.cursor
+                seen = reader.status, [q.id for q in reader.questions]
+                await reader.send_event(Answer(text="yes"), question="q1")
+                result = await reader
+            async with await mine.attach("a") as later:
+                rest = [event async for event in later.stream_events(after=cursor)]
+                everything = [event async for event in later.stream_events()]
+            return asked, seen, result, rest, everything, await handler, reader.status
+
+    asked, seen, result, rest, everything, end, status = run_virtually(backend, main)
+
+    assert repr(asked) == "Question(prompt='3?')"
+    assert seen == ("idle", ["q1"])
+    assert (result, end, status) == ("yes", "yes", "completed")
+    assert list(map(repr, rest)) == ["StopEvent(result='yes')"]
+    assert list(map(repr, everything)) == ["Question(prompt='3?')", "StopEvent(result='yes')"]
+
+
+@pytest.mark.parametrize("how", ["normally", "by an error", "dropped"])
+def test_a_reader_that_leaves_cancels_nothing(backend, how):
+    """However its block is left, the run that it followed goes on."""
+
+    async def main():
+        stores, workflow = Stores(), Asking()
+        async with stores.open() as runs, runs.run(workflow.run(), run_id="a") as handler:
+            await reach(runs, "a", "parked")
+            reader = await runs.attach("a")
+            if how == "dropped":
+                del reader
+                gc.collect()
+            else:
+                with contextlib.suppress(ZeroDivisionError):
+                    async with reader:
+                        await reader.stream_events().receive()
+                        if how == "by an error":
+                            raise ZeroDivisionError
+                assert reader.status == "detached"
+            with anyio.fail_after(60):
+                while len(runs._hub.parts) > 1:
+                    await anyio.sleep(0.01)
+            await handler.send_event(Answer(text="yes"))
+            return await handler
+
+    assert run_virtually(backend, main) == "yes"
+
+
+def test_a_reader_cancels_by_name(backend):
+    """handler.cancel() of a reader cancels the run in its own process, and waits for the end."""
+
+    async def main():
+        stores, workflow = Stores(), Asking()
+        async with (
+            stores.open() as theirs,
+            stores.open(workflows=[workflow]) as mine,
+            theirs.run(workflow.run(), run_id="a") as handler,
+        ):
+            await reach(mine, "a", "parked")
+            reader = await mine.attach("a")
+            await reader.cancel("enough")
+            return reader.status, handler.status, (await mine.get("a")).status
+
+    assert run_virtually(backend, main) == ("cancelled", "cancelled", "cancelled")

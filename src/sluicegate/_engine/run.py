@@ -103,6 +103,9 @@ class Part(Protocol):
     def idle_changed(self) -> None:
         """The run may have become idle, or busy again."""
 
+    def let_go(self) -> None:
+        """End the part soon, because nobody looks at it any more. May be called in any thread."""
+
     def send_event(
         self, event: Event, step: str | None, question: str | None, key: str | None
     ) -> Acknowledgement:

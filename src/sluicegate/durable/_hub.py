@@ -127,6 +127,8 @@ class Hub:
         keeps_history: Whether records that no life needs any more are kept.
         workflows: The workflows that are known here, by name.
         thread: The thread of the event loop.
+        nursery: The nursery of the tasks that follow runs.
+        call_soon: Calls a function in the event loop, from any thread.
         live: The runs whose steps run in this process.
         parts: The parts that owners in this process have entered.
         watches: The tasks that are to hear of changes, by the run.
@@ -155,6 +157,8 @@ class Hub:
         self.is_open = False
         self.loop: Any = None
         self.thread = 0
+        self.nursery: Any = None
+        self.call_soon: Callable[[Callable[[], object]], object]
         self._is_left: Waiter | None = None
         self._outbox: deque[tuple[str, Sent]] = deque()
         self._has_outgoing: Waiter | None = None

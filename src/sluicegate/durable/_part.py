@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, cast, final
@@ -106,6 +107,7 @@ class Part:
         new: The run to be created, if the store has none of its id; None for one that is there.
         row: What the store has of the run, if that is known.
         ends_at_rest: Whether the part ends when the run rests, as that of a worker does.
+        only_follows: Whether the part leaves the run to others.
 
     Attributes:
         is_live: Whether a life is under way.
@@ -126,6 +128,7 @@ class Part:
         "_is_stale",
         "_lease",
         "_new",
+        "_only_follows",
         "_open_saved",
         "_outbox",
         "_pending",
@@ -154,6 +157,7 @@ class Part:
         new: NewRun | None = None,
         row: RunRow | None = None,
         ends_at_rest: bool = False,
+        only_follows: bool = False,
     ) -> None:
         self._hub = hub
         self._run = run
@@ -161,6 +165,7 @@ class Part:
         self._new = new
         self._row = row
         self._ends_at_rest = ends_at_rest
+        self._only_follows = only_follows
         self.is_live = False
         self.status = "running"
         self.max_crashes: int = hub.max_crashes
@@ -334,7 +339,7 @@ class Part:
 
     def _may_claim(self, row: RunRow) -> bool:
         """Whether the run is to live on. One that waits does so when there is what it waits for."""
-        if row.owner is not None and self._hub.wall() < self._try_at:
+        if self._only_follows or (row.owner is not None and self._hub.wall() < self._try_at):
             return False
         if row.summary.status not in WAITING or row.messages:
             return True
@@ -344,6 +349,8 @@ class Part:
     def _look_again(self, row: RunRow) -> float | None:
         """Return the time on the wall at which to look at the store again, if nothing changes before."""
         wake_at, now = row.summary.wake_at, self._hub.wall()
+        if self._only_follows:
+            return None
         if row.owner is not None or (wake_at is not None and wake_at <= now):
             return now + LOOK_AGAIN
         return wake_at
@@ -570,6 +577,11 @@ class Part:
         self._release_idle, self._rests_soon = 0.0, True
         if self.is_live:
             self._hub.note_idle(self)
+
+    def let_go(self) -> None:
+        """End the part soon, because nobody looks at it any more. May be called in any thread."""
+        with suppress(RuntimeError):  # the event loop has ended
+            self._hub.call_soon(partial(self.detach, "nobody looks at it any more"))
 
     def detach(self, reason: str) -> None:
         """End the part; the run continues from its store."""

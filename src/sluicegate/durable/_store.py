@@ -15,10 +15,11 @@ import attrs
 from sluicegate._data.codec import Codec
 from sluicegate._engine.journal_records import Base, encode_record
 from sluicegate._engine.run import name_run
+from sluicegate._engine.runner import execute
 from sluicegate._errors import WorkflowRuntimeError, brief
 from sluicegate._events import Event
 from sluicegate._exceptions import raise_first
-from sluicegate._handler import WorkflowHandler, run_of
+from sluicegate._handler import WorkflowHandler, attached_handler, run_of
 from sluicegate._loop import current_backend, enable_ki_protection
 from sluicegate._questions import Acknowledgement
 from sluicegate._scope import leave_nursery
@@ -172,7 +173,8 @@ class RunStore:
         hub.loop, hub.thread = backend.current_loop(), get_ident()
         hub.is_open = True
         self._owner = backend.open_owner()
-        nursery = await self._owner.__aenter__()
+        hub.call_soon = backend.caller_into(hub.loop)
+        hub.nursery = nursery = await self._owner.__aenter__()
         nursery.start_soon(self._serve, name="run store")
         return self
 
@@ -331,6 +333,37 @@ class RunStore:
         self._make_durable(run)
         return WorkflowHandler(run)
 
+    async def attach(self, run_id: str, workflow: Workflow[R] | None = None) -> WorkflowHandler[R]:
+        """Return a handler that follows a run of the store, wherever it runs. A checkpoint.
+
+        ::
+
+            async with await runs.attach("order-17") as handler:
+                async for event in handler.stream_events(after=cursor):
+                    ...
+
+        It never runs a step and never cancels the run by being left: ``handler.cancel()`` cancels it.
+        Awaiting the handler waits for the end of the run. Its stream has the events of the durable stream
+        from the first one on; those written as live are shown in the process that runs the run. Leaving the
+        block ends the following; so does dropping the handler.
+
+        Args:
+            run_id: The run.
+            workflow: Its workflow, if this process does not know it yet.
+
+        Raises:
+            UnknownRunError: There is no such run.
+            UnknownWorkflowError: This process does not know its workflow.
+        """
+        row = await self._row(run_id)
+        if workflow is not None:
+            self._know(workflow)
+        run = run_without_owner(self._workflow_of(row), run_id)
+        self._make_durable(run, row=row, only_follows=True)
+        handler = attached_handler(run)
+        self._hub.nursery.start_soon(_follow, run, name=f"{row.workflow}.follow")
+        return handler
+
     async def submit(self, handler: WorkflowHandler[Any], *, run_id: str | None = None) -> str:
         """Store a run for a worker, in this process or another, to run. A checkpoint.
 
@@ -351,8 +384,10 @@ class RunStore:
         self.run(handler, run_id=run_id)
         run = run_of(handler)
         assert isinstance(run.part, Part)
-        await run.part.submit()
-        handler.cancel("it was submitted to a store")
+        try:
+            await run.part.submit()
+        finally:
+            handler.cancel("it was submitted to a store")  # it does not run here
         return run.run_id
 
     def worker(self, *workflows: Workflow[Any], max_runs: int | None = None) -> RunWorker:
@@ -708,6 +743,17 @@ class RunStore:
     def __repr__(self) -> str:
         state = "open" if self._hub.is_open else "closed"
         return f"<RunStore {state}, {len(self._hub.live)} runs here, {self._name}>"
+
+
+@enable_ki_protection
+async def _follow(run: Any) -> None:
+    """Follow a run; its end, and any failure, is for its handler."""
+    backend = current_backend()
+    try:
+        await execute(run)
+    except backend.Cancelled:
+        if backend.is_cancelled():
+            raise
 
 
 def _ignore(_error: StoreError) -> None:
