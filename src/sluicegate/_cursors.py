@@ -121,66 +121,116 @@ class OlderEvents(Protocol):
         ...
 
 
-class Numbering:
-    """How the sequence numbers of a log map to durable events: only the log of a durable run has it.
+class Mark(NamedTuple):
+    """A place in a log from which live events are counted: a durable event, or the beginning of a life.
 
-    It has an entry for each durable event that the log keeps, and one before them; live events are
-    counted from the durable one before them, so they cost nothing.
+    Attributes:
+        sequence: The sequence number of the event, or of the last one before the life.
+        durable: The number of the last durable event there.
+        life: The life that the live events behind it belong to.
     """
 
-    __slots__ = ("_base", "_marks", "life", "older")
+    sequence: int
+    durable: int
+    life: int
 
-    def __init__(self, life: int, sequence: int, durable: int, older: OlderEvents | None) -> None:
-        #: The life that the log belongs to.
-        self.life: int = life
+
+class Numbering:
+    """How the sequence numbers of a log map to cursors: only the log of a durable run has it.
+
+    It has an entry for each durable event that the log keeps and for each life, and one before them;
+    live events are counted from the entry before them, so they cost nothing.
+    """
+
+    __slots__ = ("_base", "_marks", "older")
+
+    def __init__(self, sequence: int, durable: int, life: int, older: OlderEvents | None) -> None:
         #: Reads what the log does not keep; None if nothing can.
         self.older: OlderEvents | None = older
-        #: The sequence number and the number of the last durable event before this life.
-        self._base = (sequence, durable)
-        #: The same of durable events, in order: the last one before what the log keeps, and those kept.
-        #: Another thread may read a cursor, so entries are only ever appended, or the list replaced.
-        self._marks: list[tuple[int, int]] = [self._base]
+        #: What was before the log's first event.
+        self._base = Mark(sequence, durable, life)
+        #: The last entry before what the log keeps, and those in it, in order. Another thread may read
+        #: a cursor, so entries are only ever appended, or the list replaced.
+        self._marks: list[Mark] = [self._base]
 
     @property
     def last(self) -> int:
         """The number of the last durable event."""
-        return self._marks[-1][1]
+        return self._marks[-1].durable
 
     @property
-    def last_sequence(self) -> int:
-        """The sequence number of the last durable event."""
-        return self._marks[-1][0]
+    def life(self) -> int:
+        """The life that the log is in."""
+        return self._marks[-1].life
 
-    def is_ahead(self, cursor: Cursor) -> bool:
-        """Whether a cursor is of what this log has not had yet, or of a life after this one."""
-        return cursor.durable > self.last or (cursor.life > self.life and cursor.live > 0)
+    def is_durable(self, sequence: int) -> bool:
+        """Whether the last event is durable, of which this is the sequence number."""
+        return self._marks[-1].sequence == sequence
 
     def note(self, sequence: int, durable: int, first: int) -> None:
         """Note that the event ``sequence`` is durable event ``durable``; ``first`` is the oldest kept."""
+        self._add(Mark(sequence, durable, self.life), first)
+
+    def begin_life(self, sequence: int, life: int, first: int) -> None:
+        """Note that a life begins behind the event ``sequence``."""
+        self._add(Mark(sequence, self.last, life), first)
+
+    def _add(self, mark: Mark, first: int) -> None:
         marks = self._marks
-        marks.append((sequence, durable))
+        marks.append(mark)
         # Half of them are dropped at a time, so an event costs the same however many there are.
-        if len(marks) > 16 and marks[len(marks) // 2][0] < first:
+        if len(marks) > 16 and marks[len(marks) // 2].sequence < first:
             self._marks = marks[bisect_left(marks, (first,)) - 1 :]
+
+    def _before(self, sequence: int) -> Mark:
+        marks = self._marks
+        return marks[max(0, bisect_left(marks, (sequence,)) - 1)]
 
     def durable_before(self, sequence: int) -> int:
         """Return the number of the last durable event before the event ``sequence``, which is kept."""
-        marks = self._marks
-        return marks[max(0, bisect_left(marks, (sequence,)) - 1)][1]
+        return self._before(sequence).durable
 
     def cursor(self, sequence: int) -> Cursor:
-        """Return the cursor behind the event ``sequence``."""
-        marks = self._marks
-        behind, durable = marks[max(0, bisect_left(marks, (sequence + 1,)) - 1)]
-        return Cursor(durable, self.life, max(0, sequence - behind))
+        """Return the cursor behind the event ``sequence``; where a life begins, it is of that life."""
+        mark = self._before(sequence + 1)
+        return Cursor(mark.durable, mark.life, max(0, sequence - mark.sequence))
 
-    def sequence_of(self, durable: int) -> int | None:
-        """Return the sequence number of a durable event; None if it is older than the log knows."""
+    def is_ahead(self, cursor: Cursor) -> bool:
+        """Whether all that is behind a cursor is still to come here."""
+        return cursor.durable > self.last or (
+            cursor.durable == self.last and cursor.life > self.life
+        )
+
+    def sequence_of(self, cursor: Cursor) -> int | None:
+        """Return the last sequence number that is not behind a cursor, which is not ahead of the log.
+
+        None if its durable event is older than the log knows.
+        """
         marks = self._marks
-        if durable < marks[0][1]:
+        if cursor.durable < marks[0].durable:
             return None
-        at = bisect_left(marks, durable + 1, key=lambda mark: mark[1]) - 1
-        return marks[at][0]
+        # The durable event is the first of the entries with its number; the others begin lives.
+        first = bisect_left(marks, cursor.durable, key=lambda mark: mark.durable)
+        if first == len(marks) or marks[first].durable > cursor.durable:
+            first -= 1  # a number that this log has not
+        at = first
+        for at in range(first, len(marks)):
+            following = marks[at + 1] if at + 1 < len(marks) else None
+            if (
+                following is None
+                or following.durable > cursor.durable
+                or following.life > cursor.life
+            ):
+                break
+        mark = marks[at]
+        if mark.life > cursor.life:
+            return mark.sequence
+        found = mark.sequence + cursor.live
+        if following is not None:
+            # The live events of this life end there; those of a life that this log has not are none.
+            end = following.sequence - (following.durable > mark.durable)
+            found = min(found, end) if mark.life == cursor.life else end
+        return found
 
     def locate(self, after: int | Cursor) -> tuple[int | None, int | None]:
         """Return the sequence number and the durable number of a position; None if not known.
@@ -188,11 +238,8 @@ class Numbering:
         The beginning is known in any life. The live part of a cursor counts only in its own life.
         """
         if isinstance(after, Cursor):
-            sequence = self.sequence_of(after.durable)
-            if sequence is not None and after.life == self.life:
-                sequence += after.live
-            return sequence, after.durable
-        if after and after < self._marks[0][0]:
+            return self.sequence_of(after), after.durable
+        if after and after < self._marks[0].sequence:
             return after, None
         return after, self.durable_before(after + 1) if after else 0
 
@@ -207,7 +254,7 @@ class Numbering:
             durable: Its durable number.
             start: The sequence number of the event, which is kept.
         """
-        began, before = self._base
+        began, before = self._base.sequence, self._base.durable
         until = self.durable_before(start)
         live = 0
         if sequence is not None or durable <= before:

@@ -144,15 +144,27 @@ class EventLog:
         """Number the next event ``number + 1``. No event has been published yet."""
         self._first = self.next = number + 1
 
-    def begin_life(self, life: int, durable: int, older: OlderEvents | None = None) -> None:
-        """Make this the log of one life of a durable run. No event has been published yet.
+    def make_durable(self, durable: int, older: OlderEvents | None = None) -> None:
+        """Make this the log of a durable run. No event has been published yet.
+
+        Args:
+            durable: How many durable events the run has had, none of which are put into this log.
+            older: Reads durable events that the log does not keep.
+        """
+        self.numbering = Numbering(self.next - 1, durable, 0, older)
+
+    def begin_life(self, life: int, durable: int) -> None:
+        """Begin the next life of a durable run, in this process.
 
         Args:
             life: The life, at least 1 and higher than that of every earlier one: the fence of its lease.
-            durable: The number of the last durable event of the lives before; 0 in the first.
-            older: Reads durable events that the log does not keep.
+            durable: The number of the last durable event. The log has it, or has none at all.
         """
-        self.numbering = Numbering(life, self.next - 1, durable, older)
+        if self.numbering is None:
+            self.numbering = Numbering(self.next - 1, durable, life, None)
+        else:
+            assert durable == self.numbering.last, (durable, self.numbering.last)
+            self.numbering.begin_life(self.next - 1, life, self._first)
 
     def oldest(self) -> int:
         """Return the number of the oldest event kept: in the history, or not yet taken by all."""
@@ -252,7 +264,7 @@ class EventLog:
         live, stored = numbering.missed(sequence, durable, start)
         position.missed = live
         if stored and numbering.older is not None:
-            seen = after if isinstance(after, Cursor) else Cursor(durable, numbering.life)
+            seen = after if isinstance(after, Cursor) else Cursor(durable)
             position.detour = _Older(seen, durable + stored)
         else:
             position.missed += stored
@@ -269,7 +281,7 @@ class EventLog:
         at = self._end(numbering)
         if not numbering.is_ahead(seen):
             position.detour = None
-            found = numbering.sequence_of(seen.durable)
+            found = numbering.sequence_of(seen)
             at = position.at if found is None else found + 1
         elif self.closed:
             position.detour = None
@@ -279,7 +291,7 @@ class EventLog:
 
     def _end(self, numbering: Numbering) -> int:
         """Return where a reader is for which all is old, but a last event that is not durable."""
-        has_live_end = self.closed and numbering.last_sequence < self.next - 1
+        has_live_end = self.closed and not numbering.is_durable(self.next - 1)
         return self.next - has_live_end
 
     def cursor(self, position: _Position) -> Cursor:
@@ -830,7 +842,7 @@ class EventStream(ReceiveChannel[Event]):
             return None
         number, event = older.events.pop()
         position.missed += number - older.seen.durable - 1
-        older.seen = Cursor(number, log.numbering.life)
+        older.seen = Cursor(number, log.numbering.cursor(position.at - 1).life)
         return event
 
     @enable_ki_protection
