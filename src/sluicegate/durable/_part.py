@@ -64,8 +64,6 @@ GRACE = 5.0
 LOOK_AGAIN = 1.0
 #: A run whose next timer is due sooner than this is not released.
 MIN_REST = 1.0
-#: The life of a stream that only follows: it has no live events, and no real life has this number.
-_FOLLOWER = 999_999_999
 #: How many events of a stream are read from the store at a time.
 _CHUNK = 500
 
@@ -188,7 +186,7 @@ class Part:
         #: The number of the last durable event that the stream in this process has.
         self._shown = 0
         self._has_caught_up = False
-        run.log.begin_life(_FOLLOWER, 0, self)
+        run.log.make_durable(0, self)
         #: The status, timer and questions that the store has of the run, and whether they may be
         #: out of date.
         self._summary: tuple[Status, float | None, bytes] = ("running", None, b"[]")
@@ -363,14 +361,18 @@ class Part:
         log = self._run.log
         if not self._has_caught_up and not log.has_readers:
             self._shown = row.shown - row.is_ended
-            log.begin_life(_FOLLOWER, self._shown, self)
+            log.make_durable(self._shown, self)
         self._has_caught_up = True
-        while self._shown < row.shown:
+        return await self._show_until(row.shown)
+
+    async def _show_until(self, shown: int) -> StopEvent | None:
+        """Show the events of the durable stream up to a number; return the terminal event, if it is one."""
+        while self._shown < shown:
             for number, event, is_last in await self._read_shown(self._shown):
                 self._shown = number
                 if is_last:
                     return cast("StopEvent", event)
-                log.append_durable(event, number)
+                self._run.log.append_durable(event, number)
         return None
 
     async def read(self, after: int, up_to: int) -> list[tuple[int, Event]]:
@@ -392,6 +394,8 @@ class Part:
         run, hub, row = self._run, self._hub, self._row
         assert row is not None
         records = await hub.journal.read(run.run_id)
+        # What another owner has shown since, just before the claim.
+        await self._show_until(lease.shown)
         # An owner that has released the run is gone by choice; any other has crashed.
         has_crashed = row.owner is not None
         past = rebuild(run.graph, run.options.classes, records, hub.wall(), has_crashed=has_crashed)
@@ -422,8 +426,7 @@ class Part:
             children=children,
             life=lease.fence,
         )
-        assert run.log.numbering is not None
-        run.log.numbering.life = lease.fence
+        run.log.begin_life(lease.fence, lease.shown)
         writer.on_lost = self._detach
         run.journal = RunJournal(writer, run)
         self._taken.clear()
