@@ -50,6 +50,9 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 Ts = TypeVarTuple("Ts")
 
+#: The longest sleep, in seconds: what a snapshot can hold.
+LONGEST_SLEEP = 1e12
+
 #: The exceptions that :meth:`Context.once` keeps.
 FailureKinds: TypeAlias = bool | type[Exception] | tuple[type[Exception], ...]
 
@@ -210,6 +213,8 @@ class RunOperations(Protocol):
         arguments: tuple[Any, ...],
         recorded: tuple[type[Exception], ...],
     ) -> Any: ...
+
+    async def sleep(self, context: Context[Any], seconds: float) -> None: ...
 
     async def run_child(
         self, context: Context[Any], handler: Any, stream: ChildStream, run_id: str | None
@@ -689,6 +694,35 @@ class Context(Generic[StateT]):
         self._in_step(f"call once({key!r})")
         return await self._run.once(self, key, fn, args, recorded)
 
+    async def sleep(self, seconds: float) -> None:
+        """Sleep; a step that begins again continues with the seconds that were left.
+
+        Unlike a sleep of the event loop, it is found again in another attempt of the step, and in a
+        run that continues from a snapshot: by its length, and among equal ones by their order. One
+        that was over ends at once. It never ends before it is due. The time between a snapshot and
+        the resumed run does not count; the time between two attempts does.
+
+        While it sleeps, the step gives up its place for other invocations, as it does in
+        :meth:`wait_for_event`, unless it has ``release_while_waiting=False``. A run whose steps
+        sleep is not idle, because it waits for no event from outside. ``handler.cancel(after="steps")``
+        does not wait for the end of a sleep: the snapshot has the seconds that are left.
+
+        A checkpoint. A sleep that is cancelled with its attempt continues in the next one. One that
+        the step has cancelled itself is forgotten as soon as the step sleeps, waits, runs a child or
+        calls :meth:`once` after it.
+
+        Args:
+            seconds: How long to sleep, at least 0.
+
+        Raises:
+            TypeError: ``seconds`` is not a number.
+            ValueError: It is negative, not finite, or above 1e12.
+            WorkflowRuntimeError: The step has ended; or the call comes from another thread.
+        """
+        _check_sleep(seconds)
+        self._in_step("sleep")
+        await self._run.sleep(self, float(seconds))
+
     async def run_child(
         self,
         workflow: WorkflowLike[R],
@@ -782,6 +816,15 @@ def _check_workflow(workflow: object, what: str, expected: str) -> None:
             f"expected {expected}"
         )
         raise TypeError(msg)
+
+
+def _check_sleep(seconds: object) -> None:
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+        msg = f"sleep was given {brief(seconds)}; expected seconds: `await ctx.sleep(60)`"
+        raise TypeError(msg)
+    if not 0 <= seconds <= LONGEST_SLEEP:
+        msg = f"sleep was given {seconds} seconds; expected 0 to {LONGEST_SLEEP:g}"
+        raise ValueError(msg)
 
 
 def _check_once(key: object, function: object) -> None:

@@ -71,8 +71,10 @@ InvocationOutcome = Literal["completed", "failed", "cancelled", "dropped"]
 
 #: What an invocation waits for. ``place``: its step has other invocations at work, as many as it may
 #: have; ``limiter``: the limiter of its step; ``thread``, ``process``: a free one for its body;
-#: ``state``: another edit of the state to end.
-WaitKind = Literal["event", "branch", "child", "place", "limiter", "thread", "process", "state"]
+#: ``state``: another edit of the state to end; ``sleep``: the time ``until`` which it sleeps.
+WaitKind = Literal[
+    "event", "branch", "child", "place", "limiter", "thread", "process", "state", "sleep"
+]
 
 #: How a wait ended.
 WaitOutcome = Literal["done", "timed_out", "cancelled"]
@@ -256,7 +258,7 @@ class WaitStarted(Record, frozen=True, gc=False):
         invocation: The number of the invocation; None if a task waits that belongs to none.
         kind: The kind of thing it waits for.
         subject: More precisely: the class of the event, the run of the child, or an empty string.
-        until: When it gives up, on the clock of ``at``; None for never.
+        until: When it gives up, or a sleep ends, on the clock of ``at``; None for never.
     """
 
     wait: int

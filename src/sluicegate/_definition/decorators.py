@@ -110,9 +110,9 @@ def step(
             ``handler.send_event`` then accepts such an event at any time, and keeps one that
             arrives early. A ``HumanResponseEvent`` needs no declaration.
         release_while_waiting: While the step waits for an event from outside, or for a child
-            that does, let another invocation run in its place (and release its place in
-            ``limiter``); the step takes a place again before it continues. Use False if
-            ``num_workers=1`` serves as a lock.
+            that does, or sleeps with ``ctx.sleep``, let another invocation run in its place (and
+            release its place in ``limiter``); the step takes a place again before it continues.
+            Use False if ``num_workers=1`` serves as a lock.
         **older: None; an option of LlamaIndex Workflows raises an error with the new spelling.
 
     Raises:

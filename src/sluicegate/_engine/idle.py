@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
@@ -17,10 +17,18 @@ from sluicegate._questions import OpenQuestion, id_of
 
 if TYPE_CHECKING:
     from sluicegate._engine.run import Run
+    from sluicegate._engine.step_queue import Absence
     from sluicegate._questions import Asked
 
 
 LOGGER = logging.getLogger("sluicegate")
+
+
+class PlaceHolder(Protocol):
+    """A worker, as far as its place matters; see :class:`sluicegate._engine.invocation.Worker`."""
+
+    absence: Absence | None
+    turn: Any
 
 
 def is_idle(run: Run) -> bool:
@@ -128,15 +136,21 @@ def child_idle_changed(run: Run, child: Run) -> None:
             machine.begin_rest(context, is_strict=False)
             lender, absence = child.lender, child.absence
             if lender is not None and absence is not None and lender.absence is None:
-                machine.leave_place(absence)
-                lender.absence = absence
-                if lender.turn is not None:
-                    lender.turn.give_up()
-                start_soon(run)
+                give_up_place(run, lender, absence)
         else:
             run.busy_children += 1
             machine.end_rest(context, is_strict=False)
     idle_changed(run)
+
+
+def give_up_place(run: Run, worker: PlaceHolder, absence: Absence) -> None:
+    """Give the place of a step that begins to wait, and that in its limiter, to others."""
+    _, machine = run.live()
+    machine.leave_place(absence)
+    worker.absence = absence
+    if worker.turn is not None:
+        worker.turn.give_up()
+    start_soon(run)
 
 
 def note_rest(run: Run) -> None:
@@ -171,14 +185,15 @@ def steps_at_rest(run: Run) -> set[int]:
 def can_be_released(run: Run) -> bool:
     """Whether nothing happens in the run before a timer is due or an event comes from outside.
 
-    Every step that has begun waits for an event or a branch, and none has a task that does anything else.
+    Every step that has begun waits for an event or a branch, or sleeps, and none has a task that does
+    anything else.
     """
     machine = run.machine
     if machine is None or run.outcome.status or run.draining is not None or machine.startable:
         return False
     if machine.stop is not None or (run.parked is None and not run.workers):
         return False  # it is just beginning, or ending
-    resting = steps_at_rest(run)
+    resting = steps_at_rest(run) | _steps_asleep(run)
     workers = [worker for worker in run.workers if worker.step is not None]
     if any(id(worker.context or worker) not in resting for worker in workers):
         return False
@@ -193,7 +208,10 @@ def next_due(run: Run) -> float:
     machine = run.machine
     if machine is None:
         return inf
-    due = min((wait.due for wait in machine.waits), default=inf)
+    due = min(
+        min((wait.due for wait in machine.waits), default=inf),
+        min((sleep.due for sleep in run.sleeping), default=inf),
+    )
     for queue in machine.queues:
         due = min(due, *(redelivery.due for redelivery in queue.delayed or ()), inf)
     return min(due, *(next_due(child) for child in run.children), inf)
@@ -204,7 +222,7 @@ def check_drained(run: Run) -> None:
     machine = run.machine
     if run.draining is None or run.outcome.status or machine is None:
         return
-    resting = steps_at_rest(run)
+    resting = steps_at_rest(run) | _steps_asleep(run)
     active = (
         worker
         for worker in run.workers
@@ -215,6 +233,29 @@ def check_drained(run: Run) -> None:
     if any(id(w.context or w) not in resting for w in active):
         return
     cancel_run(run, run.draining)
+
+
+def _steps_asleep(run: Run) -> set[int]:
+    """Return the ids of the contexts of all steps that sleep, or wait for a child that does."""
+    found = {id(step) for step in run.sleeping.values()}
+    found.update(id(step) for child, step in run.children.items() if _is_asleep(child))
+    return found
+
+
+def _is_asleep(run: Run) -> bool:
+    """Whether nothing happens in a run until a timer is due or an event comes from outside."""
+    machine = run.machine
+    if machine is None or machine.startable or len(machine.answered) > machine.held_up:
+        return False
+    asleep = {*run.sleeping.values()}
+    for child, step in run.children.items():
+        if _is_asleep(child):
+            asleep.add(step)
+        elif not child.rests_in_parent:
+            return False
+    has_timer = bool(asleep) or any(queue.delayed for queue in machine.queues)
+    still = len({*machine.resting, *asleep})
+    return has_timer and sum(queue.begun for queue in machine.queues) == still
 
 
 def check_stuck(run: Run) -> None:

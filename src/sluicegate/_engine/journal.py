@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from math import inf
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     KeyOf: TypeAlias = Callable[[Any], int]
 
 
+N = TypeVar("N", int, float)
 T = TypeVar("T")
 
 
@@ -51,6 +53,8 @@ class Redelivery(Numbered):
         "received",
         "seed",
         "sent",
+        "sleeping",
+        "slept",
     )
 
     def __init__(self, event: Any, attempts: Attempts | None = None) -> None:
@@ -73,6 +77,10 @@ class Redelivery(Numbered):
         self.collected: list[tuple[str, list[Event] | None]] = []
         #: The results of ``ctx.once``, by key.
         self.once: dict[str, KeptResult] = {}
+        #: The sleeps that are over, how many of each length; and when the others of a length are,
+        #: in order, on the backend's clock.
+        self.slept: dict[float, int] = {}
+        self.sleeping: dict[float, list[float]] = {}
         #: The children that it has run, by content; and the number of the latest one.
         self.children: dict[int, list[ChildRecord]] = {}
         self.child_number = 0
@@ -82,6 +90,7 @@ class Redelivery(Numbered):
         self.key, self.seed = known.key, known.seed
         self.received, self.left = known.received, known.left
         self.collected, self.once = known.collected, known.once
+        self.slept, self.sleeping = known.slept, known.sleeping
         self.children, self.child_number = known.children, known.child_number
 
     @property
@@ -108,6 +117,25 @@ class OnceCall:
     def __init__(self, task: object) -> None:
         self.task = task
         self.waiters: list[Waiter] = []
+
+
+class Sleep:
+    """A call of ``ctx.sleep`` that is not over.
+
+    Attributes:
+        seconds: How long it lasts.
+        due: When it is over, on the backend's clock.
+        number: Its number among the sleeps of this length of its invocation, from 0.
+        is_cut: Whether it was cancelled.
+    """
+
+    __slots__ = ("due", "is_cut", "number", "seconds")
+
+    def __init__(self, seconds: float, due: float, number: int) -> None:
+        self.seconds = seconds
+        self.due = due
+        self.number = number
+        self.is_cut = False
 
 
 class ChildRecord:
@@ -204,10 +232,12 @@ class StepJournal:
         "_branches",
         "_gone",
         "_limit",
+        "_sleeps",
         "asked",
         "child_number",
         "children",
         "collected",
+        "has_cut",
         "held",
         "key",
         "once",
@@ -215,6 +245,8 @@ class StepJournal:
         "replayed",
         "reported",
         "sent",
+        "sleeping",
+        "slept",
     )
 
     def __init__(self, redelivery: Numbered | None) -> None:
@@ -235,12 +267,21 @@ class StepJournal:
             self.replayed.left = copy_lists(redelivery.left)
             self.replayed.sent = copy_lists(redelivery.sent)
             self.replayed.collected = list(redelivery.collected)
+            self.replayed.slept = {**redelivery.slept}
+            self.replayed.sleeping = copy_lists(redelivery.sleeping)
             self.replayed.children = copy_lists(redelivery.children)
             self.child_number = redelivery.child_number
         #: The question that it has put on the stream itself, until it waits for the answer.
         self.asked: Asked | None = None
         #: The waits that have had their event.
         self.received: list[Wait] = []
+        #: The sleeps that are over, how many of each length, and the others; and whether one of
+        #: these was cancelled.
+        self.slept: dict[float, int] = _EMPTY
+        self.sleeping: dict[Sleep, None] = _EMPTY
+        self.has_cut = False
+        #: How many sleeps of each length it has begun.
+        self._sleeps: dict[float, int] = _EMPTY
         #: The latest events that it sent, each with its branch. Of older ones the content is kept:
         #: with the branch as long as that matters, then alone, in 8 bytes.
         self.sent: list[tuple[Event, BranchNode]] = []
@@ -294,6 +335,38 @@ class StepJournal:
                 return found
         return None
 
+    def find_sleep(self, seconds: float) -> float | None:
+        """Return when a sleep of this length is over that an earlier attempt has begun, if one has."""
+        replayed = self.replayed
+        if replayed.slept.get(seconds):
+            replayed.slept[seconds] -= 1
+            return -inf
+        times = replayed.sleeping.get(seconds)
+        return times.pop(0) if times else None
+
+    def begin_sleep(self, seconds: float, due: float) -> Sleep:
+        """Note that a sleep begins, or continues."""
+        self.sleeping, self._sleeps = self.sleeping or {}, self._sleeps or {}
+        number = self._sleeps.get(seconds, 0)
+        self._sleeps[seconds] = number + 1
+        kept = Sleep(seconds, due, number)
+        self.sleeping[kept] = None
+        return kept
+
+    def end_sleep(self, kept: Sleep) -> None:
+        """Note that a sleep is over."""
+        del self.sleeping[kept]
+        self.slept = self.slept or {}
+        self.slept[kept.seconds] = self.slept.get(kept.seconds, 0) + 1
+
+    def drop_cut(self) -> list[Sleep]:
+        """Forget the sleeps that were cancelled, and return them."""
+        cut = [kept for kept in self.sleeping if kept.is_cut]
+        for kept in cut:
+            del self.sleeping[kept]
+        self.has_cut = False
+        return cut
+
     def carry_over(self, redelivery: Redelivery, key_of: KeyOf) -> None:
         """Write into ``redelivery`` what the next attempt must not do anew.
 
@@ -310,6 +383,7 @@ class StepJournal:
         for key, events in self.replayed.received.items():
             redelivery.received.setdefault(key, []).extend(events)
         redelivery.left = copy_lists(self.replayed.left)
+        self._carry_sleeps(redelivery)
         redelivery.collected = [*self.reported, *self.replayed.collected]
         redelivery.once = {k: made for k, made in self.once.items() if type(made) is KeptResult}
 
@@ -336,6 +410,17 @@ class StepJournal:
             matters = _matters(branch, is_held=branch.is_held or has_unwound)
             kept = branch if matters and branch is not _OVER else None
             redelivery.sent.setdefault(key, []).append(kept)
+
+    def _carry_sleeps(self, redelivery: Redelivery) -> None:
+        replayed = self.replayed
+        redelivery.slept = {**self.slept}
+        for seconds, count in replayed.slept.items():
+            redelivery.slept[seconds] = redelivery.slept.get(seconds, 0) + count
+        redelivery.sleeping = copy_lists(replayed.sleeping)
+        for kept in self.sleeping:
+            redelivery.sleeping.setdefault(kept.seconds, []).append(kept.due)
+        for times in redelivery.sleeping.values():
+            times.sort()
 
     def _with_children(self, begun: Iterable[ChildRecord]) -> dict[int, list[ChildRecord]]:
         """Return these children and those that were not called for yet, by content."""
@@ -369,7 +454,7 @@ _OVER = BranchNode(None, ())
 _OVER.is_over = True
 
 
-def copy_lists(found: dict[int, list[T]]) -> dict[int, list[T]]:
+def copy_lists(found: dict[N, list[T]]) -> dict[N, list[T]]:
     """Return a copy with copied lists, without the empty ones."""
     return {key: list(values) for key, values in found.items() if values}
 

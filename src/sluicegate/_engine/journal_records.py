@@ -254,11 +254,30 @@ class Once(_Record, kw_only=True, tag="once"):
 
 
 class Sleep(_Record, kw_only=True, tag="sleep"):
-    """A step sleeps until ``due``; ``key`` is the content by which a later attempt finds it again."""
+    """A step sleeps until ``due``.
+
+    Attributes:
+        seconds: How long, by which a later attempt finds it again.
+        again: Whether it continues a sleep of an earlier attempt.
+    """
 
     k: int
-    key: str
+    seconds: float
     due: float
+    again: bool = False
+
+
+class Woken(_Record, kw_only=True, tag="woken"):
+    """A step has cancelled a sleep itself, and has gone on after it.
+
+    Attributes:
+        seconds: The length of the sleep.
+        n: Its number among the sleeps of this length of the attempt, from 0.
+    """
+
+    k: int
+    seconds: float
+    n: int
 
 
 class State(_Record, kw_only=True, tag="state"):
@@ -333,6 +352,7 @@ Record: TypeAlias = (
     | Cut
     | Once
     | Sleep
+    | Woken
     | State
     | Published
     | Child

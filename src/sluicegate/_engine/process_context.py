@@ -148,6 +148,9 @@ class _ProcessOperations:
     async def once(self, *_: object) -> Never:  # noqa: ASYNC910 - it only refuses
         _refuse("once", "a step of the event loop that calls it")
 
+    async def sleep(self, *_: object) -> Never:  # noqa: ASYNC910 - it only refuses
+        _refuse("sleep", "`time.sleep(seconds)`, or a step of the event loop that sleeps")
+
     async def run_child(self, *_: object) -> Never:  # noqa: ASYNC910 - it only refuses
         _refuse("run_child", "a step of the event loop that runs it")
 

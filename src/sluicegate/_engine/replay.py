@@ -718,6 +718,20 @@ class PastRun:
     def _state(self, record: rec.State) -> None:
         self.state = apply_patch(self.state, record.p)
 
+    def _sleep(self, record: rec.Sleep) -> None:
+        journal = self._flight(record.k).journal
+        if record.again:
+            journal.find_sleep(record.seconds)
+        journal.begin_sleep(record.seconds, record.due)
+
+    def _woken(self, record: rec.Woken) -> None:
+        journal = self._flight(record.k).journal
+        journal.sleeping = {
+            kept: None
+            for kept in journal.sleeping
+            if (kept.seconds, kept.number) != (record.seconds, record.n)
+        }
+
     def _pub(self, record: rec.Published) -> None:
         """Nothing: it is on the stream."""
 

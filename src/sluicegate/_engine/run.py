@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sluicegate._context import Context
     from sluicegate._definition.graph import Graph
-    from sluicegate._engine.journal import ChildRecord, InFlight
+    from sluicegate._engine.journal import ChildRecord, InFlight, Sleep
     from sluicegate._engine.machine import Machine
     from sluicegate._engine.probe import Probe
     from sluicegate._engine.record_writer import RecordWriter
@@ -186,6 +186,7 @@ class Run:
         "retried",
         "run_id",
         "saved_children",
+        "sleeping",
         "slots",
         "start_event",
         "state_store",
@@ -260,6 +261,8 @@ class Run:
         #: How many timers run: deliveries wait for the time of their next attempt, and progress
         #: reports for theirs.
         self.timers = 0
+        #: The sleeps of its steps, each with the context of the step.
+        self.sleeping: dict[Sleep, Context[Any]] = EMPTY
         #: The progress reports of its steps, once there is one.
         self.reports: Any = None
         #: How many deliveries have been given a seed for the jitter of their retries.
@@ -334,6 +337,7 @@ class Run:
         return {
             "workers": self.workers,
             "timers of attempts or reports": self.timers,
+            "steps that sleep": self.sleeping,
             "children": self.children,
             "a parent": self.parent,
             "a nursery": self.nursery,

@@ -40,6 +40,7 @@ from sluicegate._engine.journal_records import (
     State,
     Wait,
     Waited,
+    Woken,
     encode_record,
     kind_of,
 )
@@ -580,17 +581,12 @@ class RunJournal:
             Once(at=self.now, c=self.child, k=key, key=name, v=value, failed=failed)
         )
 
-    def sleeps(self, key: int, content: int, due: float) -> None:
-        """A step sleeps until a time on the backend's clock."""
+    def sleeps(self, key: int, seconds: float, due: float, *, again: bool) -> None:
+        """A step sleeps until a time on the backend's clock; again if an earlier attempt did."""
         if self.is_open:
+            due = self.now if due == -inf else self.wall_at(due)
             self._append(
-                Sleep(
-                    at=self.now,
-                    c=self.child,
-                    k=key,
-                    key=f"{content:016x}",
-                    due=self.wall_at(due),
-                )
+                Sleep(at=self.now, c=self.child, k=key, seconds=seconds, due=due, again=again)
             )
 
     def state_changes(self, change: StateChange) -> None:
@@ -607,6 +603,11 @@ class RunJournal:
         self._has_state = True
         if patch is not None:
             self._append(State(at=self.now, c=self.child, p=patch))
+
+    def forgets_sleep(self, key: int, seconds: float, number: int) -> None:
+        """A step has cancelled a sleep itself, and goes on."""
+        if self.is_open:
+            self._append(Woken(at=self.now, c=self.child, k=key, seconds=seconds, n=number))
 
     def shown(self, event: Event) -> None:
         """An event that a step writes to the stream: a question is durable, any other is live."""

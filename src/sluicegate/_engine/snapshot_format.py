@@ -106,6 +106,8 @@ class SavedDelivery(_Part):
     sent: dict[Content, list[Sent]] = {}
     collected: list[tuple[str, list[Any] | None]] = []
     once: dict[str, SavedResult] = {}
+    #: Of each length: the seconds, how many sleeps are over, and the seconds that the others have left.
+    sleeps: list[tuple[Seconds, Count, list[Seconds]]] = []
     #: The children that the step has run, and the number of the latest one.
     children: list[SavedChild] = []
     child_number: Count = 0

@@ -244,6 +244,11 @@ class SavedMachine:
             queue, node = machine.queues[index], self._at(number)
             if type(event) is Redelivery and event.attempts is not None:
                 event.attempts.started_at += now
+            if isinstance(event, Redelivery) and event.sleeping:
+                event.sleeping = {
+                    seconds: [now + left for left in times]
+                    for seconds, times in event.sleeping.items()
+                }
             if type(event) is Numbered and machine.journal is None:
                 key, event = event.key, Redelivery(event.event)
                 event.key = key
@@ -469,6 +474,8 @@ class _Reader:
             key: self._result(made, f"{path}.once.{brief_text(key)}")
             for key, made in part.once.items()
         }
+        redelivery.slept = {seconds: over for seconds, over, _ in part.sleeps if over}
+        redelivery.sleeping = {seconds: sorted(left) for seconds, _, left in part.sleeps if left}
         redelivery.child_number = part.child_number
         for number, child in enumerate(part.children):
             record = self._child(child, f"{path}.children[{number}]")

@@ -354,12 +354,18 @@ class _Writer:
                 key: SavedResult(value=made.encoded, is_failure=made.is_failure)
                 for key, made in event.once.items()
             },
+            sleeps=[self._sleeps(event, n) for n in sorted({*event.slept, *event.sleeping})],
             children=sorted(
                 (self._child(child) for children in event.children.values() for child in children),
                 key=lambda child: child.number,
             ),
             child_number=event.child_number,
         )
+
+    def _sleeps(self, event: Redelivery, seconds: float) -> tuple[float, int, list[float]]:
+        left = [due - self._now for due in event.sleeping.get(seconds, ())]
+        over = sum(each <= 0 for each in left)
+        return seconds, event.slept.get(seconds, 0) + over, left[over:]
 
     def _child(self, record: ChildRecord) -> SavedChild:
         """Return a child of a step.
@@ -422,6 +428,7 @@ def _redelivery_of(item: InFlight, key_of: KeyOf, *, has_unwound: bool) -> Redel
         redelivery.left = copy_lists(known.left)
         redelivery.collected, redelivery.once = known.collected, known.once
         redelivery.sent = known.sent
+        redelivery.slept, redelivery.sleeping = known.slept, known.sleeping
         redelivery.children, redelivery.child_number = known.children, known.child_number
     if item.journal is not None:
         # Events that are held until the attempt succeeds have not been sent.

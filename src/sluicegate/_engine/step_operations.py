@@ -339,6 +339,8 @@ class StepOperations:
         assert backend is not None
         assert machine is not None
         journal = context.journal or journal_of(context)
+        if journal.has_cut:
+            _go_on(run, context, journal)
         wait = Wait(kind, requirements, backend.waiter())
         if await _prepare(run, backend, machine, wait, journal, waiter_event, timeout):
             assert wait.event is not None
@@ -462,7 +464,23 @@ class StepOperations:
 
         check_thread(self.run, "once")
         journal = journal_of(context)
+        _go_on(self.run, context, journal)
         return await call_once(self.run, context, journal, key, function, arguments, recorded)
+
+    @enable_ki_protection
+    async def sleep(self, context: Context[Any], seconds: float) -> None:
+        """See :meth:`sluicegate.Context.sleep`.
+
+        Where the step may give up its place, its worker has no place while it sleeps.
+        """
+        from sluicegate._engine.sleeps import sleep  # noqa: PLC0415 - few steps need it
+
+        run = self.run
+        check_thread(run, "sleep")
+        worker = worker_of(run.live()[0], context)
+        if worker is not None and (worker.absence is not None or not _may_leave(run, worker)):
+            worker = None
+        await sleep(run, context, journal_of(context), seconds, worker)
 
     def delivery_key(self, context: Context[Any]) -> str:
         """See :attr:`sluicegate.Context.delivery_key`."""
@@ -794,9 +812,11 @@ def _find_child(run: Run, context: Context[Any], handler: Any, run_id: str | Non
     def name(number: int) -> str:
         return f"{run.run_id}/{delivery_number(run, context)}.{number}"
 
+    journal = journal_of(context)
+    _go_on(run, context, journal)
     try:
         now = None if run.journal is None else run.journal.now
-        record = begin_child(journal_of(context), child, run_id, name, now=now)
+        record = begin_child(journal, child, run_id, name, now=now)
     except SnapshotError:
         handler.cancel("its snapshot does not fit")
         raise
@@ -915,6 +935,14 @@ def worker_of(backend: Backend, context: Context[Any]) -> Worker | None:
         found: Worker = worker
         return found
     return None
+
+
+def _go_on(run: Run, context: Context[Any], journal: StepJournal) -> None:
+    """Note that a step goes on, after a sleep that it may have cancelled itself."""
+    if journal.has_cut:
+        from sluicegate._engine.sleeps import forget_cut  # noqa: PLC0415 - few steps need it
+
+        forget_cut(run, context, journal)
 
 
 def delivery_number(run: Run, context: Context[Any]) -> int:

@@ -138,6 +138,8 @@ def amount(report: ProgressEvent) -> str:
 
 def waiting(wait: r.WaitStarted, now: float) -> str:
     """Return what an invocation waits for."""
+    if wait.kind == "sleep":
+        return f"sleeps, ends {until(wait.until or now, now)}"
     text = _WAITS[wait.kind]
     if wait.kind == "event" and wait.subject:
         text = wait.subject

@@ -132,7 +132,7 @@ class RecordedWait:
         number: Its number in the run.
         invocation: The invocation that waits; None if a task waits that belongs to none.
         kind: The kind of its object: ``"event"``, ``"branch"``, ``"child"``, ``"place"``, ``"limiter"``,
-            ``"thread"``, ``"process"`` or ``"state"``.
+            ``"thread"``, ``"process"``, ``"state"`` or ``"sleep"``.
         subject: The object: the class of the event, the run of the child, or an empty string.
         until: When it gives up; None for never.
         started_at: When it began.
