@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 #: Seconds after which it is worth while to ask again whether a process of this machine has ended.
 ASK_AGAIN = 1.0
 
+#: The most values in a statement; older SQLites take no more than 999.
+_AT_ONCE = 500
+
 _ROW = (
     "number, run_id, workflow, start_key, created_at, status, updated_at, wake_at, "
     "CAST(questions AS BLOB), sequence, base, shown, fence, owner, unread"
@@ -369,15 +372,16 @@ class SqliteTables:
 
     def inbox(self, run_ids: Sequence[str]) -> list[Message]:
         messages: list[Message] = []
-        for run_id in {*run_ids}:
+        for first in range(0, len(run_ids), _AT_ONCE):
+            chosen = run_ids[first : first + _AT_ONCE]
             found = self._execute(
                 "SELECT id, run_id, kind, key, CAST(data AS BLOB), sent_at "
                 "FROM runs JOIN messages ON run = number AND consumed_by IS NULL "
-                "WHERE run_id = ? AND unread > 0",
-                (run_id,),
+                f"WHERE run_id IN ({_marks(chosen)}) AND unread > 0",  # noqa: S608
+                (*chosen,),
             )
             messages += [Message(*columns) for columns in found]
-        return sorted(messages, key=_id)
+        return sorted({message.id: message for message in messages}.values(), key=_id)
 
     def due(self, now: float, limit: int, workflows: Sequence[str] | None, own: str) -> Due:
         which, values = _condition(RunFilter(workflows=workflows))
