@@ -36,7 +36,7 @@ T = TypeVar("T")
 #: When so many bytes are not committed yet, or so many tasks, `wait_for_room` waits.
 MOST_BYTES = 8 * 1024 * 1024
 MOST_TASKS = 1_000
-#: What a record and a batch take beside their data, roughly.
+#: Bytes counted for a record or a batch in addition to its data.
 OVERHEAD = 100
 
 
@@ -77,14 +77,14 @@ class Tables(Protocol):
 
 
 class Task:
-    """A write on its way: what to do, and whom to tell.
+    """A pending write and its callback.
 
     Attributes:
-        client: Who asked for it.
-        work: What to do in the transaction.
+        client: The client that submitted it.
+        work: The function to call within the transaction.
         settle: Is called in the client's event loop with the result and the exception.
         size: How much room it takes in the queue.
-        is_news: Whether others may want to look after it, the client itself included.
+        is_news: Whether it counts as a change for every client, including the one that asked for it.
     """
 
     __slots__ = ("client", "is_news", "settle", "size", "work")
@@ -120,7 +120,7 @@ class Writer(Protocol):
         ...
 
     def watch(self, client: JournalClient, *, is_on: bool) -> None:
-        """Begin or cease to look for changes by other processes, for a client."""
+        """Start or stop watching for changes by other processes on behalf of a client."""
         ...
 
 
@@ -129,7 +129,7 @@ class JournalClient:
 
     Args:
         owner: The id of the owner.
-        capabilities: What the store can do.
+        capabilities: The properties of the store.
         writer: Performs the writes.
         read: Calls a function with the tables, off the event loop if that may take long.
     """
@@ -175,10 +175,10 @@ class JournalClient:
             return False
         return True
 
-    # -- in the event loop, for the writer and for who opened the store
+    # -- in the event loop, called by the writer and by the block that opened the store
 
     def settle(self, outcomes: Iterable[Outcome]) -> None:
-        """Tell the outcomes of tasks, in order."""
+        """Report the outcomes of tasks, in order."""
         for task, result, error in outcomes:
             self._tasks -= 1
             self._size -= task.size
@@ -189,12 +189,12 @@ class JournalClient:
             self._wake(self._for_room)
 
     def note_change(self) -> None:
-        """Wake those who wait for a change."""
+        """Wake the tasks that wait for a change."""
         self._changes += 1
         self._wake(self._for_change)
 
     def lose(self, run_id: str, fence: int, error: StoreError) -> None:
-        """Tell that a lease is lost, if it is still held."""
+        """Report a lost lease, if it is still held."""
         held = self._leases.get(run_id)
         if held is not None and held[0] == fence:
             del self._leases[run_id]
@@ -205,29 +205,29 @@ class JournalClient:
         return {run_id: fence for run_id, (fence, _) in self._leases.items()}
 
     def keep_only(self, fences: dict[str, int]) -> None:
-        """Tell that leases are lost which are not among these fences of the store."""
+        """Report the loss of each held lease that the store does not list with the same fence."""
         for run_id, fence in self.held().items():
             if fences.get(run_id) != fence:
                 self.lose(run_id, fence, stale(Batch(run_id, fence), fences.get(run_id)))
 
     def lose_all(self, error: StoreError) -> None:
-        """Tell that all leases are lost."""
+        """Report the loss of all leases."""
         leases, self._leases = self._leases, {}
         for _, lost in leases.values():
             lost(error)
 
     def end(self, error: StoreError) -> None:
-        """Take nothing more; who waits for room or for a change gets the error."""
+        """Accept no more calls; waits for room or for a change raise the error."""
         if self._end is None:
             self._end = error
             self._wake(self._for_room)
             self._wake(self._for_change)
 
     async def finish(self, work: Callable[[Any], Any]) -> None:
-        """Take nothing more, perform a last task, and wait until all tasks are settled.
+        """Accept no more calls, perform a last task, and wait until all tasks are settled.
 
-        It is not cancelled: the tasks do not take long, and what they use is closed afterwards. A
-        native cancellation meanwhile is raised at the end.
+        It is not cancelled: tasks are short, and the connection that they use is closed afterwards.
+        A native cancellation meanwhile is raised at the end.
         """
         self._leases.clear()
         left: BaseException | None = None
@@ -294,7 +294,7 @@ class JournalClient:
         """Perform a task and wait for its end.
 
         Args:
-            work: What to do in the transaction.
+            work: The function to call within the transaction.
             undo: Is called with the result if the caller is cancelled, now or when it is there.
             size: How much room the task takes.
         """
@@ -328,7 +328,7 @@ class JournalClient:
         return cast("T", outcome[0][0])
 
     def _release_unheard(self, lease: object) -> None:
-        """End a lease that nobody has heard of, because its claim was cancelled."""
+        """End the lease of a claim that was cancelled."""
         if isinstance(lease, Lease) and self._end is None:
             self._submit(Task(self, lambda tables: tables.release(lease), _ignore))
 
@@ -486,7 +486,7 @@ PRUNED_AT_ONCE = 100
 
 
 def _ignore(_result: object, _error: StoreError | None) -> None:
-    """Settle a task whose outcome nobody waits for."""
+    """Settle a task whose outcome is not needed."""
 
 
 def closed() -> StoreClosedError:

@@ -16,7 +16,7 @@ class StoreClosedError(StoreError):
 class StoreUnavailableError(StoreError, OSError):
     """Raised when a store cannot be read or written at the moment. It is also an ``OSError``.
 
-    Nothing that was committed before is lost; what was not committed did not happen.
+    Committed writes are not lost. Writes that were not committed did not happen.
     """
 
 
@@ -25,7 +25,7 @@ class StoreBusyError(StoreUnavailableError, TimeoutError):
 
 
 class StoreFullError(StoreUnavailableError):
-    """Raised when there is no room on the disk for what is to be written."""
+    """Raised when the disk is full."""
 
 
 class StoreReadOnlyError(StoreUnavailableError, PermissionError):
@@ -37,7 +37,7 @@ class StoreDamagedError(StoreUnavailableError):
 
 
 class StoreFormatError(StoreError, ValueError):
-    """Raised when there is something else in the place of the store, or a newer version of it.
+    """Raised when the file is not a store, or was written by a newer release.
 
     It is also a ``ValueError``.
     """

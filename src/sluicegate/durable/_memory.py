@@ -1,7 +1,7 @@
-"""A store in memory, for tests: with the same promises, and with crashes and power losses to order.
+"""A store in memory, for tests. It makes the same promises, and simulates crashes and power losses.
 
-It holds the tables of a store as plain Python objects. Each ``open()`` is an owner of its own, as
-another process would be, in the same event loop or in another one.
+It holds the tables of a store as plain Python objects. Each ``open()`` acts as a separate process,
+in the same event loop or in another one.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class MemoryTables:
         #: Until when the lease of each owner is valid.
         self.owners: dict[str, float] = {}
         #: Is called with a run, its fence and its owner before another owner takes it over.
-        self.taken: Callable[[str, int, str], object] = lambda *_: None
+        self.taken: Callable[[str, int, str], object] | None = None
         self.messages = self.created = 0
 
     def copy(self) -> MemoryTables:
@@ -144,7 +144,7 @@ class MemoryTables:
         run = self._run(run_id)
         if run.summary.status in ENDED or self._is_owned(run):
             return None
-        if run.owner is not None:
+        if run.owner is not None and self.taken is not None:
             self.taken(run_id, run.fence, run.owner)
         return self._lease(run, owner)
 
@@ -296,7 +296,7 @@ def _is_meant(run: _Run, which: RunFilter) -> bool:
 
 
 class _Disk:
-    """The writer of a store in memory: what is committed, what is on the disk, and what waits."""
+    """The writer of a store in memory: committed tables, their state on disk, and pending tasks."""
 
     is_elsewhere = False
 
@@ -306,7 +306,7 @@ class _Disk:
         self.syncs = syncs
         self.lease = lease
         self.lock = threading.RLock()
-        #: The tables as they are on the disk, and what was committed since; where commits do not sync.
+        #: The tables on disk, and the tasks committed since; used if commits do not sync.
         self._on_disk = tables.copy()
         self._unsynced: list[Task] = []
         self.waiting: list[Task] = []
@@ -324,7 +324,7 @@ class _Disk:
             if journal is not None and (not self.is_held or journal.is_leaving):
                 self._commit_soon(journal)
 
-    def watch(self, _client: object, *, is_on: bool) -> None:
+    def watch(self, client: JournalClient, *, is_on: bool) -> None:
         """Do nothing: all changes are known."""
 
     def _commit_soon(self, journal: MemoryJournal) -> None:
@@ -420,7 +420,7 @@ class _Disk:
 
 @final
 class MemoryJournal(JournalClient):
-    """An open :class:`MemoryStore`: a :class:`Journal` whose process a test can end or stop."""
+    """An open :class:`MemoryStore`: a :class:`Journal` whose process a test can kill or suspend."""
 
     def __init__(self, disk: _Disk, owner: str, capabilities: Capabilities) -> None:
         super().__init__(owner, capabilities, disk, self._read_now)
@@ -439,19 +439,20 @@ class MemoryJournal(JournalClient):
     def cut(self, keep: float = 0.0) -> None:
         """End this owner as ``kill -9`` ends a process; called in its event loop.
 
-        What is committed stays. Of what is not, the oldest part is written all the same, as when the
-        process ends between a commit and its return. All further calls fail, and others can
-        claim the runs at once.
+        Committed writes stay. Of the pending ones, the oldest part is written but not settled, as
+        when a process ends between a commit and its return. All further calls fail, and other
+        owners can claim the runs at once.
 
         Args:
-            keep: How much of what was not committed is written, from 0 (nothing) to 1.
+            keep: The part of the pending writes that is written, from 0 to 1.
         """
         self._disk.cut(self, keep)
 
     def stall(self) -> None:
-        """Stop renewing the leases, as a process that is stopped; until they expire they hold.
+        """Stop renewing the leases, like a suspended process. They hold until they expire.
 
-        If others claim the runs then, this owner is told by :meth:`go_on`, or refused when it writes.
+        If another owner then claims a run, this one learns it from :meth:`go_on`, or when a write is
+        refused.
         """
         self.is_stalled = True
         with self._disk.lock:
@@ -459,7 +460,7 @@ class MemoryJournal(JournalClient):
             tables.owners[self.owner] = tables.clock() + self._disk.lease
 
     def expire(self) -> None:
-        """Let the leases expire now, although this owner works: it is told when others claim."""
+        """Let the leases expire now. The loss of a run is reported as soon as it is claimed."""
         with self._disk.lock:
             tables = self._disk.tables
             tables.owners[self.owner] = tables.clock()
@@ -475,19 +476,19 @@ class MemoryJournal(JournalClient):
 
 @final
 class MemoryStore:
-    """A store in memory, for tests. What it holds is gone with the object.
+    """A store in memory, for tests. Its contents are lost with the object.
 
-    ``async with store.open() as journal:`` opens it. Every ``open()`` is an owner of its own, as if
-    in another process; they may be in several event loops and threads.
+    ``async with store.open() as journal:`` opens it. Each ``open()`` acts as a separate process; they
+    may be in several event loops and threads.
 
-    Commits are made at the next turn of the event loop, of all that waits; :meth:`hold` lets a test
-    decide when.
+    All pending writes are committed together at the next turn of the event loop. After :meth:`hold`,
+    the test decides when to :meth:`commit`.
 
     Args:
         clock: Returns the wall time in seconds, by which leases expire.
-        durability: With ``"fsync"`` whatever is committed survives a power loss, and with
-            ``"process"`` only what :meth:`sync` has brought to the disk.
-        lease: Seconds after which the runs of an owner that is stopped can be claimed by others.
+        durability: With ``"fsync"`` every commit survives a power loss, with ``"process"`` only those
+            before the last :meth:`sync`.
+        lease: Seconds after which the runs of a stalled owner can be claimed by others.
     """
 
     def __init__(
@@ -512,7 +513,7 @@ class MemoryStore:
         return self._disk.commits
 
     def open(self) -> AbstractAsyncContextManager[MemoryJournal]:
-        """Open the store in the running event loop, as an owner of its own.
+        """Open the store in the running event loop, as a separate owner.
 
         Leaving the block commits what was appended and ends the leases. That is a checkpoint, and
         is not cancelled.
@@ -547,26 +548,26 @@ class MemoryStore:
     # -- for tests
 
     def hold(self) -> None:
-        """Commit nothing more by itself, until :meth:`go_on`."""
+        """Stop committing automatically, until :meth:`go_on`."""
         self._disk.hold()
 
     def commit(self) -> None:
-        """Commit all that waits, now. May be called from any thread."""
+        """Commit all pending writes now. May be called from any thread."""
         self._disk.commit()
 
     def go_on(self) -> None:
-        """Commit what waits, and further writes by themselves again."""
+        """Commit the pending writes, and commit automatically again."""
         self._disk.go_on()
 
     def sync(self) -> None:
-        """Bring what is committed to the disk; of use with ``durability="process"``."""
+        """Write all commits to the simulated disk; for ``durability="process"``."""
         self._disk.sync()
 
     def power_loss(self, keep: float = 0.0) -> None:
-        """End all owners at once, and lose what is not on the disk.
+        """End all owners at once, and lose the writes that are not on the disk.
 
         Args:
-            keep: How much of it is on the disk all the same, from 0 (nothing) to 1: the oldest part of
-                what was committed and not synchronised, and of what each owner had not committed.
+            keep: The part of these writes that survives, from 0 to 1: the oldest of the commits
+                since the last :meth:`sync`, and the oldest of each owner's pending writes.
         """
         self._disk.lose_power(keep)

@@ -1,8 +1,9 @@
-"""Whether a process of this machine is alive: by a lock of the operating system on a file.
+"""A file lock that shows whether a process of this machine is alive.
 
-The system drops the lock with the process, however that ends. A file is made under another name and
-locked before it gets its own, so nobody finds it without its lock. Whoever looks takes a shared lock
-for a moment, so several may look at a time. Windows has no such locks: nothing is known there.
+The operating system drops the lock when the process ends, however that happens. The file is created
+and locked under a temporary name, so it never appears without its lock. A check takes a shared lock
+for a moment, so several processes can check at a time. On Windows there are no such locks, and
+owners are only known by their leases.
 """
 
 from __future__ import annotations

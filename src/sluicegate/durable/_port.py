@@ -1,7 +1,7 @@
-"""The port of a store of runs: what the rest asks of SQLite, and of any other store to come.
+"""The protocol of a store of runs, which SQLite implements and other databases can.
 
-A store keeps a journal per run. Records are numbered from 1 without a gap; what they say is the
-engine's business. A process that writes a run owns it by a lease, whose *fence* rises with every
+A store keeps a journal per run. Records are numbered from 1 without a gap; their content is opaque
+to the store. A process that writes a run owns it by a lease, whose *fence* rises with every
 claim: a write with an older fence is refused, so two processes never write one run, whatever their
 clocks say and however long one of them has slept. Everything else (expiry, liveness of a process)
 only decides how soon another process may take over.
@@ -10,7 +10,7 @@ Beside the journals a store has an inbox per run, which any process writes and t
 in the same transaction as the record that applies the message; and a summary per run, by which
 runs are listed and woken.
 
-:func:`sluicegate.testing.store_checks` lists what every implementation has to do.
+:func:`sluicegate.testing.store_checks` tests an implementation.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 Status = Literal["running", "idle", "parked", "completed", "failed", "timed_out", "cancelled"]
 #: The statuses of a run that has ended.
 ENDED: Final = ("completed", "failed", "timed_out", "cancelled")
-#: The statuses of a run that needs nobody until its timer or a message is due.
+#: The statuses of a run that needs no owner until its timer or a message is due.
 WAITING: Final = ("idle", "parked")
 #: The kind of the records that hold a snapshot: reading a run begins with the newest of them.
 BASE: Final = "base"
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):
-    """What a store can do.
+    """The properties of a store.
 
     Attributes:
         shared_between_processes: Whether several processes may open it at a time.
@@ -61,7 +61,7 @@ class NewRun(Struct, frozen=True):
     Attributes:
         run_id: Its id: any text that is not empty.
         workflow: The name of its workflow.
-        start_key: Identifies the start event, so that a second start can be told from another run.
+        start_key: Identifies the start event, to distinguish a second start from another run.
         created_at: The wall time.
         base: The data of its first record, of the kind :data:`BASE`.
     """
@@ -98,7 +98,7 @@ class Record(Struct, frozen=True):
         sequence: Its number in the run: 1, 2, 3, ... without a gap.
         at: The wall time in seconds.
         kind: Its kind; the store knows :data:`BASE` only.
-        data: What it says, as JSON.
+        data: Its content, as JSON.
         shown: Its number in the run's durable stream; 0 if it is not in there.
     """
 
@@ -110,7 +110,7 @@ class Record(Struct, frozen=True):
 
 
 class Summary(Struct, frozen=True):
-    """What a run is known by in lists, and when it has to be woken.
+    """The state of a run as lists show it, and the time at which it has to be woken.
 
     Attributes:
         status: Its status.
@@ -126,7 +126,7 @@ class Summary(Struct, frozen=True):
 
 
 class Batch(Struct, frozen=True):
-    """What is written at once, or not at all.
+    """Writes that are committed together, or not at all.
 
     Attributes:
         run_id: The run.
@@ -155,7 +155,7 @@ class Message(Struct, frozen=True):
         run_id: The run.
         kind: ``"event"`` or ``"cancel"``.
         key: Identifies the message among those of the run.
-        data: What it says, as JSON.
+        data: Its content, as JSON.
         at: The wall time at which it was sent.
     """
 
@@ -168,7 +168,7 @@ class Message(Struct, frozen=True):
 
 
 class RunRow(Struct, frozen=True):
-    """What a store knows about a run, apart from its journal.
+    """A run as the store lists it, without its journal.
 
     Attributes:
         number: Its place in the order of creation.
@@ -181,8 +181,8 @@ class RunRow(Struct, frozen=True):
         base: The newest record of the kind :data:`BASE`.
         shown: The last number in its durable stream.
         fence: The fence of the newest lease.
-        owner: Who has that lease; None if nobody has one. Whether the owner is alive is another
-            question, which :meth:`Journal.claim` and :meth:`Journal.due` answer.
+        owner: The holder of that lease; None if it was released. The holder may have ended;
+            :meth:`Journal.claim` and :meth:`Journal.due` find out.
         messages: The number of messages that are not consumed.
     """
 
@@ -229,10 +229,10 @@ class Due(Struct, frozen=True):
     """The runs that need an owner.
 
     Attributes:
-        runs: The runs: first those that were left while they worked or that have messages, then those
-            whose timers have been due for longest.
-        next_at: The wall time at which it is worth while to ask again, if nothing changes before;
-            None if nothing is expected.
+        runs: Interrupted runs and those with messages, then those whose timers are due, the longest
+            overdue first.
+        next_at: The wall time at which to ask again if nothing changes before; None if no timer is set
+            and no lease can expire.
     """
 
     runs: list[RunRow] = field(default_factory=list[RunRow])
@@ -247,7 +247,7 @@ class Journal(Protocol):
 
     Every async method is a checkpoint, and may be called from several tasks at a time. Cancelled,
     it has happened or not, and never in part: a claim that was cancelled holds no lease, and a
-    creation that was cancelled leaves no run or one that nobody owns. Methods are called in the
+    creation that was cancelled leaves no run or one without an owner. Methods are called in the
     event loop in which the store was opened.
 
     Each method may raise :class:`StoreClosedError` and :class:`StoreUnavailableError`; further
@@ -256,7 +256,7 @@ class Journal(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the store can do."""
+        """The properties of the store."""
         ...
 
     @property
@@ -272,8 +272,8 @@ class Journal(Protocol):
         Args:
             new: The run. Its first record is its base, with the sequence 1.
             lost: Is called in the event loop, once, when the lease is lost: with
-                :class:`StaleLeaseError` if another owner has the run, else with what ended the
-                store. It is not called after :meth:`release`, nor when the store is left.
+                :class:`StaleLeaseError` if another owner has the run, else with the error that
+                ended the store. It is not called after :meth:`release`, nor when the store is left.
         """
         ...
 
@@ -311,7 +311,7 @@ class Journal(Protocol):
             batch: The batch.
             settle: Is called in the event loop, exactly once and in the order of the calls: with
                 None after the commit, else with :class:`StaleLeaseError`,
-                :class:`JournalConflictError` or what is wrong with the store; then nothing of
+                :class:`JournalConflictError` or the error of the store; then nothing of
                 the batch is written. It must not raise. It is not called if the event loop ends
                 first.
 
@@ -322,7 +322,7 @@ class Journal(Protocol):
         ...
 
     async def wait_for_room(self) -> None:
-        """Wait while too much that was appended here is not committed yet."""
+        """Wait until the writes appended here and not yet committed are below a bound."""
         ...
 
     async def read(
@@ -371,24 +371,24 @@ class Journal(Protocol):
         ...
 
     async def changed(self, since: int) -> int:
-        """Wait until something may have changed in the store; a hint, which may come too often.
+        """Wait until the store may have changed. This is a hint, and it may come too often.
 
-        What counts is what others have done, and messages that were sent here; not the batches
+        It returns after changes by other owners and after messages sent here, but not for the batches
         that this owner appends.
 
         Args:
-            since: What the last call has returned; 0 the first time.
+            since: The result of the previous call; 0 the first time.
 
         Returns:
-            A number, for the next call. A change after it was returned is not missed.
+            A number to pass to the next call, so that no change in between is missed.
         """
         ...
 
     async def due(self, now: float, limit: int, *, workflows: Sequence[str] | None = None) -> Due:
         """Return runs that need an owner and have no living one.
 
-        These are the runs that were left while they worked, and among those that wait the ones
-        whose timer is due or whose inbox is not empty.
+        These are runs that were interrupted, and waiting runs whose timer is due or whose inbox is
+        not empty.
 
         Args:
             now: The wall time, as it is in ``wake_at``.
@@ -400,7 +400,7 @@ class Journal(Protocol):
     # -- all runs
 
     async def get(self, run_id: str) -> RunRow | None:
-        """Return what is known about a run; None if there is none."""
+        """Return a run; None if there is none with this id."""
         ...
 
     async def find(
@@ -426,7 +426,7 @@ class Journal(Protocol):
         ...
 
     async def delete(self, run_id: str) -> bool:
-        """Delete a run with all that belongs to it; return whether there was one.
+        """Delete a run, its journal and its inbox; return whether it existed.
 
         Raises:
             RunOwnedError: A living owner has the run, which may be this one.
@@ -434,7 +434,7 @@ class Journal(Protocol):
         ...
 
     async def prune(self, updated_before: float, statuses: Sequence[str] = ENDED) -> int:
-        """Delete the runs with these statuses whose summary is older and which nobody owns.
+        """Delete the runs with these statuses that have an older summary and no living owner.
 
         Cancelled, some of them may be deleted and others not.
 
@@ -444,5 +444,5 @@ class Journal(Protocol):
         ...
 
     async def check(self) -> list[str]:
-        """Check that the store is in order; return what is wrong, a line each."""
+        """Check the integrity of the store; return a line for each fault found."""
         ...

@@ -1,4 +1,4 @@
-"""What every store refuses, with its messages."""
+"""The refusals that all stores have in common, with their messages."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def check_batch(batch: Batch, sequence: int, shown: int) -> None:
 
 
 def stale(batch: Batch | Lease, fence: int | None) -> StaleLeaseError:
-    """Return the refusal of a lease that does not hold any more.
+    """Return the refusal of a lost lease.
 
     Args:
-        batch: What was to be written, or the lease.
+        batch: The batch that was refused, or the lease.
         fence: The fence of the newest lease; None if the run is gone.
     """
     if fence is None:
@@ -91,7 +91,7 @@ def owned(run_id: str, owner: str | None) -> RunOwnedError:
     """Return the refusal to delete a run that is owned."""
     msg = (
         f"the run {run_id!r} is owned by {owner!r}, and not deleted; expected a run that has ended, or "
-        "that nobody continues"
+        "one without an owner"
     )
     return RunOwnedError(msg)
 

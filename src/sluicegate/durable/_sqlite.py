@@ -308,7 +308,7 @@ def _enter(key: object, fresh: _File | None) -> _File | None:
 
 
 def _leave(key: object, file: _File) -> None:
-    """Close the file if nobody uses it any more."""
+    """Close the file after its last use."""
     with _files_lock:
         file.users -= 1
         if file.users:

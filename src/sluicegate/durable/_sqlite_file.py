@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Durability = Literal["fsync", "process"]
 
-#: In the header of the file, so that it can be told from other databases: "slgt".
+#: Identifies a store in the header of the file: "slgt".
 APPLICATION_ID: Final = 0x736C6774
 #: Seconds for which a connection waits for a lock of another process.
 BUSY: Final = 10.0

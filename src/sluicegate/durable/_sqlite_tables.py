@@ -50,6 +50,10 @@ _ROW = (
     "CAST(questions AS BLOB), sequence, base, shown, fence, owner, unread"
 )
 _RECORD = "sequence, at, kind, CAST(data AS BLOB), coalesce(shown, 0)"
+_UNREAD = (
+    "SELECT id, run_id, kind, key, CAST(data AS BLOB), sent_at "
+    "FROM runs JOIN messages ON run = number WHERE unread > 0 AND consumed_by IS NULL"
+)
 # SQLite takes the bytes as text as they are: JSON, which its own tools show.
 _INSERT = (
     "INSERT INTO records (run, sequence, at, kind, data, shown) "
@@ -374,12 +378,7 @@ class SqliteTables:
         messages: list[Message] = []
         for first in range(0, len(run_ids), _AT_ONCE):
             chosen = run_ids[first : first + _AT_ONCE]
-            found = self._execute(
-                "SELECT id, run_id, kind, key, CAST(data AS BLOB), sent_at "
-                "FROM runs JOIN messages ON run = number AND consumed_by IS NULL "
-                f"WHERE run_id IN ({_marks(chosen)}) AND unread > 0",  # noqa: S608
-                (*chosen,),
-            )
+            found = self._execute(f"{_UNREAD} AND run_id IN ({_marks(chosen)})", (*chosen,))
             messages += [Message(*columns) for columns in found]
         return sorted({message.id: message for message in messages}.values(), key=_id)
 

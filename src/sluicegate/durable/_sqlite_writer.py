@@ -1,13 +1,13 @@
-"""The thread that writes an SQLite store: one per file and process, for all event loops in it.
+"""The writer thread of an SQLite store: one per file and process, shared by its event loops.
 
-It takes all the tasks that wait, performs them in one transaction, and gives the outcomes back to
-each event loop in one call. It renews the leases as well, so an event loop that is busy for a while
-keeps them, and looks for commits of other processes while somebody waits for a change.
+It performs all pending tasks in one transaction, and returns the outcomes to each event loop in one
+call. It also renews the leases, so a busy event loop keeps them, and checks for commits by other
+processes while a client waits for a change.
 
-A task that is refused raises a `WorkflowError` before it has written anything, and the others go on.
-After any other error the transaction is rolled back; if the fault may lie with one task, each is
-tried again alone. The thread ends when it is told to, or if it can do nothing more: then it tells
-every client, so nobody waits in vain.
+A refused task raises a `WorkflowError` before it has written anything; the others are committed.
+After any other error the transaction is rolled back, and if a single task may be the cause, each is
+retried alone. If the thread fails, it reports that to every client before it ends, so no task
+waits forever.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 LOGGER = logging.getLogger("sluicegate")
-#: Seconds between two looks for commits of other processes, while somebody waits for a change.
+#: Seconds between two checks for commits by other processes, while a client waits for a change.
 LOOK = 0.05
 #: The most tasks of a transaction.
 MOST_AT_ONCE = 2_000
@@ -59,12 +59,12 @@ class _Member:
     """A client of the writer.
 
     Attributes:
-        lock: What shows other processes that this one is alive.
+        lock: Shows other processes that this one is alive.
         lost: How many leases the store says that the owner has lost.
-        asked_at: When the event loop was asked for a sign of life; None if it has given it.
-        is_silent: Whether it was reported that it gives none.
-        has_news: Whether there is a change that the client has not heard of yet.
-        is_watching: Whether somebody waits for a change.
+        asked_at: When the event loop was last asked to answer; None if it has answered.
+        is_silent: Whether a missing answer has been logged.
+        has_news: Whether there is a change that the client was not notified of.
+        is_watching: Whether a task waits for a change.
     """
 
     __slots__ = ("asked_at", "has_news", "is_silent", "is_watching", "lock", "lost")
@@ -137,7 +137,7 @@ class SqliteWriter:
         task.client.call_soon(partial(task.client.settle, [(task, None, self._end)]))
 
     def watch(self, client: JournalClient, *, is_on: bool) -> None:
-        """Begin or cease to look for changes, for a client."""
+        """Start or stop watching for changes on behalf of a client."""
         member = self._members.get(client)
         if member is not None:
             member.is_watching = is_on
@@ -262,7 +262,7 @@ class SqliteWriter:
                 self._abandon(client)
 
     def _tell_news(self, tasks: list[Task]) -> None:
-        """Tell clients at once of what may concern them; of records of others, with the next look."""
+        """Notify clients of changes: at once, or at the next check if only records were appended."""
         for client, member in [*self._members.items()]:
             if any(task.is_news for task in tasks):
                 member.has_news = False
@@ -271,7 +271,7 @@ class SqliteWriter:
                 member.has_news = True
 
     def _look(self) -> None:
-        """Tell the clients that wait of commits by others."""
+        """Notify the waiting clients of commits by others."""
         members = [*self._members.items()]
         if not any(member.is_watching for _, member in members):
             return
@@ -288,7 +288,7 @@ class SqliteWriter:
         return version
 
     def _renew(self) -> None:
-        """Renew the leases of the clients whose event loops give signs of life."""
+        """Renew the leases of the clients whose event loops answer."""
         now = time.monotonic()
         self._next_renewal = now + self._lease / 3
         alive: list[tuple[JournalClient, _Member]] = []
@@ -347,7 +347,7 @@ class SqliteWriter:
             self._queue.put(Task(client, lambda tables: tables.end_owner(owner), _ignore))
 
     def _fail(self, error: StoreError) -> None:
-        """Tell everybody that nothing more is written."""
+        """Report to all clients that the writer has stopped."""
         with self._lock:
             self._end = error
         tasks = self._in_hand
@@ -371,7 +371,7 @@ def _code(error: BaseException) -> int | None:
 
 
 def _is_fatal(error: BaseException) -> bool:
-    """Whether the disk did not do what it was told: the system forgets what it could not write."""
+    """Whether an fsync has failed: the system then drops the pages that it could not write."""
     return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_IOERR_FSYNC
 
 

@@ -1,7 +1,7 @@
-"""What every store of runs has to do: checks for the implementation of :class:`Journal`.
+"""The conformance checks for implementations of :class:`sluicegate.durable.Journal`.
 
 Each check is an async function of a harness. It opens the store as several owners, as processes would,
-and raises ``AssertionError`` if the store does not keep its word. The docstring of a check is the rule.
+and raises ``AssertionError`` if the store breaks the rule in the docstring of the check.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ class StoreHarness(Protocol):
     """A store under test: an empty one for each check, opened several times by it."""
 
     def open(self) -> AbstractAsyncContextManager[Journal]:
-        """Open the store as an owner of its own."""
+        """Open the store as a separate owner, like another process."""
         ...
 
     async def kill(self, journal: Journal) -> None:
-        """End an owner as ``kill -9`` ends a process: it commits nothing more, and releases nothing.
+        """End an owner as ``kill -9`` ends a process: without a further commit or release.
 
-        Its block is left later, which must not raise. If the store cannot tell that an owner has
-        ended, this waits until its leases have expired.
+        Its block is left later, which must not raise. If the store cannot detect that an owner has
+        ended, wait here until its leases have expired.
         """
         ...
 
     async def expire(self, journal: Journal) -> None:
-        """Let the leases of an owner expire although it goes on, as if it had been stopped."""
+        """Let the leases of an owner expire while it keeps running, as after a suspension."""
         ...
 
 
@@ -69,7 +69,7 @@ class StoreCheck:
 
     Attributes:
         name: Its name.
-        rule: What a store has to do.
+        rule: The rule that it checks.
     """
 
     def __init__(self, function: Callable[[StoreHarness], Awaitable[None]]) -> None:
@@ -97,7 +97,7 @@ class StoreCheck:
 
 
 def store_checks() -> list[StoreCheck]:
-    """Return the checks that every store of runs has to pass.
+    """Return the checks that every implementation of a store of runs has to pass.
 
     With pytest, on Trio::
 
@@ -123,7 +123,7 @@ def _check(
 # -- helpers -------------------------------------------------------------------------------------
 
 
-def expect(actual: object, expected: object) -> None:
+def expect(actual: Any, expected: Any) -> None:
     """Raise unless two values are equal."""
     if actual != expected:
         msg = f"got {actual!r}\nexpected {expected!r}"
@@ -157,7 +157,7 @@ def records(first: int, last: int, *, shown: int = 0) -> list[Record]:
 
 @final
 class Owner:
-    """An open store with what it was told, for a check."""
+    """An open store that records its callbacks."""
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
@@ -361,7 +361,7 @@ async def a_released_run_can_be_claimed(store: StoreHarness) -> None:
 
 @_check
 async def a_released_lease_writes_nothing(store: StoreHarness) -> None:
-    """What is appended under a lease that was released is refused."""
+    """Batches under a released lease are refused."""
     async with opened(store) as owner:
         lease = await owner.create("r")
         await owner.journal.release(lease)
@@ -386,7 +386,7 @@ async def one_of_several_claims_wins(store: StoreHarness) -> None:
 
 @_check
 async def an_expired_lease_can_be_replaced(store: StoreHarness) -> None:
-    """An owner whose lease has expired loses its run to who claims it: it is told once, and refused."""
+    """After its lease has expired, an owner can lose its run: it is notified once, and its writes are refused."""
     async with opened(store) as one, opened(store) as two:
         await one.create("r")
         await one.create("kept")
@@ -410,7 +410,7 @@ async def an_expired_lease_can_be_replaced(store: StoreHarness) -> None:
 
 @_check
 async def an_owner_that_writes_nothing_is_told_too(store: StoreHarness) -> None:
-    """An owner is told that its lease is lost even if it appends nothing."""
+    """An owner is notified of a lost lease even if it appends nothing."""
     async with opened(store) as one, opened(store) as two:
         await one.create("r")
         await store.expire(one.journal)
@@ -434,7 +434,7 @@ async def an_expired_lease_that_nobody_claims_goes_on(store: StoreHarness) -> No
 
 @_check
 async def a_killed_owner_is_replaced(store: StoreHarness) -> None:
-    """After `kill -9`, what was settled is there, of the rest a beginning, and another goes on."""
+    """After `kill -9` all settled batches are there, then a prefix of the others; another owner continues."""
     async with opened(store) as two:
         async with opened(store) as one:
             await one.create("r")
@@ -836,7 +836,7 @@ async def _check_pages(journal: Journal, everything: Sequence[int]) -> None:
 
 @_check
 async def runs_are_deleted(store: StoreHarness) -> None:
-    """A run that nobody owns can be deleted, with its records and its inbox, and its id is free again."""
+    """A run without an owner can be deleted with its records and inbox, and its id can be used again."""
     async with opened(store) as one, opened(store) as two:
         lease = await one.create("r")
         await one.create("other")
