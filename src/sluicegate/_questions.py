@@ -102,7 +102,7 @@ class Asked:
     begun again in a resumed run.
     """
 
-    __slots__ = ("answer", "event", "key", "kind", "number", "since")
+    __slots__ = ("answer", "event", "is_shown", "key", "kind", "number", "since")
 
     def __init__(
         self,
@@ -119,5 +119,7 @@ class Asked:
         #: has to begin again; else None.
         self.kind = kind
         self.key = key
+        #: Whether the stream of a durable run has the event, so that it is not published again.
+        self.is_shown = False
         #: The event that was sent for that wait.
         self.answer: Event | None = None

@@ -658,6 +658,7 @@ class Machine:
         wait.number = asked.number
         wait.asks = True
         wait.adopted = asked.event
+        wait.is_shown = asked.is_shown
         wait.since = asked.since
         if asked.answer is not None:
             self._open_early().put_back(asked.answer)

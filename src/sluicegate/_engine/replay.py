@@ -316,6 +316,8 @@ class PastRun:
         self.run.saved_children = {**known}
         self.run.journal = self  # type: ignore[assignment]
         self.began_at = at
+        #: The last wait that began, and its question, until that is on the stream.
+        self.asked: tuple[Wait, Any] | None = None
         #: The state, in the codec's form.
         self.state = base.get("state")
         self.opened = 0
@@ -656,6 +658,7 @@ class PastRun:
             asked = machine.find_question(record.asked)
             assert asked is not None
             machine.adopt_question(wait, asked)
+        self.asked = (wait, record.q) if wait.asks else None
         if record.early is None:
             machine.begin_wait(flight, wait)
         else:
@@ -733,7 +736,10 @@ class PastRun:
         }
 
     def _pub(self, record: rec.Published) -> None:
-        """Nothing: it is on the stream."""
+        """Note which wait's question it is; for the rest, it is on the stream."""
+        if self.asked is not None and record.e == self.asked[1]:
+            self.asked[0].is_shown = True
+        self.asked = None
 
     def _cancel(self, record: rec.Cancelled) -> None:
         self.cancelled = record

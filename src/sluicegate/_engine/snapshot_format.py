@@ -150,6 +150,8 @@ class SavedQuestion(_Part):
     event: Any = None
     kind: str | None = None
     key: Content | None = None
+    #: Whether the stream of a durable run has the event.
+    shown: bool = False
 
 
 class SavedProgress(_Part):

@@ -315,6 +315,7 @@ class _Reader:
             if found and part.number <= found[-1].number:
                 refuse(f"{path}.number", "numbers that go up from 1")
             asked = Asked(part.number, event, -part.age)
+            asked.is_shown = part.shown
             if part.kind is not None:
                 if part.key is None:
                     refuse(f"{path}.key", "16 hexadecimal digits, not None")

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from sluicegate._engine.step_queue import StepQueue
     from sluicegate._engine.waits import Wait
     from sluicegate._events import Event
+    from sluicegate._questions import Asked
     from sluicegate._state.store import StateStore
 
 
@@ -199,38 +200,33 @@ class _Writer:
             made=self._run.made,
             opened=0 if journal is None else journal.opened,
             asked=0 if journal is None else machine.asked_last,
-            questions=[self._question(*found) for found in self._open_questions()],
+            questions=self._open_questions(),
             has_asked=machine.has_asked,
             early=self._events(machine.early, "an early answer"),
             steps={name: part for name, part in steps.items() if part != nothing},
             branches=self._branches,
         )
 
-    def _open_questions(self) -> list[tuple[int, Event | None, float, type[Event] | None, int]]:
-        """Return the open questions: number, event, time, and the class and key of the wait, if any."""
-        machine = self._machine
+    def _open_questions(self) -> list[SavedQuestion]:
+        """Return the open questions in order, with the class and the key of the wait, if there is one."""
+        machine, key_of = self._machine, self._codec.content_key
         found = [
-            (asked.number, asked.event, asked.since, asked.kind, asked.key)
+            self._question(asked, asked.event, asked.kind, asked.key)
             for asked in machine.open_questions
             if asked.answer is None
         ]
         found += [
-            (
-                wait.number,
-                wait.shown,
-                wait.since,
-                wait.kind,
-                wait.content_key(self._codec.content_key),
-            )
+            self._question(wait, wait.shown, wait.kind, wait.content_key(key_of))
             for wait in (*machine.waits, *machine.unended)
             if wait.is_outside or wait.asks
         ]
-        return sorted(found, key=lambda question: question[0])
+        return sorted(found, key=lambda question: question.number)
 
     def _question(
-        self, number: int, event: Event | None, since: float, kind: type[Event] | None, key: int
+        self, open_one: Wait | Asked, event: Event | None, kind: type[Event] | None, key: int
     ) -> SavedQuestion:
-        part = SavedQuestion(number=number, age=max(self._now - since, 0.0))
+        age = max(self._now - open_one.since, 0.0)
+        part = SavedQuestion(number=open_one.number, age=age, shown=open_one.is_shown)
         if event is not None:
             with suppress(SnapshotError):  # the step that asks it again has it
                 part.event = self._codec.encode(event, "a question")

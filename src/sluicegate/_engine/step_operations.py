@@ -366,7 +366,7 @@ class StepOperations:
                 if worker.turn is not None:
                     worker.turn.give_up()
             try:
-                _ask(run, waiter_event)
+                _ask(run, wait, waiter_event)
                 if wait.is_over:
                     await backend.checkpoint()
                 if timeout is None:  # thousands may wait, and a scope is expensive as well
@@ -693,13 +693,19 @@ def _claim_early(inner: Run, machine: Machine, wait: Wait) -> None:
         run = run.parent
 
 
-def _ask(run: Run, question: Event | None) -> None:
-    """Publish the question of a wait that has begun, and let the place of the step be used."""
-    if isinstance(question, InputRequiredEvent):
+def _ask(run: Run, wait: Wait, question: Event | None) -> None:
+    """Publish the question of a wait that has begun, and let the place of the step be used.
+
+    A durable run that comes back from its store has one stream, so it asks nothing twice.
+    """
+    if wait.is_shown and run.journal is not None:
+        pass
+    elif isinstance(question, InputRequiredEvent):
         check_publishable(question, run.log)
         if run.records is not None:
             run.records.enter_step()
         run.operations.put_on_stream(question)  # it is open for as long as the wait is
+        wait.is_shown = run.journal is not None
     else:
         run.operations.publish(question)
     if run.machine is not None and run.machine.startable:

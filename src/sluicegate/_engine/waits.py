@@ -62,6 +62,7 @@ class Wait(Absence):
         "due",
         "is_from_outside",
         "is_outside",
+        "is_shown",
         "is_strict",
         "kind",
         "number",
@@ -81,6 +82,8 @@ class Wait(Absence):
         self.asks = False
         #: An earlier question that the wait has taken over.
         self.adopted: Event | None = None
+        #: Whether the stream of a durable run has the question.
+        self.is_shown = False
         #: When it began, and when it times out, on the backend's clock.
         self.since = 0.0
         self.due = inf

@@ -427,6 +427,7 @@ class Part:
             life=lease.fence,
         )
         run.log.begin_life(lease.fence, lease.shown)
+        self._has_caught_up = True
         writer.on_lost = self._detach
         run.journal = RunJournal(writer, run)
         self._taken.clear()
