@@ -531,6 +531,39 @@ async def test_leaving_leaves_nothing(tmp_path):
         assert ask(path, "SELECT count(*) FROM runs WHERE owner IS NOT NULL") == [(0,)]
 
 
+@pytest.mark.anyio
+async def test_a_long_reading_can_be_cancelled(tmp_path):
+    """A cancelled call does not wait until SQLite has read a large file, and the store works on."""
+    counting = (
+        "WITH RECURSIVE n(k) AS (SELECT 1 UNION ALL SELECT k + 1 FROM n) SELECT count(*) FROM n"
+    )
+    path = tmp_path / "runs.db"
+    async with open_sqlite_journal(path) as journal:
+        await journal.create(a_run("r"), print)
+        with anyio.move_on_after(0.05) as scope:
+            await journal._look(lambda tables: tables._one(counting))  # without an end
+
+        assert scope.cancelled_caught
+        assert len(await journal.read("r")) == 1
+        assert await write(journal, Batch("r", 1, [record(2)])) == [None]
+
+
+def test_a_long_reading_can_be_cancelled_natively(tmp_path):
+    """The same by `Task.cancel()`."""
+    counting = (
+        "WITH RECURSIVE n(k) AS (SELECT 1 UNION ALL SELECT k + 1 FROM n) SELECT count(*) FROM n"
+    )
+
+    async def main():
+        async with open_sqlite_journal(tmp_path / "runs.db") as journal:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await journal._look(lambda tables: tables._one(counting))
+            assert await journal.check() == []
+
+    asyncio.run(main())
+
+
 @pytest.mark.slow
 @pytest.mark.anyio
 async def test_a_loop_that_is_stuck_keeps_its_runs_for_a_while(tmp_path):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-from sluicegate._loop import current_backend
+from sluicegate._loop import current_backend, enable_ki_protection
 from sluicegate.durable._errors import StaleLeaseError, StoreClosedError
 from sluicegate.durable._port import ENDED, Batch, Lease
 from sluicegate.durable._refusals import stale
@@ -177,6 +177,7 @@ class JournalClient:
 
     # -- in the event loop, called by the writer and by the block that opened the store
 
+    @enable_ki_protection
     def settle(self, outcomes: Iterable[Outcome]) -> None:
         """Report the outcomes of tasks, in order."""
         for task, result, error in outcomes:
@@ -268,6 +269,7 @@ class JournalClient:
         if self._end is not None:
             raise _again(self._end)
 
+    @enable_ki_protection
     def _submit(self, task: Task) -> None:
         if not self._tasks and self.writer.is_elsewhere:
             self._backend.hold_clock(inf)
@@ -482,7 +484,7 @@ class JournalClient:
 
 
 #: How many runs a transaction deletes.
-PRUNED_AT_ONCE = 100
+PRUNED_AT_ONCE = 25
 
 
 def _ignore(_result: object, _error: StoreError | None) -> None:

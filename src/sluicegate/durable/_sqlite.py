@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import secrets
+import sqlite3
 import threading
 import time
 from contextlib import asynccontextmanager
@@ -26,7 +27,6 @@ from sluicegate.durable._sqlite_writer import LOOK, SqliteWriter
 
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import AsyncGenerator, Callable
     from contextlib import AbstractAsyncContextManager
 
@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 #: Connections for reading that are kept open; more are opened when more are needed at a time.
 MOST_READERS: Final = 4
+#: Instructions of SQLite between two looks whether a reading is cancelled: some milliseconds.
+STEPS: Final = 100_000
 #: Of SQLite's own limit, 1,000,000,000 bytes, with some room for the rest of a row.
 MOST_PAYLOAD: Final = 999_000_000
 
@@ -209,7 +211,7 @@ class _Use:
         file = self._file
         if file is None:
             raise closed()
-        return await _in_thread(partial(file.read, function))
+        return await _in_thread(partial(file.read, function, current_backend().check_cancelled))
 
     def _capabilities(self) -> Capabilities:
         return Capabilities(
@@ -220,6 +222,31 @@ class _Use:
             notice=LOOK,
             max_payload=MOST_PAYLOAD,
         )
+
+
+class Interruption:
+    """Interrupts a statement of SQLite when the caller is cancelled. SQLite calls it now and then."""
+
+    def __init__(self, check_cancelled: Callable[[], None]) -> None:
+        self._check_cancelled = check_cancelled
+        self._raised: BaseException | None = None
+
+    def __call__(self) -> bool:
+        try:
+            self._check_cancelled()
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - raised by release(), not through SQLite
+            self._raised = error
+            return True  # noqa: ASYNC104
+        return False
+
+    def release(self) -> None:
+        """Raise the cancellation, if it was the reason."""
+        raised, self._raised = self._raised, None
+        if raised is not None:
+            try:
+                raise raised from None
+            finally:
+                del raised  # or this frame and its exception keep each other alive
 
 
 class _File:
@@ -247,16 +274,27 @@ class _File:
         for connection, _ in readers:
             connection.close()
 
-    def read(self, function: Callable[[Tables], T]) -> T:
-        """Call a function with the tables as they are at one moment."""
+    def read(self, function: Callable[[Tables], T], check_cancelled: Callable[[], None]) -> T:
+        """Call a function with the tables as they are at one moment.
+
+        Args:
+            function: The function.
+            check_cancelled: Raises if the caller is cancelled; a long statement is then given up.
+        """
         with translated(self._path):
             connection, tables = self._reader()
+            interruption = Interruption(check_cancelled)
+            connection.set_progress_handler(interruption, STEPS)
             try:
                 connection.execute("BEGIN")
                 try:
                     return function(tables)
                 finally:
+                    connection.set_progress_handler(None, 0)
                     connection.execute("ROLLBACK")
+            except sqlite3.OperationalError:
+                interruption.release()
+                raise
             finally:
                 self._put_back(connection, tables)
 
