@@ -17,7 +17,7 @@ from contextlib import suppress
 from heapq import heapify, heappop, heappush, heapreplace
 from threading import get_ident
 from time import perf_counter
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Protocol, final
 
 from sluicegate._cursors import Cursor, Numbering, OlderEvents
 from sluicegate._errors import WorkflowRuntimeError, brief
@@ -42,6 +42,26 @@ if TYPE_CHECKING:
 TURN = 0.0005
 
 
+class StoredStream(Protocol):
+    """What keeps the events that the steps of a durable run send (``Workflow(stream="durable")``)."""
+
+    def send(self, publish: Callable[[Event], None], event: Event, /) -> int:
+        """Have ``publish(event)`` keep the event; return the number of its record.
+
+        Raises:
+            SnapshotError: The event cannot be kept.
+        """
+        ...
+
+    async def reached(self, number: int, /) -> None:
+        """Wait until a record is durable. A checkpoint.
+
+        Raises:
+            StoreError: The store cannot keep it, or the lease was lost.
+        """
+        ...
+
+
 class EventLog:
     """The published events of a run, and the position of each reader."""
 
@@ -60,6 +80,7 @@ class EventLog:
         "next",
         "numbering",
         "outer",
+        "stored",
         "thread",
     )
 
@@ -89,6 +110,8 @@ class EventLog:
         self.thread: int = 0
         #: The numbers of the durable events; None in the log of a run without a store.
         self.numbering: Numbering | None = None
+        #: What keeps the events that steps send; None where they are live.
+        self.stored: StoredStream | None = None
 
     @property
     def has_readers(self) -> bool:
@@ -202,6 +225,7 @@ class EventLog:
         else:
             self.append(last)
         self.closed = True
+        self.stored = None  # it holds the run
         for sender in tuple(self._senders or ()):
             sender.wake()
 
@@ -922,9 +946,14 @@ class StreamSender(SendChannel[Event]):
         Trio a waiting reader then has the event before the call returns. If it is cancelled, it has
         not published the event. Without an attached reader it does not wait.
 
+        In a durable run of a ``Workflow(stream="durable")`` it then waits until the store has the
+        event, which is when readers get it. Cancelled there, the event is published nevertheless.
+
         Raises:
             WorkflowRuntimeError: The run has ended, the event is a ``StopEvent`` (return it instead),
                 or the call comes from another thread than the run's.
+            SnapshotError: The event cannot be kept in the store; the message names the field.
+            StoreError: The store has failed, or the lease of the run was lost.
         """
         log: EventLog | None = self._log
         backend = self._backend
@@ -942,6 +971,10 @@ class StreamSender(SendChannel[Event]):
             if log.next >= log._room_until and log.is_full():
                 await log.wait_for_room()
             log = log.outer
+        stored = self._log.stored
+        if stored is not None:
+            await stored.reached(stored.send(self._publish, value))
+            return
         self._publish(value)  # the rest cannot be cancelled
         if is_due:
             if backend.shields_from_all:
@@ -954,10 +987,12 @@ class StreamSender(SendChannel[Event]):
     def send_nowait(self, value: Event) -> None:
         """Publish an event, or raise if :meth:`send` would wait. Not a checkpoint.
 
-        In the thread of a synchronous step, the call runs in the event loop.
+        In the thread of a synchronous step, the call runs in the event loop. An event for the store
+        (see :meth:`send`) is handed over to it; readers get it once the store has it.
 
         Raises:
             trio.WouldBlock: The slowest attached reader is a whole buffer behind.
+            SnapshotError: The event cannot be kept in the store.
             WorkflowRuntimeError: The run has ended; the event is a ``StopEvent``; or the call comes
                 from another thread.
         """
@@ -970,7 +1005,10 @@ class StreamSender(SendChannel[Event]):
             if log.is_full():
                 raise current_backend().WouldBlock
             log = log.outer
-        self._publish(value)
+        if self._log.stored is None:
+            self._publish(value)
+        else:
+            self._log.stored.send(self._publish, value)
 
     async def aclose(self) -> None:
         """Pass a checkpoint. It does not end the stream, which ends with its run."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from itertools import count
-from typing import TYPE_CHECKING, Any, Generic, Never, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, Never, Self, TypeVar, cast
 
 from sluicegate._annotations import class_of, is_count, is_seconds
 from sluicegate._context import run_of_context
@@ -78,6 +78,9 @@ class Workflow(Generic[R]):
         verbose: Print a line to standard error for each step and each published event.
         stream_buffer: How many events a reader may lag before ``await ctx.stream.send()`` waits.
         stream_history: How many events are kept for late readers.
+        stream: What happens to the events that steps send with ``ctx.stream.send()`` in a durable run:
+            ``"live"``, they are shown at once, and end with the process; or ``"durable"``, they are kept
+            in the run's store, and shown once it has them. Runs without a store ignore it.
         skip_graph_checks: Checks to skip, of ``"reachability"``, ``"terminal_event"`` and
             ``"dead_end"``.
         observers: The observers of the runs; see :class:`Observer`.
@@ -109,6 +112,7 @@ class Workflow(Generic[R]):
         verbose: bool = False,
         stream_buffer: int = 64,
         stream_history: int = 10_000,
+        stream: Literal["live", "durable"] = "live",
         skip_graph_checks: Iterable[str] = (),
         observers: Iterable[Observer] = (),
         timeout_excludes_waiting: bool = False,
@@ -136,6 +140,9 @@ class Workflow(Generic[R]):
         if not (num_concurrent_runs is None or is_count(num_concurrent_runs)):
             msg = f"{name}(num_concurrent_runs={brief(num_concurrent_runs)}); expected an int of at least 1, or None"
             raise WorkflowValidationError(msg)
+        if stream not in ("live", "durable"):
+            msg = f"{name}(stream={brief(stream)}); expected 'live' or 'durable': `{name}(stream='durable')`"
+            raise WorkflowValidationError(msg)
         if not is_count(max_threads):
             msg = f"{name}(max_threads={max_threads!r}); expected an int of at least 1"
             raise WorkflowValidationError(msg)
@@ -157,6 +164,7 @@ class Workflow(Generic[R]):
             resources=_open_scope() if graph.needs_scope else None,
             observers=watching,
             classes=classes,
+            stream=stream,
         )
 
     def _check_options(

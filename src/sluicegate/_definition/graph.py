@@ -11,6 +11,7 @@ from sluicegate._definition.nesting import Nesting
 from sluicegate._definition.steps import Fault, Step, find_steps
 from sluicegate._errors import WorkflowRuntimeError, brief
 from sluicegate._events import (
+    ChildEvent,
     Event,
     HumanResponseEvent,
     InputRequiredEvent,
@@ -425,7 +426,7 @@ class Graph:
                 kind for s in self.steps for kind in (*s.accepts, *s.returns, *s.fans_out)
             ]
             roots += self.waits_for
-            roots += [Event, HumanResponseEvent, InputRequiredEvent, StepFailedEvent]
+            roots += [Event, HumanResponseEvent, InputRequiredEvent, StepFailedEvent, ChildEvent]
             roots += [WorkflowFailedEvent, WorkflowTimedOutEvent, WorkflowCancelledEvent]
             if self.state_type is not None:
                 roots.append(self.state_type)

@@ -8,7 +8,7 @@ change the fields below.
 from __future__ import annotations
 
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import attrs
 
@@ -131,6 +131,7 @@ class RunOptions:
         resources: The scope of the workflow's own resources, or None if it has none.
         observers: The observers of all runs of the workflow.
         classes: The classes that snapshots may contain, beside those that the steps name.
+        stream: Whether ``ctx.stream.send`` sends ``"live"`` events or, in a durable run, ``"durable"`` ones.
     """
 
     timeout: float | None = None
@@ -140,6 +141,7 @@ class RunOptions:
     resources: ResourceScope | None = None
     observers: tuple[Observer, ...] = ()
     classes: tuple[type, ...] = ()
+    stream: Literal["live", "durable"] = "live"
 
 
 class Run:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from contextlib import contextmanager
 from math import inf
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from sluicegate._engine.journal_records import (
     Asked,
@@ -46,7 +46,7 @@ from sluicegate._engine.journal_records import (
 )
 from sluicegate._engine.step_queue import Numbered
 from sluicegate._errors import SnapshotError
-from sluicegate._events import InputRequiredEvent, WorkflowFailedEvent
+from sluicegate._events import InputRequiredEvent, WorkflowFailedEvent, tagged
 from sluicegate._loop import current_backend
 
 
@@ -116,6 +116,8 @@ class JournaledRun(Protocol):
     parent: Any
     state_store: StateStore[Any] | None
     journal: RunJournal | None
+    records: Any
+    probe: Any
 
 
 #: What a run keeps of an event that came with a key: the content, the step and the question named.
@@ -123,8 +125,11 @@ Kept = tuple[str, "str | None", "str | None"]
 #: What an event from outside came with: its key, the run that keeps it, and what that keeps.
 Incoming = tuple[str, int, Kept]
 
+#: The streams on which an event is put, each with the event as that stream has it: that of its run, and
+#: those of the runs above, as their steps have asked.
+Places = list[tuple["JournaledRun", "Event"]]
 #: An event that is shown when a record is durable: the record, where, and its durable number or 0.
-Output = tuple[int, "EventLog", "Event", int]
+Output = tuple[int, Places, int]
 
 
 class JournalWriter:
@@ -228,26 +233,27 @@ class JournalWriter:
                 if gate in self._gates:
                     self._gates.remove(gate)
 
-    def show(self, log: EventLog, event: Event, sequence: int, number: int) -> None:
+    def show(self, places: Places, sequence: int, number: int) -> None:
         """Show an event of the durable stream once its record is durable."""
-        self._outputs.append((sequence, log, event, number))
+        self._outputs.append((sequence, places, number))
 
-    def show_live(self, log: EventLog, event: Event) -> None:
+    def show_live(self, places: Places) -> None:
         """Show an event at once, or behind those of the durable stream that were written before."""
         if self._outputs:
-            self._outputs.append((self._outputs[-1][0], log, event, 0))
+            self._outputs.append((self._outputs[-1][0], places, 0))
         else:
-            log.append(event)
+            _put(places, 0)
+
+    def waiting_for(self, log: EventLog) -> int:
+        """Return how many events wait to be shown on a stream."""
+        return sum(run.log is log for _, places, _ in self._outputs for run, _ in places)
 
     def commit_reached(self, sequence: int) -> None:
         """Take note that all records up to ``sequence`` are durable. Synchronous, in the run's loop."""
         self.durable = max(self.durable, sequence)
         while self._outputs and self._outputs[0][0] <= self.durable:
-            _, log, event, number = self._outputs.popleft()
-            if number and log.numbering is not None and not log.closed:
-                log.append_durable(event, number)
-            elif not log.closed:
-                log.append(event)
+            _, places, number = self._outputs.popleft()
+            _put(places, number)
         while self._gates and self._gates[0][0] <= self.durable:
             self._gates.popleft()[1].wake()
 
@@ -260,6 +266,24 @@ class JournalWriter:
                 self._gates.popleft()[1].wake()
             if self.on_lost is not None:
                 self.on_lost(error)
+
+
+def _put(places: Places, number: int) -> None:
+    """Put an event on its streams; a durable one has a number on that of the whole run."""
+    for run, event in places:
+        log = run.log
+        if log.closed:
+            continue
+        if number and log.numbering is not None:
+            log.append_durable(event, number)
+        else:
+            log.append(event)
+        if run is not places[0][0]:  # the run that has published it tells its observers itself
+            if run.records is not None:
+                run.records.enter_step()
+                run.records.streamed(log.next - 1, event)
+            if run.probe is not None:
+                run.probe.published(event)
 
 
 class RunJournal:
@@ -283,9 +307,12 @@ class RunJournal:
         "_branches",
         "_has_state",
         "_input",
+        "_is_sending",
         "_limit",
+        "_sent",
         "_waits",
         "_waits_begun",
+        "above",
         "child",
         "codec",
         "opened",
@@ -312,6 +339,13 @@ class RunJournal:
         self._before = 0
         #: The events of the durable stream that it has published.
         self._after: list[Event] = []
+        #: Whether an event is being published that ``ctx.stream.send`` is to keep, and its record.
+        self._is_sending = False
+        self._sent = 0
+        #: Of a child: the journal of the run above, the name of the child's workflow, and what the step
+        #: has asked for its events (``run_child(stream=...)``).
+        self.above: tuple[RunJournal, str, str] | None = None
+        run.log.stored = self if run.options.stream == "durable" else None
 
     @property
     def now(self) -> float:
@@ -453,6 +487,9 @@ class RunJournal:
         """A step has ended with a result."""
         encode = self.codec.encode
         is_list = isinstance(result, list)
+        for event in cast("list[Any]", result) if is_list else (result,):
+            if isinstance(event, InputRequiredEvent):
+                self._encode_shown(self._places(event))  # refused before anything has changed
         record = Done(
             at=self.now,
             c=self.child,
@@ -609,28 +646,74 @@ class RunJournal:
         if self.is_open:
             self._append(Woken(at=self.now, c=self.child, k=key, seconds=seconds, n=number))
 
-    def shown(self, event: Event) -> None:
-        """An event that a step writes to the stream: a question is durable, any other is live."""
-        if isinstance(event, InputRequiredEvent):
-            self.published(event)
-        else:
-            self.writer.show_live(self.run.log, event)
+    def shown(self, event: Event) -> int:
+        """Put an event on the stream: questions and what is sent to be kept are durable, others live.
 
-    def published(self, event: Event) -> None:
-        """Publish an event of the durable stream, in an input after its record."""
-        if self._input is not None:
+        A durable one is shown when its record is durable, a live one at once or behind it.
+
+        Returns:
+            The number that it has on the stream of its run, or will have.
+
+        Raises:
+            SnapshotError: A durable event cannot be kept.
+        """
+        log = self.run.log
+        if not (self._is_sending or isinstance(event, InputRequiredEvent)):
+            self.writer.show_live(self._places(event))
+        elif self._input is not None:  # its record follows that of the input
             self._after.append(event)
         else:
-            self.publish(event)
+            self._sent = self.publish(event)
+        return log.next - 1 + self.writer.waiting_for(log) + len(self._after)
+
+    def send(self, publish: Callable[[Event], None], event: Event) -> int:
+        """See :class:`sluicegate._streams.StoredStream`."""
+        self._is_sending = True
+        try:
+            publish(event)
+        finally:
+            self._is_sending = False
+        return self._sent
+
+    async def reached(self, number: int) -> None:
+        """See :class:`sluicegate._streams.StoredStream`."""
+        await self.writer.reached(number)
 
     def publish(self, event: Event) -> int:
-        """Publish an event of the durable stream; return the number of its record."""
-        writer = self.writer
+        """Publish an event of the durable stream; return the number of its record.
+
+        An event of a child is in the durable stream if it reaches the stream of the whole run.
+        """
+        writer, places = self.writer, self._places(event)
+        data = self._encode_shown(places)
+        if data is None:
+            writer.show_live(places)
+            return writer.sequence
         writer.shown += 1
-        record = Published(at=self.now, c=self.child, e=self.codec.encode(event, "an event"))
-        sequence = self._append(record, shown=writer.shown)
-        writer.show(self.run.log, event, sequence, writer.shown)
+        sequence = self._append(Published(at=self.now, c=self.child, e=data), shown=writer.shown)
+        writer.show(places, sequence, writer.shown)
         return sequence
+
+    def _places(self, event: Event) -> Places:
+        """Return the streams on which an event is put, from that of the run upwards."""
+        places, journal = [(self.run, event)], self
+        while journal.above is not None and journal.above[2] != "off":
+            journal, name, stream = journal.above
+            if stream == "tag":
+                event = tagged(name, event)
+            places.append((journal.run, event))
+        return places
+
+    @staticmethod
+    def _encode_shown(places: Places) -> Any:
+        """Return an event as plain data, as the stream of the whole run has it; None if that has not.
+
+        Raises:
+            SnapshotError: The workflow of the whole run does not know its class, or a value in it.
+        """
+        run, event = places[-1]
+        assert run.journal is not None
+        return None if run.journal.child else run.journal.codec.encode(event, "an event")
 
     def child_begins(
         self, key: int, record: JournaledChild, child: JournaledRun, base: dict[str, Any]

@@ -30,7 +30,7 @@ from sluicegate._engine.run import check_thread, content_key
 from sluicegate._engine.step_queue import Absence
 from sluicegate._engine.waits import Wait
 from sluicegate._errors import SnapshotError, WorkflowRuntimeError, WorkflowTimeoutError, brief
-from sluicegate._events import ChildEvent, InputRequiredEvent, InternalEvent, StopEvent
+from sluicegate._events import InputRequiredEvent, InternalEvent, StopEvent, tagged
 from sluicegate._exceptions import note_once
 from sluicegate._loop import current_backend, enable_ki_protection
 from sluicegate._loop.cleanup import current_cleanup
@@ -238,10 +238,11 @@ class StepOperations:
                 _note_published(run, run.machine, event)
         if run.journal is None:
             run.log.append(event)  # as below; it is a call less for each event of a stream
+            number = run.log.next - 1
         else:
-            run.journal.shown(event)
+            number = run.journal.shown(event)
         if records is not None:
-            records.streamed(run.log.next - 1, event)
+            records.streamed(number, event)
         if run.probe is not None:
             run.probe.published(event)
 
@@ -258,10 +259,11 @@ class StepOperations:
         run = self.run
         if run.journal is None:
             run.log.append(event)
+            number = run.log.next - 1
         else:
-            run.journal.published(event)
+            number = run.journal.shown(event)
         if run.records is not None:
-            run.records.streamed(run.log.next - 1, event)
+            run.records.streamed(number, event)
         if run.probe is not None:
             run.probe.published(event)
         return None if run.backend is None else run.backend.current_time()
@@ -507,8 +509,11 @@ class StepOperations:
         if run.journal is not None:
             base = snapshot(child)
             run.journal.child_begins(context.redelivery.key, record, child, base)
+            assert child.journal is not None
+            child.journal.above = run.journal, child.graph.name, stream
         if stream != "off":
-            child.log.forward = partial(_forward, run, child.graph.name, stream)
+            if run.journal is None:
+                child.log.forward = partial(_forward, run, child.graph.name, stream)
             child.log.outer = run.log
         child.parent = run
         run.children = run.children or {}
@@ -920,10 +925,7 @@ def _forward(run: Run, name: str, stream: ChildStream, event: Event) -> None:
     if run.log.closed or isinstance(event, StopEvent | InternalEvent):
         return
     if stream == "tag":
-        path: tuple[str, ...] = (name,)
-        if isinstance(event, ChildEvent):
-            path, event = (name, *event.path), event.event
-        event = ChildEvent(path=path, event=event)
+        event = tagged(name, event)
     if run.records is not None:
         run.records.enter_step()
     run.operations.put_on_stream(event)

@@ -452,6 +452,13 @@ class ChildEvent(Event):
     event: Event
 
 
+def tagged(name: str, event: Event) -> ChildEvent:
+    """Return an event of the child workflow ``name`` as its parent's stream has it."""
+    if isinstance(event, ChildEvent):
+        return ChildEvent(path=(name, *event.path), event=event.event)
+    return ChildEvent(path=(name,), event=event)
+
+
 class ProgressEvent(Event):
     """How far a step is, as it reported with ``ctx.progress()``.
 

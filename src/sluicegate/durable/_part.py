@@ -484,7 +484,7 @@ class Part:
     def _forget_life(self) -> None:
         """Drop what a run at rest does not need in memory."""
         run = self._run
-        run.machine = run.state_store = run.journal = run.in_flight = None
+        run.machine = run.state_store = run.journal = run.log.stored = run.in_flight = None
         self._writer = None
         self._taken.clear()
 
