@@ -191,6 +191,22 @@ def test_an_entered_owner_comes_before_a_worker(backend):
     assert run_virtually(backend, main) == ("yes", [()])
 
 
+def test_a_reader_in_the_process_of_the_worker(backend):
+    """A part that only follows a run does not keep the worker from it."""
+
+    async def main():
+        stores, workflow = Stores(), Asking()
+        async with stores.open() as runs, runs.worker(workflow):
+            await runs.submit(workflow.run(), run_id="a")
+            async with await runs.attach("a") as reader:
+                await reach(runs, "a", "parked")
+                await reader.send_event(Answer(text="yes"))
+                with anyio.fail_after(60):
+                    return await reader
+
+    assert run_virtually(backend, main) == "yes"
+
+
 def test_resume_all(backend):
     """It runs what is due, and returns when each such run has ended or rests; others are left."""
 

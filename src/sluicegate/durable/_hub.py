@@ -38,6 +38,10 @@ class Tended(Protocol):
     @property
     def run_id(self) -> str: ...
 
+    @property
+    def is_owner(self) -> bool:
+        """Whether it runs the run when that is woken."""
+
     def deliver(self, message: Message) -> None:
         """Apply a message of the inbox; called in the loop, and again until it is consumed."""
 

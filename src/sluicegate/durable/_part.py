@@ -206,6 +206,11 @@ class Part:
         return self._run.run_id
 
     @property
+    def is_owner(self) -> bool:
+        """Whether it runs the run when that is woken; one of a reader leaves it to others."""
+        return not self._only_follows
+
+    @property
     def shown(self) -> int:
         """The number of the last event of the durable stream, once the run has ended."""
         return self._shown if self._run.outcome.status in ENDED else 0
@@ -317,7 +322,9 @@ class Part:
         while True:
             watch.has_changed = False
             await self._send_outbox()
-            row = self._row = await journal.get(run_id)
+            if not self._ends_at_rest or self._row is None:  # a worker has just found it
+                self._row = await journal.get(run_id)
+            row = self._row
             if row is None:
                 msg = f"the store has no run {run_id!r}: it was deleted, or there never was one"
                 raise UnknownRunError(msg)
@@ -333,6 +340,8 @@ class Part:
                 self._lease = await journal.claim(run_id, self._lose)
                 if self._lease is not None:
                     return
+            if self._ends_at_rest:
+                return  # somebody else has taken it
             await watch.wait(self._look_again(row))
 
     def _may_claim(self, row: RunRow) -> bool:
