@@ -286,7 +286,7 @@ def test_code_that_does_not_fit_leaves_the_run_alone(backend, caplog):
         result = run_virtually(backend, main)
 
     assert result == ("SnapshotError", "running", None)
-    assert caplog.text.count("cannot go on here") == 1
+    assert caplog.text.count("cannot be continued here") == 1
 
 
 # -- poison ---------------------------------------------------------------------------------------

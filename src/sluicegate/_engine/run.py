@@ -104,7 +104,7 @@ class Part(Protocol):
         """The run may have become idle, or busy again."""
 
     def let_go(self) -> None:
-        """End the part soon, because nobody looks at it any more. May be called in any thread."""
+        """End the part of a reader that was dropped. May be called in any thread."""
 
     def send_event(
         self, event: Event, step: str | None, question: str | None, key: str | None

@@ -1,4 +1,4 @@
-"""The hub of an open store: what its runs in this process share, and the tasks that serve them.
+"""The hub of an open store: shared by its runs in this process, with the tasks that serve them.
 
 One task passes on what other processes have done (messages of the inbox, ends, claims), another
 writes the summaries of runs that have become idle and releases those that have been idle for long
@@ -75,7 +75,7 @@ class Watch:
     def __init__(self, hub: Hub, run_id: str) -> None:
         self._hub = hub
         self.run_id = run_id
-        #: Whether it was told since the task last set this to False.
+        #: Whether there was a change since the task last set this to False.
         self.has_changed = False
         self._waiter: Waiter | None = None
 
@@ -120,7 +120,7 @@ class Watch:
 
 
 class Hub:
-    """What the runs of an open store share.
+    """The shared state of the runs of an open store.
 
     Attributes:
         journal: The store.
@@ -217,7 +217,7 @@ class Hub:
     # -- messages ---------------------------------------------------------------------------------
 
     async def send(self, run_id: str, sending: Sent) -> None:
-        """Put a message into an inbox. A checkpoint; a refusal is told to who waits for the message."""
+        """Put a message into an inbox. A checkpoint; a refusal is raised by the message's ``wait()``."""
         try:
             is_new = await self.journal.send(run_id, sending.kind, sending.key, sending.data)
         except (WorkflowError, OSError) as error:

@@ -96,7 +96,7 @@ class Sending:
 
 @final
 class Part:
-    """What an owner in this process has entered of a stored run.
+    """The part of a stored run that an owner in this process has entered.
 
     Args:
         hub: The store.
@@ -170,7 +170,7 @@ class Part:
         self._lease: Lease | None = None
         self._writer: JournalWriter | None = None
         self._watch: Watch | None = None
-        #: How many writes the store has not answered, and what waits for that.
+        #: The number of writes without an answer of the store, and the waiter for the last one.
         self._unsettled = 0
         self._flusher: Waiter | None = None
         #: Whether the store has the run, and whether it is loaded for a life.
@@ -341,7 +341,7 @@ class Part:
                 if self._lease is not None:
                     return
             if self._ends_at_rest:
-                return  # somebody else has taken it
+                return  # another owner has taken it
             await watch.wait(self._look_again(row))
 
     def _may_claim(self, row: RunRow) -> bool:
@@ -418,7 +418,7 @@ class Part:
         assert run.journal is not None
         if len(records) > 1:
             run.journal.based(past.snapshot)
-        # What was decided is not decided anew: the run ends at once, without a step.
+        # A recorded decision is final: the run ends at once, without a step.
         if past.stop is not None:
             run.outcome.complete(past.stop)
         elif past.cancelled is not None:
@@ -509,7 +509,7 @@ class Part:
         if is_end:
             summary = Summary(cast("Status", self._run.outcome.status), at)
         elif self._summary[0] in WAITING:
-            # With the very record, or a crash would leave a run that nobody wakes.
+            # In the transaction of the record: a crash between the two would leave an idle run asleep.
             self._summary = "running", None, self._summary[2]
             summary = Summary("running", at, None, self._summary[2])
         prunes = kind == BASE and not self._hub.keeps_history
@@ -571,7 +571,7 @@ class Part:
         detach_run(self._run, str(error), error)
 
     async def submit(self) -> None:
-        """Have the store keep the run for somebody else. A checkpoint.
+        """Store the run for another owner. A checkpoint.
 
         Raises:
             RunConflictError: The store has another run of its id.
@@ -592,9 +592,9 @@ class Part:
             self._hub.note_idle(self)
 
     def let_go(self) -> None:
-        """End the part soon, because nobody looks at it any more. May be called in any thread."""
+        """End the part of a reader that was dropped. May be called in any thread."""
         with suppress(RuntimeError):  # the event loop has ended
-            self._hub.call_soon(partial(self.detach, "nobody looks at it any more"))
+            self._hub.call_soon(partial(self.detach, "its reader was dropped"))
 
     def detach(self, reason: str) -> None:
         """End the part; the run continues from its store."""
@@ -649,7 +649,7 @@ class Part:
         wake_at = None
         if can_be_released(run):
             status, due = "idle", next_due(run)
-            # Above the rounding of two clocks, so that nobody wakes the run before.
+            # Above the rounding of the two clocks: a timer never fires early.
             left = due - run.live()[0].current_time() + 1e-6
             wake_at = None if due == inf else wall + left
         found = status, wake_at, encode_questions(run, wall, self._asked)
@@ -659,10 +659,10 @@ class Part:
             self._send_summary(found)
 
     def _release(self) -> None:
-        """Have the lease end, after all that was written.
+        """Release the lease, after everything that was written.
 
-        The steps have unwound, so the run itself does not show any more what it waited for. What the
-        store was told last is still true, unless something has happened since.
+        The steps have unwound, so the machine no longer shows what the run waited for. The last summary
+        still does, unless something has happened since.
         """
         status, wake_at, questions = self._summary
         if self._run.outcome.status == "parked":
@@ -766,7 +766,7 @@ class Part:
         receive(run, event, found.step, found.q, found.id)
 
     def _consume(self, message: int) -> None:
-        """Take a message out of the inbox that has no record of its own."""
+        """Remove a message without a record from the inbox."""
         assert self._lease is not None
         assert self._writer is not None
         batch = Batch(self.run_id, self._lease.fence, consumes=(message,))

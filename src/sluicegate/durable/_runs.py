@@ -208,7 +208,7 @@ def encode_questions(run: Run, wall: float, since: dict[str, float]) -> bytes:
     Args:
         run: The run.
         wall: The wall time.
-        since: When each question was asked, by its id: read and kept, for the two clocks drift.
+        since: When each question was asked, by its id: read and kept, because the two clocks drift.
     """
     asked = open_questions(run)
     for gone in since.keys() - {each.id for each in asked}:
@@ -271,7 +271,7 @@ def events_in(
 
 @attrs.frozen
 class Rebuilt:
-    """What the journal of a run says about it.
+    """A run as its journal describes it.
 
     Attributes:
         snapshot: The snapshot from which it continues.

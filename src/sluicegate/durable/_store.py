@@ -67,7 +67,7 @@ _AGAIN = 1.0
 
 @attrs.frozen
 class RunSummary:
-    """What a store knows about a run without reading its journal.
+    """The row of a run in the store.
 
     Attributes:
         run_id: Its id.
@@ -678,7 +678,7 @@ class RunStore:
     async def fork(self, run_id: str, *, at: int | None = None, new_id: str | None = None) -> str:
         """Store a copy of a run, as it was after one of its records. A checkpoint.
 
-        The copy is a run of its own, which :meth:`resume` or a worker continues; it has the state, the
+        The copy is a separate run, which :meth:`resume` or a worker continues; it has the state, the
         pending events and the open questions that the run had then. Steps that were running begin again.
 
         Args:
@@ -830,7 +830,7 @@ def open_run_store(
         store: ``"sqlite:///runs.db"`` (a relative path), ``"sqlite:////var/lib/runs.db"`` (an absolute
             one), ``"memory:"`` for tests, or a context manager that opens an implementation of
             :class:`Journal`: ``MemoryStore().open()``.
-        durability: ``"fsync"``: what is committed survives a power loss. ``"process"``: it survives the
+        durability: ``"fsync"``: commits survive a power loss. ``"process"``: they survive the
             end of the process only, at many times the speed.
         release_idle: Seconds after which a run that waits for an answer or a timer is released from
             memory; None for never. It comes back when its answer or timer is there. Steps that wait

@@ -75,7 +75,7 @@ class _Carrier:
         start_soon(self.carry, run, row, name=f"{row.workflow}.run")
 
     async def carry(self, run: Any, row: RunRow) -> None:
-        """Carry a run until it has ended or rests. What it raises is a cancellation or urgent."""
+        """Carry a run until it has ended or rests. It raises only a cancellation, a ``KeyboardInterrupt`` or a ``SystemExit``."""
         backend = current_backend()
         run.backend, run.loop = backend, backend.current_loop()
         run.thread = run.log.thread = self.hub.thread
@@ -88,7 +88,10 @@ class _Carrier:
         if outcome.status == "detached" and isinstance(outcome.error, SnapshotError):
             self.refused[row.run_id] = row.sequence
             LOGGER.error(
-                "the run %s of %s cannot go on here: %s", row.run_id, row.workflow, outcome.error
+                "the run %s of %s cannot be continued here: %s",
+                row.run_id,
+                row.workflow,
+                outcome.error,
             )
         elif outcome.status in ("failed", "timed_out"):
             LOGGER.warning(
