@@ -58,7 +58,7 @@ class Bench(Workflow[int]):
             return StopEvent(result=0)
         return Ping(left=ev.left - 1, text=ev.text)
 
-    @step(num_workers=1)
+    @step(num_workers=1, release_while_waiting=False)
     async def later(self, ctx: Context, ev: Later) -> None:
         await ctx.wait_for_event(Never)
 
@@ -139,7 +139,7 @@ def replayed(path: Path) -> float:
         "SELECT run FROM records GROUP BY run HAVING count(*) BETWEEN 500 AND 2000 LIMIT 1"
     ).fetchone()
     rows = connection.execute("SELECT data FROM records WHERE run = ? ORDER BY sequence", (run,))
-    records = [bytes(data) for (data,) in rows]
+    records = [data.encode() if isinstance(data, str) else data for (data,) in rows]
     connection.close()
     base = decode_record(records[0])
     past = PastRun(graph_in(Bench()), (), base.snapshot, base.at)  # type: ignore[union-attr]
