@@ -415,7 +415,7 @@ def graph_in(workflow: Workflow[Any]) -> Graph:
 
 def saved_run(workflow: Workflow[Any], snapshot: dict[str, Any]) -> Any:
     """Return a snapshot decoded for a workflow: a ``SavedRun``. Internal to the package."""
-    return workflow.__open_saved_run__(snapshot)
+    return workflow.__open_saved_run__(snapshot, adapts=True)
 
 
 def run_without_owner(workflow: Workflow[Any], run_id: str) -> Any:

@@ -79,8 +79,8 @@ def _catch_up(child: Run, saved: SavedChild, now: float | None) -> None:
     past = PastRun(child.graph, child.options.classes, base, saved.at, number=saved.child)
     for data in saved.tail:
         past.apply(read_record(data))
-    found = past.snapshot(past.at if now is None else now, has_crashed=True)
-    saved.run, saved.tail = read_part(found, Snapshot), []
+    found = past.snapshot(past.at if now is None else now, has_crashed=saved.has_crashed)
+    saved.run, saved.tail, saved.has_crashed = read_part(found, Snapshot), [], False
     if past.machine.stop is not None:
         saved.status, saved.run = "completed", None
         saved.result = past.codec.encode(past.machine.stop, "its stop event")

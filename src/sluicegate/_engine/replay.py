@@ -390,6 +390,9 @@ class PastRun:
         run = self.run
         run.clock.ended_at = now
         self._numbers = {node: number for number, node in self.branches.items()}
+        for child in self.children.values():
+            if child.saved is not None and child.saved.tail:
+                child.saved.has_crashed |= has_crashed
         run.in_flight = [
             self._in_flight(flight, has_crashed=has_crashed) for flight in self.flights.values()
         ]

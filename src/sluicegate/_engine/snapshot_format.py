@@ -79,11 +79,12 @@ class SavedChild(_Part):
     result: Any = None
     error: Any = None
     run: Snapshot | None = None
-    #: The number of the child in the journal of a durable run, the records that came after ``run``, and
-    #: when that was taken.
+    #: The number of the child in the journal of a durable run, the records that came after ``run``,
+    #: when that was taken, and whether the process has died since.
     child: Count = 0
     tail: list[dict[str, Any]] = []
     at: float = 0.0
+    has_crashed: bool = False
 
 
 class SavedDelivery(_Part):

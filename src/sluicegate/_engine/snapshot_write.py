@@ -386,7 +386,7 @@ class _Writer:
         if saved is not None:
             part.status, part.result, part.error = saved.status, saved.result, saved.error
             part.run, part.tail = saved.run, saved.tail
-            part.child, part.at = saved.child, saved.at
+            part.child, part.at, part.has_crashed = saved.child, saved.at, saved.has_crashed
         elif stop_event is not None:
             assert record.codec is not None
             part.status = "completed"

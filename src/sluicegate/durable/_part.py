@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import msgspec
 
-from sluicegate._engine.control import cancel, drain, receive
+from sluicegate._engine.control import cancel, drain, receive, snapshot
 from sluicegate._engine.ending import conclude, detach_run, halt
 from sluicegate._engine.idle import can_be_released, is_idle, next_due
 from sluicegate._engine.run import check_thread, load_life
@@ -638,6 +638,9 @@ class Part:
         if now < self._idle_since + release and not self._rests_soon:
             return self._idle_since + release
         self.status = "idle"
+        assert run.journal is not None
+        run.journal.based(snapshot(run))  # with it, nothing is to be replayed when it is woken
+        self._write_summary()  # a record says that the run is busy
         run.outcome.park()
         halt(run, "it is released from memory until it is woken")
         return None
