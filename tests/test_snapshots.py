@@ -1388,3 +1388,77 @@ async def test_what_is_written_to_a_restored_context_is_in_its_next_snapshot():
     await again.store.set("n", 2)
 
     assert await Context.from_dict(workflow, again.to_dict()).store.get("n") == 2
+
+
+# -- timers that were running when the run ended -------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["in the middle", "cancelled", "drained", "outside"])
+@on_each_backend
+def test_an_open_wait_keeps_its_timeout_however_its_run_has_ended(backend, ending):
+    """60 of its 100 seconds were over: it times out after 40 more, and keeps its number."""
+
+    class Patient(Workflow[str]):
+        @step(waits_for=[Said])
+        async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            try:
+                await ctx.wait_for_event(Said, Asked(name="ann"), timeout=100)
+            except WorkflowTimeoutError:
+                return StopEvent(result="too late")
+            return StopEvent(result="in time")
+
+    async def main() -> tuple[str, float]:
+        handler = Patient().run()
+        snapshot: dict[str, Any] = {}
+        with anyio.move_on_after(60 if ending == "outside" else math.inf):
+            async with handler:
+                await anyio.sleep(60 if ending != "outside" else math.inf)
+                if ending == "in the middle":
+                    snapshot = through_json(handler.snapshot())
+                await handler.cancel(after="steps" if ending == "drained" else "now")
+        snapshot = snapshot or through_json(handler.snapshot())
+        began = anyio.current_time()
+
+        assert [question["number"] for question in snapshot["run"]["questions"]] == [1]
+
+        return await Patient().resume(snapshot), anyio.current_time() - began
+
+    assert run_virtually(backend, main) == ("too late", pytest.approx(40, abs=0.01))
+
+
+@on_each_backend
+def test_a_resumed_step_that_has_not_begun_again_keeps_the_branches_that_it_holds(backend):
+    """A snapshot of a resumed run, and one of that, can be read, wherever the step waits."""
+
+    class Holds(Workflow[int]):
+        @step(num_workers=1)
+        async def lead(self, ctx: Context, ev: StartEvent) -> Item | StopEvent:
+            branch = ctx.send_event(Item(key="a", number=1))
+            await branch.wait()
+            return StopEvent(result=1)
+
+        @step(retry=Retry(stop=2, wait=50))
+        async def work(self, ctx: Context, ev: Item) -> None:
+            if ctx.step.attempt == 1:
+                raise OSError("later")
+            await anyio.sleep(10)
+
+    async def main() -> int:
+        handler = Holds().run()
+        async with handler:
+            await anyio.sleep(20)
+            await handler.cancel(after="steps")
+        snapshot = through_json(handler.snapshot())
+        for turns in range(4):  # it waits in its queue, is about to begin, or has begun
+            handler = Holds().resume(snapshot)
+            async with handler:
+                await wait_until_idle(turns)
+                middle = through_json(handler.snapshot())
+                handler.cancel(after="steps")
+                with pytest.raises(WorkflowCancelledError):
+                    await handler
+            for further in (middle, through_json(handler.snapshot())):
+                assert await Holds().resume(further) == 1
+        return await Holds().resume(snapshot)
+
+    assert run_virtually(backend, main) == 1

@@ -220,8 +220,8 @@ class Machine:
         self.held_up = 0
         #: Answers that arrived before a step waited for them.
         self.early: EarlyAnswers | tuple[()] = ()
-        #: The waits that were open when the run ended.
-        self.unended: list[Wait] | tuple[()] = ()
+        #: The waits that were open when the run ended, each with the context of its step.
+        self.unended: dict[Wait, object] = EMPTY
         #: The index of the open waits; None where they are few.
         self._index: WaitIndex | None = None
         #: The open questions that no wait has asked; one alone, or in order by number.
@@ -590,10 +590,10 @@ class Machine:
                 resumes from there waits for it again.
         """
         if wait.event is None:
-            self._close_wait(wait)
+            step = self._close_wait(wait)
             if is_over:
-                self.unended = self.unended or []
-                self.unended.append(wait)
+                self.unended = self.unended or {}
+                self.unended[wait] = step
                 return
             if wait.asks and self.graph.reached_by(wait.kind):
                 # The steps that take its answer get an answer that arrives from now on.

@@ -152,7 +152,7 @@ class _Writer:
             assert wait.event is not None
             answers.setdefault(id(cast("Any", context).journal), []).append(wait)
         timed: dict[int, list[Wait]] = {}
-        for wait, context in self._machine.waits.items():
+        for wait, context in (*self._machine.waits.items(), *self._machine.unended.items()):
             if wait.due != inf:
                 timed.setdefault(id(cast("Any", context).journal), []).append(wait)
         key_of = self._codec.content_key
