@@ -53,7 +53,7 @@ MIGRATIONS: Final = [
         due_at REAL
     );
     CREATE INDEX runs_by_status ON runs (status, number);
-    CREATE INDEX runs_due ON runs (owner, due_at) WHERE due_at IS NOT NULL;
+    CREATE INDEX runs_due ON runs (owner, workflow, due_at) WHERE due_at IS NOT NULL;
 
     CREATE TABLE records (
         run INTEGER NOT NULL,

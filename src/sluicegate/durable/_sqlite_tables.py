@@ -49,6 +49,10 @@ _ROW = (
     "number, run_id, workflow, start_key, created_at, status, updated_at, wake_at, "
     "CAST(questions AS BLOB), sequence, base, shown, fence, owner, unread"
 )
+_OF_OWNER = "FROM runs WHERE owner IS ? AND due_at IS NOT NULL AND workflow"
+_DUE = f"SELECT due_at, {_ROW} {_OF_OWNER} = ? AND due_at <= ? ORDER BY due_at, number LIMIT ?"
+_NEXT = f"SELECT min(due_at) {_OF_OWNER} = ? AND due_at > ?"
+_NEXT_WORKFLOW = f"SELECT min(workflow) {_OF_OWNER} > ?"
 _RECORD = "sequence, at, kind, CAST(data AS BLOB), coalesce(shown, 0)"
 _UNREAD = (
     "SELECT id, run_id, kind, key, CAST(data AS BLOB), sent_at "
@@ -383,29 +387,31 @@ class SqliteTables:
         return sorted({message.id: message for message in messages}.values(), key=_id)
 
     def due(self, now: float, limit: int, workflows: Sequence[str] | None, own: str) -> Due:
-        which, values = _condition(RunFilter(workflows=workflows))
-        which = f"due_at IS NOT NULL AND {which}"
         found: list[Any] = []
         later: list[float] = []
         for owner, until in [(None, -inf), *self._owners().items()]:
-            if until == -inf:
-                found += self._execute(
-                    f"SELECT due_at, {_ROW} FROM runs WHERE owner IS ? AND {which} "  # noqa: S608
-                    "AND due_at <= ? ORDER BY due_at, number LIMIT ?",
-                    (owner, *values, now, limit),
-                )
-            elif owner == own:
+            if owner == own:
                 continue
-            (at,) = self._one(
-                f"SELECT min(due_at) FROM runs WHERE owner IS ? AND {which} AND due_at > ?",  # noqa: S608
-                owner,
-                *values,
-                now if until == -inf else -1,
-            )
-            if at is not None:
-                later.append(max(at, min(until, self._clock() + ASK_AGAIN)))
+            is_free = until == -inf
+            ask_at = min(until, self._clock() + ASK_AGAIN)
+            for workflow in self._due_workflows(owner) if workflows is None else {*workflows}:
+                if is_free:
+                    found += self._execute(_DUE, (owner, workflow, now, limit))
+                (at,) = self._one(_NEXT, owner, workflow, now if is_free else -1)
+                if at is not None:
+                    later.append(max(at, ask_at))
         found.sort(key=lambda columns: columns[:2])
         return Due([_row(columns[1:]) for columns in found[:limit]], min(later, default=None))
+
+    def _due_workflows(self, owner: str | None) -> list[str]:
+        """Return the workflows that have runs which need this owner: a look into the index for each."""
+        workflows: list[str] = []
+        workflow: str | None = ""
+        while workflow is not None:
+            (workflow,) = self._one(_NEXT_WORKFLOW, owner, workflow)
+            if workflow is not None:
+                workflows.append(workflow)
+        return workflows
 
     def get(self, run_id: str) -> RunRow | None:
         found = self._one(f"SELECT {_ROW} FROM runs WHERE run_id = ?", run_id)  # noqa: S608
