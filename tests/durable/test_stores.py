@@ -58,7 +58,7 @@ class SqliteHarness:
         writer = journal.writer
         self.late[writer._tables._clock][0] = 100.0
         writer._next_renewal = 0.0
-        writer._queue.put("look")
+        writer._ring()
         with closing(sqlite3.connect(self.path)) as connection:
             statement = "SELECT expires_at FROM owners WHERE owner = ?"
             while connection.execute(statement, (journal.owner,)).fetchone()[0] > time.time():

@@ -84,10 +84,12 @@ class Task:
         work: The function to call within the transaction.
         settle: Is called in the client's event loop with the result and the exception.
         size: How much room it takes in the queue.
+        records: The batch, if it appends records and does nothing else; such batches of a
+            transaction can be written together. None for everything else.
         is_news: Whether it counts as a change for every client, including the one that asked for it.
     """
 
-    __slots__ = ("client", "is_news", "settle", "size", "work")
+    __slots__ = ("client", "is_news", "records", "settle", "size", "work")
 
     def __init__(
         self,
@@ -97,12 +99,14 @@ class Task:
         *,
         size: int = OVERHEAD,
         is_news: bool = True,
+        records: Batch | None = None,
     ) -> None:
         self.client = client
         self.work = work
         self.settle = settle
         self.size = size
         self.is_news = is_news
+        self.records = records
 
 
 #: A task with its result and its error.
@@ -144,6 +148,7 @@ class JournalClient:
         self.owner = owner
         self.capabilities = capabilities
         self.writer = writer
+        self._most_payload = capabilities.max_payload
         self._read = read
         self._backend = current_backend()
         self._call_soon = self._backend.caller_into(self._backend.current_loop())
@@ -171,7 +176,7 @@ class JournalClient:
         """Call a function in the event loop; return False if that has ended."""
         try:
             self._call_soon(function)
-        except RuntimeError:
+        except (RuntimeError, OSError):  # a loop of Trio that ends just now has closed its socket
             return False
         return True
 
@@ -378,6 +383,12 @@ class JournalClient:
             if isinstance(error, StaleLeaseError):
                 self.lose(batch.run_id, batch.fence, error)
 
+        is_plain = not (
+            batch.consumes
+            or batch.release
+            or batch.summary is not None
+            or batch.prune_before is not None
+        )
         self._submit(
             Task(
                 self,
@@ -385,6 +396,7 @@ class JournalClient:
                 tell,
                 size=size,
                 is_news=batch.release,
+                records=batch if is_plain else None,
             )
         )
 
@@ -394,9 +406,8 @@ class JournalClient:
             del self._leases[run_id]
 
     def _check_payload(self, data: bytes) -> None:
-        most = self.capabilities.max_payload
-        if len(data) > most:
-            msg = f"a record or message of {len(data)} bytes; expected at most {most}"
+        if len(data) > self._most_payload:
+            msg = f"a record or message of {len(data)} bytes; expected at most {self._most_payload}"
             raise ValueError(msg)
 
     async def wait_for_room(self) -> None:

@@ -6,6 +6,7 @@ from hashlib import blake2b
 from math import inf
 from typing import TYPE_CHECKING, Any, cast, final
 
+from sluicegate._errors import WorkflowError
 from sluicegate.durable import _owner_lock
 from sluicegate.durable._port import (
     BASE,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
+    from sluicegate.durable._client import Outcome, Task
     from sluicegate.durable._port import NewRun, Status
 
 
@@ -65,7 +67,7 @@ _INSERT = (
 )
 _LEASED = "WHERE number = ? AND fence = ? AND sequence = ? - 1 AND owner = ?"
 _ADVANCE = f"UPDATE runs SET sequence = ? {_LEASED}"  # noqa: S608
-_ADVANCE_SHOWN = f"UPDATE runs SET sequence = ?, shown = ? {_LEASED} AND shown = ? - 1"  # noqa: S608
+_ADVANCE_SHOWN = f"UPDATE runs SET sequence = ?, shown = ? {_LEASED} AND shown = ?"  # noqa: S608
 #: From when on a run needs an owner, as the column `due_at` has it: 0 is at once.
 _DUE_AT = f"""
     CASE
@@ -210,38 +212,54 @@ class SqliteTables:
         )
         self._numbers.pop(lease.run_id, None)
 
+    def append_all(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """Perform tasks that append records only, those of a run together; return their outcomes."""
+        by_run: dict[tuple[str, int, str], list[tuple[Task, Batch]]] = {}
+        for task in tasks:
+            batch = task.records
+            assert batch is not None
+            key = (batch.run_id, batch.fence, task.client.owner)
+            by_run.setdefault(key, []).append((task, batch))
+        errors: dict[Task, WorkflowError] = {}
+        rows: list[tuple[object, ...]] = []
+        for (run_id, fence, owner), own in by_run.items():
+            records = [record for _, batch in own for record in batch.records]
+            number = self._numbers.get(run_id)
+            if number is not None and self._advance(number, fence, owner, records):
+                rows += [
+                    (number, r.sequence, r.at, r.kind, r.data, r.shown or None) for r in records
+                ]
+                continue
+            for task, batch in own:  # one of them is refused, or the run was not written before
+                try:
+                    self.append(batch, owner)
+                except WorkflowError as refusal:
+                    errors[task] = refusal
+        if rows:
+            self._executemany(_INSERT, rows)
+        return [(task, None, errors.get(task)) for task in tasks]
+
+    def _advance(self, number: int, fence: int, owner: str, records: list[Record]) -> bool:
+        """Note that records follow the last one of a run; return False if they do not, or are a base."""
+        if not records:
+            return False
+        sequence, last = records[0].sequence, records[-1].sequence
+        before = after = None
+        for expected, record in enumerate(records, sequence):
+            if record.sequence != expected or record.kind == BASE:
+                return False
+            if record.shown:
+                if after is None:
+                    before = record.shown - 1
+                elif record.shown != after + 1:
+                    return False
+                after = record.shown
+        leased = (number, fence, sequence, owner)
+        if after is None:
+            return self._execute(_ADVANCE, (last, *leased)).rowcount == 1
+        return self._execute(_ADVANCE_SHOWN, (last, after, *leased, before)).rowcount == 1
+
     def append(self, batch: Batch, owner: str) -> None:
-        number = self._numbers.get(batch.run_id)
-        if number is None or not self._append_fast(number, batch, owner):
-            self._append_with_care(batch, owner)
-
-    def _append_fast(self, number: int, batch: Batch, owner: str) -> bool:
-        """Append one record and nothing else, in two statements; return False if that cannot be."""
-        if (
-            len(batch.records) != 1
-            or batch.consumes
-            or batch.release
-            or batch.summary is not None
-            or batch.prune_before is not None
-        ):
-            return False
-        (record,) = batch.records
-        if record.kind == BASE:
-            return False
-        sequence, shown = record.sequence, record.shown
-        leased = (number, batch.fence, sequence, owner)
-        if shown:
-            found = self._execute(_ADVANCE_SHOWN, (sequence, shown, *leased, shown))
-        else:
-            found = self._execute(_ADVANCE, (sequence, *leased))
-        if found.rowcount == 0:  # refused, and the slow way finds out why
-            return False
-        self._execute(
-            _INSERT, (number, sequence, record.at, record.kind, record.data, shown or None)
-        )
-        return True
-
-    def _append_with_care(self, batch: Batch, owner: str) -> None:
         found = self._one(
             "SELECT number, fence, owner, sequence, base, shown FROM runs WHERE run_id = ?",
             batch.run_id,

@@ -17,9 +17,10 @@ import os
 import sqlite3
 import threading
 import time
+from collections import deque
+from contextlib import suppress
 from functools import partial
-from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, final
 
 from sluicegate._errors import WorkflowError
 from sluicegate.durable._client import Task
@@ -111,7 +112,12 @@ class SqliteWriter:
         self._max_stall = max_stall
         self._connection = connect(path, durability)
         self._tables = SqliteTables(self._connection, locks, clock)
-        self._queue: SimpleQueue[Task | Literal["end", "look"]] = SimpleQueue()
+        self._queue: deque[Task] = deque()
+        #: The thread sleeps while this is locked. It is only rung when it sleeps: waking a thread for
+        #: each task would cost more than the rest of an append.
+        self._bell = threading.Lock()
+        self._bell.acquire()
+        self._is_asleep = False
         self._lock = threading.Lock()
         self._members: dict[JournalClient, _Member] = {}
         #: The tasks that the thread has taken and whose outcomes are not told yet, in their order.
@@ -119,7 +125,7 @@ class SqliteWriter:
         #: Why nothing more is taken; None while the thread works.
         self._end: StoreError | None = None
         self._is_ending = False
-        self._next_renewal = 0.0
+        self._next_renewal = self._next_look = 0.0
         self._version = self._data_version()
         self._thread = threading.Thread(
             target=self._run, name=f"sluicegate store {path.name}", daemon=True
@@ -130,11 +136,16 @@ class SqliteWriter:
 
     def submit(self, task: Task) -> None:
         """Perform a task after those that were submitted before."""
-        with self._lock:
-            if self._end is None:
-                self._queue.put(task)
-                return
-        task.client.call_soon(partial(task.client.settle, [(task, None, self._end)]))
+        self._queue.append(task)
+        if self._is_asleep:
+            self._ring()
+        if self._end is not None:
+            self._tell_end(self._end)
+
+    def _ring(self) -> None:
+        """Wake the thread; without effect if that has happened already."""
+        with suppress(RuntimeError):
+            self._bell.release()
 
     def watch(self, client: JournalClient, *, is_on: bool) -> None:
         """Start or stop watching for changes on behalf of a client."""
@@ -142,7 +153,7 @@ class SqliteWriter:
         if member is not None:
             member.is_watching = is_on
             if is_on:
-                self._queue.put("look")
+                self._ring()
 
     def join(self, client: JournalClient, lock: OwnerLock) -> None:
         """Take in a client; its owner is entered by a task."""
@@ -158,14 +169,15 @@ class SqliteWriter:
 
     def close(self) -> None:
         """End the thread, after the tasks that wait, and wait for it."""
-        self._queue.put("end")
+        self._is_ending = True
+        self._ring()
         self._thread.join()
 
     # -- the thread
 
     def _run(self) -> None:
         try:
-            while not self._is_ending:
+            while not self._is_ending or self._queue:
                 tasks = self._take()
                 if tasks:
                     self._in_hand = tasks
@@ -185,26 +197,20 @@ class SqliteWriter:
 
     def _take(self) -> list[Task]:
         """Wait for tasks, and return those that wait; none when it is time for something else."""
-        tasks: list[Task] = []
-        try:
-            task = self._queue.get(timeout=self._patience())
-            while True:
-                if not isinstance(task, str):
-                    tasks.append(task)
-                elif task == "end":
-                    self._is_ending = True
-                if len(tasks) == MOST_AT_ONCE:
-                    break
-                task = self._queue.get_nowait()
-        except Empty:
-            pass
-        return tasks
+        queue = self._queue
+        if not queue:
+            self._is_asleep = True
+            # A task that was submitted before this line did not ring.
+            if not queue and not self._is_ending:
+                self._bell.acquire(timeout=self._patience())
+            self._is_asleep = False
+        return [queue.popleft() for _ in range(min(len(queue), MOST_AT_ONCE))]
 
     def _patience(self) -> float:
-        seconds = self._next_renewal - time.monotonic()
+        until = self._next_renewal
         if any(member.is_watching for member in [*self._members.values()]):
-            seconds = min(seconds, LOOK)
-        return max(seconds, 0)
+            until = min(until, self._next_look)
+        return max(until - time.monotonic(), 0)
 
     def _perform_all(self, tasks: list[Task]) -> None:
         try:
@@ -236,15 +242,22 @@ class SqliteWriter:
         Raises:
             Exception: Nothing was written.
         """
-        outcomes: list[Outcome] = []
         execute, tables = self._connection.execute, self._tables
         execute("BEGIN IMMEDIATE")
         try:
+            outcomes: list[Outcome] = []
+            appends: list[Task] = []
             for task in tasks:
+                if task.records is not None:
+                    appends.append(task)
+                    continue
+                outcomes += tables.append_all(appends)
+                appends.clear()
                 try:
                     outcomes.append((task, task.work(tables), None))
                 except WorkflowError as refusal:
                     outcomes.append((task, None, refusal))
+            outcomes += tables.append_all(appends)
             execute("COMMIT")
         except BaseException:
             roll_back(self._connection)
@@ -263,18 +276,22 @@ class SqliteWriter:
 
     def _tell_news(self, tasks: list[Task]) -> None:
         """Notify clients of changes: at once, or at the next check if only records were appended."""
+        is_news = any(task.is_news for task in tasks)
+        authors = {task.client for task in tasks}
         for client, member in [*self._members.items()]:
-            if any(task.is_news for task in tasks):
+            if is_news:
                 member.has_news = False
                 client.call_soon(client.note_change)
-            elif any(task.client is not client for task in tasks):
+            elif authors != {client}:
                 member.has_news = True
 
     def _look(self) -> None:
         """Notify the waiting clients of commits by others."""
         members = [*self._members.items()]
-        if not any(member.is_watching for _, member in members):
+        now = time.monotonic()
+        if now < self._next_look or not any(member.is_watching for _, member in members):
             return
+        self._next_look = now + LOOK
         version = self._data_version()
         is_changed, self._version = version != self._version, version
         for client, member in members:
@@ -344,24 +361,23 @@ class SqliteWriter:
         if member is not None:
             member.lock.release()
             owner = client.owner
-            self._queue.put(Task(client, lambda tables: tables.end_owner(owner), _ignore))
+            self._queue.append(Task(client, lambda tables: tables.end_owner(owner), _ignore))
 
     def _fail(self, error: StoreError) -> None:
         """Report to all clients that the writer has stopped."""
-        with self._lock:
-            self._end = error
-        tasks = self._in_hand
-        while True:
-            try:
-                task = self._queue.get_nowait()
-            except Empty:
-                break
-            if not isinstance(task, str):
-                tasks.append(task)
-        self._tell([(task, None, error) for task in tasks])
+        self._end = error
+        self._tell([(task, None, error) for task in self._in_hand])
+        self._tell_end(error)
         for client in [*self._members]:
             client.call_soon(partial(client.end, error))
             client.call_soon(partial(client.lose_all, error))
+
+    def _tell_end(self, error: StoreError) -> None:
+        """Report the error for all tasks that wait; called in any thread."""
+        with suppress(IndexError):
+            while True:
+                task = self._queue.popleft()
+                task.client.call_soon(partial(task.client.settle, [(task, None, error)]))
 
 
 def _code(error: BaseException) -> int | None:
