@@ -220,6 +220,9 @@ class RunOperations(Protocol):
         self, context: Context[Any], handler: Any, stream: ChildStream, run_id: str | None
     ) -> Any: ...
 
+    @property
+    def fencing_token(self) -> int: ...
+
     def delivery_key(self, context: Context[Any]) -> str: ...
 
     def retry_info(self, context: Context[Any]) -> RetryInfo: ...
@@ -414,6 +417,20 @@ class Context(Generic[StateT]):
         """
         key = self.delivery_key
         return f"{key}/{1 if self.redelivery is None else self.redelivery.number}"
+
+    @property
+    def fencing_token(self) -> int:
+        """The number of this life of a durable run: it rises whenever a process takes the run over.
+
+        Give it to an outside system that refuses a request whose token is lower than one that it has
+        seen. A thread that was abandoned, or a process that was stopped for longer than its lease, can
+        then do no harm there. It is 0 in a run without a store.
+
+        Raises:
+            WorkflowRuntimeError: The step has ended, or the context is not that of a step.
+        """
+        self._in_step("read its fencing_token")
+        return self._run.fencing_token  # type: ignore[no-any-return]
 
     @property
     def deadline(self) -> float:

@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from sluicegate import (
+    Context,
     EventConflictError,
     QuestionClosedError,
     SnapshotError,
@@ -778,3 +779,37 @@ def test_a_reader_cancels_by_name(backend):
             return reader.status, handler.status, (await mine.get("a")).status
 
     assert run_virtually(backend, main) == ("cancelled", "cancelled", "cancelled")
+
+
+def test_the_fencing_token_rises_with_each_life(backend):
+    """D4: each take-over of a run has a larger token; a run without a store has 0."""
+
+    class Tokens(Workflow[list[int]]):
+        @step
+        async def work(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            tokens.append(ctx.fencing_token)
+            await gate.wait()
+            return StopEvent(result=tokens)
+
+    async def main():
+        nonlocal gate
+        stores, gate = Stores(), anyio.Event()
+        workflow = Tokens()
+        async with stores.open() as runs, anyio.create_task_group() as group:
+            group.start_soon(leave_after_a_second, runs.run(workflow.run(), run_id="a"))
+        gate.set()
+        async with stores.open() as runs:
+            await runs.run(workflow.run(), run_id="a")
+        await workflow.run()
+
+    async def leave_after_a_second(handler):
+        with anyio.move_on_after(1):
+            await handler
+
+    tokens: list[int] = []
+    gate: anyio.Event
+    run_virtually(backend, main)
+
+    assert len(tokens) == 3
+    assert 0 < tokens[0] < tokens[1]
+    assert tokens[2] == 0

@@ -102,7 +102,7 @@ class _ProcessOperations:
     See :class:`sluicegate._context.RunOperations`.
     """
 
-    __slots__ = ("_channel", "_delivery_key", "_number", "run_id")
+    __slots__ = ("_channel", "_delivery_key", "_number", "fencing_token", "run_id")
 
     is_running = True  # else this process would have ended
 
@@ -110,6 +110,7 @@ class _ProcessOperations:
         self._channel = channel
         self._number = number
         self._delivery_key = step.delivery_key
+        self.fencing_token = step.fencing_token
         self.run_id = step.run_id
 
     def delivery_key(self, _context: object) -> str:

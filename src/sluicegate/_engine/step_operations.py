@@ -96,6 +96,12 @@ class StepOperations:
         return self.run.run_id
 
     @property
+    def fencing_token(self) -> int:
+        """See :attr:`sluicegate.Context.fencing_token`; callable in every thread."""
+        journal = self.run.journal
+        return 0 if journal is None else journal.writer.life
+
+    @property
     def graph(self) -> Graph:
         """The graph of the workflow."""
         return self.run.graph

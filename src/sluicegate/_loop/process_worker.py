@@ -96,6 +96,7 @@ class StepOfCall:
     timeout: float | None
     attempt: int
     delivery_key: str
+    fencing_token: int
     has_idle_timeout: bool
 
 

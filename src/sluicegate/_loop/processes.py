@@ -291,6 +291,7 @@ def _describe(context: Any, step: Any) -> StepOfCall:
         timeout=step.timeout,
         attempt=context.step.attempt,
         delivery_key=context.delivery_key,
+        fencing_token=context.fencing_token,
         has_idle_timeout=step.options.idle_timeout is not None,
     )
 
