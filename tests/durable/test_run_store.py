@@ -32,6 +32,7 @@ from sluicegate.durable import (
     open_run_store,
 )
 from tests.durable.stored import (
+    EPOCH,
     Answer,
     Asking,
     AskingMidway,
@@ -258,6 +259,32 @@ def test_timers_wake_a_run(backend):
 
     assert result == 3
     assert all(86_400 <= delay < 86_402 for delay in delays)
+
+
+def test_a_sleep_holds_no_memory(backend):
+    """A step that sleeps for a week is released, and continues after the sleep, which is not begun again."""
+
+    class Sleeping(Workflow):
+        began = 0
+
+        @step
+        async def work(self, ev: Begin, ctx: Context) -> StopEvent:
+            type(self).began += 1
+            await ctx.sleep(7 * 86_400)
+            return StopEvent(result=anyio.current_time())
+
+    async def main():
+        start = anyio.current_time()
+        async with Stores().open() as runs, runs.run(Sleeping().run(), run_id="a") as handler:
+            await reach(runs, "a", "parked")
+            wake_at = (await runs.get("a")).wake_at
+            return wake_at - EPOCH - start, await handler - start
+
+    wake_at, slept = run_virtually(backend, main)
+
+    assert wake_at == pytest.approx(7 * 86_400, abs=1)
+    assert 7 * 86_400 <= slept < 7 * 86_400 + 1
+    assert Sleeping.began == 2
 
 
 # -- owners -------------------------------------------------------------------------------------

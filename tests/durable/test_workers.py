@@ -346,6 +346,31 @@ def test_a_poison_step_fails(backend, kind):
     assert run_virtually(backend, main) == (expected, 3)
 
 
+def test_waiting_is_no_crash(backend):
+    """A process may die any number of times while a step waits for an answer: that did not end it."""
+
+    async def main():
+        stores, workflow = Stores(), AskingMidway()
+        for text in ("", "x"):
+            async with stores.open(max_crashes=1, release_idle=None) as runs:
+                with pytest.raises(Exception, match="has left this process"):
+                    async with runs.run(workflow.run(), run_id="a") as handler:
+                        if text:
+                            await handler.send_event(Answer(text=text))
+                        await until(lambda: workflow.ran[-1:] == [text or "begins"])  # noqa: B023
+                        await reach(runs, "a", "idle")
+                        kill(runs)
+                        await handler
+        async with (
+            stores.open(max_crashes=1) as runs,
+            runs.run(workflow.run(), run_id="a") as handler,
+        ):
+            await handler.send_event(Answer(text="y"))
+            return await handler, workflow.ran
+
+    assert run_virtually(backend, main) == ("xy", ["begins", "begins", "x", "begins", "x"])
+
+
 def test_leaving_is_no_crash(backend):
     """A step that was running when its owner was left counts no crash, however often."""
 

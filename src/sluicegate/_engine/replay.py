@@ -406,7 +406,10 @@ class PastRun:
         item = InFlight(
             flight.queue.step, flight.payload, flight.node, flight.journal, delivery.key
         )
-        item.crashes = (delivery.crashes if isinstance(delivery, Redelivery) else 0) + has_crashed
+        item.crashes = delivery.crashes if isinstance(delivery, Redelivery) else 0
+        # A step that only waited has not ended its process, however long it waits.
+        if has_crashed and flight not in self.machine.resting and not flight.journal.sleeping:
+            item.crashes += 1
         return item
 
     # -- applying records ------------------------------------------------------------------------
