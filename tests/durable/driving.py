@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from sluicegate import ChildEvent, WorkflowRuntimeError
+from sluicegate._handler import run_of
 from tests.durable.flows import Answer, Flow, Question
+from tests.durable.ledger import DeadLifeError
 
 
 if TYPE_CHECKING:
@@ -32,28 +34,39 @@ class World:
                 group.start_soon(self._stop, group)
             for key in self.flow.early:
                 group.start_soon(self._answer, key)
+            for asked in self.handler.questions:  # of lives before this one
+                self._note(group, asked.event)
             stream = self.handler.stream_events()
             async for event in stream:
                 self.events.append(event)
-                asked = event.event if isinstance(event, ChildEvent) else event
-                if isinstance(asked, Question) and asked.key not in self.flow.unanswered:
-                    group.start_soon(self._answer, asked.key)
+                self._note(group, event)
             group.cancel_scope.cancel()
+
+    def _note(self, group: Any, event: Any) -> None:
+        asked = event.event if isinstance(event, ChildEvent) else event
+        if isinstance(asked, Question) and asked.key not in self.flow.unanswered:
+            group.start_soon(self._answer, asked.key)
 
     async def _answer(self, key: str) -> None:
         """Answer a question once; the id makes a repeated answer harmless."""
         if any(entry.what == "answered" and entry.name == key for entry in self.ledger.entries()):
             return
         answer = Answer(key=key, response=key.upper())
-        with suppress(WorkflowRuntimeError):  # the run has ended
+        # The run may have ended, or this life.
+        with suppress(WorkflowRuntimeError, DeadLifeError):
             await self.handler.send_event(answer, id=f"answer {key}")
+            await self._durable()
             self.ledger.note("answered", key)
+
+    async def _durable(self) -> None:
+        """Wait until what was applied is durable, where no run store does that."""
+        journal = run_of(self.handler).journal
+        if journal is not None and run_of(self.handler).part is None:
+            await journal.writer.reached(journal.writer.sequence)
 
     async def _stop(self, group: Any) -> None:
         """Stop the run once its body has begun, in this life or before."""
         entries = self.ledger.entries
         while not any(entry.name == self.flow.stops_at for entry in entries()):
             await anyio.sleep(self.flow.pace / 5)
-        stopped = self.handler.cancel("enough", after="steps")
-        self.ledger.note("told", "to stop")
-        await stopped
+        await self.handler.cancel("enough", after="steps")

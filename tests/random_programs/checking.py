@@ -235,14 +235,14 @@ async def check(seed: int, *, scale: float, longest: float) -> list[str]:
         expected,
         program=program,
     )
-    problems = _judge(watched, expected, interrupted=True)
+    problems = judge(watched, expected, interrupted=True)
     if not isinstance(watched.terminal, StopEvent) or type(watched.terminal) is not StopEvent:
         watched.save(watched.fired_at or Counter())
     free = attrs.evolve(plan, kind="none", tick=0, timeout=None)
     for saved in watched.saved:
         for _ in range(2):
             again = await _run(kind(), builder, free, scale, longest, expected, saved=saved)
-            problems += [f"resumed: {p}" for p in _judge(again, expected, saved=saved)]
+            problems += [f"resumed: {p}" for p in judge(again, expected, saved=saved)]
     return problems
 
 
@@ -281,10 +281,15 @@ async def _run(
     return watched
 
 
-def _judge(
-    watched: Watched, expected: Expected, *, interrupted: bool = False, saved: Saved | None = None
+def judge(
+    watched: Watched,
+    expected: Expected,
+    *,
+    interrupted: bool = False,
+    saved: Saved | None = None,
+    ends: dict[str, Any] = INTERRUPTED_BY,
 ) -> list[str]:
-    """Compare what a run did with what it must do."""
+    """Compare what a run did with what it must do; ``ends`` has the end of each interruption."""
     ledger, plan, terminal = watched.ledger, watched.plan, watched.terminal
     problems = [*watched.deviations, *dict.fromkeys(ledger.deviations)]
     if ledger.running:
@@ -306,7 +311,7 @@ def _judge(
         for seen in (watched.raised, *(() if watched.left is None else leaves_of(watched.left))):
             if seen is not None and seen is not error and not isinstance(seen, BodyError):
                 problems.append(f"{seen!r} left, and not {error!r}")
-    elif not interrupted or type(terminal) is not INTERRUPTED_BY.get(plan.kind):
+    elif not interrupted or type(terminal) is not ends.get(plan.kind):
         problems.append(f"ended with {terminal!r}")
     if watched.left is not None and not isinstance(terminal, WorkflowFailedEvent):
         # A child that had failed before its parent was cancelled fails the parent's step for good.

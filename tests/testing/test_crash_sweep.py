@@ -5,6 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
+from sluicegate.durable import Batch, Lease, NewRun, Record
 from sluicegate.testing import ScenarioFailure, sweep
 from tests.helpers import on_each_backend
 
@@ -145,3 +146,43 @@ def test_an_unknown_loss_is_refused():
     """The message has the words."""
     with pytest.raises(ValueError, match="loses has 'all'; expected any of 'pending', 'half', 'no"):
         sweep(careless, kinds="crash", loses="all")
+
+
+# -- stores of runs -------------------------------------------------------------------------------
+
+
+async def writing(trial):
+    """Create a run in the store of the lives, claim it after a crash, and append five records."""
+    async with trial.crash.store.open() as journal:
+        lease = await journal.create(
+            NewRun("one", "Flow", "key", trial.crash.wall(), b"{}"), lambda _: None
+        )
+        if not isinstance(lease, Lease):
+            lease = await journal.claim("one", lambda _: None)
+        settled = []
+        for number in range(lease.sequence + 1, 7):
+            record = Record(number, trial.crash.wall(), "x", b"{}")
+            journal.append_nowait(Batch("one", lease.fence, [record]), settled.append)
+            await anyio.sleep(1)
+            assert settled == [None]
+            settled.clear()
+            trial.crash.ledger.append(number)
+        return [record.sequence for record in await journal.read("one", after=0)]
+
+
+@on_each_backend
+@pytest.mark.parametrize("loses", ["pending", "half", "nothing"])
+def test_the_store_survives_with_what_was_confirmed(backend, loses):
+    """What was confirmed before the cut is there, what was not may be; the next life claims at once."""
+
+    def check(outcome):
+        assert outcome.value == [1, 2, 3, 4, 5, 6]
+        told = [*outcome.ledger]
+        assert told == sorted(set(told))
+        assert set(told) <= {2, 3, 4, 5, 6}
+
+    report = sweep(
+        writing, kinds="crash", backends=backend, loses=loses, twice=True, limit=80, check=check
+    )
+
+    assert report.positions > 10

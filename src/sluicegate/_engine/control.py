@@ -128,6 +128,23 @@ def receive(
     return True
 
 
+def take_in_early(run: Run, machine: Machine) -> None:
+    """Apply the events that arrived before the run began; a durable run records the keys they came with."""
+    for event, target, question in run.early:
+        key = None if run.journal is None else _key_of_early(run, event, target, question)
+        if run.journal is None or key is None:
+            take_in(run, machine, event, target, question)
+        else:
+            with run.journal.writer.coming_with(key, run.journal.child, run.keys[key]):
+                take_in(run, machine, event, target, question)
+    run.early = ()
+
+
+def _key_of_early(run: Run, event: Event, target: str | None, question: str | None) -> str | None:
+    kept = content_of_event(run, event), target, question
+    return next((key for key, known in run.keys.items() if known == kept), None)
+
+
 def check_attached(run: Run, way: str) -> None:
     """Refuse what is asked of a durable run that continues elsewhere.
 

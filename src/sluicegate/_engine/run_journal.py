@@ -327,7 +327,8 @@ class RunJournal:
         run.outcome.is_durable = True
         self.codec: Codec = run.graph.codec(run.options.classes)
         self.opened = 0
-        self._has_state = run.state_store is not None
+        # A store may have been made for a snapshot without a state: its first change is all of it.
+        self._has_state = run.state_store is not None and run.state_store.is_restored
         if run.state_store is not None:
             run.state_store.journal = self.state_changes
         self._branches: dict[BranchNode, int] = {}

@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from sluicegate._context import outer_context
-from sluicegate._engine.control import take_in
+from sluicegate._engine.control import take_in_early
 from sluicegate._engine.ending import (
     conclude,
     fail,
@@ -291,9 +291,8 @@ async def begin(run: Run, backend: Backend, nursery: Nursery) -> Machine:
                 with run.journal.started():
                     machine.receive(run.start_event)
         run.resumed = run.start_event = None  # the machine has them now
-        for event, target, question in run.early:
-            take_in(run, machine, event, target, question)
-        run.early = ()
+        if run.early:
+            take_in_early(run, machine)
     if run.part is not None:
         run.part.begin_life()
     if not run.outcome.status and not machine.alive:

@@ -188,9 +188,11 @@ class _Writer:
                     self._unwinding.append(node)
         steps = {queue.step.name: self._queue(queue) for queue in machine.queues}
         for cancelled in self._unwinding:
-            # The fan-out around it may have nothing else left, and must be in the snapshot.
+            # The fan-out around it may have nothing else left, and must be in the snapshot. One that
+            # is over must not: a delivery that was dropped may still lie in its queue, and the run
+            # that continues would run the join again.
             around: BranchNode | None = cancelled
-            while around is not None and around.is_cancelled:
+            while around is not None and (around.is_cancelled or around.is_over):
                 around = around.parent
             self._node(around)
         nothing = SavedStep()

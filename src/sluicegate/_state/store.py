@@ -138,6 +138,7 @@ class StateStore(Generic[StateT]):
         "_shape",
         "_type",
         "_writer",
+        "is_restored",
         "journal",
         "records",
     )
@@ -169,6 +170,8 @@ class StateStore(Generic[StateT]):
         self._queue: deque[tuple[object, Waiter]] = deque()
         #: While an observed run uses the state: what makes the records of its edits.
         self.records: EditRecords | None = None
+        #: Whether it comes from a snapshot that has a state.
+        self.is_restored = is_restored
         #: In a durable run: what writes down the changes.
         self.journal: StateJournal | None = None
         #: Of the edit that runs now, if it is recorded: where, and its number.

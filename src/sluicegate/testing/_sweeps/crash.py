@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+    from contextlib import AbstractAsyncContextManager
+
+    from sluicegate.durable._memory import MemoryJournal, MemoryStore
 
 
 #: What the cut drops of the writes that had not been confirmed: all, none, or half of them.
 Loss = Literal["pending", "half", "nothing"]
 LOSSES: Final = ("pending", "half", "nothing")
+
+#: How much of what was not confirmed is written all the same.
+_KEPT: Final[dict[Loss, float]] = {"pending": 0.0, "half": 0.5, "nothing": 1.0}
+
+#: The wall clock at the beginning of virtual time.
+EPOCH: Final = 1_800_000_000.0
 
 
 @final
@@ -45,6 +55,36 @@ class CrashLedger:
 
 
 @final
+class CrashStore:
+    """A store of durable runs that survives the crashes of a sweep; ``trial.crash.store``.
+
+    It is in memory, and the same in all lives of a scenario. Give it to ``open_run_store``. At the
+    cut the life's writes have no effect any more, its reads fail, and its runs can be claimed at once.
+    """
+
+    __slots__ = ("_crash",)
+
+    def __init__(self, crash: Crash) -> None:
+        self._crash = crash
+
+    def open(self) -> AbstractAsyncContextManager[MemoryJournal]:
+        """Open the store for this life."""
+        return self._open()
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncGenerator[MemoryJournal]:
+        crash = self._crash
+        store: MemoryStore = crash.disk("sluicegate runs", crash.new_store)
+        async with store.open() as journal:
+            crash.at_cut(lambda: journal.cut(_KEPT[crash.loses]))
+            yield journal
+
+    def wall(self) -> float:
+        """Return the time on the wall, which goes with virtual time."""
+        return self._crash.wall()
+
+
+@final
 class Crash:
     """One life of a scenario under ``sweep(kinds="crash")``; ``trial.crash``.
 
@@ -52,11 +92,12 @@ class Crash:
     scenario is called again, with a trial whose ``crash`` is the next life.
     """
 
-    __slots__ = ("_at_cut", "_disk", "_entries", "is_cut", "ledger", "life", "loses")
+    __slots__ = ("_at_cut", "_disk", "_entries", "_now", "is_cut", "ledger", "life", "loses")
 
     def __init__(
         self,
         loses: Loss = "pending",
+        now: Callable[[], float] = float,
         *,
         life: int = 1,
         disk: dict[str, Any] | None = None,
@@ -71,6 +112,7 @@ class Crash:
         self.is_cut: bool = False
         #: What the cut drops of the writes that had not been confirmed.
         self.loses: Loss = loses
+        self._now = now
         self._disk: dict[str, Any] = {} if disk is None else disk
         self._at_cut: list[Callable[[], None]] = []
 
@@ -79,6 +121,21 @@ class Crash:
         if name not in self._disk:
             self._disk[name] = make()
         return self._disk[name]
+
+    @property
+    def store(self) -> CrashStore:
+        """The store for the durable runs of the scenario."""
+        return CrashStore(self)
+
+    def new_store(self) -> MemoryStore:
+        """Return a new store in memory, whose clock goes with virtual time."""
+        from sluicegate.durable._memory import MemoryStore  # noqa: PLC0415 - imported on demand
+
+        return MemoryStore(clock=self.wall)
+
+    def wall(self) -> float:
+        """Return the time on the wall, in seconds since the epoch; it goes with virtual time."""
+        return EPOCH + self._now()
 
     def at_cut(self, call: Callable[[], None]) -> None:
         """Have a function called when this life is cut off: it makes its writes have no effect."""
@@ -95,4 +152,6 @@ class Crash:
 
     def next_life(self) -> Crash:
         """Return the life that begins after this one was cut off; called by the sweep."""
-        return Crash(self.loses, life=self.life + 1, disk=self._disk, entries=self._entries)
+        return Crash(
+            self.loses, self._now, life=self.life + 1, disk=self._disk, entries=self._entries
+        )

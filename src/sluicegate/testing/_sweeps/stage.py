@@ -221,7 +221,7 @@ class Stage(ABC, Generic[TaskT]):
         #: Whether the second cancellation was reached.
         self.is_struck_again = False
         #: The life of the scenario that a crash would cut off.
-        self.crash = Crash(staging.loses)
+        self.crash = Crash(staging.loses, self.now)
         #: The named block or task that swallowed its cancellation.
         self.swallowed = ""
         self.strands: dict[TaskT, Strand[TaskT]] = {}
@@ -427,7 +427,7 @@ class Stage(ABC, Generic[TaskT]):
             strikes: Whether this run may be struck.
             crash: The life that it is; by default a first one.
         """
-        self.crash = Crash(self.staging.loses) if crash is None else crash
+        self.crash = Crash(self.staging.loses, self.now) if crash is None else crash
         trial = Trial(self.at.backend, self.open_target, self.crash)
         staging = self.staging
         call = staging.scenario(trial) if staging.takes_trial else staging.scenario()
