@@ -82,7 +82,7 @@ class Lives:
 
     def make(self) -> Any:
         """Make the workflow of a life."""
-        builder = Builder("s", self.program.stages, anyio.CapacityLimiter(2), 1.0)
+        builder = Builder("s", self.program.stages, anyio.CapacityLimiter(2), 1.0, KNOWN)
         workflow = builder.kind()(serializable=KNOWN)
         for each in (workflow, *builder.children):
             each.ledger = self.ledger  # type: ignore[attr-defined]

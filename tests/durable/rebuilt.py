@@ -23,7 +23,7 @@ import trio
 
 from sluicegate import WorkflowDetachedEvent
 from sluicegate._context import Branch
-from sluicegate._engine.journal_records import Done, Failed, decode_record
+from sluicegate._engine.journal_records import Done, Failed, decode_record, read_record
 from sluicegate._engine.replay import PastRun
 from sluicegate._engine.run_journal import JournalWriter, RunJournal
 from sluicegate._engine.snapshot_write import take_snapshot
@@ -135,11 +135,11 @@ class Twin:
         if self.problem or run.machine is None or run.outcome.status or run.start_event is not None:
             return
         self.compared += 1
-        live = canonical(json.loads(json.dumps(take_snapshot(run))), live_flights(run))
-        rebuilt = canonical(
-            json.loads(json.dumps(self.past.snapshot(self.wall(), has_crashed=False))),
-            past_flights(self.past),
-        )
+        live = through_json(take_snapshot(run))
+        rebuilt = through_json(self.past.snapshot(self.wall(), has_crashed=False))
+        compare_children(live, rebuilt, graphs_below(run), self.wall())
+        live = canonical(live, live_flights(run))
+        rebuilt = canonical(rebuilt, past_flights(self.past))
         if (
             rebuilt["state"] is None
         ):  # nothing was edited; the live run makes it when it is asked for
@@ -188,14 +188,83 @@ def past_flights(past: PastRun) -> dict[str, int]:
     return found
 
 
+def through_json(snapshot: Any) -> Any:
+    """Return a snapshot as another process reads it."""
+    return json.loads(json.dumps(snapshot, allow_nan=False))
+
+
+# -- children ---------------------------------------------------------------------------------------
+
+
+def graphs_below(run: Run) -> dict[str, tuple[Any, Any]]:
+    """Return the workflows of the children of a run, by name, with their further classes."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for child in run.children:
+        found[child.graph.name] = child.graph, child.options.classes
+        found |= graphs_below(child)
+    return found
+
+
+def compare_children(live: Any, rebuilt: Any, graphs: dict[str, Any], now: float) -> None:
+    """Bring the children in two snapshots into one form.
+
+    A rebuilt run has the records of its children beside their snapshots, for it does not know their
+    workflows: here they are applied, as the step does that calls for the child again.
+    """
+    for snapshot in (live, rebuilt):
+        for part in children_in(snapshot):
+            number, tail, at = part.pop("child", 0), part.pop("tail", []), part.pop("at", 0.0)
+            if tail:
+                graph, classes = graphs[part["workflow"]]
+                past = PastRun(graph, classes, part["run"], at, number=number)
+                for data in tail:
+                    past.apply(read_record(data))
+                part["run"] = through_json(past.snapshot(now, has_crashed=False))
+                if past.machine.stop is not None:
+                    part["status"], part["run"] = "completed", None
+                    part["result"] = past.codec.encode(past.machine.stop, "its stop event")
+    _level(live, rebuilt, graphs, now)
+
+
+def _level(live: Any, rebuilt: Any, graphs: dict[str, Any], now: float) -> None:
+    """Leave out what a rebuilt child cannot know: its age, and that it is idle."""
+    known = {part["run_id"]: part for part in children_in(live)}
+    for part in children_in(rebuilt):
+        inner, other = part.get("run"), known.get(part["run_id"], {}).get("run")
+        if inner is None or other is None:
+            part["run"] = inner or None
+            known.get(part["run_id"], {})["run"] = other or None
+            continue
+        compare_children(other, inner, graphs, now)
+        if inner["state"] is None:
+            other["state"] = None
+        for snapshot in (inner, other):
+            for name in ("elapsed", "status", "sequence"):
+                snapshot[name] = None
+            if "run" in snapshot:
+                snapshot["run"].pop("opened", None)
+        part["run"], known[part["run_id"]]["run"] = canonical(inner, None), canonical(other, None)
+
+
+def children_in(snapshot: Any) -> Iterator[Any]:
+    """Yield the children of the steps in a snapshot."""
+    for step in (snapshot.get("run") or {}).get("steps", {}).values():
+        for delivery in step.get("deliveries", []):
+            yield from delivery.get("children", [])
+
+
 # -- snapshots in a form that does not depend on tasks -----------------------------------------------
 
 
-def canonical(snapshot: dict[str, Any], flights: dict[str, int]) -> dict[str, Any]:
+def canonical(snapshot: dict[str, Any], flights: dict[str, int] | None) -> dict[str, Any]:
     """Return a snapshot with its branches in the order of mention, and invocations by number.
 
     The order of the invocations that are under way is that of the tasks: it means nothing, since
     all of them begin again at once.
+
+    Args:
+        snapshot: The snapshot.
+        flights: How many invocations of each step are under way; None for all that have begun.
     """
     run = snapshot.get("run")
     if run is None:
@@ -204,8 +273,11 @@ def canonical(snapshot: dict[str, Any], flights: dict[str, int]) -> dict[str, An
     steps = {}
     for name in sorted(run["steps"]):
         part = run["steps"][name]
-        count = flights.get(name, 0)
         deliveries = part.get("deliveries", [])
+        if flights is None:
+            count = sum(found.get("has_begun", False) for found in deliveries)
+        else:
+            count = flights.get(name, 0)
         working = sorted(deliveries[:count], key=lambda delivery: delivery.get("key", 0))
         part = {**part, "deliveries": [*working, *deliveries[count:]]}
         steps[name] = branches.renumber_step(part)
@@ -255,6 +327,8 @@ class _Branches:
         for name in ("received", "left", "sent", "collected"):
             if name in part and isinstance(part[name], dict):
                 part[name] = {key: part[name][key] for key in sorted(part[name])}
+        if "children" in part:
+            part["children"] = sorted(part["children"], key=lambda child: child["run_id"])
         if "sent" in part:
             part["sent"] = {
                 key: [self.number(one) if isinstance(one, int) else one for one in sent]
@@ -379,7 +453,7 @@ def run_watched(backend: str, main: Any, seed: int = 0) -> Any:
 # -- random programs --------------------------------------------------------------------------------
 
 #: The events of random programs that no annotation names.
-KNOWN = [Tick, Question, Answer, Word]
+KNOWN = (Tick, Question, Answer, Word)
 #: In a durable run, what ends its owner's block is no cancellation of the run.
 ENDS = INTERRUPTED_BY | dict.fromkeys(("scope", "body"), WorkflowDetachedEvent)
 
@@ -395,7 +469,7 @@ async def rebuild_program(seed: int) -> list[str]:
     program = make(seed)
     expected = expect(program)
     plan = make_plan(program, expected)
-    builder = Builder("s", program.stages, anyio.CapacityLimiter(2), 1.0)
+    builder = Builder("s", program.stages, anyio.CapacityLimiter(2), 1.0, KNOWN)
     ledger = Ledger(float)
     workflow = builder.kind()(timeout=plan.timeout, serializable=KNOWN)
     for each in (workflow, *builder.children):

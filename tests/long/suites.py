@@ -6,11 +6,12 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+from tests.durable.flows import FLOWS
 from tests.random_programs.__main__ import BACKENDS
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 #: A name that stays the same from run to run, and the command with its arguments.
@@ -46,19 +47,47 @@ def signals(seed: int) -> list[Item]:
     return _by_seeds("tests.random_programs.signals", seed, count=300, at_once=25)
 
 
+def rebuilt(seed: int) -> list[Item]:
+    """Two thousand random programs for each backend, rebuilt from their journal after every turn."""
+    return _by_seeds("tests.durable.rebuilt", seed, count=2000, at_once=50, backends=VIRTUAL)
+
+
+def crash_points(_seed: int) -> list[Item]:
+    """Each durable flow cut before and after every record, half of the time in its second life too."""
+    command = [sys.executable, "-W", "error", "-m", "tests.durable.flow_lives"]
+    return [
+        (f"{name} {backend}", [*command, "--flow", name, "--backend", backend])
+        for name in FLOWS
+        for backend in VIRTUAL
+    ]
+
+
+def crashed_programs(seed: int) -> list[Item]:
+    """Four hundred random programs for each backend, each cut at random records in several lives."""
+    return _by_seeds("tests.durable.program_lives", seed, count=400, at_once=20, backends=VIRTUAL)
+
+
+#: The backends with virtual time.
+VIRTUAL = ("trio", "asyncio")
+
 #: By name: what makes the commands of a suite for a seed.
 SUITES: dict[str, Callable[[int], list[Item]]] = {
     "sweeps": sweeps,
     "schedules": schedules,
     "programs": programs,
     "signals": signals,
+    "rebuilt": rebuilt,
+    "crash_points": crash_points,
+    "crashed_programs": crashed_programs,
 }
 
 
-def _by_seeds(module: str, seed: int, *, count: int, at_once: int) -> list[Item]:
+def _by_seeds(
+    module: str, seed: int, *, count: int, at_once: int, backends: Sequence[str] = BACKENDS
+) -> list[Item]:
     """Return the commands that run ``count`` seeds of a module on each backend."""
     items = []
-    for backend in BACKENDS:
+    for backend in backends:
         for first in range(seed * count, (seed + 1) * count, at_once):
             seeds = f"{first}-{first + at_once - 1}"
             command = [sys.executable, "-W", "error", "-m", module, "--backend", backend]

@@ -172,7 +172,16 @@ class Ledger:
 class Builder:
     """Makes the steps and the events of a workflow."""
 
-    def __init__(self, name: str, stages: tuple[Stage, ...], limiter: Any, scale: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        stages: tuple[Stage, ...],
+        limiter: Any,
+        scale: float,
+        known: tuple[type, ...] = (),
+    ) -> None:
+        #: The classes that the children may keep, beside those that annotations name.
+        self._known = known
         self._name = name
         self._scale = scale
         self._limiter = limiter
@@ -473,8 +482,8 @@ class Builder:
         self._step(f"{name}h", handle, takes, given, handles=name, max_recoveries=100)
 
     def _add_child(self, stage: Child, name: str, taken: Any, given: Any) -> None:
-        child = Builder(f"{name}_", stage.body, self._limiter, self._scale)
-        workflow = child.kind()()
+        child = Builder(f"{name}_", stage.body, self._limiter, self._scale, self._known)
+        workflow = child.kind()(serializable=self._known)
         self.children += [workflow, *child.children]
 
         async def run_child(self: Any, ctx: Context, ev: Any) -> Any:
