@@ -26,6 +26,7 @@ class World:
         self.handler = handler
         self.ledger = ledger
         self.events: list[Event] = []
+        self._seen: set[str] = set()
 
     async def live(self) -> None:
         """Drive the run until it ends; what comes out of it is noted in the ledger."""
@@ -34,17 +35,26 @@ class World:
                 group.start_soon(self._stop, group)
             for key in self.flow.early:
                 group.start_soon(self._answer, key)
-            for asked in self.handler.questions:  # of lives before this one
-                self._note(group, asked.event)
+            if self.flow.questions:
+                group.start_soon(self._look_for_questions, group)
             stream = self.handler.stream_events()
             async for event in stream:
                 self.events.append(event)
                 self._note(group, event)
             group.cancel_scope.cancel()
 
+    async def _look_for_questions(self, group: Any) -> None:
+        """Answer what earlier lives have asked, which is not on the stream of this one."""
+        while True:
+            for asked in self.handler.questions:
+                self._note(group, asked.event)
+            await anyio.sleep(self.flow.pace * 2)
+
     def _note(self, group: Any, event: Any) -> None:
         asked = event.event if isinstance(event, ChildEvent) else event
-        if isinstance(asked, Question) and asked.key not in self.flow.unanswered:
+        known = self.flow.unanswered | self._seen
+        if isinstance(asked, Question) and asked.key not in known:
+            self._seen.add(asked.key)
             group.start_soon(self._answer, asked.key)
 
     async def _answer(self, key: str) -> None:

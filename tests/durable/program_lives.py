@@ -100,10 +100,17 @@ class Lives:
         return None, handler.status
 
     async def _answer_all(self, handler: Any) -> None:
-        for asked in handler.questions:
-            self._answer(handler, asked.event)
-        async for event in handler.stream_events():
-            self._answer(handler, event.event if isinstance(event, ChildEvent) else event)
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._look_for_questions, handler)
+            async for event in handler.stream_events():
+                self._answer(handler, event.event if isinstance(event, ChildEvent) else event)
+
+    async def _look_for_questions(self, handler: Any) -> None:
+        """Answer what earlier lives have asked, which is not on the stream of this one."""
+        while True:
+            for asked in handler.questions:
+                self._answer(handler, asked.event)
+            await anyio.sleep(0.25)
 
     @staticmethod
     def _answer(handler: Any, event: Any) -> None:

@@ -13,7 +13,7 @@ from tests.helpers import on_each_backend
 
 
 #: Of the points before and after the records of a flow, one of so many is tried here.
-EVERY = 5
+EVERY = 20
 #: A twentieth of the programs of .ci/long.
 PROGRAMS = 20
 
@@ -26,7 +26,7 @@ def test_every_crash_point(name, backend):
     runs, found = kill_everywhere(name, backend, EVERY)
 
     assert found == {}
-    assert runs > 3
+    assert runs > 1
 
 
 @pytest.mark.slow
