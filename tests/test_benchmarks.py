@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import _goals, _page, _plot, _scale, _tables
+from benchmarks import _goals, _page, _plot, _scale, _tables, durable_store
 from benchmarks.__main__ import main
 from benchmarks._goals import GOALS, judge
 from benchmarks._harness import Bench, Interpreter, can, cpus
@@ -283,3 +283,16 @@ def test_the_cpu_has_to_be_one_that_is_there(capsys):
     assert (
         "error: argument --cpu: no CPU -1 for this process: choose from " in capsys.readouterr().err
     )
+
+
+def test_the_store_of_durable_runs_is_measured(tmp_path, capsys, monkeypatch):
+    """The program measures each durability and number of appenders, as a ratio to a raw insert loop."""
+    monkeypatch.setattr(
+        sys, "argv", ["", "--rounds", "1", "--seconds", "0.02", "--directory", str(tmp_path)]
+    )
+    durable_store.main()
+
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("times raw" in line for line in lines) == 8
+    assert sum("in memory:" in line for line in lines) == 4
+    assert [*tmp_path.iterdir()] == []

@@ -606,3 +606,34 @@ async def test_summaries_of_many_runs_stay_small(tmp_path):
         assert len(due.runs) == 10
     assert errors == [None] * 2000
     assert path.stat().st_size / 2000 < 200 + 400
+
+
+@pytest.mark.anyio
+async def test_a_file_of_each_released_format_is_read(tmp_path):
+    """A store that an earlier release wrote is opened, migrated and continued."""
+    path = tmp_path / "runs.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(Path(__file__).with_name("store_format_1.sql").read_text())
+    async with open_sqlite_journal(path) as journal:
+        assert await journal.check() == []
+        assert [r.data for r in await journal.read("essay-1")] == [
+            b'{"t":"base"}',
+            b'{"k":1,"r":"\xc3\xbc"}',
+            b'{"k":2}',
+            b"{}",
+        ]
+        row, ended = await journal.find(RunFilter())
+        assert row.summary == Summary("parked", 1004.0, 2000.0, b'[{"id":"q1"}]')
+        assert (row.sequence, row.shown, row.fence, row.owner, row.messages) == (4, 1, 1, None, 1)
+        assert (ended.run_id, ended.is_ended) == ("essay-2", True)
+        assert [message.key for message in await journal.inbox(["essay-1"])] == ["answer-2"]
+        assert not await journal.send("essay-1", "event", "answer-1", b'{"yes":true}')
+        assert (await journal.claim("essay-1", print)).fence == 2
+        batch = Batch("essay-1", 2, [Record(5, 1.0, "pub", b"{}", 2)])
+        assert await write(journal, batch) == [None]
+    assert ask(path, "PRAGMA user_version") == [(VERSION,)]
+    fresh = tmp_path / "fresh.db"
+    async with open_sqlite_journal(fresh):
+        pass
+    schema = "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name"
+    assert ask(path, schema) == ask(fresh, schema)
