@@ -157,3 +157,43 @@ class Failing(Workflow[int]):
     @step
     async def work(self, ev: Begin) -> StopEvent:
         raise OSError("broken")
+
+
+class HeldCommits:
+    """An open store whose commits are told when the test says so: what is written is only on its way."""
+
+    def __init__(self, runs: RunStore) -> None:
+        self.is_open = True
+        self.waiting: list[Any] = []
+        journal = runs._hub.journal
+        self._append = journal.append_nowait
+        journal.append_nowait = self.append_nowait  # type: ignore[method-assign]
+
+    def append_nowait(self, batch: Any, settle: Any) -> None:
+        """Hand a batch to the store, and hold back what it says to it."""
+
+        def settled(error: Any) -> None:
+            if self.is_open:
+                settle(error)
+            else:
+                self.waiting.append((settle, error))
+
+        self._append(batch, settled)
+
+    async def hold(self, count: int) -> None:
+        """Hold commits from now on, and wait until a number of them are held."""
+        self.is_open = False
+        await self.held(count)
+
+    async def held(self, count: int) -> None:
+        """Wait until a number of commits are held."""
+        with anyio.fail_after(60):
+            while len(self.waiting) < count:
+                await anyio.sleep(0.01)
+
+    def let_go(self, error: Exception | None = None) -> None:
+        """Tell what was held, in order; or that it has failed."""
+        self.is_open = True
+        while self.waiting:
+            settle, told = self.waiting.pop(0)
+            settle(error or told)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import anyio
 import pytest
 
@@ -15,12 +17,13 @@ from sluicegate import (
     StartEvent,
     StopEvent,
     Workflow,
+    WorkflowDetachedError,
     WorkflowValidationError,
     step,
 )
 from sluicegate._cursors import read_after
 from sluicegate.recording import Recorder
-from tests.durable.stored import Stores, kinds_of
+from tests.durable.stored import HeldCommits, Stores, kill, kinds_of
 from tests.helpers import limit, on_each_backend, run_virtually, wait_until_idle
 
 
@@ -206,32 +209,6 @@ def test_progress_and_what_is_written_are_live(backend):
 # -- order -----------------------------------------------------------------------------------------
 
 
-class Held:
-    """A store whose commits are told when the test says so."""
-
-    def __init__(self, runs):
-        self.waiting = []
-        self.is_open = False
-        journal = runs._hub.journal
-        self.append = journal.append_nowait
-        journal.append_nowait = self._append
-
-    def _append(self, batch, settle):
-        def settled(error):
-            if self.is_open:
-                settle(error)
-            else:
-                self.waiting.append((settle, error))
-
-        self.append(batch, settled)
-
-    def let_go(self):
-        self.is_open = True
-        while self.waiting:
-            settle, error = self.waiting.pop(0)
-            settle(error)
-
-
 def test_durable_event_is_shown_when_it_is_durable(backend):
     """D3: and what was written behind it waits; ``send`` returns then."""
 
@@ -249,8 +226,7 @@ def test_durable_event_is_shown_when_it_is_durable(backend):
 
     async def main():
         async with Stores().open() as runs:
-            held = Held(runs)
-            held.is_open = True
+            held = HeldCommits(runs)
             seen = []
             workflow = Sends(stream="durable", serializable=[Told])
             handler = runs.run(workflow.run(), run_id="a")
@@ -259,9 +235,7 @@ def test_durable_event_is_shown_when_it_is_durable(backend):
                 # The beginning of the step is durable; what it sends is held from then on.
                 while not handler._run.workers:
                     await anyio.lowlevel.checkpoint()
-                held.is_open = False
-                while len(held.waiting) < 2:
-                    await anyio.sleep(0.01)
+                await held.hold(2)
                 await wait_until_idle()
                 before = list(seen), Sends.sent
                 held.let_go()
@@ -394,6 +368,47 @@ def test_reader_stays_over_the_lives_of_a_run(backend):
     assert seen[-1] == "StopEvent"
     assert seen.count("Asked") == 1
     assert cursors == sorted(set(cursors))
+
+
+def test_crash_loses_no_event_that_was_seen(backend):
+    """D3: killed behind any event, a reader goes on by its cursor: each durable event once, in order."""
+
+    async def killed_behind(number):
+        stores = Stores()
+        seen = []
+        async with stores.open(release_idle=None) as runs:
+            handler = runs.run(Tells(asks=True, stream="durable").run(), run_id="a")
+            with contextlib.suppress(WorkflowDetachedError):
+                async with handler:
+                    stream = handler.stream_events()
+                    for _ in range(number):
+                        seen.append(text_of(await stream.receive()))
+                    kill(runs)
+                    await handler
+            cursor = stream.cursor
+        async with stores.open(release_idle=None) as runs:
+            rest, numbers = [], []
+            async with runs.resume("a", Tells(stream="durable", asks=True)) as handler:
+                stream = handler.stream_events(after=cursor)
+                if "Asked" in seen:  # it is not asked again
+                    await handler.send_event(Given(text="me"))
+                async for event in stream:
+                    rest.append(text_of(event))
+                    numbers.append(read_after(stream.cursor, is_durable=True).durable)
+                    if isinstance(event, Asked):
+                        await handler.send_event(Given(text="me"))
+            everything = await stored(runs, Tells())
+        return cursor, seen, rest, numbers, everything
+
+    for number in range(1, 8):
+        cursor, seen, rest, numbers, everything = run_virtually(backend, killed_behind, number)
+        durable = read_after(cursor, is_durable=True).durable
+
+        assert everything[-1] == "StopEvent"
+        assert [text for text in seen if not text.startswith("Noted")] == everything[:durable]
+        assert [text for text in rest if not text.startswith("Noted")] == everything[durable:]
+        assert numbers == sorted(numbers)
+        assert everything.count("Asked") == 1
 
 
 # -- children --------------------------------------------------------------------------------------
