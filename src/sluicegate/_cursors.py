@@ -116,7 +116,7 @@ class OlderEvents(Protocol):
             As many of them as it sees fit to return at a time, at least one; none if the store has none.
 
         Raises:
-            Exception: What the reader shall raise. It can be asked again.
+            Exception: The read failed. The reader raises the exception, and can be read again.
         """
         ...
 
@@ -147,7 +147,7 @@ class Numbering:
     def __init__(self, sequence: int, durable: int, life: int, older: OlderEvents | None) -> None:
         #: Reads what the log does not keep; None if nothing can.
         self.older: OlderEvents | None = older
-        #: What was before the log's first event.
+        #: The place before the log's first event.
         self._base = Mark(sequence, durable, life)
         #: The last entry before what the log keeps, and those in it, in order. Another thread may read
         #: a cursor, so entries are only ever appended, or the list replaced.

@@ -546,12 +546,12 @@ class _Readers:
 
 
 class _Older:
-    """The way of a reader through the durable events that only the store has, before it gets to the log."""
+    """A reader's way through the durable events that only the store has, before those of the log."""
 
     __slots__ = ("events", "seen", "up_to")
 
     def __init__(self, seen: Cursor, up_to: int) -> None:
-        #: What the reader has seen, and the last durable event that is not in the log from its position.
+        #: How far the reader is, and the number of the last event that it needs from the store.
         self.seen: Cursor = seen
         self.up_to: int = up_to
         #: The events that were fetched and not taken yet, in reverse.
@@ -559,7 +559,7 @@ class _Older:
 
 
 class _Ahead:
-    """The wait of a reader for durable events that it has seen elsewhere, to go on behind them.
+    """The wait of a reader for durable events that it has seen elsewhere; it starts behind them.
 
     Another process, or another reader of the store, may show an event a moment before this log does.
     """
@@ -839,8 +839,7 @@ class EventStream(ReceiveChannel[Event]):
     async def _receive_older(self, backend: Backend) -> Event | None:
         """Return the next durable event that only the store has; None behind the last. A checkpoint.
 
-        Cancelled, it has taken none: what was fetched stays for the next call, and what was not is
-        fetched again.
+        Cancelled, it has taken none. The next call returns an event that was fetched, or fetches again.
         """
         now = perf_counter()
         if now - self._pace > TURN:
