@@ -41,7 +41,7 @@ class Spy(Observer):
 
     def __init__(self) -> None:
         self.begun: list[str] = []
-        self.names: dict[int, str] = {}
+        self.names: dict[tuple[str, int], str] = {}
         self.done: list[str] = []
         self.asked: list[str] = []
         self.published: list[str] = []
@@ -52,11 +52,11 @@ class Spy(Observer):
 
     def step_started(self, invocation):
         self.begun.append(f"{invocation.step}:{getattr(invocation.event, 'key', '')}")
-        self.names[invocation.number] = self.begun[-1]
+        self.names[invocation.run.run_id, invocation.number] = self.begun[-1]
         self.tell(self.begun[-1])
 
     def step_ended(self, invocation):
-        begun = self.names[invocation.number]
+        begun = self.names[invocation.run.run_id, invocation.number]
         result, error = invocation.result, invocation.error
         if error is None:
             self.done.append(begun)
@@ -65,6 +65,8 @@ class Spy(Observer):
         self.tell(f"{begun} {type(result).__name__} {type(error).__name__}")
 
     def event_published(self, run, event):
+        if "/" in run.run_id:
+            return  # of a child, whose events are on the stream of its parent too
         self.published.append(type(event).__name__)
         self.tell(type(event).__name__)
         if isinstance(event, InputRequiredEvent):
@@ -560,6 +562,61 @@ class Parcel2(Keyed):
     parcel: Parcel
 
 
+# -- children, effects and timers ---------------------------------------------------------------------------
+
+
+class Member(Workflow):
+    """Two steps, the second of which asks, or sleeps and has an effect."""
+
+    def __init__(self, spy: Spy) -> None:
+        super().__init__()
+        self.spy = spy
+
+    @step
+    async def arrive(self, ev: StartEvent) -> Item:
+        await anyio.sleep(0.004)
+        return Item(key=ev.key, number=0)
+
+    @step
+    async def speak(self, ctx: Context, ev: Item) -> StopEvent:
+        if ev.key == "asks":
+            question = InputRequiredEvent(prefix=ev.key)
+            answer = await ctx.wait_for_event(HumanResponseEvent, question)
+            return StopEvent(result=answer.response)
+        await ctx.sleep(0.01)
+        return StopEvent(result=await ctx.once("effect", self.effect, ev.key))
+
+    async def effect(self, key: str) -> str:
+        await anyio.sleep(0.003)
+        self.spy.done.append(f"effect:{key}")
+        return key
+
+
+class Family(Flow):
+    """Three children at once, called for in changing order, a timer, and one more child."""
+
+    async def pay(self) -> tuple[str, int]:
+        await anyio.sleep(0.003)
+        self.spy.done.append("effect:pay")
+        return ("paid", 1)
+
+    @step
+    async def lead(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        receipt = await ctx.once("pay", self.pay)
+        found: dict[str, str] = {}
+
+        async def call(key: str) -> None:
+            found[key] = await ctx.run_child(Member(self.spy), key=key)
+
+        names = ["asks", "sleeps", "works"]
+        async with anyio.create_task_group() as group:
+            for key in names if len(self.spy.begun) % 2 else names[::-1]:
+                group.start_soon(call, key)
+        await ctx.sleep(0.01)
+        await call("last")
+        return StopEvent(result=[receipt, *sorted(found.values())])
+
+
 FLOWS: dict[str, type[Flow]] = {
     kind.__name__: kind
     for kind in (
@@ -575,6 +632,7 @@ FLOWS: dict[str, type[Flow]] = {
         Loop,
         Branching,
         Kinds,
+        Family,
     )
 }
 
