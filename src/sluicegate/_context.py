@@ -863,10 +863,12 @@ def _check_once(key: object, function: object) -> None:
 def _exceptions_to_record(given: Any) -> tuple[type[Exception], ...]:
     if isinstance(given, bool):
         return (Exception,) if given else ()
-    kinds: tuple[Any, ...] = given if isinstance(given, tuple) else (given,)
-    if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
+    kinds: tuple[Any, ...] = (given,)
+    if isinstance(given, tuple):
+        kinds = cast("tuple[Any, ...]", given)
+    if not all(inspect.isclass(kind) and issubclass(kind, Exception) for kind in kinds):
         msg = (
-            f"record_failures is {brief(given)}; expected True, or the exceptions to keep: "
+            f"record_failures is {brief(cast('object', given))}; expected True, or the exceptions to keep: "
             "`record_failures=CardDeclined`, `record_failures=(CardDeclined, Fraud)`"
         )
         raise TypeError(msg)

@@ -962,6 +962,82 @@ async def resumed_in_the_middle(trial):
         return await second
 
 
+# -- what a step does once -------------------------------------------------------------------------
+
+
+class Chapter(Workflow[int]):
+    """A child of two steps, which sleeps in the second one."""
+
+    def __init__(self, books: Any) -> None:
+        super().__init__()
+        self.books = books
+
+    @step
+    async def first(self, ev: StartEvent) -> Item:
+        await anyio.sleep(0.5)
+        self.books.done.append(f"first {ev.number}")
+        return Item(number=ev.number)
+
+    @step
+    async def second(self, ctx: Context, ev: Item) -> StopEvent:
+        await ctx.sleep(1 + ev.number)
+        return StopEvent(result=ev.number)
+
+
+class Volume(Workflow[Any]):
+    """Two children at once, an effect that two tasks want, and a timer."""
+
+    def __init__(self, books: Any, **options: Any) -> None:
+        super().__init__(**options)
+        self.books = books
+
+    @step
+    async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        found: list[int] = []
+
+        async def call(number: int) -> None:
+            found.append(await ctx.run_child(Chapter(self.books), number=number))
+
+        async with anyio.create_task_group() as group:
+            for number in range(2):
+                group.start_soon(call, number)
+                group.start_soon(ctx.once, "print", self.print)
+        await ctx.sleep(1)
+        return StopEvent(result=[*sorted(found), await ctx.once("print", self.print)])
+
+    async def print(self) -> str:
+        await anyio.sleep(0.7)
+        self.books.done.append("printed")
+        return "printed"
+
+
+class VolumeBooks:
+    """What the steps of a volume have done."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+
+async def goes_on_where_it_was(outcome):
+    """A snapshot of the run as it was struck goes on; nothing that was done is done again."""
+    books, handler = outcome.state.books, outcome.state.handler
+    run = handler._run
+    assert not run.sleeping
+    if handler.status != "completed":
+        saved = json.loads(json.dumps(handler.snapshot()))
+        async with Volume(books).resume(saved) as again:
+            assert await again == [0, 1, "printed"]
+    else:
+        assert handler.result() == [0, 1, "printed"]
+    assert sorted(books.done) == ["first 0", "first 1", "printed"]
+
+
+@checked_by(sees(goes_on_where_it_was))
+async def effects_and_children(trial):
+    books = trial.state.books = VolumeBooks()
+    return await host(trial, Volume(books))
+
+
 # -- language models ------------------------------------------------------------------------------
 
 

@@ -65,6 +65,7 @@ SCENARIOS = [
     flows.answers_from_threads,
     flows.snapshot_where_struck,
     flows.resumed_in_the_middle,
+    flows.effects_and_children,
     flows.replies_that_stream,
     flows.whole_run_under_test,
     flows.stepped_run,

@@ -87,7 +87,8 @@ class Redelivery(Numbered):
 
     def take_over(self, known: Redelivery) -> None:
         """Take over what the attempts before have done, as the delivery ``known`` has it."""
-        self.key, self.seed = known.key, known.seed
+        self.key: int = known.key
+        self.seed = known.seed
         self.received, self.left = known.received, known.left
         self.collected, self.once = known.collected, known.once
         self.slept, self.sleeping = known.slept, known.sleeping

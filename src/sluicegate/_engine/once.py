@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sluicegate._engine.journal import KeptResult, OnceCall
 from sluicegate._errors import WorkflowRuntimeError
@@ -118,7 +118,8 @@ async def _call(run: Run, key: str, function: Callable[..., Any], arguments: Any
 def _is_async(function: Any) -> bool:
     while isinstance(function, partial):
         function = function.func
-    call = getattr(type(function), "__call__", None)  # noqa: B004 - it is looked at
+    kind: Any = cast("Any", type(function))
+    call = getattr(kind, "__call__", None)  # noqa: B004 - it is looked at
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 

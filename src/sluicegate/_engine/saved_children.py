@@ -124,7 +124,8 @@ def _questions_in(where: Snapshot) -> Iterator[tuple[str, SavedQuestion]]:
 
 
 def _children_in(where: Snapshot) -> Iterator[tuple[str, Snapshot]]:
-    for step in {} if where.run is None else where.run.steps.values():
+    steps = () if where.run is None else where.run.steps.values()
+    for step in steps:
         for delivery in step.deliveries:
             for child in delivery.children:
                 if child.status is None and child.run is not None:

@@ -255,10 +255,11 @@ class SavedMachine:
             if due is None:
                 machine.enqueue(queue, event, node)
             else:
-                event.due = now + due
-                machine.load_delayed(queue, event, node)
+                delayed: Any = event
+                delayed.due = now + due
+                machine.load_delayed(queue, delayed, node)
                 if run.nursery is not None:  # else the run is only replayed
-                    begin_delay(run, queue, event, node)
+                    begin_delay(run, queue, delayed, node)
 
     def _at(self, number: int) -> BranchNode | None:
         return self.nodes[number - 1] if number else None
