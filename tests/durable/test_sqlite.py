@@ -637,3 +637,39 @@ async def test_a_file_of_each_released_format_is_read(tmp_path):
         pass
     schema = "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name"
     assert ask(path, schema) == ask(fresh, schema)
+
+
+@pytest.mark.anyio
+async def test_a_run_that_was_rolled_back_is_not_mistaken_for_another(tmp_path):
+    """A creation that is undone with others leaves nothing by which a later run could be written to."""
+    path = tmp_path / "runs.db"
+    async with open_sqlite_journal(path) as journal:
+        execute = journal.writer._connection.execute
+        (count,) = execute("PRAGMA page_count").fetchone()
+        execute(f"PRAGMA max_page_count = {count + 2}")
+        refused = []
+
+        async def create(new):
+            with pytest.raises(StoreFullError):
+                await journal.create(new, print)
+            refused.append(new.run_id)
+
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            journal.append_nowait(Batch("none", 1, [record(2)]), print)
+            async with anyio.create_task_group() as group:
+                await until(lambda: not journal.writer._queue)  # the thread waits for the lock
+                group.start_soon(create, a_run("small"))
+                group.start_soon(create, NewRun("large", "Flow", "", 1.0, b"x" * 100_000))
+                await until(lambda: len(journal.writer._queue) == 2)  # for one transaction
+                other.execute("ROLLBACK")
+        execute("PRAGMA max_page_count = 1000000")
+        assert sorted(refused) == ["large", "small"]
+        await journal.create(a_run("r"), print)  # with the number that one of them had
+
+        errors = await write(
+            journal, *(Batch(run_id, 1, [record(2)]) for run_id in ("small", "large"))
+        )
+
+        assert [type(error) for error in errors] == [StaleLeaseError] * 2
+        assert len(await journal.read("r")) == 1

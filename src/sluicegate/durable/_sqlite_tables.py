@@ -107,6 +107,10 @@ class SqliteTables:
         #: is never used again, so an old one finds no run.
         self._numbers: dict[str, int] = {}
 
+    def forget(self) -> None:
+        """Forget what may have been rolled back."""
+        self._numbers.clear()
+
     def _one(self, statement: str, *values: object) -> Any:
         return self._execute(statement, values).fetchone()
 
@@ -151,12 +155,13 @@ class SqliteTables:
                 self._execute("DELETE FROM owners WHERE owner = ?", (owner,))
                 _owner_lock.sweep(self._locks, owner)
 
-    def _owners(self) -> dict[str, float]:
+    def _owners(self, only: str | None = None) -> dict[str, float]:
         """Return until when the leases of each owner hold; ``-inf`` for those that have ended."""
         now = self._clock()
         owners: dict[str, float] = {}
         for owner, where, expires_at, lease in self._execute(
-            "SELECT owner, machine, expires_at, lease FROM owners"
+            "SELECT owner, machine, expires_at, lease FROM owners WHERE owner = coalesce(?, owner)",
+            (only,),
         ).fetchall():
             # A clock that was put back must not keep a lease alive for longer than it lasts.
             is_valid = now < expires_at <= now + lease + 1
@@ -165,7 +170,7 @@ class SqliteTables:
         return owners
 
     def _is_alive(self, owner: str | None) -> bool:
-        return owner is not None and self._owners().get(owner, -inf) > -inf
+        return owner is not None and self._owners(owner).get(owner, -inf) > -inf
 
     # -- writes
 

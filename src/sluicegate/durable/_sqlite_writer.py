@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, final
 from sluicegate._errors import WorkflowError
 from sluicegate.durable._client import Task
 from sluicegate.durable._errors import StoreClosedError, StoreError
-from sluicegate.durable._sqlite_file import connect, error_of, roll_back, translated
+from sluicegate.durable._sqlite_file import connect, error_of, roll_back
 from sluicegate.durable._sqlite_tables import SqliteTables
 
 
@@ -126,11 +126,15 @@ class SqliteWriter:
         self._end: StoreError | None = None
         self._is_ending = False
         self._next_renewal = self._next_look = 0.0
-        self._version = self._data_version()
         self._thread = threading.Thread(
             target=self._run, name=f"sluicegate store {path.name}", daemon=True
         )
-        self._thread.start()
+        try:
+            self._version = self._data_version()
+            self._thread.start()
+        except BaseException:
+            self._connection.close()
+            raise
 
     # -- from any thread
 
@@ -261,6 +265,7 @@ class SqliteWriter:
             execute("COMMIT")
         except BaseException:
             roll_back(self._connection)
+            tables.forget()
             raise
         return outcomes
 
@@ -292,7 +297,11 @@ class SqliteWriter:
         if now < self._next_look or not any(member.is_watching for _, member in members):
             return
         self._next_look = now + LOOK
-        version = self._data_version()
+        try:
+            version = self._data_version()
+        except sqlite3.Error as error:  # writing will tell whether it matters
+            LOGGER.warning("no look for changes: %s", error_of(self.path, error))
+            return
         is_changed, self._version = version != self._version, version
         for client, member in members:
             if is_changed or member.has_news:
@@ -300,8 +309,7 @@ class SqliteWriter:
                 client.call_soon(client.note_change)
 
     def _data_version(self) -> int:
-        with translated(self.path):
-            version: int = self._connection.execute("PRAGMA data_version").fetchone()[0]
+        version: int = self._connection.execute("PRAGMA data_version").fetchone()[0]
         return version
 
     def _renew(self) -> None:
