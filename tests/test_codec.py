@@ -494,6 +494,45 @@ def test_an_exception_becomes_a_restored_error():
     assert restored.args == pickle.loads(pickle.dumps(restored)).args
 
 
+class Declined(OSError):
+    """An exception of a user."""
+
+
+def test_a_restored_error_knows_the_classes_that_the_exception_had():
+    """T11: by their qualified names, through any number of snapshots, copies and pickles."""
+    once = through(Declined("no"))
+
+    for error in (once, through(once), pickle.loads(pickle.dumps(once))):
+        assert error.class_names[:2] == (f"{__name__}.Declined", "OSError")
+        assert error.was_a(Declined)
+        assert error.was_a(ValueError, OSError)
+        assert error.was_a(BaseException)
+        assert not error.was_a(ValueError, PermissionError, RestoredError)
+    with pytest.raises(TypeError, match=r"was given 'OSError'; expected exception classes"):
+        once.was_a("OSError")
+
+
+def test_an_exception_of_a_script_is_found_in_its_module_and_the_other_way_round():
+    """A worker imports the module that an earlier process ran as its main one."""
+    as_main = type("Declined", (OSError,), {"__module__": "__main__", "__qualname__": "Declined"})
+
+    assert through(as_main()).was_a(Declined)
+    assert through(Declined()).was_a(as_main)
+    assert not through(OSError()).was_a(as_main)
+    assert not through(as_main()).was_a(ValueError)
+
+
+def test_a_restored_error_of_an_older_release_knows_its_class_alone():
+    """Data without the names of the bases stay readable, and are written as they were."""
+    data = {TAG: "error", "v": ["Declined", "no", ["a note"]]}
+    error = CODEC.decode(data, "an error")
+
+    assert error.class_names == ()
+    assert error.was_a(Declined)
+    assert not error.was_a(OSError)
+    assert CODEC.encode(error, "an error") == data
+
+
 def test_an_exception_that_cannot_tell_its_message_is_kept():
     """A broken ``__str__`` does not keep a run from being saved; odd notes are left out."""
 
@@ -898,6 +937,9 @@ BAD = [
     ({TAG: "Fraction", "v": [2, 4]}, "is not how a Fraction is written"),
     ({TAG: "UUID", "v": "{00000000-0000-0000-0000-000000000000}"}, "is not how"),
     ({TAG: "error", "v": ["A", "b", [1]]}, "cannot be read"),
+    ({TAG: "error", "v": ["A", "b"]}, "in place of str, str, list"),
+    ({TAG: "error", "v": ["A", "b", [], []]}, "are not a list of texts"),
+    ({TAG: "error", "v": ["A", "b", [], [1]]}, "are not a list of texts"),
     ({TAG: "UNSET", "v": 1}, "in place of NoneType"),
     ({"a": [object()]}, "['a'][0] is a object, which JSON does not have"),
     ({"a": (1,)}, "['a'] is a tuple"),

@@ -154,22 +154,79 @@ class SnapshotError(WorkflowRuntimeError):
 
 
 class RestoredError(Exception):
-    """What an exception is after a snapshot: its name, its message and its notes.
+    """What an exception is after a snapshot or a crash: its name, its message and its notes.
 
-    Exception classes are not rebuilt. Cause, context, traceback and own attributes are not kept.
+    Exception classes are not rebuilt, so ``except OSError`` does not catch a restored ``OSError``; ask
+    :meth:`was_a`. Cause, context, traceback and own attributes are not kept.
 
     Attributes:
         type_name: The qualified name of the class that it had.
         message: What ``str()`` of it gave.
+        class_names: The names of that class and of its bases, as :meth:`was_a` compares them; empty
+            where the data are of a release that did not keep them.
     """
 
-    def __init__(self, type_name: str, message: str) -> None:
+    def __init__(self, type_name: str, message: str, class_names: Iterable[str] = ()) -> None:
         super().__init__(type_name, message)
         self.type_name = type_name
         self.message = message
+        self.class_names = tuple(class_names)
 
     def __str__(self) -> str:
         return f"{self.type_name}: {self.message}"
+
+    def was_a(self, *classes: type[BaseException]) -> bool:
+        """Return whether the exception was an instance of one of these classes, or of a subclass.
+
+        Classes are compared by module and qualified name, so it finds no class that was moved or renamed
+        since. A class of ``__main__`` is also found in a module that has one of its name. Without
+        ``class_names`` only the class itself is found, and none of its bases.
+
+        Args:
+            classes: Exception classes, as ``except`` takes them.
+
+        Raises:
+            TypeError: One of them is no exception class.
+        """
+        return any(self._was(kind) for kind in _checked_classes("was_a", classes))
+
+    def _was(self, kind: type) -> bool:
+        name, alone = _class_name(kind), kind.__qualname__
+        if not self.class_names:
+            return self.type_name in (name, alone)
+        if kind.__module__ == "__main__":
+            return any(known == alone or known.endswith(f".{alone}") for known in self.class_names)
+        return name in self.class_names or f"__main__.{alone}" in self.class_names
+
+
+def was_a(call: str, error: BaseException, classes: tuple[type[BaseException], ...]) -> bool:
+    """Return whether an exception is an instance of one of some classes, or was before a snapshot.
+
+    Raises:
+        TypeError: One of them is no exception class; the message names the ``call``.
+    """
+    checked = _checked_classes(call, classes)
+    if isinstance(error, RestoredError):
+        return error.was_a(*checked)
+    return any(kind in type(error).__mro__ for kind in checked)
+
+
+def class_names(kind: type[BaseException]) -> list[str]:
+    """Return the names by which an exception class and its bases are known in another process."""
+    return [_class_name(base) for base in kind.__mro__ if base is not object]
+
+
+def _class_name(kind: type) -> str:
+    module = kind.__module__
+    return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
+
+
+def _checked_classes(call: str, classes: tuple[object, ...]) -> tuple[type[BaseException], ...]:
+    for kind in classes:
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            msg = f"{call}() was given {brief(kind)}; expected exception classes: {call}(OSError)"
+            raise TypeError(msg)
+    return cast("tuple[type[BaseException], ...]", classes)
 
 
 # -- for messages -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from sluicegate._data.refusals import MismatchError, refuse_content, shown
-from sluicegate._errors import RestoredError
+from sluicegate._errors import RestoredError, class_names
 from sluicegate._exceptions import notes_of
 
 
@@ -86,6 +86,7 @@ class Row:
         split: Returns the parts of a value.
         join: Makes a value of its parts.
         exact: Whether a joined value must split into the same parts.
+        optional: How many parts at the end older data may lack.
     """
 
     cls: type
@@ -94,6 +95,7 @@ class Row:
     split: Callable[[Any], tuple[Any, ...]]
     join: Callable[..., Any]
     exact: bool = True
+    optional: int = 0
 
 
 _TEXT, _INT, _FLOAT, _LIST, _DICT = ((str,),), ((int,),), ((float,),), ((list,),), ((dict,),)
@@ -194,7 +196,14 @@ def rows() -> tuple[Row, ...]:
         Row(ip.IPv6Interface, "IPv6Interface", _TEXT, lambda v: (str(v),), ip.IPv6Interface),
         Row(re.Pattern, "Pattern", ((str, bytes), (int,)), _split_pattern, re.compile),
         Row(MappingProxyType, "mappingproxy", _DICT, lambda v: (dict(v),), MappingProxyType),
-        Row(BaseException, "error", ((str,), (str,), (list,)), _split_error, _join_error),
+        Row(
+            BaseException,
+            "error",
+            ((str,), (str,), (list,), (list,)),
+            _split_error,
+            _join_error,
+            optional=1,
+        ),
     )
 
 
@@ -252,19 +261,25 @@ def _no_twins(kind: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
     return make
 
 
-def _split_error(error: BaseException) -> tuple[str, str, list[str]]:
+def _split_error(error: BaseException) -> tuple[Any, ...]:
     notes = notes_of(error)
     if type(error) is RestoredError:
-        return error.type_name, error.message, notes
+        parts = error.type_name, error.message, notes
+        return (*parts, [*error.class_names]) if error.class_names else parts
     try:
         message = str.__str__(str(error))
     except Exception as broken:  # noqa: BLE001 - the run must be kept, whatever a message does
         message = f"<no message: str() raises {type(broken).__name__}>"
-    return type(error).__qualname__, message, notes
+    return type(error).__qualname__, message, notes, class_names(type(error))
 
 
-def _join_error(type_name: str, message: str, notes: list[Any]) -> RestoredError:
-    made = RestoredError(type_name, message)
+def _join_error(
+    type_name: str, message: str, notes: list[Any], names: list[Any] | None = None
+) -> RestoredError:
+    if names is not None and not (names and all(type(name) is str for name in names)):
+        msg = "the names of the classes of an exception are not a list of texts"
+        raise ValueError(msg)
+    made = RestoredError(type_name, message, names or ())
     for note in notes:
         made.add_note(note)
     return made

@@ -395,6 +395,7 @@ class Codec:
 
     def _row_decoder(self, row: Row) -> Decode:
         shape, split, join = row.shape, row.split, row.join
+        least = len(shape) - row.optional
         bases = [tuple(kind for kind in allowed if kind.__name__ == "tzinfo") for allowed in shape]
 
         def decode(data: dict[str, Any]) -> Any:
@@ -402,9 +403,9 @@ class Codec:
             parts: list[Any] = (
                 [self._decode(content)] if len(shape) == 1 else self._decode_list(content)
             )
-            fit = len(parts) == len(shape) and all(
+            fit = least <= len(parts) <= len(shape) and all(
                 type(part) in allowed or isinstance(part, base)
-                for part, allowed, base in zip(parts, shape, bases, strict=True)
+                for part, allowed, base in zip(parts, shape, bases, strict=False)
             )
             if not fit:
                 wanted = ", ".join(" or ".join(t.__name__ for t in allowed) for allowed in shape)

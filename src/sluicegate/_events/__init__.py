@@ -8,7 +8,7 @@ import attrs
 from attrs.exceptions import FrozenInstanceError
 
 from sluicegate._annotations import check_types
-from sluicegate._errors import brief
+from sluicegate._errors import brief, was_a
 from sluicegate._events.generics import allow_arguments
 from sluicegate._events.methods import add_attributes, descriptors_of, refuse_shadows
 
@@ -426,8 +426,10 @@ class StepFailedEvent(Event):
     Attributes:
         step_name: The name of the failed step.
         input_event: The event that the step took.
-        exception: The exception of the last attempt.
-        exceptions: The exceptions of all attempts, oldest first.
+        exception: The exception of the last attempt. If the run continued after a crash, or from a
+            snapshot, before the handler had ended, it is a :exc:`RestoredError`: ask :meth:`failed_with`.
+        exceptions: The exceptions of all attempts, oldest first; those from before a crash or a snapshot
+            are only to be shown.
         attempts: The number of attempts.
         elapsed_seconds: Seconds from the start of the first attempt to the end of the last.
     """
@@ -438,6 +440,20 @@ class StepFailedEvent(Event):
     exceptions: tuple[BaseException, ...]
     attempts: int
     elapsed_seconds: float
+
+    def failed_with(self, *classes: type[BaseException]) -> bool:
+        """Return whether the last attempt failed with an exception of one of these classes.
+
+        In contrast to ``isinstance(ev.exception, ...)``, the answer is the same when the handler runs
+        again after a crash or from a snapshot; see :meth:`RestoredError.was_a`.
+
+        Args:
+            classes: Exception classes, as ``except`` takes them.
+
+        Raises:
+            TypeError: One of them is no exception class.
+        """
+        return was_a("failed_with", self.exception, classes)
 
 
 class ChildEvent(Event):
