@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from sluicegate._engine.joins import EventBuffer, PairJoin
 from sluicegate._engine.lineage import SLACK, BranchNode, meeting_point
-from sluicegate._engine.step_queue import StepQueue
+from sluicegate._engine.step_queue import Numbered, StepQueue
 from sluicegate._engine.waits import FEW, EarlyAnswers, WaitIndex
 from sluicegate._errors import WorkflowRuntimeError
 from sluicegate._events import Event, HumanResponseEvent
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from sluicegate._definition.graph import Graph, Route
     from sluicegate._definition.steps import Step
-    from sluicegate._engine.step_queue import Absence, Numbered
+    from sluicegate._engine.step_queue import Absence
     from sluicegate._engine.waits import Wait
     from sluicegate._events import StopEvent
     from sluicegate._loop import Inbox
@@ -866,7 +866,7 @@ class Machine:
             node.live += 1
         self.alive += 1
         if self.records is not None:
-            self.records.queued(queue, event, node)
+            self.records.queued(queue, event.event if type(event) is Numbered else event, node)
         if self.journal is not None:
             event = self.journal.number(event)
         self._line_up(queue, event, node)
