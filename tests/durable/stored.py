@@ -18,6 +18,7 @@ from sluicegate import (
     Workflow,
     step,
 )
+from sluicegate._loop import current_backend
 from sluicegate.durable import MemoryStore, RunStore, open_run_store
 
 
@@ -27,7 +28,7 @@ EPOCH = 1_800_000_000.0
 
 def wall() -> float:
     """The time on the wall, which is that of the event loop."""
-    return EPOCH + anyio.current_time()
+    return EPOCH + current_backend().current_time()  # also in callbacks, which AnyIO does not know
 
 
 class Stores:

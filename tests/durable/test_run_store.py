@@ -840,3 +840,39 @@ def test_the_fencing_token_rises_with_each_life(backend):
     assert len(tokens) == 3
     assert 0 < tokens[0] < tokens[1]
     assert tokens[2] == 0
+
+
+@pytest.mark.slow
+def test_many_runs_at_rest(backend):
+    """Each of them is woken by its own answer, at once; the others learn in turn of what others did."""
+
+    async def main():
+        stores, workflow = Stores(), Asking()
+        async with (
+            stores.open() as runs,
+            stores.open(workflows=[workflow]) as other,
+            anyio.create_task_group() as nursery,
+        ):
+            handlers = [
+                runs.run(workflow.run(n=n), run_id=f"r{n}").start_soon(nursery) for n in range(130)
+            ]
+            with anyio.fail_after(600):
+                while await runs.counts() != {"parked": 130}:
+                    await anyio.sleep(0.1)
+            began = anyio.current_time()
+            await other.send_event("r120", Answer(text="mine"))
+            result = await handlers[120]
+            took = anyio.current_time() - began
+            async with other.resume("r100", workflow) as elsewhere:
+                await elsewhere.send_event(Answer(text="theirs"))
+                results = await elsewhere, await handlers[100]
+            for handler in handlers:
+                if not handler.is_done():
+                    handler.send_event(Answer(text="all"))
+            return took, result, results, {await handler for handler in handlers}
+
+    took, result, results, every = run_virtually(backend, main)
+
+    assert took < 0.25
+    assert (result, results) == ("mine", ("theirs", "theirs"))
+    assert every == {"mine", "theirs", "all"}

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 #: Seconds after which the summary of a busy run is brought up to date.
 BUSY_DELAY = 0.1
+#: Up to so many runs that do not live here are looked at whenever the store has changed.
+_MANY = 100
+#: How many runs one look asks for that are due.
+_DUE = 1000
 #: How many runs one look at the inbox asks for.
 _CHUNK = 500
 
@@ -84,6 +88,7 @@ class Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._hub.forget(self)
         found = self._hub.watches[self.run_id]
         found.remove(self)
         if not found:
@@ -164,6 +169,9 @@ class Hub:
         self.nursery: Any = None
         self.call_soon: Callable[[Callable[[], object]], object]
         self._is_left: Waiter | None = None
+        #: The watches of runs that are still to be looked at since the last change.
+        self._unnoted: dict[Watch, None] = {}
+        self._has_unnoted: Waiter | None = None
         self._outbox: deque[tuple[str, Sent]] = deque()
         self._has_outgoing: Waiter | None = None
         self._is_noted: Waiter | None = None
@@ -192,6 +200,10 @@ class Hub:
     def watching(self, run_id: str) -> Watch:
         """Return what tells the caller that something about a run may have changed."""
         return Watch(self, run_id)
+
+    def forget(self, watch: Watch) -> None:
+        """Look for no more changes for a watch that has ended."""
+        self._unnoted.pop(watch, None)
 
     def note_run(self, run_id: str) -> None:
         """Wake the tasks that watch a run."""
@@ -252,10 +264,39 @@ class Hub:
         while True:
             since = await self.journal.changed(since)
             await self.deliver_messages(list(self.live))
-            for found in list(self.watches.values()):
-                for watch in found:
-                    if watch.run_id not in self.live:
-                        watch.note()
+            await self._note_watches()
+
+    async def _note_watches(self) -> None:
+        """Have the runs that rest or are run elsewhere looked at. A checkpoint if they are many.
+
+        Each look reads the store. Where they are many, those that are due go first, and the others have
+        their turn within a second per thousand.
+        """
+        watches = [w for found in self.watches.values() for w in found if w.run_id not in self.live]
+        if len(watches) <= _MANY:
+            for watch in watches:
+                watch.note()
+            return
+        due = await self.journal.due(self.wall(), _DUE, workflows=list(self.workflows))
+        for run_id in ("", *(row.run_id for row in due.runs)):
+            self.note_run(run_id)
+        for watch in watches:
+            self._unnoted[watch] = None
+        if self._has_unnoted is not None:
+            self._has_unnoted.wake()
+
+    async def note_others(self) -> None:
+        """Have runs looked at a few at a time, as long as the store is open."""
+        backend = current_backend()
+        self._has_unnoted = waiter = backend.waiter()
+        while True:
+            await backend.checkpoint()
+            while not self._unnoted:
+                await waiter.wait()
+            for watch in list(self._unnoted)[:_MANY]:
+                del self._unnoted[watch]
+                watch.note()
+            await backend.sleep(_MANY / 1000)
 
     async def deliver_messages(self, run_ids: list[str]) -> None:
         """Apply the messages that these runs have not consumed. A checkpoint."""

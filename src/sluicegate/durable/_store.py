@@ -211,7 +211,7 @@ class RunStore:
             if self._has_ended:
                 return
             async with backend.open_nursery() as nursery:
-                for work in (hub.follow_store, hub.tend_runs, hub.send_posted):
+                for work in (hub.follow_store, hub.note_others, hub.tend_runs, hub.send_posted):
                     nursery.start_soon(self._keep_going, work, name=f"run store: {work.__name__}")
 
     async def _keep_going(self, work: Callable[[], Awaitable[None]]) -> None:
