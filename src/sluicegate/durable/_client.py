@@ -297,6 +297,7 @@ class JournalClient:
         *,
         undo: Callable[[Any], None] | None = None,
         size: int = OVERHEAD,
+        is_news: bool = True,
     ) -> T:
         """Perform a task and wait for its end.
 
@@ -304,6 +305,7 @@ class JournalClient:
             work: The function to call within the transaction.
             undo: Is called with the result if the caller is cancelled, now or when it is there.
             size: How much room the task takes.
+            is_news: See :class:`Task`.
         """
         await self._backend.checkpoint_if_cancelled()
         self._refuse_if_ended()
@@ -318,7 +320,7 @@ class JournalClient:
                 undo(result)
 
         try:
-            self._submit(Task(self, work, settle, size=size))
+            self._submit(Task(self, work, settle, size=size, is_news=is_news))
             while not outcome:
                 await waiter.wait()
         except BaseException:
@@ -353,6 +355,7 @@ class JournalClient:
                 lambda tables: tables.create(new, self.owner),
                 undo=self._release_unheard,
                 size=OVERHEAD + len(new.base),
+                is_news=False,
             ),
             lost,
         )
@@ -360,7 +363,9 @@ class JournalClient:
     async def claim(self, run_id: str, lost: Callable[[StoreError], None]) -> Lease | None:
         return self._hold(
             await self.perform(
-                lambda tables: tables.claim(run_id, self.owner), undo=self._release_unheard
+                lambda tables: tables.claim(run_id, self.owner),
+                undo=self._release_unheard,
+                is_news=False,
             ),
             lost,
         )
