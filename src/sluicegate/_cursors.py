@@ -213,22 +213,19 @@ class Numbering:
         first = bisect_left(marks, cursor.durable, key=lambda mark: mark.durable)
         if first == len(marks) or marks[first].durable > cursor.durable:
             first -= 1  # a number that this log has not
-        at = first
-        for at in range(first, len(marks)):
-            following = marks[at + 1] if at + 1 < len(marks) else None
-            if (
-                following is None
-                or following.durable > cursor.durable
-                or following.life > cursor.life
-            ):
+        at, following = first, marks[first + 1 : first + 2]
+        while following and following[0].durable == marks[at].durable:
+            if following[0].life > cursor.life:
                 break
+            at += 1
+            following = marks[at + 1 : at + 2]
         mark = marks[at]
         if mark.life > cursor.life:
             return mark.sequence
         found = mark.sequence + cursor.live
-        if following is not None:
+        if following:
             # The live events of this life end there; those of a life that this log has not are none.
-            end = following.sequence - (following.durable > mark.durable)
+            end = following[0].sequence - (following[0].durable > mark.durable)
             found = min(found, end) if mark.life == cursor.life else end
         return found
 

@@ -40,7 +40,8 @@ class RunInfo:
         carrier: Strings that every snapshot of the run contains, and that a run which is resumed from
             it begins with. Tracing keeps its context here. An observer may add to it.
         status: None while the run is active; then ``"completed"``, ``"failed"``, ``"timed_out"``,
-            ``"cancelled"``, or ``"detached"`` if a durable run continues elsewhere.
+            ``"cancelled"``; ``"detached"`` if a durable run continues elsewhere, ``"parked"`` if it has
+            left the memory until it is woken.
         error: The exception that ``await handler`` raises, once the run has ended.
     """
 

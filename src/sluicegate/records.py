@@ -81,7 +81,7 @@ WaitOutcome = Literal["done", "timed_out", "cancelled"]
 
 #: Who asked for a cancellation. ``owner``: ``handler.cancel()``, or the block that owns the run was
 #: left; ``deadline``: the timeout of the run; ``outside``: a cancel scope around the run, or a durable
-#: run has left this process; ``stop``: a step returned a stop event while others ran; ``failure``: a
+#: run has left this process or its memory; ``stop``: a step returned a stop event while others ran; ``failure``: a
 #: step failed; ``stall``: nothing could happen any more; ``drain``: ``handler.cancel(after="steps")``;
 #: ``branch``: ``branch.cancel()``; ``race``: a join has its first n events and needs no more.
 CancelledBy = Literal[
@@ -137,8 +137,9 @@ class RunEnded(Record, frozen=True, kw_only=True):
     """A run has ended, and all of its tasks have. The last record of each run.
 
     Attributes:
-        status: ``"completed"``, ``"failed"``, ``"timed_out"``, ``"cancelled"``, or ``"detached"`` if a
-            durable run continues elsewhere.
+        status: ``"completed"``, ``"failed"``, ``"timed_out"``, ``"cancelled"``, or of a durable run
+            ``"detached"``, if it continues elsewhere, and ``"parked"``, if it has left the memory until it is
+            woken: these are not the end of the run.
         error: The exception that ``await handler`` raises; None if the run has completed.
         event: The number of the stop event; None if the run has not completed.
     """

@@ -684,6 +684,6 @@ def _canceller(run: ObservedRun) -> CancelledBy:
         return "deadline"
     if outcome.status == "failed":
         return "stall" if type(outcome.error) is WorkflowStalledError else "failure"
-    if outcome.is_outside or outcome.status == "detached":
+    if outcome.is_outside or outcome.status in ("detached", "parked"):
         return "outside"
     return "drain" if run.draining is not None else "owner"

@@ -488,14 +488,17 @@ class RunJournal:
         """A step has ended with a result."""
         encode = self.codec.encode
         is_list = isinstance(result, list)
-        for event in cast("list[Any]", result) if is_list else (result,):
+        returned = cast("list[Any]", result) if is_list else [result]
+        for event in returned:
             if isinstance(event, InputRequiredEvent):
                 self._encode_shown(self._places(event))  # refused before anything has changed
         record = Done(
             at=self.now,
             c=self.child,
             k=key,
-            r=[encode(event, "an event") for event in result] if is_list else self.encoded(result),
+            r=[encode(event, "an event") for event in returned]
+            if is_list
+            else self.encoded(result),
             is_list=is_list,
         )
         if held:

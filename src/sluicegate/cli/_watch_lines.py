@@ -107,6 +107,7 @@ _ENDS = {
     "timed_out": "timed out",
     "cancelled": "been cancelled",
     "detached": "left this process and continues from its store",
+    "parked": "left the memory until it is woken",
 }
 
 

@@ -37,7 +37,7 @@ _STATES = {
     "dropped": ("dropped", "dim"),
 }
 #: How the end of a run is shown if it is none to worry about.
-_ENDS = {"completed": "bold green", "detached": "bold yellow"}
+_ENDS = {"completed": "bold green", "detached": "bold yellow", "parked": "bold yellow"}
 
 
 def draw(watched: WatchedRuns, height: int) -> RenderableType:

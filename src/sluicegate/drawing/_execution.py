@@ -113,7 +113,8 @@ class Execution:
         published: The events that steps wrote to the stream, without questions. The targets are
             not read.
         outcome: ``"completed"``, ``"failed"``, ``"timed_out"``, ``"cancelled"``, ``"detached"`` (a
-            durable run continues elsewhere) or ``"running"``; empty for several runs together.
+            durable run continues elsewhere), ``"parked"`` (it has left the memory until it is woken) or
+            ``"running"``; empty for several runs together.
         seconds: How long the run took, by the event loop's clock; None if that is not known.
         run_id: The identifier of the run; empty for several runs together.
         children: The runs of child workflows, one execution for each workflow class, with the

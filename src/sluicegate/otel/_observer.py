@@ -44,7 +44,7 @@ class OpenTelemetryObserver(Observer):
     ``wait for person``, ``wait for event``, ``wait for limiter`` and so on.
 
     **Outcomes.** ``sluicegate.outcome`` is ``"completed"``, ``"failed"``, ``"cancelled"`` or, for a run,
-    ``"timed_out"`` or ``"detached"``. Failures and timeouts have the status ``ERROR`` and ``error.type``;
+    ``"timed_out"``, ``"detached"`` or ``"parked"``. Failures and timeouts have the status ``ERROR`` and ``error.type``;
     the exception is recorded once, in the innermost span. A cancelled span has no error: its attributes
     show who asked for the cancellation and why. The span of a durable run that continues elsewhere has an
     error only if its lease was lost or its store has failed.

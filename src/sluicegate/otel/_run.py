@@ -93,6 +93,9 @@ MOST_LINKS = 128
 #: Seconds below which a wait for a place, a thread or a lock gets no span.
 SHORTEST_WAIT = 0.001
 
+#: The statuses of a durable run that is not over: another span continues it.
+CONTINUES = ("detached", "parked")
+
 #: The step whose context this is; of the innermost observer, if several trace the run.
 current_step: ContextVar[StepTrace | None] = ContextVar("sluicegate_otel_step", default=None)
 
@@ -295,7 +298,7 @@ class RunTrace:
         assert span is not None
         for question in tuple(self._questions):
             # A question of a durable run is still open where that continues.
-            self._close_question(question, "detached" if info.status == "detached" else "cancelled")
+            self._close_question(question, info.status if info.status in CONTINUES else "cancelled")
         for step in tuple(self.steps.values()):
             self._drop(step)
         labels = {**self._labels, OUTCOME: info.status or "cancelled"}
@@ -311,7 +314,7 @@ class RunTrace:
             mark_failed(span, info.error, is_recorded=is_recorded or self.recorded is info.error)
             if self._parent is not None:
                 self._parent.recorded = info.error
-        elif info.status in ("cancelled", "detached") and self._cancellation is not None:
+        elif info.status in ("cancelled", *CONTINUES) and self._cancellation is not None:
             span.set_attributes(_cancellation(self._cancellation))
         self._failures.clear()
         self._counts.runs.add(-1, self._key)

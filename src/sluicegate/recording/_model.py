@@ -345,8 +345,10 @@ class RecordedRun:
         children: The runs that its invocations run as children.
         started_at: When it began.
         ended_at: When it ended; None while it is active, or if the recording was cut off.
-        status: ``"completed"``, ``"failed"``, ``"timed_out"``, ``"cancelled"``, or ``"detached"`` if a
-            durable run continues elsewhere; ``"running"`` while it is active, or if the recording was cut off.
+        status: ``"completed"``, ``"failed"``, ``"timed_out"``, ``"cancelled"``, or of a durable run
+            ``"detached"``, if it continues elsewhere, and ``"parked"``, if it has left the memory until it is
+            woken (then it is recorded as another run of the same id); ``"running"`` while it is active,
+            or if the recording was cut off.
         error: The exception that ``await handler`` raises; None for none.
         stop_event: The event with which it has completed; None for none.
         records: Its records, in order.

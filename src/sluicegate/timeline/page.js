@@ -505,7 +505,7 @@
 
   function runBar(lane) {
     const run = D.runs[lane.run], y = yOf(lane, 0), x = Math.max(X(run.start), left), end = Math.min(X(run.end), width);
-    g.fillStyle = run.status === "failed" || run.status === "timed_out" ? ink.fail : run.status === "cancelled" || run.status === "detached" ? ink.cancel : ink.accent;
+    g.fillStyle = run.status === "failed" || run.status === "timed_out" ? ink.fail : run.status === "cancelled" || run.status === "detached" || run.status === "parked" ? ink.cancel : ink.accent;
     if (end > x) g.fillRect(x, y + 9, Math.max(1, end - x), 3);
   }
 
