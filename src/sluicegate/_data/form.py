@@ -79,14 +79,12 @@ class Form:
 
     def split(self, value: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the fields of an instance, and its other attributes that are kept, by name."""
-        fields: dict[str, Any] = {}
-        rest: dict[str, Any] = {}
-        for name, item in self.read(value).items():
-            if name in self.kinds:
-                fields[name] = item
-            elif name not in self.ignored:
-                rest[name] = item
-        return fields, rest
+        read = self.read(value)
+        if read.keys() <= self.kinds.keys():
+            return read, {}
+        fields = {name: item for name, item in read.items() if name in self.kinds}
+        others = read.keys() - self.kinds.keys() - self.ignored
+        return fields, {name: item for name, item in read.items() if name in others}
 
     def odd_of(self, name: str, item: object) -> list[str]:
         """Return the name of a field in a list if its value does not fit the annotation.

@@ -57,6 +57,10 @@ _Run: TypeAlias = tuple[int, int, int, int]
 _text = msgspec.json.Encoder().encode
 #: Classes of values that are equal exactly if ``==`` says so.
 _SCALARS = frozenset({str, int, bool, bytes, bytearray, type(None)})
+#: Those of them, and hashable, whose values are equal to none of another class, as 1 is to True and 1.0.
+_DISTINCT = frozenset({str, int, bytes, type(None)})
+#: How far to look for an item that moved in a list before all items are indexed.
+_NEAR = 256
 #: Classes of containers whose content may be changed in place.
 _CHANGEABLE = frozenset(
     {list, dict, set, deque, bytearray, OrderedDict, Counter, defaultdict, DictState}
@@ -194,6 +198,26 @@ class _Comparison:
 
     # -- what the same object tells
 
+    def _is_untouched(self, old: Any, new: Any) -> bool:
+        """Whether a value is a copy in the draft that nobody has changed; faster than a comparison."""
+        if self._shared or self._copies.get(id(old)) is not new:
+            return False
+        kind = cast("Any", type(new))
+        if kind is not list:
+            form = None if kind is dict else self._codec.form(kind)
+            if form is not None:
+                old, new = form.read(old), form.read(new)
+            elif kind is not dict:
+                return False
+            if len(old) != len(new) or not all(map(is_, old, new)):
+                return False
+            old, new = old.values(), new.values()
+        elif len(old) != len(new):
+            return False
+        return all(map(is_, old, new)) or all(
+            a is b or self._is_untouched(a, b) for a, b in zip(old, new, strict=True)
+        )
+
     def _may_be_shared(self, value: Any) -> bool:
         """Whether an object, or a part of it if it is a tuple, was handed out without a copy."""
         return id(value) in self._shared or self._kind(type(value)) is None
@@ -252,6 +276,8 @@ class _Comparison:
             kept += q - j
             for n in _unlike(old[i:p], new[j:q]) if is_telling else range(q - j):
                 values = old[i + n], new[j + n], depth + 1
+                if self._is_untouched(*values[:2]):
+                    continue
                 patch = self._part(f"[{j + n}]", new, *values, trusted=trusted)
                 if patch is not None:
                     edits.append([i + n, patch])
@@ -268,10 +294,11 @@ class _Comparison:
             tail = next(_unlike(*backwards), least - head)
         ends = slice(head, len(old) - tail), slice(head, len(new) - tail)
         ids = list(map(id, old[ends[0]])), list(map(id, new[ends[1]]))
-        if all(ids):
+        if all(ids) and self._copies:
             if self._origins is None:
                 self._origins = {id(made): key for key, made in self._copies.items()}
-            ids = ids[0], [self._origins.get(key, key) for key in ids[1]]
+            if not self._origins.keys().isdisjoint(ids[1]):
+                ids = ids[0], [self._origins.get(key, key) for key in ids[1]]
         runs = _aligned(*ids)
         return head + tail, ((i + head, p + head, j + head, q + head) for i, p, j, q in runs)
 
@@ -296,13 +323,19 @@ class _Comparison:
             removed, kept = _kept_keys(old, new)
             if old and not kept:
                 return ["=", self._write(new, depth)]
-            suspects, added = [*islice(new, kept)], [*islice(new, kept, None)]
+            added = [*islice(new, kept, None)]
             if self._is_telling(new.values(), trusted=trusted):
-                differ = map(is_not, map(old.__getitem__, suspects), new.values())
-                suspects = [*compress(suspects, differ)]
+                before = map(old.__getitem__, islice(new, kept)) if removed else old.values()
+                suspects = [*compress(new, map(is_not, before, new.values()))]
+            else:
+                suspects = [*islice(new, kept)]
+            if not (suspects or removed or added):
+                return None
         changed: dict[Any, Patch] = {}
         options: dict[str, Any] = {"trusted": trusted and not path, "path": path[1:]}
         for key in suspects:
+            if self._is_untouched(old[key], new[key]):
+                continue
             patch = self._part(f"[{shown(key)}]", new, old[key], new[key], depth + 1, **options)
             if patch is not None:
                 changed[key] = patch
@@ -327,17 +360,17 @@ class _Comparison:
         return _in_content(self._dict(dict(old), dict(new), depth, **options))
 
     def _set(self, old: Any, new: Any, depth: int, **_options: Any) -> Patch | None:
-        kinds = set(map(type, new))
+        kinds, kinds_before = set(map(type, new)), set(map(type, old))
         is_sorted = kinds <= {str}
-        if is_sorted != {str}.issuperset(map(type, old)) or not self._are_immutable(new, kinds):
+        if is_sorted != (kinds_before <= {str}) or not self._are_immutable(new, kinds):
             return ["=", self._write(new, depth)]
-        if is_sorted:
+        if (kinds | kinds_before) <= _DISTINCT:
             removed, added = old - new, new - old
-        else:  # not by `==`, for which 1 and True are the same
+        else:
             before, after = set(map(id, old)), set(map(id, new))
             removed = [item for item in old if id(item) not in after]
             added = [item for item in new if id(item) not in before]
-            check_hashes([*new] if added else [])
+        check_hashes([*new] if added and not is_sorted else [])
         if removed and len(removed) == len(old):
             return ["=", self._write(new, depth)]
         parts = self._write([*removed], depth), self._write([*added], depth)
@@ -364,12 +397,15 @@ class _Comparison:
         (before, rest_before), (after, rest) = form.split(old), form.split(new)
         if [*before] != [*after]:
             return ["=", self._write(new, depth)]
+        is_telling = self._is_telling(after.values(), trusted=trusted)
         changed: dict[str, Patch] = {}
         odd: list[str] = []
         name = ""
         try:
             for name, item in after.items():
                 is_set = bool(path) and name == path[0]
+                if item is before[name] and is_telling and not is_set:
+                    continue
                 patch = self._compare(
                     before[name],
                     item,
@@ -450,9 +486,11 @@ def _aligned(old: list[int], new: list[int]) -> Iterator[_Run]:
             yield i, i + same, j, j + same
             i, j = i + same, j + same
             continue
-        if not in_old:
-            in_old, in_new = _first_places(old), _first_places(new)
-        p, q = in_old.get(new[j], -1), in_new.get(old[i], -1)
+        p, q = _near(old, new[j], i), _near(new, old[i], j)
+        if p < 0 and q < 0:
+            if not in_old:
+                in_old, in_new = _first_places(old), _first_places(new)
+            p, q = in_old.get(new[j], -1), in_new.get(old[i], -1)
         if p < i and q < j:  # one replaced the other
             yield i, i + 1, j, j + 1
             i, j = i + 1, j + 1
@@ -477,6 +515,14 @@ def _same_from(old: list[int], i: int, new: list[int], j: int) -> int:
     return same
 
 
+def _near(numbers: list[int], number: int, start: int) -> int:
+    """Return the next place of a number if it is near, otherwise -1."""
+    try:
+        return numbers.index(number, start, start + _NEAR)
+    except ValueError:
+        return -1
+
+
 def _first_places(numbers: list[int]) -> dict[int, int]:
     return dict(zip(reversed(numbers), range(len(numbers) - 1, -1, -1), strict=True))
 
@@ -486,13 +532,13 @@ def _kept_keys(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> tuple[list[Any
 
     A key that moved to the end is removed, and added again.
     """
-    gone = old.keys() - new.keys()
-    left = filterfalse(gone.__contains__, old) if gone else old
-    kept = len(old) - len(gone)
-    if kept <= len(new) and all(map(is_, left, new)):
-        return [*filter(gone.__contains__, old)], kept
-    removed: list[Any] = []
-    kept = 0
+    if len(old) <= len(new) and all(map(is_, old, new)):
+        return [], len(old)
+    removed = [*filterfalse(new.__contains__, old)]
+    kept = len(old) - len(removed)
+    if kept <= len(new) and all(map(is_, filterfalse(set(removed).__contains__, old), new)):
+        return removed, kept
+    removed, kept = [], 0
     keys = iter(new)
     expected = next(keys, None)
     for key in old:
