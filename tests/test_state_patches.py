@@ -288,7 +288,7 @@ def test_patches_rebuild_the_state(kind, data):
 
 @pytest.mark.slow
 @everywhere
-@settings(some, max_examples=400)
+@settings(some, max_examples=150)
 @given(st.data())
 def test_patches_rebuild_the_state_in_many_cases(kind, data):
     """The same, in many more cases."""

@@ -203,19 +203,18 @@ class _Comparison:
         if self._shared or self._copies.get(id(old)) is not new:
             return False
         kind = cast("Any", type(new))
+        parts: Any = (old, new)
         if kind is not list:
             form = None if kind is dict else self._codec.form(kind)
-            if form is not None:
-                old, new = form.read(old), form.read(new)
-            elif kind is not dict:
+            if form is None and kind is not dict:
                 return False
-            if len(old) != len(new) or not all(map(is_, old, new)):
+            names = parts if form is None else (form.read(old), form.read(new))
+            if len(names[0]) != len(names[1]) or not all(map(is_, *names)):
                 return False
-            old, new = old.values(), new.values()
-        elif len(old) != len(new):
-            return False
-        return all(map(is_, old, new)) or all(
-            a is b or self._is_untouched(a, b) for a, b in zip(old, new, strict=True)
+            parts = names[0].values(), names[1].values()
+        return len(parts[0]) == len(parts[1]) and (
+            all(map(is_, *parts))
+            or all(a is b or self._is_untouched(a, b) for a, b in zip(*parts, strict=True))
         )
 
     def _may_be_shared(self, value: Any) -> bool:
@@ -316,32 +315,38 @@ class _Comparison:
     ) -> Patch | None:
         if depth >= MAX_DEPTH:
             raise TooDeepError
+        removed: list[Any] = []
+        suspects: Iterable[Any]
         if path:
-            removed: list[Any] = []
             suspects, added = ([path[0]], []) if path[0] in old else ([], [path[0]])
         else:
             removed, kept = _kept_keys(old, new)
             if old and not kept:
                 return ["=", self._write(new, depth)]
             added = [*islice(new, kept, None)]
-            if self._is_telling(new.values(), trusted=trusted):
-                before = map(old.__getitem__, islice(new, kept)) if removed else old.values()
-                suspects = [*compress(new, map(is_not, before, new.values()))]
-            else:
-                suspects = [*islice(new, kept)]
-            if not (suspects or removed or added):
-                return None
+            is_telling = self._is_telling(new.values(), trusted=trusted)
+            suspects = _suspects(old, new, kept, removed) if is_telling else islice(new, kept)
         changed: dict[Any, Patch] = {}
         options: dict[str, Any] = {"trusted": trusted and not path, "path": path[1:]}
         for key in suspects:
-            if self._is_untouched(old[key], new[key]):
-                continue
-            patch = self._part(f"[{shown(key)}]", new, old[key], new[key], depth + 1, **options)
-            if patch is not None:
-                changed[key] = patch
+            values = old[key], new[key]
+            if not self._is_untouched(*values):
+                patch = self._part(f"[{shown(key)}]", new, *values, depth + 1, **options)
+                if patch is not None:
+                    changed[key] = patch
+        return self._keys_patch((old, new), depth, changed, (removed, added))
+
+    def _keys_patch(
+        self,
+        values: tuple[Any, Any],
+        depth: int,
+        changed: dict[Any, Patch],
+        keys: tuple[list[Any], list[Any]],
+    ) -> Patch | None:
+        (old, new), (removed, added) = values, keys
         if all(map(_is_name, (*changed, *removed, *added))):
-            values = [self._write_part(f"[{shown(k)}]", new, new[k], depth + 1) for k in added]
-            return _trimmed("{", changed, removed, dict(zip(added, values, strict=True)))
+            made = [self._write_part(f"[{shown(k)}]", new, new[k], depth + 1) for k in added]
+            return _trimmed("{", changed, removed, dict(zip(added, made, strict=True)))
         if all(map(_is_name, old)) or all(map(_is_name, new)):  # they are written in two ways
             return ["=", self._write(new, depth)]
         check_hashes([*new] if added else [])
@@ -548,6 +553,12 @@ def _kept_keys(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> tuple[list[Any
         else:
             removed.append(key)
     return removed, kept
+
+
+def _suspects(old: Any, new: Any, kept: int, removed: list[Any]) -> Iterable[Any]:
+    """Return those of the kept keys that have another object as their value."""
+    before = map(old.__getitem__, islice(new, kept)) if removed else old.values()
+    return compress(new, map(is_not, before, new.values()))
 
 
 def _is_same_key(old: Any, new: Any) -> bool:
