@@ -412,12 +412,18 @@ class Part:
         elapsed = past.elapsed
         if hub.timeouts == "wall":
             elapsed = max(hub.wall() - row.created_at, 0.0)
-        load_life(run, self._open_saved(past.snapshot), elapsed)
+        saved = self._open_saved(past.snapshot)
+        load_life(run, saved, elapsed)
+        state: Any = None
+        if past.snapshot["state"] is None:
+            run.state_store = None  # nothing has used it; its first change is written whole
+        else:
+            state = saved.snapshot()["state"]  # as its classes write it now, which patches refer to
         run.outcome.reopen()
         self._begin(lease, past.children)
         assert run.journal is not None
-        if len(records) > 1:
-            run.journal.based(past.snapshot)
+        if len(records) > 1 or state != past.snapshot["state"]:
+            run.journal.based({**past.snapshot, "state": state})
         # A recorded decision is final: the run ends at once, without a step.
         if past.stop is not None:
             run.outcome.complete(past.stop)
