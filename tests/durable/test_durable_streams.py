@@ -24,7 +24,7 @@ from sluicegate import (
 from sluicegate._cursors import read_after
 from sluicegate.recording import Recorder
 from tests.durable.stored import HeldCommits, Stores, kill, kinds_of
-from tests.helpers import limit, on_each_backend, run_virtually, wait_until_idle
+from tests.helpers import calls_of, limit, on_each_backend, run_virtually, wait_until_idle
 
 
 pytestmark = on_each_backend
@@ -487,3 +487,36 @@ def test_observers_hear_the_numbers_that_readers_see(backend):
             return [streamed.sequence for streamed in run.stream]
 
     assert run_virtually(backend, main) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_many_events_on_their_way_cost_the_same_each(backend):
+    """Handing over an event does not look at those that wait for the store."""
+
+    class Many(Workflow):
+        @step
+        async def work(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            def send(count):
+                for n in range(count):
+                    ctx.stream.send_nowait(Told(n=n))
+
+            first = calls_of(send, 200)
+            calls_of(send, 1_000)
+            return StopEvent(result=[first, calls_of(send, 200)])
+
+    async def main():
+        async with Stores().open() as runs:
+            workflow = Many(stream="durable", serializable=[Told])
+            async with runs.run(workflow.run(), run_id="a") as handler:
+                with handler.stream_events(lossy=True):
+                    first, last = await handler
+                numbers = [e.n for e in await take_all(handler) if isinstance(e, Told)]
+            return first, last, numbers
+
+    first, last, numbers = run_virtually(backend, main)
+
+    assert last <= 1.05 * first
+    assert numbers == [*range(200), *range(1_000), *range(200)]
+
+
+async def take_all(handler):
+    return [event async for event in handler.stream_events()]

@@ -155,6 +155,7 @@ class JournalWriter:
         "_gates",
         "_outputs",
         "_sink",
+        "_waiting",
         "children",
         "consumes",
         "durable",
@@ -191,8 +192,10 @@ class JournalWriter:
         self.consumes: int | None = None
         #: Tasks that wait for a record to be durable, in the order of the records.
         self._gates: deque[tuple[int, Waiter]] = deque()
-        #: Events that are shown when a record is durable, and the live ones behind them.
+        #: Events that are shown when a record is durable, and the live ones behind them; and how many of
+        #: them each stream is to get.
         self._outputs: deque[Output] = deque()
+        self._waiting: dict[EventLog, int] = {}
 
     def append(self, record: Record, *, shown: int = 0, consumes: int | None = None) -> int:
         """Append a record; return its number. Once the writer is closed, nothing is appended."""
@@ -236,23 +239,29 @@ class JournalWriter:
     def show(self, places: Places, sequence: int, number: int) -> None:
         """Show an event of the durable stream once its record is durable."""
         self._outputs.append((sequence, places, number))
+        for run, _ in places:
+            self._waiting[run.log] = self._waiting.get(run.log, 0) + 1
 
     def show_live(self, places: Places) -> None:
         """Show an event at once, or behind those of the durable stream that were written before."""
         if self._outputs:
-            self._outputs.append((self._outputs[-1][0], places, 0))
+            self.show(places, self._outputs[-1][0], 0)
         else:
             _put(places, 0)
 
     def waiting_for(self, log: EventLog) -> int:
         """Return how many events wait to be shown on a stream."""
-        return sum(run.log is log for _, places, _ in self._outputs for run, _ in places)
+        return self._waiting.get(log, 0)
 
     def commit_reached(self, sequence: int) -> None:
         """Take note that all records up to ``sequence`` are durable. Synchronous, in the run's loop."""
         self.durable = max(self.durable, sequence)
         while self._outputs and self._outputs[0][0] <= self.durable:
             _, places, number = self._outputs.popleft()
+            for run, _ in places:
+                self._waiting[run.log] -= 1
+                if not self._waiting[run.log]:
+                    del self._waiting[run.log]
             _put(places, number)
         while self._gates and self._gates[0][0] <= self.durable:
             self._gates.popleft()[1].wake()

@@ -66,6 +66,9 @@ class HandlerFromThread:
     ) -> None:
         """Call ``handler.send_event()`` in the event loop, and wait for it. Not a checkpoint.
 
+        It does not wait until the store of a durable run has the event, as awaiting
+        ``handler.send_event()`` does.
+
         Args:
             event: As for ``handler.send_event()``.
             step: The name of the only step that receives it; by default all steps that accept
