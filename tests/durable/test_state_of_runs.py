@@ -9,8 +9,15 @@ import anyio
 import attrs
 import pytest
 
-from sluicegate import Context, SnapshotError, StopEvent, Workflow, step
-from tests.durable.stored import Answer, Begin, Question, Stores, reach
+from sluicegate import (
+    Context,
+    SnapshotError,
+    StopEvent,
+    Workflow,
+    WorkflowDetachedError,
+    step,
+)
+from tests.durable.stored import Answer, Begin, Question, Stores, kill, reach
 from tests.helpers import on_each_backend, run_virtually
 
 
@@ -68,6 +75,44 @@ def test_a_state_that_begins_in_a_later_life(backend):
     first = ["=", {"answers": ["1"]}]
     assert found == [[], [first], [first, *grown]]
     assert result == ["1", "1", "2", "1", "2", "3"]
+
+
+async def killed(stores, workflow, answers, prompt):
+    """Have a process answer and continue a run until it asks a question, and end it there."""
+    async with stores.open(release_idle=None) as runs:
+        with pytest.raises(WorkflowDetachedError):
+            async with runs.run(workflow.run(), run_id="a") as handler:
+                for text in answers:
+                    await handler.send_event(Answer(text=text))
+                with anyio.fail_after(60):
+                    while [repr(q.event) for q in handler.questions] != [
+                        repr(Question(prompt=prompt))
+                    ]:
+                        await anyio.sleep(0.01)
+                await anyio.sleep(1)  # of virtual time, in which its records are durable
+                kill(runs)
+                await handler
+
+
+@pytest.mark.parametrize("make", [Rounds, lambda: rounds_with(version(2))], ids=["dict", "typed"])
+def test_a_state_over_lives_that_were_killed(backend, make):
+    """What each life has recorded is there in the next, also where the state or its class is new in it."""
+
+    async def main():
+        stores = Stores()
+        first = Rounds() if make is Rounds else rounds_with(version(1))
+        await killed(stores, first, [], "1")
+        await killed(stores, make(), ["1"], "2")
+        async with stores.open(workflows=[make()]) as runs:
+            return (await runs.snapshot("a"))["state"]
+
+    state = run_virtually(backend, main)
+
+    if make is Rounds:
+        assert state == {"answers": ["1"]}
+    else:
+        lists = {"one": ["1", "1", "2"], "two": ["1", "2"]}
+        assert state == {"$": "State", "v": lists}
 
 
 def rounds_with(state_type):

@@ -414,11 +414,9 @@ class Part:
             elapsed = max(hub.wall() - row.created_at, 0.0)
         saved = self._open_saved(past.snapshot)
         load_life(run, saved, elapsed)
-        state: Any = None
-        if past.snapshot["state"] is None:
-            run.state_store = None  # nothing has used it; its first change is written whole
-        else:
-            state = saved.snapshot()["state"]  # as its classes write it now, which patches refer to
+        state = past.snapshot["state"]
+        if state is not None:  # as its classes write it now, which this life's patches refer to
+            state = saved.snapshot()["state"]
         run.outcome.reopen()
         self._begin(lease, past.children)
         assert run.journal is not None
