@@ -86,10 +86,11 @@ class Task:
         size: How much room it takes in the queue.
         records: The batch, if it appends records and does nothing else; such batches of a
             transaction can be written together. None for everything else.
+        is_lazy: Whether it may wait a few milliseconds for other tasks.
         is_news: Whether it counts as a change for every client, including the one that asked for it.
     """
 
-    __slots__ = ("client", "is_news", "records", "settle", "size", "work")
+    __slots__ = ("client", "is_lazy", "is_news", "records", "settle", "size", "work")
 
     def __init__(
         self,
@@ -100,6 +101,7 @@ class Task:
         size: int = OVERHEAD,
         is_news: bool = True,
         records: Batch | None = None,
+        is_lazy: bool = False,
     ) -> None:
         self.client = client
         self.work = work
@@ -107,6 +109,7 @@ class Task:
         self.size = size
         self.is_news = is_news
         self.records = records
+        self.is_lazy = is_lazy
 
 
 #: A task with its result and its error.
@@ -402,6 +405,7 @@ class JournalClient:
                 size=size,
                 is_news=batch.release,
                 records=batch if is_plain else None,
+                is_lazy=batch.lazy,
             )
         )
 

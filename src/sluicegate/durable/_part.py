@@ -526,6 +526,7 @@ class Part:
             summary,
             sequence if prunes else None,
             release=is_end,
+            lazy=kind == "begun" and summary is None,
         )
         self._write(batch, sequence)
         if shown:

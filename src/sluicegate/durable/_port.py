@@ -136,6 +136,8 @@ class Batch(Struct, frozen=True):
         summary: The new summary, if it changes.
         prune_before: Delete the records below this sequence. Those in the durable stream stay.
         release: Whether the lease ends with this batch.
+        lazy: Whether it may wait a few milliseconds for the next one, to be committed with that. A
+            record that no caller waits for then costs no commit of its own.
     """
 
     run_id: str
@@ -145,6 +147,7 @@ class Batch(Struct, frozen=True):
     summary: Summary | None = None
     prune_before: int | None = None
     release: bool = False
+    lazy: bool = False
 
 
 class Message(Struct, frozen=True):

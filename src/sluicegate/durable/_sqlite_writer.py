@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("sluicegate")
 #: Seconds between two checks for commits by other processes, while a client waits for a change.
 LOOK = 0.05
+#: Seconds for which a lazy task waits for others.
+NAP = 0.004
 #: The most tasks of a transaction.
 MOST_AT_ONCE = 2_000
 #: Errors that concern the file, not what is written: another try would end alike.
@@ -117,7 +119,9 @@ class SqliteWriter:
         #: each task would cost more than the rest of an append.
         self._bell = threading.Lock()
         self._bell.acquire()
-        self._is_asleep = False
+        self._is_asleep = self._naps = False
+        #: Whether a task was submitted that is not lazy.
+        self._is_urgent = False
         self._lock = threading.Lock()
         self._members: dict[JournalClient, _Member] = {}
         #: The tasks that the thread has taken and whose outcomes are not told yet, in their order.
@@ -141,6 +145,10 @@ class SqliteWriter:
     def submit(self, task: Task) -> None:
         """Perform a task after those that were submitted before."""
         self._queue.append(task)
+        if not task.is_lazy:
+            self._is_urgent = True
+            if self._naps:
+                self._ring()
         if self._is_asleep:
             self._ring()
         if self._end is not None:
@@ -208,6 +216,12 @@ class SqliteWriter:
             if not queue and not self._is_ending:
                 self._bell.acquire(timeout=self._patience())
             self._is_asleep = False
+        if queue and not self._is_urgent and not self._is_ending:
+            self._naps = True
+            if not self._is_urgent:
+                self._bell.acquire(timeout=NAP)
+            self._naps = False
+        self._is_urgent = False
         return [queue.popleft() for _ in range(min(len(queue), MOST_AT_ONCE))]
 
     def _patience(self) -> float:
@@ -369,7 +383,7 @@ class SqliteWriter:
         if member is not None:
             member.lock.release()
             owner = client.owner
-            self._queue.append(Task(client, lambda tables: tables.end_owner(owner), _ignore))
+            self.submit(Task(client, lambda tables: tables.end_owner(owner), _ignore))
 
     def _fail(self, error: StoreError) -> None:
         """Report to all clients that the writer has stopped."""

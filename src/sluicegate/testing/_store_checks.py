@@ -548,6 +548,27 @@ async def batches_are_settled_once_and_in_order(store: StoreHarness) -> None:
 
 
 @_check
+async def lazy_batches_are_settled_too(store: StoreHarness) -> None:
+    """A lazy batch keeps its place among the others, and is settled soon even if no other follows."""
+    async with opened(store) as owner:
+        await owner.create("r")
+        for n in range(2, 30):
+            owner.append(Batch("r", 1, records(n, n), lazy=n % 3 != 0), n)
+            if n % 10 == 0:
+                await _settled(owner, n - 1)
+        owner.append(Batch("r", 1, records(30, 30), lazy=True), 30)
+        await _settled(owner, 29)
+
+        expect(owner.settled, [(n, None) for n in range(2, 31)])
+        owner.append(Batch("r", 1, records(31, 31), lazy=True), 31)
+    expect(len(owner.settled), 30)
+
+
+async def _settled(owner: Owner, count: int) -> None:
+    await until(lambda: len(owner.settled) == count)
+
+
+@_check
 async def a_settled_batch_can_be_read(store: StoreHarness) -> None:
     """Once a batch is settled, every owner reads it."""
     async with opened(store) as one, opened(store) as two:
