@@ -224,7 +224,7 @@ def _class_name(kind: type) -> str:
 def _checked_classes(call: str, classes: tuple[object, ...]) -> tuple[type[BaseException], ...]:
     for kind in classes:
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-            msg = f"{call}() was given {brief(kind)}; expected exception classes: {call}(OSError)"
+            msg = f"{call}() was given {brief(cast('object', kind))}; expected exception classes: {call}(OSError)"
             raise TypeError(msg)
     return cast("tuple[type[BaseException], ...]", classes)
 

@@ -93,12 +93,14 @@ class MachineJournal(Protocol):
 
     def number(self, payload: Any) -> Numbered:
         """Return a delivery with its number, which a new one gets."""
+        ...
 
     def load(self, nodes: list[BranchNode], numbers: list[int], opened: int) -> None:
         """Take over the branch numbers of a snapshot."""
 
     def hand_over(self, payload: Any) -> Numbered:
         """Number a delivery that the worker which made it goes on with."""
+        ...
 
     def routed(self, event: Event, targets: tuple[int, ...]) -> None: ...
     def joined(self, joins: tuple[int, ...]) -> None: ...

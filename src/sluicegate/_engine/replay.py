@@ -255,9 +255,11 @@ class _Machine(Machine):
             KeyError: There is none.
         """
         for queue in self.queues:
-            items = {} if queue.inbox is None else queue.inbox.items  # type: ignore[attr-defined]
-            if key in items:
-                delivery, node = items.pop(key)
+            found = (
+                None if queue.inbox is None else cast("_Inbox", queue.inbox).items.pop(key, None)
+            )
+            if found is not None:
+                delivery, node = found
                 queue.pending -= 1
                 if key in self.handed:
                     self.handed.remove(key)
@@ -312,8 +314,10 @@ class PastRun:
             carrier=saved.carrier,
             state_store=saved.store,
         )
-        known = {} if saved.progress is None else saved.progress.children
-        self.run.saved_children = {**known}
+        if saved.progress is None:
+            self.run.saved_children = {}
+        else:
+            self.run.saved_children = {**saved.progress.children}
         self.run.journal = self  # type: ignore[assignment]
         self.began_at = at
         #: The last wait that began, and its question, until that is on the stream.

@@ -110,6 +110,7 @@ class Part(Protocol):
         self, event: Event, step: str | None, question: str | None, key: str | None
     ) -> Acknowledgement:
         """Pass on an event from outside, wherever the run is."""
+        ...
 
     def cancel(self, reason: str, after: str) -> None:
         """Have the run cancelled, wherever it is."""
@@ -117,6 +118,7 @@ class Part(Protocol):
     @property
     def questions(self) -> tuple[OpenQuestion, ...]:
         """The open questions of a run that is not live."""
+        ...
 
 
 @attrs.frozen

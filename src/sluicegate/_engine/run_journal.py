@@ -51,7 +51,7 @@ from sluicegate._loop import current_backend
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from types import TracebackType
 
     from sluicegate._data.codec import Codec
@@ -207,8 +207,13 @@ class JournalWriter:
         )
         return self.sequence
 
+    def leaves_message(self) -> bool:
+        """Whether no record has applied the message of the inbox; it is not applied any more then."""
+        message, self.consumes = self.consumes, None
+        return message is not None
+
     @contextmanager
-    def coming_with(self, key: str, child: int, kept: Kept) -> Iterator[None]:
+    def coming_with(self, key: str, child: int, kept: Kept) -> Generator[None]:
         """Have the event that is applied within recorded with the key with which it came."""
         self.incoming = key, child, kept
         try:
@@ -435,8 +440,6 @@ class RunJournal:
         """Note the steps to which an event goes."""
         if self._input is not None and targets:
             steps = self.run.graph.steps
-            if not self._input.to:
-                self._input.to = {}
             self._input.to[type(event).__name__] = [steps[index].name for index in targets]
 
     def joined(self, joins: tuple[int, ...]) -> None:

@@ -19,7 +19,7 @@ from sluicegate.durable._errors import StoreClosedError
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from sluicegate._loop import Backend, Waiter
     from sluicegate._workflow import Workflow
@@ -45,6 +45,7 @@ class Tended(Protocol):
     @property
     def is_owner(self) -> bool:
         """Whether it runs the run when that is woken."""
+        ...
 
     def deliver(self, message: Message) -> None:
         """Apply a message of the inbox; called in the loop, and again until it is consumed."""
@@ -211,7 +212,7 @@ class Hub:
             watch.note()
 
     @contextmanager
-    def owning(self, part: Tended) -> Iterator[None]:
+    def owning(self, part: Tended) -> Generator[None]:
         """Note that an owner has entered a run as long as the block lasts."""
         self.parts[part] = None
         try:

@@ -758,8 +758,7 @@ class Part:
             self._apply(run, message)
         except (WorkflowRuntimeError, msgspec.MsgspecError) as error:
             LOGGER.warning("a message for the run %s was dropped: %s", self.run_id, error)
-        if self._writer.consumes is not None:
-            self._writer.consumes = None
+        if self._writer.leaves_message():
             self._consume(message.id)
 
     def _apply(self, run: Run, message: Message) -> None:
