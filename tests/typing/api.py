@@ -59,7 +59,7 @@ class Writer(Workflow[Verdict]):
 
 
 async def owned() -> None:
-    writer = Writer(timeout=3)
+    writer = Writer(timeout=3, stream="durable")
     assert_type(writer.run(topic="x"), WorkflowHandler[Verdict])
     assert_type(await writer.run(start_event=Topic(topic="x")), Verdict)
     async with writer.run(topic="x") as handler:
@@ -67,6 +67,9 @@ async def owned() -> None:
         assert_type(handler.stream_events(), EventStream)
         async for event in handler.stream_events(after=3, expose_internal=True):
             assert_type(event, Event)
+        with handler.stream_events(after="0", lossy=True) as stream:
+            assert_type(stream.cursor, str)
+            handler.stream_events(after=stream.cursor)
         assert_type(handler.result(), Verdict)
         assert_type(await handler.cancel("reason"), None)
     async with trio.open_nursery() as nursery:
