@@ -176,3 +176,26 @@ def test_what_the_sweep_finds_in_libraries(name, library, known, problem):
         runpy.run_path(str(EXAMPLES / "sweeps" / f"{name}.py"), run_name="__main__")
 
     assert problem in failed.value.problem
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_approval(backend, tmp_path):
+    """The process that asks is killed three times; the answer comes, and the expense is paid once."""
+    command = [sys.executable, "-W", "error", EXAMPLES / "approval.py", "--backend", backend]
+    for _ in range(3):
+        with subprocess.Popen(
+            [*command, "ask", "17", "480"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        ) as asking:
+            assert asking.stdout is not None
+            assert asking.stdout.readline() == "expense 17: pay 480?\n"
+            asking.kill()
+
+    answer = ("--backend", backend, "answer", "17", "yes")
+    assert run_example("approval.py", *answer, cwd=tmp_path) == "answered\n"
+    printed = run_example("approval.py", "--backend", backend, "ask", "17", "480", cwd=tmp_path)
+    again = run_example("approval.py", "--backend", backend, "ask", "17", "480", cwd=tmp_path)
+
+    paid = "paid: receipt for expense-17/1\n"
+    assert printed == f"expense 17: pay 480?\npaying 480\n{paid}"
+    assert again == f"expense 17: pay 480?\n{paid}"
