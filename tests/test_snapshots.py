@@ -26,6 +26,7 @@ from sluicegate import (
     HumanResponseEvent,
     InputRequiredEvent,
     Observer,
+    QuestionClosedError,
     Retry,
     SnapshotError,
     StartEvent,
@@ -1462,3 +1463,57 @@ def test_a_resumed_step_that_has_not_begun_again_keeps_the_branches_that_it_hold
         return await Holds().resume(snapshot)
 
     assert run_virtually(backend, main) == 1
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+@on_each_backend
+def test_an_answer_to_a_question_whose_wait_has_not_begun_again_is_kept(backend, is_begun):
+    """D7: a snapshot of a resumed run has the answer, and for that very wait."""
+    pause = 0.0
+
+    class Two(Workflow[list[str]]):
+        @step(waits_for=[Said])
+        async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            await anyio.sleep(pause)
+            answers: dict[str, str] = {}
+
+            async def ask(name: str) -> None:
+                answers[name] = (await ctx.wait_for_event(Said, Asked(name=name))).text
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(ask, "ann")
+                group.start_soon(ask, "bob")
+            return StopEvent(result=[answers["ann"], answers["bob"]])
+
+    async def main() -> list[str]:
+        nonlocal pause
+        async with Two(serializable=[Asked]).run() as handler:
+            await wait_until_idle()
+            snapshot = through_json(handler.snapshot())
+            handler.cancel()
+        pause = 10.0
+        async with Two(serializable=[Asked]).resume(snapshot) as handler:
+            if is_begun:
+                await anyio.sleep(1)
+            names = {q.event.name: q.id for q in handler.questions if isinstance(q.event, Asked)}
+            handler.send_event(Said(name="", text="bob's"), question=names["bob"])
+            with pytest.raises(QuestionClosedError):
+                handler.send_event(Said(name="", text="again"), question=names["bob"])
+            await anyio.sleep(1)
+            snapshot = through_json(handler.snapshot())
+            handler.cancel()
+        handler = Two(serializable=[Asked]).resume(snapshot)
+
+        assert [q.id for q in handler.questions] == [names["ann"]]
+
+        async with handler:
+            with pytest.raises(QuestionClosedError):
+                handler.send_event(Said(name="", text="again"), question=names["bob"])
+            await anyio.sleep(20)
+
+            assert [q.id for q in handler.questions] == [names["ann"]]
+
+            handler.send_event(Said(name="", text="ann's"), question=names["ann"])
+            return await handler
+
+    assert run_virtually(backend, main) == ["ann's", "bob's"]

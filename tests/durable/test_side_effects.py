@@ -6,6 +6,8 @@ import anyio
 import pytest
 
 from sluicegate import Context, Event, Retry, StartEvent, StopEvent, Workflow, step
+from sluicegate.durable import open_run_store
+from sluicegate.testing import sweep
 from tests.durable.stored import Answer, Question, Stores, kill, kinds_of, reach, wall
 from tests.helpers import on_each_backend, run_virtually
 
@@ -272,3 +274,97 @@ def test_children_continue_where_they_were_after_a_crash(backend):
         "b first",
         "b second",
     ]
+
+
+# -- at every moment ------------------------------------------------------------------------------
+
+
+class Volume(Workflow):
+    """Two children at once, an effect, a timer and a question; the ledger sees what is made and known."""
+
+    def __init__(self, ledger):
+        super().__init__(serializable=[Question, Answer])
+        self.ledger = ledger
+
+    @step
+    async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        async def call(name):
+            self.known(await ctx.run_child(Chapter(self.ledger), name=name))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(call, "one")
+            group.start_soon(call, "two")
+        self.known(await ctx.once("print", self.print))
+        answer = await ctx.wait_for_event(Answer, Question(prompt="good?"))
+        self.known(answer.text)
+        await ctx.sleep(10)
+        return StopEvent(result="published")
+
+    async def print(self):
+        await anyio.sleep(1)
+        self.ledger.append("printed is made")
+        return "printed"
+
+    def known(self, what):
+        self.ledger.append(f"{what} is known")
+
+
+class Chapter(Workflow):
+    def __init__(self, ledger):
+        super().__init__()
+        self.ledger = ledger
+
+    @step
+    async def first(self, ev: StartEvent) -> Half:
+        await anyio.sleep(1)
+        self.ledger.append(f"{ev.name} is made")
+        return Half(name=ev.name)
+
+    @step
+    async def second(self, ctx: Context, ev: Half) -> StopEvent:
+        self.ledger.append(f"first of {ev.name} is known")
+        await ctx.sleep(1)
+        return StopEvent(result=ev.name)
+
+
+async def publish(trial):
+    """What each process does: it continues the run, and a person answers what is open."""
+    ledger, crash = trial.crash.ledger, trial.crash
+    store = crash.store.open()
+    async with (
+        open_run_store(store, wall=crash.wall, release_idle=None) as runs,
+        runs.run(Volume(ledger).run(), run_id="a") as handler,
+    ):
+        while not handler.is_done():
+            await anyio.sleep(0.5)
+            for question in handler.questions:
+                if "yes is sent" not in ledger:
+                    await handler.send_event(Answer(text="yes"), question=question.id, id="y")
+                    ledger.append("yes is sent")
+        return await handler
+
+
+def nothing_known_is_made_again(outcome):
+    assert outcome.value == "published"
+    seen = []
+    for entry in outcome.ledger:
+        name, _, what = entry.partition(" is ")
+        if what == "made":
+            assert f"{name} is known" not in seen, outcome.ledger
+            assert f"first of {name} is known" not in seen, outcome.ledger
+        seen.append(entry)
+    assert {"one is known", "two is known", "printed is known", "yes is known"} <= {*seen}
+
+
+@pytest.mark.slow
+def test_at_whatever_moment_the_process_dies(backend):
+    """D2, D6, D7: recorded effects, answers, and steps of children are not made again; timers end."""
+    report = sweep(
+        publish,
+        kinds="crash",
+        backends=backend,
+        limit=60,
+        check=nothing_known_is_made_again,
+    )
+
+    assert report.positions > 40

@@ -195,7 +195,8 @@ def receive_early(run: Run, event: Event, target: str | None, question: str | No
     elif question is not None:
         found = () if run.resumed is None else run.resumed.questions
         asked = next((q for q in found if id_of(q.number) == question), None)
-        if asked is None or any(named == question for _, _, named in run.early):
+        is_answered = any(named == question for _, _, named in run.early)
+        if asked is None or asked.answer is not None or is_answered:
             last = max((q.number for q in found), default=0)
             raise not_open(run, question, event, was_open=number_of(question) <= last)
         check_answers(run, event, question, (asked.kind,) if asked.kind else run.graph.answers)

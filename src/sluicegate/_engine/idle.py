@@ -90,7 +90,7 @@ def open_questions(run: Run) -> tuple[OpenQuestion, ...]:
     if machine is None:
         resumed = () if run.resumed is None else run.resumed.questions
         answered = {question for _, _, question in run.early}
-        found_before = [shown(run, asked) for asked in resumed]
+        found_before = [shown(run, asked) for asked in resumed if asked.answer is None]
         found_before += _saved_questions(run)
         return tuple(question for question in found_before if question.id not in answered)
     found = {

@@ -35,10 +35,7 @@ class SavedAsked:
     def __init__(self, where: Snapshot, name: str) -> None:
         self.where = where
         self.name = name
-        questions = () if where.run is None else where.run.questions
-        self.asked = next((asked for asked in questions if id_of(asked.number) == name), None)
-        if any(answered == name for _, _, answered in where.arrived):
-            self.asked = None
+        self.asked = dict(_own_questions(where)).get(name)
 
     @property
     def answers(self) -> set[str]:
@@ -114,13 +111,18 @@ def saved_questions(run: Run) -> list[OpenQuestion]:
 
 
 def _questions_in(where: Snapshot) -> Iterator[tuple[str, SavedQuestion]]:
-    for asked in () if where.run is None else where.run.questions:
-        name = id_of(asked.number)
-        if all(answered != name for _, _, answered in where.arrived):
-            yield name, asked
+    yield from _own_questions(where)
     for run_id, child in _children_in(where):
         for name, asked in _questions_in(child):
             yield f"{run_id}/{name}", asked
+
+
+def _own_questions(where: Snapshot) -> Iterator[tuple[str, SavedQuestion]]:
+    answered = {question for _, _, question in where.arrived}
+    for asked in () if where.run is None else where.run.questions:
+        name = id_of(asked.number)
+        if asked.answer is None and name not in answered:
+            yield name, asked
 
 
 def _children_in(where: Snapshot) -> Iterator[tuple[str, Snapshot]]:

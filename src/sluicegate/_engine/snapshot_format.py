@@ -151,6 +151,8 @@ class SavedQuestion(_Part):
     event: Any = None
     kind: str | None = None
     key: Content | None = None
+    #: The answer that has come for the wait, which has not begun again; the question is not open then.
+    answer: Any = None
     #: Whether the stream of a durable run has the event.
     shown: bool = False
 

@@ -321,6 +321,8 @@ class _Reader:
                 if part.key is None:
                     refuse(f"{path}.key", "16 hexadecimal digits, not None")
                 asked.kind, asked.key = self._kind_of_answer(part.kind), int(part.key, 16)
+                if part.answer is not None:
+                    asked.answer = self.event(part.answer, f"{path}.answer", asked.kind)
             found.append(asked)
         return found
 

@@ -210,12 +210,14 @@ class _Writer:
         )
 
     def _open_questions(self) -> list[SavedQuestion]:
-        """Return the open questions in order, with the class and the key of the wait, if there is one."""
+        """Return the open questions in order, with the class and the key of the wait, if there is one.
+
+        With them are those whose answer waits for a wait that has to begin again.
+        """
         machine, key_of = self._machine, self._codec.content_key
         found = [
-            self._question(asked, asked.event, asked.kind, asked.key)
+            self._question(asked, asked.event, asked.kind, asked.key, asked.answer)
             for asked in machine.open_questions
-            if asked.answer is None
         ]
         found += [
             self._question(wait, wait.shown, wait.kind, wait.content_key(key_of))
@@ -225,7 +227,12 @@ class _Writer:
         return sorted(found, key=lambda question: question.number)
 
     def _question(
-        self, open_one: Wait | Asked, event: Event | None, kind: type[Event] | None, key: int
+        self,
+        open_one: Wait | Asked,
+        event: Event | None,
+        kind: type[Event] | None,
+        key: int,
+        answer: Event | None = None,
     ) -> SavedQuestion:
         age = max(self._now - open_one.since, 0.0)
         part = SavedQuestion(number=open_one.number, age=age, shown=open_one.is_shown)
@@ -234,6 +241,8 @@ class _Writer:
                 part.event = self._codec.encode(event, "a question")
         if kind is not None:
             part.kind, part.key = kind.__name__, f"{key:016x}"
+        if answer is not None:
+            part.answer = self._codec.encode(answer, "an answer")
         return part
 
     def _events(self, events: Iterable[Event], path: str) -> list[Any]:
