@@ -240,6 +240,10 @@ class Outcome:
         """Record that a durable run waits in its store, and is to unwind here until it is woken."""
         self.status = "parked"
 
+    def forget_failures(self) -> None:
+        """Drop the failures of the clean-up of a durable run that rests; they were logged."""
+        self._errors = None
+
     def reopen(self) -> None:
         """Begin another life of a durable run, which has rested in its store."""
         self.status = ""

@@ -495,8 +495,15 @@ class Part:
             await self._hub.journal.release(lease)
 
     def _forget_life(self) -> None:
-        """Drop what a run at rest does not need in memory."""
+        """Drop what a run at rest does not need in memory; log the failures of its clean-up.
+
+        They are no failures of the run: its steps begin again when it is woken.
+        """
         run = self._run
+        for error in run.outcome.errors:
+            msg = "a step of the run %s failed while it unwound to rest in its store"
+            LOGGER.error(msg, run.run_id, exc_info=error)
+        run.outcome.forget_failures()
         run.machine = run.state_store = run.journal = run.log.stored = run.in_flight = None
         self._writer = None
         self._taken.clear()
