@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
+import subprocess
+import sys
 
 import anyio
 import pytest
@@ -16,6 +19,7 @@ from sluicegate import (
     Workflow,
     catch_error,
     step,
+    workflow_scope,
 )
 from sluicegate.durable import RunConflictError, open_run_store
 from tests.durable.stored import (
@@ -62,6 +66,19 @@ def test_a_worker_runs_what_is_submitted(backend):
             return before, results, len(workflow.ran)
 
     assert run_virtually(backend, main) == ({"running": 3}, [2, 3, 4], 6)
+
+
+def test_a_scope_does_not_start_what_is_submitted(backend):
+    """The handler of a submitted run is used up, also inside of a workflow_scope."""
+
+    async def main():
+        stores, workflow = Stores(), Counting()
+        async with stores.open() as runs, workflow_scope():
+            await runs.submit(workflow.run(), run_id="a")
+            await anyio.sleep(1)
+            return (await runs.get("a")).status, workflow.ran
+
+    assert run_virtually(backend, main) == ("running", [])
 
 
 def test_a_worker_is_woken_by_answers_and_timers(backend):
@@ -412,3 +429,54 @@ def test_it_works_with_sqlite(backend, tmp_path):
         result = portal.call(main)
 
     assert result == (3, 3, "yes", ["ask", "end"], [])
+
+
+PROGRAM = """
+import sys
+import anyio
+import sluicegate
+from sluicegate.durable import open_run_store
+from tests.durable.stored import Counting
+
+async def main():
+    workflow = Counting()
+    workflow.gate = anyio.Event()
+    async with open_run_store(sys.argv[1], lease=3600) as runs, runs.worker(workflow):
+        await runs.submit(workflow.run(n=1), run_id="a")
+        while len(workflow.ran) < 2:
+            await anyio.sleep(0.01)
+        print("running", flush=True)
+        await anyio.sleep_forever()
+
+sluicegate.run(main, backend=sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
+def test_a_process_is_ended_by_a_signal(backend, how, tmp_path):
+    """SIGTERM detaches its runs and gives up their leases; kill -9 leaves them to the system's lock."""
+    url = f"sqlite:///{tmp_path}/runs.db"
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, url, backend], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "running\n"
+        process.send_signal(getattr(signal, how))
+        try:
+            process.wait(20)
+        finally:
+            process.kill()
+
+    async def main():
+        workflow = Counting()
+        async with open_run_store(url) as runs:
+            owner = (await runs.get("a")).owner
+            with anyio.fail_after(30):
+                return owner, await runs.run(workflow.run(n=1), run_id="a"), workflow.ran
+
+    owner, result, ran = anyio.run(main, backend=backend)
+
+    assert (owner is None) == (how == "SIGTERM")
+    assert process.returncode == (143 if how == "SIGTERM" else -9)
+    assert (result, ran) == (3, ["second"])

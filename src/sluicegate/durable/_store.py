@@ -384,10 +384,8 @@ class RunStore:
         self.run(handler, run_id=run_id)
         run = run_of(handler)
         assert isinstance(run.part, Part)
-        try:
-            await run.part.submit()
-        finally:
-            handler.cancel("it was submitted to a store")  # it does not run here
+        handler.cancel("it was submitted to a store")  # or a scope around the call would start it
+        await run.part.submit()
         return run.run_id
 
     def worker(self, *workflows: Workflow[Any], max_runs: int | None = None) -> RunWorker:
