@@ -368,6 +368,9 @@ ROWS = [{"at": n, "tags": []} for n in range(4)]
         # sets
         ({"a", "c"}, lambda v: v.add("b"), ["v", ["s", [], ["b"]]]),
         ({"a", "c"}, lambda v: v.remove("a"), ["v", ["s", ["a"]]]),
+        ({"a", "c"}, lambda v: v.remove("c"), ["v", ["s", ["c"]]]),
+        ({"a", "\ud800", "\ue000"}, lambda v: v.add("\ud801"), ["v", ["s", [], [{"$": "str", "v": "7aCB"}]]]),
+        ({"a", "\ud800", "\ue000"}, lambda v: v.remove("\ud800"), ["v", ["s", [{"$": "str", "v": "7aCA"}]]]),
         ({1, "c"}, lambda v: v.add(2), ["v", ["u", [], [2]]]),
         ({1, "c"}, lambda v: v.remove(1), ["=", {"$": "set", "v": ["c"]}]),
         ({1, 2}, lambda v: (v.remove(1), v.add(True)), ["v", ["u", [1], [True]]]),
@@ -484,6 +487,22 @@ def test_a_committed_list_that_was_changed_and_set_again_is_written():
         async with store.edit_state() as state:
             state.inner = [items, 7]
         journal.check()
+
+    trio.run(main)
+
+
+@everywhere
+def test_a_state_that_was_changed_and_set_again_is_written(kind):
+    """An object that belongs to the store already, and was changed nevertheless, is written whole."""
+
+    async def main():
+        store, journal = journalled(kind)
+        state = DictState(NAMES) if kind is None else kind()
+        await store.set_state(state)
+        state.n = 5
+        await store.set_state(state)
+        journal.check()
+        assert journal.last == ["=", encoded(state)]
 
     trio.run(main)
 

@@ -126,10 +126,11 @@ class _Comparison:
 
     def states(self, change: StateChange) -> Patch | None:
         old, new = change.old, change.new
-        form = self._codec.form(type(new))
-        if type(old) is not type(new) or (form is None and type(new) is not DictState):
+        kind = cast("Any", type(new))
+        form = self._codec.form(kind)
+        if type(old) is not kind or (form is None and kind is not DictState):
             return self._whole_state(new)
-        shape, path = class_fields(type(new)), change.path or ()
+        shape, path = class_fields(kind), change.path or ()
         # Fields beside the path, unread fields of a draft, and those of a frozen object are as they were.
         is_copy = bool(path) or change.copies is not None
         trusted = is_copy or (shape is not None and shape.is_frozen)
@@ -543,16 +544,16 @@ def _kept_keys(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> tuple[list[Any
     kept = len(old) - len(removed)
     if kept <= len(new) and all(map(is_, filterfalse(set(removed).__contains__, old), new)):
         return removed, kept
-    removed, kept = [], 0
+    gone: list[Any] = []
     keys = iter(new)
-    expected = next(keys, None)
+    expected, kept = next(keys, None), 0
     for key in old:
         if kept < len(new) and _is_same_key(key, expected):
             kept += 1
             expected = next(keys, None)
         else:
-            removed.append(key)
-    return removed, kept
+            gone.append(key)
+    return gone, kept
 
 
 def _suspects(old: Any, new: Any, kept: int, removed: list[Any]) -> Iterable[Any]:
