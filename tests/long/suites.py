@@ -62,6 +62,14 @@ def crash_points(_seed: int) -> list[Item]:
     ]
 
 
+def durable_sweeps(_seed: int) -> list[Item]:
+    """Each durable flow over its store, with a crash and with a cancellation at every moment."""
+    return [
+        (test, _pytest(test, "--sweep-limit", "5000"))
+        for test in _tests_in("tests/durable/test_crash_sweeps.py")
+    ]
+
+
 def crashed_programs(seed: int) -> list[Item]:
     """Four hundred random programs for each backend, each cut at random records in several lives."""
     return _by_seeds("tests.durable.program_lives", seed, count=400, at_once=20, backends=VIRTUAL)
@@ -78,6 +86,7 @@ SUITES: dict[str, Callable[[int], list[Item]]] = {
     "signals": signals,
     "rebuilt": rebuilt,
     "crash_points": crash_points,
+    "durable_sweeps": durable_sweeps,
     "crashed_programs": crashed_programs,
 }
 

@@ -10,7 +10,7 @@ from sluicegate.testing._scenarios import Reading, WorkflowScenario, workflow_sc
 from sluicegate.testing._stepping import SteppedRun, step_through
 from sluicegate.testing._store_checks import StoreCheck, StoreHarness, store_checks
 from sluicegate.testing._sweeps.asyncio_time import VirtualLoop
-from sluicegate.testing._sweeps.crash import Crash, CrashLedger
+from sluicegate.testing._sweeps.crash import Crash, CrashLedger, CrashStore
 from sluicegate.testing._sweeps.sweep import SweepReport, fuzz, sweep
 from sluicegate.testing._sweeps.trial import At, InjectedError, Outcome, ScenarioFailure, Trial
 from sluicegate.testing._sweeps.virtual import jump_clock, run_virtually
@@ -20,6 +20,7 @@ __all__ = [
     "At",
     "Crash",
     "CrashLedger",
+    "CrashStore",
     "InjectedError",
     "Outcome",
     "Reading",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
     from contextlib import AbstractAsyncContextManager
 
+    from sluicegate.durable import RunStore
     from sluicegate.durable._memory import MemoryJournal, MemoryStore
 
 
@@ -126,6 +127,16 @@ class Crash:
     def store(self) -> CrashStore:
         """The store for the durable runs of the scenario."""
         return CrashStore(self)
+
+    def open_runs(self, **options: Any) -> RunStore:
+        """Open the store of durable runs for this life: ``async with trial.crash.open_runs() as runs:``.
+
+        Args:
+            **options: As for :func:`sluicegate.durable.open_run_store`.
+        """
+        from sluicegate.durable import open_run_store  # noqa: PLC0415 - imported on demand
+
+        return open_run_store(self.store.open(), wall=self.wall, **options)
 
     def new_store(self) -> MemoryStore:
         """Return a new store in memory, whose clock goes with virtual time."""

@@ -8,6 +8,7 @@ event loops.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager
@@ -44,6 +45,13 @@ LONGEST: Final = 1e8
 THREAD_PATIENCE: Final = 10
 
 TaskT = TypeVar("TaskT")
+
+LOGGER: Final = logging.getLogger("sluicegate")
+
+
+def _say_nothing(_record: logging.LogRecord) -> bool:
+    """Filter out what a life says that was cut off."""
+    return False
 
 
 class Strand(Coroutine[Any, Any, Any], Generic[TaskT]):
@@ -340,6 +348,7 @@ class Stage(ABC, Generic[TaskT]):
         """Cut off this life of the scenario; what it does from now on is not observed."""
         self.is_counting = False
         self.crash.cut()
+        LOGGER.addFilter(_say_nothing)
 
     def is_target(self, name: str) -> bool:
         """Whether a task or block of this name is a target."""
@@ -416,6 +425,7 @@ class Stage(ABC, Generic[TaskT]):
         self.stuck = f"{self._doing} {why}"
         self.alive = [strand.tell() for strand in self.strands.values()]
         self.is_counting = False
+        LOGGER.removeFilter(_say_nothing)
         self.abandon()
 
     # -- the scenario --------------------------------------------------------------------------
@@ -427,6 +437,7 @@ class Stage(ABC, Generic[TaskT]):
             strikes: Whether this run may be struck.
             crash: The life that it is; by default a first one.
         """
+        LOGGER.removeFilter(_say_nothing)
         self.crash = Crash(self.staging.loses, self.now) if crash is None else crash
         trial = Trial(self.at.backend, self.open_target, self.crash)
         staging = self.staging

@@ -1,0 +1,117 @@
+"""The durable flows under the sweeps: their process dies, or is cancelled, at every moment.
+
+A few moments are tried here; ``--sweep-limit 5000``, as in `.ci/long`, tries all.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+
+from sluicegate.testing import sweep
+from sluicegate.testing._sweeps.crash import LOSSES
+from tests.durable.driving import World
+from tests.durable.flows import FLOWS
+from tests.durable.ledger import Ledger, faults_in
+from tests.helpers import on_each_backend
+
+
+#: How many moments of each flow are tried here.
+LIMIT = 3
+
+on_each_flow = pytest.mark.parametrize("name", FLOWS)
+
+
+@pytest.fixture
+def limit(request):
+    return int(request.config.getoption("sweep_limit") or LIMIT)
+
+
+class SweptLedger(Ledger):
+    """The ledger of one life of a swept scenario."""
+
+    def __init__(self, crash):
+        super().__init__(crash.life)
+        self._crash = crash
+
+    @property
+    def is_dead(self):
+        return self._crash.is_cut
+
+    @is_dead.setter
+    def is_dead(self, _):
+        """The sweep decides."""
+
+    def entries(self):
+        return list(self._crash.ledger)
+
+    def write(self, entry):
+        self._crash.ledger.append(entry)
+
+
+async def live(name, crash):
+    """One life of a flow, from the start of its process to the end of the run."""
+    flow = FLOWS[name](SweptLedger(crash))
+    result = None
+    async with crash.open_runs() as runs:
+        handler = runs.run(flow.run(**flow.inputs), run_id="one")
+        with suppress(Exception):  # the status says how it ended
+            async with handler:
+                await World(flow, handler, flow.ledger).live()
+                result = await handler
+    return result, handler.status
+
+
+def check_flow(name, value, entries):
+    flow = FLOWS[name]
+
+    assert value == (flow.result, flow.status)
+    assert faults_in(list(entries), flow.expected) == []
+
+
+@pytest.mark.slow
+@on_each_backend
+@on_each_flow
+def test_a_durable_flow_survives_a_crash(name, backend, limit):
+    """Every crash point: the next life ends with the right result, and the ledger has no fault."""
+
+    async def scenario(trial):
+        return await live(name, trial.crash)
+
+    def check(outcome):
+        check_flow(name, outcome.value, outcome.ledger)
+
+    chosen = LOSSES if limit > LIMIT else [LOSSES[len(name) % len(LOSSES)]]
+    for loses in chosen:
+        report = sweep(
+            scenario,
+            kinds="crash",
+            backends=backend,
+            loses=loses,
+            limit=limit,
+            within=200,
+            check=check,
+        )
+        assert report.positions
+
+
+@pytest.mark.slow
+@on_each_backend
+@on_each_flow
+def test_a_durable_flow_continues_after_its_owner_was_cancelled(name, backend, limit):
+    """D5: a cancellation of the owner is none of the run, which another owner brings to its end."""
+
+    async def scenario(trial):
+        trial.state.crash = trial.crash
+        return await live(name, trial.crash)
+
+    async def check(outcome):
+        value = outcome.value
+        if value is None:
+            value = await live(name, outcome.state.crash.next_life())
+        check_flow(name, value, outcome.state.crash.ledger)
+
+    report = sweep(scenario, backends=backend, limit=limit, within=200, check=check)
+
+    assert report.positions
