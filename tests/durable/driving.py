@@ -9,6 +9,7 @@ import anyio
 
 from sluicegate import ChildEvent, WorkflowRuntimeError
 from sluicegate._handler import run_of
+from sluicegate.durable import RunEndedError
 from tests.durable.flows import Answer, Flow, Question
 from tests.durable.ledger import DeadLifeError
 
@@ -63,7 +64,7 @@ class World:
             return
         answer = Answer(key=key, response=key.upper())
         # The run may have ended, or this life.
-        with suppress(WorkflowRuntimeError, DeadLifeError):
+        with suppress(WorkflowRuntimeError, RunEndedError, DeadLifeError):
             await self.handler.send_event(answer, id=f"answer {key}")
             await self._durable()
             self.ledger.note("answered", key)

@@ -809,7 +809,7 @@ class Equipped(Flow):
             await self.pause()
             return [Job(key="quick", length=1, by=me), Job(key="slow", length=10_000, by=me)]
 
-    @step(timeout=0.05)
+    @step(timeout=1.0)
     async def work(
         self, ctx: Context, ev: Job, pool: Annotated[Pool, Resource(make_pool, scope="run")]
     ) -> Made:

@@ -112,6 +112,8 @@ def test_a_durable_flow_continues_after_its_owner_was_cancelled(name, backend, l
             value = await live(name, outcome.state.crash.next_life())
         check_flow(name, value, outcome.state.crash.ledger)
 
-    report = sweep(scenario, backends=backend, limit=limit, within=200, check=check)
+    # A failure in the same moment as the cancellation goes before it.
+    allow = () if FLOWS[name].status == "completed" else "swallowed"
+    report = sweep(scenario, backends=backend, limit=limit, within=200, check=check, allow=allow)
 
     assert report.positions

@@ -70,6 +70,21 @@ def durable_sweeps(_seed: int) -> list[Item]:
     ]
 
 
+def kills(seed: int) -> list[Item]:
+    """Real ``kill -9`` over SQLite: each flow at every append, and a thousand runs at random moments."""
+    command = [sys.executable, "-W", "error", "-m", "tests.durable.killing"]
+    items = [
+        (f"{name} {backend}", [*command, "--flow", name, "--backend", backend])
+        for name in FLOWS
+        for backend in VIRTUAL
+    ]
+    for number in range(20):
+        options = ["--random", "50", "--seed", f"{seed * 20 + number}"]
+        options += ["--backend", VIRTUAL[number % 2], "--processes", f"{1 + number % 3}"]
+        items.append((f"random {number}", [*command, *options]))
+    return items
+
+
 def crashed_programs(seed: int) -> list[Item]:
     """Four hundred random programs for each backend, each cut at random records in several lives."""
     return _by_seeds("tests.durable.program_lives", seed, count=400, at_once=20, backends=VIRTUAL)
@@ -87,6 +102,7 @@ SUITES: dict[str, Callable[[int], list[Item]]] = {
     "rebuilt": rebuilt,
     "crash_points": crash_points,
     "durable_sweeps": durable_sweeps,
+    "kills": kills,
     "crashed_programs": crashed_programs,
 }
 

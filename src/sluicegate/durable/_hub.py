@@ -178,6 +178,8 @@ class Hub:
         self._is_noted: Waiter | None = None
         #: Runs to be tended at once, and a heap of those to be tended at a time.
         self._now: dict[Tended, None] = {}
+        #: The runs of which a life has begun, and the inbox has not been read since.
+        self._begun: list[str] = []
         self._later: list[tuple[float, int, Tended]] = []
         self._entries = 0
 
@@ -316,6 +318,16 @@ class Hub:
         if self._is_noted is not None:
             self._is_noted.wake()
 
+    def note_begun(self, part: Tended) -> None:
+        """Have the inbox of a run read once more, because a life of it has begun.
+
+        A message that came between the claim, which has read the inbox, and the beginning of the life
+        was told to nobody.
+        """
+        self._begun.append(part.run_id)
+        if self._is_noted is not None:
+            self._is_noted.wake()
+
     def note_busy(self, part: Tended) -> None:
         """Have a busy run tended soon."""
         self._tend_at(current_backend().current_time() + BUSY_DELAY, part)
@@ -332,6 +344,9 @@ class Hub:
         self._is_noted = waiter = backend.waiter()
         while True:
             await self._wait_for_work(backend, waiter)
+            begun, self._begun = self._begun, []
+            if begun:
+                await self.deliver_messages(begun)
             now = backend.current_time()
             todo, self._now = self._now, {}
             while self._later and self._later[0][0] <= now:
@@ -345,7 +360,7 @@ class Hub:
         """Wait until a run is to be tended. A checkpoint."""
         await backend.checkpoint()
         due = self._later[0][0] if self._later else None
-        if self._now or (due is not None and due <= backend.current_time()):
+        if self._now or self._begun or (due is not None and due <= backend.current_time()):
             return
         if due is None:
             await waiter.wait()

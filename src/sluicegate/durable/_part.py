@@ -462,6 +462,7 @@ class Part:
         """Apply the messages that came before; called before the first step of a life begins."""
         while self._pending:
             self.deliver(self._pending.pop(0))
+        self._hub.note_begun(self)
         self.idle_changed()
 
     @enable_ki_protection
