@@ -144,7 +144,7 @@ def test_one_function_calls_the_body_of_every_step():
     ("part", "allowed"),
     [
         ("llms", ("llms", "_loop")),
-        ("testing._sweeps", ("testing._sweeps", "durable._memory")),
+        ("testing._sweeps", ("testing._sweeps", "durable")),
     ],
 )
 def test_parts_that_serve_any_program_stand_apart(part, allowed):

@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from tests.durable.driving import World
-from tests.durable.flows import FLOWS, Chain
+from tests.durable.flows import FLOWS, Chain, Human
 from tests.durable.killing import (
     Place,
     end_of,
@@ -128,3 +128,38 @@ class Forgetful(FLOWS["Interview"]):
     """Two of the questions are answered by another process."""
 
     unanswered = frozenset({"town", "road"})
+
+
+@on_each_backend
+def test_a_follower_reads_an_end_that_is_newer_than_the_row(backend):
+    """The process that follows a run tells how it ended, although the row it has read says it runs."""
+    stores = Stores()
+
+    async def main():
+        async with stores.open() as first, stores.open() as second:
+            get, count = second._hub.journal.get, 0
+
+            async def late(run_id):
+                nonlocal count
+                found = await get(run_id)
+                count += 1
+                if count == 1:  # the run ends while the row is on its way
+                    await anyio.sleep(100)
+                return found
+
+            second._hub.journal.get = late
+            async with anyio.create_task_group() as group:
+                flow = Human(Ledger())
+                handler = first.run(flow.run(), run_id="one")
+                handler.start_soon(group)
+                while not handler.questions:
+                    await anyio.sleep(0.01)
+                follower = second.run(Human(Ledger()).run(), run_id="one")
+                async with follower:
+                    with follower.stream_events(after="0") as reader:
+                        group.start_soon(World(flow, handler, flow.ledger).live)
+                        kinds = [type(event).__name__ async for event in reader]
+                    return kinds, await follower, follower.status
+
+    kinds = ["Question", "Question", "Question", "StopEvent"]
+    assert run_virtually(backend, main) == (kinds, Human.result, "completed")

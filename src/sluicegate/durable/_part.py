@@ -26,6 +26,7 @@ from sluicegate._engine.idle import can_be_released, is_idle, next_due
 from sluicegate._engine.run import check_thread, load_life
 from sluicegate._engine.run_journal import JournalWriter, RunJournal
 from sluicegate._errors import WorkflowRuntimeError
+from sluicegate._events import WorkflowCancelledEvent, WorkflowFailedEvent, WorkflowTimedOutEvent
 from sluicegate._exceptions import is_cancellation, single, urgent_leaf
 from sluicegate._loop import current_backend, enable_ki_protection
 from sluicegate._questions import Acknowledgement
@@ -333,7 +334,8 @@ class Part:
             self.status = "idle" if told.status in WAITING else "running"
             last = await self._catch_up(row)
             if last is not None:
-                self._run.outcome.recall(row.summary.status, last)
+                # The row may be older than the end that was read after it.
+                self._run.outcome.recall(_status_of(last), last)
                 return
             if self._may_claim(row):
                 self._try_at = self._hub.wall() + LOOK_AGAIN
@@ -786,6 +788,15 @@ class Part:
         assert self._writer is not None
         batch = Batch(self.run_id, self._lease.fence, consumes=(message,))
         self._write(batch, self._writer.durable)
+
+
+def _status_of(last: StopEvent) -> str:
+    """Return how a run has ended, by the event that ends its stream."""
+    if isinstance(last, WorkflowFailedEvent):
+        return "failed"
+    if isinstance(last, WorkflowTimedOutEvent):
+        return "timed_out"
+    return "cancelled" if isinstance(last, WorkflowCancelledEvent) else "completed"
 
 
 def _differ(
