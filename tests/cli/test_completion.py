@@ -128,7 +128,13 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
     [
         ("sluicegate ", {"run", "record", "summary", "draw", "check", "completion"}),
         ("sluicegate summary no", {"notes.txt"}),
-        ("sluicegate ru", {"run"}),
+        ("sluicegate ru", {"run", "runs"}),
+        ("sluicegate runs ", {"list", "show", "resume", "cancel", "answer", "fork", "prune"}),
+        ("sluicegate runs li", {"list"}),
+        ("sluicegate runs list --status p", {"parked"}),
+        ("sluicegate runs prune --dry", {"--dry-run"}),
+        ("sluicegate runs resume order-17 flows.py:R", {"Review"}),
+        ("sluicegate worker fl", {"flows.py"}),
         ("sluicegate draw --fo", {"--form"}),
         ("sluicegate draw flows.py:Review --form m", {"mermaid"}),
         ("sluicegate run --backend ", {"trio", "asyncio"}),
@@ -147,14 +153,17 @@ def test_bash_completes(shell, script, line, expected):
 
     assert expected <= set(found)
     assert len(found) == len(set(found))
-    if line.endswith(("ru", "--fo", " m", " fl", " no", " su", ":R", " z")):
+    if line.endswith(("ru", " li", " p", "--dry", "--fo", " m", " fl", " no", " su", ":R", " z")):
         assert set(found) == expected
 
 
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("sluicegate ru", {"run"}),
+        ("sluicegate ru", {"run", "runs"}),
+        ("sluicegate runs li", {"list"}),
+        ("sluicegate runs list --status par", {"parked"}),
+        ("sluicegate runs resume --back", {"--backend"}),
         ("sluicegate run --backend ", {"trio", "asyncio"}),
         ("sluicegate check fl", {"flows.py"}),
         ("sluicegate run flows.py:R", {"flows.py:Review"}),

@@ -10,6 +10,9 @@ signal itself keeps its handler.
 Trio's own handler raises KeyboardInterrupt in the main task, despite shields; asyncio's cancels the
 main task, and the second Ctrl-C interrupts the clean-up. Here a signal cancels a scope around the
 whole program, and shields hold on both backends.
+
+A program that serves others may drain first: then the first signal only tells it to finish what it
+has, and the second one unwinds it.
 """
 
 from __future__ import annotations
@@ -52,6 +55,8 @@ class Signals:
     Args:
         dump: Returns what SIGQUIT prints, given the frame that the signal has interrupted. It is
             called in a signal handler.
+        drain: Is called in the event loop, and the first signal cancels nothing. A function that
+            returns by itself then gives its result; a second signal cancels everything.
 
     Attributes:
         received: The first signal received, or None.
@@ -61,8 +66,10 @@ class Signals:
         "_backend",
         "_call_soon",
         "_counts",
+        "_drain",
         "_dump",
         "_has_turned",
+        "_is_draining",
         "_loop",
         "_main",
         "_previous",
@@ -70,9 +77,15 @@ class Signals:
         "received",
     )
 
-    def __init__(self, dump: Callable[[FrameType | None], str]) -> None:
+    def __init__(
+        self,
+        dump: Callable[[FrameType | None], str],
+        drain: Callable[[], object] | None = None,
+    ) -> None:
         self.received: int | None = None
         self._dump = dump
+        self._drain = drain
+        self._is_draining = False
         self._counts: dict[int, int] = {}
         self._previous: dict[int, Any] = {}
         self._backend: Backend | None = None
@@ -117,7 +130,7 @@ class Signals:
             with this.cancel_scope() as self._scope:
                 self._call_soon = this.caller_into(self._loop)
                 if self.received is not None:
-                    self._cancel()
+                    self._begin_to_end()
                 return [await function()]  # noqa: ASYNC910 - nothing, if it was cancelled
             return []
 
@@ -132,7 +145,7 @@ class Signals:
                 raise self._exception(self.received) from error  # noqa: ASYNC104 - its cause
             finally:
                 self._call_soon = self._scope = self._loop = self._main = None
-        if self.received is not None:
+        if self.received is not None and not (self._is_draining and result):
             raise self._exception(self.received)
         return result[0]
 
@@ -165,14 +178,28 @@ class Signals:
             _end_process(number)
         is_stuck = self._call_soon is not None and not self._has_turned
         if self.received is None:
-            self.received = number
-            if self._call_soon is not None:
-                with suppress(RuntimeError):  # the event loop has ended
-                    self._call_soon(self._cancel)
+            self.received, self._is_draining = number, self._drain is not None
+            self._call_in_loop(self._begin_to_end)
+        elif self._is_draining and not is_stuck:
+            self._is_draining = False
+            self._call_in_loop(self._cancel)
         elif count > 1 and is_stuck and not currently_ki_protected():
             raise self._exception(number)  # in the step that holds the event loop
         elif count > 1:
             _write(self._report(number, frame))
+
+    def _call_in_loop(self, function: Callable[[], object]) -> None:
+        if self._call_soon is not None:
+            with suppress(RuntimeError):  # the event loop has ended
+                self._call_soon(function)
+
+    def _begin_to_end(self) -> None:
+        """Drain, or cancel everything; called in the event loop."""
+        if self._is_draining and self._drain is not None:
+            self._has_turned = True
+            self._drain()
+        else:
+            self._cancel()
 
     def _cancel(self) -> None:
         """Cancel everything; called in the event loop."""

@@ -1,4 +1,4 @@
-"""The command line: run, record, draw and check workflows from a shell.
+"""The command line: run, record, draw and check workflows, and tend stored runs, from a shell.
 
 Exit codes: 0 success; 1 the workflow raised, or has faults; 2 the command or its input was wrong,
 as a line on standard error explains; 124 the run timed out; 130 it was interrupted by Ctrl-C, 143
@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "timeline": _timeline.timeline,
             "draw": _graphs.draw,
             "check": _graphs.check,
+            "runs": _tend_runs,
+            "worker": _serve_store,
             "completion": partial(_completion.completion, parser=parser),
         }
         code = commands[arguments.command](arguments)
@@ -71,6 +73,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         _silence_stdout()
         return READER_GONE
     return code
+
+
+def _tend_runs(arguments: Namespace) -> int:
+    from sluicegate.cli._runs import runs  # noqa: PLC0415 - most commands need no store
+
+    return runs(arguments)
+
+
+def _serve_store(arguments: Namespace) -> int:
+    from sluicegate.cli._worker import worker  # noqa: PLC0415 - as above
+
+    return worker(arguments)
 
 
 def _silence_stdout() -> None:

@@ -35,7 +35,12 @@ class _Option:
 
 @attrs.frozen
 class _Command:
-    """A command: its options, and the choices of its argument, or what that is: a TARGET or a FILE."""
+    """A command: its options, and the choices of its argument, or what that is: a TARGET or a FILE.
+
+    Attributes:
+        name: Its name; that of a command of a group has two words, ``runs list``.
+        takes_target: Whether it takes a TARGET, ``place`` arguments before which are something else.
+    """
 
     name: str
     help: str
@@ -43,6 +48,17 @@ class _Command:
     takes_target: bool
     takes_file: bool
     choices: tuple[str, ...]
+    place: int = 0
+
+    @property
+    def group(self) -> str:
+        """The group of the command; empty for none."""
+        return self.name.rpartition(" ")[0]
+
+    @property
+    def word(self) -> str:
+        """The last word of the name."""
+        return self.name.rpartition(" ")[2]
 
 
 def completion(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -58,19 +74,22 @@ def completion(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -
     return 0
 
 
-def _commands(parser: argparse.ArgumentParser) -> Iterator[_Command]:
+def _commands(parser: argparse.ArgumentParser, group: str = "") -> Iterator[_Command]:
+    """Yield the commands of a parser; a group comes before its own commands."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             summaries = {choice.dest: choice.help or "" for choice in action._choices_actions}
             # typeshed knows the keys of the choices, and not what they are
             commands: dict[str, argparse.ArgumentParser] = {**action.choices}  # pyright: ignore[reportUnknownMemberType]
             for name, command in commands.items():
-                yield _command(name, summaries.get(name, ""), command)
+                yield _command(f"{group}{name}", summaries.get(name, ""), command)
+                yield from _commands(command, f"{name} ")
 
 
 def _command(name: str, summary: str, parser: argparse.ArgumentParser) -> _Command:
     shown = [action for action in parser._actions if action.help != argparse.SUPPRESS]
     positional = [action for action in shown if not action.option_strings]
+    names = [action.metavar for action in positional]
     return _Command(
         name,
         summary,
@@ -84,10 +103,15 @@ def _command(name: str, summary: str, parser: argparse.ArgumentParser) -> _Comma
             for action in shown
             if action.option_strings
         ),
-        any(action.metavar == "TARGET" for action in positional),
+        "TARGET" in names,
         any(action.metavar == "FILE" for action in positional),
         tuple(str(choice) for action in positional for choice in action.choices or ()),
+        names.index("TARGET") if "TARGET" in names else 0,
     )
+
+
+def _groups(commands: tuple[_Command, ...]) -> list[str]:
+    return list(dict.fromkeys(command.group for command in commands if command.group))
 
 
 # -- targets --------------------------------------------------------------------------------------
@@ -154,7 +178,10 @@ _sluicegate() {
     fi
     previous=${words[${#words[@]} - 1]}
     for word in "${words[@]:1}"; do
-        if [[ $word != -* ]]; then command=$word; break; fi
+        if [[ $word != -* ]]; then
+            command=${command:+$command }$word
+            case $command in @GROUPS@) ;; *) break ;; esac
+        fi
     done
     IFS=$'\\n'
     COMPREPLY=()
@@ -202,18 +229,19 @@ def _bash(commands: tuple[_Command, ...]) -> str:
                 at = "|".join(f"'{command.name} {flag}'" for flag in option.flags)
                 values.append(f"        {at}) {_bash_value(option)}; return ;;")
         words = " ".join(flag for option in command.options for flag in option.flags)
-        flags.append(f"            {command.name}) {_bash_words(words)} ;;")
+        flags.append(f"            '{command.name}') {_bash_words(words)} ;;")
         if command.takes_target:
-            arguments.append(f"            {command.name}) _sluicegate_target ;;")
+            arguments.append(f"            '{command.name}') _sluicegate_target ;;")
         elif command.takes_file:
-            arguments.append(f"            {command.name}) {_BASH_FILES} ;;")
+            arguments.append(f"            '{command.name}') {_BASH_FILES} ;;")
         elif command.choices:
             arguments.append(
-                f"            {command.name}) {_bash_words(' '.join(command.choices))} ;;"
+                f"            '{command.name}') {_bash_words(' '.join(command.choices))} ;;"
             )
     return (
         _BASH.replace("@VALUES@", "\n".join(values))
-        .replace("@COMMANDS@", " ".join(command.name for command in commands))
+        .replace("@COMMANDS@", " ".join(each.name for each in commands if not each.group))
+        .replace("@GROUPS@", "|".join(_groups(commands)))
         .replace("@FLAGS@", "\n".join(flags))
         .replace("@ARGUMENTS@", "\n".join(arguments))
     )
@@ -277,20 +305,58 @@ fi
 
 
 def _zsh(commands: tuple[_Command, ...]) -> str:
-    named = [f"                {_single(f'{command.name}:{command.help}')}" for command in commands]
-    cases: list[str] = []
-    for command in commands:
-        specs = [spec for option in command.options for spec in _zsh_option(option)]
-        if command.takes_target:
-            specs.append("'1:target:_sluicegate_target'")
-        elif command.takes_file:
-            specs.append("'1:file:_files'")
-        elif command.choices:
-            specs.append(f"'1:argument:({' '.join(command.choices)})'")
-        joined = " \\\n                        ".join(specs)
-        cases.append(f"                {command.name})\n                    _arguments {joined}")
-        cases.append("                    ;;")
-    return _ZSH.replace("@COMMANDS@", "\n".join(named)).replace("@CASES@", "\n".join(cases))
+    cases = "\n".join(_zsh_case(command, commands) for command in commands if not command.group)
+    return _ZSH.replace("@COMMANDS@", _zsh_names(commands, "")).replace("@CASES@", cases)
+
+
+def _zsh_names(commands: tuple[_Command, ...], group: str) -> str:
+    return "\n".join(
+        f"                {_single(f'{command.word}:{command.help}')}"
+        for command in commands
+        if command.group == group
+    )
+
+
+def _zsh_case(command: _Command, commands: tuple[_Command, ...]) -> str:
+    inner = [each for each in commands if each.group == command.name]
+    if inner:
+        cases = "\n".join(_zsh_case(each, commands) for each in inner)
+        return _ZSH_GROUP.format(
+            name=command.word, commands=_zsh_names(commands, command.name), cases=cases
+        )
+    specs = [spec for option in command.options for spec in _zsh_option(option)]
+    if command.takes_target:
+        specs += [f"'{place}:id:'" for place in range(1, command.place + 1)]
+        specs.append(f"'{command.place + 1}:target:_sluicegate_target'")
+    elif command.takes_file:
+        specs.append("'1:file:_files'")
+    elif command.choices:
+        specs.append(f"'1:argument:({' '.join(command.choices)})'")
+    joined = " \\\n                        ".join(specs)
+    return (
+        f"                {command.word})\n                    _arguments {joined}\n"
+        "                    ;;"
+    )
+
+
+_ZSH_GROUP = """\
+                {name})
+                    _arguments -C '1:command:->group' '*::argument:->member'
+                    case $state in
+                        group)
+                            local -a commands
+                            commands=(
+{commands}
+                            )
+                            _describe command commands
+                            ;;
+                        member)
+                            case $words[1] in
+{cases}
+                            esac
+                            ;;
+                    esac
+                    ;;"""
 
 
 def _zsh_option(option: _Option) -> Iterator[str]:
@@ -330,27 +396,49 @@ complete -c sluicegate -n __fish_use_subcommand -l version -d 'show the version'
 
 
 def _fish(commands: tuple[_Command, ...]) -> str:
-    lines: list[str] = []
-    for command in commands:
-        told = _fish_quoted(command.help)
-        lines.append(f"complete -c sluicegate -n __fish_use_subcommand -a {command.name} -d {told}")
-    for command in commands:
-        start = f"complete -c sluicegate -n '__fish_seen_subcommand_from {command.name}'"
-        for option in command.options:
-            flags = " ".join(f"-{'l' if len(f) > 2 else 's'} {f.lstrip('-')}" for f in option.flags)
-            takes = ""
-            if option.choices:
-                takes = f" -x -a '{' '.join(option.choices)}'"
-            elif option.value:
-                takes = " -r -F" if option.value == "FILE" else " -x"
-            lines.append(f"{start} {flags}{takes} -d {_fish_quoted(option.help)}")
-        if command.takes_target:
-            lines.append(f"{start} -a '(__sluicegate_targets)'")
-        elif command.takes_file:
-            lines.append(f"{start} -F")
-        elif command.choices:
-            lines.append(f"{start} -a '{' '.join(command.choices)}'")
+    lines = [_fish_name(command, commands) for command in commands]
+    lines += [line for command in commands for line in _fish_command(command, commands)]
     return _FISH + "\n".join(lines) + "\n"
+
+
+def _fish_name(command: _Command, commands: tuple[_Command, ...]) -> str:
+    """Return the line that completes the name of a command."""
+    when = "__fish_use_subcommand"
+    if command.group:
+        others = " ".join(each.word for each in commands if each.group == command.group)
+        when = f"'{_fish_seen(command.group)}; and not {_fish_seen(others)}'"
+    return f"complete -c sluicegate -n {when} -a {command.word} -d {_fish_quoted(command.help)}"
+
+
+def _fish_command(command: _Command, commands: tuple[_Command, ...]) -> Iterator[str]:
+    """Yield the lines that complete the options and the argument of a command."""
+    if any(each.group == command.name for each in commands):
+        return  # the names of its commands are its argument
+    seen = _fish_seen(command.word)
+    if command.group:
+        seen = f"{_fish_seen(command.group)}; and {seen}"
+    start = f"complete -c sluicegate -n '{seen}'"
+    for option in command.options:
+        yield f"{start} {_fish_option(option)} -d {_fish_quoted(option.help)}"
+    if command.takes_target:
+        yield f"{start} -a '(__sluicegate_targets)'"
+    elif command.takes_file:
+        yield f"{start} -F"
+    elif command.choices:
+        yield f"{start} -a '{' '.join(command.choices)}'"
+
+
+def _fish_option(option: _Option) -> str:
+    flags = " ".join(f"-{'l' if len(f) > 2 else 's'} {f.lstrip('-')}" for f in option.flags)
+    if option.choices:
+        return f"{flags} -x -a '{' '.join(option.choices)}'"
+    if option.value:
+        return f"{flags} {'-r -F' if option.value == 'FILE' else '-x'}"
+    return flags
+
+
+def _fish_seen(words: str) -> str:
+    return f"__fish_seen_subcommand_from {words}"
 
 
 def _fish_quoted(text: str) -> str:

@@ -30,7 +30,7 @@ class Printer:
         self._style = style
         #: Whether questions are shown as a prompt.
         self._prompts = prompts
-        self._has_colour = _wants_colour(self._out)
+        self._has_colour = wants_colour(self._out)
         #: The last text that was printed without a line break, and the class of its event.
         self._open_text: str | None = None
         self._open_kind: type[Event] | None = None
@@ -95,18 +95,33 @@ class Printer:
         return f"\x1b[36m{text}\x1b[0m" if self._has_colour else text
 
     def _write(self, text: str) -> None:
+        emit(text, self._out)
+
+
+def emit(text: str, out: TextIO | None = None) -> None:
+    """Write a text at once, with escapes for what the stream cannot encode.
+
+    Args:
+        text: The text.
+        out: The stream; by default standard output.
+
+    Raises:
+        OutputClosedError: The reader of the output has gone.
+    """
+    out = sys.stdout if out is None else out
+    try:
         try:
-            try:
-                self._out.write(text)
-            except UnicodeEncodeError:
-                encoding = self._out.encoding or "ascii"
-                self._out.write(text.encode(encoding, "backslashreplace").decode(encoding))
-            self._out.flush()
-        except BrokenPipeError as error:
-            raise OutputClosedError from error
+            out.write(text)
+        except UnicodeEncodeError:
+            encoding = out.encoding or "ascii"
+            out.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        out.flush()
+    except BrokenPipeError as error:
+        raise OutputClosedError from error
 
 
-def _wants_colour(out: TextIO) -> bool:
+def wants_colour(out: TextIO) -> bool:
+    """Whether colours are wanted: on a terminal, unless the environment says otherwise."""
     return out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -117,6 +132,13 @@ def printable(text: str) -> str:
     return "".join(
         c if c in "\n\t" or unicodedata.category(c) != "Cc" else f"\\x{ord(c):02x}" for c in text
     )
+
+
+def one_line(text: str) -> str:
+    """Return ``text`` as one line for the terminal, with an escape for whatever cannot be printed."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 # -- pieces of text --------------------------------------------------------------------------

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import argparse
 from importlib import metadata
-from math import inf
 from typing import NoReturn
 
 from sluicegate._definition.checks import SKIPPABLE
+from sluicegate.cli._options import TARGET, add_command, add_running, add_target, seconds
+from sluicegate.cli._runs_parser import add_runs, add_worker
 from sluicegate.cli._targets import UsageError
 
-
-_TARGET = """\
-A TARGET is module:name or path/to/file.py:name. It names a Workflow class, a workflow object, or
-a function without arguments that returns one. The current directory is on the import path."""
 
 _RUN = f"""\
 Run a workflow: print the events of its stream as they arrive, then its result.
 
-{_TARGET}
+{TARGET}
 
 example:
   sluicegate run examples/fan_out.py:Duplicates -i root=src --timeout 30
@@ -67,7 +64,7 @@ Draw all possible flows of a workflow. The form follows the suffix of the file:
 
 A workflow with faults is drawn as far as possible.
 
-{_TARGET}
+{TARGET}
 
 example:
   sluicegate draw examples/streaming.py:Essay -o essay.svg
@@ -79,7 +76,7 @@ fault with its fix; the exit code is 1 if there are faults. A note names each st
 None although its signature does not declare it. A file or module without a name is checked whole:
 every workflow that it defines.
 
-{_TARGET}
+{TARGET}
 
 example:
   sluicegate check examples/streaming.py:Essay
@@ -90,7 +87,7 @@ Run a workflow as `sluicegate run` does, and record what happens in a file of JS
 with its cause, each call of a step with its times, waits, cancellations. Field values are shortened, and
 fields declared with repr=False are hidden.
 
-{_TARGET}
+{TARGET}
 
 example:
   sluicegate record examples/fan_out.py:Duplicates -i root=src -o run.jsonl
@@ -141,17 +138,6 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(text)
 
 
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < inf:
-        msg = f"{text!r} is not a number of seconds above 0"
-        raise argparse.ArgumentTypeError(msg)
-    return value
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     parser = _Parser(
@@ -190,6 +176,8 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="exit with 1 if a step can return None but does not declare it",
     )
+    add_runs(commands)
+    add_worker(commands)
     _add_completion(commands)
     return parser
 
@@ -259,13 +247,8 @@ def _add_completion(commands: argparse._SubParsersAction[_Parser]) -> None:
 def _command(
     commands: argparse._SubParsersAction[_Parser], name: str, summary: str, description: str
 ) -> argparse.ArgumentParser:
-    command = commands.add_parser(
-        name,
-        help=summary,
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_argument("target", metavar="TARGET", help="module:name or path/to/file.py:name")
+    command = add_command(commands, name, summary, description)
+    add_target(command)
     return command
 
 
@@ -282,22 +265,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--input-file", metavar="FILE", help='the same from a file; "-" is standard input'
     )
-    run.add_argument("--backend", choices=("trio", "asyncio"), default="trio", help="default: trio")
     run.add_argument(
-        "--timeout", metavar="SECONDS", type=_seconds, help="replaces the workflow's own"
+        "--timeout", metavar="SECONDS", type=seconds, help="replaces the workflow's own"
     )
-    run.add_argument(
-        "--watch",
-        action="store_true",
-        help="show steps, queues, waits and progress while it runs, on standard error",
-    )
-    run.add_argument(
-        "--live",
-        action="store_true",
-        help="serve the run's timeline on this machine while it runs; the address is on standard error",
-    )
-    run.add_argument(
-        "--events",
-        choices=("jsonl", "pretty", "none"),
-        help="default: pretty on a terminal, otherwise jsonl",
-    )
+    add_running(run)

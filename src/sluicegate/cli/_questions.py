@@ -20,6 +20,7 @@ from sluicegate._data.from_outside import decode_event
 from sluicegate._definition.graph import graph_of
 from sluicegate._errors import WorkflowRuntimeError
 from sluicegate._events import HumanResponseEvent, InputRequiredEvent, fields_of, is_open
+from sluicegate._handler import run_of
 from sluicegate._loop import current_backend
 from sluicegate.cli._input import field_types, json_object
 from sluicegate.cli._output import printable
@@ -27,11 +28,12 @@ from sluicegate.cli._targets import UsageError
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from sluicegate._events import Event
     from sluicegate._handler import WorkflowHandler
     from sluicegate.cli._targets import AnyWorkflow
+    from sluicegate.durable import RunSummary
 
 
 class Terminal(Protocol):
@@ -42,6 +44,8 @@ class Terminal(Protocol):
     def show(self) -> None: ...
 
 
+#: Seconds after which the store is asked again for the questions of a run.
+_LOOK = 0.1
 PROMPTS = ("prefix", "prompt", "question", "message", "msg")
 
 
@@ -66,29 +70,58 @@ class Questions:
         self._waiter = backend.waiter()
         self._kinds = answer_classes(workflow)
         self._waited_for: tuple[type[HumanResponseEvent], ...] = ()
-        self._open: deque[InputRequiredEvent] = deque()
+        #: The questions to ask, each with its id where that is known.
+        self._open: deque[tuple[InputRequiredEvent, str | None]] = deque()
         self._wanted: SimpleQueue[str] = SimpleQueue()
         self._has_thread = False
 
-    def ask(self, question: InputRequiredEvent) -> None:
-        """Ask a question; its answer is sent into the run when it arrives."""
+    async def ask_stored(self, row: Callable[[], Awaitable[RunSummary]]) -> None:
+        """Ask the questions of a stored run, in whatever process it is, until cancelled.
+
+        They are not taken from the stream, which has those that were answered, too.
+
+        Args:
+            row: Returns the row of the run.
+        """
+        backend, asked = current_backend(), set[str]()
+        while True:
+            found, part = await row(), run_of(self._handler).part
+            is_known = found.status in {"idle", "parked"} or (part is not None and part.is_live)
+            if is_known and not found.messages:  # which may be answers
+                for question in self._handler.questions:
+                    if isinstance(question.event, InputRequiredEvent) and question.id not in asked:
+                        asked.add(question.id)
+                        self.ask(question.event, question.id)
+            await backend.sleep(_LOOK)
+
+    def ask(self, question: InputRequiredEvent, name: str | None = None) -> None:
+        """Ask a question; its answer is sent into the run when it arrives.
+
+        Args:
+            question: The question.
+            name: Its id; by default that of the open question that has this very event.
+        """
         if not self._kinds:  # a step, or a child, can wait for the answer
             wanted = (kind for asked in self._handler.questions for kind in asked.answers)
-            self._waited_for = _answers_in(wanted) or self._waited_for
+            self._waited_for = answers_among(wanted) or self._waited_for
         if not (self._kinds or self._waited_for):
             name = type(question).__name__
             text = f"sluicegate: {name} cannot be answered: no step takes a HumanResponseEvent"
             print(text, file=sys.stderr)  # noqa: T201
             return
-        self._open.append(question)
+        self._open.append((question, name))
         if len(self._open) == 1:
             self._read()
 
     async def serve(self) -> None:
-        """Send the answers into the run as they arrive, until cancelled."""
+        """Send the answers into the run as they arrive, until cancelled.
+
+        Raises:
+            UsageError: A question of a stored run was not answered; it stays open.
+        """
         while True:
             while self._lines:
-                self._take(self._lines.popleft())
+                await self._take(self._lines.popleft())
             await self._waiter.wait()
 
     def _read(self) -> None:
@@ -98,7 +131,7 @@ class Questions:
                 target=self._read_lines, name="sluicegate answers", daemon=True
             )
             reader.start()
-        self._wanted.put(prompt_of(self._open[0]) if is_terminal(sys.stdin) else "")
+        self._wanted.put(prompt_of(self._open[0][0]) if is_terminal(sys.stdin) else "")
 
     def _read_lines(self) -> None:
         """Read a line for each prompt, in the thread."""
@@ -125,21 +158,24 @@ class Questions:
         self._lines.append(line)
         self._waiter.wake()
 
-    def _take(self, line: str | None) -> None:
+    async def _take(self, line: str | None) -> None:
         """Send an answer into the run."""
-        question = self._open[0]
+        question, name = self._open[0]
         try:
             answer = self._answer(question, line)
         except UsageError as error:
+            if name is not None:
+                raise  # the owner is left, and the run waits on in its store
             self.failure = error  # raised by the command when the run has unwound
             self._handler.cancel(f"{type(question).__name__} was not answered")
             return
         if answer is not None:
-            self._open.popleft()
             # The steps take this class, so it is refused only while the run unwinds.
             # A question that was answered elsewhere, or dropped, needs no answer.
             with suppress(WorkflowRuntimeError):
-                self._handler.send_event(answer, question=self._name_of(question, answer))
+                found = name or self._name_of(question, answer)
+                await self._handler.send_event(answer, question=found)
+            self._open.popleft()  # not before: another question may come while this one is sent
         if self._open:
             self._read()
 
@@ -171,10 +207,11 @@ def answer_classes(workflow: AnyWorkflow) -> tuple[type[HumanResponseEvent], ...
     graph = graph_of(type(workflow))
     if graph.targets(HumanResponseEvent):
         return (HumanResponseEvent,)
-    return _answers_in(graph.acceptors)
+    return answers_among(graph.acceptors)
 
 
-def _answers_in(kinds: Iterable[type[Event]]) -> tuple[type[HumanResponseEvent], ...]:
+def answers_among(kinds: Iterable[type[Event]]) -> tuple[type[HumanResponseEvent], ...]:
+    """Return the classes of answers among some classes, each once."""
     return tuple(dict.fromkeys(k for k in kinds if issubclass(k, HumanResponseEvent)))
 
 

@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Any
 from sluicegate._definition.graph import graph_of
 from sluicegate._engine.dump import text_of_runs
 from sluicegate._errors import WorkflowTimeoutError
-from sluicegate._events import ChildEvent, InputRequiredEvent, WorkflowFailedEvent
+from sluicegate._events import (
+    ChildEvent,
+    InputRequiredEvent,
+    WorkflowFailedEvent,
+)
 from sluicegate._exceptions import single
 from sluicegate._loop import current_backend
 from sluicegate._loop.signals import Signals
@@ -26,12 +30,16 @@ from sluicegate.cli._watch import Watch
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
 
-    from sluicegate._events import StartEvent
     from sluicegate._handler import WorkflowHandler
     from sluicegate.cli._targets import AnyWorkflow
+    from sluicegate.durable import RunSummary
     from sluicegate.recording import Recorder
     from sluicegate.timeline.live import LivePage
+
+    StartRun = Callable[[], AbstractAsyncContextManager[WorkflowHandler[Any]]]
 
 
 COMPLETED = 0
@@ -50,6 +58,29 @@ def run(arguments: argparse.Namespace) -> int:
     """
     workflow = build(arguments.target, load(arguments.target), arguments.timeout)
     begin = start_event(graph_of(type(workflow)).start_event, arguments)
+    return carry_out(workflow, lambda: workflow.run(start_event=begin), arguments)
+
+
+def carry_out(
+    workflow: AnyWorkflow,
+    start: StartRun,
+    arguments: argparse.Namespace,
+    row: Callable[[], Awaitable[RunSummary]] | None = None,
+) -> int:
+    """Carry out a run in a new event loop as the arguments say; print and return as :func:`run` does.
+
+    Args:
+        workflow: The workflow.
+        start: Returns the block that owns the run.
+        arguments: The arguments of the command.
+        row: Returns the row of a stored run; None for a run without a store.
+
+    Raises:
+        UsageError: A question could not be answered.
+        KeyboardInterrupt: Ctrl-C, after the run has unwound.
+        SystemExit: SIGTERM or SIGHUP, after the run has unwound.
+        BrokenPipeError: The reader of the output has gone; its owner has left the run.
+    """
     style = arguments.events or _default_style(watched=arguments.watch)
     watch = Watch() if arguments.watch else None
     signals = Signals(text_of_runs if watch is None else watch.dump)
@@ -60,7 +91,9 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"sluicegate: the timeline is at {page.address}", file=sys.stderr)  # noqa: T201
             # Made here: the watch puts what is printed above its tree.
             printer = Printer(style, prompts=is_terminal(sys.stdin))
-            execution = _Execution(workflow, begin, printer, watch, recorder)
+            execution = _Execution(
+                workflow, start, printer, watch=watch, recorder=recorder, row=row
+            )
             signals.run(execution.main, arguments.backend, {})
             printer.end_line()
     except SystemExit:
@@ -92,14 +125,17 @@ class _Execution:
     def __init__(
         self,
         workflow: AnyWorkflow,
-        begin: StartEvent,
+        start: StartRun,
         printer: Printer,
+        *,
         watch: Watch | None,
         recorder: Recorder | None,
+        row: Callable[[], Awaitable[RunSummary]] | None,
     ) -> None:
+        self._row = row
         self._recorder = recorder
         self._workflow = workflow
-        self._begin = begin
+        self._start = start
         self._printer = printer
         self._watch = watch
         self._questions: Questions | None = None
@@ -115,7 +151,7 @@ class _Execution:
             await self._run()
 
     async def _run(self) -> None:
-        async with self._workflow, self._workflow.run(start_event=self._begin) as handler:
+        async with self._workflow, self._start() as handler:
             self._questions = Questions(self._workflow, handler, self._watch)
             await self._read(handler, self._questions)
             self._status = handler.status
@@ -130,16 +166,18 @@ class _Execution:
         try:
             async with backend.open_nursery() as nursery:
                 nursery.start_soon(questions.serve, name="answers")
+                if self._row is not None:
+                    nursery.start_soon(questions.ask_stored, self._row, name="questions")
                 async for event in handler.stream_events():
                     if isinstance(event, WorkflowFailedEvent):
                         self._failed_in = event.step_name
                     self._printer.event(event)
                     asked = event.event if isinstance(event, ChildEvent) else event
-                    if isinstance(asked, InputRequiredEvent):
+                    if self._row is None and isinstance(asked, InputRequiredEvent):
                         questions.ask(asked)
                 backend.cancel(nursery.cancel_scope, "the run is over")
         except BaseExceptionGroup as group:
-            # Only one of the two tasks raises: Ctrl-C, or a closed output.
+            # Only one of the tasks raises: Ctrl-C, or a closed output.
             raise single(group, backend.Cancelled) from None
 
     def conclude(self, printer: Printer) -> int:
@@ -156,6 +194,10 @@ class _Execution:
         if self._error is None:
             printer.result(self._result)
             return COMPLETED
+        if self._status == "detached":
+            why = f": {self._error.__cause__}" if self._error.__cause__ is not None else ""
+            print(f"sluicegate: {self._error}{why}", file=sys.stderr)  # noqa: T201
+            return FAILED
         if self._status == "timed_out" and isinstance(self._error, WorkflowTimeoutError):
             print(f"sluicegate: {self._error}", file=sys.stderr)  # noqa: T201
             return TIMED_OUT
