@@ -279,7 +279,8 @@ class Part:
             self._is_ready = False
             try:
                 with backend.cancel_scope() as run.queue_scope:
-                    await self._prepare()
+                    if run.outcome.status in ("", "parked"):  # else it was left before it began
+                        await self._prepare()
             finally:
                 run.queue_scope = None
                 if not self._is_ready:
