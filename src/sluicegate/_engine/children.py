@@ -53,7 +53,7 @@ def begin_child(
         if known.saved is not None and known.saved.tail:
             _catch_up(child, known.saved, now)
         if known.saved is not None and known.saved.status is None:
-            _continue(child, known)
+            _continue(child, known, adapts=now is not None)
         found.pop(0)
         record = known
     else:
@@ -86,8 +86,8 @@ def _catch_up(child: Run, saved: SavedChild, now: float | None) -> None:
         saved.result = past.codec.encode(past.machine.stop, "its stop event")
 
 
-def _continue(child: Run, record: ChildRecord) -> None:
-    """Have a run that is not started continue where a child was."""
+def _continue(child: Run, record: ChildRecord, *, adapts: bool) -> None:
+    """Have a run that is not started continue where a child was; ``adapts`` is as for `SavedRun`."""
     from sluicegate._engine.snapshot_format import to_plain  # noqa: PLC0415 - not everybody needs it
     from sluicegate._engine.snapshot_read import SavedRun  # noqa: PLC0415
 
@@ -96,7 +96,11 @@ def _continue(child: Run, record: ChildRecord) -> None:
     where = to_plain(record.saved.run)
     try:
         saved = SavedRun(
-            child.graph, child.options.classes, where, drops_removed=record.drops_removed
+            child.graph,
+            child.options.classes,
+            where,
+            drops_removed=record.drops_removed,
+            adapts=adapts,
         )
     except SnapshotError as error:
         msg = f"the child {record.run_id} cannot continue: {error}"

@@ -68,6 +68,21 @@ def detach_run(run: Run, reason: str, error: BaseException | None = None) -> Non
         cancel_scopes(run, reason)
 
 
+@enable_ki_protection
+def refuse_run(run: Run, error: BaseException) -> None:
+    """End the part of a durable run in this process, whose code cannot continue the run. Not a checkpoint.
+
+    Args:
+        run: The run, or one of its children; nothing changes if its outcome is settled.
+        error: What does not fit, which the owner of the run raises.
+    """
+    while run.parent is not None:
+        run = run.parent
+    if run.outcome.status in ("", "parked"):
+        run.outcome.refuse(error)
+        cancel_scopes(run, "this code cannot continue the run")
+
+
 def cancel_scopes(run: Run, reason: str) -> None:
     """Cancel what the run waits in, after its outcome was settled from outside."""
     if run.records is not None:

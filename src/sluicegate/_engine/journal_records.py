@@ -15,7 +15,7 @@ the list that a step returned ends, ``got`` the waits that took one of the event
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import msgspec
 from msgspec import Struct
@@ -359,6 +359,9 @@ Record: TypeAlias = (
     | Cancelled
     | End
 )
+
+#: The kinds of records.
+KINDS = frozenset(kind.__struct_config__.tag for kind in get_args(Record))
 
 encode_record = msgspec.json.Encoder().encode
 decode_record = msgspec.json.Decoder(Record).decode

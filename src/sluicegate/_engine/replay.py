@@ -20,9 +20,9 @@ from sluicegate._engine.journal import ChildRecord, InFlight, KeptResult, Redeli
 from sluicegate._engine.machine import Machine
 from sluicegate._engine.run import Run, RunOptions, content_key
 from sluicegate._engine.saved_children import find_saved
-from sluicegate._engine.snapshot_format import SavedChild, Snapshot, read_part
-from sluicegate._engine.snapshot_read import SavedRun
-from sluicegate._engine.snapshot_write import take_snapshot
+from sluicegate._engine.snapshot_format import SavedChild, Snapshot, read_part, to_plain
+from sluicegate._engine.snapshot_read import SavedRun, pending_steps
+from sluicegate._engine.snapshot_write import shape_of, take_snapshot
 from sluicegate._engine.step_queue import Numbered
 from sluicegate._engine.waits import Wait
 from sluicegate._errors import SnapshotError, WorkflowRuntimeError
@@ -110,12 +110,14 @@ class _PastGraph:
     Attributes:
         routes: The steps to which the events of each class went, by class.
         joins: The joins in which a returned list ends, whatever step returned it.
+        races: The steps that return such a list, if one of the joins takes only the first events: all.
     """
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self.routes: dict[str, tuple[int, ...]] = {}
         self.joins: Any = _Same(())
+        self.races = range(0)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._graph, name)
@@ -127,7 +129,10 @@ class _PastGraph:
             SnapshotError: A step of them is gone.
         """
         self.routes = {name: self._indexes(steps) for name, steps in record.to.items()}
-        self.joins = _Same(self._indexes(record.joins))
+        joins = self._indexes(record.joins)
+        steps = self._graph.steps
+        self.joins = _Same(joins)
+        self.races = range(len(steps) if any(steps[join].take for join in joins) else 0)
 
     def _indexes(self, names: Iterable[str]) -> tuple[int, ...]:
         index = self._graph.index
@@ -135,8 +140,7 @@ class _PastGraph:
             if name not in index:
                 msg = (
                     f"the journal does not fit {self._graph.name}: an event went to the step {name}, which "
-                    "is gone; expected the workflow with which the run was begun, or one that only "
-                    "has further steps"
+                    "the workflow neither has nor had; the journal is damaged"
                 )
                 raise SnapshotError(msg)
         return tuple(index[name] for name in names)
@@ -294,13 +298,15 @@ class PastRun:
         *,
         number: int = 0,
     ) -> None:
-        saved = SavedRun(graph, classes, base, adapts=True)
-        self.graph = graph
+        saved = SavedRun(graph, classes, base, is_past=True)
+        #: The workflow as it was, and as it is now.
+        self.graph, self.present = saved.graph, graph
+        graph = saved.graph
         self.own = number
         #: The children, and the children of these, by number: the child of this run that they are or
         #: belong to.
         self.children: dict[int, ChildRecord] = {}
-        self.codec: Codec = graph.codec(classes)
+        self.codec: Codec = self.present.codec(classes)
         self.run = Run(
             None,
             graph,
@@ -403,7 +409,18 @@ class PastRun:
         found = take_snapshot(run)
         found["state"] = self.state
         found["elapsed"] = run.clock.taken(None) + max(self.at - self.began_at, 0.0)
+        if self.graph is not self.present:
+            found["shape"] = self._present_shape(found)
         return found
+
+    def _present_shape(self, found: dict[str, Any]) -> dict[str, Any]:
+        """Return the steps as they are now; those with something pending as they were."""
+        pending = pending_steps(read_part(found, Snapshot))
+        was = found["shape"]
+        return {
+            **{name: to_plain(shape) for name, shape in shape_of(self.present).items()},
+            **{name: was[name] for name in pending if name in was},
+        }
 
     def _in_flight(self, flight: _Flight, *, has_crashed: bool) -> InFlight:
         delivery = flight.delivery

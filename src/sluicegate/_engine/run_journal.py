@@ -142,6 +142,7 @@ class JournalWriter:
         shown: How many events the durable stream has.
         children: How many children have been started.
         life: The number of this life of the run: the fence of its lease.
+        release: The release of the package, for the snapshots in the journal.
 
     Attributes:
         durable: The number of the last record that is durable.
@@ -164,6 +165,7 @@ class JournalWriter:
         "is_open",
         "life",
         "on_lost",
+        "release",
         "sequence",
         "shown",
         "wall",
@@ -178,6 +180,7 @@ class JournalWriter:
         shown: int = 0,
         children: int = 0,
         life: int = 1,
+        release: str = "",
     ) -> None:
         self._sink = sink
         self.wall = wall
@@ -185,6 +188,7 @@ class JournalWriter:
         self.shown = shown
         self.children = children
         self.life = life
+        self.release = release
         self.is_open = True
         self.error: BaseException | None = None
         self.on_lost: Callable[[BaseException], None] | None = None
@@ -776,7 +780,13 @@ class RunJournal:
         """The run is what ``snapshot`` says; return the number of the record."""
         writer = self.writer
         return self._append(
-            Base(at=self.now, snapshot=snapshot, shown=writer.shown, children=writer.children)
+            Base(
+                at=self.now,
+                snapshot=snapshot,
+                engine=writer.release,
+                shown=writer.shown,
+                children=writer.children,
+            )
         )
 
     # -- branches --------------------------------------------------------------------------------

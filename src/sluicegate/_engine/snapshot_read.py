@@ -12,6 +12,7 @@ from sluicegate._engine.failures import begin_delay
 from sluicegate._engine.joins import PairJoin
 from sluicegate._engine.journal import ChildRecord, KeptResult, Redelivery
 from sluicegate._engine.lineage import BranchNode
+from sluicegate._engine.past_graph import as_it_was
 from sluicegate._engine.run import time_now
 from sluicegate._engine.snapshot_format import (
     FORMAT,
@@ -62,6 +63,8 @@ class SavedRun:
         data: The snapshot; None for a new state.
         drops_removed: Whether to drop values of fields that the classes no longer have.
         adapts: Whether the steps may differ from those of the snapshot where it has nothing pending.
+        is_past: Whether the snapshot is only replayed, with the steps that it was made with; ``graph`` then
+            has these.
 
     Raises:
         SnapshotError: It is no snapshot, of another workflow or shape, or something in it is bad.
@@ -90,6 +93,7 @@ class SavedRun:
         *,
         drops_removed: bool = False,
         adapts: bool = False,
+        is_past: bool = False,
     ) -> None:
         self.graph = graph
         self._classes = classes
@@ -110,10 +114,11 @@ class SavedRun:
         self.carrier: dict[str, str] = {}
         self._drops_removed = drops_removed
         if data is not None:
-            self._read(
-                _checked(data, graph, adapts=adapts),
-                graph.codec(classes, drops_removed=drops_removed),
-            )
+            found = _checked(data, graph, adapts=adapts, is_past=is_past)
+            codec = graph.codec(classes, drops_removed=drops_removed)
+            if is_past:
+                self.graph = as_it_was(graph, found.shape, codec)
+            self._read(found, codec)
         else:
             self.store = StateStore(graph.state_type)
 
@@ -524,7 +529,7 @@ class _Reader:
         return self._nodes[number - 1]
 
 
-def _checked(data: Any, graph: Graph, *, adapts: bool) -> Snapshot:
+def _checked(data: Any, graph: Graph, *, adapts: bool, is_past: bool) -> Snapshot:
     """Return a snapshot in its structs, if it is of this format and of this workflow."""
     version = cast("dict[str, Any]", data).get("sluicegate") if isinstance(data, dict) else None
     if type(version) is not int or version != FORMAT:
@@ -538,9 +543,12 @@ def _checked(data: Any, graph: Graph, *, adapts: bool) -> Snapshot:
     differences: list[str] = []
     if found.workflow != graph.name:
         differences.append(f"it is of {brief(found.workflow)}, and this is {graph.name!r}")
-    needed = _pending_steps(found) if adapts else [*before]
-    differences += [f"the step {brief_text(name)} is gone" for name in needed if name not in now]
-    if not adapts:
+    needed = [] if is_past else pending_steps(found) if adapts else [*before]
+    why = ", and the run has something pending there" if adapts else ""
+    differences += [
+        f"the step {brief_text(name)} is gone{why}" for name in needed if name not in now
+    ]
+    if not (adapts or is_past):
         differences += [f"the step {name} is new" for name in now if name not in before]
     for name in before:
         if name in now and name in needed:
@@ -555,13 +563,13 @@ def _checked(data: Any, graph: Graph, *, adapts: bool) -> Snapshot:
     if differences:
         msg = (
             f"the snapshot does not fit {graph.name}: {'; '.join(differences)}; expected the "
-            "workflow that it was taken of"
+            f"workflow that it was taken of{', or one that has these steps as they were' * adapts}"
         )
         raise SnapshotError(msg)
     return found
 
 
-def _pending_steps(found: Snapshot) -> list[str]:
+def pending_steps(found: Snapshot) -> list[str]:
     """Return the steps at which a snapshot has something pending."""
     run = found.run
     if run is None:

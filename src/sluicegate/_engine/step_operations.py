@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast, final
 
 from sluicegate._context import Branch
 from sluicegate._engine.control import open_store, receive, snapshot
-from sluicegate._engine.ending import fail
+from sluicegate._engine.ending import fail, refuse_run
 from sluicegate._engine.idle import (
     check_drained,
     check_stuck,
@@ -834,8 +834,10 @@ def _find_child(run: Run, context: Context[Any], handler: Any, run_id: str | Non
     try:
         now = None if run.journal is None else run.journal.now
         record = begin_child(journal, child, run_id, name, now=now)
-    except SnapshotError:
+    except SnapshotError as error:
         handler.cancel("its snapshot does not fit")
+        if run.journal is not None:  # other code may continue it, so that is no failure of the step
+            refuse_run(run, error)
         raise
     if record.run is None:
         handler.cancel("it has ended before")

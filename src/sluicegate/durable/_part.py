@@ -43,6 +43,7 @@ from sluicegate.durable._runs import (
     events_in,
     open_questions_of,
     rebuild,
+    release,
 )
 
 
@@ -205,6 +206,12 @@ class Part:
     def run_id(self) -> str:
         """The identifier of the run."""
         return self._run.run_id
+
+    @property
+    def sequence(self) -> int:
+        """The number of the last record of the journal that this part knows of."""
+        known = 0 if self._row is None else self._row.sequence
+        return known if self._writer is None else max(self._writer.sequence, known)
 
     @property
     def is_owner(self) -> bool:
@@ -423,7 +430,7 @@ class Part:
         run.outcome.reopen()
         self._begin(lease, past.children)
         assert run.journal is not None
-        if len(records) > 1 or state != past.snapshot["state"]:
+        if len(records) > 1 or past.is_stale or state != past.snapshot["state"]:
             run.journal.based({**past.snapshot, "state": state})
         # A recorded decision is final: the run ends at once, without a step.
         if past.stop is not None:
@@ -441,6 +448,7 @@ class Part:
             shown=lease.shown,
             children=children,
             life=lease.fence,
+            release=release(),
         )
         run.log.begin_life(lease.fence, lease.shown)
         self._has_caught_up = True

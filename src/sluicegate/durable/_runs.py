@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import attrs
 import msgspec
@@ -11,6 +12,8 @@ from sluicegate._data import json
 from sluicegate._engine.control import check_answers, check_taken, not_open, snapshot
 from sluicegate._engine.idle import open_questions
 from sluicegate._engine.journal_records import (
+    KINDS,
+    VERSION,
     Base,
     Child,
     End,
@@ -19,7 +22,7 @@ from sluicegate._engine.journal_records import (
     encode_record,
 )
 from sluicegate._engine.replay import PastRun
-from sluicegate._errors import brief, brief_text
+from sluicegate._errors import SnapshotError, WorkflowRuntimeError, brief
 from sluicegate._events import Event, HumanResponseEvent, StopEvent
 from sluicegate._loop import current_backend
 from sluicegate._questions import OpenQuestion
@@ -39,6 +42,17 @@ if TYPE_CHECKING:
 _encode = msgspec.json.Encoder().encode
 
 
+@cache
+def release() -> str:
+    """Return the release of the package; empty where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - it costs as much as Trio
+
+    try:
+        return version("sluicegate")
+    except PackageNotFoundError:
+        return ""
+
+
 # -- the identity of a run ----------------------------------------------------------------------
 
 
@@ -56,7 +70,7 @@ def new_run(run: Run, wall: float) -> NewRun:
         key = f"a snapshot #{codec.content_key(base['run']):016x}"
     else:
         key = f"{brief(event, 300)} #{codec.content_key(event):016x}"
-    data = encode_record(Base(at=wall, snapshot=base))
+    data = encode_record(Base(at=wall, snapshot=base, engine=release()))
     return NewRun(run.run_id, run.graph.name, key, wall, data)
 
 
@@ -264,7 +278,7 @@ def events_in(
     """Yield the events of a durable stream, each with its record and whether it is the terminal one."""
     codec = graph.codec(classes)
     for record in records:
-        found = decode_record(record.data)
+        found = _read(record)
         if isinstance(found, Published | End):
             yield record, codec.decode(found.e, "a record"), isinstance(found, End)
 
@@ -279,6 +293,8 @@ class Rebuilt:
         children: How many children have been started.
         stop: The stop event that a step has returned, if the end was not recorded.
         cancelled: The cancellation that was recorded, if the end was not.
+        is_stale: Whether the base is of other steps, or of another release.
+        end: The end that was recorded.
     """
 
     snapshot: dict[str, Any]
@@ -286,6 +302,8 @@ class Rebuilt:
     children: int
     stop: StopEvent | None
     cancelled: Cancelled | None
+    is_stale: bool = False
+    end: End | None = None
 
 
 def rebuild(
@@ -301,20 +319,95 @@ def rebuild(
         has_crashed: Whether the last life ended without notice.
 
     Raises:
-        SnapshotError: The records do not fit the workflow.
-        StoreFormatError: They do not begin with a base.
+        SnapshotError: The records do not fit the workflow; the message has the record, and the difference.
+        StoreFormatError: They do not begin with a base, or are of a later release.
     """
-    base = decode_record(records[0].data) if records else None
-    if not isinstance(base, Base):
+    base = _first_base(records)
+    try:
+        past, children = PastRun(graph, classes, base.snapshot, base.at), base.children
+    except SnapshotError as error:
+        _refuse(error, records[0], base)
+    for record in records[1:]:
+        found = _read(record, base)
+        children += isinstance(found, Child)
+        try:
+            past.apply(found)
+        except Exception as error:  # noqa: BLE001 - a journal that does not fit can break any rule
+            _refuse(error, record, base)
+    snapshot = past.snapshot(now, has_crashed=has_crashed)
+    return Rebuilt(
+        snapshot,
+        snapshot["elapsed"],
+        children,
+        past.machine.stop,
+        past.cancelled,
+        base.snapshot.get("shape") != snapshot["shape"] or base.engine != release(),
+        past.end,
+    )
+
+
+class _Head(msgspec.Struct):
+    """What every format of the journal has in its first record."""
+
+    t: str
+    v: int = VERSION
+    engine: str = ""
+
+
+def _first_base(records: list[Record]) -> Base:
+    """Return the first record as the snapshot that it has to be.
+
+    Raises:
+        StoreFormatError: It is none, or of a later format.
+    """
+    data = records[0].data if records else b"null"
+    try:
+        head = msgspec.json.decode(data, type=_Head)
+    except msgspec.MsgspecError:
+        head = None
+    if head is None or head.t != "base":
+        msg = f"the journal begins with {brief(data, 60)}; expected the snapshot of a run of sluicegate"
+        raise StoreFormatError(msg)
+    if head.v > VERSION:
         msg = (
-            f"the journal begins with {brief_text(str(base), 60)}; expected the snapshot of a run "
-            "of sluicegate"
+            f"the journal is of format {head.v}{_written_by(head.engine)}, and this release "
+            f"({release()}) reads formats up to {VERSION}; expected a release at least as new"
         )
         raise StoreFormatError(msg)
-    past, children = PastRun(graph, classes, base.snapshot, base.at), base.children
-    for record in records[1:]:
-        found = decode_record(record.data)
-        children += isinstance(found, Child)
-        past.apply(found)
-    snapshot = past.snapshot(now, has_crashed=has_crashed)
-    return Rebuilt(snapshot, snapshot["elapsed"], children, past.machine.stop, past.cancelled)
+    base = _read(records[0], head)
+    assert isinstance(base, Base)
+    return base
+
+
+def _read(record: Record, base: Base | _Head | None = None) -> Any:
+    """Decode a record.
+
+    Raises:
+        StoreFormatError: Its kind is unknown, or it cannot be read.
+    """
+    try:
+        return decode_record(record.data)
+    except msgspec.MsgspecError as error:
+        by = "" if base is None else _written_by(base.engine)
+        if record.kind in KINDS:
+            why = f"cannot be read ({error}); the journal is damaged"
+        else:
+            why = (
+                f"is of the kind {brief(record.kind, 60)}, which this release ({release()}) does not "
+                "know; expected a release at least as new"
+            )
+        msg = f"record {record.sequence} of a journal{by} {why}"
+        raise StoreFormatError(msg) from error
+
+
+def _written_by(engine: str) -> str:
+    return f", written by sluicegate {engine}" if engine else ""
+
+
+def _refuse(error: Exception, record: Record, base: Base) -> NoReturn:
+    """Raise what is wrong with a record, and where it is."""
+    known = isinstance(error, WorkflowRuntimeError)
+    what = str(error) if known else f"the journal does not fit: {error!r}"
+    begun = _written_by(base.engine).replace(", ", "; the journal was ", 1)
+    msg = f"{what} (at record {record.sequence}, {record.kind!r}{begun}; this is {release()})"
+    raise SnapshotError(msg) from (None if isinstance(error, SnapshotError) else error)

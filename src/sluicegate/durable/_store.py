@@ -43,6 +43,7 @@ from sluicegate.durable._runs import (
     new_run,
     open_questions_of,
     rebuild,
+    release,
     saved_questions,
 )
 from sluicegate.durable._sqlite import open_sqlite_journal
@@ -698,7 +699,7 @@ class RunStore:
         found = await self.snapshot(run_id, at=at)
         copy_id = f"{run_id}-{uuid4().hex[:8]}" if new_id is None else _checked_id(new_id)
         wall, journal = self._hub.wall(), self._hub.journal
-        base = encode_record(Base(at=wall, snapshot={**found, "run_id": copy_id}))
+        base = encode_record(Base(at=wall, snapshot={**found, "run_id": copy_id}, engine=release()))
         key = f"a copy of {run_id!r} at record {at or row.sequence} #"
         lease = await journal.create(NewRun(copy_id, row.workflow, key, wall, base), _ignore)
         if not isinstance(lease, Lease):

@@ -12,6 +12,7 @@ from sluicegate._exceptions import raise_first
 from sluicegate._loop import current_backend, enable_ki_protection
 from sluicegate._scope import leave_nursery
 from sluicegate._workflow import graph_in, run_without_owner, saved_run
+from sluicegate.durable._errors import StoreFormatError
 from sluicegate.durable._part import Part
 
 
@@ -39,8 +40,9 @@ class _Carrier:
         self.max_runs = max_runs
         #: The parts that live here, by the id of their run.
         self.parts: dict[str, Part] = {}
-        #: Runs that this code cannot continue, with the last record of their journals.
-        self.refused: dict[str, int] = {}
+        #: Runs that this code cannot continue, with the last record of their journals, and how many
+        #: messages they had; they are tried again when that has changed.
+        self.refused: dict[str, tuple[int, int]] = {}
         self.taken: list[str] = []
 
     @property
@@ -56,7 +58,7 @@ class _Carrier:
         due = await hub.journal.due(hub.wall(), self.room + known, workflows=list(self.workflows))
         owned = {part.run_id for part in hub.parts if part.is_owner}
         for row in due.runs:
-            is_refused = self.refused.get(row.run_id) == row.sequence and not row.messages
+            is_refused = self.refused.get(row.run_id) == (row.sequence, row.messages)
             if row.run_id in self.parts or row.run_id in owned or is_refused or self.room <= 0:
                 continue
             self.start(row, start_soon)
@@ -82,11 +84,13 @@ class _Carrier:
         try:
             await execute(run)
         finally:
-            del self.parts[row.run_id]
+            part = self.parts.pop(row.run_id)
             self.hub.note_run("")
         outcome = run.outcome
-        if outcome.status == "detached" and isinstance(outcome.error, SnapshotError):
-            self.refused[row.run_id] = row.sequence
+        if outcome.status == "detached" and isinstance(
+            outcome.error, SnapshotError | StoreFormatError
+        ):
+            self.refused[row.run_id] = part.sequence, row.messages
             LOGGER.error(
                 "the run %s of %s cannot be continued here: %s",
                 row.run_id,
