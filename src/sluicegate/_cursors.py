@@ -229,7 +229,7 @@ class Numbering:
             found = min(found, end) if mark.life == cursor.life else end
         return found
 
-    def locate(self, after: int | Cursor) -> tuple[int | None, int | None]:
+    def find_place(self, after: int | Cursor) -> tuple[int | None, int | None]:
         """Return the sequence number and the durable number of a position; None if not known.
 
         The beginning is known in any life. The live part of a cursor counts only in its own life.

@@ -272,7 +272,7 @@ class EventLog:
 
     def _place(self, numbering: Numbering, after: int | Cursor, internal: bool) -> _Position:
         """Return the position of a reader of a durable run; see :attr:`_Position.detour`."""
-        sequence, durable = numbering.locate(after)
+        sequence, durable = numbering.find_place(after)
         if isinstance(after, Cursor) and numbering.is_ahead(after):
             position = _Position(self, self._end(numbering), internal)
             position.detour = _Ahead(after)

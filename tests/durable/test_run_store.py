@@ -876,3 +876,24 @@ def test_many_runs_at_rest(backend):
     assert took < 0.25
     assert (result, results) == ("mine", ("theirs", "theirs"))
     assert every == {"mine", "theirs", "all"}
+
+
+def test_two_runs_do_not_share_a_state(backend):
+    """The changes of a state are stored with one run, so a second run is not given it."""
+
+    async def main():
+        workflow = Waiting()
+        ctx = Context(workflow)
+        async with Stores().open() as runs, runs.run(workflow.run(ctx=ctx), run_id="a") as first:
+            await anyio.sleep(0.01)
+            with pytest.raises(WorkflowRuntimeError, match="belongs to another durable run"):
+                await runs.run(workflow.run(ctx=ctx), run_id="b")
+            first.cancel()
+
+    class Waiting(Workflow[None]):
+        @step
+        async def wait(self, ev: StartEvent) -> StopEvent:
+            await anyio.sleep(1)
+            return StopEvent()
+
+    run_virtually(backend, main)

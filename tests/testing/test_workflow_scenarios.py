@@ -481,8 +481,8 @@ def ends_twice(patch):
     """The terminal event is published twice."""
     close = EventLog.close
 
-    def faulty(self, last):
-        close(self, last)
+    def faulty(self, last, number):
+        close(self, last, number)
         self.append(last)
 
     patch.setattr(EventLog, "close", faulty)
@@ -490,7 +490,7 @@ def ends_twice(patch):
 
 def stays_open(patch):
     """The stream is not closed after its terminal event."""
-    patch.setattr(EventLog, "close", EventLog.append)
+    patch.setattr(EventLog, "close", lambda self, last, number: self.append(last))
 
 
 def reader_skips(patch):
@@ -656,7 +656,7 @@ def ends_before_the_steps(patch):
         stop(self, event)
 
     patch.setattr(runner, "stop", faulty)
-    patch.setattr(EventLog, "close", lambda self, last: self.closed or close(self, last))
+    patch.setattr(EventLog, "close", lambda self, *last: self.closed or close(self, *last))
 
 
 PLANTED = {

@@ -45,7 +45,7 @@ from sluicegate._engine.journal_records import (
     kind_of,
 )
 from sluicegate._engine.step_queue import Numbered
-from sluicegate._errors import SnapshotError
+from sluicegate._errors import SnapshotError, WorkflowRuntimeError
 from sluicegate._events import InputRequiredEvent, WorkflowFailedEvent, tagged
 from sluicegate._loop import current_backend
 
@@ -348,6 +348,13 @@ class RunJournal:
         # A store may have been made for a snapshot without a state: its first change is all of it.
         self._has_state = run.state_store is not None and run.state_store.is_restored
         if run.state_store is not None:
+            if run.state_store.journal is not None:
+                msg = (
+                    f"the context of the run {run.run_id} of {run.graph.name} belongs to another durable "
+                    "run, which would not store the changes of this one; expected a context for each: "
+                    "`workflow.run(ctx=Context(workflow))`"
+                )
+                raise WorkflowRuntimeError(msg)
             run.state_store.journal = self.state_changes
         self._branches: dict[BranchNode, int] = {}
         self._limit = 64
