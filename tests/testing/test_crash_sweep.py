@@ -5,9 +5,10 @@ from __future__ import annotations
 import anyio
 import pytest
 
+from sluicegate import Context, StartEvent, StopEvent, Workflow, step
 from sluicegate.durable import Batch, Lease, NewRun, Record
-from sluicegate.testing import ScenarioFailure, sweep
-from tests.helpers import on_each_backend
+from sluicegate.testing import ScenarioFailure, durable_scenario, sweep
+from tests.helpers import Asked, Said, on_each_backend
 
 
 async def orderly(trial):
@@ -186,3 +187,52 @@ def test_the_store_survives_with_what_was_confirmed(backend, loses):
     )
 
     assert report.positions > 10
+
+
+class Twice(Workflow[str]):
+    """Asks once, and has an effect that it does not protect."""
+
+    def __init__(self, ledger) -> None:
+        super().__init__(serializable=[Asked, Said])
+        self.ledger = ledger
+
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        said = await ctx.wait_for_event(Said, Asked(name="who"))
+        self.ledger.append(said.text)
+        await anyio.sleep(1)
+        return StopEvent(result=said.text)
+
+
+def answer(question):
+    return Said(name=question.name, text="ann")
+
+
+@on_each_backend
+def test_a_durable_run_is_swept_with_one_line(backend):
+    """The run ends as it does without a crash, its question is answered once, and the ledger tells all."""
+    ledgers = set()
+    scenario = durable_scenario(Twice, answer=answer, check=lambda o: ledgers.add(o.ledger))
+
+    report = sweep(scenario, kinds="crash", backends=backend)
+
+    assert report.positions > 10
+    assert ledgers == {("ann",), ("ann", "ann")}  # a crash behind the effect repeats it
+
+
+def test_a_run_that_ends_otherwise_after_a_crash_is_found():
+    """The failure tells both results."""
+    made = []
+
+    class Fickle(Workflow[int]):
+        def __init__(self, _ledger) -> None:
+            super().__init__()
+            made.append(self)
+
+        @step
+        async def only(self, ev: StartEvent) -> StopEvent:
+            await anyio.sleep(1)
+            return StopEvent(result=len(made))
+
+    with pytest.raises(ScenarioFailure, match="the result is 3, and 1 without a crash"):
+        sweep(durable_scenario(Fickle), kinds="crash")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sluicegate.testing._auditing import StepStruckError, audit
+from sluicegate.testing._durable_scenario import DurableScenario, durable_scenario
 from sluicegate.testing._isolation import run_step
 from sluicegate.testing._records import StepInvocation, StepOutcome, WorkflowTestResult
 from sluicegate.testing._running import WorkflowTestRunner, run_workflow
@@ -21,6 +22,7 @@ __all__ = [
     "Crash",
     "CrashLedger",
     "CrashStore",
+    "DurableScenario",
     "InjectedError",
     "Outcome",
     "Reading",
@@ -38,6 +40,7 @@ __all__ = [
     "WorkflowTestResult",
     "WorkflowTestRunner",
     "audit",
+    "durable_scenario",
     "fuzz",
     "jump_clock",
     "run_step",
