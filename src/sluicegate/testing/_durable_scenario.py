@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast, final
+from typing import TYPE_CHECKING, Any, final
 
 from sluicegate._errors import WorkflowRuntimeError
 from sluicegate._events import ChildEvent, InputRequiredEvent
@@ -49,10 +49,11 @@ class DurableScenario:
         """
         crash = trial.crash
         given: Any = self._given
-        workflow = given if isinstance(given, Workflow) else given(crash.ledger)
-        check_workflow(cast("Any", workflow), "durable_scenario")
+        is_one = isinstance(self._given, Workflow)
+        workflow: Any = given if is_one else given(crash.ledger)
+        check_workflow(workflow, "durable_scenario")
         async with crash.open_runs() as runs:
-            handler = runs.run(workflow.run(**self._fields), run_id="run")
+            handler: WorkflowHandler[Any] = runs.run(workflow.run(**self._fields), run_id="run")
             async with handler, current_backend().open_nursery() as nursery:
                 if self._answer_of is not None:
                     nursery.start_soon(self._answering(handler), name="answers")
