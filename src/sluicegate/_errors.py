@@ -170,7 +170,7 @@ class RestoredError(Exception):
         super().__init__(type_name, message)
         self.type_name = type_name
         self.message = message
-        self.class_names = tuple(class_names)
+        self.class_names: tuple[str, ...] = tuple(class_names)
 
     def __str__(self) -> str:
         return f"{self.type_name}: {self.message}"

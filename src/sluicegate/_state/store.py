@@ -91,8 +91,8 @@ class StateChange:
     ) -> None:
         self.old: Any = old
         self.new: Any = new
-        self.path = path
-        self.copies = copies
+        self.path: list[str] | None = path
+        self.copies: dict[int, Any] | None = copies
 
 
 class StateJournal(Protocol):
@@ -171,7 +171,7 @@ class StateStore(Generic[StateT]):
         #: While an observed run uses the state: what makes the records of its edits.
         self.records: EditRecords | None = None
         #: Whether it comes from a snapshot that has a state.
-        self.is_restored = is_restored
+        self.is_restored: bool = is_restored
         #: In a durable run: what writes down the changes.
         self.journal: StateJournal | None = None
         #: Of the edit that runs now, if it is recorded: where, and its number.

@@ -103,13 +103,13 @@ class Task:
         records: Batch | None = None,
         is_lazy: bool = False,
     ) -> None:
-        self.client = client
-        self.work = work
-        self.settle = settle
-        self.size = size
-        self.is_news = is_news
-        self.records = records
-        self.is_lazy = is_lazy
+        self.client: JournalClient = client
+        self.work: Callable[[Any], Any] = work
+        self.settle: Callable[[Any, Any], None] = settle
+        self.size: int = size
+        self.is_news: bool = is_news
+        self.records: Batch | None = records
+        self.is_lazy: bool = is_lazy
 
 
 #: A task with its result and its error.

@@ -79,9 +79,9 @@ class Watch:
 
     def __init__(self, hub: Hub, run_id: str) -> None:
         self._hub = hub
-        self.run_id = run_id
+        self.run_id: str = run_id
         #: Whether there was a change since the task last set this to False.
-        self.has_changed = False
+        self.has_changed: bool = False
         self._waiter: Waiter | None = None
 
     def __enter__(self) -> Self:

@@ -48,7 +48,7 @@ from sluicegate.durable._refusals import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
-    from contextlib import AbstractAsyncContextManager
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from sluicegate.durable._client import Outcome, Tables, Task
 
@@ -113,7 +113,8 @@ class MemoryTables:
         self.owners: dict[str, float] = {}
         #: Is called with a run, its fence and its owner before another owner takes it over.
         self.taken: Callable[[str, int, str], object] | None = None
-        self.messages = self.created = 0
+        self.messages: int = 0
+        self.created: int = 0
 
     def copy(self) -> MemoryTables:
         other = copy(self)
@@ -305,15 +306,15 @@ class _Disk:
         tables.taken = self._tell_taken
         self.syncs = syncs
         self.lease = lease
-        self.lock = threading.RLock()
+        self.lock: AbstractContextManager[Any] = threading.RLock()
         #: The tables on disk, and the tasks committed since; used if commits do not sync.
         self._on_disk = tables.copy()
         self._unsynced: list[Task] = []
         self.waiting: list[Task] = []
-        self.is_held = False
+        self.is_held: bool = False
         self.opened = 0
         self.journals: dict[str, MemoryJournal] = {}
-        self.commits = 0
+        self.commits: int = 0
 
     # -- the writer
 
@@ -428,7 +429,7 @@ class MemoryJournal(JournalClient):
         #: Whether a commit is about to be made in this event loop.
         self.is_called = False
         self.is_leaving = False
-        self.is_stalled = False
+        self.is_stalled: bool = False
 
     async def _read_now(self, function: Callable[[Tables], Any]) -> Any:
         await current_backend().checkpoint()

@@ -74,8 +74,8 @@ class StoreCheck:
 
     def __init__(self, function: Callable[[StoreHarness], Awaitable[None]]) -> None:
         self._function = function
-        self.name = str(getattr(function, "__name__", "")).strip("_")
-        self.rule = str(function.__doc__)
+        self.name: str = str(getattr(function, "__name__", "")).strip("_")
+        self.rule: str = str(function.__doc__)
 
     def __repr__(self) -> str:
         return f"<StoreCheck {self.name}>"
