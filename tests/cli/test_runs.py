@@ -222,6 +222,33 @@ def test_a_run_that_is_not_there(runs, store, flows, command):
     assert "has no run 'none'" in err
 
 
+# -- run --store ---------------------------------------------------------------------------------
+
+
+@on_each_backend
+def test_run_in_a_store(cli, store, flows, tmp_path, backend):
+    """The id is the idempotency key: the same command again prints the result, and runs no step."""
+    gate, ledger = tmp_path / "gate", tmp_path / "ledger"
+    gate.touch()
+    command = ("run", f"{FLOWS}:Gated", "-i", f"gate={gate}", "--events", "none")
+    command += ("--store", store.url, "--id", "job", "--backend", backend)
+
+    assert cli(*command, "-i", f"ledger={ledger}") == (0, "through\n", "")
+    assert cli(*command, "-i", f"ledger={ledger}") == (0, "through\n", "")
+    assert ledger.read_text().split() == ["first", "second"]
+    code, _, err = cli(*command, "-i", "ledger=another")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the store has one that began with Files(" in err
+
+
+def test_run_needs_a_store_for_an_id(cli):
+    """--id alone is an error that shows what is missing."""
+    code, _, err = cli("run", f"{FLOWS}:Approve", "--id", "job")
+
+    assert code == 2
+    assert "expected --store sqlite:///runs.db, too" in err
+
+
 # -- answer, resume, cancel ----------------------------------------------------------------------
 
 

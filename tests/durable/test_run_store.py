@@ -187,7 +187,9 @@ def test_an_idle_run_is_released_and_comes_back(backend):
             owner = (await runs.get("a")).owner
             await handler.send_event(Answer(text="yes"))
             rest = [event async for event in stream]
-            return asked, shown, owner, rest, await handler, workflow.ran
+            result = await handler
+            assert handler.questions == ()
+            return asked, shown, owner, rest, result, workflow.ran
 
     asked, shown, owner, rest, result, ran = run_virtually(backend, main)
 

@@ -108,14 +108,14 @@ def emit(text: str, out: TextIO | None = None) -> None:
     Raises:
         OutputClosedError: The reader of the output has gone.
     """
-    out = sys.stdout if out is None else out
+    stream = sys.stdout if out is None else out
     try:
         try:
-            out.write(text)
+            stream.write(text)
         except UnicodeEncodeError:
-            encoding = out.encoding or "ascii"
-            out.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        out.flush()
+            encoding = stream.encoding or "ascii"
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
     except BrokenPipeError as error:
         raise OutputClosedError from error
 

@@ -268,4 +268,13 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--timeout", metavar="SECONDS", type=seconds, help="replaces the workflow's own"
     )
+    run.add_argument(
+        "--store", metavar="URL", help="keep the run in a store, such as sqlite:///runs.db"
+    )
+    run.add_argument(
+        "--id",
+        metavar="ID",
+        dest="run_id",
+        help="its id there; a run that the store has is continued, or its result printed",
+    )
     add_running(run)

@@ -75,19 +75,23 @@ class Questions:
         self._wanted: SimpleQueue[str] = SimpleQueue()
         self._has_thread = False
 
-    async def ask_stored(self, row: Callable[[], Awaitable[RunSummary]]) -> None:
+    async def ask_stored(self, row: Callable[[], Awaitable[RunSummary | None]]) -> None:
         """Ask the questions of a stored run, in whatever process it is, until cancelled.
 
         They are not taken from the stream, which has those that were answered, too.
 
         Args:
-            row: Returns the row of the run.
+            row: Returns the row of the run; None before it has one.
         """
         backend, asked = current_backend(), set[str]()
         while True:
             found, part = await row(), run_of(self._handler).part
-            is_known = found.status in {"idle", "parked"} or (part is not None and part.is_live)
-            if is_known and not found.messages:  # which may be answers
+            is_live = part is not None and part.is_live
+            if (
+                found is not None
+                and not found.messages  # they may be answers
+                and (is_live or found.status in {"idle", "parked"})
+            ):
                 for question in self._handler.questions:
                     if isinstance(question.event, InputRequiredEvent) and question.id not in asked:
                         asked.add(question.id)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sluicegate._definition.graph import graph_of
 from sluicegate._engine.dump import text_of_runs
-from sluicegate._errors import WorkflowTimeoutError
+from sluicegate._errors import WorkflowDetachedError, WorkflowTimeoutError
 from sluicegate._events import (
     ChildEvent,
     InputRequiredEvent,
@@ -24,7 +24,7 @@ from sluicegate.cli._failure import report
 from sluicegate.cli._input import start_event
 from sluicegate.cli._output import Printer
 from sluicegate.cli._questions import Questions, is_terminal
-from sluicegate.cli._targets import build, load
+from sluicegate.cli._targets import UsageError, build, load
 from sluicegate.cli._watch import Watch
 
 
@@ -58,6 +58,13 @@ def run(arguments: argparse.Namespace) -> int:
     """
     workflow = build(arguments.target, load(arguments.target), arguments.timeout)
     begin = start_event(graph_of(type(workflow)).start_event, arguments)
+    if arguments.store is not None:
+        from sluicegate.cli._resume import run_stored  # noqa: PLC0415 - few runs need a store
+
+        return run_stored(workflow, begin, arguments)
+    if arguments.run_id is not None:
+        msg = f"--id {arguments.run_id} names a stored run; expected --store sqlite:///runs.db, too"
+        raise UsageError(msg)
     return carry_out(workflow, lambda: workflow.run(start_event=begin), arguments)
 
 
@@ -65,7 +72,7 @@ def carry_out(
     workflow: AnyWorkflow,
     start: StartRun,
     arguments: argparse.Namespace,
-    row: Callable[[], Awaitable[RunSummary]] | None = None,
+    row: Callable[[], Awaitable[RunSummary | None]] | None = None,
 ) -> int:
     """Carry out a run in a new event loop as the arguments say; print and return as :func:`run` does.
 
@@ -73,7 +80,7 @@ def carry_out(
         workflow: The workflow.
         start: Returns the block that owns the run.
         arguments: The arguments of the command.
-        row: Returns the row of a stored run; None for a run without a store.
+        row: Returns the row of a stored run, None before it has one; itself None without a store.
 
     Raises:
         UsageError: A question could not be answered.
@@ -130,7 +137,7 @@ class _Execution:
         *,
         watch: Watch | None,
         recorder: Recorder | None,
-        row: Callable[[], Awaitable[RunSummary]] | None,
+        row: Callable[[], Awaitable[RunSummary | None]] | None,
     ) -> None:
         self._row = row
         self._recorder = recorder
@@ -187,7 +194,7 @@ class _Execution:
             printer: Prints it; not the one of the run, whose output the watch has taken.
 
         Raises:
-            UsageError: A question could not be answered.
+            UsageError: A question could not be answered, or the store has refused the run.
         """
         if self._questions is not None and self._questions.failure is not None:
             raise self._questions.failure
@@ -195,6 +202,8 @@ class _Execution:
             printer.result(self._result)
             return COMPLETED
         if self._status == "detached":
+            if not isinstance(self._error, WorkflowDetachedError):  # its store has refused it
+                raise UsageError(str(self._error)) from self._error
             why = f": {self._error.__cause__}" if self._error.__cause__ is not None else ""
             print(f"sluicegate: {self._error}{why}", file=sys.stderr)  # noqa: T201
             return FAILED

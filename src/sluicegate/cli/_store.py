@@ -85,11 +85,8 @@ def _check_exists(url: str) -> None:
 
 def store_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options of ``open_run_store`` that the command was given, without the durability."""
-    return {
-        "timeouts": arguments.timeouts,
-        "max_crashes": arguments.max_crashes,
-        "keep_history": arguments.keep_history,
-    }
+    names = ("timeouts", "max_crashes", "keep_history")
+    return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
 
 
 def in_store(

@@ -225,7 +225,9 @@ class Part:
 
     @property
     def questions(self) -> tuple[OpenQuestion, ...]:
-        """The open questions of a run that is not live."""
+        """The open questions of a run that is not live; none of one that has ended."""
+        if self._run.outcome.status in ENDED:
+            return ()
         return open_questions_of(self._run, self._summary[2], self._hub.wall())
 
     # -- lives ------------------------------------------------------------------------------------
