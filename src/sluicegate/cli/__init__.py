@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sluicegate._errors import WorkflowValidationError
-from sluicegate.cli import _completion, _graphs, _record, _run, _timeline
+from sluicegate.cli import _begin, _completion, _graphs, _record, _timeline
 from sluicegate.cli._parser import build_parser
 from sluicegate.cli._targets import UsageError
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "" not in sys.path and str(Path.cwd()) not in sys.path:
             sys.path.insert(0, "")
         commands: dict[str, Callable[[Namespace], int]] = {
-            "run": _run.run,
+            "run": _begin.begin,
             "record": _record.record,
             "summary": _record.summary,
             "timeline": _timeline.timeline,

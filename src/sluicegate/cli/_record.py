@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sluicegate._observers import observe
-from sluicegate.cli import _run
+from sluicegate.cli._begin import begin
 from sluicegate.cli._targets import UsageError
 from sluicegate.recording import Recorder, load_recording
 
@@ -35,7 +35,7 @@ def record(arguments: argparse.Namespace) -> int:
         raise UsageError(msg) from error
     try:
         with recorder, observe(recorder):
-            return _run.run(arguments)
+            return begin(arguments)
     finally:
         line = f"sluicegate: recorded in {path}; see `sluicegate summary {path}`"
         print(line, file=sys.stderr)  # noqa: T201

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from sluicegate._workflow import graph_in
 from sluicegate.cli._output import emit
-from sluicegate.cli._run import carry_out
+from sluicegate.cli._run import carry_out, prepare
 from sluicegate.cli._store import open_store, refusals_in_a_line, store_options
 from sluicegate.cli._targets import UsageError, build, load
 from sluicegate.durable import UnknownRunError
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from sluicegate._events import StartEvent
     from sluicegate._handler import WorkflowHandler
     from sluicegate.cli._store import OpenStore
     from sluicegate.cli._targets import AnyWorkflow
@@ -42,12 +41,13 @@ def resume(arguments: argparse.Namespace) -> int:
     return _carry_out(workflow, run_id, start, arguments)
 
 
-def run_stored(workflow: AnyWorkflow, begin: StartEvent, arguments: argparse.Namespace) -> int:
+def run_stored(arguments: argparse.Namespace) -> int:
     """Run a workflow as a durable run, and return the exit code of ``sluicegate run``.
 
     Raises:
         UsageError: The store cannot be used, or has another run of that id; or as for ``run``.
     """
+    workflow, begin = prepare(arguments)
     run_id: str = arguments.run_id or uuid4().hex
 
     async def start(store: OpenStore) -> WorkflowHandler[Any]:  # noqa: ASYNC124 - as resume()'s

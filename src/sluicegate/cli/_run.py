@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
+    from sluicegate._events import StartEvent
     from sluicegate._handler import WorkflowHandler
     from sluicegate.cli._targets import AnyWorkflow
     from sluicegate.durable import RunSummary
@@ -56,16 +57,18 @@ def run(arguments: argparse.Namespace) -> int:
         SystemExit: SIGTERM or SIGHUP, after the run has unwound.
         BrokenPipeError: The reader of the output has gone; the run has been cancelled.
     """
-    workflow = build(arguments.target, load(arguments.target), arguments.timeout)
-    begin = start_event(graph_of(type(workflow)).start_event, arguments)
-    if arguments.store is not None:
-        from sluicegate.cli._resume import run_stored  # noqa: PLC0415 - few runs need a store
-
-        return run_stored(workflow, begin, arguments)
-    if arguments.run_id is not None:
-        msg = f"--id {arguments.run_id} names a stored run; expected --store sqlite:///runs.db, too"
-        raise UsageError(msg)
+    workflow, begin = prepare(arguments)
     return carry_out(workflow, lambda: workflow.run(start_event=begin), arguments)
+
+
+def prepare(arguments: argparse.Namespace) -> tuple[AnyWorkflow, StartEvent]:
+    """Return the workflow and the start event that the arguments name.
+
+    Raises:
+        UsageError: The target or the input is wrong.
+    """
+    workflow = build(arguments.target, load(arguments.target), arguments.timeout)
+    return workflow, start_event(graph_of(type(workflow)).start_event, arguments)
 
 
 def carry_out(
