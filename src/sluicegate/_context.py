@@ -50,7 +50,7 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 Ts = TypeVarTuple("Ts")
 
-#: The longest sleep, in seconds: what a snapshot can hold.
+#: The longest sleep, in seconds, that a snapshot can hold.
 LONGEST_SLEEP = 1e12
 
 #: The exceptions that :meth:`Context.once` keeps.

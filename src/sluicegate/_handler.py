@@ -323,7 +323,7 @@ class WorkflowHandler(Generic[R]):
         settle(failure, error, raised, backend.Cancelled)
 
     async def _leave_run(self) -> None:
-        """Stop following a durable run; the run itself goes on."""
+        """Stop following a durable run; the run itself continues."""
         leave_run(self._run, "its reader has left")
         with current_backend().cancel_scope(shield=True):
             await self._wait()

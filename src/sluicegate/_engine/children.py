@@ -37,12 +37,12 @@ def begin_child(
     Args:
         journal: The journal of the step.
         child: The run that was made for the call.
-        given_id: The identifier that the step gave it, which belongs to what it is found by.
+        given_id: The identifier that the step gave it; part of the key by which it is found.
         name_child: Returns the identifier of the child with a number.
-        now: The time, in seconds since the epoch, for the timers of a child of a durable run.
+        now: The time, in seconds since the epoch, to which timers of a durable child refer.
 
     Raises:
-        SnapshotError: Where the child was does not fit its workflow any more; nothing has changed.
+        SnapshotError: The child's snapshot no longer fits its workflow; nothing has changed.
     """
     codec = partial(child.graph.codec, child.options.classes)
     record = ChildRecord(child.graph.name, codec, (child.start_event, given_id))
@@ -124,7 +124,7 @@ def _rename(run: Run, run_id: str) -> None:
 
 
 def put_back(journal: StepJournal, record: ChildRecord) -> None:
-    """Undo :func:`begin_child`, for a child that has ended, because its step was cancelled."""
+    """Undo :func:`begin_child` of an ended child whose step was cancelled."""
     assert isinstance(journal.children, list)
     journal.children.remove(record)
     journal.replayed.children.setdefault(record.key, []).insert(0, record)

@@ -74,7 +74,7 @@ def refuse_run(run: Run, error: BaseException) -> None:
 
     Args:
         run: The run, or one of its children; nothing changes if its outcome is settled.
-        error: What does not fit, which the owner of the run raises.
+        error: The reason, which the owner of the run raises.
     """
     while run.parent is not None:
         run = run.parent
@@ -282,7 +282,7 @@ def conclude(  # noqa: C901, PLR0912 - all of the end in its order
     except BaseException as fault:  # noqa: ASYNC103, BLE001 - kept: the stream has to end
         outcome.fail_anyway(fault, None)
     run.awaits_outside = False
-    if outcome.status == "parked":  # the run goes on, and so do its handler and its stream
+    if outcome.status == "parked":  # the run continues, and so do its handler and its stream
         if run.records is not None:
             run.records.end(run)
             run.records = None

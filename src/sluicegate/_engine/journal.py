@@ -101,7 +101,7 @@ class Redelivery(Numbered):
 
 
 class KeptResult:
-    """What a call of ``ctx.once`` has returned or raised, in the codec's form."""
+    """The result or the exception of a ``ctx.once`` call, encoded."""
 
     __slots__ = ("encoded", "is_failure")
 

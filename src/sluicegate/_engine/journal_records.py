@@ -1,4 +1,4 @@
-"""The records of a durable run's journal: each input of its machine, and what was decided about it.
+"""The records of a durable run's journal: the inputs of its machine and the decisions made for each.
 
 A journal begins with a :class:`Base`, a snapshot. The records after it are in the order in which the
 inputs were applied, and applying them to the machine of that snapshot gives the machine that made
@@ -76,7 +76,7 @@ class In(Input, kw_only=True, tag="in"):
         step: The step that it names.
         q: The question that it names.
         id: The idempotency key with which it came, and ``of`` the run that keeps the key.
-        key: What the run keeps under the key: the content, the step and the question named.
+        key: The entry that the run keeps under the key: the content, the step and the question named.
     """
 
     e: Any
@@ -119,7 +119,7 @@ class Done(Input, kw_only=True, tag="done"):
     Attributes:
         r: The result.
         is_list: Whether it is a list of events.
-        handed: Whether the worker went on with the event that it made.
+        handed: Whether the worker processed the resulting event itself.
     """
 
     k: int
@@ -130,7 +130,7 @@ class Done(Input, kw_only=True, tag="done"):
 
 
 class Failed(Input, kw_only=True, tag="failed"):
-    """An attempt has failed, and what is done about it.
+    """An attempt has failed; the record includes the decision to retry or give up.
 
     Attributes:
         error: The text of the exception.
@@ -268,7 +268,7 @@ class Sleep(_Record, kw_only=True, tag="sleep"):
 
 
 class Woken(_Record, kw_only=True, tag="woken"):
-    """A step has cancelled a sleep itself, and has gone on after it.
+    """A step has cancelled its own sleep and continued.
 
     Attributes:
         seconds: The length of the sleep.
@@ -293,7 +293,7 @@ class Published(_Record, kw_only=True, tag="pub"):
 
 
 class Child(_Record, kw_only=True, tag="child"):
-    """A step has started a child, or goes on with one that it has started before.
+    """A step has started a child, or continues one that an earlier attempt started.
 
     Attributes:
         child: The number of the child in the journal.

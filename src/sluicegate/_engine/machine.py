@@ -86,7 +86,7 @@ class MachineRecords(Protocol):
 
 
 class MachineJournal(Protocol):
-    """What the machine of a durable run reports while it applies an input.
+    """The calls that the machine of a durable run makes while it applies an input.
 
     See :class:`sluicegate._engine.run_journal.RunJournal`.
     """
@@ -99,7 +99,7 @@ class MachineJournal(Protocol):
         """Take over the branch numbers of a snapshot."""
 
     def hand_over(self, payload: Any) -> Numbered:
-        """Number a delivery that the worker which made it goes on with."""
+        """Number a delivery that its own worker processes next."""
         ...
 
     def routed(self, event: Event, targets: tuple[int, ...]) -> None: ...

@@ -139,7 +139,7 @@ async def _until_durable(run: Run, backend: Backend) -> None:
 
 
 def _given(run: Run, key: str, result: KeptResult, cause: BaseException | None = None) -> Any:
-    """Return a copy of a kept result of its own, or raise the kept failure."""
+    """Return a fresh copy of the stored result, or raise the stored failure."""
     codec = run.graph.codec(run.options.classes)
     value = codec.decode(result.encoded, f"the result of once({key!r})")
     if not result.is_failure:

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def as_it_was(graph: Graph, before: Mapping[str, StepShape], codec: Codec) -> Graph:
-    """Return a workflow with the steps that it had, for the machine that only replays.
+    """Return the workflow with its former steps; only replay uses it.
 
-    Steps that are gone are added behind those that there are; a step that takes or makes something else by
-    now is replaced. None of these can be run. Steps that are new stay: no record leads to them.
+    Removed steps are appended after the present ones, and a step whose input or output types have changed
+    is replaced. None of these can be run. New steps stay: no record refers to them.
 
     Args:
         graph: The workflow as it is now.

@@ -1,9 +1,9 @@
-"""Replay: the records of a journal become the snapshot from which the run continues.
+"""Replay: turns the records of a journal into the snapshot from which the run continues.
 
-The records are applied to a machine without an event loop, in their order. No user code runs: no step,
-no handler, no strategy of a retry, no resource, and no comparison of events. What was decided is read from the
-records: which wait took an event, what followed a failure, where an event went. So it does not matter
-what else happened at the time, and which tasks did it.
+The records are applied in order to a machine without an event loop. No user code runs: no step, no
+handler, no retry strategy, no resource, and no comparison of events. Decisions are read from the records:
+which wait took an event, whether a failure was retried, where an event was routed. The result therefore
+does not depend on how the tasks were scheduled.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ LOGGER = logging.getLogger("sluicegate")
 
 
 class _Waiter:
-    """The waiter of a task that is gone."""
+    """The waiter of a task that no longer exists."""
 
     def wait(self, _task: Any = None, /) -> Any:
         raise AssertionError
 
     def wake(self) -> None:
-        """There is nobody to wake."""
+        """Do nothing: the task no longer exists."""
 
 
 _NOBODY: Any = _Waiter()
@@ -78,7 +78,7 @@ class _Inbox:
 
 
 class _PastWait(Wait):
-    """A wait as its record tells of it; ``content`` is the number of its content."""
+    """A wait restored from its record; ``content`` is the number of its content."""
 
     __slots__ = ("content",)
     content: int
@@ -100,7 +100,7 @@ class _Flight:
 
     @property
     def payload(self) -> Any:
-        """What the worker of the invocation has as its event."""
+        """The event of the invocation, as its worker holds it."""
         return self.delivery.event if type(self.delivery) is Numbered else self.delivery
 
 
@@ -189,11 +189,11 @@ class _Same:
 
 
 class _Machine(Machine):
-    """A machine that starts nothing, and whose waits take what the record says.
+    """A machine that starts no steps; the record decides which waits take an event.
 
     Attributes:
-        takers: The waits that took the event of the present record.
-        handed: The numbers of the deliveries that workers went on with, and that have not begun.
+        takers: The waits that took the event of the current record.
+        handed: The numbers of the deliveries that a worker kept for itself and that have not begun.
     """
 
     __slots__ = ("handed", "takers")
@@ -208,7 +208,7 @@ class _Machine(Machine):
             queue.limit = 0  # so that every delivery waits in the inbox
 
     def expect(self, record: rec.Input, takers: list[Wait]) -> None:
-        """Take over from a record where its events go, and which waits take them."""
+        """Read from a record where its events are routed and which waits take them."""
         cast("_PastGraph", self.graph).take_routes(record)
         self.takers = takers
         self.startable.clear()
@@ -231,7 +231,7 @@ class _Machine(Machine):
         return bool(takers)
 
     def hand_over(self, queue: StepQueue, node: BranchNode | None, result: Any) -> None:
-        """Take the result of an invocation whose worker went on with the event that it had made."""
+        """Apply the result of an invocation whose worker processed the resulting event itself."""
         (following,) = self._output(queue.index, result).targets
         if self.waits:
             self._give_to_all(result)
@@ -394,8 +394,8 @@ class PastRun:
 
         Args:
             now: The time, in seconds since the epoch.
-            has_crashed: Whether the life that the records tell of ended without notice, so that it
-                counts as a crash of the steps that were running.
+            has_crashed: Whether the recorded life ended in a crash, which then counts against the
+                steps that were running.
         """
         run = self.run
         run.clock.ended_at = now
@@ -592,7 +592,7 @@ class PastRun:
         self.machine.send(route, event, node, held.target)
 
     def _let_go(self, key: int) -> None:
-        """The step that sent them has ended: nobody holds its branches any more."""
+        """Release the branches of a step that has ended."""
         for node in self.held.pop(key, ()):
             node.is_held = False
         if len(self.branches) > 2 * len(self.held) + 64:
@@ -763,7 +763,7 @@ class PastRun:
         }
 
     def _pub(self, record: rec.Published) -> None:
-        """Note which wait's question it is; for the rest, it is on the stream."""
+        """Mark the question as published, if the event is one; the stream has the event itself."""
         if self.asked is not None and record.e == self.asked[1]:
             self.asked[0].is_shown = True
         self.asked = None

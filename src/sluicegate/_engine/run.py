@@ -365,7 +365,7 @@ class Run:
 
 
 class Saved(Protocol):
-    """What a run begins a life with; see :class:`sluicegate._engine.snapshot_read.SavedRun`."""
+    """The saved data with which a life begins; see :class:`sluicegate._engine.snapshot_read.SavedRun`."""
 
     start_event: Event | None
     progress: Resumable | None
@@ -376,14 +376,14 @@ class Saved(Protocol):
 
 
 def load_life(run: Run, saved: Saved, elapsed: float) -> None:
-    """Make a run that has rested ready for another life, as a new one that is resumed.
+    """Prepare a parked run for its next life, as if it were resumed from a snapshot.
 
-    The handler, the stream and whoever waits for the outcome are the same as before.
+    It keeps its handler, its stream and the tasks that wait for its outcome.
 
     Args:
-        run: The run; nothing of it runs.
-        saved: What it begins with.
-        elapsed: Seconds that the run has taken before.
+        run: The run; none of its steps is running.
+        saved: The saved data.
+        elapsed: Seconds that its earlier lives have used.
     """
     run.start_event, run.resumed, run.early = saved.start_event, saved.progress, saved.arrived
     run.keys, run.carrier, run.state_store = saved.keys, saved.carrier, saved.store

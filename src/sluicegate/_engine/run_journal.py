@@ -1,4 +1,4 @@
-"""The journal of a durable run: the records of its inputs, and what waits until they are durable.
+"""The journal of a durable run: the records of its inputs, and the output held back until they are durable.
 
 A record is appended and its input applied in one synchronous block, so the journal has the order in
 which the machine took the inputs. Two things wait for the store: a step begins only when the record
@@ -87,13 +87,13 @@ class JournalSink(Protocol):
 
 
 class JournaledWorker(Protocol):
-    """What a journal needs of a worker; see :class:`sluicegate._engine.invocation.Worker`."""
+    """The part of a worker that a journal uses; see :class:`sluicegate._engine.invocation.Worker`."""
 
     delivery: Numbered | None
 
 
 class JournaledChild(Protocol):
-    """What a journal needs of a child; see :class:`sluicegate._engine.journal.ChildRecord`."""
+    """The part of a child record that a journal uses; see :class:`sluicegate._engine.journal.ChildRecord`."""
 
     name: str
     number: int
@@ -104,7 +104,7 @@ class JournaledChild(Protocol):
 
 
 class JournaledRun(Protocol):
-    """What a journal needs of its run; see :class:`sluicegate._engine.run.Run`."""
+    """The part of a run that a journal uses; see :class:`sluicegate._engine.run.Run`."""
 
     run_id: str
     graph: Graph
@@ -120,9 +120,9 @@ class JournaledRun(Protocol):
     probe: Any
 
 
-#: What a run keeps of an event that came with a key: the content, the step and the question named.
+#: The entry kept for an event that came with a key: the content, the step and the question named.
 Kept = tuple[str, "str | None", "str | None"]
-#: What an event from outside came with: its key, the run that keeps it, and what that keeps.
+#: An event from outside that has a key: the key, the run that keeps it, and the kept entry.
 Incoming = tuple[str, int, Kept]
 
 #: The streams on which an event is put, each with the event as that stream has it: that of its run, and
@@ -146,9 +146,9 @@ class JournalWriter:
 
     Attributes:
         durable: The number of the last record that is durable.
-        is_open: Whether it still takes records.
-        error: Why it takes none any more, if it was lost.
-        incoming: What the event from outside that is being applied came with.
+        is_open: Whether it accepts records.
+        error: Why it was lost; None if it was not.
+        incoming: The key and its entry, if the event from outside being applied has one.
         consumes: The message of the inbox that is being applied.
     """
 
@@ -669,14 +669,15 @@ class RunJournal:
             self._append(State(at=self.now, c=self.child, p=patch))
 
     def forgets_sleep(self, key: int, seconds: float, number: int) -> None:
-        """A step has cancelled a sleep itself, and goes on."""
+        """A step has cancelled its own sleep and continues."""
         if self.is_open:
             self._append(Woken(at=self.now, c=self.child, k=key, seconds=seconds, n=number))
 
     def shown(self, event: Event) -> int:
-        """Put an event on the stream: questions and what is sent to be kept are durable, others live.
+        """Put an event on the stream: questions and durable events are stored, others are only live.
 
-        A durable one is shown when its record is durable, a live one at once or behind it.
+        A durable event is shown once its record is committed; a live one immediately, or after the durable
+        events before it.
 
         Returns:
             The number that it has on the stream of its run, or will have.
@@ -745,7 +746,7 @@ class RunJournal:
     def child_begins(
         self, key: int, record: JournaledChild, child: JournaledRun, base: dict[str, Any]
     ) -> None:
-        """A step starts a child, or goes on with it; its records are in this journal as well."""
+        """A step starts or continues a child, whose records are in this journal as well."""
         self.writer.children += 1
         number = self.writer.children
         if self.is_open:

@@ -456,7 +456,7 @@ async def close_journal(  # noqa: ASYNC910 - most often there is nothing to wait
     """Record the end of a run in which nothing is left, and wait until that is durable, shielded.
 
     A run that is detached, or rests in its store, has no end. One whose end cannot be stored is detached. The end of a child needs
-    no wait: its parent goes on only with what is durable.
+    no wait: its parent uses only durable results.
 
     Returns:
         The interruption, or that of the wait.

@@ -45,7 +45,7 @@ class SavedAsked:
         return {name for step in self.where.shape.values() for name in step.takes}
 
     def answer(self, encoded: Any) -> None:
-        """Keep an answer, in the codec's form, for the time when the child begins again."""
+        """Keep an encoded answer until the child begins again."""
         self.where.arrived = [*self.where.arrived, (encoded, None, self.name)]
 
 

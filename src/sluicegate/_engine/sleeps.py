@@ -21,8 +21,8 @@ async def sleep(
 ) -> None:
     """Sleep until the time at which the sleep, or that of an earlier attempt, is over.
 
-    A checkpoint. Cancelled, the sleep is kept until the step goes on with something else: if the
-    attempt ends instead, the next one continues it.
+    A checkpoint. A cancelled sleep is kept until the step continues after it: if the attempt ends
+    instead, the next attempt continues the sleep.
 
     Args:
         run: The run.
@@ -83,7 +83,7 @@ async def _rest(
 
 
 def forget_cut(run: Run, context: Context[Any], journal: StepJournal) -> None:
-    """Forget the sleeps that the step has cancelled, since it goes on after them."""
+    """Forget the sleeps that the step has cancelled and continued after."""
     if not journal.has_cut:
         return
     for kept in journal.drop_cut():

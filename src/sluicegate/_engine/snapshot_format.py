@@ -57,7 +57,7 @@ class SavedAttempts(_Part):
 
 
 class SavedResult(_Part):
-    """What a call of ``ctx.once`` has returned or raised."""
+    """The result or the exception of a ``ctx.once`` call."""
 
     value: Any
     is_failure: bool = False
@@ -94,7 +94,7 @@ class SavedDelivery(_Part):
     branch: Count = 0
     #: Whether the step has begun with it before; the other fields say what it did.
     has_begun: bool = False
-    #: The number of the delivery in the run, for all its attempts; 0 if it has none.
+    #: The number of the delivery in the run, the same in all attempts; 0 if it has none.
     key: Count = 0
     #: How many processes have died while it was running.
     crashes: Count = 0

@@ -410,7 +410,7 @@ class _Writer:
                 part.error = record.codec().encode(record.failure, "its failure")
 
     def _behind_failures(self) -> Iterator[BaseException]:
-        """Yield the failures of the run, and what they came of."""
+        """Yield the failures of the run and their causes."""
         for error in self._run.outcome.errors:
             yield from linked_leaves(error, "__context__")
 

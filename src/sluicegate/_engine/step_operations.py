@@ -954,7 +954,7 @@ def worker_of(backend: Backend, context: Context[Any]) -> Worker | None:
 
 
 def _go_on(run: Run, context: Context[Any], journal: StepJournal) -> None:
-    """Note that a step goes on, after a sleep that it may have cancelled itself."""
+    """Note that a step continues after a sleep, which it may have cancelled itself."""
     if journal.has_cut:
         from sluicegate._engine.sleeps import forget_cut  # noqa: PLC0415 - few steps need it
 

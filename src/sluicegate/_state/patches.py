@@ -200,7 +200,7 @@ class _Comparison:
     # -- what the same object tells
 
     def _is_untouched(self, old: Any, new: Any) -> bool:
-        """Whether a value is a copy in the draft that nobody has changed; faster than a comparison."""
+        """Whether a value is an unchanged copy in the draft; faster than a comparison."""
         if self._shared or self._copies.get(id(old)) is not new:
             return False
         kind = cast("Any", type(new))

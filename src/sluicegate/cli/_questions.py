@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class Terminal(Protocol):
-    """What is drawn on the terminal besides the output."""
+    """The display on the terminal besides the output."""
 
     def hide(self) -> None: ...
 

@@ -2,8 +2,8 @@
 
 One task passes on what other processes have done (messages of the inbox, ends, claims), another
 writes the summaries of runs that have become idle and releases those that have been idle for long
-enough. The tasks belong to the block of the store; what runs the steps belongs to the owners of the
-runs.
+enough. The tasks belong to the block of the store; the tasks that run steps belong to the
+owners of the runs.
 """
 
 from __future__ import annotations
@@ -319,10 +319,10 @@ class Hub:
             self._is_noted.wake()
 
     def note_begun(self, part: Tended) -> None:
-        """Have the inbox of a run read once more, because a life of it has begun.
+        """Read the inbox of a run again, because a life of it has begun.
 
-        A message that came between the claim, which has read the inbox, and the beginning of the life
-        was told to nobody.
+        The claim has read the inbox, but a message that arrived between the claim and the beginning of
+        the life has woken no task.
         """
         self._begun.append(part.run_id)
         if self._is_noted is not None:

@@ -105,7 +105,7 @@ class Part:
         run: The run; its machine is made anew for every life.
         open_saved: Decodes a snapshot of its workflow.
         new: The run to be created, if the store has none of its id; None for one that is there.
-        row: What the store has of the run, if that is known.
+        row: The row of the run in the store, if it has been read.
         ends_at_rest: Whether the part ends when the run rests, as that of a worker does.
         only_follows: Whether the part leaves the run to others.
 

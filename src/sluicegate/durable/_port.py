@@ -137,7 +137,7 @@ class Batch(Struct, frozen=True):
         prune_before: Delete the records below this sequence. Those in the durable stream stay.
         release: Whether the lease ends with this batch.
         lazy: Whether it may wait a few milliseconds for the next one, to be committed with that. A
-            record that no caller waits for then costs no commit of its own.
+            record that no caller waits for then needs no separate commit.
     """
 
     run_id: str

@@ -313,7 +313,7 @@ class SqliteWriter:
         self._next_look = now + LOOK
         try:
             version = self._data_version()
-        except sqlite3.Error as error:  # writing will tell whether it matters
+        except sqlite3.Error as error:  # the next write fails too, if it matters
             LOGGER.warning("no look for changes: %s", error_of(self.path, error))
             return
         is_changed, self._version = version != self._version, version

@@ -1,4 +1,4 @@
-"""What a crash of the scenario's process takes away, and what it leaves."""
+"""Simulated crashes of a scenario's process: writes that are lost, and data that survives."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from sluicegate.durable._memory import MemoryJournal, MemoryStore
 
 
-#: What the cut drops of the writes that had not been confirmed: all, none, or half of them.
+#: The share of the unconfirmed writes that a cut loses: all, half or none.
 Loss = Literal["pending", "half", "nothing"]
 LOSSES: Final = ("pending", "half", "nothing")
 
-#: How much of what was not confirmed is written all the same.
+#: The fraction of the unconfirmed writes that is written all the same.
 _KEPT: Final[dict[Loss, float]] = {"pending": 0.0, "half": 0.5, "nothing": 1.0}
 
 #: The wall clock at the beginning of virtual time.
@@ -27,11 +27,11 @@ EPOCH: Final = 1_800_000_000.0
 
 @final
 class CrashLedger:
-    """What the world has seen of a scenario: entries that no crash takes back; ``trial.crash.ledger``.
+    """The external effects of a scenario, which survive its crashes; ``trial.crash.ledger``.
 
     Let the scenario append an entry for each effect that others would notice. The entries of all
-    lives are in one list. A life that was cut off appends nothing any more, so its clean-up,
-    which a dead process would not have made, leaves no trace.
+    lives are in one list. A life that was cut off appends nothing, so its clean-up, which a dead
+    process would not have run, leaves no trace.
     """
 
     __slots__ = ("_crash", "_entries")
@@ -59,8 +59,8 @@ class CrashLedger:
 class CrashStore:
     """A store of durable runs that survives the crashes of a sweep; ``trial.crash.store``.
 
-    It is in memory, and the same in all lives of a scenario. Give it to ``open_run_store``. At the
-    cut the life's writes have no effect any more, its reads fail, and its runs can be claimed at once.
+    It is in memory and shared by all lives of a scenario. Pass it to ``open_run_store``. After the cut,
+    writes of that life have no effect, its reads fail, and its runs can be claimed immediately.
     """
 
     __slots__ = ("_crash",)
@@ -81,7 +81,7 @@ class CrashStore:
             yield journal
 
     def wall(self) -> float:
-        """Return the time on the wall, which goes with virtual time."""
+        """Return the wall-clock time, which follows virtual time."""
         return self._crash.wall()
 
 
@@ -89,8 +89,8 @@ class CrashStore:
 class Crash:
     """One life of a scenario under ``sweep(kinds="crash")``; ``trial.crash``.
 
-    A life ends where the sweep cuts it off: its store and its ledger take nothing any more. The
-    scenario is called again, with a trial whose ``crash`` is the next life.
+    A life ends where the sweep cuts it off; from then on its store and its ledger ignore writes. The
+    scenario is then called again, with a trial whose ``crash`` is the next life.
     """
 
     __slots__ = ("_at_cut", "_disk", "_entries", "_now", "is_cut", "ledger", "life", "loses")
@@ -106,19 +106,19 @@ class Crash:
     ) -> None:
         #: The number of this life; the first is 1.
         self.life: int = life
-        #: What the world has seen, in this life and before.
+        #: The external effects of this life and all earlier ones.
         self._entries = entries if isinstance(entries, list) else list(entries)
         self.ledger: CrashLedger = CrashLedger(self, self._entries)
         #: Whether this life was cut off, and only unwinds.
         self.is_cut: bool = False
-        #: What the cut drops of the writes that had not been confirmed.
+        #: The share of the unconfirmed writes that the cut loses.
         self.loses: Loss = loses
         self._now = now
         self._disk: dict[str, Any] = {} if disk is None else disk
         self._at_cut: list[Callable[[], None]] = []
 
     def disk(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return what the scenario keeps under a name, in all its lives; ``make`` makes it."""
+        """Return the object kept under a name in all lives of the scenario; ``make`` creates it."""
         if name not in self._disk:
             self._disk[name] = make()
         return self._disk[name]
@@ -139,17 +139,17 @@ class Crash:
         return open_run_store(self.store.open(), wall=self.wall, **options)
 
     def new_store(self) -> MemoryStore:
-        """Return a new store in memory, whose clock goes with virtual time."""
+        """Return a new store in memory, whose clock follows virtual time."""
         from sluicegate.durable._memory import MemoryStore  # noqa: PLC0415 - imported on demand
 
         return MemoryStore(clock=self.wall)
 
     def wall(self) -> float:
-        """Return the time on the wall, in seconds since the epoch; it goes with virtual time."""
+        """Return the wall-clock time, in seconds since the epoch; it follows virtual time."""
         return EPOCH + self._now()
 
     def at_cut(self, call: Callable[[], None]) -> None:
-        """Have a function called when this life is cut off: it makes its writes have no effect."""
+        """Call a function when this life is cut off, to disable its writes."""
         self._at_cut.append(call)
 
     def cut(self) -> None:

@@ -146,7 +146,7 @@ def _main(stage: Stage[Any], run: TrialRun) -> Callable[[], Awaitable[None]]:
         with Generators() as generators:
             outcome = await stage.attempt(strikes=True)
             while stage.crash.is_cut and not stage.stuck:
-                # What the life that was cut off did while it unwound, nobody has seen.
+                # Effects of the dead life while it unwound are not observed.
                 outcome = await stage.attempt(strikes=True, crash=stage.crash.next_life())
             if stage.stuck:
                 return

@@ -345,7 +345,7 @@ class Stage(ABC, Generic[TaskT]):
         return tuple(block for block in opened if block is not None)
 
     def cut(self) -> None:
-        """Cut off this life of the scenario; what it does from now on is not observed."""
+        """Cut off this life of the scenario; its later actions are not observed."""
         self.is_counting = False
         self.crash.cut()
         LOGGER.addFilter(_say_nothing)

@@ -136,9 +136,9 @@ def sweep(
         allow: The leftovers to permit: any of ``"task"``, ``"thread"``, ``"generator"``,
             ``"channel"``, ``"warning"`` and ``"swallowed"``.
         fresh: Whether the scenario is run again after each cancelled run.
-        loses: What a crash takes of the writes that a store has not confirmed yet: ``"pending"``,
-            all of them; ``"half"``, the later half; ``"nothing"``: the process died after they were
-            written, and before it knew.
+        loses: Which of the unconfirmed writes a crash loses: ``"pending"``, all of them; ``"half"``,
+            the later half; ``"nothing"``, none: the process died after they were written and before
+            the store confirmed them.
         keep_going: Whether to make all runs after one has failed. The failure raised is the first
             one, with a count of all, grouped by problem.
 

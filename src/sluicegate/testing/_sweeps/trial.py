@@ -119,7 +119,7 @@ class Trial:
         self.backend: str = backend
         #: Attributes for the check to inspect: ``trial.state.sent = [1, 2]``.
         self.state: SimpleNamespace = SimpleNamespace()
-        #: What a crash leaves: the ledger of what others have seen, and the store of durable runs.
+        #: The data that survives a crash: the ledger of external effects and the store of durable runs.
         self.crash: Crash = crash
         self._open_target = open_target
 
