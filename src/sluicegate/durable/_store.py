@@ -31,6 +31,7 @@ from sluicegate.durable._errors import (
     UnknownRunError,
     UnknownWorkflowError,
 )
+from sluicegate.durable._exported import open_folder, write_run
 from sluicegate.durable._hub import Hub
 from sluicegate.durable._memory import MemoryStore
 from sluicegate.durable._part import Part
@@ -52,8 +53,10 @@ from sluicegate.durable._worker import RunWorker, run_interrupted
 
 if TYPE_CHECKING:
     import builtins
+    import os
     from collections.abc import Awaitable, Callable, Iterable
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
 
     from sluicegate.durable._port import Journal, Record, RunRow
 
@@ -707,6 +710,51 @@ class RunStore:
             raise WorkflowRuntimeError(msg)
         await journal.release(lease)
         return copy_id
+
+    async def export(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        status: str | Iterable[str] | None = None,
+        workflow: str | Iterable[str] | None = None,
+    ) -> builtins.list[Path]:
+        """Write runs into files, for :func:`sluicegate.testing.replay`. A checkpoint for each run.
+
+        A file has a line about the run, then its newest snapshot and the records after it, a JSON object
+        a line. Keep those of each version that you release, and your tests tell before a deployment
+        whether new code can continue its runs. The files contain the data of the runs. They are
+        written in the thread of the event loop.
+
+        Args:
+            folder: Where they are written, as ``<workflow>-<run id>.jsonl``; it is made if need be.
+            status: Runs of this status, or of one of several.
+            workflow: Runs of the workflow of this name, or of several.
+
+        Returns:
+            The paths.
+
+        Raises:
+            StoreError: The store cannot be read.
+            OSError: A file cannot be written; those before are complete.
+        """
+        place = open_folder(folder)
+        return [
+            write_run(place, row, await self._hub.journal.read(row.run_id))
+            for row in await self._find_all(status, workflow)
+        ]
+
+    async def _find_all(
+        self, status: str | Iterable[str] | None, workflow: str | Iterable[str] | None
+    ) -> builtins.list[RunRow]:
+        which = _filter(status, workflow, None, None, None)
+        found: builtins.list[RunRow] = []
+        while True:
+            self._hub.check_open()
+            after = found[-1].number if found else None
+            rows = await self._hub.journal.find(which, after=after, limit=500)
+            found += rows
+            if len(rows) < 500:
+                return found
 
     # -- keeping the store ----------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from sluicegate.testing._auditing import StepStruckError, audit
 from sluicegate.testing._durable_scenario import DurableScenario, durable_scenario
 from sluicegate.testing._isolation import run_step
 from sluicegate.testing._records import StepInvocation, StepOutcome, WorkflowTestResult
+from sluicegate.testing._replaying import ReplayedRun, ReplayError, ReplayReport, replay
 from sluicegate.testing._running import WorkflowTestRunner, run_workflow
 from sluicegate.testing._scenarios import Reading, WorkflowScenario, workflow_scenario
 from sluicegate.testing._stepping import SteppedRun, step_through
@@ -26,6 +27,9 @@ __all__ = [
     "InjectedError",
     "Outcome",
     "Reading",
+    "ReplayError",
+    "ReplayReport",
+    "ReplayedRun",
     "ScenarioFailure",
     "StepInvocation",
     "StepOutcome",
@@ -43,6 +47,7 @@ __all__ = [
     "durable_scenario",
     "fuzz",
     "jump_clock",
+    "replay",
     "run_step",
     "run_virtually",
     "run_workflow",
