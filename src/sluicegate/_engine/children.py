@@ -1,4 +1,4 @@
-"""Children of steps: how a step that begins again finds them, and the questions that they have open."""
+"""Children of steps: how a repeated step finds its children again."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _catch_up(child: Run, saved: SavedChild, now: float | None) -> None:
 
 
 def _continue(child: Run, record: ChildRecord, *, adapts: bool) -> None:
-    """Have a run that is not started continue where a child was; ``adapts`` is as for `SavedRun`."""
+    """Load the saved progress of a child into a run that is not started; ``adapts`` is as for `SavedRun`."""
     from sluicegate._engine.snapshot_format import to_plain  # noqa: PLC0415 - not everybody needs it
     from sluicegate._engine.snapshot_read import SavedRun  # noqa: PLC0415
 

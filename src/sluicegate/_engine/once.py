@@ -1,4 +1,4 @@
-"""``ctx.once``: calls of a step whose results a further attempt finds instead of repeating them."""
+"""``ctx.once``: calls of a step whose stored results later attempts reuse."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ async def call_once(  # noqa: PLR0917
     arguments: tuple[Any, ...],
     recorded: tuple[type[Exception], ...],
 ) -> Any:
-    """Return the kept result of a key, or call the function and keep what it returns.
+    """Return the stored result of a key, or call the function and store its result.
 
-    A checkpoint. While another task of the step is at the same key, this one waits; it takes over
-    if the other keeps nothing.
+    A checkpoint. While another task of the step calls the function of the same key, this one waits; it
+    calls its own if the other stores nothing.
     """
     backend, _ = run.live()
     while isinstance(found := journal.once.get(key), OnceCall):
@@ -124,14 +124,14 @@ def _is_async(function: Any) -> bool:
 
 
 def _record(run: Run, context: Context[Any], key: str, result: KeptResult) -> None:
-    """Write a result down where the run is durable."""
+    """Record a result if the run is durable."""
     if run.journal is not None:
         delivery = context.redelivery
         run.journal.once(delivery.key, key, result.encoded, failed=result.is_failure)
 
 
 async def _until_durable(run: Run, backend: Backend) -> None:
-    """Return when no crash can lose the result any more. A checkpoint."""
+    """Wait until the result is durable. A checkpoint."""
     if run.journal is None:
         await backend.checkpoint()
     else:

@@ -2,9 +2,9 @@
 
 A record is appended and its input applied in one synchronous block, so the journal has the order in
 which the machine took the inputs. Two things wait for the store: a step begins only when the record
-that made its delivery is durable, and what outsiders see (events of the durable stream, questions, the
-end, acknowledgements) appears only then. Nothing else depends on a commit, so a tail that a crash loses
-is only a tail.
+that made its delivery is durable, and output (events of the durable stream, questions, the end,
+acknowledgements) appears only when its record is. Nothing else depends on a commit, so a crash loses only
+records without visible effects.
 
 A :class:`JournalWriter` serves a run and its children, each of which has a :class:`RunJournal`.
 """
@@ -74,7 +74,7 @@ class JournalSink(Protocol):
     def append(  # noqa: PLR0917
         self, sequence: int, at: float, kind: str, data: bytes, shown: int, consumes: int | None
     ) -> None:
-        """Take a record, in order. It returns at once, and never raises.
+        """Accept a record, in order. It returns immediately and never raises.
 
         Args:
             sequence: The number of the record; there are no gaps.
@@ -125,8 +125,8 @@ Kept = tuple[str, "str | None", "str | None"]
 #: An event from outside that has a key: the key, the run that keeps it, and the kept entry.
 Incoming = tuple[str, int, Kept]
 
-#: The streams on which an event is put, each with the event as that stream has it: that of its run, and
-#: those of the runs above, as their steps have asked.
+#: The streams on which an event is published, each with the event as that stream has it: the stream of
+#: its run, and those of the runs above whose steps have asked for it.
 Places = list[tuple["JournaledRun", "Event"]]
 #: An event that is shown when a record is durable: the record, where, and its durable number or 0.
 Output = tuple[int, Places, int]
@@ -218,7 +218,7 @@ class JournalWriter:
 
     @contextmanager
     def coming_with(self, key: str, child: int, kept: Kept) -> Generator[None]:
-        """Have the event that is applied within recorded with the key with which it came."""
+        """Record the event that is applied within the block with its key."""
         self.incoming = key, child, kept
         try:
             yield
@@ -226,7 +226,7 @@ class JournalWriter:
             self.incoming = None
 
     async def reached(self, sequence: int) -> None:
-        """Wait until the record ``sequence`` is durable. A checkpoint; cancelled, it only waits no more.
+        """Wait until the record ``sequence`` is durable. A checkpoint; a cancellation only ends the wait.
 
         Raises:
             StoreError: The store cannot keep it, or the lease is lost.
@@ -252,18 +252,18 @@ class JournalWriter:
             self._waiting[run.log] = self._waiting.get(run.log, 0) + 1
 
     def show_live(self, places: Places) -> None:
-        """Show an event at once, or behind those of the durable stream that were written before."""
+        """Show an event immediately, or after the durable events that were written before it."""
         if self._outputs:
             self.show(places, self._outputs[-1][0], 0)
         else:
             _put(places, 0)
 
     def waiting_for(self, log: EventLog) -> int:
-        """Return how many events wait to be shown on a stream."""
+        """Return the number of events that wait to be shown on a stream."""
         return self._waiting.get(log, 0)
 
     def commit_reached(self, sequence: int) -> None:
-        """Take note that all records up to ``sequence`` are durable. Synchronous, in the run's loop."""
+        """Note that all records up to ``sequence`` are durable. Synchronous, in the run's loop."""
         self.durable = max(self.durable, sequence)
         while self._outputs and self._outputs[0][0] <= self.durable:
             _, places, number = self._outputs.popleft()
@@ -276,7 +276,7 @@ class JournalWriter:
             self._gates.popleft()[1].wake()
 
     def lose(self, error: BaseException) -> None:
-        """Take no more records: the lease is lost, or the store is. The part of the run here ends."""
+        """Accept no more records: the lease is lost or the store failed. The part of the run here ends."""
         if self.error is None:
             self.error = error
             self.is_open = False
@@ -287,7 +287,7 @@ class JournalWriter:
 
 
 def _put(places: Places, number: int) -> None:
-    """Put an event on its streams; a durable one has a number on that of the whole run."""
+    """Publish an event on its streams; a durable one has a number on the stream of the whole run."""
     for run, event in places:
         log = run.log
         if log.closed:
@@ -345,7 +345,7 @@ class RunJournal:
         run.outcome.is_durable = True
         self.codec: Codec = run.graph.codec(run.options.classes)
         self.opened = 0
-        # A store may have been made for a snapshot without a state: its first change is all of it.
+        # A snapshot without a state may have made the store: its first change is the whole state.
         self._has_state = run.state_store is not None and run.state_store.is_restored
         if run.state_store is not None:
             if run.state_store.journal is not None:
@@ -365,11 +365,11 @@ class RunJournal:
         self._before = 0
         #: The events of the durable stream that it has published.
         self._after: list[Event] = []
-        #: Whether an event is being published that ``ctx.stream.send`` is to keep, and its record.
+        #: Whether a durable event of ``ctx.stream.send`` is being published, and its record.
         self._is_sending = False
         self._sent = 0
-        #: Of a child: the journal of the run above, the name of the child's workflow, and what the step
-        #: has asked for its events (``run_child(stream=...)``).
+        #: Of a child: the journal of the run above, the name of the child's workflow, and the ``stream``
+        #: argument of ``run_child``.
         self.above: tuple[RunJournal, str, str] | None = None
         run.log.stored = self if run.options.stream == "durable" else None
 
@@ -403,7 +403,7 @@ class RunJournal:
         return self
 
     def __enter__(self) -> None:
-        """Nothing: the input has begun."""
+        """Do nothing: the input has begun."""
 
     def __exit__(
         self,
@@ -414,7 +414,7 @@ class RunJournal:
         self.applied(has_raised=kind is not None)
 
     def applied(self, *, has_raised: bool = False) -> None:
-        """Append the record of the input, unless that was refused before it changed anything."""
+        """Append the record of the input, unless the input was refused before it changed anything."""
         record, self._input = self._input, None
         after, self._after = self._after, []
         record.made = self.run.made
@@ -540,7 +540,7 @@ class RunJournal:
         return None if event is None else self.codec.encode(event, "an event")
 
     def failed(self, worker: JournaledWorker, attempts: Attempts, **decision: Any) -> RunJournal:
-        """An attempt has failed; ``decision`` has the fields of the record that say what follows."""
+        """An attempt has failed; ``decision`` has the record's fields for the retry or the failure."""
         assert worker.delivery is not None
         last = attempts.failures[-1]
         return self.input(
@@ -556,7 +556,7 @@ class RunJournal:
         )
 
     def retried(self, worker: JournaledWorker, redelivery: Redelivery) -> None:
-        """Give the delivery of the next attempt its number."""
+        """Number the delivery of the next attempt."""
         assert worker.delivery is not None
         redelivery.key = worker.delivery.key
         redelivery.sequence = self.writer.sequence + 1
@@ -661,7 +661,7 @@ class RunJournal:
         """
         from sluicegate._state.patches import make_patch  # noqa: PLC0415 - it imports msgspec
 
-        if not self._has_state:  # the snapshot before has none, so this is all of it
+        if not self._has_state:  # the previous snapshot has no state, so this is the whole state
             change.old = None
         patch = make_patch(self.codec, change)
         self._has_state = True
@@ -766,14 +766,14 @@ class RunJournal:
         child.journal = RunJournal(self.writer, child, number)
 
     def cancelled(self, reason: str, after: Any) -> None:
-        """The run is asked to end."""
+        """The run was asked to end."""
         if self.is_open:
             self._append(Cancelled(at=self.now, c=self.child, why=reason, after=after))
 
     def ended(self, status: Any, last: Event) -> int:
-        """The run has ended, and nothing of it is left; return the number of the record.
+        """The run has ended, and none of its tasks is left; return the number of the record.
 
-        If the event that ends its stream cannot be kept, the record says why in its place.
+        If its terminal event cannot be stored, the record has the reason instead.
         """
         try:
             event = self.encoded(last)
@@ -785,7 +785,7 @@ class RunJournal:
         return self._append(record, shown=0 if self.child else self.writer.shown + 1)
 
     def based(self, snapshot: dict[str, Any]) -> int:
-        """The run is what ``snapshot`` says; return the number of the record."""
+        """Record the run as a snapshot; return the number of the record."""
         writer = self.writer
         return self._append(
             Base(
@@ -800,7 +800,7 @@ class RunJournal:
     # -- branches --------------------------------------------------------------------------------
 
     def name_branch(self, node: BranchNode) -> int:
-        """Give a new branch its number."""
+        """Number a new branch."""
         self.opened += 1
         self._branches[node] = self.opened
         if len(self._branches) > self._limit:

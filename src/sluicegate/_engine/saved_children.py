@@ -1,7 +1,7 @@
 """The questions of children that have not begun again in a resumed run.
 
-Their steps are about to call for them. Until then only their part of the snapshot is there, whose
-events the parent can decode as far as it knows their classes.
+Their steps have not called them yet. Until then only their part of the snapshot exists; the parent
+decodes its events if it knows their classes.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class SavedAsked:
 
 
 class PastAsked:
-    """What may be a question of a child whose last process has died.
+    """A possible question of a child whose last process has died.
 
-    Its records are applied when its step calls for it, and its questions are not known before; so any
-    answer is kept, and judged then.
+    The records of the child are applied when its step calls it. Its questions are unknown until then, so
+    any answer is kept and checked at that point.
     """
 
     asked: Any = True

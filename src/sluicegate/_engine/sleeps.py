@@ -1,4 +1,4 @@
-"""``ctx.sleep``: timers of steps that a further attempt finds where they were."""
+"""``ctx.sleep``: timers of steps that continue in later attempts."""
 
 from __future__ import annotations
 

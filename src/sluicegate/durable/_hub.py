@@ -1,6 +1,6 @@
 """The hub of an open store: shared by its runs in this process, with the tasks that serve them.
 
-One task passes on what other processes have done (messages of the inbox, ends, claims), another
+One task passes on changes by other processes (messages of the inbox, ends, claims), another
 writes the summaries of runs that have become idle and releases those that have been idle for long
 enough. The tasks belong to the block of the store; the tasks that run steps belong to the
 owners of the runs.
@@ -44,7 +44,7 @@ class Tended(Protocol):
 
     @property
     def is_owner(self) -> bool:
-        """Whether it runs the run when that is woken."""
+        """Whether it runs the run when a message or a timer wakes it."""
         ...
 
     def deliver(self, message: Message) -> None:
@@ -56,7 +56,7 @@ class Tended(Protocol):
     def tend(self, now: float) -> float | None:
         """Bring the summary up to date, and release the run if it is time to.
 
-        Returns when to look again, on the backend's clock; None for not before it has changed.
+        Returns when to call again, on the backend's clock; None if only a change requires it.
         """
 
 
@@ -69,11 +69,11 @@ class Sent(Protocol):
     is_repeated: bool
 
     def end(self, error: Exception | None = None) -> None:
-        """The store has it, or refuses it."""
+        """Note that it is stored, or was refused."""
 
 
 class Watch:
-    """Tells one task that something about one run may have changed; see :meth:`Hub.watching`."""
+    """Wakes one task when one run may have changed; see :meth:`Hub.watching`."""
 
     __slots__ = ("_hub", "_waiter", "has_changed", "run_id")
 
@@ -141,7 +141,7 @@ class Hub:
         call_soon: Calls a function in the event loop, from any thread.
         live: The runs whose steps run in this process.
         parts: The parts that owners in this process have entered.
-        watches: The tasks that are to hear of changes, by the run.
+        watches: The watches that wait for changes, by run id.
         is_open: Whether its block is entered.
     """
 
@@ -201,11 +201,11 @@ class Hub:
         raise StoreClosedError(msg)
 
     def watching(self, run_id: str) -> Watch:
-        """Return what tells the caller that something about a run may have changed."""
+        """Return a watch, which wakes the caller when a run may have changed."""
         return Watch(self, run_id)
 
     def forget(self, watch: Watch) -> None:
-        """Look for no more changes for a watch that has ended."""
+        """Drop a watch that has ended."""
         self._unnoted.pop(watch, None)
 
     def note_run(self, run_id: str) -> None:
@@ -242,7 +242,7 @@ class Hub:
             sending.end()
 
     def post(self, run_id: str, sending: Sent) -> None:
-        """Have a message put into an inbox soon, behind those that were posted before."""
+        """Put a message into an inbox soon, after those posted before."""
         self._outbox.append((run_id, sending))
         if self._has_outgoing is not None:
             self._has_outgoing.wake()
@@ -262,7 +262,7 @@ class Hub:
     # -- what other processes do ----------------------------------------------------------------
 
     async def follow_store(self) -> None:
-        """Pass on what others have done to the runs of this process, as long as the store is open."""
+        """Pass changes by other processes to the runs of this process, as long as the store is open."""
         since = 0
         while True:
             since = await self.journal.changed(since)
@@ -270,10 +270,10 @@ class Hub:
             await self._note_watches()
 
     async def _note_watches(self) -> None:
-        """Have the runs that rest or are run elsewhere looked at. A checkpoint if they are many.
+        """Wake the watches of runs that are not live here. A checkpoint if there are many.
 
-        Each look reads the store. Where they are many, those that are due go first, and the others have
-        their turn within a second per thousand.
+        Each woken watch reads the store. If there are many, those of due runs are woken first, and the others
+        within a second per thousand.
         """
         watches = [w for found in self.watches.values() for w in found if w.run_id not in self.live]
         if len(watches) <= _MANY:
@@ -289,7 +289,7 @@ class Hub:
             self._has_unnoted.wake()
 
     async def note_others(self) -> None:
-        """Have runs looked at a few at a time, as long as the store is open."""
+        """Wake the remaining watches a few at a time, as long as the store is open."""
         backend = current_backend()
         self._has_unnoted = waiter = backend.waiter()
         while True:
@@ -313,7 +313,7 @@ class Hub:
     # -- idle runs --------------------------------------------------------------------------------
 
     def note_idle(self, part: Tended) -> None:
-        """Have a run tended at once, because it has become idle."""
+        """Schedule a run that has become idle to be tended immediately."""
         self._now[part] = None
         if self._is_noted is not None:
             self._is_noted.wake()
@@ -329,7 +329,7 @@ class Hub:
             self._is_noted.wake()
 
     def note_busy(self, part: Tended) -> None:
-        """Have a busy run tended soon."""
+        """Schedule a busy run to be tended soon."""
         self._tend_at(current_backend().current_time() + BUSY_DELAY, part)
         if self._is_noted is not None and self._later[0][2] is part:
             self._is_noted.wake()

@@ -1,9 +1,9 @@
-"""Parts: how a stored run lives in a process, from one claim of its lease to the next.
+"""Parts: a stored run in one process, across all lives that it has there.
 
-A *life* of a run is the time in which one process holds its lease and runs its steps. A *part* is what an
-owner in this process has entered (a block, a nursery, a worker): it spans any number of lives. Between
-them the run rests in the store, and the part waits for what wakes it; while another process runs it, the
-part follows what that process stores, and takes over when it is gone.
+A *life* of a run is the time during which one process holds its lease and runs its steps. A *part* is the
+run as an owner in this process (a block, a nursery, a worker) has entered it, and spans any number of
+lives. Between lives the run rests in the store, and the part waits for a message or a timer. While another
+process runs it, the part follows the stored events, and takes over when that process ends.
 
 The engine knows a part as :class:`sluicegate._engine.run.Part`.
 """
@@ -84,12 +84,12 @@ class Sending:
         self._done = current_backend().event()
 
     def end(self, error: Exception | None = None) -> None:
-        """Wake who waits for it; an error is raised there."""
+        """Wake the waiting tasks, which raise the error if there is one."""
         self.error = error
         self._done.set()
 
     async def wait(self) -> bool:
-        """Wait until the store has it; return whether it had it before. A checkpoint."""
+        """Wait until it is stored; return whether it was stored before. A checkpoint."""
         await self._done.wait()
         if self.error is not None:
             raise self.error
@@ -102,16 +102,16 @@ class Part:
 
     Args:
         hub: The store.
-        run: The run; its machine is made anew for every life.
+        run: The run; each life has a new machine.
         open_saved: Decodes a snapshot of its workflow.
-        new: The run to be created, if the store has none of its id; None for one that is there.
+        new: The run to create if the store has none with its id; None for an existing run.
         row: The row of the run in the store, if it has been read.
         ends_at_rest: Whether the part ends when the run rests, as that of a worker does.
         only_follows: Whether the part leaves the run to others.
 
     Attributes:
-        is_live: Whether a life is under way.
-        status: Where the run is between lives; see :class:`sluicegate._engine.run.Part`.
+        is_live: Whether a life is in progress.
+        status: The status of the run between lives; see :class:`sluicegate._engine.run.Part`.
         max_crashes: How many processes may have died in the same delivery.
     """
 
@@ -189,7 +189,7 @@ class Part:
         self._shown = 0
         self._has_caught_up = False
         run.log.make_durable(0, self)
-        #: The status, timer and questions that the store has of the run, and whether they may be
+        #: The stored status, timer and questions of the run, and whether they may be
         #: out of date.
         self._summary: tuple[Status, float | None, bytes] = ("running", None, b"[]")
         self._is_stale = False
@@ -215,7 +215,7 @@ class Part:
 
     @property
     def is_owner(self) -> bool:
-        """Whether it runs the run when that is woken; one of a reader leaves it to others."""
+        """Whether it runs the run when a message or a timer wakes it; the part of a reader does not."""
         return not self._only_follows
 
     @property
@@ -234,7 +234,7 @@ class Part:
 
     @enable_ki_protection
     async def carry(self, live: Callable[[Run], Awaitable[None]]) -> None:
-        """Run the lives of the run in this task, until it has ended or the part has.
+        """Run the lives of the run in this task until the run or the part has ended.
 
         A checkpoint. Cancelled, the part ends, and the run continues from its store. An end of the run
         that is stored, by this process or another, becomes the outcome of the run.
@@ -269,7 +269,7 @@ class Part:
                 del interruption  # or this frame and its exception keep each other alive
 
     def _judge(self, error: BaseException, backend: Backend) -> BaseException | None:
-        """Settle the outcome by what has ended the part; return what its task raises."""
+        """Settle the outcome from the exception that ended the part; return the one that its task raises."""
         outcome = self._run.outcome
         if is_cancellation(error, backend.Cancelled) or urgent_leaf(error) is not None:
             if outcome.status == "parked":
@@ -288,7 +288,10 @@ class Part:
             self._is_ready = False
             try:
                 with backend.cancel_scope() as run.queue_scope:
-                    if run.outcome.status in ("", "parked"):  # else it was left before it began
+                    if run.outcome.status in (
+                        "",
+                        "parked",
+                    ):  # otherwise it was left before it began
                         await self._prepare()
             finally:
                 run.queue_scope = None
@@ -309,7 +312,7 @@ class Part:
             self._forget_life()
 
     async def _prepare(self) -> None:
-        """Wait until this process has the lease, and load the run; or until it has ended elsewhere."""
+        """Wait until this process holds the lease, then load the run; or until the run has ended elsewhere."""
         run, journal = self._run, self._hub.journal
         new, self._new = self._new, None
         if new is not None:
@@ -366,7 +369,7 @@ class Part:
         return wake_at is not None and wake_at <= self._hub.wall()
 
     def _look_again(self, row: RunRow) -> float | None:
-        """Return the time on the wall at which to look at the store again, if nothing changes before."""
+        """Return the wall time at which to check the store again if nothing changes before."""
         wake_at, now = row.summary.wake_at, self._hub.wall()
         if self._only_follows:
             return None
@@ -375,9 +378,9 @@ class Part:
         return wake_at
 
     async def _catch_up(self, row: RunRow) -> StopEvent | None:
-        """Show what others have put on the durable stream; return the terminal event, if that is there.
+        """Publish the events that others have stored; return the terminal event, if there is one.
 
-        Readers that come later get from the store what was there before, as far as they want it.
+        Later readers read earlier events from the store.
         """
         log = self._run.log
         if not self._has_caught_up and not log.has_readers:
@@ -411,13 +414,13 @@ class Part:
         ]
 
     async def _load(self, lease: Lease) -> None:
-        """Rebuild the run from its journal, and begin a life with it."""
+        """Rebuild the run from its journal and begin a life."""
         run, hub, row = self._run, self._hub, self._row
         assert row is not None
         records = await hub.journal.read(run.run_id)
-        # What another owner has shown since, just before the claim.
+        # Events that another owner has stored just before the claim.
         await self._show_until(lease.shown)
-        # An owner that has released the run is gone by choice; any other has crashed.
+        # An owner that ended without releasing the run has crashed.
         has_crashed = row.owner is not None
         past = rebuild(run.graph, run.options.classes, records, hub.wall(), has_crashed=has_crashed)
         await self._take_messages()
@@ -466,7 +469,7 @@ class Part:
         self._pending = await self._hub.journal.inbox([self.run_id])
 
     async def _send_outbox(self) -> None:
-        """Send what came before the store had the run. A checkpoint only if there is something."""
+        """Send the messages that came before the run was stored. A checkpoint only if there are some."""
         while self._outbox:
             await self._hub.send(self.run_id, self._outbox[0])
             self._outbox.popleft()
@@ -482,8 +485,8 @@ class Part:
     async def end_life(self) -> None:
         """Give up the lease of a life in which the run has not ended.
 
-        A checkpoint. Shielded, for at most a grace. Where the store does not take what it must, the part is
-        detached, and the run continues from what the store has.
+        A checkpoint. Shielded, for at most a grace. If the store does not accept the last writes, the
+        part is detached, and the run continues from the stored records.
         """
         backend, outcome, writer = current_backend(), self._run.outcome, self._writer
         assert writer is not None
@@ -500,7 +503,7 @@ class Part:
         writer.lose(error)
 
     async def _let_go(self) -> None:
-        """Release the lease of a run that does not live on here. Shielded, for at most a grace."""
+        """Release the lease of a run that has no further life here. Shielded, for at most a grace period."""
         lease, self._lease = self._lease, None
         if lease is None:
             return
@@ -509,9 +512,9 @@ class Part:
             await self._hub.journal.release(lease)
 
     def _forget_life(self) -> None:
-        """Drop what a run at rest does not need in memory; log the failures of its clean-up.
+        """Free the memory of a run at rest; log the failures of its clean-up.
 
-        They are no failures of the run: its steps begin again when it is woken.
+        They do not fail the run: its steps begin again when it is woken.
         """
         run = self._run
         for error in run.outcome.errors:
@@ -572,10 +575,10 @@ class Part:
             self._flusher.wake()
 
     async def _flushed(self, writer: JournalWriter) -> None:
-        """Wait until the store has all that was handed to it. A checkpoint.
+        """Wait until all pending writes are stored. A checkpoint.
 
         Raises:
-            StoreError: It has not taken it.
+            StoreError: A write was refused.
         """
         backend = current_backend()
         self._flusher = waiter = backend.waiter()
@@ -629,7 +632,7 @@ class Part:
     # -- idle runs ----------------------------------------------------------------------------------
 
     def idle_changed(self) -> None:
-        """The run may have become idle, or busy again: have its summary written."""
+        """Request a new summary, because the run may have become idle or busy."""
         if self._run.outcome.status or not self.is_live:
             return
         self._is_stale = True
@@ -640,9 +643,9 @@ class Part:
             self._hub.note_busy(self)
 
     def tend(self, now: float) -> float | None:
-        """Write the summary where it has changed; release the run if it was idle for long enough.
+        """Write the summary if it has changed; release the run if it has been idle for long enough.
 
-        Returns when to look again, on the backend's clock; None for not before it has changed.
+        Returns when to call again, on the backend's clock; None if only a change requires it.
         """
         run = self._run
         self._is_noted = False
@@ -672,7 +675,7 @@ class Part:
         return None
 
     def _write_summary(self) -> None:
-        """Tell the store how far the run is, if it does not know."""
+        """Store the current summary of the run, if it has changed."""
         run, wall = self._run, self._hub.wall()
         status: Status = "running"
         wake_at = None
@@ -688,10 +691,10 @@ class Part:
             self._send_summary(found)
 
     def _release(self) -> None:
-        """Release the lease, after everything that was written.
+        """Release the lease after all pending writes.
 
-        The steps have unwound, so the machine no longer shows what the run waited for. The last summary
-        still does, unless something has happened since.
+        The steps have unwound, so the machine no longer shows what the run waited for. The last
+        summary does, unless the run has changed since.
         """
         status, wake_at, questions = self._summary
         if self._run.outcome.status == "parked":
@@ -716,11 +719,11 @@ class Part:
     def send_event(
         self, event: Event, step: str | None, question: str | None, key: str | None
     ) -> Acknowledgement:
-        """Pass on an event from outside: to the machine, or where that is not here, into the inbox.
+        """Pass an event from outside to the machine or, between lives, to the inbox.
 
         Raises:
             WorkflowRuntimeError: No step takes it, the run is over, or the call is from another thread.
-            QuestionClosedError: The question is open no longer.
+            QuestionClosedError: The question is no longer open.
             SnapshotError: The event cannot be kept.
         """
         run = self._run
@@ -738,7 +741,7 @@ class Part:
         return Acknowledgement(is_repeated=False, wait=sending.wait)
 
     def cancel(self, reason: str, after: str) -> None:
-        """Have the run cancelled: here, or where it is, by a message.
+        """Cancel the run: directly if it is live here, otherwise by a message.
 
         Raises:
             WorkflowRuntimeError: The call comes from another thread.
@@ -802,7 +805,7 @@ class Part:
 
 
 def _status_of(last: StopEvent) -> str:
-    """Return how a run has ended, by the event that ends its stream."""
+    """Return how a run has ended, from the terminal event of its stream."""
     if isinstance(last, WorkflowFailedEvent):
         return "failed"
     if isinstance(last, WorkflowTimedOutEvent):
@@ -813,7 +816,7 @@ def _status_of(last: StopEvent) -> str:
 def _differ(
     told: tuple[Status, float | None, bytes], before: tuple[Status, float | None, bytes]
 ) -> bool:
-    """Whether two summaries say different things; the clocks of timers may differ a little."""
+    """Whether two summaries differ; times of timers may differ slightly."""
     if told[0] != before[0] or told[2] != before[2]:
         return True
     if told[1] is None or before[1] is None:

@@ -1,4 +1,4 @@
-"""The store of runs: where they are started, found, answered, resumed, listed and deleted."""
+"""The store of runs: starts, finds, answers, resumes, lists and deletes them."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ class RunSummary:
         updated_at: When its status last changed.
         wake_at: When its next timer is due; None without one.
         questions: How many questions are open.
-        owner: The process that has it; None if none has, or if that has left it.
+        owner: The process that runs it; None if no process does.
         sequence: The number of the last record of its journal.
-        messages: How many events and cancellations for it have not been applied.
+        messages: The number of events and cancellations for it that are not applied yet.
     """
 
     run_id: str
@@ -187,7 +187,7 @@ class RunStore:
         """Detach the runs that are entered, wait for them, and close the store. A checkpoint.
 
         Raises:
-            StoreError: The store could not take what was handed to it last.
+            StoreError: The last writes could not be stored.
         """
         hub, backend = self._hub, current_backend()
         assert self._owner is not None
@@ -266,12 +266,12 @@ class RunStore:
 
         Start the handler as any other: await it, enter it with ``async with``, give it to a nursery or
         use it in a :func:`workflow_scope`. The run lives in the store until its end is recorded; only
-        a part of it lives in its owner. Leaving that by an exception or a cancellation detaches the
-        part: the run continues with the next owner. ``handler.cancel()`` cancels the run itself.
+        a part of it lives in its owner. If an exception or a cancellation ends the owner, the part is
+        detached: the run continues with the next owner. ``handler.cancel()`` cancels the run itself.
 
         ``run_id`` is the idempotency key. If the store has a run of this id that began with the same
-        event, the handler attaches to it: it continues the run if no other process does, else it follows
-        what the other process stores and takes over when that is gone. The result of a run that has ended
+        event, the handler attaches to it: it continues the run if no other process does. Otherwise it
+        follows the events that the other process stores, and takes over when that process ends. The result of a run that has ended
         is returned at once.
 
         Args:
@@ -317,8 +317,8 @@ class RunStore:
         """Return a handler that continues a run of the store. Not a checkpoint.
 
         Start it as any other. It is like :meth:`run` with the id and the start event of the run, which
-        you need not know: it continues a run that no process has, and follows one that another process
-        has. A run that waits rests on, until its answer or its timer is there.
+        you need not know: it continues a run that no process runs, and follows one that another process
+        runs. A waiting run stays in the store until its answer arrives or its timer is due.
 
         Args:
             run_id: The run.
@@ -346,10 +346,10 @@ class RunStore:
                 async for event in handler.stream_events(after=cursor):
                     ...
 
-        It never runs a step and never cancels the run by being left: ``handler.cancel()`` cancels it.
+        It never runs a step. Leaving the block does not cancel the run; ``handler.cancel()`` does.
         Awaiting the handler waits for the end of the run. Its stream has the events of the durable stream
         from the first one on; those written as live are shown in the process that runs the run. Leaving the
-        block ends the following; so does dropping the handler.
+        block, or dropping the handler, ends the following.
 
         Args:
             run_id: The run.
@@ -375,7 +375,7 @@ class RunStore:
         with the same id and start event changes nothing.
 
         Args:
-            handler: A handler that is not started: ``workflow.run(...)``. It is used up.
+            handler: A handler that is not started: ``workflow.run(...)``. It cannot be started afterwards.
             run_id: Your id of the run; by default the handler's own.
 
         Returns:
@@ -396,8 +396,8 @@ class RunStore:
         """Return a worker: ``async with runs.worker(Order(), Refund()):``.
 
         Inside the block it runs every run of these workflows that needs an owner: new ones
-        (:meth:`submit`), those that a process has left unfinished, and those whose answer or timer has
-        come. Several workers, in any number of processes, may share a store.
+        (:meth:`submit`), those that a process has left unfinished, and those whose answer has arrived
+        or whose timer is due. Several workers, in any number of processes, may share a store.
 
         Leaving the block normally takes no further runs and waits until each of its runs has ended or rests
         in the store. Leaving it by an exception or a cancellation detaches them at once.
@@ -424,8 +424,8 @@ class RunStore:
     async def resume_all(self, workflows: Iterable[Workflow[Any]]) -> builtins.list[RunSummary]:
         """Run everything that is due, and return when each such run has ended or rests. A checkpoint.
 
-        Due are the runs of these workflows that a process has left unfinished and those whose answer or
-        timer has come. Cancelled, it detaches them.
+        Runs of these workflows are due if a process has left them unfinished, or if their answer has arrived
+        or their timer has expired. A cancellation detaches them.
 
         Args:
             workflows: The workflows; runs of others are left alone.
@@ -475,7 +475,7 @@ class RunStore:
             QuestionClosedError: The run waits, and the question is not open.
             EventConflictError: An event with other content was sent with the same ``id``.
             WorkflowRuntimeError: No step takes the event, or it does not answer the question. This is
-                known here if the workflow is; else the process that has the run logs it.
+                raised only if this process knows the workflow; otherwise the owner of the run logs it.
             SnapshotError: The event cannot be kept.
             TypeError: Both ``step`` and ``question`` are given.
         """
@@ -525,8 +525,8 @@ class RunStore:
     ) -> None:
         """Cancel a run, wherever it is. A checkpoint.
 
-        Once this has returned, the cancellation is stored. The process that has the run ends it within
-        a quarter of a second; a run that no process has ends with its next owner, without a step.
+        Once this has returned, the cancellation is stored. The process that runs it ends it within
+        a quarter of a second; a run without an owner ends when the next owner claims it, without a step.
 
         Args:
             run_id: The run.
@@ -553,7 +553,7 @@ class RunStore:
     # -- looking ------------------------------------------------------------------------------------
 
     async def get(self, run_id: str) -> RunSummary:
-        """Return what the store knows about a run. A checkpoint.
+        """Return the stored summary of a run. A checkpoint.
 
         Raises:
             UnknownRunError: There is no such run.
@@ -614,9 +614,9 @@ class RunStore:
         """Return the open questions of all runs, of oldest runs first. A checkpoint.
 
         Args:
-            run_id: Those of this run only.
+            run_id: Only those of this run.
             workflow: Those of the runs of a workflow of this name, or of several.
-            limit: The most runs that are looked at.
+            limit: The most runs to read.
 
         Raises:
             UnknownRunError: There is no run ``run_id``.
@@ -644,7 +644,7 @@ class RunStore:
     async def snapshot(self, run_id: str, *, at: int | None = None) -> dict[str, Any]:
         """Return the snapshot of a run, wherever it is. A checkpoint.
 
-        It is what the last life of the run would continue from; see :meth:`WorkflowHandler.snapshot`.
+        The next life of the run would continue from it; see :meth:`WorkflowHandler.snapshot`.
 
         Args:
             run_id: The run.
@@ -763,7 +763,7 @@ class RunStore:
 
         Raises:
             UnknownRunError: There is no such run.
-            RunOwnedError: A process has it; cancel it before.
+            RunOwnedError: A process runs it; cancel it first.
         """
         self._hub.check_open()
         if not await self._hub.journal.delete(run_id):
@@ -783,7 +783,7 @@ class RunStore:
         return await self._hub.journal.prune(self._hub.wall() - older_than, tuple(statuses))
 
     async def check(self) -> builtins.list[str]:
-        """Check the store for damage; return what is wrong, a line each. A checkpoint."""
+        """Check the store for damage; return a line for each fault found. A checkpoint."""
         self._hub.check_open()
         return await self._hub.journal.check()
 
@@ -794,7 +794,7 @@ class RunStore:
 
 @enable_ki_protection
 async def _follow(run: Any) -> None:
-    """Follow a run; its end, and any failure, is for its handler."""
+    """Follow a run; its end and any failure are reported by its handler."""
     backend = current_backend()
     try:
         await execute(run)
@@ -880,8 +880,8 @@ def open_run_store(
         durability: ``"fsync"``: commits survive a power loss. ``"process"``: they survive the
             end of the process only, at many times the speed.
         release_idle: Seconds after which a run that waits for an answer or a timer is released from
-            memory; None for never. It comes back when its answer or timer is there. Steps that wait
-            midway begin again then, as after a crash.
+            memory; None for never. It is loaded again when the answer arrives or the timer is due. Steps
+            that waited midway then begin again, as after a crash.
         timeouts: Whether the timeout of a workflow counts the time in which the run is in memory
             (``"alive"``), or all the time since it was started (``"wall"``).
         max_crashes: After how many crashes of the process during the same step, with the same event, the
@@ -959,7 +959,7 @@ def _journal_at(
     meant = rest.lstrip("/") if colon else url
     shown = "runs.db" if meant in ("", ":memory:") else meant
     msg = (
-        f"open_run_store({brief(url)}) names no store that there is; expected 'sqlite:///{shown}', with "
+        f"open_run_store({brief(url)}) names no known kind of store; expected 'sqlite:///{shown}', with "
         "a fourth slash before an absolute path, or, for tests, 'memory:'"
     )
     raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""Workers: owners for the runs of a store that have none in a process."""
+"""Workers: own the runs of a store that have no other owner."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class _Carrier:
         self.max_runs = max_runs
         #: The parts that live here, by the id of their run.
         self.parts: dict[str, Part] = {}
-        #: Runs that this code cannot continue, with the last record of their journals, and how many
-        #: messages they had; they are tried again when that has changed.
+        #: Runs that this code cannot continue, with the number of the last record and the number of
+        #: messages; a run is tried again when either has changed.
         self.refused: dict[str, tuple[int, int]] = {}
         self.taken: list[str] = []
 
@@ -134,7 +134,7 @@ class RunWorker:
 
     @enable_ki_protection
     async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        """Take no further runs, and wait for those that are here; detach them if the block failed.
+        """Take no further runs and wait for the current ones; detach them if the block failed.
 
         A checkpoint.
         """
