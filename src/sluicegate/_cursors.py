@@ -1,10 +1,10 @@
-"""Cursors: where a reader is in the stream of a run, in any process and in any life of the run.
+"""Cursors: the position of a reader in the stream of a run, valid in every process and life of the run.
 
-The stream of a durable run has events of two kinds. *Durable* ones are in its store and are numbered
-1, 2, 3 through all its lives (a *life* is the time from one claim of the run to the next). *Live* ones
+The stream of a durable run has events of two kinds. *Durable* ones are in its store, numbered
+1, 2, 3 across all its lives (a *life* is the time from one claim of the run to the next). *Live* ones
 are only in the memory of the process that runs it, and end with the life. So a position is three
 numbers: the last durable event that was seen, the life, and how many live events of that life were seen
-behind it. A cursor is the three as one decimal number, the first in front::
+after it. A cursor is these three as one decimal number::
 
     durable * 10**24 + life * 10**15 + live
 
@@ -48,12 +48,12 @@ class Cursor(NamedTuple):
     live: int = 0
 
     def text(self) -> str:
-        """Return it as users get it."""
+        """Return it as the text that users see."""
         return str(self.durable * _DURABLE + self.life * _LIFE + self.live)
 
 
 def read_after(after: object, *, is_durable: bool) -> int | Cursor:
-    """Return what ``stream_events(after=...)`` was given, checked.
+    """Check the argument of ``stream_events(after=...)`` and return its position.
 
     Args:
         after: The argument.
@@ -113,7 +113,7 @@ class OlderEvents(Protocol):
             up_to: The number of the last one that it needs; the log has those that follow.
 
         Returns:
-            As many of them as it sees fit to return at a time, at least one; none if the store has none.
+            A batch of at least one event, of any size; empty if the store has none.
 
         Raises:
             Exception: The read failed. The reader raises the exception, and can be read again.
@@ -196,7 +196,7 @@ class Numbering:
         return Cursor(mark.durable, mark.life, max(0, sequence - mark.sequence))
 
     def is_ahead(self, cursor: Cursor) -> bool:
-        """Whether all that is behind a cursor is still to come here."""
+        """Whether this log has yet to publish everything after a cursor."""
         return cursor.durable > self.last or (
             cursor.durable == self.last and cursor.life > self.life
         )

@@ -110,7 +110,7 @@ class EventLog:
         self.thread: int = 0
         #: The numbers of the durable events; None in the log of a run without a store.
         self.numbering: Numbering | None = None
-        #: What keeps the events that steps send; None where they are live.
+        #: The journal that stores the events of steps; None where they are live.
         self.stored: StoredStream | None = None
 
     @property
@@ -314,7 +314,7 @@ class EventLog:
         self.wake_sender()
 
     def _end(self, numbering: Numbering) -> int:
-        """Return where a reader is for which all is old, but a last event that is not durable."""
+        """Return the position of a reader that has seen all but a last event that is not durable."""
         has_live_end = self.closed and not numbering.is_durable(self.next - 1)
         return self.next - has_live_end
 
@@ -546,7 +546,7 @@ class _Readers:
 
 
 class _Older:
-    """A reader's way through the durable events that only the store has, before those of the log."""
+    """A reader's progress through the durable events that only the store has, before those of the log."""
 
     __slots__ = ("events", "seen", "up_to")
 

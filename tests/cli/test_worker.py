@@ -129,7 +129,7 @@ def test_the_grace_ends_the_drain(worker, job, backend):
     code, err = ended(process)
 
     assert code == 143
-    assert err.endswith("the grace is over; other workers continue what had not ended\n")
+    assert err.endswith("the grace period is over; other workers continue the remaining runs\n")
     assert job.status == "running"
 
 

@@ -146,7 +146,7 @@ def _key_of_early(run: Run, event: Event, target: str | None, question: str | No
 
 
 def check_attached(run: Run, way: str) -> None:
-    """Refuse what is asked of a durable run that continues elsewhere.
+    """Refuse an operation on a durable run that continues elsewhere.
 
     Raises:
         WorkflowDetachedError: It has left this process; the message shows the way to it.
@@ -419,7 +419,7 @@ def open_store(run: Run) -> StateStore[Any]:
 
 
 def check_in_memory(run: Run, what: str) -> None:
-    """Refuse what needs the state of a durable run that is not in this process at the moment.
+    """Refuse an operation that needs the state of a durable run that is not in this process.
 
     Raises:
         WorkflowRuntimeError: It rests in its store, or another process runs it.

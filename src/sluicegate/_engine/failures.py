@@ -110,7 +110,7 @@ def _next_attempt(
 def _recorded(
     run: Run, worker: Worker, attempts: Attempts, **decision: Any
 ) -> AbstractContextManager[None]:
-    """Return what to enter around what follows a failure: in a durable run, its record."""
+    """Return a context manager that records the decision about a failure in a durable run."""
     if run.journal is None:
         return nullcontext()
     return run.journal.failed(worker, attempts, **decision)

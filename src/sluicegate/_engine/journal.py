@@ -86,7 +86,7 @@ class Redelivery(Numbered):
         self.child_number = 0
 
     def take_over(self, known: Redelivery) -> None:
-        """Take over what the attempts before have done, as the delivery ``known`` has it."""
+        """Take over the results of earlier attempts from the delivery ``known``."""
         self.key: int = known.key
         self.seed = known.seed
         self.received, self.left = known.received, known.left
@@ -111,7 +111,7 @@ class KeptResult:
 
 
 class OnceCall:
-    """A call of ``ctx.once`` that is under way: the task that makes it, and those that wait for it."""
+    """An active call of ``ctx.once``: the task that makes it, and the tasks that wait for it."""
 
     __slots__ = ("task", "waiters")
 
@@ -369,7 +369,7 @@ class StepJournal:
         return cut
 
     def carry_over(self, redelivery: Redelivery, key_of: KeyOf) -> None:
-        """Write into ``redelivery`` what the next attempt must not do anew.
+        """Write into ``redelivery`` the operations that the next attempt must not repeat.
 
         Of the children it finds those that have completed, and those that were not called for yet.
         """

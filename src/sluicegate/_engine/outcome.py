@@ -245,18 +245,18 @@ class Outcome:
         self._errors = None
 
     def reopen(self) -> None:
-        """Begin another life of a durable run, which has rested in its store."""
+        """Begin another life of a durable run that has rested in its store."""
         self.status = ""
         self._errors = self.error = None
 
     def refuse(self, error: BaseException) -> None:
-        """Record that a durable run cannot be continued here; who awaits it gets ``error`` itself."""
+        """Record that a durable run cannot be continued here; awaiting it raises ``error`` itself."""
         self.detach(f"{type(error).__name__}: {error}")
         self.error = error
         self._keep(error)
 
     def recall(self, status: str, last: StopEvent) -> None:
-        """Take over the end of a durable run that its store has.
+        """Take over the end of a durable run from its store.
 
         Args:
             status: How it ended.
@@ -281,7 +281,7 @@ class Outcome:
         self.status = status
 
     def cancel_from_outside(self) -> None:
-        """Record that a scope around the run was cancelled; a durable run is detached by that."""
+        """Record that a scope around the run was cancelled, which detaches a durable run."""
         if self.is_durable:
             self.detach(OUTSIDE)
         else:

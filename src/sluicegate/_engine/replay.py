@@ -110,7 +110,7 @@ class _PastGraph:
     Attributes:
         routes: The steps to which the events of each class went, by class.
         joins: The joins in which a returned list ends, whatever step returned it.
-        races: The steps that return such a list, if one of the joins takes only the first events: all.
+        races: All steps if one of the joins takes only the first events, otherwise none.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -126,7 +126,7 @@ class _PastGraph:
         """Take over the routes of a record.
 
         Raises:
-            SnapshotError: A step of them is gone.
+            SnapshotError: A step in them no longer exists.
         """
         self.routes = {name: self._indexes(steps) for name, steps in record.to.items()}
         joins = self._indexes(record.joins)
@@ -156,7 +156,7 @@ class _PastGraph:
         )
 
     def check_none(self, step: object) -> None:
-        """Nothing: the record has its result."""
+        """Do nothing: the record has its result."""
 
     def output(self, _index: int, kind: type, **_how: Any) -> Route:
         """Return the route that an event took which a step made."""
@@ -274,9 +274,9 @@ class _Machine(Machine):
 
 
 class PastRun:
-    """A run, as far as the records that were applied tell.
+    """A run rebuilt from the records that were applied.
 
-    It is the machine's journal, and the journal of the run that its snapshot is taken of.
+    It acts as the journal of the machine and of the rebuilt run.
 
     Args:
         graph: The workflow as it is now.
@@ -372,13 +372,13 @@ class PastRun:
     hand_over = number
 
     def routed(self, event: Event, targets: tuple[int, ...]) -> None:
-        """Nothing: the records have it."""
+        """Do nothing: the records have it."""
 
     def joined(self, joins: tuple[int, ...]) -> None:
-        """Nothing: the records have it."""
+        """Do nothing: the records have it."""
 
     def given(self, wait: Wait) -> None:
-        """Nothing: the records have it."""
+        """Do nothing: the records have it."""
 
     def number_of(self, node: BranchNode) -> int:
         """Return the number of a branch; 0 where it has none."""
@@ -414,7 +414,7 @@ class PastRun:
         return found
 
     def _present_shape(self, found: dict[str, Any]) -> dict[str, Any]:
-        """Return the steps as they are now; those with something pending as they were."""
+        """Return the present steps, with former shapes for those that have pending events."""
         pending = pending_steps(read_part(found, Snapshot))
         was = found["shape"]
         return {
@@ -428,7 +428,7 @@ class PastRun:
             flight.queue.step, flight.payload, flight.node, flight.journal, delivery.key
         )
         item.crashes = delivery.crashes if isinstance(delivery, Redelivery) else 0
-        # A step that only waited has not ended its process, however long it waits.
+        # A step that was only waiting did not cause the crash.
         if has_crashed and flight not in self.machine.resting and not flight.journal.sleeping:
             item.crashes += 1
         return item
@@ -483,7 +483,7 @@ class PastRun:
             self._end_child(record, child, child.saved)
 
     def _end_child(self, record: rec.End, child: ChildRecord, saved: SavedChild) -> None:
-        """A child has ended: its step is given that again, unless the child was cancelled."""
+        """Keep the outcome of a child for its step, unless the child was cancelled."""
         if record.status == "cancelled":
             for flight in self.flights.values():
                 if child in flight.journal.children:

@@ -95,7 +95,7 @@ class Part(Protocol):
         """Run the lives of the run in this task, until it has ended or the part has."""
 
     def begin_life(self) -> None:
-        """Apply what came from outside before this life; the machine is loaded, and no step runs yet."""
+        """Apply the messages that arrived before this life; the machine is loaded, and no step runs yet."""
 
     async def end_life(self) -> None:
         """Give up the lease of a life in which the run has not ended; all steps have unwound. Shielded."""
@@ -109,11 +109,11 @@ class Part(Protocol):
     def send_event(
         self, event: Event, step: str | None, question: str | None, key: str | None
     ) -> Acknowledgement:
-        """Pass on an event from outside, wherever the run is."""
+        """Pass an event from outside to the run, wherever it is."""
         ...
 
     def cancel(self, reason: str, after: str) -> None:
-        """Have the run cancelled, wherever it is."""
+        """Cancel the run, wherever it is."""
 
     @property
     def questions(self) -> tuple[OpenQuestion, ...]:

@@ -44,7 +44,7 @@ class Terminal(Protocol):
     def show(self) -> None: ...
 
 
-#: Seconds after which the store is asked again for the questions of a run.
+#: Seconds between two reads of the questions of a stored run.
 _LOOK = 0.1
 PROMPTS = ("prefix", "prompt", "question", "message", "msg")
 
@@ -103,7 +103,7 @@ class Questions:
 
         Args:
             question: The question.
-            name: Its id; by default that of the open question that has this very event.
+            name: Its id; by default that of the open question with the same event object.
         """
         if not self._kinds:  # a step, or a child, can wait for the answer
             wanted = (kind for asked in self._handler.questions for kind in asked.answers)
@@ -169,7 +169,7 @@ class Questions:
             answer = self._answer(question, line)
         except UsageError as error:
             if name is not None:
-                raise  # the owner is left, and the run waits on in its store
+                raise  # the owner is left, and the run keeps waiting in its store
             self.failure = error  # raised by the command when the run has unwound
             self._handler.cancel(f"{type(question).__name__} was not answered")
             return

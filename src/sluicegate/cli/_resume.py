@@ -1,4 +1,4 @@
-"""The commands that run a stored run here, as ``sluicegate run`` does one without a store."""
+"""The commands that run a stored run in this process, as ``sluicegate run`` does without a store."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _STORE = """\
 sqlite:////var/lib/runs.db one with its whole path."""
 
 _RUNS = f"""\
-Look at the runs of a store, and act on them, whether or not a process runs them.
+Inspect and control the runs of a store, whether or not a process runs them.
 
 {_STORE}
 
@@ -74,8 +74,8 @@ exit codes: those of `sluicegate run`
 """
 
 _CANCEL = """\
-Cancel a run. Once the command has ended, the cancellation is stored; the process that has the run ends it. A run
-without a process ends with its next owner.
+Cancel a run. Once the command has ended, the cancellation is stored, and the process that runs it ends it. A run
+without an owner ends when the next owner claims it.
 
 example:
   sluicegate runs cancel order-17 --reason "customer has called" --store sqlite:///runs.db
@@ -105,7 +105,7 @@ example:
 """
 
 _PRUNE = """\
-Delete runs whose status has not changed for a time. Runs that a process has stay.
+Delete runs whose status has not changed for a time. Runs that a process owns are kept.
 
 example:
   sluicegate runs prune --older-than 30d --store sqlite:///runs.db
@@ -114,11 +114,10 @@ example:
 
 _WORKER = f"""\
 Run the runs of a store: new ones, those left by a dead process, and those whose answer or timer is due.
-Several workers, on one machine, may share a store. Runs of other workflows are left alone.
+Several workers on one machine may share a store. Runs of other workflows are not touched.
 
-SIGTERM, SIGINT or SIGHUP drains: no further runs are taken, and those that are here may end, or reach a point
-where they wait, for --grace seconds. A second signal ends the drain. What has not ended then is
-continued by another worker.
+SIGTERM, SIGINT or SIGHUP drains: the worker takes no further runs and gives its current runs --grace seconds to end or
+to reach a wait. A second signal ends the drain. Another worker continues the runs that are left.
 
 {TARGET}
 {_STORE}
@@ -134,7 +133,7 @@ exit codes:
 
 def add_runs(commands: Commands) -> None:
     """Add ``sluicegate runs`` and its commands."""
-    runs = add_command(commands, "runs", "look at stored runs, and act on them", _RUNS)
+    runs = add_command(commands, "runs", "inspect and control stored runs", _RUNS)
     inner = runs.add_subparsers(dest="runs_command", metavar="COMMAND", required=True)
     _add_list(inner)
     _add_show(inner)
@@ -245,7 +244,7 @@ def _add_prune(commands: Commands) -> None:
         metavar="AGE",
         type=duration,
         required=True,
-        help="unchanged for so long: 12h, 30d, 8w",
+        help="age of the last change: 12h, 30d, 8w",
     )
     command.add_argument(
         "--status",
@@ -281,7 +280,7 @@ def add_worker(commands: Commands) -> None:
         metavar="AGE",
         type=duration,
         default=60.0,
-        help="after how long a run that waits leaves the memory; default: 60s",
+        help="time until a waiting run is released from memory; default: 60s",
     )
     add_backend(worker)
     _add_store_options(worker)
@@ -292,7 +291,7 @@ def _add_store_options(command: argparse.ArgumentParser) -> None:
         "--durability",
         choices=("fsync", "process"),
         default="fsync",
-        help="what commits survive: a power loss (default), or the end of the process only",
+        help="whether commits survive a power loss (fsync, default) or only the end of the process",
     )
     command.add_argument(
         "--timeouts",
@@ -310,5 +309,5 @@ def _add_store_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--keep-history",
         action="store_true",
-        help="keep all records, so that a fork can go back to any",
+        help="keep all records, so that runs can be forked at any of them",
     )

@@ -1,4 +1,4 @@
-"""The store of a command: opened by its address, with its errors told in one line."""
+"""The store of a command: opened by its address, with errors printed in one line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SQLITE = "sqlite:///"
 
 @attrs.frozen
 class OpenStore:
-    """An open store: its runs, and the journal beneath them, for what needs no workflow."""
+    """An open store: its runs, and their journal for commands that need no workflow."""
 
     runs: RunStore
     journal: Journal
@@ -109,7 +109,7 @@ def in_store(
 
 
 class refusals_in_a_line:  # noqa: N801 - reads as a statement
-    """Raise what a store, a run or a journal refuses as a :class:`UsageError`."""
+    """Raise the errors of a store, a run or a journal as :class:`UsageError`."""
 
     def __enter__(self) -> None:
         """Nothing."""

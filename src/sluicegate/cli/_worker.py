@@ -1,4 +1,4 @@
-"""The command that runs the runs of a store, until a signal drains it."""
+"""The worker command: runs the runs of a store until a signal drains it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def worker(arguments: argparse.Namespace) -> int:
         is_drained = signals.run(serving.main, arguments.backend, {})
     if is_drained:
         return DRAINED
-    note = "the grace is over; other workers continue what had not ended"
+    note = "the grace period is over; other workers continue the remaining runs"
     emit(f"sluicegate: {note}\n", sys.stderr)
     return 128 + (signals.received or 0)
 
@@ -77,7 +77,7 @@ class _Serving:
         self._draining: Any = None
 
     def drain(self) -> None:
-        """Take no further runs, and end when those that are here have ended or wait."""
+        """Take no further runs, and end once the current runs have ended or wait."""
         if self._draining is not None:
             self._grace.deadline = current_backend().current_time() + self._arguments.grace
             self._draining.set()

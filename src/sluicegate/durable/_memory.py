@@ -1,4 +1,4 @@
-"""A store in memory, for tests. It makes the same promises, and simulates crashes and power losses.
+"""A store in memory, for tests. It gives the same guarantees, and simulates crashes and power losses.
 
 It holds the tables of a store as plain Python objects. Each ``open()`` acts as a separate process,
 in the same event loop or in another one.
@@ -406,7 +406,7 @@ class _Disk:
         self.tables.runs, self.tables.owners = fresh.runs, fresh.owners
 
     def _end(self, journal: MemoryJournal, tasks: list[Task], keep: float) -> None:
-        """End an owner as its process ends: the oldest part of what waits is written, unobserved."""
+        """Simulate the end of an owner's process: the oldest pending writes are committed but not settled."""
         for task in tasks[: int(len(tasks) * keep)]:
             self._perform(task)
         self.tables.owners.pop(journal.owner, None)

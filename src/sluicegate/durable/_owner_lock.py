@@ -35,11 +35,11 @@ class OwnerLock:
     """A lock that lasts until it is released, or the process ends.
 
     Args:
-        directory: Where the files are; it is made if there is none.
+        directory: The directory of the lock files; created if it does not exist.
         owner: The name of the file.
 
     Raises:
-        OSError: The file cannot be made.
+        OSError: The file cannot be created.
     """
 
     def __init__(self, directory: Path, owner: str) -> None:

@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 #: Connections for reading that are kept open; more are opened when more are needed at a time.
 MOST_READERS: Final = 4
-#: Instructions of SQLite between two looks whether a reading is cancelled: some milliseconds.
+#: SQLite instructions between two checks for a cancelled read: a few milliseconds.
 STEPS: Final = 100_000
 #: Of SQLite's own limit, 1,000,000,000 bytes, with some room for the rest of a row.
 MOST_PAYLOAD: Final = 999_000_000
@@ -99,7 +99,7 @@ def open_journal(
         max_stall: Seconds for which the event loop may be busy without losing its runs.
 
     Raises:
-        ValueError: The address is none of a store.
+        ValueError: The address names no store.
     """
     start = "sqlite:///"
     path = url.removeprefix(start)
@@ -225,7 +225,7 @@ class _Use:
 
 
 class Interruption:
-    """Interrupts a statement of SQLite when the caller is cancelled. SQLite calls it now and then."""
+    """Interrupts a statement of SQLite when the caller is cancelled. SQLite calls it periodically."""
 
     def __init__(self, check_cancelled: Callable[[], None]) -> None:
         self._check_cancelled = check_cancelled

@@ -30,7 +30,7 @@ APPLICATION_ID: Final = 0x736C6774
 #: Seconds for which a connection waits for a lock of another process.
 BUSY: Final = 10.0
 
-#: What brings a file from each version to the next; the version is the header's `user_version`.
+#: The statements that upgrade a file from each version to the next; the version is the header's `user_version`.
 #: Never changed after a release: files of each version are kept in the tests.
 MIGRATIONS: Final = [
     """

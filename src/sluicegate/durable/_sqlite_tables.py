@@ -427,7 +427,7 @@ class SqliteTables:
         return Due([_row(columns[1:]) for columns in found[:limit]], min(later, default=None))
 
     def _due_workflows(self, owner: str | None) -> list[str]:
-        """Return the workflows that have runs which need this owner: a look into the index for each."""
+        """Return the workflows that have runs which need this owner: one index lookup for each."""
         workflows: list[str] = []
         workflow: str | None = ""
         while workflow is not None:

@@ -124,7 +124,7 @@ class SqliteWriter:
         self._is_urgent = False
         self._lock = threading.Lock()
         self._members: dict[JournalClient, _Member] = {}
-        #: The tasks that the thread has taken and whose outcomes are not told yet, in their order.
+        #: The tasks that the thread has taken and whose outcomes are not reported yet, in order.
         self._in_hand: list[Task] = []
         #: Why nothing more is taken; None while the thread works.
         self._end: StoreError | None = None
@@ -314,7 +314,7 @@ class SqliteWriter:
         try:
             version = self._data_version()
         except sqlite3.Error as error:  # the next write fails too, if it matters
-            LOGGER.warning("no look for changes: %s", error_of(self.path, error))
+            LOGGER.warning("cannot check for changes: %s", error_of(self.path, error))
             return
         is_changed, self._version = version != self._version, version
         for client, member in members:
@@ -371,7 +371,7 @@ class SqliteWriter:
         lost = self._tables.renew(client.owner)
         if lost == member.lost:
             return
-        if lost is None:  # it was taken for dead, and removed
+        if lost is None:  # another process considered it dead and removed it
             self._tables.begin_owner(client.owner, os.getpid(), self._lease)
         member.lost = lost or 0
         client.call_soon(partial(client.keep_only, self._tables.fences(client.owner)))

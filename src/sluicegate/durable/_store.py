@@ -271,8 +271,8 @@ class RunStore:
 
         ``run_id`` is the idempotency key. If the store has a run of this id that began with the same
         event, the handler attaches to it: it continues the run if no other process does. Otherwise it
-        follows the events that the other process stores, and takes over when that process ends. The result of a run that has ended
-        is returned at once.
+        follows the events that the other process stores, and takes over when that process ends. The
+        result of an ended run is returned immediately.
 
         Args:
             handler: A handler that is not started: ``workflow.run(...)`` or ``workflow.resume(...)``.

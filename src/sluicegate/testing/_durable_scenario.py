@@ -42,7 +42,7 @@ class DurableScenario:
         self.__name__: str = f"durable_scenario({name}, ...)"
 
     async def __call__(self, trial: Trial) -> Any:
-        """Run the workflow, or continue the run of the life before. A checkpoint.
+        """Run the workflow, or continue the run of the previous life. A checkpoint.
 
         Raises:
             Exception: The run has failed.
@@ -106,7 +106,7 @@ def durable_scenario(
 
     Args:
         workflow: The workflow; or a function that makes it for a life, given the ledger in which
-            the workflow notes what others would see of it.
+            the workflow notes its external effects.
         answer: Returns the answer to a question that the run asks, or None to leave it open.
         check: Called with the outcome of every run, beside the check of the result; ``outcome.ledger``
             has what was noted.
@@ -116,6 +116,6 @@ def durable_scenario(
         The scenario.
 
     Raises:
-        TypeError: When it runs: what ``workflow`` returns is no workflow.
+        TypeError: When it runs: ``workflow`` returned something other than a workflow.
     """
     return DurableScenario(workflow, answer, check, fields)

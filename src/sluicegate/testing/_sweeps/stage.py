@@ -50,7 +50,7 @@ LOGGER: Final = logging.getLogger("sluicegate")
 
 
 def _say_nothing(_record: logging.LogRecord) -> bool:
-    """Filter out what a life says that was cut off."""
+    """Filter out the log records of a life that was cut off."""
     return False
 
 
