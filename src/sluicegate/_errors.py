@@ -111,7 +111,7 @@ class WorkflowCancelledError(WorkflowRuntimeError):
 
 
 class WorkflowDetachedError(WorkflowRuntimeError):
-    """Raised to callers that await a durable run whose part in this process has ended before it.
+    """Raised on awaiting a durable run that has left this process before its end.
 
     The run has not ended: it continues from its store, where ``runs.attach(run_id)`` finds it. The
     cause is the error of the store, if there was one: a lost lease, a full disk.
@@ -132,7 +132,7 @@ class StepTimeoutError(WorkflowTimeoutError):
 
 
 class PoisonStepError(WorkflowRuntimeError):
-    """Raised in place of running a step again whose process has died each time while it ran.
+    """Raised instead of running a step again after too many processes have died while it ran.
 
     It is the failure of that step in a durable run: it is not retried, and a handler of the step's
     failures gets it.
@@ -154,7 +154,7 @@ class SnapshotError(WorkflowRuntimeError):
 
 
 class RestoredError(Exception):
-    """What an exception is after a snapshot or a crash: its name, its message and its notes.
+    """An exception restored from a snapshot or after a crash: its name, its message and its notes.
 
     Exception classes are not rebuilt, so ``except OSError`` does not catch a restored ``OSError``; ask
     :meth:`was_a`. Cause, context, traceback and own attributes are not kept.
@@ -163,7 +163,7 @@ class RestoredError(Exception):
         type_name: The qualified name of the class that it had.
         message: What ``str()`` of it gave.
         class_names: The names of that class and of its bases, as :meth:`was_a` compares them; empty
-            where the data are of a release that did not keep them.
+            if an older release that did not store them wrote the data.
     """
 
     def __init__(self, type_name: str, message: str, class_names: Iterable[str] = ()) -> None:
@@ -178,8 +178,8 @@ class RestoredError(Exception):
     def was_a(self, *classes: type[BaseException]) -> bool:
         """Return whether the exception was an instance of one of these classes, or of a subclass.
 
-        Classes are compared by module and qualified name, so it finds no class that was moved or renamed
-        since. A class of ``__main__`` is also found in a module that has one of its name. Without
+        Classes are compared by module and qualified name, so a class that was moved or renamed
+        since is not found. A class of ``__main__`` is also found in a module that has one of its name. Without
         ``class_names`` only the class itself is found, and none of its bases.
 
         Args:

@@ -7,8 +7,8 @@ is ever handed to a reader: a woken reader takes it from the log itself. So a wa
 cancellation discards (``asyncio`` can cancel a task that is already woken) loses no event.
 
 The log of a durable run also numbers its durable events (:mod:`sluicegate._cursors`). A reader whose
-cursor is older than what the log keeps is attached to it where it begins, and reads from the store
-what is before that first.
+cursor is older than the log is attached at the beginning of the log, and first reads the earlier events
+from the store.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ TURN = 0.0005
 
 
 class StoredStream(Protocol):
-    """What keeps the events that the steps of a durable run send (``Workflow(stream="durable")``)."""
+    """Stores the events that the steps of a durable run send (``Workflow(stream="durable")``)."""
 
     def send(self, publish: Callable[[Event], None], event: Event, /) -> int:
-        """Have ``publish(event)`` keep the event; return the number of its record.
+        """Call ``publish(event)`` and store the event; return the number of its record.
 
         Raises:
             SnapshotError: The event cannot be kept.
@@ -295,7 +295,7 @@ class EventLog:
         return position
 
     def pass_seen(self, position: _Position, seen: Cursor) -> None:
-        """Move a reader that has seen durable events which are still to come here behind them.
+        """Move a reader past durable events that it has seen elsewhere before this log published them.
 
         It stays at the end of the log until they have come. If the log ends before, only the terminal
         event is new, unless that is durable.
@@ -630,7 +630,7 @@ class _Position:
     def go_on(self, older: _Older) -> None:
         """Follow the log while the reader is lossy and has older events to read.
 
-        Of what the log drops meanwhile, the durable events are in the store as well.
+        The durable events that the log drops meanwhile are in the store.
         """
         oldest, numbering = self.log.oldest(), self.log.numbering
         if not self.keeps and self.at < oldest and numbering is not None:
@@ -719,8 +719,8 @@ class EventStream(ReceiveChannel[Event]):
     def sequence(self) -> int:
         """The number of the last event taken, counted from 1; 0 before the first.
 
-        The events of a durable run are counted anew in each process that continues it; :attr:`cursor`
-        has a meaning in all of them.
+        Each process that continues a durable run counts its events from 1; :attr:`cursor` is valid in
+        all of them.
         """
         return self._position.at - 1
 
@@ -728,12 +728,12 @@ class EventStream(ReceiveChannel[Event]):
     def cursor(self) -> str:
         """The position behind the last event taken; ``stream_events(after=...)`` takes it.
 
-        A str of digits. Their meaning is private, but for two properties: ``int(cursor)`` grows with
+        A str of digits with a private meaning, except for two guarantees: ``int(cursor)`` grows with
         every event taken, and the cursor of a run without a store is ``str(sequence)``.
 
         In a durable run it stays valid when the run continues in another process: a reader that starts
-        there ``after`` it gets every durable event behind it, each once. The live events of a process
-        end with that.
+        there ``after`` it gets every later durable event exactly once. The live events of a process end
+        with the process.
 
         Closing the reader keeps the cursor. Any thread may read it.
         """

@@ -1,4 +1,4 @@
-"""What an invocation has done already, so that a further attempt does none of it twice."""
+"""The operations of an invocation, so that a later attempt does not repeat them."""
 
 from __future__ import annotations
 
@@ -391,7 +391,7 @@ class StepJournal:
     def copy_to(
         self, redelivery: Redelivery, key_of: KeyOf, *, with_sends: bool, has_unwound: bool
     ) -> None:
-        """Write into ``redelivery`` what a run that continues from a snapshot must not do anew.
+        """Write into ``redelivery`` the operations that a run resumed from a snapshot must not repeat.
 
         A step that has unwound has let go of the branches that it held.
         """

@@ -10,7 +10,7 @@ it does not know.
 These names are shared: ``k`` is the number of a delivery, ``b`` that of a branch, ``w`` that of a wait
 in the order in which the run's waits began, ``e`` an event, ``made`` the number of the latest delivery
 after the input (-1 where that is not known), ``to`` the steps to which the events of each class went, ``joins`` the joins in which
-the list that a step returned ends, ``got`` the waits that took one of the events, and ``raised`` says that the input raised an error after it had changed something.
+the list that a step returned ends, ``got`` the waits that took one of the events, and ``raised`` whether the input raised an error after it had changed the machine.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Input(_Record, kw_only=True):
 
 
 class Base(_Record, kw_only=True, tag="base"):
-    """A snapshot: the beginning of a life of the run, or what it is when it is parked.
+    """A snapshot: the beginning of a life of the run, or the run when it is parked.
 
     Attributes:
         snapshot: The snapshot.

@@ -67,7 +67,7 @@ def _past_step(graph: Graph, index: int, name: str, shape: StepShape, codec: Cod
 
 
 def _kinds(names: Iterable[str], codec: Codec) -> tuple[type[Event], ...]:
-    """Return event classes by name; in place of one that is gone, no data of which can be read, any."""
+    """Return event classes by name; ``Event`` replaces a removed class, whose data cannot be read."""
     found: list[Any] = [codec.class_named(name) for name in names]
     return tuple(
         kind if isinstance(kind, type) and issubclass(kind, Event) else Event for kind in found

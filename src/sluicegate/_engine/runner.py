@@ -393,7 +393,7 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
                         machine.check_result(queue, result)
                         release_held(run, done)
                     delivery = machine.finish(queue, node, result)
-                if done is not None:  # what it refers to would live as long as this worker
+                if done is not None:  # its references would live as long as this worker
                     done.children, done.replayed = (), NOTHING
                 if records is not None and machine.stop is None:
                     worker.take(delivery)

@@ -508,7 +508,7 @@ class _Reader:
         return record
 
     def _result(self, part: SavedResult, path: str) -> KeptResult:
-        """Check a result of ``ctx.once``, and keep it as the classes write it now."""
+        """Check a result of ``ctx.once``, and encode it again with the present classes."""
         value = self._codec.decode(part.value, path)
         if part.is_failure and not isinstance(value, RestoredError):
             refuse(path, f"an exception, not a {type(value).__name__}")
@@ -553,7 +553,7 @@ def _checked(data: Any, graph: Graph, *, adapts: bool, is_past: bool) -> Snapsho
     for name in before:
         if name in now and name in needed:
             changes = zip(_shown(before[name]), _shown(now[name]), strict=True)
-            if adapts:  # what it takes is checked with its events, and what it makes is up to it
+            if adapts:  # its input is checked with its events; its output may differ
                 changes = zip(*(_shown(each[name])[1:3] for each in (before, now)), strict=True)
             differences += [
                 f"the step {name} {verb} {new}, and {verb} {old} in the snapshot"

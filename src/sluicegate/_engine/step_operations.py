@@ -577,7 +577,7 @@ class StepOperations:
             context.redelivery.attempts if context.redelivery is not None else None
         )
         if attempts is None:
-            from sluicegate._definition.retries import Attempts  # noqa: PLC0415 - not everybody needs it
+            from sluicegate._definition.retries import Attempts  # noqa: PLC0415 - few steps need it
 
             attempts = Attempts(now if context.began_at is None else context.began_at)
         return attempts.info(now)
@@ -820,9 +820,9 @@ def _check_awaitable(node: BranchNode, worker: Worker, sender: Context[Any]) -> 
 def _find_child(run: Run, context: Context[Any], handler: Any, run_id: str | None) -> ChildRecord:
     """Return the record of a child that a step calls for: a known one, or a new one.
 
-    The handler that was made for a child that has ended before is put aside.
+    A handler made for a child that has already ended is discarded.
     """
-    from sluicegate._engine.children import begin_child  # noqa: PLC0415 - not everybody needs it
+    from sluicegate._engine.children import begin_child  # noqa: PLC0415 - few steps need it
 
     child: Run = handler._run
 
@@ -845,7 +845,7 @@ def _find_child(run: Run, context: Context[Any], handler: Any, run_id: str | Non
 
 
 async def _end_again(context: Context[Any], record: ChildRecord, handler: Any) -> Any:
-    """Give a step what a child that has ended before has ended with. A checkpoint.
+    """Return the result of an ended child to a step, or raise its failure. A checkpoint.
 
     Cancelled, or refused, the child has ended with it for a later call.
     """

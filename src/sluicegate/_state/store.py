@@ -96,10 +96,10 @@ class StateChange:
 
 
 class StateJournal(Protocol):
-    """What writes down the changes of a state."""
+    """Records the changes of a state."""
 
     def __call__(self, change: StateChange, /) -> None:
-        """Write down a change, before it takes effect; if this raises, it does not."""
+        """Record a change before it takes effect; if this raises, the change has no effect."""
         ...
 
 
@@ -172,7 +172,7 @@ class StateStore(Generic[StateT]):
         self.records: EditRecords | None = None
         #: Whether it comes from a snapshot that has a state.
         self.is_restored: bool = is_restored
-        #: In a durable run: what writes down the changes.
+        #: In a durable run: records the changes.
         self.journal: StateJournal | None = None
         #: Of the edit that runs now, if it is recorded: where, and its number.
         self._edit: tuple[EditRecords, int] | None = None
@@ -458,7 +458,7 @@ class StateStore(Generic[StateT]):
 
     @enable_ki_protection
     def _write_down(self, change: StateChange) -> None:
-        """Write down a change and let it take effect: both, or neither if that fails."""
+        """Record a change and apply it: both, or neither if recording fails."""
         assert self.journal is not None
         self.journal(change)
         self._committed = change.new

@@ -1,8 +1,8 @@
-"""The half of a store that lives in the event loop, for stores that write elsewhere.
+"""The event-loop side of a store whose writes happen elsewhere.
 
 A write is a task: a function of the store's tables. The client hands it to a writer, which performs
-tasks in order, as many as wait in one transaction, and gives the outcomes of each client back to
-its event loop in one call. Reading is a function of the tables as well. So a store on this client
+all pending tasks in order, in one transaction, and returns the outcomes of each client to its event
+loop in one call. Reading is a function of the tables as well. So a store on this client
 consists of its tables, which are synchronous, a writer and a way to read.
 """
 
@@ -306,7 +306,7 @@ class JournalClient:
 
         Args:
             work: The function to call within the transaction.
-            undo: Is called with the result if the caller is cancelled, now or when it is there.
+            undo: Is called with the result if the caller is cancelled, immediately or once there is a result.
             size: How much room the task takes.
             is_news: See :class:`Task`.
         """
@@ -517,7 +517,7 @@ def closed() -> StoreClosedError:
 
 
 def _again(error: StoreError) -> StoreError:
-    """Return an error to raise, like one that may be raised several times, in several tasks."""
+    """Return a new error to raise: the original may be raised several times, in several tasks."""
     again = StoreClosedError(str(error))
     again.__cause__ = error
     return again

@@ -56,7 +56,7 @@ def stale(batch: Batch | Lease, fence: int | None) -> StaleLeaseError:
 
     Args:
         batch: The batch that was refused, or the lease.
-        fence: The fence of the newest lease; None if the run is gone.
+        fence: The fence of the newest lease; None if the run does not exist.
     """
     if fence is None:
         why = "another process has taken it over, or it was deleted"

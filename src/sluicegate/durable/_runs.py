@@ -1,4 +1,4 @@
-"""Stored runs as data: start keys, messages, questions, the durable stream, and what replay gives."""
+"""Stored runs as data: start keys, messages, questions, the durable stream, and rebuilt runs."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def release() -> str:
 
 
 def new_run(run: Run, wall: float) -> NewRun:
-    """Return a run that has not begun as one to be created in a store.
+    """Return a new run as the data to create it in a store.
 
-    Its key identifies what it begins with in every process, and shows it to the reader of a message.
+    Its key identifies the start event in every process, and shows it in error messages.
 
     Raises:
         SnapshotError: Its start event or its state cannot be kept; the message names the field.
@@ -101,7 +101,7 @@ class EventMessage(msgspec.Struct, omit_defaults=True):
     """An event for a run, as its inbox has it.
 
     Attributes:
-        e: The event, in the form of the codec.
+        e: The event, encoded.
         step: The step that it names.
         q: The question that it names.
         id: The idempotency key that the sender gave.
@@ -202,7 +202,7 @@ class SavedQuestion(msgspec.Struct, omit_defaults=True):
         answers: The names of the classes of events that answer it.
         kind: The name of the class of the event that asked it.
         shown: The fields of that event, as readers outside get them.
-        e: The event, in the form of the codec.
+        e: The event, encoded.
     """
 
     id: str
@@ -309,14 +309,14 @@ class Rebuilt:
 def rebuild(
     graph: Graph, classes: tuple[type, ...], records: list[Record], now: float, *, has_crashed: bool
 ) -> Rebuilt:
-    """Return what the records of a run, from a base on, say about it. No code of the workflow runs.
+    """Rebuild a run from its records, which begin with a base. No code of the workflow runs.
 
     Args:
         graph: The workflow as it is now.
         classes: The classes that the records may contain, beside those that the steps name.
         records: The newest base, and the records after it.
         now: The wall time.
-        has_crashed: Whether the last life ended without notice.
+        has_crashed: Whether the last life ended in a crash.
 
     Raises:
         SnapshotError: The records do not fit the workflow; the message has the record, and the difference.
@@ -347,7 +347,7 @@ def rebuild(
 
 
 class _Head(msgspec.Struct):
-    """What every format of the journal has in its first record."""
+    """The fields that the first record has in every format of the journal."""
 
     t: str
     v: int = VERSION
@@ -355,7 +355,7 @@ class _Head(msgspec.Struct):
 
 
 def _first_base(records: list[Record]) -> Base:
-    """Return the first record as the snapshot that it has to be.
+    """Return the first record, which has to be a snapshot.
 
     Raises:
         StoreFormatError: It is none, or of a later format.
@@ -405,7 +405,7 @@ def _written_by(engine: str) -> str:
 
 
 def _refuse(error: Exception, record: Record, base: Base) -> NoReturn:
-    """Raise what is wrong with a record, and where it is."""
+    """Raise the error of a record, with its position."""
     known = isinstance(error, WorkflowRuntimeError)
     what = str(error) if known else f"the journal does not fit: {error!r}"
     begun = _written_by(base.engine).replace(", ", "; the journal was ", 1)
