@@ -22,7 +22,7 @@ from statistics import median
 import trio
 
 from sluicegate._loop import current_backend
-from sluicegate.durable import Batch, Lease, MemoryStore, NewRun, Record, open_sqlite_journal
+from sluicegate.durable import Batch, Lease, MemoryStore, NewRun, StoredRecord, open_sqlite_journal
 
 
 #: A record of the usual size: the end of a step with a short text.
@@ -67,7 +67,7 @@ async def append(journal, name: str, deadline: float, counts: list[int]) -> None
         sequence += 1
         settled.clear()
         journal.append_nowait(
-            Batch(name, lease.fence, [Record(sequence, 1.0, "done", DATA)]), settle
+            Batch(name, lease.fence, [StoredRecord(sequence, 1.0, "done", DATA)]), settle
         )
         while not settled:
             await waiter.wait()

@@ -14,7 +14,7 @@ import sys
 import trio
 
 from sluicegate._loop import current_backend
-from sluicegate.durable import Batch, Lease, NewRun, Record, StoreError, open_sqlite_journal
+from sluicegate.durable import Batch, Lease, NewRun, StoredRecord, StoreError, open_sqlite_journal
 
 
 def say(*words):
@@ -30,7 +30,7 @@ async def append(journal, lease, sequence, data=b"{}"):
         waiter.wake()
 
     journal.append_nowait(
-        Batch(lease.run_id, lease.fence, [Record(sequence, 1.0, "in", data)]), settle
+        Batch(lease.run_id, lease.fence, [StoredRecord(sequence, 1.0, "in", data)]), settle
     )
     while not told:
         await waiter.wait()

@@ -13,10 +13,10 @@ from sluicegate.durable import (
     Lease,
     MemoryStore,
     NewRun,
-    Record,
     RunFilter,
     StaleLeaseError,
     StoreClosedError,
+    StoredRecord,
     Summary,
     open_sqlite_journal,
 )
@@ -32,7 +32,7 @@ def a_run(run_id):
 
 def one(n):
     """A batch of one record of the run `r`, under its first lease."""
-    return Batch("r", 1, [Record(n, float(n), "in", b"{}")])
+    return Batch("r", 1, [StoredRecord(n, float(n), "in", b"{}")])
 
 
 async def turns(count=5):
@@ -205,7 +205,7 @@ class Uses:
         if not isinstance(lease, Lease):
             lease = await journal.claim("r", print)
         for n in range(lease.sequence + 1, lease.sequence + 4):
-            batch = Batch("r", lease.fence, [Record(n, 1.0, "in", b"{}")])
+            batch = Batch("r", lease.fence, [StoredRecord(n, 1.0, "in", b"{}")])
             journal.append_nowait(batch, self.settled.append)
             self.appended += 1
             await journal.wait_for_room()

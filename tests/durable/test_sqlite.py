@@ -19,12 +19,12 @@ from sluicegate._loop import current_backend
 from sluicegate.durable import (
     Batch,
     NewRun,
-    Record,
     RunFilter,
     StaleLeaseError,
     StoreBusyError,
     StoreClosedError,
     StoreDamagedError,
+    StoredRecord,
     StoreError,
     StoreFormatError,
     StoreFullError,
@@ -43,7 +43,7 @@ def a_run(run_id):
 
 
 def record(n, data=b"{}"):
-    return Record(n, float(n), "in", data)
+    return StoredRecord(n, float(n), "in", data)
 
 
 async def write(journal, *batches):
@@ -175,7 +175,7 @@ async def test_a_stranger_can_read_the_file(tmp_path):
     path = tmp_path / "runs.db"
     async with open_sqlite_journal(path) as journal:
         await journal.create(a_run("r"), print)
-        await write(journal, Batch("r", 1, [Record(2, 0.0, "done", b'{"k":"\xc3\xbc"}', 1)]))
+        await write(journal, Batch("r", 1, [StoredRecord(2, 0.0, "done", b'{"k":"\xc3\xbc"}', 1)]))
 
     assert ask(path, "SELECT * FROM journal WHERE sequence = 2") == [
         ("r", 2, "1970-01-01 00:00:00", "done", 1, '{"k":"ü"}')
@@ -629,7 +629,7 @@ async def test_a_file_of_each_released_format_is_read(tmp_path):
         assert [message.key for message in await journal.inbox(["essay-1"])] == ["answer-2"]
         assert not await journal.send("essay-1", "event", "answer-1", b'{"yes":true}')
         assert (await journal.claim("essay-1", print)).fence == 2
-        batch = Batch("essay-1", 2, [Record(5, 1.0, "pub", b"{}", 2)])
+        batch = Batch("essay-1", 2, [StoredRecord(5, 1.0, "pub", b"{}", 2)])
         assert await write(journal, batch) == [None]
     assert ask(path, "PRAGMA user_version") == [(VERSION,)]
     fresh = tmp_path / "fresh.db"

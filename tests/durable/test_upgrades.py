@@ -28,7 +28,7 @@ from sluicegate import (
     catch_error,
     step,
 )
-from sluicegate.durable import NewRun, Record, StoreFormatError
+from sluicegate.durable import NewRun, StoredRecord, StoreFormatError
 from sluicegate.durable._port import Batch
 from tests.durable.stored import Stores, kill, reach
 from tests.helpers import on_each_backend, run_virtually
@@ -462,10 +462,10 @@ def test_a_step_of_which_nothing_is_left_needs_the_classes_of_its_events(backend
         (b'{"t":"start"}', None, "the journal begins with"),
         (
             None,
-            Record(2, 0.0, "paused", b'{"t":"paused","at":0}'),
+            StoredRecord(2, 0.0, "paused", b'{"t":"paused","at":0}'),
             "record 2 of a journal, written by sluicegate",
         ),
-        (None, Record(2, 0.0, "done", b'{"t":"done"}'), "the journal is damaged"),
+        (None, StoredRecord(2, 0.0, "done", b'{"t":"done"}'), "the journal is damaged"),
     ],
 )
 def test_journals_of_a_later_release_are_refused(base, record, difference, backend):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from sluicegate.cli._store import OpenStore
-    from sluicegate.durable import Record, RunSummary, StoredQuestion
+    from sluicegate.durable import RunSummary, StoredQuestion, StoredRecord
 
 
 #: The longest cell of a table.
@@ -65,7 +65,7 @@ async def look_at(store: OpenStore, run_id: str) -> RunDetails:
     )
 
 
-def _troubles(records: Iterable[Record]) -> tuple[str | None, str | None]:
+def _troubles(records: Iterable[StoredRecord]) -> tuple[str | None, str | None]:
     """Return the last error in the records, and the reason of a cancellation."""
     error = reason = None
     for record in records:

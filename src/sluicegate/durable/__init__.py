@@ -28,9 +28,9 @@ from sluicegate.durable._port import (
     Lease,
     Message,
     NewRun,
-    Record,
     RunFilter,
     RunRow,
+    StoredRecord,
     Summary,
 )
 from sluicegate.durable._sqlite import open_journal, open_sqlite_journal
@@ -49,7 +49,6 @@ __all__ = [
     "MemoryStore",
     "Message",
     "NewRun",
-    "Record",
     "RunConflictError",
     "RunEndedError",
     "RunFilter",
@@ -68,6 +67,7 @@ __all__ = [
     "StoreReadOnlyError",
     "StoreUnavailableError",
     "StoredQuestion",
+    "StoredRecord",
     "Summary",
     "UnknownRunError",
     "UnknownWorkflowError",

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
         Due,
         Message,
         NewRun,
-        Record,
         RunFilter,
         RunRow,
+        StoredRecord,
     )
 
 T = TypeVar("T")
@@ -57,9 +57,9 @@ class Tables(Protocol):
 
     def prune(self, updated_before: float, statuses: Sequence[str], limit: int) -> int: ...
 
-    def read(self, run_id: str, after: int | None, limit: int | None) -> list[Record]: ...
+    def read(self, run_id: str, after: int | None, limit: int | None) -> list[StoredRecord]: ...
 
-    def read_shown(self, run_id: str, after: int, limit: int | None) -> list[Record]: ...
+    def read_shown(self, run_id: str, after: int, limit: int | None) -> list[StoredRecord]: ...
 
     def inbox(self, run_ids: Sequence[str]) -> list[Message]: ...
 
@@ -427,12 +427,12 @@ class JournalClient:
 
     async def read(
         self, run_id: str, *, after: int | None = None, limit: int | None = None
-    ) -> list[Record]:
+    ) -> list[StoredRecord]:
         return await self._look(lambda tables: tables.read(run_id, after, limit))
 
     async def read_shown(
         self, run_id: str, *, after: int = 0, limit: int | None = None
-    ) -> list[Record]:
+    ) -> list[StoredRecord]:
         return await self._look(lambda tables: tables.read_shown(run_id, after, limit))
 
     async def send(self, run_id: str, kind: str, key: str, data: bytes) -> bool:

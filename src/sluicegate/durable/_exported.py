@@ -13,7 +13,7 @@ import msgspec
 from sluicegate._errors import SnapshotError, WorkflowError, brief
 from sluicegate._workflow import graph_in, run_without_owner, saved_run
 from sluicegate.durable._errors import StoreFormatError
-from sluicegate.durable._port import Record
+from sluicegate.durable._port import StoredRecord
 from sluicegate.durable._runs import events_in, rebuild
 
 
@@ -43,7 +43,7 @@ class ExportedRun:
     run_id: str
     workflow: str
     status: str
-    records: tuple[Record, ...] = attrs.field(repr=False)
+    records: tuple[StoredRecord, ...] = attrs.field(repr=False)
     source: str
 
 
@@ -64,7 +64,7 @@ def open_folder(folder: str | os.PathLike[str]) -> Path:
     return place
 
 
-def write_run(folder: Path, row: RunRow, records: Iterable[Record]) -> Path:
+def write_run(folder: Path, row: RunRow, records: Iterable[StoredRecord]) -> Path:
     """Write a run into a file of a folder; return its path."""
     head = {
         "sluicegate": _VERSION,
@@ -102,7 +102,7 @@ def read_run(path: Path) -> ExportedRun:
             raise StoreFormatError(msg)
         lines = [msgspec.json.decode(line, type=_Line) for line in rest]
         records = tuple(
-            Record(each.sequence, each.at, each.kind, bytes(each.data), each.shown)
+            StoredRecord(each.sequence, each.at, each.kind, bytes(each.data), each.shown)
             for each in lines
         )
         return ExportedRun(head["run_id"], head["workflow"], head["status"], records, str(path))

@@ -30,9 +30,9 @@ from sluicegate.durable._port import (
     Lease,
     Message,
     NewRun,
-    Record,
     RunFilter,
     RunRow,
+    StoredRecord,
     Summary,
 )
 from sluicegate.durable._refusals import (
@@ -60,7 +60,7 @@ class _Run:
         self.number = number
         self.new = new
         self.summary = Summary("running", new.created_at)
-        self.records = [Record(1, new.created_at, BASE, new.base)]
+        self.records = [StoredRecord(1, new.created_at, BASE, new.base)]
         self.sequence = self.base = 1
         self.shown = 0
         self.fence = 0
@@ -227,14 +227,14 @@ class MemoryTables:
 
     # -- reads
 
-    def read(self, run_id: str, after: int | None, limit: int | None) -> list[Record]:
+    def read(self, run_id: str, after: int | None, limit: int | None) -> list[StoredRecord]:
         run = self._run(run_id)
         first = bisect_right(
             run.records, run.base - 1 if after is None else after, key=lambda r: r.sequence
         )
         return run.records[first:][:limit]
 
-    def read_shown(self, run_id: str, after: int, limit: int | None) -> list[Record]:
+    def read_shown(self, run_id: str, after: int, limit: int | None) -> list[StoredRecord]:
         return [r for r in self._run(run_id).records if r.shown > after][:limit]
 
     def inbox(self, run_ids: Sequence[str]) -> list[Message]:

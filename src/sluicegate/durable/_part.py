@@ -31,7 +31,7 @@ from sluicegate._exceptions import is_cancellation, single, urgent_leaf
 from sluicegate._loop import current_backend, enable_ki_protection
 from sluicegate._questions import Acknowledgement
 from sluicegate.durable._errors import StoreError, UnknownRunError
-from sluicegate.durable._port import BASE, ENDED, WAITING, Batch, Lease, Record, Summary
+from sluicegate.durable._port import BASE, ENDED, WAITING, Batch, Lease, StoredRecord, Summary
 from sluicegate.durable._runs import (
     check_event,
     check_same,
@@ -541,7 +541,7 @@ class Part:
             self._summary = "running", None, self._summary[2]
             summary = Summary("running", at, None, self._summary[2])
         prunes = kind == BASE and not self._hub.keeps_history
-        record = Record(sequence, at, kind, data, shown)
+        record = StoredRecord(sequence, at, kind, data, shown)
         batch = Batch(
             self.run_id,
             self._lease.fence,

@@ -15,13 +15,14 @@ runs are listed and woken.
 
 from __future__ import annotations
 
+from collections.abc import Sequence  # noqa: TC003 - the annotations of structs are resolved
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from msgspec import Struct, field
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from sluicegate.durable._errors import StoreError
 
@@ -91,7 +92,7 @@ class Lease(Struct, frozen=True):
     shown: int
 
 
-class Record(Struct, frozen=True):
+class StoredRecord(Struct, frozen=True):
     """A record in the journal of a run.
 
     Attributes:
@@ -142,7 +143,7 @@ class Batch(Struct, frozen=True):
 
     run_id: str
     fence: int
-    records: Sequence[Record] = ()
+    records: Sequence[StoredRecord] = ()
     consumes: Sequence[int] = ()
     summary: Summary | None = None
     prune_before: int | None = None
@@ -330,7 +331,7 @@ class Journal(Protocol):
 
     async def read(
         self, run_id: str, *, after: int | None = None, limit: int | None = None
-    ) -> list[Record]:
+    ) -> list[StoredRecord]:
         """Return records of a run, in order.
 
         Args:
@@ -345,7 +346,7 @@ class Journal(Protocol):
 
     async def read_shown(
         self, run_id: str, *, after: int = 0, limit: int | None = None
-    ) -> list[Record]:
+    ) -> list[StoredRecord]:
         """Return the records in the durable stream of a run with a higher number, in order.
 
         Raises:

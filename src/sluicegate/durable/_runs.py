@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sluicegate._definition.graph import Graph
     from sluicegate._engine.journal_records import Cancelled
     from sluicegate._engine.run import Run
-    from sluicegate.durable._port import Record, RunRow
+    from sluicegate.durable._port import RunRow, StoredRecord
 
 
 _encode = msgspec.json.Encoder().encode
@@ -273,8 +273,8 @@ def open_questions_of(run: Run, data: bytes, wall: float) -> tuple[OpenQuestion,
 
 
 def events_in(
-    graph: Graph, classes: tuple[type, ...], records: Iterable[Record]
-) -> Iterator[tuple[Record, Any, bool]]:
+    graph: Graph, classes: tuple[type, ...], records: Iterable[StoredRecord]
+) -> Iterator[tuple[StoredRecord, Any, bool]]:
     """Yield the events of a durable stream, each with its record and whether it is the terminal one."""
     codec = graph.codec(classes)
     for record in records:
@@ -307,7 +307,12 @@ class Rebuilt:
 
 
 def rebuild(
-    graph: Graph, classes: tuple[type, ...], records: list[Record], now: float, *, has_crashed: bool
+    graph: Graph,
+    classes: tuple[type, ...],
+    records: list[StoredRecord],
+    now: float,
+    *,
+    has_crashed: bool,
 ) -> Rebuilt:
     """Rebuild a run from its records, which begin with a base. No code of the workflow runs.
 
@@ -354,7 +359,7 @@ class _Head(msgspec.Struct):
     engine: str = ""
 
 
-def _first_base(records: list[Record]) -> Base:
+def _first_base(records: list[StoredRecord]) -> Base:
     """Return the first record, which has to be a snapshot.
 
     Raises:
@@ -379,7 +384,7 @@ def _first_base(records: list[Record]) -> Base:
     return base
 
 
-def _read(record: Record, base: Base | _Head | None = None) -> Any:
+def _read(record: StoredRecord, base: Base | _Head | None = None) -> Any:
     """Decode a record.
 
     Raises:
@@ -404,7 +409,7 @@ def _written_by(engine: str) -> str:
     return f", written by sluicegate {engine}" if engine else ""
 
 
-def _refuse(error: Exception, record: Record, base: Base) -> NoReturn:
+def _refuse(error: Exception, record: StoredRecord, base: Base) -> NoReturn:
     """Raise the error of a record, with its position."""
     known = isinstance(error, WorkflowRuntimeError)
     what = str(error) if known else f"the journal does not fit: {error!r}"

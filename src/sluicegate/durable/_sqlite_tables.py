@@ -16,9 +16,9 @@ from sluicegate.durable._port import (
     Due,
     Lease,
     Message,
-    Record,
     RunFilter,
     RunRow,
+    StoredRecord,
     Summary,
 )
 from sluicegate.durable._refusals import (
@@ -192,7 +192,7 @@ class SqliteTables:
             ),
         )
         number = cast("int", cursor.lastrowid)
-        self._insert(number, [Record(1, new.created_at, BASE, new.base)])
+        self._insert(number, [StoredRecord(1, new.created_at, BASE, new.base)])
         self._numbers[new.run_id] = number
         return Lease(new.run_id, owner, 1, 1, 0)
 
@@ -244,7 +244,7 @@ class SqliteTables:
             self._executemany(_INSERT, rows)
         return [(task, None, errors.get(task)) for task in tasks]
 
-    def _advance(self, number: int, fence: int, owner: str, records: list[Record]) -> bool:
+    def _advance(self, number: int, fence: int, owner: str, records: list[StoredRecord]) -> bool:
         """Note that records follow the last one of a run; return False if they do not, or are a base."""
         if not records:
             return False
@@ -298,7 +298,7 @@ class SqliteTables:
             self._execute("UPDATE runs SET owner = NULL WHERE number = ?", (number,))
             self._numbers.pop(batch.run_id, None)
 
-    def _insert(self, number: int, records: Iterable[Record]) -> None:
+    def _insert(self, number: int, records: Iterable[StoredRecord]) -> None:
         self._executemany(
             _INSERT, [(number, r.sequence, r.at, r.kind, r.data, r.shown or None) for r in records]
         )
@@ -384,22 +384,22 @@ class SqliteTables:
 
     # -- reads
 
-    def read(self, run_id: str, after: int | None, limit: int | None) -> list[Record]:
+    def read(self, run_id: str, after: int | None, limit: int | None) -> list[StoredRecord]:
         number, base = self._find(run_id, "number, base")
         found = self._execute(
             f"SELECT {_RECORD} FROM records WHERE run = ? AND sequence > ? "  # noqa: S608
             "ORDER BY sequence LIMIT ?",
             (number, base - 1 if after is None else after, -1 if limit is None else limit),
         )
-        return [Record(*columns) for columns in found]
+        return [StoredRecord(*columns) for columns in found]
 
-    def read_shown(self, run_id: str, after: int, limit: int | None) -> list[Record]:
+    def read_shown(self, run_id: str, after: int, limit: int | None) -> list[StoredRecord]:
         (number,) = self._find(run_id, "number")
         found = self._execute(
             f"SELECT {_RECORD} FROM records WHERE run = ? AND shown > ? ORDER BY shown LIMIT ?",  # noqa: S608
             (number, after, -1 if limit is None else limit),
         )
-        return [Record(*columns) for columns in found]
+        return [StoredRecord(*columns) for columns in found]
 
     def inbox(self, run_ids: Sequence[str]) -> list[Message]:
         messages: list[Message] = []

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from sluicegate.durable._port import Journal, Record, RunRow
+    from sluicegate.durable._port import Journal, RunRow, StoredRecord
 
 
 R = TypeVar("R")
@@ -662,7 +662,7 @@ class RunStore:
         past = rebuild(run.graph, run.options.classes, records, self._hub.wall(), has_crashed=False)
         return past.snapshot
 
-    async def _records(self, row: RunRow, at: int | None) -> builtins.list[Record]:
+    async def _records(self, row: RunRow, at: int | None) -> builtins.list[StoredRecord]:
         if at is None:
             return await self._hub.journal.read(row.run_id)
         records = await self._hub.journal.read(row.run_id, after=0)

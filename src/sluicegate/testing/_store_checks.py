@@ -22,13 +22,13 @@ from sluicegate.durable import (
     Lease,
     MemoryStore,
     NewRun,
-    Record,
     RunEndedError,
     RunFilter,
     RunOwnedError,
     RunRow,
     StaleLeaseError,
     StoreClosedError,
+    StoredRecord,
     Summary,
     UnknownRunError,
 )
@@ -147,10 +147,10 @@ def a_run(run_id: str, workflow: str = "Flow", at: float = 1.0) -> NewRun:
     return NewRun(run_id, workflow, "start", at, b'{"t":"base"}')
 
 
-def records(first: int, last: int, *, shown: int = 0) -> list[Record]:
+def records(first: int, last: int, *, shown: int = 0) -> list[StoredRecord]:
     """Return records with these sequences; with ``shown``, all are in the stream from that number on."""
     return [
-        Record(n, float(n), "in", b'{"n":%d}' % n, shown + n - first if shown else 0)
+        StoredRecord(n, float(n), "in", b'{"n":%d}' % n, shown + n - first if shown else 0)
         for n in range(first, last + 1)
     ]
 
@@ -271,7 +271,7 @@ async def created_runs_are_claimed(store: StoreHarness) -> None:
         lease = await owner.create("r")
 
         expect(lease, Lease("r", journal.owner, 1, 1, 0))
-        expect(await journal.read("r"), [Record(1, 1.0, "base", b'{"t":"base"}')])
+        expect(await journal.read("r"), [StoredRecord(1, 1.0, "base", b'{"t":"base"}')])
         row = await journal.get("r")
         assert row is not None
         expect((row.run_id, row.workflow, row.start_key), ("r", "Flow", "start"))
@@ -319,7 +319,7 @@ async def texts_and_data_are_kept(store: StoreHarness) -> None:
             run = NewRun(text, text, text, 1.0, data[0])
             lease = await journal.create(run, owner.lost.append)
             assert isinstance(lease, Lease)
-            kept = [Record(n, 1.5, text, one) for n, one in enumerate(data, 2)]
+            kept = [StoredRecord(n, 1.5, text, one) for n, one in enumerate(data, 2)]
             expect(await owner.write(Batch(text, lease.fence, kept)), None)
             expect((await journal.read(text))[1:], kept)
             expect(await journal.send(text, "event", text, data[0]), True)
@@ -585,8 +585,8 @@ async def reading_begins_with_the_newest_base(store: StoreHarness) -> None:
     async with opened(store) as owner:
         journal = owner.journal
         await owner.create("r")
-        base = Record(6, 6.0, "base", b'{"t":"base","n":6}')
-        shown = [Record(3, 3.0, "pub", b"{}", 1), Record(5, 5.0, "pub", b"{}", 2)]
+        base = StoredRecord(6, 6.0, "base", b'{"t":"base","n":6}')
+        shown = [StoredRecord(3, 3.0, "pub", b"{}", 1), StoredRecord(5, 5.0, "pub", b"{}", 2)]
         first = [*records(2, 2), shown[0], *records(4, 4), shown[1], base]
         expect(await owner.write(Batch("r", 1, first)), None)
         expect(await owner.write(Batch("r", 1, records(7, 8))), None)
@@ -611,7 +611,8 @@ async def the_durable_stream_has_its_own_numbers(store: StoreHarness) -> None:
         journal = owner.journal
         await owner.create("r")
         mixed = [
-            Record(n, 1.0, "pub", b"%d" % n, n // 3 if n % 3 == 0 else 0) for n in range(2, 32)
+            StoredRecord(n, 1.0, "pub", b"%d" % n, n // 3 if n % 3 == 0 else 0)
+            for n in range(2, 32)
         ]
         expect(await owner.write(Batch("r", 1, mixed)), None)
 
@@ -1118,14 +1119,14 @@ class _Program:
     def _batch(self, run_id: str, row: RunRow | None) -> Batch:
         chosen = self._chosen
         fence, sequence, shown = (1, 1, 0) if row is None else (row.fence, row.sequence, row.shown)
-        written: list[Record] = []
+        written: list[StoredRecord] = []
         for _ in range(chosen.randrange(4)):
             sequence += 1 + (chosen.random() < 0.02)
             number = 0
             if chosen.random() < 0.3:
                 number = shown = shown + 1
             kind = "base" if chosen.random() < 0.1 else "in"
-            written.append(Record(sequence, 1.0, kind, b"{}", number))
+            written.append(StoredRecord(sequence, 1.0, kind, b"{}", number))
         statuses = ["running", "idle", "parked", "parked", "completed"]
         summary = Summary(
             cast("Any", chosen.choice(statuses)),
