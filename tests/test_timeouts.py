@@ -632,6 +632,38 @@ def test_graceful_stop_is_no_stall(backend):
 
 
 @on_each_backend
+def test_events_keep_their_order_in_a_graceful_stop(backend):
+    """P14: one that comes while nothing starts any more is behind those that wait, in a snapshot too."""
+
+    class Ordered(Workflow):
+        @step
+        async def begin(self, ctx: Context, ev: StartEvent) -> Item | Done:
+            ctx.send_event(Item(number=1))
+            ctx.send_event(Item(number=2))
+            return Done(number=0)
+
+        @step(num_workers=1)
+        async def work(self, ev: Item) -> None:
+            await anyio.sleep(10)
+
+        @step
+        async def late(self, ev: Done) -> Item | StopEvent:
+            await anyio.sleep(20)
+            return Item(number=3)
+
+    async def main():
+        async with Ordered().run() as handler:
+            await anyio.sleep(5)
+            await handler.cancel(after="steps")
+        return [
+            delivery["event"]["v"]["number"]
+            for delivery in handler.snapshot()["run"]["steps"]["work"]["deliveries"]
+        ]
+
+    assert run_virtually(backend, main) == [2, 3]
+
+
+@on_each_backend
 def test_child_at_work_is_let_end_by_a_graceful_stop(backend):
     """A child is part of the step in flight: all of it runs to its end."""
 

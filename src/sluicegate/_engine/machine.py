@@ -994,7 +994,8 @@ class Machine:
     def _line_up(self, queue: StepQueue, event: Any, node: BranchNode | None) -> None:
         """Queue a delivery: for a new worker as long as the limit allows, or else in the inbox."""
         queue.pending += 1
-        if queue.running < queue.limit:
+        # While the run is drained nothing starts, and the inbox may have older deliveries.
+        if queue.running < queue.limit and not self.is_draining:
             queue.running += 1
             if queue.ready is None:
                 queue.ready = []

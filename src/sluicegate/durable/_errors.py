@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sluicegate._errors import WorkflowError
+from sluicegate._errors import WorkflowError, WorkflowRuntimeError
 
 
 class StoreError(WorkflowError, RuntimeError):
@@ -97,7 +97,7 @@ class UnknownWorkflowError(StoreError, LookupError):
         self.workflow = workflow
 
 
-class RunEndedError(StoreError):
+class RunEndedError(StoreError, WorkflowRuntimeError):
     """Raised when an event or a cancellation is sent to a run that has ended."""
 
 
