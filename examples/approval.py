@@ -45,7 +45,7 @@ class Approved(HumanResponseEvent):
 class Approval(Workflow[str]):
     """Asks a person, and pays where the answer is yes."""
 
-    @step(waits_for=[Approved])
+    @step
     async def decide(self, ctx: Context, ev: Expense) -> StopEvent:
         question = Approve(text=f"expense {ev.number}: pay {ev.amount}?")
         try:
@@ -67,7 +67,7 @@ async def pay(amount: int, key: str) -> str:
 
 async def ask(store: str, number: str, amount: int) -> None:
     """Run the expense to its end; a second call goes on with the first."""
-    workflow = Approval(serializable=[Approve])
+    workflow = Approval()
     async with (
         open_run_store(store, release_idle=0) as runs,
         runs.run(workflow.run(number=number, amount=amount), run_id=f"expense-{number}") as handler,
@@ -80,7 +80,7 @@ async def ask(store: str, number: str, amount: int) -> None:
 
 async def answer(store: str, number: str, says: str) -> None:
     """Answer the question, whether or not a process waits for it."""
-    workflow = Approval(serializable=[Approve])
+    workflow = Approval()
     async with open_run_store(store, workflows=[workflow]) as runs:
         await runs.send_event(f"expense-{number}", Approved(is_approved=says == "yes"), id="answer")
     print("answered", flush=True)

@@ -898,13 +898,46 @@ class Quiet(HumanResponseEvent):
 
 
 class Listening(Workflow):
-    """Waits for an answer of a class that no signature names."""
+    """Waits for an answer of a class that no signature names, nor the call itself."""
+
+    kind = Quiet
 
     @step
     async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
-        found = await ctx.wait_for_event(Quiet)
+        found = await ctx.wait_for_event(self.kind)
         await anyio.sleep(1)
         return StopEvent(result=found.number)
+
+
+class Asking(Workflow):
+    """Names its question and its answer only in the call."""
+
+    @step
+    async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        found = await ctx.wait_for_event(Quiet, waiter_event=Loud(text="how many?"))
+        return StopEvent(result=found.number)
+
+
+class Loud(InputRequiredEvent):
+    text: str
+
+
+@on_each_backend
+def test_the_classes_of_a_wait_are_known_from_its_source(backend):
+    """A question and an answer that only ``ctx.wait_for_event(...)`` names are kept."""
+
+    async def main() -> None:
+        async with Asking().run() as handler:
+            await wait_until_idle()
+            snapshot = through_json(handler.snapshot())
+            handler.cancel()
+        async with Asking().resume(snapshot) as handler:
+            assert [question.event.text for question in handler.questions] == ["how many?"]
+            await wait_until_idle()
+            handler.send_event(Quiet(number=7))
+            assert await handler == 7
+
+    run_virtually(backend, main)
 
 
 @on_each_backend

@@ -330,6 +330,15 @@ class Graph:
             )
         return self._awaited
 
+    def _in_sources(self) -> list[type[Event]]:
+        """Return the classes that steps wait for or ask with: declared, or found in their source."""
+        from sluicegate._definition.source import read_source  # noqa: PLC0415 - few graphs need it
+
+        found = [kind for kinds in self.awaited for kind in kinds]
+        for step in self.steps:
+            found += read_source(step.source, more=step.options.names).asks
+        return found
+
     def is_awaited(self, kind: type[Event]) -> bool:
         """Whether a step waits for an event declared as ``kind``, or of a subclass."""
         kinds = self._awaited_kinds
@@ -437,7 +446,7 @@ class Graph:
             roots: list[Any] = [
                 kind for s in self.steps for kind in (*s.accepts, *s.returns, *s.fans_out)
             ]
-            roots += self.waits_for
+            roots += self._in_sources()
             roots += [Event, HumanResponseEvent, InputRequiredEvent, StepFailedEvent, ChildEvent]
             roots += [WorkflowFailedEvent, WorkflowTimedOutEvent, WorkflowCancelledEvent]
             if self.state_type is not None:
