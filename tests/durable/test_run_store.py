@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import threading
 
 import anyio
 import pytest
 
 from sluicegate import (
     Context,
+    Event,
     EventConflictError,
     QuestionClosedError,
     SnapshotError,
@@ -899,3 +901,29 @@ def test_two_runs_do_not_share_a_state(backend):
             return StopEvent()
 
     run_virtually(backend, main)
+
+
+def test_an_event_that_cannot_be_stored_is_refused_before_the_run(backend):
+    """T25: a field whose annotation allows only live objects is found where the run is made durable."""
+
+    class Job(Event):
+        lock: threading.Event
+
+    class Live(Workflow[None]):
+        @step
+        async def begin(self, ev: StartEvent) -> Job:
+            raise AssertionError
+
+        @step
+        async def work(self, ev: Job) -> StopEvent:
+            raise AssertionError
+
+    async def main():
+        async with Stores().open() as runs:
+            handler = Live().run()
+            with pytest.raises(SnapshotError, match=r"Job.lock is annotated with .*Resource\("):
+                runs.run(handler)
+            handler.cancel()
+            return await runs.list()
+
+    assert run_virtually(backend, main) == []

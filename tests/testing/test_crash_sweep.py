@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from sluicegate import Context, StartEvent, StopEvent, Workflow, step
-from sluicegate.durable import Batch, Lease, NewRun, Record
+from sluicegate.durable import Batch, Lease, NewRun, StoredRecord
 from sluicegate.testing import ScenarioFailure, durable_scenario, sweep
 from tests.helpers import Asked, Said, on_each_backend
 
@@ -162,7 +162,7 @@ async def writing(trial):
             lease = await journal.claim("one", lambda _: None)
         settled = []
         for number in range(lease.sequence + 1, 7):
-            record = Record(number, trial.crash.wall(), "x", b"{}")
+            record = StoredRecord(number, trial.crash.wall(), "x", b"{}")
             journal.append_nowait(Batch("one", lease.fence, [record]), settled.append)
             await anyio.sleep(1)
             assert settled == [None]

@@ -158,6 +158,28 @@ class Codec:
                 found[hint] = None
         return cls(found, drops_removed=drops_removed)
 
+    def check_annotations(self, classes: Iterable[type]) -> None:
+        """Check that every field of some classes can have a value that the codec keeps.
+
+        Raises:
+            SnapshotError: A field is annotated with classes of which none can be kept, such as a lock or a
+                client. The message names the field.
+        """
+        for cls in classes:
+            form = self.form(cls)
+            if form is None:
+                continue
+            for name, kinds in form.kinds.items():
+                if not any(issubclass(known, kinds) for known in self._encoders):
+                    shown_kinds = " | ".join(full_name(kind) for kind in kinds)
+                    msg = (
+                        f"{cls.__name__}.{name} is annotated with {shown_kinds}, whose values cannot be "
+                        "stored; expected data, and a resource of the step for anything live: "
+                        "`Annotated[Client, Resource(open_client)]`, or, for a class of data, "
+                        f"Workflow(serializable=[{kinds[0].__name__}])"
+                    )
+                    raise SnapshotError(msg)
+
     def class_named(self, name: str) -> type | None:
         """Return the first known class with a name; None where there is none."""
         return self._classes.get(name)

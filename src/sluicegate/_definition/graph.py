@@ -94,6 +94,8 @@ class Graph:
             dict.fromkeys(kind for step in steps for kind in step.options.waits_for)
         )
         self._awaited: tuple[tuple[type[Event], ...], ...] | None = None
+        #: The further classes with which the annotations of the events were checked for a store.
+        self._checked: set[tuple[type, ...]] = set()
         #: The classes that steps wait for; and these with their base classes.
         self._awaited_kinds: frozenset[type] | None = None
         self._awaited_bases: frozenset[type] = frozenset()
@@ -454,6 +456,17 @@ class Graph:
             codec = Codec.of(roots, classes, drops_removed=drops_removed)
             self._codecs[classes, drops_removed] = codec
         return codec
+
+    def check_events(self, classes: tuple[type, ...]) -> None:
+        """Check that the fields of the workflow's events can have values that a store keeps.
+
+        Raises:
+            SnapshotError: One cannot; the message names it.
+        """
+        if classes not in self._checked:
+            kinds = [k for s in self.steps for k in (*s.accepts, *s.returns, *s.fans_out)]
+            self.codec(classes).check_annotations([*kinds, *self._in_sources()])
+            self._checked.add(classes)
 
     def _assign_handlers(self) -> list[str]:
         """Find the handler of each step's failures; return the faults."""

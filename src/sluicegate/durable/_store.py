@@ -282,7 +282,8 @@ class RunStore:
             The same handler.
 
         Raises:
-            SnapshotError: The start event or the state cannot be kept; the message names the field.
+            SnapshotError: The start event or the state cannot be kept, or a field of an event of the
+                workflow is annotated with a class that cannot; the message names the field.
             StoreClosedError: The store is not open here.
             WorkflowRuntimeError: The run has been started, or is in a store already.
             TypeError: ``handler`` is not a handler.
@@ -305,6 +306,7 @@ class RunStore:
             raise WorkflowRuntimeError(msg)
         if run_id is not None:
             name_run(run, _checked_id(run_id))
+        run.graph.check_events(run.options.classes)
         self._know(cast("Workflow[Any]", run.workflow))
         self._make_durable(run, new=new_run(run, self._hub.wall()))
         return handler
