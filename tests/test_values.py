@@ -16,7 +16,7 @@ import re
 import sys
 import types
 from pathlib import Path
-from typing import IO, Annotated, Any, Generic, Literal, NamedTuple, TextIO, TypeVar
+from typing import IO, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TextIO, TypeVar
 
 import anyio
 import attrs
@@ -756,11 +756,14 @@ class Question(InputRequiredEvent):
 
 
 class Patient(Workflow):
+    """The source of its step does not show what it waits for."""
+
+    kinds: ClassVar = {True: HumanResponseEvent, False: Reply}
+
     @step
     async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
         asked = Question(text="?") if ev.asks else None
-        kind = HumanResponseEvent if ev.known else Reply
-        found = await ctx.wait_for_event(kind, asked)
+        found = await ctx.wait_for_event(self.kinds[ev.known], asked)
         return StopEvent(result=found.number)
 
 
