@@ -103,7 +103,7 @@ class HashedDict:
 class Plain:
     number: float
     inner: Any = None
-    late: str = dataclasses.field(init=False)
+    late: str = dataclasses.field(init=False, repr=False)
     runs: int = dataclasses.field(default=0, repr=False)
 
     def __post_init__(self):

@@ -575,7 +575,8 @@ def test_a_group_that_holds_a_cancellation_is_not_kept(backend):
     async def pay(ctx):
         with Catch() as caught, anyio.move_on_after(1):
             await ctx.once("charge", charge, record_failures=True)
-        assert [type(leaf) for leaf in leaves_of(caught.error)] == [DeclinedError]
+        # AnyIO before 4.16 leaves the cancellation in the group.
+        assert DeclinedError in {type(leaf) for leaf in leaves_of(caught.error)}
 
         return await ctx.once("charge", lambda: "receipt")
 
