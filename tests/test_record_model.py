@@ -268,7 +268,9 @@ class Account(Observer):
         self.watched = []
 
     def listen(self, run):
-        assert run.run_id not in self.models or run.is_resumed
+        # A child that had not begun when its parent was saved begins again under its identifier.
+        is_child = "/" in run.run_id
+        assert run.run_id not in self.models or run.is_resumed or is_child
         model = Model(self.joins, self.races)
         self.models.setdefault(run.run_id, []).append(model)
         return model.take
