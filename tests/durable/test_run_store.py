@@ -927,3 +927,51 @@ def test_an_event_that_cannot_be_stored_is_refused_before_the_run(backend):
             return await runs.list()
 
     assert run_virtually(backend, main) == []
+
+
+class Kid(Workflow[str]):
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        answer = await ctx.wait_for_event(Answer)
+        return StopEvent(result=answer.text)
+
+
+class Family(Workflow[str]):
+    @step
+    async def lead(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=await ctx.run_child(Kid()))
+
+
+@pytest.mark.parametrize("release_idle", [None, 0])
+def test_the_answer_to_a_child_that_is_not_in_memory_is_kept(backend, release_idle):
+    """D7: it comes while nobody runs the parent, or while that rests, and names the child's question."""
+
+    async def main():
+        workflow = Family(serializable=[Answer])
+        async with Stores().open(release_idle=release_idle) as runs:
+            with anyio.move_on_after(100):
+                await runs.run(workflow.run(), run_id="a")
+            (question,) = await runs.questions()
+            await runs.send_event("a", Answer(text="yes"), question=question.id)
+            with anyio.fail_after(100):
+                return await runs.run(workflow.run(), run_id="a")
+
+    assert run_virtually(backend, main) == "yes"
+
+
+def test_a_run_whose_child_waits_is_released(backend):
+    """Waiting costs no memory, whoever of a family waits; the handler gets the result."""
+
+    async def main():
+        workflow = Family(serializable=[Answer])
+        async with (
+            Stores().open(release_idle=0) as runs,
+            runs.run(workflow.run(), run_id="a") as handler,
+        ):
+            await reach(runs, "a", "parked")
+            (question,) = handler.questions
+            await handler.send_event(Answer(text="yes"), question=question.id)
+            with anyio.fail_after(100):
+                return await handler
+
+    assert run_virtually(backend, main) == "yes"

@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from sluicegate._engine.clock import Clock
 from sluicegate._engine.journal import ChildRecord
-from sluicegate._engine.outcome import Outcome
+from sluicegate._engine.run import load_life, name_run
 from sluicegate._errors import SnapshotError, WorkflowTimeoutError
 from sluicegate._events import StopEvent
 from sluicegate._exceptions import add_note, notes_of
@@ -60,7 +59,7 @@ def begin_child(
         journal.child_number += 1
         record.number = journal.child_number
         if given_id is None:
-            _rename(child, name_child(record.number))
+            name_run(child, name_child(record.number))
         record.run_id, record.run = child.run_id, child
     if not journal.children:
         journal.children = []
@@ -105,22 +104,12 @@ def _continue(child: Run, record: ChildRecord, *, adapts: bool) -> None:
     except SnapshotError as error:
         msg = f"the child {record.run_id} cannot continue: {error}"
         raise SnapshotError(msg) from None
-    child.start_event, child.resumed = saved.start_event, saved.progress
-    if saved.progress is not None:
-        child.log.begin_after(saved.progress.sequence)
-        child.clock = Clock(child.options.timeout, saved.progress.elapsed)
-        child.retried, child.made = saved.progress.retried, saved.progress.made
-        child.saved_children = saved.progress.children
-    child.early = saved.arrived
-    child.keys, child.carrier, child.state_store = saved.keys, saved.carrier, saved.store
-    _rename(child, record.run_id)
+    progress = saved.progress
+    load_life(child, saved, 0.0 if progress is None else progress.elapsed)
+    if progress is not None:
+        child.log.begin_after(progress.sequence)
+    name_run(child, record.run_id)
     record.run, record.saved = child, None
-
-
-def _rename(run: Run, run_id: str) -> None:
-    """Give a run that is not started another identifier."""
-    run.run_id = run_id
-    run.outcome = Outcome(run.graph.name, run_id, run.options.timeout)
 
 
 def put_back(journal: StepJournal, record: ChildRecord) -> None:

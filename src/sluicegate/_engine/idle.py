@@ -269,7 +269,11 @@ def are_alone(run: Run) -> bool:
     """Whether no task that a step has started could still make progress."""
     backend, _ = run.live()
     owners = {worker.task: worker for worker in run.workers if worker.step is not None}
-    engine = {worker.task for worker in run.workers} | {run.host}
+    engine: set[Any] = set()
+    runs = [run]  # and the children of its steps, and theirs
+    for each in runs:
+        engine.update((worker.task for worker in each.workers), (each.host, each.nursery))
+        runs.extend(each.children)
     return not backend.have_own_tasks(owners, current_cleanup, run.nursery, engine)
 
 

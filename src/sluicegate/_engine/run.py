@@ -365,7 +365,7 @@ class Run:
 
 
 class Saved(Protocol):
-    """The saved data with which a life begins; see :class:`sluicegate._engine.snapshot_read.SavedRun`."""
+    """A decoded snapshot; see :class:`sluicegate._engine.snapshot_read.SavedRun`."""
 
     start_event: Event | None
     progress: Resumable | None
@@ -376,7 +376,7 @@ class Saved(Protocol):
 
 
 def load_life(run: Run, saved: Saved, elapsed: float) -> None:
-    """Prepare a parked run for its next life, as if it were resumed from a snapshot.
+    """Have a run that is not running continue from a snapshot.
 
     It keeps its handler, its stream and the tasks that wait for its outcome.
 
@@ -393,6 +393,7 @@ def load_life(run: Run, saved: Saved, elapsed: float) -> None:
     run.retried = 0 if saved.progress is None else saved.progress.retried
     run.made = 0 if saved.progress is None else saved.progress.made
     run.children, run.busy_children = EMPTY, 0
+    run.saved_children = EMPTY if saved.progress is None else saved.progress.children
 
 
 def name_run(run: Run, run_id: str) -> None:

@@ -169,7 +169,7 @@ class Backend(Protocol):
             owners: The tasks, each with the value of ``variable`` in its code.
             variable: A context variable that the tasks started there inherit.
             nursery: The nursery of the run, which may be open in one of the tasks.
-            engine: Further tasks that the code in ``owners`` has not started.
+            engine: Further tasks and nurseries that the code in ``owners`` has not started or opened.
         """
         ...
 

@@ -144,13 +144,15 @@ class TrioBackend:
         owners: Mapping[trio.lowlevel.Task, object],
         _variable: ContextVar[Any],
         nursery: trio.Nursery,
-        _engine: Container[Any],
+        engine: Container[Any],
         /,
     ) -> bool:
         # The nurseries of a task are listed in order of opening; the run's may be one of them.
         for task in owners:
-            nurseries = task.child_nurseries
-            if nurseries and nurseries[-1] is not nursery:
+            opened = task.child_nurseries
+            if nursery in opened:
+                opened = opened[opened.index(nursery) + 1 :]
+            if any(each not in engine for each in opened):
                 return True
         return False
 
