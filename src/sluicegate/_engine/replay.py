@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from sluicegate._definition.graph import Route
 from sluicegate._definition.retries import Attempts, PastError
@@ -332,6 +332,7 @@ class PastRun:
         self.state = base.get("state")
         self.opened = 0
         self.branches: dict[int, BranchNode] = {}
+        self._limit = 64
         self._numbers: dict[BranchNode, int] = {}
         self.waits: dict[int, _PastWait] = {}
         self.flights: dict[int, _Flight] = {}
@@ -463,8 +464,6 @@ class PastRun:
             apply(record)
 
     def _keep_key(self, name: str, key: tuple[str, str | None, str | None] | None) -> None:
-        if not self.run.keys:
-            self.run.keys = {}
         assert key is not None
         self.run.keys[name] = key
 
@@ -493,7 +492,7 @@ class PastRun:
         if record.status == "completed":
             saved.result, saved.run, saved.tail = record.e, None, []
 
-    def _refuse(self, why: str) -> None:
+    def _refuse(self, why: str) -> NoReturn:
         msg = f"the journal of {self.run.run_id} does not fit {self.graph.name}: {why}"
         raise SnapshotError(msg)
 
@@ -501,7 +500,6 @@ class PastRun:
         flight = self.flights.get(key)
         if flight is None:
             self._refuse(f"the delivery {key} is not running")
-            raise AssertionError
         return flight
 
     def _event(self, data: Any) -> Any:
@@ -511,7 +509,6 @@ class PastRun:
         event, self.run.start_event = self.run.start_event, None
         if event is None:
             self._refuse("the run was started before")
-            raise AssertionError
         self.machine.receive(event)
 
     def _in(self, record: rec.In) -> None:
@@ -554,7 +551,6 @@ class PastRun:
             queue, delivery, node = self.machine.begin(record.k)
         except KeyError:
             self._refuse(f"the delivery {record.k} does not wait")
-            raise
         self.flights[record.k] = _Flight(queue, delivery, node)
 
     def _sent(self, record: rec.Sent) -> None:
@@ -569,6 +565,9 @@ class PastRun:
         self.opened = max(self.opened, number)
         self.branches[number] = node
         self.held.setdefault(key, []).append(node)
+        if len(self.branches) > self._limit:
+            self.branches = {b: n for b, n in self.branches.items() if not n.is_over}
+            self._limit = 2 * len(self.branches) + 64
 
     def _done(self, record: rec.Done) -> None:
         flight, machine = self._flight(record.k), self.machine
@@ -595,8 +594,6 @@ class PastRun:
         """Release the branches of a step that has ended."""
         for node in self.held.pop(key, ()):
             node.is_held = False
-        if len(self.branches) > 2 * len(self.held) + 64:
-            self.branches = {b: n for b, n in self.branches.items() if not n.is_over}
 
     def _failed(self, record: rec.Failed) -> None:
         flight, machine = self._flight(record.k), self.machine
@@ -623,13 +620,12 @@ class PastRun:
         attempts.failed(PastError(record.error), attempts.started_at + record.since)
         attempts.pause(record.delay)
         redelivery = Redelivery(flight.delivery.event, attempts)
-        redelivery.key, redelivery.seed = record.k, record.seed
-        redelivery.delay, redelivery.due = record.delay, record.at + record.delay
         if known is None or not known.seed:
             self.run.retried += 1
         if known is not None:
             redelivery.take_over(known)
-            redelivery.seed = record.seed
+        redelivery.key, redelivery.seed = record.k, record.seed
+        redelivery.delay, redelivery.due = record.delay, record.at + record.delay
         flight.journal.carry_over(redelivery, partial(content_key, self.run))
         self.machine.delay(flight.queue, redelivery, flight.node)
         if record.delay:
@@ -641,7 +637,6 @@ class PastRun:
         found = self.delayed.pop(record.k, None)
         if found is None:
             self._refuse(f"the delivery {record.k} is not delayed")
-            raise AssertionError
         self.machine.retry(*found)
 
     def _coll(self, record: rec.Collected) -> None:
@@ -667,7 +662,6 @@ class PastRun:
         kind = next(others, None) if found is None else found
         if kind is None or not issubclass(kind, Event):
             self._refuse(f"there is no event class {name}")
-            raise AssertionError
         return kind
 
     def _wait(self, record: rec.Wait) -> None:
@@ -714,7 +708,6 @@ class PastRun:
         node = self.branches.get(record.b)
         if node is None:
             self._refuse(f"there is no branch {record.b}")
-            raise AssertionError
         self.machine.cancel(node, record.why)
 
     def _once(self, record: rec.Once) -> None:
