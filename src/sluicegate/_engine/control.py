@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sluicegate._engine.machine import Machine
-    from sluicegate._engine.run import Run
+    from sluicegate._engine.run import Early, Run
+    from sluicegate._engine.run_journal import RunJournal
     from sluicegate._engine.saved_children import PastAsked, SavedAsked
     from sluicegate._events import Event
     from sluicegate._state.store import StateStore
@@ -111,9 +112,7 @@ def receive(
         if key is None or run.journal is None:
             take_in(run, machine, event, target, question)
         else:
-            kept = content_of_event(run, event), target, question
-            with run.journal.writer.coming_with(key, run.journal.child, kept):
-                take_in(run, machine, event, target, question)
+            _take_in_with(key, run, run.journal, machine, (event, target, question))
         idle_changed(run)
         if not machine.alive:
             rest(run)
@@ -128,21 +127,30 @@ def receive(
     return True
 
 
+def _take_in_with(key: str, run: Run, journal: RunJournal, machine: Machine, early: Early) -> None:
+    """Apply an event from outside, and record the key with which it came."""
+    event, target, question = early
+    kept = content_of_event(run, event), target, question
+    with journal.writer.coming_with(key, journal.child, kept):
+        take_in(run, machine, event, target, question)
+
+
 def take_in_early(run: Run, machine: Machine) -> None:
     """Apply the events that arrived before the run began; a durable run records the keys they came with."""
-    for event, target, question in run.early:
-        key = None if run.journal is None else _key_of_early(run, event, target, question)
-        if run.journal is None or key is None:
+    if run.journal is None:
+        for event, target, question in run.early:
             take_in(run, machine, event, target, question)
-        else:
-            with run.journal.writer.coming_with(key, run.journal.child, run.keys[key]):
-                take_in(run, machine, event, target, question)
+    else:
+        keys = {**run.keys}
+        for early in run.early:
+            kept = content_of_event(run, early[0]), *early[1:]
+            key = next((key for key, known in keys.items() if known == kept), None)
+            if key is None:
+                take_in(run, machine, *early)
+            else:
+                del keys[key]  # another event of this content has another key
+                _take_in_with(key, run, run.journal, machine, early)
     run.early = ()
-
-
-def _key_of_early(run: Run, event: Event, target: str | None, question: str | None) -> str | None:
-    kept = content_of_event(run, event), target, question
-    return next((key for key, known in run.keys.items() if known == kept), None)
 
 
 def check_attached(run: Run, way: str) -> None:

@@ -15,7 +15,7 @@ from sluicegate._engine.outcome import OUTSIDE
 from sluicegate._engine.run import check_thread
 from sluicegate._engine.stalls import expects_input, missing, silent_ends
 from sluicegate._errors import unasked_cancellation
-from sluicegate._exceptions import came_of, is_cancellation, urgent_leaf
+from sluicegate._exceptions import came_of, is_cancellation
 from sluicegate._loop import current_backend, enable_ki_protection
 
 
@@ -253,7 +253,7 @@ def halt(run: Run, reason: str, *, by_worker: bool = False) -> None:
         run.parked.wake()
 
 
-def conclude(  # noqa: C901, PLR0912 - all of the end in its order
+def conclude(  # noqa: C901 - all of the end in its order
     run: Run, backend: Backend, interruption: BaseException | None
 ) -> None:
     """Close the run after everything of it has unwound: clock, machine, stream, waiting tasks.
@@ -265,10 +265,8 @@ def conclude(  # noqa: C901, PLR0912 - all of the end in its order
     if run.probe is not None:
         run.probe.run_ended()
     try:
-        if not outcome.status:
-            outcome.interrupt(interruption, backend.Cancelled)
-        elif interruption is not None and urgent_leaf(interruption) is not None:
-            outcome.fail(interruption, None, None, backend.Cancelled)
+        if not outcome.status or interruption is not None:
+            outcome.end_by(interruption, backend.Cancelled)
         run.nursery = run.parked = run.host = run.queue_scope = None
         run.operations = None  # they hold the run
         run.clock.end(backend)

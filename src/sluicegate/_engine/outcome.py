@@ -38,6 +38,7 @@ from sluicegate._exceptions import (
     note_once,
     set_trace,
     trace_of,
+    urgent_leaf,
 )
 
 
@@ -297,6 +298,13 @@ class Outcome:
             self.cancel_from_outside()
         else:
             self._take(interruption, None)
+
+    def end_by(self, interruption: BaseException | None, cancelled: type[BaseException]) -> None:
+        """Everything has unwound, with this exception: it settles an outcome that is still open."""
+        if not self.status:
+            self.interrupt(interruption, cancelled)
+        elif interruption is not None and urgent_leaf(interruption) is not None:
+            self.fail(interruption, None, None, cancelled)
 
     def conclude(self) -> StopEvent:
         """Everything has unwound: return the event that ends the stream. Never raises."""

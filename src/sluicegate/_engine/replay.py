@@ -23,7 +23,7 @@ from sluicegate._engine.saved_children import find_saved
 from sluicegate._engine.snapshot_format import SavedChild, Snapshot, read_part, to_plain
 from sluicegate._engine.snapshot_read import SavedRun, pending_steps
 from sluicegate._engine.snapshot_write import shape_of, take_snapshot
-from sluicegate._engine.step_queue import Numbered
+from sluicegate._engine.step_queue import Numbered, numbered
 from sluicegate._engine.waits import Wait
 from sluicegate._errors import SnapshotError, WorkflowRuntimeError
 from sluicegate._events import Event, InputRequiredEvent, StopEvent
@@ -362,13 +362,7 @@ class PastRun:
 
     def number(self, payload: Any) -> Numbered:
         """See :class:`sluicegate._engine.machine.MachineJournal`."""
-        if isinstance(payload, Numbered):
-            if not payload.key:
-                self.run.made += 1
-                payload.key = self.run.made
-            return payload
-        self.run.made += 1
-        return Numbered(payload, self.run.made, 0)
+        return numbered(self.run, payload, 0)
 
     hand_over = number
 

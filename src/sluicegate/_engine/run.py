@@ -368,11 +368,13 @@ class Saved(Protocol):
     """A decoded snapshot; see :class:`sluicegate._engine.snapshot_read.SavedRun`."""
 
     start_event: Event | None
-    progress: Resumable | None
     arrived: tuple[Early, ...]
     keys: dict[str, Key]
     carrier: dict[str, str]
     store: StateStore[Any]
+
+    @property
+    def progress(self) -> Resumable | None: ...
 
 
 def load_life(run: Run, saved: Saved, elapsed: float) -> None:

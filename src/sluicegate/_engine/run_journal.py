@@ -44,7 +44,7 @@ from sluicegate._engine.journal_records import (
     encode_record,
     kind_of,
 )
-from sluicegate._engine.step_queue import Numbered
+from sluicegate._engine.step_queue import Numbered, numbered
 from sluicegate._errors import SnapshotError, WorkflowRuntimeError
 from sluicegate._events import InputRequiredEvent, WorkflowFailedEvent, tagged
 from sluicegate._loop import current_backend
@@ -241,9 +241,10 @@ class JournalWriter:
             self._gates.append(gate)
             try:
                 await gate[1].wait()
-            finally:
+            except BaseException:  # a commit takes out the gates that it wakes
                 if gate in self._gates:
                     self._gates.remove(gate)
+                raise
 
     def show(self, places: Places, sequence: int, number: int) -> None:
         """Show an event of the durable stream once its record is durable."""
@@ -391,9 +392,6 @@ class RunJournal:
             above = above.parent
         return above is None and self.writer.is_open
 
-    def _append(self, record: Record, **how: Any) -> int:
-        return self.writer.append(record, **how)
-
     # -- applying an input -----------------------------------------------------------------------
 
     def input(self, record: Any) -> RunJournal:
@@ -423,7 +421,7 @@ class RunJournal:
                 return
             record.raised = True
         consumes, self.writer.consumes = self.writer.consumes, None
-        self._append(record, consumes=consumes if type(record) is In else None)
+        self.writer.append(record, consumes=consumes if type(record) is In else None)
         for event in after:
             self.publish(event)
 
@@ -433,14 +431,7 @@ class RunJournal:
         made = self.writer.sequence
         if self._input is not None and type(self._input) is not Started:
             made += 1
-        if isinstance(payload, Numbered):
-            if not payload.key:
-                self.run.made += 1
-                payload.key = self.run.made
-            payload.sequence = made
-            return payload
-        self.run.made += 1
-        return Numbered(payload, self.run.made, made)
+        return numbered(self.run, payload, made)
 
     def hand_over(self, payload: Any) -> Numbered:
         """See :class:`sluicegate._engine.machine.MachineJournal`."""
@@ -487,7 +478,7 @@ class RunJournal:
         """A worker has taken a delivery; return what its step gets."""
         worker.delivery = delivery
         if self.is_open:
-            self._append(Begun(at=self.now, c=self.child, k=delivery.key, n=delivery.number))
+            self.writer.append(Begun(at=self.now, c=self.child, k=delivery.key, n=delivery.number))
         return delivery.event if type(delivery) is Numbered else delivery
 
     def sent(
@@ -577,7 +568,7 @@ class RunJournal:
     ) -> None:
         """A step gives an event to a buffer; None for the one that it was given itself."""
         if self.is_open:
-            self._append(
+            self.writer.append(
                 Collected(
                     at=self.now,
                     c=self.child,
@@ -608,7 +599,7 @@ class RunJournal:
             early=early,
             asked=wait.number or None,
         )
-        self._append(record)
+        self.writer.append(record)
         self._waits_begun += 1
         self._waits[wait] = self._waits_begun
 
@@ -623,17 +614,19 @@ class RunJournal:
         """A wait takes over an early event of a run above."""
         if self.is_open:
             encoded = self.encoded(event)
-            self._append(Claimed(at=self.now, c=self.child, of=above.child, early=early, e=encoded))
+            self.writer.append(
+                Claimed(at=self.now, c=self.child, of=above.child, early=early, e=encoded)
+            )
 
     def asked(self, key: int, question: Event) -> None:
         """A step puts a question on the stream, for which it does not wait."""
         if self.is_open:
-            self._append(Asked(at=self.now, c=self.child, k=key, e=self.encoded(question)))
+            self.writer.append(Asked(at=self.now, c=self.child, k=key, e=self.encoded(question)))
 
     def awaits(self, key: int, node: BranchNode) -> None:
         """A step waits for the end of a branch."""
         if self.is_open and self.number_of(node):
-            self._append(Awaits(at=self.now, c=self.child, k=key, b=self.number_of(node)))
+            self.writer.append(Awaits(at=self.now, c=self.child, k=key, b=self.number_of(node)))
 
     def cut(self, node: BranchNode, reason: str) -> RunJournal:
         """A step cancels a branch."""
@@ -641,7 +634,7 @@ class RunJournal:
 
     def once(self, key: int, name: str, value: Any, *, failed: bool) -> int:
         """A function of ``ctx.once`` has ended; return the number of the record."""
-        return self._append(
+        return self.writer.append(
             Once(at=self.now, c=self.child, k=key, key=name, v=value, failed=failed)
         )
 
@@ -649,7 +642,7 @@ class RunJournal:
         """A step sleeps until a time on the backend's clock; again if an earlier attempt did."""
         if self.is_open:
             due = self.now if due == -inf else self.wall_at(due)
-            self._append(
+            self.writer.append(
                 Sleep(at=self.now, c=self.child, k=key, seconds=seconds, due=due, again=again)
             )
 
@@ -666,12 +659,12 @@ class RunJournal:
         patch = make_patch(self.codec, change)
         self._has_state = True
         if patch is not None:
-            self._append(State(at=self.now, c=self.child, p=patch))
+            self.writer.append(State(at=self.now, c=self.child, p=patch))
 
     def forgets_sleep(self, key: int, seconds: float, number: int) -> None:
         """A step has cancelled its own sleep and continues."""
         if self.is_open:
-            self._append(Woken(at=self.now, c=self.child, k=key, seconds=seconds, n=number))
+            self.writer.append(Woken(at=self.now, c=self.child, k=key, seconds=seconds, n=number))
 
     def shown(self, event: Event) -> int:
         """Put an event on the stream: questions and durable events are stored, others are only live.
@@ -718,7 +711,9 @@ class RunJournal:
             writer.show_live(places)
             return writer.sequence
         writer.shown += 1
-        sequence = self._append(Published(at=self.now, c=self.child, e=data), shown=writer.shown)
+        sequence = self.writer.append(
+            Published(at=self.now, c=self.child, e=data), shown=writer.shown
+        )
         writer.show(places, sequence, writer.shown)
         return sequence
 
@@ -750,7 +745,7 @@ class RunJournal:
         self.writer.children += 1
         number = self.writer.children
         if self.is_open:
-            self._append(
+            self.writer.append(
                 Child(
                     at=self.now,
                     c=self.child,
@@ -768,7 +763,7 @@ class RunJournal:
     def cancelled(self, reason: str, after: Any) -> None:
         """The run was asked to end."""
         if self.is_open:
-            self._append(Cancelled(at=self.now, c=self.child, why=reason, after=after))
+            self.writer.append(Cancelled(at=self.now, c=self.child, why=reason, after=after))
 
     def ended(self, status: Any, last: Event) -> int:
         """The run has ended, and none of its tasks is left; return the number of the record.
@@ -782,12 +777,12 @@ class RunJournal:
         record = End(at=self.now, c=self.child, status=status, e=event)
         if self.child and self.run.outcome.error is not None:
             record.error = self.codec.encode(self.run.outcome.error, "the failure of a child")
-        return self._append(record, shown=0 if self.child else self.writer.shown + 1)
+        return self.writer.append(record, shown=0 if self.child else self.writer.shown + 1)
 
     def based(self, snapshot: dict[str, Any]) -> int:
         """Record the run as a snapshot; return the number of the record."""
         writer = self.writer
-        return self._append(
+        return self.writer.append(
             Base(
                 at=self.now,
                 snapshot=snapshot,

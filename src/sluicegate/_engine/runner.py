@@ -42,7 +42,7 @@ from sluicegate._engine.journal import NOTHING, InFlight
 from sluicegate._engine.machine import Machine
 from sluicegate._engine.step_operations import StepOperations
 from sluicegate._events import StopEvent
-from sluicegate._exceptions import URGENT, is_a, matches, single, urgent_leaf
+from sluicegate._exceptions import URGENT, is_a, matches, single
 from sluicegate._loop import current_backend, enable_ki_protection
 from sluicegate._loop.cleanup import current_cleanup
 from sluicegate._observers import Verbose, ambient, log_line
@@ -455,17 +455,14 @@ async def close_journal(  # noqa: ASYNC910 - most often there is nothing to wait
 ) -> BaseException | None:
     """Record the end of a run in which nothing is left, and wait until that is durable, shielded.
 
-    A run that is detached, or rests in its store, has no end. One whose end cannot be stored is detached. The end of a child needs
-    no wait: its parent uses only durable results.
+    A run that is detached, or rests in its store, has no end. One whose end cannot be stored is
+    detached. The end of a child needs no wait: its parent uses only durable results.
 
     Returns:
         The interruption, or that of the wait.
     """
     outcome, writer = run.outcome, journal.writer
-    if not outcome.status:
-        outcome.interrupt(interruption, backend.Cancelled)
-    elif interruption is not None and urgent_leaf(interruption) is not None:
-        outcome.fail(interruption, None, None, backend.Cancelled)
+    outcome.end_by(interruption, backend.Cancelled)
     if outcome.status in ("detached", "parked"):
         return interruption
     end = journal.ended(outcome.status, outcome.terminal_event())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 
 if TYPE_CHECKING:
@@ -36,6 +36,22 @@ class Numbered:
         self.event = event
         self.key = key
         self.sequence = sequence
+
+
+class CountsDeliveries(Protocol):
+    """A run, as far as its deliveries are numbered."""
+
+    made: int
+
+
+def numbered(run: CountsDeliveries, payload: Any, sequence: int) -> Numbered:
+    """Return a delivery with its number, which a new one gets; the record ``sequence`` has made it."""
+    delivery = payload if isinstance(payload, Numbered) else Numbered(payload, 0, sequence)
+    if not delivery.key:
+        run.made += 1
+        delivery.key = run.made
+    delivery.sequence = sequence
+    return delivery
 
 
 class StepQueue:
