@@ -975,3 +975,28 @@ def test_a_run_whose_child_waits_is_released(backend):
                 return await handler
 
     assert run_virtually(backend, main) == "yes"
+
+
+def test_equal_early_events_keep_their_own_ids(backend, tmp_path):
+    """D7: two answers of the same content, sent with two ids before the run began, are two answers."""
+
+    class Pair(Workflow[list[str]]):
+        @step
+        async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            found = [await ctx.wait_for_event(Answer) for _ in range(2)]
+            return StopEvent(result=[answer.text for answer in found])
+
+    async def main():
+        async with Pair().run() as plain:
+            for key in ("k1", "k2"):
+                plain.send_event(Answer(text="same"), id=key)
+            snapshot = plain.snapshot()
+            plain.cancel()
+        async with Stores().open() as runs:
+            assert await runs.run(Pair().resume(snapshot), run_id="a") == ["same", "same"]
+            (path,) = await runs.export(tmp_path / backend)
+            return path.read_text()
+
+    found = run_virtually(backend, main)
+
+    assert all(found.count(f'"id":"{key}"') == 1 for key in ("k1", "k2"))
