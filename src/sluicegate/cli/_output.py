@@ -120,6 +120,11 @@ def emit(text: str, out: TextIO | None = None) -> None:
         raise OutputClosedError from error
 
 
+def note(text: str) -> None:
+    """Print a line of this program, not of the workflow, on standard error."""
+    emit(f"sluicegate: {one_line(text)}\n", sys.stderr)
+
+
 def wants_colour(out: TextIO) -> bool:
     """Whether colours are wanted: on a terminal, unless the environment says otherwise."""
     return out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from sluicegate._workflow import graph_in
-from sluicegate.cli._output import emit
+from sluicegate.cli._output import note
 from sluicegate.cli._run import carry_out, prepare
 from sluicegate.cli._store import open_store, refusals_in_a_line, store_options
 from sluicegate.cli._targets import UsageError, build, load
@@ -54,7 +53,7 @@ def run_stored(arguments: argparse.Namespace) -> int:
         return store.runs.run(workflow.run(start_event=begin), run_id=run_id)
 
     if arguments.run_id is None:
-        emit(f"sluicegate: the id of the run is {run_id}\n", sys.stderr)
+        note(f"the id of the run is {run_id}")
     return _carry_out(workflow, run_id, start, arguments, creates=True)
 
 

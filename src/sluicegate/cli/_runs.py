@@ -12,7 +12,7 @@ import attrs
 from sluicegate._data.json import encode, json_of
 from sluicegate._events import HumanResponseEvent, InputRequiredEvent
 from sluicegate._workflow import graph_in, run_without_owner
-from sluicegate.cli._output import emit, one_line, wants_colour
+from sluicegate.cli._output import emit, note, one_line, wants_colour
 from sluicegate.cli._questions import (
     Lines,
     answer_classes,
@@ -57,11 +57,6 @@ def runs(arguments: argparse.Namespace) -> int:
     }
     commands[arguments.runs_command](arguments)
     return 0
-
-
-def note(text: str) -> None:
-    """Print what was done on standard error."""
-    emit(f"sluicegate: {one_line(text)}\n", sys.stderr)
 
 
 def json_line(value: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from sluicegate._engine.dump import text_of_runs
 from sluicegate._loop import current_backend
 from sluicegate._loop.signals import Signals
 from sluicegate._workflow import graph_in
-from sluicegate.cli._output import emit, one_line
+from sluicegate.cli._output import note, one_line
 from sluicegate.cli._store import open_store, refusals_in_a_line, store_options
 from sluicegate.cli._targets import UsageError, build, load
 
@@ -41,8 +40,7 @@ def worker(arguments: argparse.Namespace) -> int:
         is_drained = signals.run(serving.main, arguments.backend, {})
     if is_drained:
         return DRAINED
-    note = "the grace period is over; other workers continue the remaining runs"
-    emit(f"sluicegate: {note}\n", sys.stderr)
+    note("the grace period is over; other workers continue the remaining runs")
     return 128 + (signals.received or 0)
 
 
@@ -97,14 +95,10 @@ class _Serving:
                 owner = store.runs.worker(*self._workflows, max_runs=arguments.max_runs)
                 async with owner:
                     names = ", ".join(graph_in(workflow).name for workflow in self._workflows)
-                    _say(f"a worker of {names} for {arguments.store}; SIGTERM drains it")
+                    note(f"a worker of {names} for {arguments.store}; SIGTERM drains it")
                     await self._draining.wait()
-                    _say(f"draining {len(owner.run_ids)} runs for at most {arguments.grace:g} s")
+                    note(f"draining {len(owner.run_ids)} runs for at most {arguments.grace:g} s")
         return not self._grace.cancelled_caught
-
-
-def _say(text: str) -> None:
-    emit(f"sluicegate: {one_line(text)}\n", sys.stderr)
 
 
 class _Lines(logging.Formatter):
