@@ -10,7 +10,7 @@ from sluicegate._workflow import graph_in
 from sluicegate.cli._output import note
 from sluicegate.cli._run import carry_out, prepare
 from sluicegate.cli._store import open_store, refusals_in_a_line, store_options
-from sluicegate.cli._targets import UsageError, build, load
+from sluicegate.cli._targets import UsageError, workflow_at
 from sluicegate.durable import UnknownRunError
 
 
@@ -30,7 +30,7 @@ def resume(arguments: argparse.Namespace) -> int:
     Raises:
         UsageError: The store has no such run, or the target is not its workflow; or as for ``run``.
     """
-    workflow = build(arguments.target, load(arguments.target))
+    workflow = workflow_at(arguments.target)
     run_id: str = arguments.run_id
 
     async def start(store: OpenStore) -> WorkflowHandler[Any]:

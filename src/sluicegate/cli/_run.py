@@ -24,7 +24,7 @@ from sluicegate.cli._failure import report
 from sluicegate.cli._input import start_event
 from sluicegate.cli._output import Printer
 from sluicegate.cli._questions import Questions, is_terminal
-from sluicegate.cli._targets import UsageError, build, load
+from sluicegate.cli._targets import UsageError, workflow_at
 from sluicegate.cli._watch import Watch
 
 
@@ -67,7 +67,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[AnyWorkflow, StartEvent]:
     Raises:
         UsageError: The target or the input is wrong.
     """
-    workflow = build(arguments.target, load(arguments.target), arguments.timeout)
+    workflow = workflow_at(arguments.target, arguments.timeout)
     return workflow, start_event(graph_of(type(workflow)).start_event, arguments)
 
 

@@ -25,7 +25,7 @@ from sluicegate.cli._resume import check_workflow, resume
 from sluicegate.cli._runs_parser import ENDED
 from sluicegate.cli._runs_text import details, look_at, table
 from sluicegate.cli._store import in_store
-from sluicegate.cli._targets import UsageError, build, load
+from sluicegate.cli._targets import UsageError, workflow_at
 from sluicegate.durable import RunFilter
 from sluicegate.durable._runs import events_in, open_questions_of
 
@@ -114,7 +114,7 @@ def _show(arguments: argparse.Namespace) -> None:
             f"show {run_id} module:Name {wants} --store {arguments.store}`"
         )
         raise UsageError(msg)
-    workflow = build(arguments.target, load(arguments.target))
+    workflow = workflow_at(arguments.target)
     read = _stream_of if arguments.events else _snapshot_of
     emit(in_store(arguments, partial(read, run_id=run_id, workflow=workflow), [workflow]))
 
@@ -161,7 +161,7 @@ def _next_owner(*, is_owned: bool) -> str:
 
 def _answer(arguments: argparse.Namespace) -> None:
     run_id = arguments.run_id
-    workflow = build(arguments.target, load(arguments.target))
+    workflow = workflow_at(arguments.target)
     asked, is_owned = in_store(arguments, partial(_question_for, arguments, workflow), [workflow])
     kinds = answers_among(asked.answers) or answer_classes(workflow) or (HumanResponseEvent,)
     answer = read_answer(kinds, _text_of_answer(arguments, asked))
@@ -221,7 +221,7 @@ def _text_of_answer(arguments: argparse.Namespace, asked: OpenQuestion) -> str:
 
 
 def _fork(arguments: argparse.Namespace) -> None:
-    workflow = build(arguments.target, load(arguments.target))
+    workflow = workflow_at(arguments.target)
 
     async def fork(store: OpenStore) -> str:
         await check_workflow(store, arguments.run_id, workflow)

@@ -163,6 +163,16 @@ def _is_workflow_object(found: object) -> TypeGuard[AnyWorkflow]:
     return isinstance(found, Workflow)
 
 
+def workflow_at(target: str, timeout: float | None = None) -> AnyWorkflow:
+    """Import what a target names, and return its workflow.
+
+    Raises:
+        UsageError: As for :func:`load` and :func:`build`.
+        WorkflowValidationError: The workflow has faults.
+    """
+    return build(target, load(target), timeout)
+
+
 def build(target: str, found: Any, timeout: float | None = None) -> AnyWorkflow:
     """Return the workflow of a target: built from the class or function, or the object itself.
 

@@ -12,7 +12,7 @@ from sluicegate._loop.signals import Signals
 from sluicegate._workflow import graph_in
 from sluicegate.cli._output import note, one_line
 from sluicegate.cli._store import open_store, refusals_in_a_line, store_options
-from sluicegate.cli._targets import UsageError, build, load
+from sluicegate.cli._targets import UsageError, workflow_at
 
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _workflows(targets: list[str]) -> dict[str, AnyWorkflow]:
     """
     found: dict[str, AnyWorkflow] = {}
     for target in targets:
-        workflow = build(target, load(target))
+        workflow = workflow_at(target)
         name = graph_in(workflow).name
         if name in found:
             msg = (
