@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -17,7 +17,7 @@ from sluicegate.durable import RunStore, open_journal, open_run_store
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 
     from sluicegate.cli._targets import AnyWorkflow
     from sluicegate.durable import Journal
@@ -108,17 +108,16 @@ def in_store(
         return Signals(text_of_runs).run(main, "trio", {})
 
 
-class refusals_in_a_line:  # noqa: N801 - reads as a statement
-    """Raise the errors of a store, a run or a journal as :class:`UsageError`."""
+@contextmanager
+def refusals_in_a_line() -> Generator[None]:
+    """Raise the errors of a store, a run or a journal as :class:`UsageError`.
 
-    def __enter__(self) -> None:
-        """Nothing."""
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        """Translate a refusal.
-
-        Raises:
-            UsageError: A :class:`WorkflowError` came out of the block.
-        """
-        if isinstance(error, WorkflowError) and not isinstance(error, WorkflowValidationError):
-            raise UsageError(str(error)) from error
+    Raises:
+        UsageError: A :class:`WorkflowError` came out of the block.
+    """
+    try:
+        yield
+    except WorkflowValidationError:
+        raise
+    except WorkflowError as error:
+        raise UsageError(str(error)) from error
