@@ -87,8 +87,8 @@ def _carry_out(
         return carry_out(workflow, started, arguments, row)
 
 
-async def check_workflow(store: OpenStore, run_id: str, workflow: AnyWorkflow) -> None:
-    """Refuse the workflow of another run.
+async def check_workflow(store: OpenStore, run_id: str, workflow: AnyWorkflow) -> RunSummary:
+    """Return the row of a run; refuse a workflow that is not that of the run.
 
     Raises:
         UsageError: The run is of another workflow.
@@ -101,3 +101,4 @@ async def check_workflow(store: OpenStore, run_id: str, workflow: AnyWorkflow) -
             "workflow of the run"
         )
         raise UsageError(msg)
+    return summary

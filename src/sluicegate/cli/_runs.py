@@ -69,34 +69,23 @@ def json_line(value: Any) -> str:
 
 def _list(arguments: argparse.Namespace) -> None:
     now = time.time()
-    before = None if arguments.older_than is None else now - arguments.older_than
-    since = None if arguments.newer_than is None else now - arguments.newer_than
-    asking = arguments.asking or None
+    which: dict[str, Any] = {
+        "asking": arguments.asking or None,
+        "created_after": None if arguments.newer_than is None else now - arguments.newer_than,
+        "created_before": None if arguments.older_than is None else now - arguments.older_than,
+    }
 
-    async def look(store: OpenStore) -> tuple[list[Any], dict[str, int]]:
+    async def look(store: OpenStore) -> str:
+        statuses, names = arguments.status, arguments.workflow
         found = await store.runs.list(
-            status=arguments.status,
-            workflow=arguments.workflow,
-            asking=asking,
-            created_after=since,
-            created_before=before,
-            newest_first=True,
-            limit=arguments.limit,
+            status=statuses, workflow=names, newest_first=True, limit=arguments.limit, **which
         )
-        which = RunFilter(
-            statuses=arguments.status,
-            workflows=arguments.workflow,
-            asking=asking,
-            created_after=since,
-            created_before=before,
-        )
-        return found, await store.journal.count(which)
+        if arguments.json:
+            return "".join(json_line(attrs.asdict(each)) for each in found)
+        counts = await store.journal.count(RunFilter(statuses=statuses, workflows=names, **which))
+        return table(found, counts, now, is_coloured=wants_colour(sys.stdout))
 
-    found, counts = in_store(arguments, look)
-    if arguments.json:
-        emit("".join(json_line(attrs.asdict(each)) for each in found))
-    else:
-        emit(table(found, counts, now, is_coloured=wants_colour(sys.stdout)))
+    emit(in_store(arguments, look))
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -184,8 +173,8 @@ async def _question_for(
         UsageError: There is none, or there are several.
     """
     run_id, question = arguments.run_id, arguments.question
-    await check_workflow(store, run_id, workflow)
-    summary, row = await store.runs.get(run_id), await store.journal.get(run_id)
+    summary = await check_workflow(store, run_id, workflow)
+    row = await store.journal.get(run_id)
     saved = b"[]" if row is None else row.summary.questions
     run = run_without_owner(workflow, run_id)
     asked = {each.id: each for each in open_questions_of(run, saved, time.time())}

@@ -157,14 +157,16 @@ def _coloured(status: str, text: str, *, is_coloured: bool) -> str:
 
 
 def _waits_for(run: RunSummary, now: float) -> str:
+    if run.is_over:
+        return ""
     found: list[str] = []
     if run.status == "running" and run.owner is None:
         found.append("an owner")
-    if run.questions and not run.is_over:
+    if run.questions:
         found.append("1 answer" if run.questions == 1 else f"{run.questions} answers")
-    if run.wake_at is not None and not run.is_over:
+    if run.wake_at is not None:
         found.append(f"a timer in {age(run.wake_at - now)}")
-    if run.messages and not run.is_over:
+    if run.messages:
         found.append(
             "1 message to be applied"
             if run.messages == 1
