@@ -56,27 +56,24 @@ class DurableScenario:
             handler: WorkflowHandler[Any] = runs.run(workflow.run(**self._fields), run_id="run")
             async with handler, current_backend().open_nursery() as nursery:
                 if self._answer_of is not None:
-                    nursery.start_soon(self._answering(handler), name="answers")
+                    nursery.start_soon(self._answer, handler, self._answer_of, name="answers")
                 return await handler
 
-    def _answering(self, handler: WorkflowHandler[Any]) -> Callable[[], Any]:
-        answer_of = self._answer_of
-        assert answer_of is not None
-
-        async def answer_all() -> None:
-            number = 0
-            async for event in handler.stream_events(after="0"):
-                asked = event.event if isinstance(event, ChildEvent) else event
-                if not isinstance(asked, InputRequiredEvent):
-                    continue
-                number += 1
-                answer = answer_of(asked)
-                if answer is not None:
-                    # An earlier life may have answered it, or the run has ended.
-                    with suppress(WorkflowRuntimeError, RunEndedError):
-                        await handler.send_event(answer, id=f"answer {number}")
-
-        return answer_all
+    @staticmethod
+    async def _answer(
+        handler: WorkflowHandler[Any], answer_of: Callable[[Any], Event | None]
+    ) -> None:
+        number = 0
+        async for event in handler.stream_events(after="0"):
+            asked = event.event if isinstance(event, ChildEvent) else event
+            if not isinstance(asked, InputRequiredEvent):
+                continue
+            number += 1
+            answer = answer_of(asked)
+            if answer is not None:
+                # An earlier life may have answered it, or the run has ended.
+                with suppress(WorkflowRuntimeError, RunEndedError):
+                    await handler.send_event(answer, id=f"answer {number}")
 
     def check(self, outcome: Outcome) -> Any:
         """Check that a run that was cut off has the result of the undisturbed one.

@@ -63,13 +63,11 @@ class ReplayReport:
 
     def __str__(self) -> str:
         found = self.differences
-        lines = [f"{self.workflow} cannot continue {len(found)} of {len(self.runs)} stored runs"]
+        if not found:
+            return f"{self.workflow} can continue all of {len(self.runs)} stored runs"
+        lines = [f"{self.workflow} cannot continue {len(found)} of {len(self.runs)} stored runs:"]
         lines += [f"* {run.run_id} ({run.status}, {run.source}): {run.difference}" for run in found]
-        return (
-            ":\n".join((lines[0], "\n".join(lines[1:])))
-            if found
-            else (f"{self.workflow} can continue all of {len(self.runs)} stored runs")
-        )
+        return "\n".join(lines)
 
 
 class ReplayError(AssertionError):

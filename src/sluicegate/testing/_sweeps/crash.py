@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Iterator
     from contextlib import AbstractAsyncContextManager
 
     from sluicegate.durable import RunStore
@@ -102,12 +102,12 @@ class Crash:
         *,
         life: int = 1,
         disk: dict[str, Any] | None = None,
-        entries: Iterable[Any] = (),
+        entries: list[Any] | None = None,
     ) -> None:
         #: The number of this life; the first is 1.
         self.life: int = life
         #: The external effects of this life and all earlier ones.
-        self._entries = entries if isinstance(entries, list) else list(entries)
+        self._entries: list[Any] = [] if entries is None else entries
         self.ledger: CrashLedger = CrashLedger(self, self._entries)
         #: Whether this life was cut off, and only unwinds.
         self.is_cut: bool = False
