@@ -2,82 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
-import sqlite3
 import sys
 
 import pytest
-import trio
 
-from sluicegate.durable import open_run_store
-from tests.cli.conftest import HERE
 from tests.helpers import on_each_backend
 
 
 HOSTILE = "bad\x1b[2J\nx\u202e"
 FLOWS = "stored_flows_for_cli"
-
-
-class Store:
-    """A store in a file, and what the tests put into it."""
-
-    def __init__(self, path):
-        self.path = path
-        self.url = f"sqlite:///{path}"
-
-    def open(self, **options):
-        return open_run_store(self.url, durability="process", release_idle=0, **options)
-
-    def put(self, *runs, keep_history=False):
-        """Run each run, given as its id and its handler, until it has ended or waits."""
-
-        async def main():
-            async with self.open(keep_history=keep_history) as store:
-                for run_id, workflow, fields in runs:
-                    await store.submit(workflow.run(**fields), run_id=run_id)
-                await store.resume_all({type(w): w for _, w, _ in runs}.values())
-
-        trio.run(main)
-
-    def submit(self, run_id, workflow, **fields):
-        """Store a run that nobody has begun."""
-
-        async def main():
-            async with self.open() as store:
-                await store.submit(workflow.run(**fields), run_id=run_id)
-
-        trio.run(main)
-
-    def statuses(self):
-        connection = sqlite3.connect(self.path)
-        try:
-            return dict(connection.execute("SELECT run_id, status FROM runs"))
-        finally:
-            connection.close()
-
-    def age(self, seconds):
-        """Make all runs older."""
-        connection = sqlite3.connect(self.path)
-        with connection:
-            connection.execute(
-                "UPDATE runs SET created_at = created_at - ?, updated_at = updated_at - ?",
-                (seconds, seconds),
-            )
-        connection.close()
-
-
-@pytest.fixture
-def flows(cli):
-    """The module of the workflows, as the commands import it."""
-    sys.path.insert(0, str(HERE))
-    import stored_flows_for_cli  # noqa: PLC0415
-
-    return stored_flows_for_cli
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "runs.db")
 
 
 @pytest.fixture
@@ -325,19 +260,9 @@ def test_resume_asks_only_what_is_open(runs, store, flows, backend, typed):
 
 
 @pytest.fixture
-def typed(tmp_path, monkeypatch):
-    """Replace standard input by a file."""
-    opened = []
-
-    def give(text):
-        path = tmp_path / f"typed{len(opened)}"
-        path.write_text(text)
-        opened.append(path.open())
-        monkeypatch.setattr(sys, "stdin", opened[-1])
-
-    yield give
-    for file in opened:
-        file.close()
+def typed(monkeypatch):
+    """Put a text where standard input is read."""
+    return lambda text: monkeypatch.setattr(sys, "stdin", io.StringIO(text))
 
 
 def test_an_answer_from_standard_input(runs, store, flows, typed):

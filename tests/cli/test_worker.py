@@ -8,7 +8,6 @@ import time
 
 import pytest
 
-from tests.cli.test_runs import Store, flows, store  # noqa: F401 - fixtures
 from tests.helpers import on_each_backend
 
 
@@ -19,7 +18,7 @@ TARGET = "stored_flows_for_cli:Gated"
 
 
 @pytest.fixture
-def worker(program, store):  # noqa: F811
+def worker(program, store):
     """Start a worker on the store, and wait until it takes runs."""
 
     def start(backend, *options):
@@ -51,7 +50,7 @@ def wait_until(condition):
 class Job:
     """A run of a workflow that waits for a file, and what it has noted."""
 
-    def __init__(self, store, flows, folder):  # noqa: F811
+    def __init__(self, store, flows, folder):
         self.store, self.ledger, self.gate = store, folder / "ledger", folder / "gate"
         store.submit("job", flows.Gated(), ledger=str(self.ledger), gate=str(self.gate))
 
@@ -65,7 +64,7 @@ class Job:
 
 
 @pytest.fixture
-def job(store, flows, tmp_path):  # noqa: F811
+def job(store, flows, tmp_path):
     return Job(store, flows, tmp_path)
 
 
