@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import attrs
 
-from sluicegate import WorkflowRuntimeError
 from sluicegate._engine.journal_records import Child, Done, Failed, decode_record
 from sluicegate._engine.replay import PastRun
 from sluicegate._engine.run_journal import JournalWriter, RunJournal
 from sluicegate._engine.snapshot_write import take_snapshot
 from sluicegate._handler import run_of
-from tests.durable.rebuilt import EPOCH
+from tests.durable.stored import EPOCH, wall
 
 
 if TYPE_CHECKING:
@@ -80,14 +79,7 @@ class Life:
         self.chance = random.Random(f"life {disk.lives} of {seed}")
         self._at_cut = at_cut
         self._unconfirmed = anyio.Event()
-        self.writer = JournalWriter(
-            self, wall=self.wall, life=disk.lives + 1, children=disk.children
-        )
-
-    @staticmethod
-    def wall() -> float:
-        """Return the wall time, which goes with virtual time."""
-        return EPOCH + anyio.current_time()
+        self.writer = JournalWriter(self, wall=wall, life=disk.lives + 1, children=disk.children)
 
     def append(
         self, sequence: int, at: float, kind: str, data: bytes, shown: int, consumes: int | None
@@ -146,11 +138,11 @@ class Life:
             if past.cancelled is not None or past.end is not None:
                 return None, "cancelled" if past.end is None else past.end.status
             disk.base = json.loads(
-                json.dumps(past.snapshot(self.wall(), has_crashed=True), allow_nan=False)
+                json.dumps(past.snapshot(wall(), has_crashed=True), allow_nan=False)
             )
             handler = workflow.resume(disk.base)
             run = run_of(handler)
-        disk.at, disk.records = self.wall(), []
+        disk.at, disk.records = wall(), []
         run.journal = RunJournal(self.writer, run)
         return handler
 
@@ -201,4 +193,4 @@ async def live_on(
         life.close()
         if not life.is_cut:
             return found, disk, len(life.appended)
-    raise WorkflowRuntimeError("unreachable")
+    raise AssertionError("the last life is cut nowhere")

@@ -29,6 +29,7 @@ from sluicegate._engine.run_journal import JournalWriter, RunJournal
 from sluicegate._engine.snapshot_write import take_snapshot
 from sluicegate._handler import run_of
 from sluicegate.testing import VirtualLoop, run_virtually
+from tests.durable.stored import EPOCH, wall
 from tests.helpers import leaves_of
 from tests.random_programs.building import Answer, Builder, Ledger, Question, Tick, Word
 from tests.random_programs.checking import INTERRUPTED_BY, LONGEST, Watched, judge, make_plan
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     from sluicegate._engine.run import Run
 
 
-#: The wall clock at the beginning of virtual time.
-EPOCH = 1_800_000_000.0
 #: Fields that hold seconds; they may differ by what a float of a wall clock does not hold.
 SECONDS = {"elapsed", "age", "due", "idle", "left", "failures", "attempts"}
 TOLERANCE = 1e-5
@@ -68,14 +67,10 @@ class Twin:
         self.problem = ""
         self._unconfirmed = anyio.Event()
         self._is_dirty = True
-        self.writer = JournalWriter(self, wall=self.wall)
+        self.writer = JournalWriter(self, wall=wall)
         base = json.loads(json.dumps(take_snapshot(run), allow_nan=False))
         run.journal = RunJournal(self.writer, run)
         self.past = PastRun(run.graph, run.options.classes, base, EPOCH)
-
-    def wall(self) -> float:
-        """Return the wall time, which goes with virtual time."""
-        return EPOCH + anyio.current_time()
 
     # -- the sink
 
@@ -85,7 +80,7 @@ class Twin:
         """Apply a record to the rebuilt machine; it is confirmed later."""
         assert sequence == len(self.records) + 1, (sequence, kind)
         assert consumes is None
-        assert abs(at - self.wall()) < TOLERANCE
+        assert abs(at - wall()) < TOLERANCE
         self.records.append(data)
         self.last_at = at
         self._is_dirty = True
@@ -136,8 +131,8 @@ class Twin:
             return
         self.compared += 1
         live = through_json(take_snapshot(run))
-        rebuilt = through_json(self.past.snapshot(self.wall(), has_crashed=False))
-        compare_children(live, rebuilt, graphs_below(run), self.wall())
+        rebuilt = through_json(self.past.snapshot(wall(), has_crashed=False))
+        compare_children(live, rebuilt, graphs_below(run), wall())
         live = canonical(live, live_flights(run))
         rebuilt = canonical(rebuilt, past_flights(self.past))
         if (
@@ -148,7 +143,7 @@ class Twin:
             live["run"]["opened"] = rebuilt["run"].get("opened", 0)
             rebuilt["run"].setdefault("opened", 0)
         # A rebuilt run has lived until its last record.
-        live["elapsed"] -= self.wall() - self.last_at
+        live["elapsed"] -= wall() - self.last_at
         found = list(differences(live, rebuilt))
         if found:
             self.fail("; ".join(found[:5]))
