@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from sluicegate import ChildEvent, WorkflowRuntimeError
+from sluicegate import (
+    ChildEvent,
+    WorkflowCancelledError,
+    WorkflowRuntimeError,
+    WorkflowTimeoutError,
+)
 from sluicegate._handler import run_of
 from sluicegate.durable import RunEndedError
 from tests.durable.flows import Answer, Flow, Question
@@ -15,7 +20,7 @@ from tests.durable.ledger import DeadLifeError
 
 
 if TYPE_CHECKING:
-    from sluicegate import Event, WorkflowHandler
+    from sluicegate import WorkflowHandler
     from tests.durable.ledger import Ledger
 
 
@@ -26,8 +31,16 @@ class World:
         self.flow = flow
         self.handler = handler
         self.ledger = ledger
-        self.events: list[Event] = []
         self._seen: set[str] = set()
+
+    async def run(self) -> Any:
+        """Run to the end; return the result, or None if the run ends otherwise, as its flow may."""
+        try:
+            async with self.handler:
+                await self.live()
+                return await self.handler
+        except (WorkflowCancelledError, WorkflowTimeoutError, OSError):
+            return None
 
     async def live(self) -> None:
         """Drive the run until it ends; what comes out of it is noted in the ledger."""
@@ -38,9 +51,7 @@ class World:
                 group.start_soon(self._answer, key)
             if self.flow.questions:
                 group.start_soon(self._look_for_questions, group)
-            stream = self.handler.stream_events()
-            async for event in stream:
-                self.events.append(event)
+            async for event in self.handler.stream_events():
                 self._note(group, event)
             group.cancel_scope.cancel()
 

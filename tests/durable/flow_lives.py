@@ -11,7 +11,6 @@ from typing import Any
 
 import anyio
 
-from sluicegate import WorkflowCancelledError, WorkflowTimeoutError
 from sluicegate.testing import run_virtually
 from tests.durable.driving import World
 from tests.durable.flows import FLOWS, Flow
@@ -49,15 +48,7 @@ class Killed:
 
     async def drive(self, flow: Flow, handler: Any) -> tuple[Any, str]:
         """Run to the end, with the world around it."""
-        world = World(flow, handler, self.ledger)
-        result = None
-        try:
-            async with handler:
-                await world.live()
-                result = await handler
-        except (WorkflowCancelledError, WorkflowTimeoutError, OSError):
-            pass
-        return result, handler.status
+        return await World(flow, handler, self.ledger).run(), handler.status
 
     async def main(self) -> int:
         """Live, judge, and return how many records the last life had."""

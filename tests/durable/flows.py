@@ -65,8 +65,6 @@ class Flow(Workflow):
     #: The questions that are asked, and those that nobody answers.
     questions: ClassVar[frozenset[str]] = frozenset()
     unanswered: ClassVar[frozenset[str]] = frozenset()
-    #: The durable events on the stream, in order; None where their order is not known.
-    stream: ClassVar[list[str] | None] = None
     #: Answers that are sent right at the beginning.
     early: ClassVar[tuple[str, ...]] = ()
     #: The body at whose beginning the run is told to stop after its running steps.

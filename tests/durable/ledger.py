@@ -27,8 +27,8 @@ class Entry:
     """One line of the ledger."""
 
     life: int
-    #: "begin" and "end" of a body, "effect" of a call that must happen once, "answered",
-    #: "cancelled" once that was acknowledged, and "over" with the status of the run.
+    #: "begin" and "end" of a body, "effect" of a call that must happen once and "used" once that
+    #: has returned, "answered", and "over" with the status of the run.
     what: str
     #: The step and its key, such as ``work/3``.
     name: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -20,6 +20,10 @@ from sluicegate import (
 )
 from sluicegate._loop import current_backend
 from sluicegate.durable import MemoryStore, RunStore, open_run_store
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 #: The wall time at which virtual time begins.
@@ -57,6 +61,13 @@ async def reach(runs: RunStore, run_id: str, *statuses: str) -> None:
             found = {each.run_id: each.status for each in await runs.list()}
             if found.get(run_id) in statuses:
                 return
+            await anyio.sleep(0.01)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until a condition holds."""
+    with anyio.fail_after(600):
+        while not condition():
             await anyio.sleep(0.01)
 
 

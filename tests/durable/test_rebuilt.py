@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from sluicegate import WorkflowCancelledError, WorkflowTimeoutError
 from tests.durable.driving import World
 from tests.durable.flows import FLOWS
 from tests.durable.ledger import faults_in
@@ -25,15 +24,9 @@ def rebuild(name: str, backend: str, seed: int) -> int:
         nonlocal compared
         handler = flow.run(**flow.inputs)
         async with watch_over(handler, seed) as twin:
-            world = World(flow, handler, flow.ledger)
-            try:
-                async with handler:
-                    await world.live()
-                    return await handler
-            except (WorkflowCancelledError, WorkflowTimeoutError, OSError):
-                return None
-            finally:
-                compared = twin.compared
+            result = await World(flow, handler, flow.ledger).run()
+            compared = twin.compared
+            return result
 
     result = run_watched(backend, main, seed)
     assert result == flow.result

@@ -30,7 +30,7 @@ from sluicegate import (
 )
 from sluicegate.durable import NewRun, StoredRecord, StoreFormatError
 from sluicegate.durable._port import Batch
-from tests.durable.stored import Stores, kill, reach
+from tests.durable.stored import Stores, kill, reach, until
 from tests.helpers import on_each_backend, run_virtually
 
 
@@ -277,12 +277,6 @@ def without_the_class() -> type[Workflow[Any]]:
 
 
 # -- how a run is interrupted -----------------------------------------------------------------------
-
-
-async def until(condition: Any) -> None:
-    with anyio.fail_after(600):
-        while not condition():
-            await anyio.sleep(0.01)
 
 
 class Left(Exception):

@@ -34,18 +34,12 @@ from tests.durable.stored import (
     Stores,
     kill,
     reach,
+    until,
 )
 from tests.helpers import on_each_backend, run_virtually
 
 
 pytestmark = on_each_backend
-
-
-async def until(condition) -> None:
-    """Wait until a condition holds."""
-    with anyio.fail_after(600):
-        while not condition():
-            await anyio.sleep(0.01)
 
 
 def test_a_worker_runs_what_is_submitted(backend):
