@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -154,6 +155,11 @@ async def all_blocked() -> None:
 def limit() -> anyio.CancelScope:
     """Fail, rather than hang, where a test waits for what never comes; no test measures it."""
     return anyio.fail_after(5)
+
+
+def through_json(data: Any) -> Any:
+    """Return plain data, such as a snapshot, as another process reads it."""
+    return json.loads(json.dumps(data, allow_nan=False))
 
 
 def numbers(events: Any) -> list[Any]:

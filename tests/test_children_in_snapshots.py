@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import anyio
@@ -34,12 +33,9 @@ from tests.helpers import (
     nothing_left,
     on_each_backend,
     run_virtually,
+    through_json,
     wait_until_idle,
 )
-
-
-def through_json(snapshot):
-    return json.loads(json.dumps(snapshot, allow_nan=False))
 
 
 class Ask(InputRequiredEvent):

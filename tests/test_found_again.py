@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from typing import Any
@@ -26,7 +25,7 @@ from sluicegate import (
     step,
 )
 from sluicegate.testing import jump_clock
-from tests.helpers import on_each_backend, run_virtually
+from tests.helpers import on_each_backend, run_virtually, through_json
 
 
 class Job(Event):
@@ -35,10 +34,6 @@ class Job(Event):
 
 class Made(Event):
     name: str
-
-
-def through_json(snapshot: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(snapshot, allow_nan=False))
 
 
 # -- sends ----------------------------------------------------------------------------------------

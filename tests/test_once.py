@@ -31,6 +31,7 @@ from tests.helpers import (
     nothing_left,
     on_each_backend,
     run_virtually,
+    through_json,
     wait_until_idle,
 )
 
@@ -773,7 +774,7 @@ def test_a_delivery_has_one_key_in_all_its_attempts(backend, cut):
     async def main():
         async with workflow.run(run_id="run") as handler:
             await anyio.sleep(cut)
-            snapshot = json.loads(json.dumps(handler.snapshot()))
+            snapshot = through_json(handler.snapshot())
             handler.cancel()
         return await workflow.resume(snapshot)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import anyio
@@ -27,33 +26,19 @@ from sluicegate import (
 from sluicegate.records import WaitEnded, WaitStarted
 from tests.helpers import (
     BACKENDS,
+    Single,
     cancelled_class,
     nothing_left,
     on_each_backend,
     run_virtually,
+    through_json,
     timers_left,
     wait_until_idle,
 )
 
 
-class Single(Workflow):
-    """``await function(ctx)`` in its one step."""
-
-    def __init__(self, function, **options):
-        super().__init__(**options)
-        self.function = function
-
-    @step
-    async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
-        return StopEvent(result=await self.function(ctx))
-
-
-class Retried(Workflow):
-    """The same with three attempts, ``wait`` seconds apart."""
-
-    def __init__(self, function, **options):
-        super().__init__(**options)
-        self.function = function
+class Retried(Single):
+    """The same with three attempts, two seconds apart."""
 
     @step(retry=Retry(stop=3, wait=2))
     async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
@@ -75,7 +60,7 @@ async def snapshot_at(handler, seconds):
     """Return a snapshot of a run after so many seconds, and cancel it."""
     async with handler:
         await anyio.sleep(seconds)
-        snapshot = json.loads(json.dumps(handler.snapshot(), allow_nan=False))
+        snapshot = through_json(handler.snapshot())
         handler.cancel()
     return snapshot
 
@@ -259,7 +244,7 @@ def test_the_snapshot_after_the_end_of_a_run_has_what_is_left(backend, ending):
             except (ValueError, WorkflowTimeoutError):
                 pass
         failing = False
-        snapshot = json.loads(json.dumps(handler.snapshot()))
+        snapshot = through_json(handler.snapshot())
         began = anyio.current_time()
         return await Two().resume(snapshot), anyio.current_time() - began
 

@@ -52,6 +52,7 @@ from tests.helpers import (
     nothing_left,
     on_each_backend,
     run_virtually,
+    through_json,
     wait_until_idle,
 )
 from tests.snapshot_flows import (
@@ -68,10 +69,6 @@ from tests.snapshot_flows import (
 
 
 ROOT = Path(__file__).parent.parent
-
-
-def through_json(snapshot: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(snapshot, allow_nan=False))
 
 
 # -- at every moment --------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ from sluicegate import (
 from sluicegate._data.codec import TAG, Codec
 from sluicegate._state.drafts import DictState
 from sluicegate._state.store import StateStore
-from tests.helpers import on_each_backend, run_virtually
+from tests.helpers import on_each_backend, run_virtually, through_json
 
 
 #: The functions of users' classes that have been called.
@@ -77,10 +77,6 @@ def noted(name: str, function: Any = lambda value: value) -> Any:
         return function(value)
 
     return run
-
-
-def through_json(data: Any) -> Any:
-    return json.loads(json.dumps(data, allow_nan=False))
 
 
 # -- three operations -------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ unobserved, rebuilds the run from what is on the disk, and goes on in a new life
 
 from __future__ import annotations
 
-import json
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from sluicegate._engine.run_journal import JournalWriter, RunJournal
 from sluicegate._engine.snapshot_write import take_snapshot
 from sluicegate._handler import run_of
 from tests.durable.stored import EPOCH, wall
+from tests.helpers import through_json
 
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Life:
         if disk.base is None:
             handler = begin()
             run = run_of(handler)
-            disk.base = json.loads(json.dumps(take_snapshot(run), allow_nan=False))
+            disk.base = through_json(take_snapshot(run))
         else:
             classes = workflow._Workflow__options.classes  # type: ignore[attr-defined]
             past = PastRun(workflow._built(), classes, disk.base, disk.at)
@@ -137,9 +137,7 @@ class Life:
                 return past.machine.stop.result, "completed"
             if past.cancelled is not None or past.end is not None:
                 return None, "cancelled" if past.end is None else past.end.status
-            disk.base = json.loads(
-                json.dumps(past.snapshot(wall(), has_crashed=True), allow_nan=False)
-            )
+            disk.base = through_json(past.snapshot(wall(), has_crashed=True))
             handler = workflow.resume(disk.base)
             run = run_of(handler)
         disk.at, disk.records = wall(), []

@@ -30,7 +30,7 @@ from sluicegate._engine.snapshot_write import take_snapshot
 from sluicegate._handler import run_of
 from sluicegate.testing import VirtualLoop, run_virtually
 from tests.durable.stored import EPOCH, wall
-from tests.helpers import leaves_of
+from tests.helpers import leaves_of, through_json
 from tests.random_programs.building import Answer, Builder, Ledger, Question, Tick, Word
 from tests.random_programs.checking import INTERRUPTED_BY, LONGEST, Watched, judge, make_plan
 from tests.random_programs.programs import expect, make
@@ -68,7 +68,7 @@ class Twin:
         self._unconfirmed = anyio.Event()
         self._is_dirty = True
         self.writer = JournalWriter(self, wall=wall)
-        base = json.loads(json.dumps(take_snapshot(run), allow_nan=False))
+        base = through_json(take_snapshot(run))
         run.journal = RunJournal(self.writer, run)
         self.past = PastRun(run.graph, run.options.classes, base, EPOCH)
 
@@ -181,11 +181,6 @@ def past_flights(past: PastRun) -> dict[str, int]:
             name = flight.queue.step.name
             found[name] = found.get(name, 0) + 1
     return found
-
-
-def through_json(snapshot: Any) -> Any:
-    """Return a snapshot as another process reads it."""
-    return json.loads(json.dumps(snapshot, allow_nan=False))
 
 
 # -- children ---------------------------------------------------------------------------------------
