@@ -43,17 +43,16 @@ class _Carrier:
         #: Runs that this code cannot continue, with the number of the last record and the number of
         #: messages; a run is tried again when either has changed.
         self.refused: dict[str, tuple[int, int]] = {}
-        self.taken: list[str] = []
 
     @property
     def room(self) -> int:
         """How many more runs may be taken."""
         return _BATCH if self.max_runs is None else self.max_runs - len(self.parts)
 
-    async def take_due(self, start_soon: Callable[..., Any]) -> tuple[int, float | None]:
-        """Start the runs that are due; return how many, and when to ask again. A checkpoint."""
+    async def take_due(self, start_soon: Callable[..., Any]) -> tuple[list[str], float | None]:
+        """Start the runs that are due; return their ids, and when to ask again. A checkpoint."""
         hub = self.hub
-        count = 0
+        taken: list[str] = []
         known = len(self.parts) + len(self.refused) + len(hub.parts)
         due = await hub.journal.due(hub.wall(), self.room + known, workflows=list(self.workflows))
         owned = {part.run_id for part in hub.parts if part.is_owner}
@@ -62,8 +61,8 @@ class _Carrier:
             if row.run_id in self.parts or row.run_id in owned or is_refused or self.room <= 0:
                 continue
             self.start(row, start_soon)
-            count += 1
-        return count, due.next_at
+            taken.append(row.run_id)
+        return taken, due.next_at
 
     def start(self, row: RunRow, start_soon: Callable[..., Any]) -> None:
         """Start a task that carries a run."""
@@ -73,7 +72,6 @@ class _Carrier:
         run.part = part
         run.outcome.is_durable = True
         self.parts[row.run_id] = part
-        self.taken.append(row.run_id)
         start_soon(self.carry, run, row, name=f"{row.workflow}.run")
 
     async def carry(self, run: Any, row: RunRow) -> None:
@@ -158,8 +156,8 @@ class RunWorker:
         with backend.cancel_scope() as self._taking, self._hub.watching("") as watch:
             while not self._is_leaving:
                 watch.has_changed = False
-                count, next_at = await self._carrier.take_due(nursery.start_soon)
-                if not count or self._carrier.room <= 0:
+                taken, next_at = await self._carrier.take_due(nursery.start_soon)
+                if not taken or self._carrier.room <= 0:
                     await watch.wait(next_at)
         await backend.checkpoint_if_cancelled()
 
@@ -172,9 +170,11 @@ class RunWorker:
 async def run_interrupted(hub: Hub, workflows: Sequence[Workflow[Any]]) -> list[str]:
     """Run everything that is due, and return the ids when each such run has ended or rests."""
     carrier = _Carrier(hub, workflows, None)
+    found: dict[str, None] = {}
     async with current_backend().open_nursery() as nursery:
         while True:
-            count, _ = await carrier.take_due(nursery.start_soon)
-            if not count:
+            taken, _ = await carrier.take_due(nursery.start_soon)
+            if not taken:
                 break
-    return list(dict.fromkeys(carrier.taken))
+            found.update(dict.fromkeys(taken))
+    return list(found)
