@@ -30,6 +30,7 @@ from sluicegate._events import WorkflowCancelledEvent, WorkflowFailedEvent, Work
 from sluicegate._exceptions import is_cancellation, single, urgent_leaf
 from sluicegate._loop import current_backend, enable_ki_protection
 from sluicegate._questions import Acknowledgement
+from sluicegate._workflow import saved_run
 from sluicegate.durable._errors import StoreError, UnknownRunError
 from sluicegate.durable._port import BASE, ENDED, WAITING, Batch, Lease, StoredRecord, Summary
 from sluicegate.durable._runs import (
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from sluicegate._events import Event, StopEvent
     from sluicegate._loop import Backend, Waiter
     from sluicegate._questions import OpenQuestion
+    from sluicegate._workflow import Workflow
     from sluicegate.durable._hub import Hub, Watch
     from sluicegate.durable._port import Message, NewRun, RunRow, Status
 
@@ -103,7 +105,6 @@ class Part:
     Args:
         hub: The store.
         run: The run; each life has a new machine.
-        open_saved: Decodes a snapshot of its workflow.
         new: The run to create if the store has none with its id; None for an existing run.
         row: The row of the run in the store, if it has been read.
         ends_at_rest: Whether the part ends when the run rests, as that of a worker does.
@@ -122,18 +123,14 @@ class Part:
         "_has_caught_up",
         "_hub",
         "_idle_since",
-        "_is_known",
         "_is_noted",
-        "_is_ready",
         "_is_stale",
         "_lease",
         "_new",
         "_only_follows",
-        "_open_saved",
         "_outbox",
         "_pending",
         "_release_idle",
-        "_rests_soon",
         "_row",
         "_run",
         "_shown",
@@ -152,7 +149,6 @@ class Part:
         self,
         hub: Hub,
         run: Run,
-        open_saved: Callable[[dict[str, Any]], Any],
         *,
         new: NewRun | None = None,
         row: RunRow | None = None,
@@ -161,7 +157,7 @@ class Part:
     ) -> None:
         self._hub = hub
         self._run = run
-        self._open_saved = open_saved
+        #: What is to be created, until the store has the run.
         self._new = new
         self._row = row
         self._ends_at_rest = ends_at_rest
@@ -175,9 +171,6 @@ class Part:
         #: The number of writes without an answer of the store, and the waiter for the last one.
         self._unsettled = 0
         self._flusher: Waiter | None = None
-        #: Whether the store has the run, and whether it is loaded for a life.
-        self._is_known = new is None
-        self._is_ready = False
         #: When to try again to claim a run that has an owner, on the wall.
         self._try_at = 0.0
         #: Messages that came before the store had the run; and those with which the next life begins.
@@ -188,6 +181,7 @@ class Part:
         #: The number of the last durable event that the stream in this process has.
         self._shown = 0
         self._has_caught_up = False
+        run.outcome.is_durable = True
         run.log.make_durable(0, self)
         #: The stored status, timer and questions of the run, and whether they may be
         #: out of date.
@@ -198,9 +192,8 @@ class Part:
         #: Since when the run is idle, on the backend's clock.
         self._idle_since: float | None = None
         self._is_noted = False
-        #: After how long at rest it is released, and whether its owner wants to be left.
+        #: After how long at rest it is released.
         self._release_idle = hub.release_idle
-        self._rests_soon = False
 
     @property
     def run_id(self) -> str:
@@ -285,19 +278,16 @@ class Part:
         """Alternate between lives and rest until the run or the part has ended."""
         backend, run = current_backend(), self._run
         while True:
-            self._is_ready = False
             try:
                 with backend.cancel_scope() as run.queue_scope:
-                    if run.outcome.status in (
-                        "",
-                        "parked",
-                    ):  # otherwise it was left before it began
+                    # Otherwise it was left before it began.
+                    if run.outcome.status in ("", "parked"):
                         await self._prepare()
             finally:
                 run.queue_scope = None
-                if not self._is_ready:
+                if self._writer is None:
                     await self._let_go()  # noqa: ASYNC102 - it shields itself
-            if not self._is_ready:
+            if self._writer is None:
                 return
             self.is_live = True
             self._hub.live[run.run_id] = self
@@ -313,17 +303,17 @@ class Part:
 
     async def _prepare(self) -> None:
         """Wait until this process holds the lease, then load the run; or until the run has ended elsewhere."""
-        run, journal = self._run, self._hub.journal
-        new, self._new = self._new, None
+        run, journal, new = self._run, self._hub.journal, self._new
         if new is not None:
             found = await journal.create(new, self._lose)
+            self._new = None
             if isinstance(found, Lease):
-                self._lease, self._is_known = found, True
+                self._lease = found
                 await self._take_messages()
                 self._begin(found, 0)
                 return
             check_same(found, new)
-            self._row, self._is_known = found, True
+            self._row = found
         run.outcome.park()
         await self._rest()
         if self._lease is not None:
@@ -427,7 +417,7 @@ class Part:
         elapsed = past.elapsed
         if hub.timeouts == "wall":
             elapsed = max(hub.wall() - row.created_at, 0.0)
-        saved = self._open_saved(past.snapshot)
+        saved = saved_run(cast("Workflow[Any]", run.workflow), past.snapshot)
         load_life(run, saved, elapsed)
         state = past.snapshot["state"]
         if state is not None:  # as its classes write it now, which this life's patches refer to
@@ -446,7 +436,7 @@ class Part:
     def _begin(self, lease: Lease, children: int) -> None:
         """Open the journal of a life."""
         run = self._run
-        self._writer = writer = JournalWriter(
+        writer = JournalWriter(
             self,
             wall=self._hub.wall,
             sequence=lease.sequence,
@@ -459,10 +449,10 @@ class Part:
         self._has_caught_up = True
         writer.on_lost = self._detach
         run.journal = RunJournal(writer, run)
+        self._writer = writer  # nothing above has failed, so there is a life
         self._taken.clear()
         self._idle_since = None
         self._is_stale = self._is_noted = False
-        self._is_ready = True
 
     async def _take_messages(self) -> None:
         await self._send_outbox()
@@ -605,9 +595,10 @@ class Part:
         Raises:
             RunConflictError: The store has another run of its id.
         """
-        new, self._new = self._new, None
+        new = self._new
         assert new is not None
         found = await self._hub.journal.create(new, self._lose)
+        self._new = None
         if isinstance(found, Lease):
             self._lease = found
             await self._let_go()
@@ -616,7 +607,7 @@ class Part:
 
     def rest_soon(self) -> None:
         """Release the run as soon as it waits for something."""
-        self._release_idle, self._rests_soon = 0.0, True
+        self._release_idle = 0.0
         if self.is_live:
             self._hub.note_idle(self)
 
@@ -664,7 +655,7 @@ class Part:
         due = next_due(run)
         if due - now < max(release, MIN_REST):
             return None
-        if now < self._idle_since + release and not self._rests_soon:
+        if now < self._idle_since + release:
             return self._idle_since + release
         self.status = "idle"
         assert run.journal is not None
@@ -761,7 +752,7 @@ class Part:
         return self.is_live and run.machine is not None and run.outcome.status != "parked"
 
     def _post(self, sending: Sending) -> None:
-        if self._is_known:
+        if self._new is None:
             self._hub.post(self.run_id, sending)
         else:
             self._outbox.append(sending)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from functools import partial
 from math import isfinite
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast, final
@@ -23,7 +22,7 @@ from sluicegate._handler import WorkflowHandler, attached_handler, run_of
 from sluicegate._loop import current_backend, enable_ki_protection
 from sluicegate._questions import Acknowledgement
 from sluicegate._scope import leave_nursery
-from sluicegate._workflow import Workflow, graph_in, run_without_owner, saved_run
+from sluicegate._workflow import Workflow, graph_in, run_without_owner
 from sluicegate.durable._errors import (
     RunEndedError,
     StoreClosedError,
@@ -308,12 +307,8 @@ class RunStore:
             name_run(run, _checked_id(run_id))
         run.graph.check_events(run.options.classes)
         self._know(cast("Workflow[Any]", run.workflow))
-        self._make_durable(run, new=new_run(run, self._hub.wall()))
+        run.part = Part(self._hub, run, new=new_run(run, self._hub.wall()))
         return handler
-
-    def _make_durable(self, run: Any, **what: Any) -> None:
-        run.outcome.is_durable = True
-        run.part = Part(self._hub, run, partial(saved_run, run.workflow), **what)
 
     def resume(self, run_id: str, workflow: Workflow[R]) -> WorkflowHandler[R]:
         """Return a handler that continues a run of the store. Not a checkpoint.
@@ -336,7 +331,7 @@ class RunStore:
         self._hub.check_open()
         self._know(workflow)
         run = run_without_owner(workflow, _checked_id(run_id))
-        self._make_durable(run)
+        run.part = Part(self._hub, run)
         return WorkflowHandler(run)
 
     async def attach(self, run_id: str, workflow: Workflow[R] | None = None) -> WorkflowHandler[R]:
@@ -365,7 +360,7 @@ class RunStore:
         if workflow is not None:
             self._know(workflow)
         run = run_without_owner(self._workflow_of(row), run_id)
-        self._make_durable(run, row=row, only_follows=True)
+        run.part = Part(self._hub, run, row=row, only_follows=True)
         handler = attached_handler(run)
         self._hub.nursery.start_soon(_follow, run, name=f"{row.workflow}.follow")
         return handler

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import TYPE_CHECKING, Any, Self, final
 
 from sluicegate._engine.runner import execute
@@ -11,7 +10,7 @@ from sluicegate._errors import SnapshotError, WorkflowRuntimeError
 from sluicegate._exceptions import raise_first
 from sluicegate._loop import current_backend, enable_ki_protection
 from sluicegate._scope import leave_nursery
-from sluicegate._workflow import graph_in, run_without_owner, saved_run
+from sluicegate._workflow import graph_in, run_without_owner
 from sluicegate.durable._errors import StoreFormatError
 from sluicegate.durable._part import Part
 
@@ -68,10 +67,7 @@ class _Carrier:
         """Start a task that carries a run."""
         workflow = self.workflows[row.workflow]
         run = run_without_owner(workflow, row.run_id)
-        part = Part(self.hub, run, partial(saved_run, workflow), row=row, ends_at_rest=True)
-        run.part = part
-        run.outcome.is_durable = True
-        self.parts[row.run_id] = part
+        run.part = self.parts[row.run_id] = Part(self.hub, run, row=row, ends_at_rest=True)
         start_soon(self.carry, run, row, name=f"{row.workflow}.run")
 
     async def carry(self, run: Any, row: RunRow) -> None:
