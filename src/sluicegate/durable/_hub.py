@@ -60,16 +60,30 @@ class Tended(Protocol):
         """
 
 
-class Sent(Protocol):
-    """An event or a cancellation on its way into an inbox."""
+class Sending:
+    """An event or a cancellation on its way into the inbox of a run."""
 
-    kind: str
-    key: str
-    data: bytes
-    is_repeated: bool
+    __slots__ = ("_done", "data", "error", "is_repeated", "key", "kind")
+
+    def __init__(self, kind: str, key: str, data: bytes) -> None:
+        self.kind = kind
+        self.key = key
+        self.data = data
+        self.error: Exception | None = None
+        self.is_repeated = False
+        self._done = current_backend().event()
 
     def end(self, error: Exception | None = None) -> None:
-        """Note that it is stored, or was refused."""
+        """Wake the waiting tasks, which raise the error if there is one."""
+        self.error = error
+        self._done.set()
+
+    async def wait(self) -> bool:
+        """Wait until it is stored; return whether it was stored before. A checkpoint."""
+        await self._done.wait()
+        if self.error is not None:
+            raise self.error
+        return self.is_repeated
 
 
 class Watch:
@@ -173,15 +187,15 @@ class Hub:
         #: The watches of runs that are still to be looked at since the last change.
         self._unnoted: dict[Watch, None] = {}
         self._has_unnoted: Waiter | None = None
-        self._outbox: deque[tuple[str, Sent]] = deque()
+        self._outbox: deque[tuple[str, Sending]] = deque()
         self._has_outgoing: Waiter | None = None
         self._is_noted: Waiter | None = None
         #: Runs to be tended at once, and a heap of those to be tended at a time.
         self._now: dict[Tended, None] = {}
-        #: The runs of which a life has begun, and the inbox has not been read since.
-        self._begun: list[str] = []
         self._later: list[tuple[float, int, Tended]] = []
         self._entries = 0
+        #: The runs of which a life has begun, and the inbox has not been read since.
+        self._begun: list[str] = []
 
     def check_open(self) -> None:
         """Refuse a call outside the block of the store, or from another event loop.
@@ -231,7 +245,7 @@ class Hub:
 
     # -- messages ---------------------------------------------------------------------------------
 
-    async def send(self, run_id: str, sending: Sent) -> None:
+    async def send(self, run_id: str, sending: Sending) -> None:
         """Put a message into an inbox. A checkpoint; a refusal is raised by the message's ``wait()``."""
         try:
             is_new = await self.journal.send(run_id, sending.kind, sending.key, sending.data)
@@ -241,7 +255,7 @@ class Hub:
             sending.is_repeated = not is_new
             sending.end()
 
-    def post(self, run_id: str, sending: Sent) -> None:
+    def post(self, run_id: str, sending: Sending) -> None:
         """Put a message into an inbox soon, after those posted before."""
         self._outbox.append((run_id, sending))
         if self._has_outgoing is not None:

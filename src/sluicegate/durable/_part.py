@@ -32,6 +32,7 @@ from sluicegate._loop import current_backend, enable_ki_protection
 from sluicegate._questions import Acknowledgement
 from sluicegate._workflow import saved_run
 from sluicegate.durable._errors import StoreError, UnknownRunError
+from sluicegate.durable._hub import Sending
 from sluicegate.durable._port import BASE, ENDED, WAITING, Batch, Lease, StoredRecord, Summary
 from sluicegate.durable._runs import (
     check_event,
@@ -70,32 +71,6 @@ LOOK_AGAIN = 1.0
 MIN_REST = 1.0
 #: How many events of a stream are read from the store at a time.
 _CHUNK = 500
-
-
-class Sending:
-    """An event or a cancellation on its way into the inbox of a run."""
-
-    __slots__ = ("_done", "data", "error", "is_repeated", "key", "kind")
-
-    def __init__(self, kind: str, key: str, data: bytes) -> None:
-        self.kind = kind
-        self.key = key
-        self.data = data
-        self.error: Exception | None = None
-        self.is_repeated = False
-        self._done = current_backend().event()
-
-    def end(self, error: Exception | None = None) -> None:
-        """Wake the waiting tasks, which raise the error if there is one."""
-        self.error = error
-        self._done.set()
-
-    async def wait(self) -> bool:
-        """Wait until it is stored; return whether it was stored before. A checkpoint."""
-        await self._done.wait()
-        if self.error is not None:
-            raise self.error
-        return self.is_repeated
 
 
 @final
