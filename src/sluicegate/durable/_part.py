@@ -701,7 +701,7 @@ class Part:
             return Acknowledgement(is_repeated=not is_new, wait=wait)
         asked = self.questions if self.status == "idle" and not self.is_live else None
         check_event(run, event, step, question, asked)
-        data = encode_event(run.graph, run.options.classes, event, step, question, key)
+        data = encode_event(run, event, step, question, key)
         sending = Sending("event", key or uuid4().hex, data)
         self._post(sending)
         return Acknowledgement(is_repeated=False, wait=sending.wait)
@@ -759,7 +759,7 @@ class Part:
             else:
                 cancel(run, asked.why)
             return
-        event, found = decode_event(run.graph, run.options.classes, message.data)
+        event, found = decode_event(run, message.data)
         receive(run, event, found.step, found.q, found.id)
 
     def _consume(self, message: int) -> None:

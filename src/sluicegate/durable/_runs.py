@@ -33,6 +33,7 @@ from sluicegate.durable._port import NewRun
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from sluicegate._data.codec import Codec
     from sluicegate._definition.graph import Graph
     from sluicegate._engine.journal_records import Cancelled
     from sluicegate._engine.run import Run
@@ -120,32 +121,29 @@ class CancelMessage(msgspec.Struct, omit_defaults=True):
     after: str = "now"
 
 
-def encode_event(  # noqa: PLR0917
-    graph: Graph,
-    classes: tuple[type, ...],
-    event: Event,
-    step: str | None,
-    question: str | None,
-    key: str | None,
+def encode_event(
+    run: Run, event: Event, step: str | None, question: str | None, key: str | None
 ) -> bytes:
-    """Return an event as a message.
+    """Return an event for a run as a message.
 
     Raises:
         SnapshotError: The event cannot be kept; the message names the path of the field.
     """
-    data = graph.codec(classes).encode(event, f"event {type(event).__name__}")
-    return encode_message(data, step, question, key)
+    return encode_message(run.graph.codec(run.options.classes), event, step, question, key)
 
 
-def encode_message(data: Any, step: str | None, question: str | None, key: str | None) -> bytes:
-    """Return an encoded event as a message."""
+def encode_message(
+    codec: Codec, event: Event, step: str | None, question: str | None, key: str | None
+) -> bytes:
+    """Return an event as a message, encoded with a codec; see :func:`encode_event`."""
+    data = codec.encode(event, f"event {type(event).__name__}")
     return _encode(EventMessage(data, step, question, key))
 
 
-def decode_event(graph: Graph, classes: tuple[type, ...], data: bytes) -> tuple[Any, EventMessage]:
+def decode_event(run: Run, data: bytes) -> tuple[Any, EventMessage]:
     """Return the event of a message, and the message."""
     message = msgspec.json.decode(data, type=EventMessage)
-    return graph.codec(classes).decode(message.e, "a message"), message
+    return run.graph.codec(run.options.classes).decode(message.e, "a message"), message
 
 
 def encode_cancel(reason: str, after: str) -> bytes:

@@ -34,7 +34,7 @@ from sluicegate.durable._exported import open_folder, write_run
 from sluicegate.durable._hub import Hub
 from sluicegate.durable._memory import MemoryStore
 from sluicegate.durable._part import Part
-from sluicegate.durable._port import ENDED, WAITING, Lease, NewRun, RunFilter
+from sluicegate.durable._port import BASE, ENDED, WAITING, Lease, NewRun, RunFilter
 from sluicegate.durable._runs import (
     check_event,
     encode_cancel,
@@ -503,15 +503,14 @@ class RunStore:
             raise TypeError(msg)
         workflow = self._hub.workflows.get(row.workflow)
         if workflow is None:
-            data = Codec.of((type(event),)).encode(event, f"event {type(event).__name__}")
-            return encode_message(data, step, question, key)
+            return encode_message(Codec.of((type(event),)), event, step, question, key)
         run = run_without_owner(workflow, row.run_id)
         asked = None
         if row.summary.status in WAITING and row.owner is None and not row.messages:
             asked = open_questions_of(run, row.summary.questions, self._hub.wall())
         if not row.is_ended:
             check_event(run, event, step, question, asked)
-        return encode_event(run.graph, run.options.classes, event, step, question, key)
+        return encode_event(run, event, step, question, key)
 
     async def cancel(
         self,
@@ -584,7 +583,13 @@ class RunStore:
         Raises:
             UnknownRunError: There is no run ``after``.
         """
-        which = _filter(status, workflow, asking, created_after, created_before)
+        which = RunFilter(
+            statuses=_names(status),
+            workflows=_names(workflow),
+            asking=asking,
+            created_after=created_after,
+            created_before=created_before,
+        )
         number = None if after is None else (await self._row(after)).number
         self._hub.check_open()
         rows = await self._hub.journal.find(
@@ -599,7 +604,7 @@ class RunStore:
             workflow: Runs of the workflow of this name, or of several.
         """
         self._hub.check_open()
-        return await self._hub.journal.count(_filter(None, workflow, None, None, None))
+        return await self._hub.journal.count(RunFilter(workflows=_names(workflow)))
 
     async def questions(
         self,
@@ -622,7 +627,7 @@ class RunStore:
             rows = [await self._row(run_id)]
         else:
             self._hub.check_open()
-            which = _filter(None, workflow, True, None, None)
+            which = RunFilter(workflows=_names(workflow), asking=True)
             rows = await self._hub.journal.find(which, limit=limit)
         return [
             StoredQuestion(
@@ -663,9 +668,9 @@ class RunStore:
         if at is None:
             return await self._hub.journal.read(row.run_id)
         records = await self._hub.journal.read(row.run_id, after=0)
-        bases = [r.sequence for r in records if r.kind == "base" and r.sequence <= at]
+        bases = [r.sequence for r in records if r.kind == BASE and r.sequence <= at]
         if not bases or at > row.sequence:
-            first = next((r.sequence for r in records if r.kind == "base"), 0)
+            first = next((r.sequence for r in records if r.kind == BASE), 0)
             msg = (
                 f"the journal of {row.run_id!r} has the records {first} to {row.sequence}, and {at} was "
                 "asked for; expected a number in between, or `open_run_store(..., keep_history=True)` "
@@ -743,7 +748,7 @@ class RunStore:
     async def _find_all(
         self, status: str | Iterable[str] | None, workflow: str | Iterable[str] | None
     ) -> builtins.list[RunRow]:
-        which = _filter(status, workflow, None, None, None)
+        which = RunFilter(statuses=_names(status), workflows=_names(workflow))
         found: builtins.list[RunRow] = []
         while True:
             self._hub.check_open()
@@ -816,22 +821,6 @@ def _checked_id(run_id: object) -> str:
 
 def _names(given: str | Iterable[str] | None) -> tuple[str, ...] | None:
     return None if given is None else (given,) if isinstance(given, str) else tuple(given)
-
-
-def _filter(
-    status: str | Iterable[str] | None,
-    workflow: str | Iterable[str] | None,
-    asking: bool | None,
-    created_after: float | None,
-    created_before: float | None,
-) -> RunFilter:
-    return RunFilter(
-        statuses=_names(status),
-        workflows=_names(workflow),
-        asking=asking,
-        created_after=created_after,
-        created_before=created_before,
-    )
 
 
 def _summary_of(row: RunRow) -> RunSummary:
