@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from sluicegate._loop import current_backend, enable_ki_protection
 from sluicegate.durable._errors import StaleLeaseError, StoreClosedError
-from sluicegate.durable._port import ENDED, Batch, Lease
+from sluicegate.durable._port import ENDED, Lease
 from sluicegate.durable._refusals import stale
 
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from sluicegate.durable._errors import StoreError
     from sluicegate.durable._port import (
+        Batch,
         Capabilities,
         Due,
         Message,
@@ -204,20 +205,15 @@ class JournalClient:
 
     def lose(self, run_id: str, fence: int, error: StoreError) -> None:
         """Report a lost lease, if it is still held."""
-        held = self._leases.get(run_id)
-        if held is not None and held[0] == fence:
-            del self._leases[run_id]
-            held[1](error)
-
-    def held(self) -> dict[str, int]:
-        """Return the fence of each run that is claimed, by its id."""
-        return {run_id: fence for run_id, (fence, _) in self._leases.items()}
+        lost = self._forget(run_id, fence)
+        if lost is not None:
+            lost(error)
 
     def keep_only(self, fences: dict[str, int]) -> None:
         """Report the loss of each held lease that the store does not list with the same fence."""
-        for run_id, fence in self.held().items():
+        for run_id, (fence, _) in [*self._leases.items()]:
             if fences.get(run_id) != fence:
-                self.lose(run_id, fence, stale(Batch(run_id, fence), fences.get(run_id)))
+                self.lose(run_id, fence, stale(run_id, fence, fences.get(run_id)))
 
     def lose_all(self, error: StoreError) -> None:
         """Report the loss of all leases."""
@@ -342,7 +338,7 @@ class JournalClient:
     def _release_unheard(self, lease: object) -> None:
         """End the lease of a claim that was cancelled."""
         if isinstance(lease, Lease) and self._end is None:
-            self._submit(Task(self, lambda tables: tables.release(lease), _ignore))
+            self._submit(Task(self, lambda tables: tables.release(lease), ignore))
 
     def _hold(self, lease: T, lost: Callable[[StoreError], None]) -> T:
         if isinstance(lease, Lease):
@@ -409,10 +405,13 @@ class JournalClient:
             )
         )
 
-    def _forget(self, run_id: str, fence: int) -> None:
+    def _forget(self, run_id: str, fence: int) -> Callable[[StoreError], None] | None:
+        """Forget a lease; return what reports its loss, None if it is not held."""
         held = self._leases.get(run_id)
-        if held is not None and held[0] == fence:
-            del self._leases[run_id]
+        if held is None or held[0] != fence:
+            return None
+        del self._leases[run_id]
+        return held[1]
 
     def _check_payload(self, data: bytes) -> None:
         if len(data) > self._most_payload:
@@ -507,7 +506,7 @@ class JournalClient:
 PRUNED_AT_ONCE = 25
 
 
-def _ignore(_result: object, _error: StoreError | None) -> None:
+def ignore(_result: object, _error: StoreError | None) -> None:
     """Settle a task whose outcome is not needed."""
 
 

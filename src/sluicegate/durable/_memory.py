@@ -36,10 +36,10 @@ from sluicegate.durable._port import (
     Summary,
 )
 from sluicegate.durable._refusals import (
-    check_batch,
+    check_consumed,
     conflict,
+    continued,
     ended,
-    not_in_inbox,
     owned,
     stale,
     unknown,
@@ -169,17 +169,11 @@ class MemoryTables:
     def append(self, batch: Batch, owner: str) -> None:
         run = self.runs.get(batch.run_id)
         if run is None or run.fence != batch.fence or run.owner != owner:
-            raise stale(batch, None if run is None else run.fence)
-        check_batch(batch, run.sequence, run.shown)
-        missing = [number for number in batch.consumes if number not in run.inbox]
-        if missing or len({*batch.consumes}) != len(batch.consumes):
-            raise not_in_inbox(batch, missing)
-        for record in batch.records:
-            run.records.append(record)
-            run.sequence = record.sequence
-            run.shown = record.shown or run.shown
-            if record.kind == BASE:
-                run.base = record.sequence
+            raise stale(batch.run_id, batch.fence, None if run is None else run.fence)
+        after = continued(batch, run.sequence, run.base, run.shown)
+        check_consumed(batch, [number for number in batch.consumes if number not in run.inbox])
+        run.sequence, run.base, run.shown = after
+        run.records += batch.records
         for number in batch.consumes:
             del run.inbox[number]
         if batch.summary is not None:
@@ -375,7 +369,7 @@ class _Disk:
     def _tell_taken(self, run_id: str, fence: int, owner: str) -> None:
         journal = self.journals.get(owner)
         if journal is not None and not journal.is_stalled:
-            error = stale(Batch(run_id, fence), None)
+            error = stale(run_id, fence, None)
             journal.call_soon(partial(journal.lose, run_id, fence, error))
 
     # -- faults

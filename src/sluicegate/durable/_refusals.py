@@ -12,12 +12,13 @@ from sluicegate.durable._errors import (
     StaleLeaseError,
     UnknownRunError,
 )
+from sluicegate.durable._port import BASE
 
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sluicegate.durable._port import Batch, Lease
+    from sluicegate.durable._port import Batch
 
 
 def describe(batch: Batch) -> str:
@@ -28,12 +29,13 @@ def describe(batch: Batch) -> str:
     return f"the records {records[0].sequence}-{records[-1].sequence} of the run {batch.run_id!r}"
 
 
-def check_batch(batch: Batch, sequence: int, shown: int) -> None:
-    """Check that a batch continues the journal.
+def continued(batch: Batch, sequence: int, base: int, shown: int) -> tuple[int, int, int]:
+    """Check that a batch continues the journal; return the three numbers as they are after it.
 
     Args:
         batch: The batch.
         sequence: The last record in the journal.
+        base: The newest base.
         shown: The last number in the durable stream.
 
     Raises:
@@ -49,32 +51,45 @@ def check_batch(batch: Batch, sequence: int, shown: int) -> None:
                 f"shown={shown + (not record.shown)}"
             )
             raise JournalConflictError(msg)
+        if record.kind == BASE:
+            base = sequence
+    return sequence, base, shown
 
 
-def stale(batch: Batch | Lease, fence: int | None) -> StaleLeaseError:
+def check_consumed(batch: Batch, missing: Sequence[int]) -> None:
+    """Check the messages that a batch consumes.
+
+    Args:
+        batch: The batch.
+        missing: Those of them that are not in the inbox of the run.
+
+    Raises:
+        JournalConflictError: Some are not there, or one is consumed twice.
+    """
+    if missing or len({*batch.consumes}) != len(batch.consumes):
+        msg = (
+            f"{describe(batch)} would consume the messages {[*batch.consumes]}; expected messages in the "
+            f"inbox of the run, each once, and these are not: {[*missing]}"
+        )
+        raise JournalConflictError(msg)
+
+
+def stale(run_id: str, fence: int, newest: int | None) -> StaleLeaseError:
     """Return the refusal of a lost lease.
 
     Args:
-        batch: The batch that was refused, or the lease.
-        fence: The fence of the newest lease; None if the run does not exist.
+        run_id: The run.
+        fence: The fence of the lease.
+        newest: The fence of the newest lease; None if the run does not exist.
     """
-    if fence is None:
+    if newest is None:
         why = "another process has taken it over, or it was deleted"
-    elif fence == batch.fence:
+    elif newest == fence:
         why = "it was released, or the run was deleted and created again"
     else:
-        why = f"another process has claimed it with the fence {fence}"
-    msg = f"the lease of the run {batch.run_id!r} with the fence {batch.fence} is lost: {why}"
-    return StaleLeaseError(msg, batch.run_id, batch.fence)
-
-
-def not_in_inbox(batch: Batch, messages: Sequence[int]) -> JournalConflictError:
-    """Return the refusal of a batch that consumes messages that are not there."""
-    msg = (
-        f"{describe(batch)} would consume the messages {[*batch.consumes]}; expected messages in the "
-        f"inbox of the run, each once, and these are not: {[*messages]}"
-    )
-    return JournalConflictError(msg)
+        why = f"another process has claimed it with the fence {newest}"
+    msg = f"the lease of the run {run_id!r} with the fence {fence} is lost: {why}"
+    return StaleLeaseError(msg, run_id, fence)
 
 
 def unknown(run_id: str) -> UnknownRunError:

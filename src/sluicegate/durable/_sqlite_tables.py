@@ -22,10 +22,10 @@ from sluicegate.durable._port import (
     Summary,
 )
 from sluicegate.durable._refusals import (
-    check_batch,
+    check_consumed,
     conflict,
+    continued,
     ended,
-    not_in_inbox,
     owned,
     stale,
     unknown,
@@ -76,6 +76,11 @@ _DUE_AT = f"""
         ELSE wake_at
     END
 """
+
+
+def _rows(number: int, records: Iterable[StoredRecord]) -> list[tuple[object, ...]]:
+    """Return records of a run as the values of `_INSERT`."""
+    return [(number, r.sequence, r.at, r.kind, r.data, r.shown or None) for r in records]
 
 
 def _row(columns: Sequence[Any]) -> RunRow:
@@ -231,9 +236,7 @@ class SqliteTables:
             records = [record for _, batch in own for record in batch.records]
             number = self._numbers.get(run_id)
             if number is not None and self._advance(number, fence, owner, records):
-                rows += [
-                    (number, r.sequence, r.at, r.kind, r.data, r.shown or None) for r in records
-                ]
+                rows += _rows(number, records)
                 continue
             for task, batch in own:  # one of them is refused, or the run was not written before
                 try:
@@ -270,14 +273,10 @@ class SqliteTables:
             batch.run_id,
         )
         if found is None or found[1] != batch.fence or found[2] != owner:
-            raise stale(batch, None if found is None else found[1])
-        number, _, _, sequence, base, shown = found
-        check_batch(batch, sequence, shown)
-        self._check_consumed(number, batch)
-        for record in batch.records:
-            sequence = record.sequence
-            shown = record.shown or shown
-            base = sequence if record.kind == BASE else base
+            raise stale(batch.run_id, batch.fence, None if found is None else found[1])
+        number, _, _, *before = found
+        sequence, base, shown = continued(batch, *before)
+        check_consumed(batch, self._missing(number, batch.consumes))
         self._execute(
             "UPDATE runs SET sequence = ?, base = ?, shown = ? WHERE number = ?",
             (sequence, base, shown, number),
@@ -299,22 +298,12 @@ class SqliteTables:
             self._numbers.pop(batch.run_id, None)
 
     def _insert(self, number: int, records: Iterable[StoredRecord]) -> None:
-        self._executemany(
-            _INSERT, [(number, r.sequence, r.at, r.kind, r.data, r.shown or None) for r in records]
-        )
+        self._executemany(_INSERT, _rows(number, records))
 
-    def _check_consumed(self, number: int, batch: Batch) -> None:
-        missing = [
-            message
-            for message in batch.consumes
-            if not self._one(
-                "SELECT 1 FROM messages WHERE id = ? AND run = ? AND consumed_by IS NULL",
-                message,
-                number,
-            )
-        ]
-        if missing or len({*batch.consumes}) != len(batch.consumes):
-            raise not_in_inbox(batch, missing)
+    def _missing(self, number: int, messages: Sequence[int]) -> list[int]:
+        """Return the messages that are not in the inbox of a run."""
+        statement = "SELECT 1 FROM messages WHERE id = ? AND run = ? AND consumed_by IS NULL"
+        return [message for message in messages if not self._one(statement, message, number)]
 
     def _consume(self, number: int, batch: Batch, sequence: int) -> None:
         # The journal has the content now; the digest is kept to recognise the message again.

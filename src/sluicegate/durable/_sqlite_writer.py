@@ -23,7 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, final
 
 from sluicegate._errors import WorkflowError
-from sluicegate.durable._client import Task
+from sluicegate.durable._client import Task, ignore
 from sluicegate.durable._errors import StoreClosedError, StoreError
 from sluicegate.durable._sqlite_file import connect, error_of, roll_back
 from sluicegate.durable._sqlite_tables import SqliteTables
@@ -383,7 +383,7 @@ class SqliteWriter:
         if member is not None:
             member.lock.release()
             owner = client.owner
-            self.submit(Task(client, lambda tables: tables.end_owner(owner), _ignore))
+            self.submit(Task(client, lambda tables: tables.end_owner(owner), ignore))
 
     def _fail(self, error: StoreError) -> None:
         """Report to all clients that the writer has stopped."""
@@ -411,7 +411,3 @@ def _code(error: BaseException) -> int | None:
 def _is_fatal(error: BaseException) -> bool:
     """Whether an fsync has failed: the system then drops the pages that it could not write."""
     return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_IOERR_FSYNC
-
-
-def _ignore(_result: object, _error: object) -> None:
-    """Settle the last task of a client whose event loop has ended."""
