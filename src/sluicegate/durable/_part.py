@@ -617,9 +617,9 @@ class Part:
         self._is_noted = False
         if run.outcome.status or run.machine is None:
             return None
-        can_rest = can_be_released(run)
-        self._write_summary()
-        if not can_rest:
+        due = next_due(run) if can_be_released(run) else None
+        self._write_summary(due)
+        if due is None:
             self._idle_since = None
             return None
         if self._idle_since is None:
@@ -627,7 +627,6 @@ class Part:
         release = self._release_idle
         if release is None:
             return None
-        due = next_due(run)
         if due - now < max(release, MIN_REST):
             return None
         if now < self._idle_since + release:
@@ -635,18 +634,22 @@ class Part:
         self.status = "idle"
         assert run.journal is not None
         run.journal.based(snapshot(run))  # with it, nothing is to be replayed when it is woken
-        self._write_summary()  # a record says that the run is busy
+        self._write_summary(due)  # a record says that the run is busy
         run.outcome.park()
         halt(run, "it is released from memory until it is woken")
         return None
 
-    def _write_summary(self) -> None:
-        """Store the current summary of the run, if it has changed."""
+    def _write_summary(self, due: float | None) -> None:
+        """Store the current summary of the run, if it has changed.
+
+        Args:
+            due: When the next timer of a run at rest is due, on the backend's clock; None for a busy run.
+        """
         run, wall = self._run, self._hub.wall()
         status: Status = "running"
         wake_at = None
-        if can_be_released(run):
-            status, due = "idle", next_due(run)
+        if due is not None:
+            status = "idle"
             # Above the rounding of the two clocks: a timer never fires early.
             left = due - run.live()[0].current_time() + 1e-6
             wake_at = None if due == inf else wall + left
