@@ -143,7 +143,7 @@ class Expected:
     resent: frozenset[str] = frozenset()
     #: The order in which the bodies of a step with one worker begin for the first time.
     ordered: dict[str, list[str]] = attrs.Factory(dict)
-    #: How often a body fails, where it does.
+    #: How often a body fails at least, where it does.
     failures: dict[str, int] = attrs.Factory(dict)
 
 
@@ -151,6 +151,7 @@ def faults_in(entries: list[Entry], expected: Expected) -> list[str]:
     """Return what the entries of a run that has come to its end show to be wrong."""
     return [
         *_lost_or_invented(entries, expected),
+        *_failed_less(entries, expected),
         *_again(entries, expected),
         *_doubled(entries, expected),
         *_reordered(entries, expected),
@@ -163,6 +164,16 @@ def _lost_or_invented(entries: list[Entry], expected: Expected) -> Iterable[str]
     yield from (f"{name} never began" for name in sorted(expected.bodies - begun))
     known = expected.bodies | expected.optional
     yield from (f"{name} began, which nothing led to" for name in sorted(begun - known))
+
+
+def _failed_less(entries: list[Entry], expected: Expected) -> Iterable[str]:
+    """A body that fails, or whose life ends in it, has begun and not come to its end."""
+    begun = Counter(entry.name for entry in entries if entry.what == "begin")
+    ended = Counter(entry.name for entry in entries if entry.what == "end")
+    for name, times in expected.failures.items():
+        found = begun[name] - ended[name]
+        if found < times:
+            yield f"{name} failed {found} times, expected {times}"
 
 
 def _again(entries: list[Entry], expected: Expected) -> Iterable[str]:

@@ -61,6 +61,11 @@ EXPECTED = Expected(bodies=frozenset({"a/", "b/"}))
         ([A, B, _begin("c/")], EXPECTED, "c/ began, which nothing led to"),
         ([A, B, AGAIN], EXPECTED, "a/ began again in life 2, although b/ had begun"),
         (
+            [A, B, Entry(1, "end", "b/")],
+            Expected(bodies=EXPECTED.bodies, failures={"b/": 1}),
+            "b/ failed 0 times, expected 1",
+        ),
+        (
             [A, B, _begin("b/", delivery="r/3", attempt="r/3/1", life=2)],
             EXPECTED,
             "b/ was delivered twice",
