@@ -554,6 +554,46 @@ class Broken(Flow):
             return StopEvent()
 
 
+# -- effects that happen once -------------------------------------------------------------------
+
+
+class Paying(Flow):
+    """Three items are paid for, each once; the step fails when it has paid, and is tried again."""
+
+    result: ClassVar = ["receipt of pay/0", "receipt of pay/1", "receipt of pay/2"]
+    expected: ClassVar = Expected(
+        bodies=bodies("begin", "") | bodies("pay", *range(3)) | bodies("end", ""),
+        effects=bodies("pay", *range(3)),
+        failures={f"pay/{n}": 1 for n in range(3)},
+    )
+
+    @step
+    async def begin(self, ctx: Context, ev: StartEvent) -> list[Item]:
+        with self.body(ctx, "") as me:
+            return [Item(key=str(n), number=n, by=me) for n in range(3)]
+
+    @step(num_workers=2, retry=Retry(stop=2))
+    async def pay(self, ctx: Context, ev: Item) -> Keyed:
+        with self.body(ctx, ev.key, ev) as me:
+            receipt = await ctx.once("pay", self.charge, me)
+            self.ledger.note("used", me, ctx, [me])
+            if ctx.retry_info().retry_number < 1:
+                raise OSError("the printer has no paper")
+            return Keyed(key=receipt, by=me)
+
+    async def charge(self, name: str) -> str:
+        """Have the effect; what it returns is known once it is recorded."""
+        await self.pause()
+        self.ledger.note("effect", name)
+        await self.pause()
+        return f"receipt of {name}"
+
+    @step
+    async def end(self, ctx: Context, evs: list[Keyed]) -> StopEvent:
+        with self.body(ctx, "", *evs):
+            return StopEvent(result=sorted(ev.key for ev in evs))
+
+
 # -- waits and questions ------------------------------------------------------------------------
 
 
@@ -1024,6 +1064,7 @@ FLOWS: dict[str, type[Flow]] = {
         Backoff,
         Recovering,
         Broken,
+        Paying,
         Interview,
         Impatient,
         Human,
