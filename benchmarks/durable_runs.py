@@ -9,7 +9,6 @@ the table has the median of the ratios. Each round runs in a process of its own.
 import argparse
 import importlib.util
 import json
-import os
 import sqlite3
 import statistics
 import subprocess
@@ -236,9 +235,7 @@ def in_process(what: str, parent: str | None) -> dict[str, float]:
     """Measure one round in a process of its own, in a new folder on the disk that is measured."""
     with tempfile.TemporaryDirectory(dir=parent) as folder:
         command = [sys.executable, "-m", "benchmarks.durable_runs", "--measure", what, folder]
-        out = subprocess.run(
-            command, capture_output=True, text=True, check=True, env={**os.environ}
-        )
+        out = subprocess.run(command, capture_output=True, text=True, check=True)
         found: dict[str, float] = json.loads(out.stdout.splitlines()[-1])
         return found
 
