@@ -39,16 +39,15 @@ class _Command:
 
     Attributes:
         name: Its name; that of a command of a group has two words, ``runs list``.
-        takes_target: Whether it takes a TARGET, ``place`` arguments before which are something else.
+        place: How many arguments come before its TARGET; None if it takes none.
     """
 
     name: str
     help: str
     options: tuple[_Option, ...]
-    takes_target: bool
+    place: int | None
     takes_file: bool
     choices: tuple[str, ...]
-    place: int = 0
 
     @property
     def group(self) -> str:
@@ -103,10 +102,9 @@ def _command(name: str, summary: str, parser: argparse.ArgumentParser) -> _Comma
             for action in shown
             if action.option_strings
         ),
-        "TARGET" in names,
-        any(action.metavar == "FILE" for action in positional),
+        names.index("TARGET") if "TARGET" in names else None,
+        "FILE" in names,
         tuple(str(choice) for action in positional for choice in action.choices or ()),
-        names.index("TARGET") if "TARGET" in names else 0,
     )
 
 
@@ -230,7 +228,7 @@ def _bash(commands: tuple[_Command, ...]) -> str:
                 values.append(f"        {at}) {_bash_value(option)}; return ;;")
         words = " ".join(flag for option in command.options for flag in option.flags)
         flags.append(f"            '{command.name}') {_bash_words(words)} ;;")
-        if command.takes_target:
+        if command.place is not None:
             arguments.append(f"            '{command.name}') _sluicegate_target ;;")
         elif command.takes_file:
             arguments.append(f"            '{command.name}') {_BASH_FILES} ;;")
@@ -325,7 +323,7 @@ def _zsh_case(command: _Command, commands: tuple[_Command, ...]) -> str:
             name=command.word, commands=_zsh_names(commands, command.name), cases=cases
         )
     specs = [spec for option in command.options for spec in _zsh_option(option)]
-    if command.takes_target:
+    if command.place is not None:
         specs += [f"'{place}:id:'" for place in range(1, command.place + 1)]
         specs.append(f"'{command.place + 1}:target:_sluicegate_target'")
     elif command.takes_file:
@@ -420,7 +418,7 @@ def _fish_command(command: _Command, commands: tuple[_Command, ...]) -> Iterator
     start = f"complete -c sluicegate -n '{seen}'"
     for option in command.options:
         yield f"{start} {_fish_option(option)} -d {_fish_quoted(option.help)}"
-    if command.takes_target:
+    if command.place is not None:
         yield f"{start} -a '(__sluicegate_targets)'"
     elif command.takes_file:
         yield f"{start} -F"

@@ -109,8 +109,8 @@ class Questions:
             wanted = (kind for asked in self._handler.questions for kind in asked.answers)
             self._waited_for = answers_among(wanted) or self._waited_for
         if not (self._kinds or self._waited_for):
-            name = type(question).__name__
-            text = f"sluicegate: {name} cannot be answered: no step takes a HumanResponseEvent"
+            kind = type(question).__name__
+            text = f"sluicegate: {kind} cannot be answered: no step takes a HumanResponseEvent"
             print(text, file=sys.stderr)  # noqa: T201
             return
         self._open.append((question, name))
