@@ -66,11 +66,11 @@ class Sending:
     __slots__ = ("_done", "data", "error", "is_repeated", "key", "kind")
 
     def __init__(self, kind: str, key: str, data: bytes) -> None:
-        self.kind = kind
-        self.key = key
-        self.data = data
+        self.kind: str = kind
+        self.key: str = key
+        self.data: bytes = data
         self.error: Exception | None = None
-        self.is_repeated = False
+        self.is_repeated: bool = False
         self._done = current_backend().event()
 
     def end(self, error: Exception | None = None) -> None:
