@@ -17,7 +17,7 @@ SOURCE = Path(__file__).parent.parent / "src"
 #: Lowest first. A module imports from lower layers, from its own package, and from what `BESIDE`
 #: allows; a name ending in a dot covers a package.
 LAYERS = [
-    ["_errors", "_exceptions", "_annotations", "_foreign", "_events.", "records"],
+    ["_errors", "_exceptions", "_annotations", "_foreign", "_sse", "_events.", "records"],
     ["_loop.", "_data.", "_observers", "_logging"],
     ["_context", "_cursors", "_streams", "_questions", "_definition.", "_state.", "llms."],
     ["_engine."],

@@ -17,8 +17,8 @@ import pytest
 import trio
 
 from sluicegate._loop import current_backend
+from sluicegate._sse import EventDecoder, EventTooLargeError
 from sluicegate.llms import ChatMessage, _bounded
-from sluicegate.llms._sse import EventDecoder, EventTooLargeError
 from sluicegate.llms.openai import OpenAI
 
 from .conftest import guard

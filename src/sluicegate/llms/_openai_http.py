@@ -14,6 +14,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from sluicegate._loop import current_backend
 from sluicegate._loop.cleanup import shielded_scope
+from sluicegate._sse import EventDecoder, EventTooLargeError, ServerSentEvent
 
 from ._assembly import Assembly
 from ._bounded import (
@@ -25,7 +26,6 @@ from ._bounded import (
     is_event_stream,
     library_of,
 )
-from ._sse import EventDecoder, EventTooLargeError
 from ._types import ChatResponse, CompletionResponse, StreamClosedError
 from ._wire import to_piece
 
@@ -89,9 +89,9 @@ class EventReader:
             msg = f"the stream of {self._request.url} cannot be read: {exc}"
             raise openai.APIError(msg, self._request, body=None) from exc
 
-    def _take(self, events: list[str]) -> None:
+    def _take(self, events: list[ServerSentEvent]) -> None:
         self._has_events = self._has_events or bool(events)
-        self._events.extend(events)
+        self._events.extend(event.data for event in events)
 
     def feed_end(self) -> None:
         """

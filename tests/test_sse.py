@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from sluicegate.llms._sse import EventDecoder
+from sluicegate._sse import EventDecoder
 
 
 def decode(*received: bytes) -> list[str]:
     decoder = EventDecoder()
-    return [data for piece in received for data in decoder.feed(piece)] + decoder.flush()
+    events = [event for piece in received for event in decoder.feed(piece)] + decoder.flush()
+    return [event.data for event in events]
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
@@ -37,8 +38,8 @@ def test_events_come_as_soon_as_they_are_complete():
     decoder = EventDecoder()
 
     assert decoder.feed(b"data: a\n") == []
-    assert decoder.feed(b"\n") == ["a"]
-    assert decoder.feed(b"data: b\n\ndata: c\n\ndata: d") == ["b", "c"]
+    assert decoder.feed(b"\n") == [("a", "", "")]
+    assert decoder.feed(b"data: b\n\ndata: c\n\ndata: d") == [("b", "", ""), ("c", "", "")]
 
 
 def test_comments_and_other_fields_are_passed_over():
@@ -75,3 +76,18 @@ def test_byte_order_mark():
 def test_broken_utf8_is_replaced():
     """Bytes that are not UTF-8 cost a character and not the stream."""
     assert decode(b"data: a\xffb\n\n") == ["a\ufffdb"]
+
+
+def test_names_and_ids():
+    """A name is that of one event; an id holds until the next one, and comes of an empty event too."""
+    decoder = EventDecoder()
+    received = (
+        b"id: 1\nevent: Draft\ndata: a\n\ndata: b\n\nid: 2\n\nid: x\0\ndata: c\n\nid\ndata: d\n\n"
+    )
+
+    assert decoder.feed(received) == [
+        ("a", "Draft", "1"),
+        ("b", "", "1"),
+        ("c", "", "2"),
+        ("d", "", ""),
+    ]
