@@ -11,6 +11,10 @@ from __future__ import annotations
 
 from ._mock import MockLLM as MockLLM
 from ._protocol import LLM as LLM
+from ._published import ReasoningDelta as ReasoningDelta
+from ._published import TextDelta as TextDelta
+from ._published import ToolCalled as ToolCalled
+from ._published import ToolReturned as ToolReturned
 from ._streams import ChatStream as ChatStream
 from ._streams import CompletionStream as CompletionStream
 from ._types import ChatMessage as ChatMessage
@@ -31,7 +35,11 @@ __all__ = [
     "CompletionStream",
     "MessageRole",
     "MockLLM",
+    "ReasoningDelta",
     "StreamClosedError",
+    "TextDelta",
     "ToolCall",
+    "ToolCalled",
+    "ToolReturned",
     "Usage",
 ]
