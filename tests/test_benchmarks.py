@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import _goals, _page, _plot, _scale, _tables, durable_store
+from benchmarks import _goals, _page, _plot, _scale, _tables, durable_store, parked_runs
 from benchmarks.__main__ import main
 from benchmarks._goals import GOALS, judge
 from benchmarks._harness import Bench, Interpreter, can, cpus
@@ -296,3 +296,15 @@ def test_the_store_of_durable_runs_is_measured(tmp_path, capsys, monkeypatch):
     assert sum("times raw" in line for line in lines) == 8
     assert sum("in memory:" in line for line in lines) == 4
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_the_cost_of_parked_runs_is_measured(backend, capsys, monkeypatch):
+    """The program parks runs, wakes some of them, and prints what each cost."""
+    monkeypatch.setattr(sys, "argv", ["", "4", "--wakes", "3", "--backend", backend])
+    parked_runs.main()
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("4 runs parked in ")
+    assert sum("bytes in" in line for line in lines) == 2
+    assert sum("from an answer until" in line for line in lines) == 2

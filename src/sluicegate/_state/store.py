@@ -180,6 +180,8 @@ class StateStore(Generic[StateT]):
         self._is_committed = False
 
     def _new(self) -> Any:
+        if self._type is DictState:
+            return DictState()
         required = [
             name
             for name, p in inspect.signature(self._type).parameters.items()
