@@ -11,6 +11,8 @@ import sys
 
 import pytest
 
+from sluicegate.cli._parser import build_parser
+from sluicegate.cli._targets import UsageError
 from tests.helpers import on_each_backend
 
 
@@ -43,6 +45,24 @@ def test_usage_error(program):
     assert (
         err
     ) == "sluicegate: the following arguments are required: TARGET; see `sluicegate run --help`\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("run", "flows:Shout", "topic=ab", "count=2"),
+            "unrecognized arguments: topic=ab count=2; expected `-i topic=ab`; see `sluicegate run --help`",
+        ),
+        (("draw", "flows:Shout", "b"), "unrecognized arguments: b; see `sluicegate draw --help`"),
+    ],
+)
+def test_arguments_that_a_command_does_not_take(arguments, message):
+    """The error names the command, and how an input is given."""
+    with pytest.raises(UsageError) as caught:
+        build_parser().parse_args(arguments)
+
+    assert str(caught.value) == message
 
 
 def test_trio_imports_trio_only(program):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from importlib import metadata
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sluicegate._definition.checks import SKIPPABLE
 from sluicegate.cli._options import TARGET, add_command, add_running, add_target, seconds
@@ -132,6 +132,21 @@ fish:  sluicegate completion fish | source       in ~/.config/fish/config.fish
 
 class _Parser(argparse.ArgumentParser):
     """A parser that raises its errors, one line each, instead of printing them."""
+
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride] - it has overloads
+        self, args: Any = None, namespace: Any = None
+    ) -> Any:
+        # The parser of a command refuses what it does not know, so the error names this command.
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            first = next((word for word in unknown if "=" in word and word[0] != "-"), None)
+            hint = (
+                f"; expected `-i {first}`"
+                if first and self.prog.endswith((" run", " record"))
+                else ""
+            )
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         text = f"{message}; see `{self.prog} --help`"

@@ -254,7 +254,10 @@ class RunStore:
         self._hub.check_open()
         row = await self._hub.journal.get(run_id)
         if row is None:
-            msg = f"the store has no run {run_id!r}; expected an id of one of `await runs.list()`"
+            msg = (
+                f"the store has no run {run_id!r}; expected an id of one of `await runs.list()`, which "
+                "`sluicegate runs list` prints"
+            )
             raise UnknownRunError(msg)
         return row
 
