@@ -129,6 +129,19 @@ class EventLog:
         """The readers that wait for the next event."""
         return {} if self._readers is None else self._readers.waiting
 
+    @property
+    def last(self) -> Event | None:
+        """The newest event; after the end, the terminal one. None before the first."""
+        return self._events[-1] if self._events else None
+
+    @property
+    def end(self) -> str:
+        """The cursor behind the newest event."""
+        number = self.next - 1
+        if self.numbering is None:
+            return Cursor(0, 0, number).text()
+        return self.numbering.cursor(number).text()
+
     def check_thread(self, what: str, way: str) -> None:
         """Refuse a call from another thread: waking a task is safe only in the run's own thread.
 

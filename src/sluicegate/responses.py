@@ -5,14 +5,12 @@ Requires Starlette: ``pip install "sluicegate[starlette]"`` installs it, and so 
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, final
 
+from sluicegate._asgi import STREAM_HEADERS, EventWriter, sse_block, while_connected
 from sluicegate._data.json import json_of, shown_fields
 from sluicegate._events import WorkflowFailedEvent
-from sluicegate._exceptions import single
 from sluicegate._handler import WorkflowHandler
-from sluicegate._loop import current_backend
 
 
 try:
@@ -22,17 +20,13 @@ except ModuleNotFoundError as _error:
     raise ModuleNotFoundError(_msg, name=_error.name) from _error
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+    from collections.abc import Callable, Mapping, MutableMapping
 
     from starlette.background import BackgroundTask
 
+    from sluicegate._asgi import Receive, Send
     from sluicegate._events import Event
-    from sluicegate._loop import Nursery
     from sluicegate._streams import EventStream
-
-    Message = MutableMapping[str, Any]
-    Receive = Callable[[], Awaitable[Message]]
-    Send = Callable[[Message], Awaitable[None]]
 
 __all__ = ["EventStreamResponse", "server_sent_event"]
 
@@ -52,8 +46,32 @@ def server_sent_event(event: Event, cursor: str) -> bytes:
     fields = shown_fields(event)
     if isinstance(event, WorkflowFailedEvent):
         fields["exception"] = type(event.exception).__name__
-    name = re.sub(r"[\r\n]", " ", type(event).__name__)
-    return f"id: {cursor}\nevent: {name}\ndata: {json_of(fields)}\n\n".encode()
+    return sse_block(type(event).__name__, json_of(fields), cursor)
+
+
+class _Plain:
+    """Sends each event as a function encodes it, and nothing else."""
+
+    def __init__(self, encode: Callable[[Event, str], bytes]) -> None:
+        self._encode = encode
+
+    def event(self, event: Event, cursor: str) -> bytes:
+        return self._encode(event, cursor)
+
+    def begin(self) -> bytes:
+        return b""
+
+    def gap(self, missed: int) -> bytes:  # noqa: ARG002
+        return b""
+
+    def stopping(self, grace: float) -> bytes:  # noqa: ARG002
+        return b""
+
+    def heartbeat(self) -> bytes:
+        return b""
+
+    def end(self) -> bytes:
+        return b""
 
 
 @final
@@ -97,7 +115,7 @@ class EventStreamResponse(Response):
         media_type: str | None = None,
         background: BackgroundTask | None = None,
     ) -> None:
-        given = {"cache-control": "no-store", "x-accel-buffering": "no", **(headers or {})}
+        given = {**STREAM_HEADERS, **(headers or {})}
         super().__init__(None, status_code, given, media_type, background)
         del self.headers["content-length"]
         self._source: WorkflowHandler[Any] | EventStream | None = source
@@ -129,37 +147,14 @@ class EventStreamResponse(Response):
 
     async def _serve(self, stream: EventStream, receive: Receive, send: Send) -> bool:
         """Send the stream to its end; return whether the client disconnected before."""
-        backend = current_backend()
-        has_gone = False
+        writer = EventWriter(
+            send, _Plain(self._encode), status=self.status_code, headers=self.raw_headers
+        )
 
-        async def watch(nursery: Nursery) -> None:
-            nonlocal has_gone
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            has_gone = True
-            backend.cancel(nursery.cancel_scope, "the client disconnected")
+        async def write() -> None:
+            await writer.begin()
+            await writer.write(stream)
+            await writer.end()
 
-        try:
-            async with stream, backend.open_nursery() as nursery:
-                nursery.start_soon(watch, nursery, name="watch the client")
-                has_gone = not await self._send(stream, send) or has_gone
-                backend.cancel(nursery.cancel_scope, "the response is complete")
-        except BaseExceptionGroup as group:
-            raise single(group, backend.Cancelled) from None
-        return has_gone
-
-    async def _send(self, stream: EventStream, send: Send) -> bool:
-        start = {
-            "type": "http.response.start",
-            "status": self.status_code,
-            "headers": self.raw_headers,
-        }
-        try:
-            await send(start)
-            async for event in stream:
-                body = self._encode(event, stream.cursor)
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except OSError:  # some servers report a disconnected client so
-            return False
-        return True
+        async with stream:
+            return await while_connected(receive, write)

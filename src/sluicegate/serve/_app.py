@@ -1,0 +1,812 @@
+"""The application: its routes, and the owners of its runs."""
+
+from __future__ import annotations
+
+import logging
+import re
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
+from math import inf, isfinite
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, final
+
+from sluicegate._asgi import STREAM_HEADERS, EventWriter, HungUpError, while_connected
+from sluicegate._data.json import json_of
+from sluicegate._errors import (
+    EventConflictError,
+    QuestionClosedError,
+    WorkflowDetachedError,
+    WorkflowRuntimeError,
+    brief,
+)
+from sluicegate._events import StopEvent
+from sluicegate._exceptions import single
+from sluicegate._handler import run_of
+from sluicegate._loop import current_backend
+from sluicegate._workflow import Workflow, graph_in
+from sluicegate.serve._data import STATUSES, question_data, schema_of_event
+from sluicegate.serve._guards import Guards
+from sluicegate.serve._requests import (
+    Exchange,
+    Refusal,
+    answer_classes,
+    check_keys,
+    read_event,
+    read_run,
+    text_in,
+)
+from sluicegate.serve._runs import Runs, wait_for_end
+from sluicegate.serve._streams import SSE, StreamInfo, wanted_format
+
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping
+
+    from starlette.requests import HTTPConnection
+
+    from sluicegate._asgi import Message, Receive, Send
+    from sluicegate._definition.graph import Graph
+    from sluicegate._events import Event
+    from sluicegate._loop import Nursery
+    from sluicegate.serve._requests import RunRequest
+    from sluicegate.serve._runs import ServedRun
+    from sluicegate.serve._streams import Format
+
+    Endpoint = Callable[[Exchange, Send], Awaitable[None]]
+
+LOGGER = logging.getLogger("sluicegate")
+
+#: Seconds for which the body of a request may take.
+BODY_TIMEOUT = 10.0
+#: Seconds that streams have at the end to send what their runs have published.
+FLUSH = 1.0
+#: The most characters of a reason, and of an idempotency key.
+_MOST_REASON = 1_000
+_MOST_KEY = 255
+
+_HEADERS = {
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+_NO_LIFESPAN = (
+    "the server owns no runs, because the lifespan of this application has not been entered; "
+    "expected `Starlette(..., lifespan=app.lifespan)`, or `async with app.lifespan():` in the "
+    "lifespan of the application in which it is mounted"
+)
+
+
+@final
+class WorkflowApp:
+    """Workflows as an ASGI application; :func:`asgi_app` makes it."""
+
+    def __init__(
+        self,
+        workflows: dict[str, Workflow[Any]],
+        guards: Guards,
+        runs: Runs,
+        *,
+        on_disconnect: Literal["cancel", "continue"],
+        max_body: int,
+        heartbeat: float,
+        shutdown_grace: float,
+        read_only: bool,
+    ) -> None:
+        self._workflows = workflows
+        self._guards = guards
+        self._runs = runs
+        self._on_disconnect = on_disconnect
+        self._max_body = max_body
+        self._heartbeat = heartbeat
+        self._grace = shutdown_grace
+        self._is_read_only = read_only
+        self._routes = [
+            (method, re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path)), endpoint)
+            for method, path, endpoint in self._endpoints()
+        ]
+        #: The nursery of the runs that the server owns; None outside of the lifespan.
+        self._nursery: Nursery | None = None
+        #: Whether no new run is taken, and whether the grace is over.
+        self._is_stopping = False
+        self._has_stopped = False
+        #: The streams that are being sent, each with its cancel scope.
+        self._streams: dict[EventWriter, Any] = {}
+        self._streamless: set[Any] = set()
+
+    def __repr__(self) -> str:
+        state = "stopping" if self._is_stopping else "no lifespan" if not self._nursery else "open"
+        return (
+            f"<WorkflowApp of {', '.join(self._workflows)}: {state}, "
+            f"{len(self._runs.active)} runs, {len(self._streams)} streams>"
+        )
+
+    @property
+    def workflows(self) -> Mapping[str, Workflow[Any]]:
+        """The workflows by their names."""
+        return MappingProxyType(self._workflows)
+
+    def _endpoints(self) -> list[tuple[str, str, Endpoint]]:
+        return [
+            ("GET", "/health", self._health),
+            ("GET", "/workflows", self._list_workflows),
+            ("GET", "/workflows/{name}/schema", self._schema),
+            ("GET", "/workflows/{name}/events", self._event_schemas),
+            ("POST", "/workflows/{name}/run", self._run),
+            ("POST", "/workflows/{name}/run-nowait", self._run_nowait),
+            ("GET", "/events/{handler_id}", self._read),
+            ("POST", "/events/{handler_id}", self._answer_run),
+            ("GET", "/results/{handler_id}", self._result),
+            ("GET", "/handlers", self._list_handlers),
+            ("GET", "/handlers/{handler_id}", self._handler),
+            ("POST", "/handlers/{handler_id}/cancel", self._cancel),
+            ("GET", "/handlers/{handler_id}/questions", self._questions_of_run),
+            ("GET", "/questions", self._questions),
+        ]
+
+    # -- the application ---------------------------------------------------------------------------
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve, as an ASGI application."""
+        if scope["type"] == "lifespan":
+            await self._serve_lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._serve_request(scope, receive, send)
+        else:  # a websocket, which is closed before it is open
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _serve_request(self, scope: Message, receive: Receive, send: Send) -> None:
+        has_begun = False
+        path, root = scope["path"], scope.get("root_path", "")
+        if root and path.startswith(root):
+            path = path[len(root) :]
+        exchange = Exchange(scope, receive, scope["method"], path or "/")
+        more = _raw(self._guards.cors_headers(exchange))
+        is_http1 = str(scope.get("http_version", "1.1")).startswith("1")
+
+        async def give(message: Message) -> None:
+            nonlocal has_begun
+            if message["type"] == "http.response.start":
+                has_begun = True
+                headers = [*message["headers"], *more]
+                if not is_http1:
+                    headers = [pair for pair in headers if pair[0] != b"connection"]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        try:
+            try:
+                await self._dispatch(exchange, give)
+            except Refusal as refusal:
+                if has_begun:
+                    raise
+                data = {"detail": refusal.detail, **refusal.more}
+                await _respond(give, data, refusal.status, refusal.headers)
+        except HungUpError:
+            pass  # nobody hears an answer
+        except Exception:
+            LOGGER.exception("%s %s failed", exchange.method, exchange.path)
+            if has_begun:
+                raise
+            detail = "the server failed; its log says why"
+            await _respond(give, {"detail": detail}, 500)
+
+    async def _dispatch(self, exchange: Exchange, send: Send) -> None:
+        self._guards.check(exchange)
+        allowed: list[str] = []
+        for method, pattern, endpoint in self._routes:
+            found = pattern.fullmatch(exchange.path)
+            if found is None:
+                continue
+            if method == exchange.method:
+                exchange.params.update(found.groupdict())
+                if endpoint != self._health:
+                    await self._guards.authenticate(exchange)
+                if method == "POST" and self._is_read_only:
+                    msg = "this server is read-only; expected GET, or `asgi_app(..., read_only=False)`"
+                    raise Refusal(403, msg)
+                await endpoint(exchange, send)
+                return
+            allowed.append(method)
+        if not allowed:
+            msg = f"there is nothing at {exchange.path[:200]}; expected a path of GET /openapi.json"
+            raise Refusal(404, msg)
+        methods = ", ".join(allowed)
+        if exchange.method == "OPTIONS":
+            await _respond(send, None, 204, {"allow": f"{methods}, OPTIONS"})
+            return
+        msg = f"{exchange.path[:200]} is not for {exchange.method}; expected {methods}"
+        raise Refusal(405, msg, headers={"allow": methods})
+
+    # -- the lifespan ------------------------------------------------------------------------------
+
+    async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        state = "startup"
+        try:
+            async with self.lifespan():
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+                state = "shutdown"
+        except Exception as error:
+            failed = {"type": f"lifespan.{state}.failed", "message": str(error)}
+            await send(failed)  # noqa: ASYNC120
+            raise
+        await send({"type": "lifespan.shutdown.complete"})
+
+    @asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncGenerator[None]:  # noqa: ARG002 - Starlette gives it
+        """Own the runs that no request owns, for the length of the block.
+
+        A server enters it by itself, but not that of an application which is mounted in another::
+
+            parent = Starlette(routes=[Mount("/flows", app)], lifespan=app.lifespan)
+
+        Leaving the block stops the runs as :meth:`begin_shutdown` does, and waits for their clean-up.
+
+        Args:
+            app: The parent; it is not used.
+
+        Raises:
+            RuntimeError: The lifespan was entered before.
+        """
+        if self._nursery is not None or self._is_stopping:
+            msg = (
+                "the lifespan of this application was entered before; expected a new asgi_app(...)"
+            )
+            raise RuntimeError(msg)
+        backend = current_backend()
+        async with AsyncExitStack() as stack:
+            for workflow in dict.fromkeys(self._workflows.values()):
+                await stack.enter_async_context(workflow)
+            try:
+                async with backend.open_nursery() as nursery:
+                    self._nursery = nursery
+                    try:
+                        yield
+                        await self.begin_shutdown()
+                    finally:
+                        self._is_stopping = self._has_stopped = True
+                        self._nursery = None
+                        backend.cancel(nursery.cancel_scope, "the server stops")
+            except BaseExceptionGroup as group:
+                raise single(group, backend.Cancelled) from None
+
+    async def begin_shutdown(self, grace: float | None = None) -> bool:
+        """Take no new run, let those under way end within a grace, then cancel the rest. A checkpoint.
+
+        Open streams are told at once, and end with their runs, or with the grace. From the call on, a client
+        that disconnects does not cancel its run: the server may be closing the connections. A run
+        that waits for an answer is not waited for.
+
+        Calling it again, with a shorter grace, is possible. Cancelled, it has no further effect, and
+        the application takes no new run.
+
+        Args:
+            grace: Seconds for which runs may continue; by default that of ``asgi_app(shutdown_grace=...)``.
+
+        Returns:
+            Whether all runs had ended by themselves before the grace was over.
+        """
+        backend = current_backend()
+        seconds = self._grace if grace is None else grace
+        self._is_stopping = True
+        for writer in self._streams:
+            writer.tell_stopping(seconds)
+        has_drained = True
+        with backend.cancel_scope(deadline=backend.current_time() + seconds) as scope:
+            for run in self._runs.active:
+                if run.handler.status == "idle":
+                    has_drained = False
+                    run.handler.cancel("the server stops")
+            await self._runs.wait_until_none()
+        self._has_stopped = True
+        if scope.cancelled_caught:
+            has_drained = False
+            for run in self._runs.active:
+                run.handler.cancel("the server stops")
+            await self._runs.wait_until_none()
+        await self._end_streams()
+        return has_drained
+
+    async def _end_streams(self) -> None:
+        """End the streams: those of runs that have ended do so by themselves, the stuck ones never."""
+        backend = current_backend()
+        for writer in self._streams:
+            writer.stop()
+        waiter = backend.waiter()
+        self._streamless.add(waiter)
+        try:
+            with backend.cancel_scope(deadline=backend.current_time() + FLUSH):
+                while self._streams:
+                    await waiter.wait()
+        finally:
+            self._streamless.discard(waiter)
+        for scope in self._streams.values():
+            backend.cancel(scope, "the server stops")
+
+    @contextmanager
+    def _streaming(self, writer: EventWriter) -> Generator[None]:
+        """Note a stream while it is being sent."""
+        with current_backend().cancel_scope() as self._streams[writer]:
+            if self._is_stopping:
+                writer.tell_stopping(self._grace)
+            if self._has_stopped:
+                writer.stop()
+            try:
+                yield
+            finally:
+                del self._streams[writer]
+                for waiter in self._streamless:
+                    waiter.wake()
+
+    # -- workflows ---------------------------------------------------------------------------------
+
+    def _workflow(self, exchange: Exchange) -> tuple[str, Workflow[Any], Graph]:
+        name = exchange.params["name"]
+        workflow = self._workflows.get(name)
+        if workflow is None:
+            msg = (
+                f"there is no workflow {brief(name)}; expected one of {', '.join(self._workflows)}"
+            )
+            raise Refusal(404, msg)
+        return name, workflow, graph_in(workflow)
+
+    async def _health(self, _: Exchange, send: Send) -> None:
+        status = "unhealthy" if self._is_stopping else "healthy"
+        await _respond(send, {"status": status}, 503 if self._is_stopping else 200)
+
+    async def _list_workflows(self, _: Exchange, send: Send) -> None:
+        await _respond(send, {"workflows": [*self._workflows]})
+
+    async def _schema(self, exchange: Exchange, send: Send) -> None:
+        _, _, graph = self._workflow(exchange)
+        stops = stop_events(graph)
+        stop = schema_of_event(stops[0])
+        if len(stops) > 1:
+            stop = {"title": "StopEvent", "anyOf": [schema_of_event(cls) for cls in stops]}
+        await _respond(send, {"start": schema_of_event(graph.start_event), "stop": stop})
+
+    async def _event_schemas(self, exchange: Exchange, send: Send) -> None:
+        _, _, graph = self._workflow(exchange)
+        await _respond(send, {"events": [schema_of_event(cls) for cls in events_of(graph)]})
+
+    # -- starting ----------------------------------------------------------------------------------
+
+    async def _run(self, exchange: Exchange, send: Send) -> None:
+        """Start a run, and answer with its stream or its result."""
+        form = wanted_format(exchange)
+        choice = exchange.query.get("on_disconnect", self._on_disconnect)
+        if choice not in ("cancel", "continue"):
+            msg = f"?on_disconnect={choice[:100]}; expected cancel or continue"
+            raise Refusal(400, msg, field="query.on_disconnect")
+        name, workflow, request, body, key = await self._read_request(exchange, form)
+        run = self._known_run(name, request, key)
+        if run is None and choice == "cancel":
+            run = self._new_run(name, workflow, request, key, "request")
+            await self._own(exchange, send, run, form, body)
+            return
+        if run is None:
+            run = self._start_run(name, workflow, request, key)
+        if form is not None:
+            await self._send_stream(exchange, send, run, form, after=0, body=body)
+            return
+        gone = await while_connected(exchange.receive, partial(wait_for_end, run.handler))
+        if not gone:
+            await self._respond_with(send, run)
+
+    async def _run_nowait(self, exchange: Exchange, send: Send) -> None:
+        """Start a run that the server owns, and answer at once."""
+        name, workflow, request, _, key = await self._read_request(exchange, None)
+        run = self._known_run(name, request, key)
+        is_repeated = run is not None
+        if run is None:
+            run = self._start_run(name, workflow, request, key)
+        headers = {"x-run-id": run.run_id}
+        if is_repeated:
+            headers["idempotency-replayed"] = "true"
+        await _respond(send, run.data(), 200, headers)
+
+    async def _read_request(
+        self, exchange: Exchange, form: Format | None
+    ) -> tuple[str, Workflow[Any], RunRequest, dict[str, Any], str | None]:
+        name, workflow, graph = self._workflow(exchange)
+        key = exchange.headers.get("idempotency-key")
+        if key is not None and not 0 < len(key) <= _MOST_KEY:
+            msg = f"the header Idempotency-Key has {len(key)} characters; expected 1 to {_MOST_KEY}"
+            raise Refusal(400, msg, field="idempotency-key")
+        body = await exchange.json(self._max_body, BODY_TIMEOUT)
+        read = read_run if form is None else form.read
+        return name, workflow, read(graph, body), body, key
+
+    def _known_run(self, name: str, request: RunRequest, key: str | None) -> ServedRun | None:
+        """Return the run that the same request has started before."""
+        for each in (key and f"key {key}", request.run_id and f"id {request.run_id}"):
+            if each:
+                found = self._runs.same_as(name, each, request.data)
+                if found is not None:
+                    return found
+        return None
+
+    def _new_run(
+        self,
+        name: str,
+        workflow: Workflow[Any],
+        request: RunRequest,
+        key: str | None,
+        owner: Literal["request", "server"],
+    ) -> ServedRun:
+        if self._is_stopping:
+            msg = "the server stops; expected the same request at another server, or later"
+            raise Refusal(503, msg, headers={"retry-after": "5"})
+        self._runs.check_room()
+        handler = workflow.run(start_event=request.start_event, run_id=request.run_id)
+        keys = [f"id {handler.run_id}"]
+        if key is not None:
+            keys.append(f"key {key}")
+        return self._runs.add(name, workflow, handler, owner, keys=keys, data=request.data)
+
+    def _start_run(
+        self, name: str, workflow: Workflow[Any], request: RunRequest, key: str | None
+    ) -> ServedRun:
+        """Start a run that the server owns. Not a checkpoint."""
+        nursery = self._nursery
+        if nursery is None and not self._is_stopping:
+            raise Refusal(503, _NO_LIFESPAN)
+        run = self._new_run(name, workflow, request, key, "server")
+        assert nursery is not None
+        run.handler.start_soon(nursery, keep_failure=True)
+        nursery.start_soon(self._note_end, run, name=f"{name}: end of the run")
+        return run
+
+    async def _note_end(self, run: ServedRun) -> None:
+        """Note the end of a run of the server, whose nursery waits for it anyway."""
+        with current_backend().cancel_scope(shield=True):
+            await wait_for_end(run.handler)
+        self._runs.end(run)
+        await current_backend().checkpoint_if_cancelled()
+
+    async def _own(
+        self,
+        exchange: Exchange,
+        send: Send,
+        run: ServedRun,
+        form: Format | None,
+        body: dict[str, Any],
+    ) -> None:
+        """Own a run until it has ended, and cancel it if the client hangs up before."""
+        backend, handler = current_backend(), run.handler
+        has_gone = False
+
+        async def note_end() -> None:
+            await wait_for_end(handler)
+            self._runs.end(run)
+
+        try:
+            async with handler, backend.open_nursery() as nursery:
+                nursery.start_soon(note_end)
+                if form is None:
+                    has_gone = await while_connected(
+                        exchange.receive,
+                        partial(wait_for_end, handler),
+                        is_hang_up=self._is_hang_up,
+                    )
+                else:
+                    has_gone = await self._send_stream(
+                        exchange, send, run, form, after=0, body=body
+                    )
+                if has_gone:
+                    handler.cancel("the client disconnected")
+        except BaseExceptionGroup as group:
+            raise single(group, backend.Cancelled) from None
+        finally:
+            self._runs.end(run)
+        if form is None and not has_gone:
+            await self._respond_with(send, run)
+
+    def _is_hang_up(self) -> bool:
+        return not self._is_stopping
+
+    async def _respond_with(self, send: Send, run: ServedRun) -> None:
+        """Answer with the result of a run that has ended."""
+        data = run.data()
+        status = 200 if data["status"] == "completed" else 500
+        await _respond(send, data, status, {"x-run-id": run.run_id})
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def _find(self, exchange: Exchange) -> ServedRun:
+        run_id = exchange.params["handler_id"]
+        run = self._runs.get(run_id)
+        if run is None:
+            msg = (
+                f"there is no run {brief(run_id, 100)}, or it is not kept any more; expected a "
+                "handler_id of GET /handlers"
+            )
+            raise Refusal(404, msg)
+        return run
+
+    async def _read(self, exchange: Exchange, send: Send) -> None:
+        """Stream the events of a run. Reading does not affect it."""
+        form = wanted_format(exchange) or SSE
+        run = self._find(exchange)
+        log = run_of(run.handler).log
+        after = exchange.headers.get("last-event-id") or exchange.query.get("after_sequence", "-1")
+        if after == "-1":
+            after = "0"
+        elif after == "now":
+            after = log.end
+        try:
+            with run.handler.stream_events(after=after, lossy=True):
+                pass
+        except ValueError as error:
+            msg = f"after_sequence: {error}; -1 is the oldest event kept, now the end"
+            raise Refusal(400, msg, field="after_sequence") from None
+        if run.is_over and int(after) >= int(log.end):
+            await _respond(send, None, 204)
+            return
+        await self._send_stream(exchange, send, run, form, after=after)
+
+    async def _send_stream(
+        self,
+        exchange: Exchange,
+        send: Send,
+        run: ServedRun,
+        form: Format,
+        *,
+        after: str | int,
+        body: dict[str, Any] | None = None,
+    ) -> bool:
+        """Send the events of a run until the terminal one; return whether the client hung up before."""
+        names_class = exchange.flag("include_qualified_name", default=True)
+        is_internal = form.is_internal or exchange.flag("include_internal")
+        info = StreamInfo(run.run_id, run.name, run.graph, names_class, body)
+        headers = {
+            **_HEADERS,
+            **STREAM_HEADERS,
+            "content-type": f"{form.media_type}; charset=utf-8",
+            "x-run-id": run.run_id,
+        }
+        writer = EventWriter(
+            send,
+            form.encoder(info),
+            status=200,
+            headers=_raw(headers),
+            heartbeat=self._heartbeat,
+        )
+
+        async def work() -> None:
+            await writer.begin()
+            await writer.write(stream)
+            await writer.end()
+
+        has_gone = False  # nor has it where the server ends the stream
+        # A lossy reader: it holds up no step, and keeps no event.
+        reader = run.handler.stream_events(after=after, expose_internal=is_internal, lossy=True)
+        with reader as stream, self._streaming(writer):
+            has_gone = await while_connected(exchange.receive, work, is_hang_up=self._is_hang_up)
+        return has_gone  # noqa: RET504 - or the scope of the stream was cancelled
+
+    async def _result(self, exchange: Exchange, send: Send) -> None:
+        run = self._find(exchange)
+        await _respond(send, run.data(), 200 if run.is_over else 202, {"x-run-id": run.run_id})
+
+    async def _handler(self, exchange: Exchange, send: Send) -> None:
+        run = self._find(exchange)
+        await _respond(send, run.data(), 200, {"x-run-id": run.run_id})
+
+    async def _list_handlers(self, exchange: Exchange, send: Send) -> None:
+        statuses = exchange.several("status", STATUSES)
+        names = exchange.several("workflow_name")
+        found = [run.data() for run in self._runs if names is None or run.name in names]
+        if statuses is not None:
+            found = [data for data in found if data["status"] in statuses]
+        await _respond(send, {"handlers": found})
+
+    # -- acting ------------------------------------------------------------------------------------
+
+    async def _answer_run(self, exchange: Exchange, send: Send) -> None:
+        """Send an event into a run."""
+        run = self._find(exchange)
+        body = await exchange.json(self._max_body, BODY_TIMEOUT)
+        check_keys(body, ("event", "step", "question", "id"))
+        step, question, key = (text_in(body, name) for name in ("step", "question", "id"))
+        if run.is_over:
+            msg = f"the run {run.run_id} has ended ({run.handler.status}); expected one under way"
+            raise Refusal(409, msg)
+        handler = run.handler
+        asked = handler.questions
+        kinds = [cls for each in asked for cls in each.answers]
+        only = [cls for each in asked if each.id == question for cls in each.answers]
+        event = read_event(body.get("event"), answer_classes(run.graph, kinds), only)
+        try:
+            acknowledgement = handler.send_event(event, step, question=question, id=key)
+            await acknowledgement
+        except (QuestionClosedError, EventConflictError, WorkflowDetachedError) as error:
+            raise Refusal(409, str(error)) from None
+        except (WorkflowRuntimeError, TypeError) as error:
+            has_ended = handler.is_done()
+            raise Refusal(409 if has_ended else 400, str(error)) from None
+        answer = {"status": "sent", "is_repeated": acknowledgement.is_repeated}
+        await _respond(send, answer, 200, {"x-run-id": run.run_id})
+
+    async def _cancel(self, exchange: Exchange, send: Send) -> None:
+        """Cancel a run, and wait until it has unwound."""
+        run = self._find(exchange)
+        reason = exchange.query.get("reason") or "a client asked for it"
+        is_purged = exchange.flag("purge")
+        if run.is_over and not is_purged:
+            msg = (
+                f"the run {run.run_id} has ended ({run.handler.status}); expected one under way, or "
+                "?purge=true to forget it"
+            )
+            raise Refusal(409, msg)
+        await run.handler.cancel(reason[:_MOST_REASON])
+        if is_purged:
+            self._runs.end(run)
+            self._runs.forget(run)
+        status = "deleted" if is_purged else "cancelled"
+        await _respond(send, {"status": status}, 200, {"x-run-id": run.run_id})
+
+    async def _questions_of_run(self, exchange: Exchange, send: Send) -> None:
+        run = self._find(exchange)
+        await _respond(send, {"questions": questions_of(run)}, 200, {"x-run-id": run.run_id})
+
+    async def _questions(self, _: Exchange, send: Send) -> None:
+        found = [
+            {"handler_id": run.run_id, "workflow_name": run.name, **question}
+            for run in self._runs.active
+            for question in questions_of(run)
+        ]
+        await _respond(send, {"questions": found})
+
+
+def questions_of(run: ServedRun) -> list[dict[str, Any]]:
+    """Return the open questions of a run, as data."""
+    return [question_data(question) for question in run.handler.questions]
+
+
+def stop_events(graph: Graph) -> list[type[StopEvent]]:
+    """Return the classes of events with which a run of the workflow can complete."""
+    found = [kind for step in graph.steps for kind in step.returns if issubclass(kind, StopEvent)]
+    return [*dict.fromkeys(found)] or [StopEvent]
+
+
+def events_of(graph: Graph) -> list[type[Event]]:
+    """Return the classes of events of a workflow: taken, made, and waited for."""
+    found: dict[type[Event], None] = {}
+    for step in graph.steps:
+        for kind in (*step.accepts, *step.returns, *step.fans_out):
+            found[kind] = None
+    for kinds in graph.awaited:
+        found.update(dict.fromkeys(kinds))
+    return [*found]
+
+
+def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+
+
+async def _respond(
+    send: Send, data: Any, status: int = 200, headers: Mapping[str, str] | None = None
+) -> None:
+    """Send an answer of JSON; none where ``data`` is None. A checkpoint.
+
+    Raises:
+        HungUpError: The client has gone.
+    """
+    body = b"" if data is None else json_of(data).encode("utf-8", "backslashreplace")
+    made = {**_HEADERS, **(headers or {})}
+    if data is not None:
+        made |= {"content-type": "application/json", "content-length": str(len(body))}
+    try:
+        await send({"type": "http.response.start", "status": status, "headers": _raw(made)})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+    except OSError as error:
+        raise HungUpError from error
+
+
+def asgi_app(
+    workflows: Mapping[str, Workflow[Any]],
+    *,
+    on_disconnect: Literal["cancel", "continue"] = "cancel",
+    max_runs: int = 100,
+    max_body: int = 1_048_576,
+    keep_ended: int = 1_000,
+    keep_ended_for: float = 3_600.0,
+    heartbeat: float | None = 15.0,
+    shutdown_grace: float = 10.0,
+    authenticate: Callable[[HTTPConnection], bool | Awaitable[bool]] | None = None,
+    allowed_hosts: Iterable[str] = ("localhost", "127.0.0.1", "[::1]"),
+    cors_origins: Iterable[str] = (),
+    read_only: bool = False,
+) -> WorkflowApp:
+    """Return an ASGI application that serves workflows.
+
+    ::
+
+        app = asgi_app({"essay": Essay()})  # hypercorn -k trio module:app
+
+    It runs under Hypercorn, on Trio and on asyncio, and under uvicorn, alone or mounted in another
+    application, whose lifespan then has to enter :meth:`WorkflowApp.lifespan`.
+
+    A run that ``POST /workflows/{name}/run`` starts is owned by its request: if the client hangs up
+    before the answer is complete, the run is cancelled. A run of ``.../run-nowait`` is owned by the
+    server. Reading events never cancels a run, nor does a reader that is slow hold it up: it misses
+    events, and is told how many.
+
+    Args:
+        workflows: The workflows by the names that they have in the paths.
+        on_disconnect: What becomes of the run of a request whose client hangs up: ``"cancel"``, or
+            ``"continue"``, with which the server owns it. A request may say otherwise:
+            ``?on_disconnect=continue``.
+        max_runs: How many runs may be under way; a further one is refused with 429.
+        max_body: The most bytes of the body of a request.
+        keep_ended: How many runs that are over are kept, for their results and events.
+        keep_ended_for: Seconds for which they are kept.
+        heartbeat: Seconds of silence in a stream after which a heartbeat is sent; None for none.
+        shutdown_grace: Seconds for which runs may continue when the server stops.
+        authenticate: A function of the request, sync or async, that returns whether it is admitted, such as
+            :func:`bearer_token`. By default every request is; ``/health`` is in any case.
+        allowed_hosts: The host names, without ports, under which the server is reached; a request
+            with another ``Host`` is refused, because a page of another site could be behind it. ``"*"`` for any.
+        cors_origins: The origins whose pages may call the server from a browser; ``"*"`` for any.
+        read_only: Whether runs can only be looked at: every POST is refused.
+
+    Raises:
+        TypeError: ``workflows`` is no mapping of names to workflow objects.
+        ValueError: A name or an option is not valid.
+    """
+    given: Any = workflows
+    if not hasattr(given, "items") or not given:
+        msg = f"asgi_app() was given {brief(given)}; expected workflows by name: `asgi_app({{'essay': Essay()}})`"
+        raise TypeError(msg)
+    for name, workflow in given.items():
+        if not isinstance(workflow, Workflow):
+            msg = (
+                f"asgi_app({{{name!r}: {brief(workflow)}}}); expected a workflow object: "
+                f"`asgi_app({{{name!r}: Essay()}})`"
+            )
+            raise TypeError(msg)
+        if not isinstance(name, str) or re.fullmatch(r"[A-Za-z0-9._~-]+", name) is None:
+            msg = f"asgi_app() has the name {name!r}; expected letters, digits and . _ ~ -, for the paths"
+            raise ValueError(msg)
+    _check_options(
+        on_disconnect=on_disconnect,
+        counts={"max_runs": max_runs, "max_body": max_body},
+        seconds={
+            "keep_ended_for": keep_ended_for,
+            "shutdown_grace": shutdown_grace,
+            **({} if heartbeat is None else {"heartbeat": heartbeat}),
+        },
+    )
+    if type(keep_ended) is not int or keep_ended < 0:
+        msg = f"asgi_app(keep_ended={brief(keep_ended)}); expected an int of at least 0"
+        raise ValueError(msg)
+    return WorkflowApp(
+        dict(given),
+        Guards(authenticate, allowed_hosts, cors_origins),
+        Runs(max_runs, keep_ended, keep_ended_for),
+        on_disconnect=on_disconnect,
+        max_body=max_body,
+        heartbeat=heartbeat or inf,
+        shutdown_grace=shutdown_grace,
+        read_only=read_only,
+    )
+
+
+def _check_options(
+    *, on_disconnect: str, counts: dict[str, int], seconds: dict[str, float]
+) -> None:
+    if on_disconnect not in ("cancel", "continue"):
+        msg = f"asgi_app(on_disconnect={brief(on_disconnect)}); expected 'cancel' or 'continue'"
+        raise ValueError(msg)
+    for name, value in counts.items():
+        if type(value) is not int or value < 1:
+            msg = f"asgi_app({name}={brief(value)}); expected an int of at least 1"
+            raise ValueError(msg)
+    for name, limit in seconds.items():
+        if not (isfinite(limit) and limit >= 0):
+            msg = f"asgi_app({name}={brief(limit)}); expected seconds, 0 or more"
+            raise ValueError(msg)

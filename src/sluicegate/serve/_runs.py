@@ -1,0 +1,244 @@
+"""The runs of a server: those under way, with their owners, and those that are over, for a while."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+
+from sluicegate._errors import brief
+from sluicegate._handler import mark_observed, run_of
+from sluicegate._loop import current_backend
+from sluicegate._workflow import graph_in
+from sluicegate.serve._data import ending_of, timestamp
+from sluicegate.serve._requests import Refusal
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from sluicegate._definition.graph import Graph
+    from sluicegate._handler import WorkflowHandler
+    from sluicegate._workflow import Workflow
+
+LOGGER = logging.getLogger("sluicegate")
+
+
+@attrs.define(eq=False)
+class ServedRun:
+    """A run that the server knows.
+
+    Attributes:
+        handler: Its handler.
+        name: The name of its workflow on the server.
+        graph: The graph of the workflow.
+        owner: Who owns it: the request that started it, or the server.
+        started_at: When it was started, in seconds since the epoch.
+        updated_at: When it last changed.
+        completed_at: When it ended; None before.
+        forget_at: When it is forgotten, on the event loop's clock; None before its end.
+        keys: The idempotency keys that started it.
+    """
+
+    handler: WorkflowHandler[Any]
+    name: str
+    graph: Graph
+    owner: Literal["request", "server"]
+    started_at: float
+    updated_at: float
+    completed_at: float | None = None
+    forget_at: float | None = None
+    keys: list[tuple[str, str]] = attrs.Factory(list[tuple[str, str]])
+
+    @property
+    def run_id(self) -> str:
+        """The id of the run."""
+        return self.handler.run_id
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended and unwound."""
+        return self.handler.is_done()
+
+    def data(self) -> dict[str, Any]:
+        """Return what clients are told of it."""
+        handler = self.handler
+        status = handler.status
+        found: dict[str, Any] = {
+            "handler_id": handler.run_id,
+            "workflow_name": self.name,
+            "run_id": handler.run_id,
+            "error": None,
+            "result": None,
+            "status": "running",
+            "started_at": timestamp(self.started_at),
+            "updated_at": timestamp(self.updated_at),
+            "completed_at": timestamp(self.completed_at),
+            "idle": status == "idle",
+            "questions": len(handler.questions),
+        }
+        if handler.is_done():
+            found |= ending_of(terminal_event(handler))
+        return found
+
+
+def terminal_event(handler: WorkflowHandler[Any]) -> Any:
+    """Return the last event on the stream of a run that has ended."""
+    return run_of(handler).log.last
+
+
+@attrs.define(eq=False)
+class Runs:
+    """The runs of a server.
+
+    Attributes:
+        max_runs: How many may be under way.
+        keep_ended: How many that are over are kept.
+        keep_ended_for: For how many seconds.
+    """
+
+    max_runs: int
+    keep_ended: int
+    keep_ended_for: float
+    _active: dict[str, ServedRun] = attrs.Factory(dict[str, ServedRun])
+    _ended: OrderedDict[str, ServedRun] = attrs.Factory(OrderedDict[str, ServedRun])
+    #: The runs by the keys that started them, with what their requests consisted of.
+    _keys: dict[tuple[str, str], tuple[ServedRun, Any]] = attrs.Factory(
+        dict[tuple[str, str], tuple[ServedRun, Any]]
+    )
+    #: Those that wait until no run is under way.
+    _waiters: set[Any] = attrs.Factory(set[Any])
+
+    def __iter__(self) -> Iterator[ServedRun]:
+        """Iterate over all runs, the newest first."""
+        self._forget_old()
+        known = [*self._active.values(), *self._ended.values()]
+        return iter(sorted(known, key=lambda run: run.started_at, reverse=True))
+
+    @property
+    def active(self) -> list[ServedRun]:
+        """Those under way."""
+        return list(self._active.values())
+
+    def get(self, run_id: str) -> ServedRun | None:
+        """Return a run; None if it is not known, or not any more."""
+        self._forget_old()
+        return self._active.get(run_id) or self._ended.get(run_id)
+
+    def check_room(self) -> None:
+        """Refuse another run while as many as allowed are under way."""
+        if len(self._active) >= self.max_runs:
+            msg = (
+                f"{len(self._active)} runs are under way, as many as this server takes; expected the "
+                "same request later, or `asgi_app(..., max_runs=...)` on the server"
+            )
+            raise Refusal(429, msg, headers={"retry-after": "1"})
+
+    def same_as(self, name: str, key: str, data: Any) -> ServedRun | None:
+        """Return the run that a request with a key started before.
+
+        Raises:
+            Refusal: Another request has used the key.
+        """
+        self._forget_old()
+        found = self._keys.get((name, key))
+        if found is None:
+            return None
+        if found[1] != data:
+            msg = (
+                f"the key {brief(key)} was used for a run of {name} with other data; expected "
+                "another key for another run"
+            )
+            raise Refusal(409, msg)
+        return found[0]
+
+    def add(
+        self,
+        name: str,
+        workflow: Workflow[Any],
+        handler: WorkflowHandler[Any],
+        owner: Literal["request", "server"],
+        *,
+        keys: Iterable[str] = (),
+        data: Any = None,
+    ) -> ServedRun:
+        """Note a run that is about to begin."""
+        if handler.run_id in self._active or handler.run_id in self._ended:
+            handler.cancel("it was never started")
+            msg = f"there is a run {handler.run_id!r}; expected another handler_id, or none for a new one"
+            raise Refusal(409, msg, field="handler_id")
+        now = time.time()
+        run = ServedRun(handler, name, graph_in(workflow), owner, now, now)
+        self._active[run.run_id] = run
+        for key in keys:
+            self._keys[name, key] = run, data
+            run.keys.append((name, key))
+        return run
+
+    def end(self, run: ServedRun) -> None:
+        """Note that a run has ended, or has left this process."""
+        if self._active.pop(run.run_id, None) is None:
+            return
+        handler = run.handler
+        mark_observed(handler)
+        now = time.time()
+        run.updated_at = run.completed_at = now
+        run.forget_at = current_backend().current_time() + self.keep_ended_for
+        self._ended[run.run_id] = run
+        self._log(run)
+        self._forget_old()
+        for waiter in self._waiters:
+            waiter.wake()
+
+    def _log(self, run: ServedRun) -> None:
+        status = run.handler.status
+        error = run.handler.exceptions[0] if run.handler.exceptions else None
+        more = {"run_id": run.run_id, "workflow": run.name}
+        if status in ("failed", "timed_out") and error is not None:
+            LOGGER.error(
+                "the run %s of %s: %s", run.run_id, run.name, status, exc_info=error, extra=more
+            )
+        else:
+            LOGGER.info("the run %s of %s: %s", run.run_id, run.name, status, extra=more)
+
+    def forget(self, run: ServedRun) -> None:
+        """Forget a run that is over."""
+        self._ended.pop(run.run_id, None)
+        for key in run.keys:
+            self._keys.pop(key, None)
+
+    def _forget_old(self) -> None:
+        if not self._ended:
+            return
+        now = current_backend().current_time()
+        while self._ended:
+            oldest = next(iter(self._ended.values()))
+            is_old = oldest.forget_at is not None and oldest.forget_at <= now
+            if not is_old and len(self._ended) <= self.keep_ended:
+                return
+            self.forget(oldest)
+
+    async def wait_until_none(self) -> None:
+        """Wait until no run is under way. A checkpoint."""
+        backend = current_backend()
+        await backend.checkpoint()
+        waiter = backend.waiter()
+        self._waiters.add(waiter)
+        try:
+            while self._active:
+                await waiter.wait()
+        finally:
+            self._waiters.discard(waiter)
+
+
+async def wait_for_end(handler: WorkflowHandler[Any]) -> None:
+    """Wait until a run has ended, however it has. A checkpoint."""
+    try:
+        await handler
+    except Exception:
+        if not handler.is_done():
+            raise
+    mark_observed(handler)

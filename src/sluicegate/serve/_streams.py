@@ -1,0 +1,175 @@
+"""The formats in which the events of a run are streamed.
+
+A further format is an :class:`~sluicegate._asgi.Encoder` and an entry of :data:`FORMATS`:
+
+* ``media_type`` is what a client names in ``Accept``, and ``name`` what it names in ``?format=``.
+* ``encoder(info)`` makes the encoder of one response. :class:`StreamInfo` says which run it is of.
+  ``encoder.event(event, cursor)`` gets each event of the stream, in order, and returns bytes;
+  ``begin``, ``gap``, ``stopping``, ``heartbeat`` and ``end`` return what is sent around them, or ``b""``.
+* With ``is_internal``, the encoder gets the engine's internal events, too: ``StepStateChanged`` where a
+  step starts and ends, ``UnhandledEvent``, ``WorkflowIdleEvent``. They are in the order of the stream.
+* With ``observers(info)``, a run that the request starts is observed, so that the encoder can read the
+  records (:mod:`sluicegate.records`) from a queue of its own, before the next event.
+* With ``read(graph, body)``, the body of ``POST /workflows/{name}/run`` is of the format, too; by
+  default it is that of the protocol.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from sluicegate._asgi import HEARTBEAT, sse_block
+from sluicegate.serve._data import envelope_json
+from sluicegate.serve._events import ServerStopping, StreamGap
+from sluicegate.serve._requests import Refusal, read_run
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sluicegate._asgi import Encoder
+    from sluicegate._definition.graph import Graph
+    from sluicegate._events import Event
+    from sluicegate._observers import Observer
+    from sluicegate.serve._requests import Exchange, RunRequest
+
+
+@attrs.frozen
+class StreamInfo:
+    """What a response streams.
+
+    Attributes:
+        run_id: The run.
+        workflow: The name of its workflow on the server.
+        graph: The graph of the workflow.
+        names_class: Whether qualified names of classes are shown.
+        body: The body of the request, if it started the run.
+    """
+
+    run_id: str
+    workflow: str
+    graph: Graph
+    names_class: bool = True
+    body: dict[str, Any] | None = None
+
+
+@attrs.frozen
+class Format:
+    """A format of streams; see the module."""
+
+    name: str
+    media_type: str
+    encoder: Callable[[StreamInfo], Encoder]
+    is_internal: bool = False
+    observers: Callable[[StreamInfo], tuple[Observer, ...]] | None = None
+    read: Callable[[Graph, dict[str, Any]], RunRequest] = read_run
+
+
+class SseEncoder:
+    """Server-sent events: the cursor, the class, the envelope."""
+
+    def __init__(self, info: StreamInfo) -> None:
+        self._names_class = info.names_class
+
+    def begin(self) -> bytes:
+        return b""
+
+    def event(self, event: Event, cursor: str) -> bytes:
+        data = envelope_json(event, names_class=self._names_class)
+        return sse_block(type(event).__name__, data, cursor)
+
+    def gap(self, missed: int) -> bytes:
+        return self._notice(StreamGap(missed=missed))
+
+    def stopping(self, grace: float) -> bytes:
+        return self._notice(ServerStopping(grace=grace))
+
+    def _notice(self, event: Event) -> bytes:
+        """Return a notice. It has no id, so that the cursor of the reader stays."""
+        return sse_block(type(event).__name__, envelope_json(event))
+
+    def heartbeat(self) -> bytes:
+        return HEARTBEAT
+
+    def end(self) -> bytes:
+        return b""
+
+
+class NdjsonEncoder:
+    """A line of JSON for each event: the envelope, and the cursor. An empty line is a heartbeat."""
+
+    def __init__(self, info: StreamInfo) -> None:
+        self._names_class = info.names_class
+
+    def begin(self) -> bytes:
+        return b""
+
+    def event(self, event: Event, cursor: str) -> bytes:
+        line = envelope_json(event, names_class=self._names_class)
+        return f'{line[:-1]},"cursor":"{cursor}"}}\n'.encode("utf-8", "backslashreplace")
+
+    def gap(self, missed: int) -> bytes:
+        return self._notice(StreamGap(missed=missed))
+
+    def stopping(self, grace: float) -> bytes:
+        return self._notice(ServerStopping(grace=grace))
+
+    def _notice(self, event: Event) -> bytes:
+        return f'{envelope_json(event)[:-1]},"cursor":null}}\n'.encode()
+
+    def heartbeat(self) -> bytes:
+        return b"\n"
+
+    def end(self) -> bytes:
+        return b""
+
+
+SSE = Format("sse", "text/event-stream", SseEncoder)
+NDJSON = Format("ndjson", "application/x-ndjson", NdjsonEncoder)
+
+#: The formats, the default first.
+FORMATS: list[Format] = [SSE, NDJSON]
+
+
+def accepted(header: str) -> list[str]:
+    """Return the media types of an ``Accept`` header, the most wanted first."""
+    found: list[tuple[float, str]] = []
+    for part in header.split(","):
+        media, *options = (piece.strip() for piece in part.split(";"))
+        quality = 1.0
+        for option in options:
+            if option.startswith("q="):
+                try:
+                    quality = float(option[2:])
+                except ValueError:
+                    quality = 0.0
+        if media and quality > 0:
+            found.append((quality, media.lower()))
+    return [media for _, media in sorted(found, key=lambda each: -each[0])]
+
+
+def wanted_format(exchange: Exchange) -> Format | None:
+    """Return the format that a request asks for; None for none of them.
+
+    Raises:
+        Refusal: ``?format=`` names none.
+    """
+    name = exchange.query.get("format")
+    if name is not None:
+        for form in FORMATS:
+            if form.name == name:
+                return form
+        names = ", ".join(form.name for form in FORMATS)
+        msg = f"?format={name[:100]}; expected one of {names}"
+        raise Refusal(400, msg, field="query.format")
+    if "sse" in exchange.query:
+        return SSE if exchange.flag("sse") else NDJSON
+    for media in accepted(exchange.headers.get("accept", "")):
+        for form in FORMATS:
+            if form.media_type == media:
+                return form
+        if media in ("application/json", "*/*", "application/*"):
+            return None
+    return None
