@@ -119,7 +119,7 @@ class Done(Input, kw_only=True, tag="done"):
     Attributes:
         r: The result.
         is_list: Whether it is a list of events.
-        handed: Whether the worker processed the resulting event itself.
+        handed: Whether the worker has taken the delivery of the resulting event, without a ``begun``.
     """
 
     k: int
@@ -360,8 +360,9 @@ Record: TypeAlias = (
     | End
 )
 
+_TAGS: dict[type, str] = {kind: kind.__struct_config__.tag for kind in get_args(Record)}
 #: The kinds of records.
-KINDS = frozenset(kind.__struct_config__.tag for kind in get_args(Record))
+KINDS = frozenset(_TAGS.values())
 
 encode_record = msgspec.json.Encoder().encode
 decode_record = msgspec.json.Decoder(Record).decode
@@ -383,6 +384,4 @@ def to_plain(record: _Record) -> dict[str, Any]:
 
 def kind_of(record: _Record) -> str:
     """Return the tag of a record."""
-    tag = record.__struct_config__.tag
-    assert isinstance(tag, str)
-    return tag
+    return _TAGS[type(record)]

@@ -193,17 +193,15 @@ class _Machine(Machine):
 
     Attributes:
         takers: The waits that took the event of the current record.
-        handed: The numbers of the deliveries that a worker kept for itself and that have not begun.
     """
 
-    __slots__ = ("handed", "takers")
+    __slots__ = ("takers",)
 
     def __init__(
         self, graph: Graph, publish: Callable[[Event], float | None], past: PastRun
     ) -> None:
         super().__init__(cast("Any", _PastGraph(graph)), _Inbox, publish, journal=past)
         self.takers: list[Wait] = []
-        self.handed: set[int] = set()
         for queue in self.queues:
             queue.limit = 0  # so that every delivery waits in the inbox
 
@@ -230,15 +228,13 @@ class _Machine(Machine):
             self._give(wait, event, from_outside=False)
         return bool(takers)
 
-    def hand_over(self, queue: StepQueue, node: BranchNode | None, result: Any) -> None:
-        """Apply the result of an invocation whose worker processed the resulting event itself."""
+    def hand_over(self, queue: StepQueue, result: Any) -> tuple[StepQueue, Numbered]:
+        """Apply the result of an invocation with which its worker continues; return the next delivery."""
         (following,) = self._output(queue.index, result).targets
         if self.waits:
             self._give_to_all(result)
         assert self.journal is not None
-        delivery = self.journal.number(result)
-        self.handed.add(delivery.key)
-        self._line_up(self.queues[following], delivery, node)
+        return self.queues[following], self.journal.number(result)
 
     def answer_early(self, step: object, wait: Wait, number: int) -> None:
         """Give a wait that begins the event that had arrived before."""
@@ -265,11 +261,7 @@ class _Machine(Machine):
             if found is not None:
                 delivery, node = found
                 queue.pending -= 1
-                if key in self.handed:
-                    self.handed.remove(key)
-                elif node is not None:
-                    node = self._admit(node)
-                return queue, delivery, node
+                return queue, delivery, None if node is None else self._admit(node)
         raise KeyError(key)
 
 
@@ -570,7 +562,8 @@ class PastRun:
         result = [self._event(e) for e in record.r] if record.is_list else self._event(record.r)
         del self.flights[record.k]
         if record.handed:
-            machine.hand_over(flight.queue, flight.node, result)
+            queue, delivery = machine.hand_over(flight.queue, result)
+            self.flights[delivery.key] = _Flight(queue, delivery, flight.node)
         else:
             machine.finish(flight.queue, flight.node, result)
         self._let_go(record.k)

@@ -324,6 +324,7 @@ class RunJournal:
         "_after",
         "_before",
         "_branches",
+        "_handed",
         "_has_state",
         "_input",
         "_is_sending",
@@ -364,6 +365,8 @@ class RunJournal:
         #: The record of the input that is being applied, and how many deliveries there were before.
         self._input: Any = None
         self._before = 0
+        #: The delivery that the record of the last result has handed to the worker.
+        self._handed: Numbered | None = None
         #: The events of the durable stream that it has published.
         self._after: list[Event] = []
         #: Whether a durable event of ``ctx.stream.send`` is being published, and its record.
@@ -436,7 +439,8 @@ class RunJournal:
     def hand_over(self, payload: Any) -> Numbered:
         """See :class:`sluicegate._engine.machine.MachineJournal`."""
         self._input.handed = True
-        return self.number(payload)
+        self._handed = self.number(payload)
+        return self._handed
 
     def routed(self, event: Event, targets: tuple[int, ...]) -> None:
         """Note the steps to which an event goes."""
@@ -477,7 +481,8 @@ class RunJournal:
     def begun(self, worker: JournaledWorker, delivery: Any) -> Any:
         """A worker has taken a delivery; return what its step gets."""
         worker.delivery = delivery
-        if self.is_open:
+        handed, self._handed = self._handed, None
+        if delivery is not handed and self.is_open:
             self.writer.append(Begun(at=self.now, c=self.child, k=delivery.key, n=delivery.number))
         return delivery.event if type(delivery) is Numbered else delivery
 

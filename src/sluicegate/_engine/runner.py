@@ -346,14 +346,13 @@ async def run_worker(  # noqa: C901, PLR0912, PLR0915 - one frame for all that h
                 records.started(worker, queue, event)
             # Each hop checks for cancellation, and other tasks run at least once per TURN (P3).
             worker.taken_at = now = perf_counter()
-            if now >= run.turn_due:
+            if journal is not None and worker.delivery.sequence > journal.writer.durable:  # type: ignore[union-attr]
+                await pass_gate(run, worker, journal)
+            elif now >= run.turn_due:
                 await backend.checkpoint()
                 run.turn_due = perf_counter() + TURN
             else:
                 await backend.checkpoint_if_cancelled()
-            # The gate before a step's body: nothing of it has begun.
-            if journal is not None:
-                await pass_gate(run, worker, journal)
             if handlers:
                 worker.began_at = backend.current_time()
             backend.rename_task(task, step.label)
@@ -481,14 +480,12 @@ async def close_journal(  # noqa: ASYNC910 - most often there is nothing to wait
     return interruption
 
 
-async def pass_gate(run: Run, worker: Worker, journal: RunJournal) -> None:  # noqa: ASYNC910 - most need not wait
-    """Wait until the record that made a worker's delivery is durable. A checkpoint only if it waits.
+async def pass_gate(run: Run, worker: Worker, journal: RunJournal) -> None:
+    """Wait until the record that made a worker's delivery is durable. A checkpoint.
 
-    A run that is drained meanwhile starts no step any more: the worker then waits for its cancellation.
+    It is the gate before a step's body, of which nothing has begun. A run that is drained meanwhile starts no step any more: the worker then waits for its cancellation.
     """
     assert worker.delivery is not None
-    if worker.delivery.sequence <= journal.writer.durable:
-        return
     worker.is_waiting = True
     if run.draining is not None:
         check_drained(run)

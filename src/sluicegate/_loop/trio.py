@@ -230,9 +230,11 @@ class TrioBackend:
 
     @staticmethod
     def hold_clock(seconds: float | None = None, /) -> None:
+        clock: Any = trio.lowlevel.current_clock()
+        if not hasattr(clock, "autojump_threshold"):
+            return
+        threshold = clock.autojump_threshold
         seconds = PATIENCE if seconds is None else seconds
-        clock = trio.lowlevel.current_clock()
-        threshold = getattr(clock, "autojump_threshold", inf)
         hold = _holds.get(clock)
         if hold is None:
             if threshold >= seconds:
@@ -243,8 +245,10 @@ class TrioBackend:
 
     @staticmethod
     def release_clock(seconds: float | None = None, /) -> None:
+        clock: Any = trio.lowlevel.current_clock()
+        if not hasattr(clock, "autojump_threshold"):
+            return
         seconds = PATIENCE if seconds is None else seconds
-        clock = trio.lowlevel.current_clock()
         hold = _holds.get(clock)
         if hold is None or seconds not in hold.seconds:
             return

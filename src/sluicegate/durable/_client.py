@@ -83,33 +83,33 @@ class Task:
     Attributes:
         client: The client that submitted it.
         work: The function to call within the transaction.
-        settle: Is called in the client's event loop with the result and the exception.
+        settle: Is called in the client's event loop with the result and the exception; with the
+            exception alone if there is a batch.
         size: How much room it takes in the queue.
-        records: The batch, if it appends records and does nothing else; such batches of a
-            transaction can be written together. None for everything else.
+        batch: The batch, if it appends one; None for everything else.
         is_lazy: Whether it may wait a few milliseconds for other tasks.
         is_news: Whether it counts as a change for every client, including the one that asked for it.
     """
 
-    __slots__ = ("client", "is_lazy", "is_news", "records", "settle", "size", "work")
+    __slots__ = ("batch", "client", "is_lazy", "is_news", "settle", "size", "work")
 
     def __init__(
         self,
         client: JournalClient,
         work: Callable[[Any], Any],
-        settle: Callable[[Any, Any], None],
+        settle: Callable[..., None],
         *,
         size: int = OVERHEAD,
         is_news: bool = True,
-        records: Batch | None = None,
+        batch: Batch | None = None,
         is_lazy: bool = False,
     ) -> None:
         self.client: JournalClient = client
         self.work: Callable[[Any], Any] = work
-        self.settle: Callable[[Any, Any], None] = settle
+        self.settle: Callable[..., None] = settle
         self.size: int = size
         self.is_news: bool = is_news
-        self.records: Batch | None = records
+        self.batch: Batch | None = batch
         self.is_lazy: bool = is_lazy
 
 
@@ -192,7 +192,13 @@ class JournalClient:
         for task, result, error in outcomes:
             self._tasks -= 1
             self._size -= task.size
-            task.settle(result, error)
+            batch = task.batch
+            if batch is None:
+                task.settle(result, error)
+                continue
+            task.settle(error)
+            if isinstance(error, StaleLeaseError):
+                self.lose(batch.run_id, batch.fence, error)
         if not self._tasks and self.writer.is_elsewhere:
             self._backend.release_clock(inf)
         if self._has_room():
@@ -381,26 +387,14 @@ class JournalClient:
             size += OVERHEAD + len(record.data)
         if batch.release:
             self._forget(batch.run_id, batch.fence)
-
-        def tell(_: object, error: StoreError | None) -> None:
-            settle(error)
-            if isinstance(error, StaleLeaseError):
-                self.lose(batch.run_id, batch.fence, error)
-
-        is_plain = not (
-            batch.consumes
-            or batch.release
-            or batch.summary is not None
-            or batch.prune_before is not None
-        )
         self._submit(
             Task(
                 self,
                 lambda tables: tables.append(batch, self.owner),
-                tell,
+                settle,
                 size=size,
                 is_news=batch.release,
-                records=batch if is_plain else None,
+                batch=batch,
                 is_lazy=batch.lazy,
             )
         )

@@ -86,6 +86,7 @@ class Part:
         only_follows: Whether the part leaves the run to others.
 
     Attributes:
+        run_id: The identifier of the run.
         is_live: Whether a life is in progress.
         status: The status of the run between lives; see :class:`sluicegate._engine.run.Part`.
         max_crashes: How many processes may have died in the same delivery.
@@ -117,6 +118,7 @@ class Part:
         "_writer",
         "is_live",
         "max_crashes",
+        "run_id",
         "status",
     )
 
@@ -132,6 +134,7 @@ class Part:
     ) -> None:
         self._hub = hub
         self._run = run
+        self.run_id: str = run.run_id
         #: What is to be created, until the store has the run.
         self._new = new
         self._row = row
@@ -169,11 +172,6 @@ class Part:
         self._is_noted = False
         #: After how long at rest it is released.
         self._release_idle = hub.release_idle
-
-    @property
-    def run_id(self) -> str:
-        """The identifier of the run."""
-        return self._run.run_id
 
     @property
     def sequence(self) -> int:

@@ -226,7 +226,7 @@ class SqliteTables:
         """Perform tasks that append records only, those of a run together; return their outcomes."""
         by_run: dict[tuple[str, int, str], list[tuple[Task, Batch]]] = {}
         for task in tasks:
-            batch = task.records
+            batch = task.batch
             assert batch is not None
             key = (batch.run_id, batch.fence, task.client.owner)
             by_run.setdefault(key, []).append((task, batch))

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from sluicegate.durable._client import JournalClient, Outcome
     from sluicegate.durable._owner_lock import OwnerLock
+    from sluicegate.durable._port import Batch
     from sluicegate.durable._sqlite_file import Durability
 
 
@@ -115,10 +116,11 @@ class SqliteWriter:
         self._connection = connect(path, durability)
         self._tables = SqliteTables(self._connection, locks, clock)
         self._queue: deque[Task] = deque()
-        #: The thread sleeps while this is locked. It is only rung when it sleeps: waking a thread for
-        #: each task would cost more than the rest of an append.
+        #: The thread sleeps while this is locked. It is only rung when it sleeps, and once: waking a
+        #: thread for each task would cost more than the rest of an append.
         self._bell = threading.Lock()
         self._bell.acquire()
+        #: Whether any task wakes the thread, and whether one that is not lazy does.
         self._is_asleep = self._naps = False
         #: Whether a task was submitted that is not lazy.
         self._is_urgent = False
@@ -147,15 +149,14 @@ class SqliteWriter:
         self._queue.append(task)
         if not task.is_lazy:
             self._is_urgent = True
-            if self._naps:
-                self._ring()
-        if self._is_asleep:
+        if self._is_asleep or (self._naps and not task.is_lazy):
             self._ring()
         if self._end is not None:
             self._tell_end(self._end)
 
     def _ring(self) -> None:
         """Wake the thread; without effect if that has happened already."""
+        self._is_asleep = self._naps = False
         with suppress(RuntimeError):
             self._bell.release()
 
@@ -194,9 +195,11 @@ class SqliteWriter:
                 if tasks:
                     self._in_hand = tasks
                     self._perform_all(tasks)
-                self._look()
-                if time.monotonic() >= self._next_renewal:
-                    self._renew()
+                now = time.monotonic()
+                if now >= self._next_look and self._is_watched():
+                    self._look(now)
+                if now >= self._next_renewal:
+                    self._renew(now)
         except BaseException as error:  # noqa: ASYNC103 - nobody may wait for this thread in vain
             LOGGER.exception("the writer of the store %s has stopped", self.path)
             self._fail(
@@ -226,9 +229,13 @@ class SqliteWriter:
 
     def _patience(self) -> float:
         until = self._next_renewal
-        if any(member.is_watching for member in [*self._members.values()]):
+        if self._is_watched():
             until = min(until, self._next_look)
         return max(until - time.monotonic(), 0)
+
+    def _is_watched(self) -> bool:
+        """Whether a client waits for a change."""
+        return any(member.is_watching for member in [*self._members.values()])
 
     def _perform_all(self, tasks: list[Task]) -> None:
         try:
@@ -266,7 +273,7 @@ class SqliteWriter:
             outcomes: list[Outcome] = []
             appends: list[Task] = []
             for task in tasks:
-                if task.records is not None:
+                if task.batch is not None and _is_plain(task.batch):
                     appends.append(task)
                     continue
                 outcomes += tables.append_all(appends)
@@ -304,12 +311,8 @@ class SqliteWriter:
             elif authors != {client}:
                 member.has_news = True
 
-    def _look(self) -> None:
+    def _look(self, now: float) -> None:
         """Notify the waiting clients of commits by others."""
-        members = [*self._members.items()]
-        now = time.monotonic()
-        if now < self._next_look or not any(member.is_watching for _, member in members):
-            return
         self._next_look = now + LOOK
         try:
             version = self._data_version()
@@ -317,7 +320,7 @@ class SqliteWriter:
             LOGGER.warning("cannot check for changes: %s", error_of(self.path, error))
             return
         is_changed, self._version = version != self._version, version
-        for client, member in members:
+        for client, member in [*self._members.items()]:
             if is_changed or member.has_news:
                 member.has_news = False
                 client.call_soon(client.note_change)
@@ -326,9 +329,8 @@ class SqliteWriter:
         version: int = self._connection.execute("PRAGMA data_version").fetchone()[0]
         return version
 
-    def _renew(self) -> None:
+    def _renew(self, now: float) -> None:
         """Renew the leases of the clients whose event loops answer."""
-        now = time.monotonic()
         self._next_renewal = now + self._lease / 3
         alive: list[tuple[JournalClient, _Member]] = []
         for client, member in [*self._members.items()]:
@@ -400,6 +402,16 @@ class SqliteWriter:
             while True:
                 task = self._queue.popleft()
                 task.client.call_soon(partial(task.client.settle, [(task, None, error)]))
+
+
+def _is_plain(batch: Batch) -> bool:
+    """Whether a batch appends records and does nothing else: such batches are written together."""
+    return not (
+        batch.consumes
+        or batch.release
+        or batch.summary is not None
+        or batch.prune_before is not None
+    )
 
 
 def _code(error: BaseException) -> int | None:
