@@ -23,7 +23,7 @@ LAYERS = [
     ["_engine."],
     ["_handler", "_scope", "_workflow"],
     ["responses", "drawing.", "durable."],
-    ["recording.", "otel.", "testing."],
+    ["recording.", "otel.", "testing.", "mcp."],
     ["timeline."],
     ["serve."],
     [""],

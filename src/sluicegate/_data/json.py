@@ -12,7 +12,7 @@ import re
 import typing
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import attrs
 import msgspec
@@ -36,7 +36,7 @@ from sluicegate._events.idioms import DESCRIBING
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 #: The dialect of the schemas.
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -129,8 +129,46 @@ def schema_of(cls: type[Event]) -> dict[str, Any]:
     return {"$schema": DIALECT, **made, **({"$defs": schemas.defs} if schemas.defs else {})}
 
 
+def result_schema_of(kinds: Sequence[type[StopEvent]], result: Any) -> dict[str, Any]:
+    """Return the JSON Schema of what `data_of` writes of the event that ends a run.
+
+    It is always that of an object. It describes a value as it is written, where `schema_of` describes
+    it as it is read: without aliases, tags and refused types.
+
+    Args:
+        kinds: The classes of the event.
+        result: The annotation of ``result`` in a plain :class:`StopEvent`.
+
+    Raises:
+        TypeError: An annotation cannot be resolved.
+    """
+    schemas = _WrittenSchemas()
+    try:
+        made = [schemas.of_stop(kind, result) for kind in kinds]
+    except DecodingError as error:
+        raise TypeError(str(error)) from error.__cause__
+    only = made[0] if len(made) == 1 else {"type": "object", "anyOf": made}
+    defs = {"$defs": schemas.defs} if schemas.defs else {}
+    return cast("dict[str, Any]", _open_up({"$schema": DIALECT, **only, **defs}))
+
+
+def _open_up(schema: Any) -> Any:
+    """Return a schema in which values that cannot come from outside may be anything, and with more keys."""
+    if isinstance(schema, list):
+        return [_open_up(part) for part in cast("list[Any]", schema)]
+    if not isinstance(schema, dict):
+        return schema
+    parts = cast("dict[str, Any]", schema)
+    if parts == _NOTHING:
+        return {}
+    return {k: _open_up(v) for k, v in parts.items() if (k, v) != ("additionalProperties", False)}
+
+
 class _Schemas:
     """Makes the schemas of annotations and collects their definitions."""
+
+    #: The mode of the schemas of pydantic's types.
+    for_pydantic: ClassVar[dict[str, Any]] = {}
 
     def __init__(self) -> None:
         self.defs: dict[str, Any] = {}
@@ -237,7 +275,8 @@ class _Schemas:
 
         def make(suffix: str) -> tuple[Any, dict[str, Any]]:
             template = f"#/$defs/{{model}}{suffix}"
-            schema = pydantic.TypeAdapter(hint).json_schema(ref_template=template)
+            adapter = pydantic.TypeAdapter(hint)
+            schema = adapter.json_schema(ref_template=template, **self.for_pydantic)
             return schema, schema.pop("$defs", {})
 
         try:
@@ -281,6 +320,27 @@ class _Schemas:
         elif key not in (str, float, Any):
             schema["propertyNames"] = self.of(key)
         return schema
+
+
+class _WrittenSchemas(_Schemas):
+    """Makes the schemas of values as they are written."""
+
+    for_pydantic: ClassVar[dict[str, Any]] = {"mode": "serialization", "by_alias": False}
+
+    def of_stop(self, kind: type[StopEvent], result: Any) -> dict[str, Any]:
+        """Return the schema of the event that ends a run."""
+        plain = plain_class(kind)
+        schema = self.fields(plain, cast("DataFields", data_fields_of(plain)))
+        if plain is StopEvent:
+            return {
+                "type": "object",
+                "properties": {"result": self.of(result)},
+                "required": ["result"],
+            }
+        return schema
+
+    def _members(self, kinds: tuple[Any, ...]) -> list[dict[str, Any]]:
+        return [self.of(kind) for kind in kinds]
 
 
 def _suffixes() -> typing.Iterator[str]:
