@@ -66,6 +66,7 @@ class Interview(Workflow[str]):
     @step
     async def begin(self, ctx: Context, ev: StartEvent) -> Ask:
         self.done.append("begin")
+        await ctx.store.set("asked", 0)
         await ctx.store.set("left", ev.get("questions", 1))
         await ctx.store.set("padding", "x" * ev.get("padding", 0))
         return Ask(prompt="0?")
@@ -73,9 +74,10 @@ class Interview(Workflow[str]):
     @step
     async def go_on(self, ctx: Context, ev: Reply) -> Ask | StopEvent:
         self.done.append(ev.text)
-        left = await ctx.store.get("left") - 1
-        await ctx.store.set("left", left)
-        return Ask(prompt=f"{len(self.done)}?") if left else StopEvent(result=ev.text)
+        async with ctx.store.edit_state() as state:
+            state.asked += 1
+            state.left -= 1
+            return Ask(prompt=f"{state.asked}?") if state.left else StopEvent(result=ev.text)
 
 
 def interview():

@@ -24,6 +24,7 @@ from sluicegate._errors import (
     EventConflictError,
     QuestionClosedError,
     SnapshotError,
+    WorkflowError,
     WorkflowRuntimeError,
     WorkflowTimeoutError,
     brief_text,
@@ -33,8 +34,8 @@ from sluicegate._events import (
     InternalEvent,
     ProgressEvent,
     StopEvent,
-    WorkflowIdleEvent,
 )
+from sluicegate._handler import run_of
 from sluicegate._loop import current_backend
 from sluicegate.durable import RunConflictError, UnknownRunError
 from sluicegate.mcp._forms import form_of
@@ -228,9 +229,10 @@ class Round:
             RefusedError: The run has failed, or cannot be continued; or a question was declined.
         """
         try:
-            asked = await (
-                self._own() if self._runs is None else self._own_part(is_transient=is_transient)
-            )
+            if self._runs is None:
+                asked = await self._own()
+            else:
+                asked = await self._own_part(self._runs, is_transient=is_transient)
             if asked is not None:
                 return asked
             self._handler.result()
@@ -249,22 +251,32 @@ class Round:
                 handler.cancel("its questions were given to the client")
         return asked
 
-    async def _own_part(self, *, is_transient: bool) -> types.InputRequiredResult | None:
+    async def _own_part(
+        self, runs: RunStore, *, is_transient: bool
+    ) -> types.InputRequiredResult | None:
         """Own the part of a durable run in this process: it has unwound when this returns. A checkpoint."""
         asked = None
         try:
-            async with self._handler as handler:
-                try:
-                    asked = await self._follow()
-                except BaseException:
-                    if is_transient:
-                        handler.cancel("the request that began it has ended")
-                    raise
+            async with self._handler:
+                asked = await self._follow()
                 if asked is not None:
                     raise _LeftError  # noqa: TRY301 - only an exception leaves a run that is under way
         except _LeftError:
             pass
+        except BaseException:
+            if is_transient and self._handler.status == "detached":
+                await self._cancel_stored(runs)  # noqa: ASYNC102 - it shields itself
+            raise
         return asked
+
+    async def _cancel_stored(self, runs: RunStore) -> None:
+        """Cancel the run, which has left this process and which nobody can find again. Shielded."""
+        with current_backend().cancel_scope(shield=True):
+            try:
+                async with runs.resume(self._handler.run_id, self._tool.workflow) as run:
+                    await run.cancel("the request that began it has ended")
+            except WorkflowError as error:
+                LOGGER.warning("the run %s could not be cancelled: %s", self._handler.run_id, error)
 
     def _failure(self, error: Exception) -> RefusedError:
         """Return what a model is told about a failure. What may be confidential is only logged."""
@@ -288,15 +300,14 @@ class Round:
 
     async def _follow(self) -> types.InputRequiredResult | None:
         """Report the run's events until it has ended (None) or waits for the client. A checkpoint."""
-        looks = True
         with self._handler.stream_events(
             after=self._after, expose_internal=True, lossy=True
         ) as stream:
             while True:
-                if looks and await self._is_idle() and not await self._answer():
+                # An idle run has published a WorkflowIdleEvent, so no look at it is missed.
+                if await self._is_idle(stream) and not await self._answer():
                     return self._ask(stream.cursor)
                 event = await self._next(stream)
-                looks = event is None or isinstance(event, WorkflowIdleEvent)
                 if isinstance(event, StopEvent):
                     return None
                 if event is not None:
@@ -310,15 +321,17 @@ class Round:
             return await stream.receive()
         return None
 
-    async def _is_idle(self) -> bool:
-        """Whether nothing happens in the run until it gets an answer. A checkpoint unless something does.
+    async def _is_idle(self, stream: EventStream) -> bool:
+        """Whether nothing happens in the run until it gets an answer, and all events have been read.
+
+        A checkpoint, unless something happens.
 
         Raises:
             RefusedError: It waits for an event that no question asks for.
         """
         handler, runs = self._handler, self._runs
         for _ in range(_TURNS):
-            if handler.status != "idle":
+            if handler.status != "idle" or not self._has_read_all(stream):
                 return False
             await current_backend().checkpoint()
         if runs is not None:
@@ -326,7 +339,7 @@ class Round:
             # A message may be an answer that is not applied yet.
             if row.messages or row.wake_at is not None:
                 return False
-        if handler.status != "idle":
+        if handler.status != "idle" or not self._has_read_all(stream):
             return False
         if not handler.questions:
             msg = (
@@ -336,6 +349,9 @@ class Round:
             )
             raise RefusedError(msg)
         return True
+
+    def _has_read_all(self, stream: EventStream) -> bool:
+        return stream.sequence + 1 >= run_of(self._handler).log.next
 
     async def _report(self, event: Event) -> None:
         """Send an event as progress. A checkpoint, if the client wants progress."""
@@ -380,7 +396,7 @@ class Round:
         form = form_of(question)
         if response.action != "accept":
             if response.action == "decline":
-                self._handler.cancel("the user declined to answer")
+                await self._handler.cancel("the user declined to answer")
             did = "declined" if response.action == "decline" else "did not want"
             msg = f"the user {did} to answer: {form.message} (run {self._handler.run_id})"
             raise RefusedError(msg)

@@ -145,14 +145,13 @@ def _tool_of(name: str, workflow: Workflow[Any], *, has_store: bool) -> Workflow
     arguments = schema_of(graph.start_event)
     if "description" in arguments and graph.start_event is StartEvent:
         del arguments["description"]  # it is about the class of the library
-    takes_run_id = has_store and RUN_ID not in arguments["properties"]
-    if takes_run_id:
+    if has_store:  # no start event has a field of this name
         arguments["properties"] = {**arguments["properties"], RUN_ID: _RUN_ID_SCHEMA}
     result = result_schema_of(_stops(graph), _result_of(type(workflow)))
     return WorkflowTool(
         name=name,
         workflow=workflow,
-        takes_run_id=takes_run_id,
+        takes_run_id=has_store,
         can_ask=_can_ask(graph),
         declared=types.Tool(
             name=name,
