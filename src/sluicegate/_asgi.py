@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from math import inf
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 from sluicegate._exceptions import single
 from sluicegate._loop import current_backend
@@ -36,35 +36,48 @@ class HungUpError(Exception):
     """The client has disconnected."""
 
 
-class Encoder(Protocol):
+class Encoder:
     """Turns what a response sends into bytes. One object serves one response.
 
-    Each method returns what to send; nothing is sent for ``b""``.
+    Each method returns what to send, and nothing is sent for ``b""``. A class overrides :meth:`event`, and
+    others as it needs them.
     """
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the response is complete, although the stream may go on."""
+        return False
+
+    def bind(self, poke: Callable[[], None]) -> None:
+        """Take what to call when there is something :meth:`pending`; the writer calls it at first."""
 
     def begin(self) -> bytes:
         """Return what is sent first."""
-        ...
+        return b""
 
     def event(self, event: Event, cursor: str) -> bytes:
         """Return an event of the stream, and the cursor behind it."""
-        ...
+        raise NotImplementedError
 
-    def gap(self, missed: int) -> bytes:
+    def pending(self) -> bytes:
+        """Return what there is to send besides the events."""
+        return b""
+
+    def gap(self, missed: int) -> bytes:  # noqa: ARG002
         """Return the notice that the reader was too slow, and has missed so many events."""
-        ...
+        return b""
 
-    def stopping(self, grace: float) -> bytes:
+    def stopping(self, grace: float) -> bytes:  # noqa: ARG002
         """Return the notice that the server stops, and ends the response within so many seconds."""
-        ...
+        return b""
 
     def heartbeat(self) -> bytes:
         """Return what keeps an idle connection open."""
-        ...
+        return b""
 
     def end(self) -> bytes:
         """Return what is sent last."""
-        ...
+        return b""
 
 
 def sse_block(name: str, data: str, cursor: str | None = None) -> bytes:
@@ -154,10 +167,11 @@ class EventWriter:
         }
         self._heartbeat = heartbeat
         self._notices: deque[bytes] = deque()
-        self._has_ended = False
+        self._has_ended = self._is_poked = False
         self._missed = 0
         #: The cancel scope of the wait for the next event, if it waits.
         self._wait: Any = None
+        encoder.bind(self._poke)
 
     async def begin(self) -> None:
         """Send the head of the response. A checkpoint.
@@ -203,6 +217,11 @@ class EventWriter:
         self._has_ended = True
         self._interrupt()
 
+    def _poke(self) -> None:
+        """Send what the encoder has besides the events. Not a checkpoint."""
+        self._is_poked = True
+        self._interrupt()
+
     def _interrupt(self) -> None:
         if self._wait is not None:
             current_backend().cancel(self._wait, "the response has something else to send")
@@ -213,7 +232,10 @@ class EventWriter:
         while True:
             while self._notices:
                 await self._write(self._notices.popleft())
-            if self._has_ended:
+            if self._is_poked:
+                self._is_poked = False
+                await self._write(self._encoder.pending())
+            if self._has_ended or self._encoder.is_over:
                 await backend.checkpoint()
                 return None
             deadline = backend.current_time() + self._heartbeat
@@ -224,7 +246,7 @@ class EventWriter:
                 return None
             finally:
                 self._wait = None
-            if not (self._notices or self._has_ended):
+            if not (self._notices or self._has_ended or self._is_poked):
                 await self._write(self._encoder.heartbeat())
 
     async def _write(self, body: bytes) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, final
 
-from sluicegate._asgi import STREAM_HEADERS, EventWriter, sse_block, while_connected
+from sluicegate._asgi import STREAM_HEADERS, Encoder, EventWriter, sse_block, while_connected
 from sluicegate._data.json import json_of, shown_fields
 from sluicegate._events import WorkflowFailedEvent
 from sluicegate._handler import WorkflowHandler
@@ -49,7 +49,7 @@ def server_sent_event(event: Event, cursor: str) -> bytes:
     return sse_block(type(event).__name__, json_of(fields), cursor)
 
 
-class _Plain:
+class _Plain(Encoder):
     """Sends each event as a function encodes it, and nothing else."""
 
     def __init__(self, encode: Callable[[Event, str], bytes]) -> None:
@@ -57,21 +57,6 @@ class _Plain:
 
     def event(self, event: Event, cursor: str) -> bytes:
         return self._encode(event, cursor)
-
-    def begin(self) -> bytes:
-        return b""
-
-    def gap(self, missed: int) -> bytes:  # noqa: ARG002
-        return b""
-
-    def stopping(self, grace: float) -> bytes:  # noqa: ARG002
-        return b""
-
-    def heartbeat(self) -> bytes:
-        return b""
-
-    def end(self) -> bytes:
-        return b""
 
 
 @final

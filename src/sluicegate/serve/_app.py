@@ -23,7 +23,16 @@ from sluicegate._events import StopEvent
 from sluicegate._exceptions import single
 from sluicegate._handler import run_of
 from sluicegate._loop import current_backend
+from sluicegate._observers import observe
 from sluicegate._workflow import Workflow, graph_in
+from sluicegate.serve._ag_ui_exchange import (
+    ExchangeEncoder,
+    Feed,
+    Feeds,
+    ResumeError,
+    read_input,
+    read_start,
+)
 from sluicegate.serve._data import STATUSES, question_data, schema_of_event
 from sluicegate.serve._guards import Guards
 from sluicegate.serve._requests import (
@@ -36,7 +45,7 @@ from sluicegate.serve._requests import (
     text_in,
 )
 from sluicegate.serve._runs import Runs, wait_for_end
-from sluicegate.serve._streams import SSE, StreamInfo, wanted_format
+from sluicegate.serve._streams import AG_UI, SSE, StreamInfo, wanted_format
 
 
 if TYPE_CHECKING:
@@ -44,7 +53,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import HTTPConnection
 
-    from sluicegate._asgi import Message, Receive, Send
+    from sluicegate._asgi import Encoder, Message, Receive, Send
     from sluicegate._definition.graph import Graph
     from sluicegate._events import Event
     from sluicegate._loop import Nursery
@@ -96,6 +105,7 @@ class WorkflowApp:
         self._workflows = workflows
         self._guards = guards
         self._runs = runs
+        self._feeds = Feeds(runs)
         self._on_disconnect = on_disconnect
         self._max_body = max_body
         self._heartbeat = heartbeat
@@ -381,16 +391,19 @@ class WorkflowApp:
         if choice not in ("cancel", "continue"):
             msg = f"?on_disconnect={choice[:100]}; expected cancel or continue"
             raise Refusal(400, msg, field="query.on_disconnect")
-        name, workflow, request, body, key = await self._read_request(exchange, form)
+        if form is AG_UI:
+            await self._exchange(exchange, send, is_owner=choice == "cancel")
+            return
+        name, workflow, request, key = await self._read_request(exchange)
         run = self._known_run(name, request, key)
         if run is None and choice == "cancel":
             run = self._new_run(name, workflow, request, key, "request")
-            await self._own(exchange, send, run, form, body)
+            await self._own(exchange, send, run, form)
             return
         if run is None:
             run = self._start_run(name, workflow, request, key)
         if form is not None:
-            await self._send_stream(exchange, send, run, form, after=0, body=body)
+            await self._send_stream(exchange, send, run, form, after=0)
             return
         gone = await while_connected(exchange.receive, partial(wait_for_end, run.handler))
         if not gone:
@@ -398,7 +411,7 @@ class WorkflowApp:
 
     async def _run_nowait(self, exchange: Exchange, send: Send) -> None:
         """Start a run that the server owns, and answer at once."""
-        name, workflow, request, _, key = await self._read_request(exchange, None)
+        name, workflow, request, key = await self._read_request(exchange)
         run = self._known_run(name, request, key)
         is_repeated = run is not None
         if run is None:
@@ -408,17 +421,43 @@ class WorkflowApp:
             headers["idempotency-replayed"] = "true"
         await _respond(send, run.data(), 200, headers)
 
+    async def _exchange(self, exchange: Exchange, send: Send, *, is_owner: bool) -> None:
+        """Start a run for AG-UI, or continue one with the answers of its user, and stream it."""
+        name, workflow, graph = self._workflow(exchange)
+        body = await exchange.json(self._max_body, BODY_TIMEOUT)
+        given = read_input(body)
+        try:
+            if given.resume:
+                run, feed = self._feeds.resumed(name, given)
+                self._feeds.answer(run, feed, given.resume)
+            else:
+                self._feeds.check_new(name, given.thread_id)
+                feed = Feed(name, given.thread_id)
+                run = self._start_run(name, workflow, read_start(graph, body), None, feed)
+        except ResumeError as error:
+            headers = {**_HEADERS, **STREAM_HEADERS, "content-type": "text/event-stream"}
+            writer = EventWriter(send, error.encoder, status=200, headers=_raw(headers))
+            await writer.begin()
+            await writer.end()
+            return
+        encoder = ExchangeEncoder(feed, given)
+        try:
+            await self._send_stream(exchange, send, run, AG_UI, after=feed.cursor, encoder=encoder)
+        finally:
+            if is_owner and not encoder.is_over and not self._is_stopping:
+                run.handler.cancel("the client disconnected")
+            self._feeds.leave(run, feed)
+
     async def _read_request(
-        self, exchange: Exchange, form: Format | None
-    ) -> tuple[str, Workflow[Any], RunRequest, dict[str, Any], str | None]:
+        self, exchange: Exchange
+    ) -> tuple[str, Workflow[Any], RunRequest, str | None]:
         name, workflow, graph = self._workflow(exchange)
         key = exchange.headers.get("idempotency-key")
         if key is not None and not 0 < len(key) <= _MOST_KEY:
             msg = f"the header Idempotency-Key has {len(key)} characters; expected 1 to {_MOST_KEY}"
             raise Refusal(400, msg, field="idempotency-key")
         body = await exchange.json(self._max_body, BODY_TIMEOUT)
-        read = read_run if form is None else form.read
-        return name, workflow, read(graph, body), body, key
+        return name, workflow, read_run(graph, body), key
 
     def _known_run(self, name: str, request: RunRequest, key: str | None) -> ServedRun | None:
         """Return the run that the same request has started before."""
@@ -448,15 +487,23 @@ class WorkflowApp:
         return self._runs.add(name, workflow, handler, owner, keys=keys, data=request.data)
 
     def _start_run(
-        self, name: str, workflow: Workflow[Any], request: RunRequest, key: str | None
+        self,
+        name: str,
+        workflow: Workflow[Any],
+        request: RunRequest,
+        key: str | None,
+        feed: Feed | None = None,
     ) -> ServedRun:
-        """Start a run that the server owns. Not a checkpoint."""
+        """Start a run that the server owns, observed by a feed. Not a checkpoint."""
         nursery = self._nursery
         if nursery is None and not self._is_stopping:
             raise Refusal(503, _NO_LIFESPAN)
         run = self._new_run(name, workflow, request, key, "server")
         assert nursery is not None
-        run.handler.start_soon(nursery, keep_failure=True)
+        if feed is not None:
+            self._feeds.add(run, feed)
+        with observe(*([] if feed is None else [feed])):
+            run.handler.start_soon(nursery, keep_failure=True)
         nursery.start_soon(self._note_end, run, name=f"{name}: end of the run")
         return run
 
@@ -473,7 +520,6 @@ class WorkflowApp:
         send: Send,
         run: ServedRun,
         form: Format | None,
-        body: dict[str, Any],
     ) -> None:
         """Own a run until it has ended, and cancel it if the client hangs up before."""
         backend, handler = current_backend(), run.handler
@@ -493,9 +539,7 @@ class WorkflowApp:
                         is_hang_up=self._is_hang_up,
                     )
                 else:
-                    has_gone = await self._send_stream(
-                        exchange, send, run, form, after=0, body=body
-                    )
+                    has_gone = await self._send_stream(exchange, send, run, form, after=0)
                 if has_gone:
                     handler.cancel("the client disconnected")
         except BaseExceptionGroup as group:
@@ -556,21 +600,21 @@ class WorkflowApp:
         form: Format,
         *,
         after: str | int,
-        body: dict[str, Any] | None = None,
+        encoder: Encoder | None = None,
     ) -> bool:
         """Send the events of a run until the terminal one; return whether the client hung up before."""
         names_class = exchange.flag("include_qualified_name", default=True)
         is_internal = form.is_internal or exchange.flag("include_internal")
-        info = StreamInfo(run.run_id, run.name, run.graph, names_class, body)
+        info = StreamInfo(run.run_id, run.name, names_class)
         headers = {
             **_HEADERS,
             **STREAM_HEADERS,
-            "content-type": f"{form.media_type}; charset=utf-8",
+            "content-type": f"{form.content_type or form.media_type}; charset=utf-8",
             "x-run-id": run.run_id,
         }
         writer = EventWriter(
             send,
-            form.encoder(info),
+            encoder or form.encoder(info),
             status=200,
             headers=_raw(headers),
             heartbeat=self._heartbeat,

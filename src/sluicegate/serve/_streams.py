@@ -5,35 +5,30 @@ A further format is an :class:`~sluicegate._asgi.Encoder` and an entry of :data:
 * ``media_type`` is what a client names in ``Accept``, and ``name`` what it names in ``?format=``.
 * ``encoder(info)`` makes the encoder of one response. :class:`StreamInfo` says which run it is of.
   ``encoder.event(event, cursor)`` gets each event of the stream, in order, and returns bytes;
-  ``begin``, ``gap``, ``stopping``, ``heartbeat`` and ``end`` return what is sent around them, or ``b""``.
+  the other methods return what is sent around them.
 * With ``is_internal``, the encoder gets the engine's internal events, too: ``StepStateChanged`` where a
   step starts and ends, ``UnhandledEvent``, ``WorkflowIdleEvent``. They are in the order of the stream.
-* With ``observers(info)``, a run that the request starts is observed, so that the encoder can read the
-  records (:mod:`sluicegate.records`) from a queue of its own, before the next event.
-* With ``read(graph, body)``, the body of ``POST /workflows/{name}/run`` is of the format, too; by
-  default it is that of the protocol.
+* With a ``content_type``, the response has that one, and not the ``media_type``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
-from sluicegate._asgi import HEARTBEAT, sse_block
+from sluicegate._asgi import HEARTBEAT, Encoder, sse_block
+from sluicegate.serve._ag_ui_exchange import SpectatorEncoder
 from sluicegate.serve._data import envelope_json
 from sluicegate.serve._events import ServerStopping, StreamGap
-from sluicegate.serve._requests import Refusal, read_run
+from sluicegate.serve._requests import Refusal
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sluicegate._asgi import Encoder
-    from sluicegate._definition.graph import Graph
     from sluicegate._events import Event
-    from sluicegate._observers import Observer
-    from sluicegate.serve._requests import Exchange, RunRequest
+    from sluicegate.serve._requests import Exchange
 
 
 @attrs.frozen
@@ -43,16 +38,12 @@ class StreamInfo:
     Attributes:
         run_id: The run.
         workflow: The name of its workflow on the server.
-        graph: The graph of the workflow.
         names_class: Whether qualified names of classes are shown.
-        body: The body of the request, if it started the run.
     """
 
     run_id: str
     workflow: str
-    graph: Graph
     names_class: bool = True
-    body: dict[str, Any] | None = None
 
 
 @attrs.frozen
@@ -63,18 +54,14 @@ class Format:
     media_type: str
     encoder: Callable[[StreamInfo], Encoder]
     is_internal: bool = False
-    observers: Callable[[StreamInfo], tuple[Observer, ...]] | None = None
-    read: Callable[[Graph, dict[str, Any]], RunRequest] = read_run
+    content_type: str | None = None
 
 
-class SseEncoder:
+class SseEncoder(Encoder):
     """Server-sent events: the cursor, the class, the envelope."""
 
     def __init__(self, info: StreamInfo) -> None:
         self._names_class = info.names_class
-
-    def begin(self) -> bytes:
-        return b""
 
     def event(self, event: Event, cursor: str) -> bytes:
         data = envelope_json(event, names_class=self._names_class)
@@ -93,18 +80,12 @@ class SseEncoder:
     def heartbeat(self) -> bytes:
         return HEARTBEAT
 
-    def end(self) -> bytes:
-        return b""
 
-
-class NdjsonEncoder:
+class NdjsonEncoder(Encoder):
     """A line of JSON for each event: the envelope, and the cursor. An empty line is a heartbeat."""
 
     def __init__(self, info: StreamInfo) -> None:
         self._names_class = info.names_class
-
-    def begin(self) -> bytes:
-        return b""
 
     def event(self, event: Event, cursor: str) -> bytes:
         line = envelope_json(event, names_class=self._names_class)
@@ -122,15 +103,20 @@ class NdjsonEncoder:
     def heartbeat(self) -> bytes:
         return b"\n"
 
-    def end(self) -> bytes:
-        return b""
-
 
 SSE = Format("sse", "text/event-stream", SseEncoder)
 NDJSON = Format("ndjson", "application/x-ndjson", NdjsonEncoder)
 
+AG_UI = Format(
+    "ag-ui",
+    "application/vnd.ag-ui.event-stream+json",
+    lambda info: SpectatorEncoder(info.run_id, info.workflow),
+    is_internal=True,
+    content_type="text/event-stream",
+)
+
 #: The formats, the default first.
-FORMATS: list[Format] = [SSE, NDJSON]
+FORMATS: list[Format] = [SSE, NDJSON, AG_UI]
 
 
 def accepted(header: str) -> list[str]:
