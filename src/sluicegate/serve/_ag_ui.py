@@ -380,7 +380,8 @@ class Translator:
             if kind == "REASONING_MESSAGE":
                 self._emit("REASONING_START", owner, messageId=message.id)
             self._emit(f"{kind}_START", owner, messageId=message.id, role=role)
-        self._emit(f"{kind}_CONTENT", owner, messageId=message.id, delta=_text(event.text))
+        if event.text:
+            self._emit(f"{kind}_CONTENT", owner, messageId=message.id, delta=_text(event.text))
         if event.is_last:
             self._close_message(message)
 
