@@ -143,12 +143,15 @@ def test_one_function_calls_the_body_of_every_step():
 @pytest.mark.parametrize(
     ("part", "allowed"),
     [
-        ("llms", ("llms", "_loop", "_sse")),
+        (
+            "llms",
+            ("llms", "_loop", "_sse", "_data", "_annotations", "_errors", "_exceptions", "_events"),
+        ),
         ("testing._sweeps", ("testing._sweeps", "durable")),
     ],
 )
 def test_parts_that_serve_any_program_stand_apart(part, allowed):
-    """``llms`` needs the event loops and a parser; the sweep itself, and a store that crashes."""
+    """``llms`` needs the seam and the data, no engine; the sweep itself, and a store that crashes."""
     for module in layers.modules():
         if module.startswith(part):
             assert all(other.startswith(allowed) for other in layers.imported(module)), module

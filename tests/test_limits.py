@@ -29,7 +29,7 @@ from sluicegate import (
 )
 from sluicegate._errors import WorkflowRuntimeError, WorkflowValidationError
 from sluicegate._loop.limits import ConcurrencyLimit, RateLimiter
-from sluicegate.testing import jump_clock
+from sluicegate.testing import jump_clock, sweep
 from tests.helpers import (
     Done,
     Item,
@@ -746,6 +746,307 @@ def test_bad_rates(arguments, message):
     """What is no rate is refused when the limiter is made, with a call that works."""
     with pytest.raises(ValueError, match=re.escape(message)):
         RateLimiter(**arguments)
+
+
+# -- amounts --------------------------------------------------------------------------------------
+
+
+async def amounts(limiter, *numbers):
+    """Take amounts one after another; return when each had entered, counted from now."""
+    start = now()
+    times = []
+    for number in numbers:
+        async with limiter(number):
+            times.append(now() - start)
+    return times
+
+
+@on_each_backend
+@pytest.mark.parametrize(
+    ("limiter", "numbers", "expected"),
+    [
+        (RateLimiter(10, burst=100), [100, 10, 50], [0, 1, 6]),
+        (RateLimiter(60, per=60, burst=60), [30, 30, 1, 60], [0, 0, 1, 61]),
+        (RateLimiter(1, burst=2), [0.5, 0.5, 0.5, 0.5, 0.5], [0, 0, 0, 0, 0.5]),
+        (RateLimiter(1, burst=2), [2, 0, 1], [0, 0, 1]),
+    ],
+    ids=repr,
+)
+def test_amounts_are_refilled_at_the_rate(backend, limiter, numbers, expected):
+    """P10: an entry of an amount waits until the bucket has that much, and takes it."""
+    assert run_virtually(backend, amounts, limiter, *numbers) == pytest.approx(expected)
+
+
+@on_each_backend
+def test_a_large_amount_is_not_overtaken(backend):
+    """Small amounts that come later wait behind a large one, so that it is never starved."""
+
+    async def main():
+        limiter = RateLimiter(1, burst=10)
+        entered = []
+
+        async def take(name, amount):
+            await limiter.acquire(amount)
+            entered.append((name, now() - start))
+
+        start = now()
+        await limiter.acquire(10)
+        async with anyio.create_task_group() as group:
+            for name, amount in [("large", 8), ("small", 1), ("plain", 1)]:
+                group.start_soon(take, name, amount)
+                await wait_until_idle(3)
+        assert timers_left() == 0
+        return entered
+
+    assert run_virtually(backend, main) == [
+        ("large", pytest.approx(8)),
+        ("small", pytest.approx(9)),
+        ("plain", pytest.approx(10)),
+    ]
+
+
+@on_each_backend
+def test_what_was_taken_too_much_is_given_back_at_once(backend):
+    """The first in the queue enters as soon as the corrected amount leaves enough for it."""
+
+    async def main():
+        limiter = RateLimiter(1, burst=100)
+        entered = []
+
+        async def take(amount):
+            async with limiter(amount):
+                entered.append(now() - start)
+
+        start = now()
+        async with anyio.create_task_group() as group, limiter(100) as entry:
+            group.start_soon(take, 30)
+            group.start_soon(take, 30)
+            await anyio.sleep(5)
+            assert (entry.amount, repr(entry)) == (100, "<RateLimiterEntry of 100>")
+            entry.correct(60)
+            await wait_until_idle()
+            assert entered == [pytest.approx(5)]
+            entry.correct(45)
+            await wait_until_idle()
+            assert entered == [pytest.approx(5), pytest.approx(5)]
+            assert entry.amount == 45
+        return await amounts(limiter, 1)
+
+    assert run_virtually(backend, main) == pytest.approx([1])
+
+
+@on_each_backend
+def test_what_was_taken_too_little_is_owed(backend):
+    """A corrected amount may be above the burst; later entries and the one that waits wait for it."""
+
+    async def main():
+        limiter = RateLimiter(10, burst=100)
+        async with limiter(50) as entry:
+            pass
+        entry.correct(150)  # after the block, too
+        first = await amounts(limiter, 10)
+        start = now()
+        async with limiter(0) as entry, anyio.create_task_group() as group:
+            group.start_soon(limiter.acquire, 10)
+            await anyio.sleep(0.5)
+            entry.correct(20)
+        return [*first, now() - start]
+
+    assert run_virtually(backend, main) == pytest.approx([6, 3])
+
+
+@on_each_backend
+def test_a_correction_never_overfills_the_bucket(backend):
+    """What comes back into a full bucket is lost, and cannot be spent by another correction."""
+
+    async def main():
+        limiter = RateLimiter(1, burst=10)
+        async with limiter(10) as first, limiter(0) as second:
+            await anyio.sleep(100)
+            first.correct(0)
+            second.correct(10)
+        return await amounts(limiter, 5, 5)
+
+    assert run_virtually(backend, main) == pytest.approx([5, 10])
+
+
+@on_each_backend
+def test_cancelled_while_an_amount_is_awaited(backend, how):
+    """Who gives up has taken nothing, whatever it has asked for; the next in line enters."""
+
+    async def main():
+        limiter = RateLimiter(1, burst=10)
+        entered = []
+
+        async def enter(guest):
+            await limiter.acquire(10 if guest is guests[0] else 1)
+            entered.append(now() - start)
+
+        start = now()
+        await limiter.acquire(10)
+        guests = [Guest(enter), Guest(enter)]
+        async with anyio.create_task_group() as group:
+            for guest in guests:
+                guest.go.set()
+                group.start_soon(guest.visit)
+                await wait_until_idle(3)
+            await anyio.sleep(3)
+            guests[0].cancel(how)
+        assert guests[0].state == "cancelled"
+        assert timers_left() == 0
+        return entered
+
+    assert run_virtually(backend, main) == pytest.approx([3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_cancelled_anywhere_no_token_is_lost(backend):
+    """P2: wherever waiting entries are cancelled, the bucket holds what was left in it, to the token."""
+
+    async def scenario(trial):
+        limiter = RateLimiter(1, burst=4)
+        taken = trial.state.taken = []
+
+        async def take(amount, actual):
+            async with limiter(amount) as entry:
+                taken.append((now(), amount))
+                await anyio.sleep(1)
+                entry.correct(actual)
+                taken.append((now(), actual - amount))
+
+        try:
+            async with anyio.create_task_group() as group:
+                for amount, actual in [(4, 3), (2, 5), (3, 1)]:
+                    group.start_soon(take, amount, actual)
+        finally:
+            with anyio.CancelScope(shield=True):
+                asked_at = now()
+                await limiter.acquire(4)
+                trial.state.waited = (asked_at, now())
+
+    def check(outcome):
+        if not hasattr(outcome.state, "waited"):
+            return  # a native cancellation ignores the shield
+        asked_at, free_at = outcome.state.waited
+        level, at = 4.0, asked_at
+        for number, (time, amount) in enumerate(outcome.state.taken):
+            level = 4.0 if number == 0 else min(4.0, level + time - at)
+            level, at = min(4.0, level - amount), time
+        level = min(4.0, level + asked_at - at)
+        assert free_at - asked_at == pytest.approx(4 - level)
+
+    assert sweep(scenario, check=check, backends=[backend]).runs > 10
+
+
+@pytest.mark.slow_for("asyncio")
+@settings(max_examples=100, deadline=None)
+@given(
+    takes=st.lists(
+        st.tuples(
+            st.sampled_from([0, 0.25, 1, 3]),
+            st.integers(0, 8),
+            st.one_of(st.none(), st.integers(0, 12)),
+        ),
+        max_size=20,
+    )
+)
+@on_each_backend
+def test_any_amounts(backend, takes):
+    """Entries and corrections in a row are exactly those of a bucket that is refilled at the rate."""
+
+    async def main():
+        limiter = RateLimiter(1, burst=8)
+        start = now()
+        done = []
+        for pause, amount, actual in takes:
+            await anyio.sleep(pause)
+            asked_at = now() - start
+            async with limiter(amount) as entry:
+                done.append((asked_at, amount, actual, now() - start))
+                if actual is not None:
+                    entry.correct(actual)
+        return done
+
+    level, at = 8.0, 0.0
+    for asked_at, amount, actual, entered_at in run_virtually(backend, main):
+        level, at = min(8.0, level + asked_at - at), asked_at
+        if level < amount:
+            level, at = amount, at + amount - level
+        assert entered_at == pytest.approx(at)
+        level = min(8.0, level - (amount if actual is None else actual))
+
+
+@pytest.mark.parametrize("amount", [-1, float("nan"), float("inf"), "5", None, False])
+def test_bad_amounts(amount):
+    """An amount is a number of at least 0; the message shows a call."""
+    limiter = RateLimiter(10, burst=5)
+
+    async def main():
+        with pytest.raises(
+            ValueError, match=r"the amount for RateLimiter\(10, per=1.0, burst=5\) is"
+        ):
+            limiter(amount)
+        with pytest.raises(
+            ValueError, match="expected a number of at least 0: `async with limiter"
+        ):
+            await limiter.acquire(amount)
+        async with limiter(1) as entry:
+            with pytest.raises(
+                ValueError, match=r"the actual amount is .*; expected a number of at"
+            ):
+                entry.correct(amount)
+        assert entry.amount == 1
+
+    trio.run(main)
+
+
+def test_an_amount_above_the_burst_is_an_error():
+    """It could never enter; the message says so, and shows the limiter that could."""
+    limiter = RateLimiter(90_000, per=60, burst=1000)
+    message = (
+        "the amount 1000.5 is above the burst of RateLimiter(90000, per=60, burst=1000), so it would "
+        "wait for ever; expected at most 1000, or `RateLimiter(90000, per=60, burst=1001)`"
+    )
+    for enter in (limiter, lambda amount: trio.run(limiter.acquire, amount)):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            enter(1000.5)
+
+
+def test_a_correction_belongs_to_its_loop():
+    """An entry is corrected in the event loop that it entered in, and nowhere else."""
+
+    async def main():
+        async with RateLimiter(1)(1) as entry:
+            return entry
+
+    entry = trio.run(main)
+    with pytest.raises(
+        RuntimeError, match="corrected outside of its event loop; expected a call in"
+    ):
+        entry.correct(0)
+
+
+@on_each_backend
+def test_steps_may_take_an_amount(backend):
+    """``@step(limiter=tokens(500))``: every invocation takes it."""
+    tokens = RateLimiter(100, burst=500)
+    times = []
+
+    async def work(ctx, n):
+        times.append(now())
+
+    workflow = fanning(work, limiter=tokens(500), num_workers=10)
+
+    async def main():
+        return await workflow.run()
+
+    assert run_virtually(backend, main) == [0, 1, 2]
+    assert [time - times[0] for time in times] == pytest.approx([0, 5, 10])
+    assert repr(tokens(500)) == "RateLimiter(100, per=1.0, burst=500)(500)"
+
+
+# -- in workflows ---------------------------------------------------------------------------------
 
 
 @on_each_backend

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from sluicegate._definition.retries import Retry, RetryInfo
     from sluicegate._engine.dump import dump_runs
     from sluicegate._logging import RunLogFilter
-    from sluicegate._loop.limits import RateLimiter
+    from sluicegate._loop.limits import RateLimiter, RateLimiterEntry
     from sluicegate._state.drafts import DictState, StatePathError
     from sluicegate._state.store import StateStore
     from sluicegate.drawing import (
@@ -86,6 +86,7 @@ __all__ = [
     "ProgressEvent",
     "QuestionClosedError",
     "RateLimiter",
+    "RateLimiterEntry",
     "Resource",
     "ResourceConfig",
     "RestoredError",
@@ -159,7 +160,7 @@ def _home_of(name: str) -> Any:  # noqa: C901 - a case for each module
     match name:
         case "DictState" | "StatePathError":
             from sluicegate._state import drafts as home  # noqa: PLC0415
-        case "RateLimiter":
+        case "RateLimiter" | "RateLimiterEntry":
             from sluicegate._loop import limits as home  # noqa: PLC0415
         case "Resource" | "ResourceConfig":
             from sluicegate._definition import resources as home  # noqa: PLC0415

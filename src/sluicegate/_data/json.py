@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import attrs
 import msgspec
 
-from sluicegate._annotations import class_of, is_union, without_extras
+from sluicegate._annotations import class_of, extras_of, is_union, without_extras
 from sluicegate._data.data_fields import (
     COLLECTIONS,
     DataField,
@@ -120,13 +120,34 @@ def schema_of(cls: type[Event]) -> dict[str, Any]:
     Raises:
         TypeError: An annotation cannot be resolved.
     """
-    schemas = _Schemas()
     plain = plain_class(cls)
+    made = _with_definitions(lambda s: s.fields(plain, cast("DataFields", data_fields_of(plain))))
+    return {"$schema": DIALECT, **made}
+
+
+def schema_of_value(hint: Any) -> dict[str, Any]:
+    """Return the JSON Schema of the data that `decode_value` takes for an annotation.
+
+    Its definitions are in ``$defs``. A part that no data can make has the schema ``{"not": {}}``.
+
+    Raises:
+        TypeError: An annotation cannot be resolved.
+    """
+    return _with_definitions(lambda schemas: schemas.of(hint))
+
+
+def schema_of_fields(fields: DataFields) -> dict[str, Any]:
+    """Return the JSON Schema of an object with some fields; otherwise as `schema_of_value`."""
+    return _with_definitions(lambda schemas: schemas.object_with(fields))
+
+
+def _with_definitions(make: Callable[[_Schemas], dict[str, Any]]) -> dict[str, Any]:
+    schemas = _Schemas()
     try:
-        made = schemas.fields(plain, cast("DataFields", data_fields_of(plain)))
+        made = make(schemas)
     except DecodingError as error:
         raise TypeError(str(error)) from error.__cause__
-    return {"$schema": DIALECT, **made, **({"$defs": schemas.defs} if schemas.defs else {})}
+    return {**made, "$defs": schemas.defs} if schemas.defs else made
 
 
 def result_schema_of(kinds: Sequence[type[StopEvent]], result: Any) -> dict[str, Any]:
@@ -176,6 +197,15 @@ class _Schemas:
 
     def fields(self, cls: Any, declared: DataFields) -> dict[str, Any]:
         """Return the schema of a class with named fields."""
+        schema = {"title": cls.__name__, **self.object_with(declared)}
+        # The docstring of a dataclass without one is its signature.
+        text: str = cast("Any", vars(cls)).get("__doc__") or ""
+        if text and not text.startswith(f"{cls.__name__}("):
+            schema["description"] = inspect.cleandoc(text)
+        return schema
+
+    def object_with(self, declared: DataFields) -> dict[str, Any]:
+        """Return the schema of an object with the declared fields."""
         properties: dict[str, Any] = {}
         required: list[str] = []
         either: list[Any] = []
@@ -188,11 +218,7 @@ class _Schemas:
                 either.append({"anyOf": [{"required": [name]} for name in field.names]})
         if declared.tag is not None:
             properties[declared.tag[0]] = {"const": declared.tag[1]}
-        schema = {"title": cls.__name__, "type": "object", "properties": properties}
-        # The docstring of a dataclass without one is its signature.
-        text: str = cast("Any", vars(cls)).get("__doc__") or ""
-        if text and not text.startswith(f"{cls.__name__}("):
-            schema["description"] = inspect.cleandoc(text)
+        schema = {"type": "object", "properties": properties}
         more = {"required": required, "allOf": either}
         schema |= {name: part for name, part in more.items() if part}
         return {**schema, "additionalProperties": False} if declared.is_closed else schema
@@ -287,10 +313,13 @@ class _Schemas:
     def _annotated(self, hint: Any) -> dict[str, Any]:
         parts: tuple[Any, ...] = hint.__metadata__
         if any(isinstance(part, msgspec.Meta) for part in parts) and is_plain(hint):
-            return self._of_msgspec(hint)
-        if any(map(is_for_pydantic, parts)):
-            return self._of_pydantic(hint)
-        return self.of(hint.__origin__)
+            made = self._of_msgspec(hint)
+        elif any(map(is_for_pydantic, parts)):
+            made = self._of_pydantic(hint)
+        else:
+            made = self.of(hint.__origin__)
+        text = note_of(hint)
+        return made if text is None else {"description": text, **made}
 
     def _members(self, kinds: tuple[Any, ...]) -> list[dict[str, Any]]:
         classes = [plain_class(kind) for kind in kinds]
@@ -341,6 +370,12 @@ class _WrittenSchemas(_Schemas):
 
     def _members(self, kinds: tuple[Any, ...]) -> list[dict[str, Any]]:
         return [self.of(kind) for kind in kinds]
+
+
+def note_of(hint: Any) -> str | None:
+    """Return the text about a value in ``Annotated[str, "the text"]``, or in a PEP 727 ``Doc``."""
+    notes = (getattr(part, "documentation", part) for part in extras_of(hint))
+    return next((note for note in notes if isinstance(note, str)), None)
 
 
 def _suffixes() -> typing.Iterator[str]:

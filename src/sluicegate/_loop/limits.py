@@ -6,7 +6,7 @@ import math
 import sys
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, final
 from weakref import WeakKeyDictionary, ref
 
 from sluicegate._annotations import is_count
@@ -106,6 +106,15 @@ class RateLimiter:
     is entered, not how many tasks are inside: leaving the block returns no token and is not a
     checkpoint. Tasks enter in order of arrival.
 
+    An entry may take another amount than 1, such as the tokens of a request to a model, and correct
+    it when the actual amount is known::
+
+        tokens = RateLimiter(90_000, per=60, burst=90_000)  # a minute
+
+        async with tokens(estimate) as entry:
+            response = await llm.achat(messages)
+            entry.correct(response.usage.total_tokens)
+
     Time is the event loop's clock, so a mock clock drives it. A limiter may be made outside any
     event loop and used in one after another. Each event loop has a separate, full bucket: two
     loops in two threads are limited separately, and together enter twice as often.
@@ -113,7 +122,8 @@ class RateLimiter:
     Args:
         rate: The number of entries in ``per`` seconds; any number above 0.
         per: The period in seconds.
-        burst: The number of entries that may follow each other at once after a pause.
+        burst: The number of entries that may follow each other at once after a pause, and the
+            largest amount of an entry.
 
     Raises:
         ValueError: An argument is not valid; the message shows a valid call.
@@ -151,17 +161,45 @@ class RateLimiter:
     def __repr__(self) -> str:
         return f"RateLimiter({self._rate}, per={self._per}, burst={self._burst})"
 
-    async def acquire(self) -> None:
-        """Wait for a token and take it.
+    def __call__(self, amount: float) -> RateLimiterPortion:
+        """Return a limiter whose entries take an amount instead of one token.
 
-        A checkpoint, even if a token is available. Cancelled, it has taken no token and has left
-        the queue; the next task is not delayed. May be called from any number of tasks.
+        ::
+
+            async with tokens(1_200) as entry: ...
+
+            @step(limiter=tokens(500))
+
+        Args:
+            amount: The number of tokens, from 0 to ``burst``. Entering waits until the bucket has
+                so many. No later and smaller entry overtakes it.
+
+        Returns:
+            An async context manager; any number of tasks may enter it at once.
+
+        Raises:
+            ValueError: The amount is not such a number.
+        """
+        self._check(amount)
+        return RateLimiterPortion(self, amount)
+
+    async def acquire(self, amount: float = 1) -> None:
+        """Wait for a token, or another amount, and take it.
+
+        A checkpoint, even if enough tokens are available. Cancelled, it has taken no token and has
+        left the queue; the next task is not delayed. May be called from any number of tasks.
+
+        Args:
+            amount: The number of tokens, from 0 to ``burst``.
 
         Raises:
             RuntimeError: There is no event loop.
+            ValueError: The amount is not such a number.
         """
+        if amount != 1:
+            self._check(amount)
         backend = current_backend()
-        await self._buckets.here(backend).take(backend)
+        await self._buckets.here(backend).take(backend, amount)
 
     async def __aenter__(self) -> None:
         """Wait for a token and take it; see :meth:`acquire`."""
@@ -170,13 +208,111 @@ class RateLimiter:
     async def __aexit__(self, *_: object) -> None:
         """Do nothing: the token is spent. Not a checkpoint."""
 
+    def bucket(self) -> _Bucket:
+        """Return the tokens of the running event loop."""
+        return self._buckets.here(current_backend())
+
     def waiting_on(self, loop: object) -> int:
         """Return how many tasks of an event loop wait for a token."""
         bucket = self._buckets.on(loop)
         return 0 if bucket is None else bucket.waiting
 
+    def _check(self, amount: object) -> None:
+        if not _is_amount(amount):
+            msg = (
+                f"the amount for {self!r} is {amount!r}; expected a number of at least 0: "
+                "`async with limiter(1_200):`"
+            )
+            raise ValueError(msg)
+        if cast("float", amount) > self._burst:
+            most = math.ceil(cast("float", amount))
+            msg = (
+                f"the amount {amount!r} is above the burst of {self!r}, so it would wait for ever; "
+                f"expected at most {self._burst}, or "
+                f"`RateLimiter({self._rate}, per={self._per}, burst={most})`"
+            )
+            raise ValueError(msg)
+
     def _fill_bucket(self, queue: WaitQueue) -> _Bucket:
         return _Bucket(queue, self._per / self._rate, self._burst)
+
+
+@final
+class RateLimiterPortion:
+    """A :class:`RateLimiter` whose entries take an amount: ``async with limiter(1_200) as entry:``.
+
+    Entering is a checkpoint, as :meth:`RateLimiter.acquire`; leaving does nothing. Any number of
+    tasks may enter it at once.
+    """
+
+    #: Tasks that have entered hold nothing that other tasks wait for.
+    holds_nothing = True
+
+    __slots__ = ("_amount", "limiter")
+
+    def __init__(self, limiter: RateLimiter, amount: float) -> None:
+        self.limiter = limiter
+        self._amount = amount
+
+    def __repr__(self) -> str:
+        return f"{self.limiter!r}({self._amount!r})"
+
+    async def __aenter__(self) -> RateLimiterEntry:
+        """Wait for the amount and take it.
+
+        Returns:
+            The entry, which can correct the amount.
+
+        Raises:
+            RuntimeError: There is no event loop.
+        """
+        await self.limiter.acquire(self._amount)
+        return RateLimiterEntry(self.limiter.bucket(), self._amount)
+
+    async def __aexit__(self, *_: object) -> None:
+        """Do nothing: the amount is spent. Not a checkpoint."""
+
+
+@final
+class RateLimiterEntry:
+    """An entry into a :class:`RateLimiter`, from ``async with limiter(amount) as entry:``."""
+
+    __slots__ = ("_amount", "_bucket")
+
+    def __init__(self, bucket: _Bucket, amount: float) -> None:
+        self._bucket = bucket
+        self._amount = amount
+
+    def __repr__(self) -> str:
+        return f"<RateLimiterEntry of {self._amount!r}>"
+
+    @property
+    def amount(self) -> float:
+        """The tokens that the entry has taken, as last corrected."""
+        return self._amount
+
+    def correct(self, actual: float) -> None:
+        """Replace the amount of the entry by the actual one, as often as it changes.
+
+        What was taken too much returns to the bucket at once, as far as there is room. What was
+        taken too little is owed: later entries wait until it has been refilled. So the actual
+        amount may be above ``burst``. Not a checkpoint; also works after the block.
+
+        Args:
+            actual: The number of tokens, at least 0.
+
+        Raises:
+            ValueError: It is not such a number.
+            RuntimeError: The caller is not in the event loop of the entry.
+        """
+        if not _is_amount(actual):
+            msg = (
+                f"the actual amount is {actual!r}; expected a number of at least 0: "
+                "`entry.correct(response.usage.total_tokens)`"
+            )
+            raise ValueError(msg)
+        self._bucket.correct(actual - self._amount)
+        self._amount = actual
 
 
 class _Bucket:
@@ -193,7 +329,7 @@ class _Bucket:
         self._interval = interval
         self._burst = burst
         self._full_at = -math.inf
-        self._taken = 0
+        self._taken: float = 0
 
     @property
     def waiting(self) -> int:
@@ -201,27 +337,45 @@ class _Bucket:
         return len(self._queue)
 
     @enable_ki_protection
-    async def take(self, backend: Backend) -> None:
+    async def take(self, backend: Backend, amount: float) -> None:
         place = backend.waiter()
         self._queue.join(place)
         try:
             # It is queued before the checkpoint, so that tasks that arrive meanwhile come after
-            # it. No await follows the taking of the token, so it cannot be lost.
+            # it. No await follows the taking of the tokens, so they cannot be lost.
             await backend.checkpoint()
-            while (wait_until := self._next_at(place, backend.current_time())) is not None:
-                await _sleep(backend, place, wait_until)
-            self._taken += 1
+            while (ready_at := self._next_at(place, amount, backend.current_time())) is not None:
+                await _sleep(backend, place, ready_at)
+            self._taken += amount
         finally:
             self._queue.quit(place, is_room=True)  # or it waits for the next token itself
 
-    def _next_at(self, place: Waiter, now: float) -> float | None:
-        """Return when to check again, or None if ``place`` may take a token now."""
+    def _next_at(self, place: Waiter, amount: float, now: float) -> float | None:
+        """Return when to check again, or None if ``place`` may take ``amount`` now."""
         if not self._queue.is_first(place):
             return math.inf
         if now >= self._full_at + self._taken * self._interval:
             self._full_at, self._taken = now, 0
-        ready_at = self._full_at + (self._taken + 1 - self._burst) * self._interval
+        ready_at = self._full_at + (self._taken + amount - self._burst) * self._interval
         return None if now >= ready_at else ready_at
+
+    @enable_ki_protection
+    def correct(self, more: float) -> None:
+        """Take so many tokens more, or return them; the first in the queue then checks again."""
+        if not is_current_loop(self._queue.loop()):
+            msg = (
+                "an entry of a RateLimiter was corrected outside of its event loop; expected a "
+                "call in a task of the loop, from a thread "
+                "`ctx.from_thread.run_sync(entry.correct, actual)`"
+            )
+            raise RuntimeError(msg)
+        now = current_backend().current_time()
+        for change in (0, more):  # before, or tokens that came in while it was full would count
+            self._taken += change
+            if now >= self._full_at + self._taken * self._interval:
+                self._full_at, self._taken = now, 0
+        if more < 0:
+            self._queue.wake_first()
 
 
 async def _sleep(backend: Backend, place: Waiter, until: float) -> None:
@@ -463,6 +617,10 @@ def leaves_nothing(limiter: object) -> bool:
 def serves_one_loop(limiter: object) -> bool:
     """Whether a limiter belongs to Trio, AnyIO or asyncio, whose limiters are not thread-safe."""
     return type(limiter).__module__.partition(".")[0] in ("trio", "anyio", "asyncio")
+
+
+def _is_amount(value: object) -> bool:
+    return value == 0 if type(value) in (int, float) and not value else _is_positive(value)
 
 
 def _is_positive(value: object) -> bool:

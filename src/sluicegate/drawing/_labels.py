@@ -10,7 +10,7 @@ import attrs
 
 from sluicegate._definition.steps import StepOptions
 from sluicegate._events import is_open
-from sluicegate._loop.limits import RateLimiter
+from sluicegate._loop.limits import RateLimiter, RateLimiterPortion
 from sluicegate.drawing._execution import shown_seconds
 
 
@@ -221,7 +221,8 @@ def _limits(step: Step) -> Iterator[Mark]:
     limiter, catches = step.options.limiter, step.options.catches
     if limiter is not None:
         # The repr of most limiters shows their current use or their address in memory.
-        told = repr(limiter) if isinstance(limiter, RateLimiter) else type(limiter).__name__
+        is_plain = isinstance(limiter, RateLimiter | RateLimiterPortion)
+        told = repr(limiter) if is_plain else type(limiter).__name__
         yield Mark("limiter", "limited", f"Entered around each invocation: {told}")
     if catches is not None and catches.max_recoveries > 1:
         text = f"recovers {catches.max_recoveries}"

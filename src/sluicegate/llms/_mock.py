@@ -11,6 +11,7 @@ from sluicegate._loop import current_backend
 from ._assembly import Assembly, Piece, ToolCallPiece
 from ._calls import ModelCall, watch_call, watched
 from ._streams import ChatStream, CompletionStream
+from ._tools import to_options
 from ._types import ChatMessage, ChatResponse, CompletionResponse, ToolCall, Usage
 from ._wire import from_messages, from_prompt
 
@@ -132,6 +133,7 @@ class MockLLM:
 
     def _ask(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> _Script:
         from_messages(messages, None)
+        to_options(kwargs)  # refuses the same tools as a real model
         self.requests.append(tuple(messages))
         self.kwargs.append(kwargs)
         reply = self._replies.popleft() if self._replies else self.prompts[-1]
@@ -147,7 +149,7 @@ class MockLLM:
                 provider="mock",
                 model=self.model,
                 messages=from_messages(messages, None),
-                options=kwargs,
+                options=to_options(kwargs),
                 is_stream=is_stream,
             )
 

@@ -80,6 +80,16 @@ class Usage:
     cached_tokens: int = 0
     """The part of `prompt_tokens` that the server had cached."""
 
+    def __add__(self, other: Usage) -> Usage:
+        """Return the sum of both, so that ``usage += response.usage or Usage()`` counts a run."""
+        if not isinstance(other, Usage):
+            return NotImplemented
+        pairs = zip(attrs.astuple(self), attrs.astuple(other), strict=True)
+        return Usage(**dict(zip(_COUNTS, (one + more for one, more in pairs), strict=True)))
+
+
+_COUNTS = tuple(field.name for field in attrs.fields(Usage))
+
 
 def _to_calls(calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
     return tuple(calls)

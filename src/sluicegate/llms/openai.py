@@ -12,6 +12,7 @@ from ._assembly import Assembly
 from ._calls import ModelCall, watch_call, watched
 from ._clients import Clients
 from ._streams import ChatStream, CompletionStream
+from ._tools import to_options
 from ._wire import from_messages, from_prompt, max_tokens_name, to_piece
 
 
@@ -146,7 +147,8 @@ class OpenAI:
 
         Args:
             prompt: The user's text.
-            kwargs: Options of this request, in the SDK's spelling; they override the object's.
+            kwargs: Options of this request, in the SDK's spelling; they override the object's. `Tool`
+                objects in ``tools`` are given to the server in its form.
 
         Raises:
             openai.OpenAIError: The SDK's exception.
@@ -309,7 +311,7 @@ class OpenAI:
             request["temperature"] = self.temperature
         if self.max_tokens is not None:
             request["max_tokens"] = self.max_tokens
-        request |= self.additional_kwargs | kwargs
+        request |= to_options(self.additional_kwargs | kwargs)
         if "max_tokens" in request:
             request[max_tokens_name(request["model"])] = request.pop("max_tokens")
         return request | {"messages": messages}

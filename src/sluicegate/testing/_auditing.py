@@ -24,7 +24,7 @@ from sluicegate._events import (
 )
 from sluicegate._handler import run_of
 from sluicegate._loop import current_backend
-from sluicegate._loop.limits import RateLimiter
+from sluicegate._loop.limits import RateLimiter, RateLimiterPortion
 from sluicegate.testing._altering import with_steps
 
 
@@ -302,6 +302,7 @@ def audit_run(run: Run) -> list[str]:
 
 
 def _held(limiter: Any, loop: object) -> Iterator[str]:
+    limiter = limiter.limiter if isinstance(limiter, RateLimiterPortion) else limiter
     if isinstance(limiter, RateLimiter):
         if waiting := limiter.waiting_on(loop):
             yield f"{waiting} waiting"
