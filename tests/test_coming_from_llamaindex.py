@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import functools
 import importlib
 import json
 import re
@@ -61,6 +62,7 @@ from sluicegate import (
     draw_most_recent_execution_mermaid,
     step,
 )
+from sluicegate.llms import ChatMessage, MockLLM, ToolCall, call_tool, structured_chat, tool
 from sluicegate.recording import Recorder
 from sluicegate.testing import WorkflowTestRunner, run_step, run_workflow, step_through
 from tests.helpers import cancelled_class, is_trio, wait_until_idle
@@ -1267,6 +1269,73 @@ async def a_stop_event_of_ones_own_is_the_result():
     assert (await flow(begin)().run()).total == 3
 
 
+# -- agents and tools ---------------------------------------------------------------------------------
+
+
+def add(a: int, b: int = 1) -> int:
+    """Add two numbers."""
+    if b < 0:
+        raise OSError("below zero")
+    return a + b
+
+
+@shows(
+    "FunctionAgent",
+    "FunctionTool.from_defaults",
+    "achat_with_tools",
+    "get_tool_calls_from_response",
+    "tool.acall",
+)
+async def a_model_calls_tools_in_a_loop():
+    asked = ToolCall(id="1", name="plus", arguments='{"a": 2}')
+    llm = MockLLM([asked, "3"])
+    tools = [tool(add, name="plus", description="Adds.")]
+
+    async def loop(self: Any, ev: StartEvent) -> StopEvent:
+        messages = [ChatMessage(content="2 + 1?")]
+        while True:
+            response = await llm.achat(messages, tools=tools)
+            messages.append(response.message)
+            if not response.tool_calls:
+                return StopEvent(result=response.text)
+            messages += [(await call_tool(c, tools)).message for c in response.tool_calls]
+
+    assert await flow(loop)().run() == "3"
+    assert llm.requests[1][-1] == ChatMessage("tool", "3", tool_call_id="1")
+
+
+@shows("a tool with a parameter `ctx: Context`")
+async def the_context_of_a_tool_is_bound():
+    async def keep(ctx: Context, text: str) -> str:
+        await ctx.store.set("text", text)
+        return await ctx.store.get("text")
+
+    async def work(ctx: Context) -> Any:
+        return await tool(functools.partial(keep, ctx)).call({"text": "x"})
+
+    assert await in_step(work) == "x"
+
+
+@shows("an exception of a tool is a `ToolOutput`")
+async def a_tool_s_failure_is_the_step_s_unless_it_is_listed():
+    call = ToolCall(name="add", arguments='{"a": 1, "b": -1}')
+    with pytest.raises(OSError, match="below zero"):
+        await call_tool(call, [tool(add)])
+    result = await call_tool(call, [tool(add, errors=(OSError,))])
+
+    assert (result.is_error, result.text) == (True, "OSError: below zero")
+
+
+@shows("astructured_predict")
+async def a_model_s_reply_is_a_value():
+    class Model(pydantic.BaseModel):
+        n: int
+
+    made = await structured_chat(MockLLM(['{"n": 1}']), Model, [ChatMessage(content="n?")])
+
+    assert made.value == Model(n=1)
+
+
 # -- the rows and their programs ----------------------------------------------------------------------
 
 
@@ -1302,6 +1371,5 @@ def test_every_name_that_newcomers_are_told_exists():
     told -= {"RetryCallState", "TooSlowError"}  # of tenacity and of Trio
 
     assert len(told) > 12
-    assert [
-        name for name in told if not hasattr(sluicegate, name) and not hasattr(builtins, name)
-    ] == []
+    homes = (sluicegate, sluicegate.llms, builtins)
+    assert [name for name in told if not any(hasattr(home, name) for home in homes)] == []

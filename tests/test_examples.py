@@ -151,6 +151,18 @@ def test_under_asyncio(tmp_path):
     assert "tasks: 1" in printed
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_agent(backend, tmp_path):
+    """The model's mistake is corrected, the person is asked, and what was agreed is booked once."""
+    printed = run_example("agent.py", "--backend", backend, cwd=tmp_path, stdin="y\n")
+
+    assert "<- wrong arguments for fare: unknown argument 'from'" in printed
+    assert 'May I book {"origin": "Rome", "destination": "Ostia"}? [y/n]' in printed
+    assert printed.endswith("is_booked=True) (done, 61 tokens)\n")
+    assert (tmp_path / "tickets.txt").read_text().count("Rome to Ostia") == 1
+
+
 def test_every_example_is_tested():
     """No example is without a test here."""
     tested = Path(__file__).read_text()

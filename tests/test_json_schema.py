@@ -263,6 +263,23 @@ def test_a_schema_has_fields_defaults_and_descriptions():
     }
 
 
+class Noted(Event):
+    city: Annotated[str, "Name of the city"]
+    sizes: list[Annotated[int, msgspec.Meta(ge=1), "In metres"]]
+    draft: Annotated[Draft | None, "By a person"] = None
+    kind: Annotated[str, "Not this"] = pydantic.Field(default="a", description="Of the city")
+
+
+def test_a_text_in_an_annotation_is_a_description():
+    """``Annotated[str, "text"]`` describes a field; a description of the field itself wins."""
+    properties = schema_of(Noted)["properties"]
+
+    assert properties["city"] == {"type": "string", "description": "Name of the city"}
+    assert properties["sizes"]["items"]["description"] == "In metres"
+    assert properties["draft"]["description"] == "By a person"
+    assert properties["kind"]["description"] == "Of the city"
+
+
 def test_an_open_event_takes_further_fields():
     """The schema of an open event takes any further field; a closed one refuses it."""
     assert validates(schema_of(Anything), {"number": 1, "more": None})

@@ -14,6 +14,8 @@ from sluicegate import (
     Context,
     Event,
     EventStream,
+    RateLimiter,
+    RateLimiterEntry,
     Resource,
     Retry,
     RetryInfo,
@@ -27,6 +29,16 @@ from sluicegate import (
     WorkflowHandler,
     catch_error,
     step,
+)
+from sluicegate.llms import (
+    LLM,
+    ToolCall,
+    ToolResult,
+    Usage,
+    call_tool,
+    read_response,
+    structured_chat,
+    tool,
 )
 
 
@@ -155,3 +167,20 @@ async def use_rich() -> None:
         again = rich.resume(handler.snapshot())
         assert_type(again, WorkflowHandler[list[int]])
         assert_type(await again, list[int])
+
+
+async def tools_and_structured_output(llm: LLM) -> None:
+    call = ToolCall(name="weather")
+    assert_type(await call_tool(call, [tool(Draft.to_dict)]), ToolResult)
+    made = await structured_chat(llm, Draft, [])
+    assert_type(made.value, Draft)
+    assert_type(read_response(Draft, made.response), Draft)
+    assert_type(made.usage + Usage(), Usage)
+
+
+async def amounts() -> None:
+    limiter = RateLimiter(10, burst=5)
+    async with limiter(3) as entry:
+        assert_type(entry, RateLimiterEntry)
+        entry.correct(2.5)
+    await limiter.acquire(2)
