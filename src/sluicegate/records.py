@@ -109,7 +109,8 @@ class RunStarted(Record, frozen=True, gc=False, kw_only=True):
         run_id: The identifier of the run.
         workflow: The name of the workflow's class.
         steps: The names of its steps, in order, each with how many invocations may run at a time.
-        backend: ``"trio"`` or ``"asyncio"``.
+        backend: ``"trio"`` or ``"asyncio"``; empty if the records were made from the journal of a
+            durable run.
         wall_offset: Seconds from the clock of the event loop to the time since the epoch.
         parent_run: The run whose step runs this one as a child; None for none.
         parent_invocation: The number of that step's invocation; None if it is unknown.

@@ -129,7 +129,11 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         ("sluicegate ", {"run", "record", "summary", "draw", "check", "completion"}),
         ("sluicegate summary no", {"notes.txt"}),
         ("sluicegate ru", {"run", "runs"}),
-        ("sluicegate runs ", {"list", "show", "resume", "cancel", "answer", "fork", "prune"}),
+        (
+            "sluicegate runs ",
+            {"list", "show", "timeline", "resume", "cancel", "answer", "fork", "prune"},
+        ),
+        ("sluicegate runs timeline order-17 flows.py:R", {"Review"}),
         ("sluicegate runs li", {"list"}),
         ("sluicegate runs list --status p", {"parked"}),
         ("sluicegate runs prune --dry", {"--dry-run"}),

@@ -324,3 +324,33 @@ def test_prune(runs, store, flows):
     code, _, err = runs("prune", "--older-than", "soon")
     assert code == 2
     assert "expected 90s, 15m, 12h, 30d or 2w" in err
+
+
+# -- timeline --------------------------------------------------------------------------------------
+
+
+def test_timeline(runs, store, flows, tmp_path):
+    """A page, a trace, or text, of the run as its journal has it."""
+    store.put(("order/17", flows.Break(), {}))
+    page, trace = tmp_path / "run.html", tmp_path / "run.json"
+    target = f"{FLOWS}:Break"
+
+    code, out, err = runs("timeline", "order/17", target, "--text")
+    assert (code, err) == (0, "")
+    assert out.startswith("Break order/17: failed")
+    assert "fail" in out
+    assert runs("timeline", "order/17", target, "-o", page) == (0, f"{page}\n", "")
+    assert page.read_text().startswith("<!doctype html>")
+    assert runs("timeline", "order/17", target, "-o", trace) == (0, f"{trace}\n", "")
+    assert json.loads(trace.read_text())["traceEvents"]
+
+
+def test_timelines_that_cannot_be_drawn(runs, store, flows):
+    """Another form, workflow or run is refused."""
+    store.put(("one", flows.Break(), {}))
+
+    code, _, err = runs("timeline", "one", f"{FLOWS}:Break", "-o", "one.png")
+    assert code == 2
+    assert "expected a name that ends in .html or .json" in err
+    assert runs("timeline", "one", f"{FLOWS}:Approve")[0] == 2
+    assert runs("timeline", "two", f"{FLOWS}:Break")[0] == 2

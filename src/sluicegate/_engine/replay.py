@@ -87,7 +87,7 @@ class _PastWait(Wait):
         return self.content
 
 
-class _Flight:
+class Flight:
     """An invocation that had begun."""
 
     __slots__ = ("delivery", "journal", "node", "queue")
@@ -228,13 +228,20 @@ class _Machine(Machine):
             self._give(wait, event, from_outside=False)
         return bool(takers)
 
-    def hand_over(self, queue: StepQueue, result: Any) -> tuple[StepQueue, Numbered]:
+    def hand_over(
+        self, queue: StepQueue, node: BranchNode | None, result: Any
+    ) -> tuple[StepQueue, Numbered]:
         """Apply the result of an invocation with which its worker continues; return the next delivery."""
-        (following,) = self._output(queue.index, result).targets
+        targets = self._output(queue.index, result).targets
+        following = self.queues[targets[0]]
+        if self.records is not None:
+            self.records.emitted(result, targets)
         if self.waits:
             self._give_to_all(result)
+        if self.records is not None:
+            self.records.queued(following, result, node)
         assert self.journal is not None
-        return self.queues[following], self.journal.number(result)
+        return following, self.journal.number(result)
 
     def answer_early(self, step: object, wait: Wait, number: int) -> None:
         """Give a wait that begins the event that had arrived before."""
@@ -327,7 +334,7 @@ class PastRun:
         self._limit = 64
         self._numbers: dict[BranchNode, int] = {}
         self.waits: dict[int, _PastWait] = {}
-        self.flights: dict[int, _Flight] = {}
+        self.flights: dict[int, Flight] = {}
         self.delayed: dict[int, tuple[StepQueue, Any]] = {}
         self.held: dict[int, list[BranchNode]] = {}
         self.cancelled: rec.Cancelled | None = None
@@ -409,7 +416,7 @@ class PastRun:
             **{name: was[name] for name in pending if name in was},
         }
 
-    def _in_flight(self, flight: _Flight, *, has_crashed: bool) -> InFlight:
+    def _in_flight(self, flight: Flight, *, has_crashed: bool) -> InFlight:
         delivery = flight.delivery
         item = InFlight(
             flight.queue.step, flight.payload, flight.node, flight.journal, delivery.key
@@ -482,7 +489,7 @@ class PastRun:
         msg = f"the journal of {self.run.run_id} does not fit {self.graph.name}: {why}"
         raise SnapshotError(msg)
 
-    def _flight(self, key: int) -> _Flight:
+    def _flight(self, key: int) -> Flight:
         flight = self.flights.get(key)
         if flight is None:
             self._refuse(f"the delivery {key} is not running")
@@ -537,7 +544,7 @@ class PastRun:
             queue, delivery, node = self.machine.begin(record.k)
         except KeyError:
             self._refuse(f"the delivery {record.k} does not wait")
-        self.flights[record.k] = _Flight(queue, delivery, node)
+        self.flights[record.k] = Flight(queue, delivery, node)
 
     def _sent(self, record: rec.Sent) -> None:
         flight, event = self._flight(record.k), self._event(record.e)
@@ -562,13 +569,13 @@ class PastRun:
         result = [self._event(e) for e in record.r] if record.is_list else self._event(record.r)
         del self.flights[record.k]
         if record.handed:
-            queue, delivery = machine.hand_over(flight.queue, result)
-            self.flights[delivery.key] = _Flight(queue, delivery, flight.node)
+            queue, delivery = machine.hand_over(flight.queue, flight.node, result)
+            self.flights[delivery.key] = Flight(queue, delivery, flight.node)
         else:
             machine.finish(flight.queue, flight.node, result)
         self._let_go(record.k)
 
-    def _send_held(self, flight: _Flight, key: int, held: rec.Held) -> None:
+    def _send_held(self, flight: Flight, key: int, held: rec.Held) -> None:
         event = self._event(held.e)
         route = self.machine.check_sendable(flight.queue.index, event, held.target)
         node = self.machine.open_branch(flight.node, is_kept_back=True)
@@ -599,7 +606,7 @@ class PastRun:
             machine.drop(queue, node)
         self._let_go(record.k)
 
-    def _try_later(self, flight: _Flight, record: rec.Failed) -> None:
+    def _try_later(self, flight: Flight, record: rec.Failed) -> None:
         known = flight.delivery if isinstance(flight.delivery, Redelivery) else None
         attempts = None if known is None else known.attempts
         if attempts is None:
@@ -677,7 +684,7 @@ class PastRun:
         flight = self.machine.answered.get(wait) or self.machine.waits.get(wait)
         self.machine.end_wait(wait, is_taken=record.taken)
         if record.taken:
-            assert isinstance(flight, _Flight)
+            assert isinstance(flight, Flight)
             flight.journal.received.append(wait)
 
     def _asked(self, record: rec.Asked) -> None:

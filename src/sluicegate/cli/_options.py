@@ -71,6 +71,14 @@ def add_target(command: argparse.ArgumentParser, **options: Any) -> None:
     command.add_argument("target", metavar="TARGET", help=told, **options)
 
 
+def add_drawing(command: argparse.ArgumentParser, default: str) -> None:
+    """Add the options of a command that draws a timeline."""
+    command.add_argument(
+        "-o", "--output", metavar="FILE", help=f'default: {default}; "-" is standard output'
+    )
+    command.add_argument("--text", action="store_true", help="print it as text instead")
+
+
 def add_running(command: argparse.ArgumentParser) -> None:
     """Add the options of a command that runs one run and shows it."""
     add_backend(command)

@@ -7,7 +7,14 @@ from importlib import metadata
 from typing import Any, NoReturn
 
 from sluicegate._definition.checks import SKIPPABLE
-from sluicegate.cli._options import TARGET, add_command, add_running, add_target, seconds
+from sluicegate.cli._options import (
+    TARGET,
+    add_command,
+    add_drawing,
+    add_running,
+    add_target,
+    seconds,
+)
 from sluicegate.cli._runs_parser import add_runs, add_worker
 from sluicegate.cli._targets import UsageError
 
@@ -234,11 +241,8 @@ def _add_timeline(commands: argparse._SubParsersAction[_Parser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     timeline.add_argument("file", metavar="FILE", help="the file of a Recorder")
-    timeline.add_argument(
-        "-o", "--output", metavar="FILE", help='default: NAME.html; "-" is standard output'
-    )
     timeline.add_argument("--run", metavar="ID", help="default: every run")
-    timeline.add_argument("--text", action="store_true", help="print it as text instead")
+    add_drawing(timeline, "NAME.html")
 
 
 def _add_completion(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -1,7 +1,8 @@
-"""The commands for stored runs: list, show, cancel, answer, fork and prune."""
+"""The commands for stored runs: list, show, timeline, cancel, answer, fork and prune."""
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from functools import partial
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from sluicegate._questions import OpenQuestion
     from sluicegate.cli._store import OpenStore
     from sluicegate.cli._targets import AnyWorkflow
+    from sluicegate.records import Record
 
 
 def runs(arguments: argparse.Namespace) -> int:
@@ -50,6 +52,7 @@ def runs(arguments: argparse.Namespace) -> int:
     commands: dict[str, Callable[[argparse.Namespace], None]] = {
         "list": _list,
         "show": _show,
+        "timeline": _timeline,
         "cancel": _cancel,
         "answer": _answer,
         "fork": _fork,
@@ -124,6 +127,22 @@ async def _stream_of(store: OpenStore, run_id: str, workflow: AnyWorkflow) -> st
 async def _snapshot_of(store: OpenStore, run_id: str, workflow: AnyWorkflow) -> str:
     await check_workflow(store, run_id, workflow)
     return json_line(await store.runs.snapshot(run_id))
+
+
+def _timeline(arguments: argparse.Namespace) -> None:
+    from sluicegate.cli._timeline import draw, output_of  # noqa: PLC0415 - it imports the drawing
+    from sluicegate.recording import Recording  # noqa: PLC0415
+
+    run_id = arguments.run_id
+    output = output_of(arguments, re.sub(r"[^\w.-]", "_", run_id))
+    workflow = workflow_at(arguments.target)
+
+    async def look(store: OpenStore) -> list[Record]:
+        await check_workflow(store, run_id, workflow)
+        return await store.runs.records(run_id)
+
+    records = in_store(arguments, look, [workflow])
+    draw(arguments, Recording.from_records([records]), None, output)
 
 
 # -- acting ---------------------------------------------------------------------------------------

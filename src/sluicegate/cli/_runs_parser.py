@@ -8,6 +8,7 @@ from sluicegate.cli._options import (
     TARGET,
     add_backend,
     add_command,
+    add_drawing,
     add_running,
     add_target,
     count,
@@ -58,6 +59,18 @@ Events and snapshots have values of your classes, so --events and --snapshot nee
 example:
   sluicegate runs show order-17 --store sqlite:///runs.db
   sluicegate runs show order-17 flows.py:Order --events --store sqlite:///runs.db
+"""
+
+_TIMELINE = f"""\
+Draw the timeline of a run, running or ended, from its journal: when each invocation was queued, ran and waited, and what
+caused it. The time between two processes, or at rest, is a gap. Without --keep-history where the run was run, the
+timeline begins with the last process that had it.
+
+{TARGET}
+
+example:
+  sluicegate runs timeline order-17 flows.py:Order --store sqlite:///runs.db -o order-17.html
+  sluicegate runs timeline order-17 flows.py:Order --store sqlite:///runs.db --text
 """
 
 _RESUME = f"""\
@@ -137,6 +150,7 @@ def add_runs(commands: Commands) -> None:
     inner = runs.add_subparsers(dest="runs_command", metavar="COMMAND", required=True)
     _add_list(inner)
     _add_show(inner)
+    _add_timeline(inner)
     resume = _add(inner, "resume", "run a stored run here until it ends", _RESUME)
     add_target(resume)
     add_running(resume)
@@ -199,6 +213,12 @@ def _add_show(commands: Commands) -> None:
         "--events", action="store_true", help="its durable stream, a line of JSON for each event"
     )
     what.add_argument("--snapshot", action="store_true", help="its snapshot, as JSON")
+
+
+def _add_timeline(commands: Commands) -> None:
+    command = _add(commands, "timeline", "draw the timeline of a run", _TIMELINE)
+    add_target(command)
+    add_drawing(command, "ID.html")
 
 
 def _add_cancel(commands: Commands) -> None:

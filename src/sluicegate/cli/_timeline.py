@@ -15,6 +15,8 @@ from sluicegate.timeline import timeline_html, timeline_text
 if TYPE_CHECKING:
     import argparse
 
+    from sluicegate.recording import RecordedRun, Recording
+
 
 def timeline(arguments: argparse.Namespace) -> int:
     """Write the timeline of a recording as a page or a trace, or print it as text.
@@ -22,21 +24,40 @@ def timeline(arguments: argparse.Namespace) -> int:
     Raises:
         UsageError: The file is no recording or has no such run, or the output cannot be written.
     """
-    output = arguments.output or f"{Path(arguments.file).stem}.html"
-    suffix = Path(output).suffix.lower()
-    if not arguments.text and output != "-" and suffix not in (".html", ".htm", ".json"):
+    output = output_of(arguments, Path(arguments.file).stem)
+    recording = load(arguments.file)
+    draw(arguments, recording, find_run(recording, arguments.run), output)
+    return 0
+
+
+def output_of(arguments: argparse.Namespace, name: str) -> str:
+    """Return where the timeline is written; by default a page with a name.
+
+    Raises:
+        UsageError: The suffix tells no form.
+    """
+    output: str = arguments.output or ("-" if arguments.text else f"{name}.html")
+    is_known = Path(output).suffix.lower() in (".html", ".htm", ".json")
+    if not arguments.text and output != "-" and not is_known:
         msg = f"cannot tell the form from {output!r}; expected a name that ends in .html or .json"
         raise UsageError(msg)
-    recording = load(arguments.file)
-    run = find_run(recording, arguments.run)
+    return output
+
+
+def draw(
+    arguments: argparse.Namespace, recording: Recording, run: RecordedRun | None, output: str
+) -> None:
+    """Write the timeline of a run, or of all runs, as a page, a trace or text.
+
+    Raises:
+        UsageError: The output cannot be written.
+    """
     if arguments.text:
         in_unicode = "utf" in (sys.stdout.encoding or "").lower()
         has_color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         text = timeline_text(recording, run, is_ascii=not in_unicode, has_color=has_color)
-        output = arguments.output or "-"
-    elif suffix == ".json":
+    elif output.lower().endswith(".json"):
         text = trace_of(recording, run)
     else:
         text = timeline_html(recording, run)
     write(text, output)
-    return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import dropwhile
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import attrs
@@ -27,7 +28,7 @@ from sluicegate._events import Event, HumanResponseEvent, StopEvent
 from sluicegate._loop import current_backend
 from sluicegate._questions import OpenQuestion
 from sluicegate.durable._errors import RunConflictError, StoreFormatError
-from sluicegate.durable._port import NewRun
+from sluicegate.durable._port import BASE, NewRun
 
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from sluicegate._engine.journal_records import Cancelled
     from sluicegate._engine.run import Run
     from sluicegate.durable._port import RunRow, StoredRecord
+    from sluicegate.records import Record
 
 
 _encode = msgspec.json.Encoder().encode
@@ -347,6 +349,37 @@ def rebuild(
         base.snapshot.get("shape") != snapshot["shape"] or base.engine != release(),
         past.end,
     )
+
+
+def records_of(
+    graph: Graph, classes: tuple[type, ...], records: Iterable[StoredRecord]
+) -> list[Record]:
+    """Return what happened in a run, as an observer would have been told, from its journal.
+
+    Args:
+        graph: The workflow as it is now.
+        classes: The classes that the journal may contain, beside those that the steps name.
+        records: The records; those before the first base do not count.
+
+    Raises:
+        SnapshotError: The records do not fit the workflow; the message has the record, and the difference.
+        StoreFormatError: They have no base, or are of a later release.
+    """
+    from sluicegate._engine.past_records import ToldRun  # noqa: PLC0415 - rarely asked for
+
+    found: list[Record] = []
+    kept = list(dropwhile(lambda record: record.kind != BASE, records))
+    base, run = _first_base(kept), None
+    for record in kept:
+        one = _read(record, base)
+        try:
+            if isinstance(one, Base):
+                base, run = one, ToldRun(graph, classes, one, found.append, run)
+            elif run is not None:
+                run.apply(one)
+        except Exception as error:  # noqa: BLE001 - as above
+            _refuse(error, record, base)
+    return found
 
 
 class _Head(msgspec.Struct):

@@ -43,6 +43,7 @@ from sluicegate.durable._runs import (
     new_run,
     open_questions_of,
     rebuild,
+    records_of,
     release,
     saved_questions,
 )
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sluicegate.durable._port import Journal, RunRow, StoredRecord
+    from sluicegate.records import Record
 
 
 R = TypeVar("R")
@@ -666,6 +668,31 @@ class RunStore:
         records = await self._records(row, at)
         past = rebuild(run.graph, run.options.classes, records, self._hub.wall(), has_crashed=False)
         return past.snapshot
+
+    async def records(self, run_id: str) -> builtins.list[Record]:
+        """Return what happened in a run, as an observer would have been told. A checkpoint.
+
+        They are made from the journal, with its times; no step runs. Make a recording of them, with its
+        causes, critical path and timeline: ``Recording.from_records([await runs.records(run_id)])``.
+        Lives of the run follow each other: what was in progress when one ended was cancelled or dropped then, and is
+        queued again when the next one begins. The journal has no resources, no waits for a place, a limiter
+        or a thread, no live events of the stream, and of a child only its beginning and its end.
+
+        Without ``keep_history``, the records begin with the newest snapshot: a run that has rested, or was
+        continued by another process, has none from before that.
+
+        Args:
+            run_id: The run.
+
+        Raises:
+            UnknownRunError: There is no such run.
+            UnknownWorkflowError: This process does not know its workflow.
+            SnapshotError: Its journal does not fit the workflow as it is now.
+        """
+        row = await self._row(run_id)
+        run = run_without_owner(self._workflow_of(row), run_id)
+        stored = await self._hub.journal.read(run_id, after=0)
+        return records_of(run.graph, run.options.classes, stored)
 
     async def _records(self, row: RunRow, at: int | None) -> builtins.list[StoredRecord]:
         if at is None:

@@ -654,7 +654,7 @@
     panel.replaceChildren(make("h2", D.runs.length === 1 ? D.runs[0].workflow : `${D.runs.length} runs`));
     for (const run of D.runs.slice(0, 20)) {
       panel.append(make("span", run.status.replace("_", " "), `tag ${run.status}`));
-      panel.append(table([["Run", run.id], ["Took", duration(run.end - run.start)], ["Began", new Date(run.wall * 1000).toISOString().replace("T", " ").slice(0, 23)], ["Backend", run.backend], ["Left out", run.leftOut ? `${run.leftOut} records` : null]]));
+      panel.append(table([["Run", run.id], ["Took", duration(run.end - run.start)], ["Began", new Date(run.wall * 1000).toISOString().replace("T", " ").slice(0, 23)], ["Backend", run.backend || null], ["Left out", run.leftOut ? `${run.leftOut} records` : null]]));
       if (run.error >= 0) panel.append(make("pre", T[run.error]));
     }
     list("Cancellations", D.cancel.map((one, i) => () => { const b = make("button", `${one.scope} by ${one.by}: ${one.reason}`.slice(0, 90), "link"); b.dataset.cancel = i; return [b, make("span", ` ${one.members.length.toLocaleString("en")} unwound in ${duration(one.end - one.at)}`, "note")]; }));
