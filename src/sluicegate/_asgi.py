@@ -147,6 +147,7 @@ class EventWriter:
         status: The HTTP status.
         headers: The headers.
         heartbeat: Seconds of silence after which a heartbeat is sent.
+        before: Classes of events before which the response ends, without them.
     """
 
     def __init__(
@@ -157,7 +158,9 @@ class EventWriter:
         status: int,
         headers: Iterable[tuple[bytes, bytes]],
         heartbeat: float = inf,
+        before: tuple[type[Event], ...] = (),
     ) -> None:
+        self._before = before
         self._send = send
         self._encoder = encoder
         self._start: Message = {
@@ -182,21 +185,20 @@ class EventWriter:
         await self._give(self._start)
         await self._write(self._encoder.begin())
 
-    async def write(self, stream: EventStream) -> Event | None:
-        """Send the events of a stream; return the last one. A checkpoint.
+    async def write(self, stream: EventStream) -> None:
+        """Send the events of a stream. A checkpoint.
 
         Raises:
             HungUpError: The client has gone.
         """
-        last: Event | None = None
         while (event := await self._next(stream)) is not None:
+            if isinstance(event, self._before):
+                return
             missed = stream.missed
             if missed > self._missed:
                 await self._write(self._encoder.gap(missed - self._missed))
                 self._missed = missed
             await self._write(self._encoder.event(event, stream.cursor))
-            last = event
-        return last
 
     async def end(self) -> None:
         """Send the end of the response. A checkpoint.

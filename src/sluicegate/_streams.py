@@ -142,6 +142,12 @@ class EventLog:
             return Cursor(0, 0, number).text()
         return self.numbering.cursor(number).text()
 
+    def is_past(self, position: int | Cursor) -> bool:
+        """Whether no event follows a position, of a log that is closed; a durable end is its last event."""
+        if isinstance(position, Cursor):
+            return self.numbering is not None and position.durable >= self.numbering.last
+        return position >= self.next - 1
+
     def check_thread(self, what: str, way: str) -> None:
         """Refuse a call from another thread: waking a task is safe only in the run's own thread.
 

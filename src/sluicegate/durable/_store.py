@@ -54,7 +54,7 @@ from sluicegate.durable._worker import RunWorker, run_interrupted
 if TYPE_CHECKING:
     import builtins
     import os
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Container, Iterable
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -68,6 +68,8 @@ LOGGER = logging.getLogger("sluicegate")
 
 #: Seconds after which a task of the store that has failed begins again.
 _AGAIN = 1.0
+#: How many due runs are looked for at a time.
+_DUE_AT_ONCE = 100
 
 
 @attrs.frozen
@@ -230,6 +232,11 @@ class RunStore:
             except StoreError as error:
                 LOGGER.error("the run store cannot be used at the moment: %s", error)  # noqa: TRY400 - it says all
             await backend.sleep(_AGAIN)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is open, in this event loop or another."""
+        return self._hub.is_open
 
     # -- workflows --------------------------------------------------------------------------------
 
@@ -422,6 +429,43 @@ class RunStore:
         for workflow in workflows:
             self._know(workflow)
         return RunWorker(self._hub, workflows, max_runs)
+
+    async def wait_for_due(
+        self, workflows: Iterable[Workflow[Any]], *, besides: Container[str] = ()
+    ) -> builtins.list[RunSummary]:
+        """Wait until runs need an owner, and return them. A checkpoint.
+
+        It is for an owner that is no :meth:`worker`: it continues each run with :meth:`resume`. Runs are
+        due if no process runs them and nothing keeps them from going on, if their answer has arrived, or if
+        their timer has expired. Those that this process owns are left out.
+
+        Args:
+            workflows: The workflows; runs of others are left alone.
+            besides: Ids of further runs to leave out.
+
+        Returns:
+            At least one run.
+
+        Raises:
+            StoreClosedError: The store is not open here.
+            StoreError: It cannot be read.
+        """
+        hub, names = self._hub, list[str]()
+        hub.check_open()
+        for workflow in workflows:
+            self._know(workflow)
+            names.append(graph_in(workflow).name)
+        with hub.watching("") as watch:
+            while True:
+                watch.has_changed = False
+                most = _DUE_AT_ONCE + len(hub.parts)
+                due = await hub.journal.due(hub.wall(), most, workflows=names)
+                owned = {part.run_id for part in hub.parts if part.is_owner}
+                found = [row for row in due.runs if row.run_id not in owned]
+                found = [row for row in found if row.run_id not in besides]
+                if found:
+                    return [_summary_of(row) for row in found]
+                await watch.wait(due.next_at)
 
     async def resume_all(self, workflows: Iterable[Workflow[Any]]) -> builtins.list[RunSummary]:
         """Run everything that is due, and return when each such run has ended or rests. A checkpoint.

@@ -24,6 +24,7 @@ from sluicegate.records import (
     Record,
     ResourceFailed,
     RunEnded,
+    RunStarted,
 )
 
 
@@ -167,6 +168,19 @@ class Recorder(Observer):
             self._store.runs(), max_characters=self._max_characters, redact=self._redact
         )
 
+    def recording_of(self, run_id: str) -> Recording:
+        """Return the records until now of one run and its children; of a recorder in memory.
+
+        It takes time that grows with the records of these runs.
+
+        Args:
+            run_id: The identifier of the run.
+        """
+        runs = self._store.runs_of(run_id) if isinstance(self._store, _InMemory) else []
+        return Recording.from_records(
+            runs, max_characters=self._max_characters, redact=self._redact
+        )
+
     def flush(self) -> None:
         """Write all records so far into the file. Nothing to do for a recorder in memory."""
         if isinstance(self._store, _InFile):
@@ -287,6 +301,18 @@ class _InMemory:
     def runs(self) -> list[Iterator[Record]]:
         with self._lock:
             return [kept.records() for kept in self._runs if len(kept)]
+
+    def runs_of(self, run_id: str) -> list[Iterator[Record]]:
+        with self._lock:
+            kept = [(one, one.first[0]) for one in self._runs if one.first]
+        wanted, found = {run_id}, list[_Kept]()
+        for one, start in kept:  # a child begins after its parent
+            if isinstance(start, RunStarted) and (
+                start.run_id in wanted or start.parent_run in wanted
+            ):
+                wanted.add(start.run_id)
+                found.append(one)
+        return [one.records() for one in found]
 
     def close(self) -> None:
         self._is_closed = True

@@ -4,27 +4,43 @@ from __future__ import annotations
 
 import logging
 import re
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from math import inf, isfinite
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, final
 
+import msgspec
+
 from sluicegate._asgi import STREAM_HEADERS, EventWriter, HungUpError, while_connected
+from sluicegate._context import Context
+from sluicegate._cursors import read_after
 from sluicegate._data.json import json_of
+from sluicegate._engine.ending import leave_run
 from sluicegate._errors import (
     EventConflictError,
     QuestionClosedError,
+    SnapshotError,
     WorkflowDetachedError,
     WorkflowRuntimeError,
     brief,
 )
-from sluicegate._events import StopEvent
+from sluicegate._events import StopEvent, WorkflowDetachedEvent
 from sluicegate._exceptions import single
 from sluicegate._handler import run_of
 from sluicegate._loop import current_backend
 from sluicegate._observers import observe
 from sluicegate._workflow import Workflow, graph_in
+from sluicegate.drawing import WorkflowGraph
+from sluicegate.durable import (
+    RunConflictError,
+    RunOwnedError,
+    RunStore,
+    UnknownRunError,
+    open_run_store,
+)
+from sluicegate.recording import Recorder
 from sluicegate.serve._ag_ui_exchange import (
     ExchangeEncoder,
     Feed,
@@ -33,19 +49,25 @@ from sluicegate.serve._ag_ui_exchange import (
     read_input,
     read_start,
 )
-from sluicegate.serve._data import STATUSES, question_data, schema_of_event
+from sluicegate.serve._data import STATUSES, question_data, schema_of_event, shown
+from sluicegate.serve._graph import graph_data
 from sluicegate.serve._guards import Guards
+from sluicegate.serve._openapi import openapi_of
 from sluicegate.serve._requests import (
     Exchange,
     Refusal,
     answer_classes,
     check_keys,
+    check_run_id,
     read_event,
     read_run,
     text_in,
 )
-from sluicegate.serve._runs import Runs, wait_for_end
-from sluicegate.serve._streams import AG_UI, SSE, StreamInfo, wanted_format
+from sluicegate.serve._runs import Runs, served, wait_for_end
+from sluicegate.serve._stored import StoredRuns, id_for_key, row_data
+from sluicegate.serve._streams import AG_UI, FORMATS, SSE, StreamInfo, wanted_format
+from sluicegate.serve._traces import trace_of, wait_for_trace
+from sluicegate.timeline._page import timeline_data
 
 
 if TYPE_CHECKING:
@@ -56,7 +78,10 @@ if TYPE_CHECKING:
     from sluicegate._asgi import Encoder, Message, Receive, Send
     from sluicegate._definition.graph import Graph
     from sluicegate._events import Event
+    from sluicegate._handler import WorkflowHandler
     from sluicegate._loop import Nursery
+    from sluicegate._observers import Observer
+    from sluicegate.durable import RunSummary
     from sluicegate.serve._requests import RunRequest
     from sluicegate.serve._runs import ServedRun
     from sluicegate.serve._streams import Format
@@ -69,6 +94,10 @@ LOGGER = logging.getLogger("sluicegate")
 BODY_TIMEOUT = 10.0
 #: Seconds that streams have at the end to send what their runs have published.
 FLUSH = 1.0
+#: Seconds between two looks at which runs are idle, while the server stops.
+LOOK_AGAIN = 0.05
+#: The most runs that one request lists.
+MOST_LISTED = 1_000
 #: The most characters of a reason, and of an idempotency key.
 _MOST_REASON = 1_000
 _MOST_KEY = 255
@@ -101,8 +130,16 @@ class WorkflowApp:
         heartbeat: float,
         shutdown_grace: float,
         read_only: bool,
+        run_store: RunStore | str | None,
+        recorder: Recorder | None,
     ) -> None:
         self._workflows = workflows
+        self._given_store = run_store
+        #: The store while it is open.
+        self._stored: StoredRuns | None = None
+        self._recorder = recorder
+        #: The interface as OpenAPI, once it was asked for.
+        self._document: dict[str, Any] | None = None
         self._guards = guards
         self._runs = runs
         self._feeds = Feeds(runs)
@@ -142,6 +179,8 @@ class WorkflowApp:
             ("GET", "/workflows", self._list_workflows),
             ("GET", "/workflows/{name}/schema", self._schema),
             ("GET", "/workflows/{name}/events", self._event_schemas),
+            ("GET", "/workflows/{name}/representation", self._representation),
+            ("GET", "/openapi.json", self._openapi),
             ("POST", "/workflows/{name}/run", self._run),
             ("POST", "/workflows/{name}/run-nowait", self._run_nowait),
             ("GET", "/events/{handler_id}", self._read),
@@ -152,6 +191,10 @@ class WorkflowApp:
             ("POST", "/handlers/{handler_id}/cancel", self._cancel),
             ("GET", "/handlers/{handler_id}/questions", self._questions_of_run),
             ("GET", "/questions", self._questions),
+            ("GET", "/handlers/{handler_id}/state", self._state),
+            ("GET", "/handlers/{handler_id}/snapshot", self._snapshot),
+            ("GET", "/handlers/{handler_id}/timeline", self._timeline),
+            ("POST", "/handlers/{handler_id}/fork", self._fork),
         ]
 
     # -- the application ---------------------------------------------------------------------------
@@ -270,15 +313,24 @@ class WorkflowApp:
         async with AsyncExitStack() as stack:
             for workflow in dict.fromkeys(self._workflows.values()):
                 await stack.enter_async_context(workflow)
+            if self._given_store is not None:
+                store = self._given_store
+                if isinstance(store, str):
+                    store = open_run_store(store, workflows=self._workflows.values())
+                if not store.is_open:
+                    await stack.enter_async_context(store)
+                self._stored = StoredRuns(store, self._workflows)
             try:
                 async with backend.open_nursery() as nursery:
                     self._nursery = nursery
+                    if self._stored is not None:
+                        nursery.start_soon(self._adopt_due, self._stored, name="adopt stored runs")
                     try:
                         yield
                         await self.begin_shutdown()
                     finally:
                         self._is_stopping = self._has_stopped = True
-                        self._nursery = None
+                        self._nursery = self._stored = None
                         backend.cancel(nursery.cancel_scope, "the server stops")
             except BaseExceptionGroup as group:
                 raise single(group, backend.Cancelled) from None
@@ -287,8 +339,11 @@ class WorkflowApp:
         """Take no new run, let those under way end within a grace, then cancel the rest. A checkpoint.
 
         Open streams are told at once, and end with their runs, or with the grace. From the call on, a client
-        that disconnects does not cancel its run: the server may be closing the connections. A run
-        that waits for an answer is not waited for.
+        that disconnects does not cancel its run: the server may be closing the connections. Runs that
+        wait for an answer are not waited for once all others have ended.
+
+        With a run store, no run is cancelled: those that wait, and those for which the grace is too short,
+        leave this process and continue from the store, here after the restart or at another server.
 
         Calling it again, with a shorter grace, is possible. Cancelled, it has no further effect, and
         the application takes no new run.
@@ -297,26 +352,25 @@ class WorkflowApp:
             grace: Seconds for which runs may continue; by default that of ``asgi_app(shutdown_grace=...)``.
 
         Returns:
-            Whether all runs had ended by themselves before the grace was over.
+            Whether nothing was interrupted: every run had ended by itself within the grace, or waits in
+            the store.
         """
         backend = current_backend()
         seconds = self._grace if grace is None else grace
         self._is_stopping = True
         for writer in self._streams:
             writer.tell_stopping(seconds)
-        has_drained = True
-        with backend.cancel_scope(deadline=backend.current_time() + seconds) as scope:
-            for run in self._runs.active:
-                if run.handler.status == "idle":
-                    has_drained = False
-                    run.handler.cancel("the server stops")
-            await self._runs.wait_until_none()
+        with backend.cancel_scope(deadline=backend.current_time() + seconds):
+            while any(run.is_busy for run in self._runs.active):
+                await self._runs.wait_for_change(LOOK_AGAIN)
         self._has_stopped = True
-        if scope.cancelled_caught:
-            has_drained = False
-            for run in self._runs.active:
-                run.handler.cancel("the server stops")
-            await self._runs.wait_until_none()
+        has_drained = True
+        for run in self._runs.active:
+            has_drained = has_drained and run.is_durable and not run.is_busy
+            # A durable run only leaves this process, and continues from its store.
+            leave_run(run_of(run.handler), "the server stops")
+        while self._runs.active:
+            await self._runs.wait_for_change()
         await self._end_streams()
         return has_drained
 
@@ -382,6 +436,31 @@ class WorkflowApp:
         _, _, graph = self._workflow(exchange)
         await _respond(send, {"events": [schema_of_event(cls) for cls in events_of(graph)]})
 
+    async def _representation(self, exchange: Exchange, send: Send) -> None:
+        """Show the graph: as nodes and edges, or as the drawing has it."""
+        _, workflow, graph = self._workflow(exchange)
+        form = exchange.query.get("format", "plain")
+        if form not in ("plain", "sluicegate"):
+            msg = f"?format={form[:100]}; expected plain or sluicegate"
+            raise Refusal(400, msg, field="query.format")
+        if form == "sluicegate":
+            data = msgspec.json.decode(WorkflowGraph(workflow).to_json())
+        else:
+            data = graph_data(graph)
+        await _respond(send, {"graph": data})
+
+    async def _openapi(self, _: Exchange, send: Send) -> None:
+        if self._document is None:
+            self._document = openapi_of(
+                self._workflows,
+                FORMATS,
+                version=_version(),
+                needs_token=self._guards.needs_token,
+                is_read_only=self._is_read_only,
+                has_store=self._given_store is not None,
+            )
+        await _respond(send, self._document)
+
     # -- starting ----------------------------------------------------------------------------------
 
     async def _run(self, exchange: Exchange, send: Send) -> None:
@@ -395,13 +474,13 @@ class WorkflowApp:
             await self._exchange(exchange, send, is_owner=choice == "cancel")
             return
         name, workflow, request, key = await self._read_request(exchange)
-        run = self._known_run(name, request, key)
-        if run is None and choice == "cancel":
-            run = self._new_run(name, workflow, request, key, "request")
+        owner: Literal["request", "server"] = "request" if choice == "cancel" else "server"
+        run, is_new = await self._begin(name, workflow, request, key, owner)
+        if is_new and owner == "request":
             await self._own(exchange, send, run, form)
             return
-        if run is None:
-            run = self._start_run(name, workflow, request, key)
+        if is_new:
+            self._start_in_server(run, exchange.headers)
         if form is not None:
             await self._send_stream(exchange, send, run, form, after=0)
             return
@@ -412,12 +491,12 @@ class WorkflowApp:
     async def _run_nowait(self, exchange: Exchange, send: Send) -> None:
         """Start a run that the server owns, and answer at once."""
         name, workflow, request, key = await self._read_request(exchange)
-        run = self._known_run(name, request, key)
-        is_repeated = run is not None
-        if run is None:
-            run = self._start_run(name, workflow, request, key)
-        headers = {"x-run-id": run.run_id}
-        if is_repeated:
+        run, is_new = await self._begin(name, workflow, request, key, "server")
+        if is_new:
+            self._start_in_server(run, exchange.headers)
+            await wait_for_trace(run.handler)
+        headers = run.headers()
+        if not is_new:
             headers["idempotency-replayed"] = "true"
         await _respond(send, run.data(), 200, headers)
 
@@ -433,7 +512,11 @@ class WorkflowApp:
             else:
                 self._feeds.check_new(name, given.thread_id)
                 feed = Feed(name, given.thread_id)
-                run = self._start_run(name, workflow, read_start(graph, body), None, feed)
+                request = read_start(graph, body)
+                run, is_new = await self._begin(name, workflow, request, None, "server")
+                self._feeds.add(run, feed)
+                if is_new:
+                    self._start_in_server(run, exchange.headers, feed)
         except ResumeError as error:
             headers = {**_HEADERS, **STREAM_HEADERS, "content-type": "text/event-stream"}
             writer = EventWriter(send, error.encoder, status=200, headers=_raw(headers))
@@ -468,51 +551,150 @@ class WorkflowApp:
                     return found
         return None
 
-    def _new_run(
+    async def _begin(
         self,
         name: str,
         workflow: Workflow[Any],
         request: RunRequest,
         key: str | None,
         owner: Literal["request", "server"],
-    ) -> ServedRun:
+    ) -> tuple[ServedRun, bool]:
+        """Return the run of a request, and whether it is a new one, which has no owner yet.
+
+        A checkpoint with a store, which has the run then.
+        """
+        known = self._known_run(name, request, key)
+        if known is not None:
+            return known, False
         if self._is_stopping:
             msg = "the server stops; expected the same request at another server, or later"
             raise Refusal(503, msg, headers={"retry-after": "5"})
+        if owner == "server" and self._nursery is None:
+            raise Refusal(503, _NO_LIFESPAN)
         self._runs.check_room()
-        handler = workflow.run(start_event=request.start_event, run_id=request.run_id)
+        run_id = request.run_id
+        if self._given_store is not None:
+            if self._stored is None:
+                raise Refusal(503, _NO_LIFESPAN)
+            if run_id is None and key is not None:
+                run_id = id_for_key(name, key)
+            handler = workflow.run(start_event=request.start_event, run_id=run_id)
+            return await self._store_run(self._stored, name, workflow, handler, owner)
+        handler = workflow.run(start_event=request.start_event, run_id=run_id)
         keys = [f"id {handler.run_id}"]
         if key is not None:
             keys.append(f"key {key}")
-        return self._runs.add(name, workflow, handler, owner, keys=keys, data=request.data)
+        run = self._runs.add(name, workflow, handler, owner, keys=keys, data=request.data)
+        return run, True
 
-    def _start_run(
+    async def _store_run(
         self,
+        stored: StoredRuns,
         name: str,
         workflow: Workflow[Any],
-        request: RunRequest,
-        key: str | None,
-        feed: Feed | None = None,
-    ) -> ServedRun:
-        """Start a run that the server owns, observed by a feed. Not a checkpoint."""
+        handler: WorkflowHandler[Any],
+        owner: Literal["request", "server"],
+    ) -> tuple[ServedRun, bool]:
+        """Put a run into the store; return it, and whether it is a new one. A checkpoint.
+
+        Cancelled, the store has the run or not; if it has, the server continues it.
+        """
+        run_id = handler.run_id
+        is_new = False
+        stored.starting.add(run_id)
+        try:
+            try:
+                await stored.store.get(run_id)
+            except UnknownRunError:
+                is_new = True
+            try:
+                await stored.store.submit(handler)
+            except RunConflictError as error:
+                raise Refusal(409, str(error), field="handler_id") from None
+            except SnapshotError as error:
+                raise Refusal(400, str(error), field="start_event") from None
+            known = self._runs.get(run_id)
+            if known is not None:
+                return known, False
+            row = await stored.store.get(run_id)
+            known = self._runs.get(run_id)
+            if known is not None:
+                return known, False
+            continued = stored.store.resume(run_id, workflow)
+            run = self._runs.add(
+                name, workflow, continued, owner if is_new else "server", started_at=row.created_at
+            )
+        finally:
+            stored.starting.discard(run_id)
+        if not is_new:
+            self._start_in_server(run)
+        return run, is_new
+
+    def _start_in_server(
+        self,
+        run: ServedRun,
+        headers: Mapping[str, str] | None = None,
+        *observers: Observer,
+    ) -> None:
+        """Make the server the owner of a run, and start it. Not a checkpoint.
+
+        Args:
+            run: The run.
+            headers: Those of the request that starts it, whose trace it continues.
+            *observers: Further observers of the run.
+        """
         nursery = self._nursery
-        if nursery is None and not self._is_stopping:
+        if nursery is None:  # it has just been left
+            run.handler.cancel("the server stops")
+            self._runs.end(run)
             raise Refusal(503, _NO_LIFESPAN)
-        run = self._new_run(name, workflow, request, key, "server")
-        assert nursery is not None
-        if feed is not None:
-            self._feeds.add(run, feed)
-        with observe(*([] if feed is None else [feed])):
+        with self._observing(*observers), trace_of(headers or {}):
             run.handler.start_soon(nursery, keep_failure=True)
-        nursery.start_soon(self._note_end, run, name=f"{name}: end of the run")
-        return run
+        nursery.start_soon(self._note_end, run, name=f"{run.name}: end of the run")
+
+    @contextmanager
+    def _observing(self, *more: Observer) -> Generator[None]:
+        """Let the recorder, and further observers, hear of the run that begins in the block."""
+        recorder = () if self._recorder is None else (self._recorder,)
+        with observe(*recorder, *more):
+            yield
 
     async def _note_end(self, run: ServedRun) -> None:
         """Note the end of a run of the server, whose nursery waits for it anyway."""
         with current_backend().cancel_scope(shield=True):
             await wait_for_end(run.handler)
-        self._runs.end(run)
+        self._end(run)
         await current_backend().checkpoint_if_cancelled()
+
+    def _end(self, run: ServedRun) -> None:
+        if self._stored is not None:
+            self._stored.note_refused(run.handler)
+        self._runs.end(run)
+
+    async def _adopt_due(self, stored: StoredRuns) -> None:
+        """Continue the runs of the store that need an owner."""
+
+        def take(row: RunSummary) -> None:
+            name = stored.name_of(row)
+            if name is not None and not self._is_stopping:
+                self._adopt(stored, row, name)
+
+        def is_known(run_id: str) -> bool:
+            return self._runs.is_active(run_id)
+
+        def has_room() -> bool:
+            return self._runs.has_room() and not self._is_stopping
+
+        await stored.adopt(take, is_known, has_room)
+
+    def _adopt(self, stored: StoredRuns, row: RunSummary, name: str) -> ServedRun:
+        """Continue a run of the store here. Not a checkpoint."""
+        workflow = self._workflows[name]
+        self._runs.drop(row.run_id)
+        handler = stored.store.resume(row.run_id, workflow)
+        run = self._runs.add(name, workflow, handler, "server", started_at=row.created_at)
+        self._start_in_server(run)
+        return run
 
     async def _own(
         self,
@@ -527,25 +709,26 @@ class WorkflowApp:
 
         async def note_end() -> None:
             await wait_for_end(handler)
-            self._runs.end(run)
+            self._end(run)
 
         try:
-            async with handler, backend.open_nursery() as nursery:
-                nursery.start_soon(note_end)
-                if form is None:
-                    has_gone = await while_connected(
-                        exchange.receive,
-                        partial(wait_for_end, handler),
-                        is_hang_up=self._is_hang_up,
-                    )
-                else:
-                    has_gone = await self._send_stream(exchange, send, run, form, after=0)
-                if has_gone:
-                    handler.cancel("the client disconnected")
+            with self._observing(), trace_of(exchange.headers):
+                async with handler, backend.open_nursery() as nursery:
+                    nursery.start_soon(note_end)
+                    if form is None:
+                        has_gone = await while_connected(
+                            exchange.receive,
+                            partial(wait_for_end, handler),
+                            is_hang_up=self._is_hang_up,
+                        )
+                    else:
+                        has_gone = await self._send_stream(exchange, send, run, form, after=0)
+                    if has_gone:
+                        handler.cancel("the client disconnected")
         except BaseExceptionGroup as group:
             raise single(group, backend.Cancelled) from None
         finally:
-            self._runs.end(run)
+            self._end(run)
         if form is None and not has_gone:
             await self._respond_with(send, run)
 
@@ -555,42 +738,64 @@ class WorkflowApp:
     async def _respond_with(self, send: Send, run: ServedRun) -> None:
         """Answer with the result of a run that has ended."""
         data = run.data()
+        if data["status"] == "running":
+            msg = (
+                f"the server stops, and the run continues; expected GET /results/{run.run_id} later"
+            )
+            raise Refusal(503, msg, headers={"retry-after": "5", **run.headers()})
         status = 200 if data["status"] == "completed" else 500
-        await _respond(send, data, status, {"x-run-id": run.run_id})
+        await _respond(send, data, status, run.headers())
 
     # -- reading -----------------------------------------------------------------------------------
 
-    def _find(self, exchange: Exchange) -> ServedRun:
+    @asynccontextmanager
+    async def _found(self, exchange: Exchange) -> AsyncGenerator[ServedRun]:
+        """Give the run that a path names: one of memory, or one of the store, which is followed meanwhile."""
         run_id = exchange.params["handler_id"]
-        run = self._runs.get(run_id)
+        run, row, stored = self._runs.get(run_id), None, self._stored
+        if run is None and stored is not None:
+            with suppress(UnknownRunError):
+                row = await stored.store.get(run_id)
+            run = self._runs.get(run_id)
+        name = None if row is None or stored is None else stored.name_of(row)
+        if run is None and row is not None and stored is not None and name is not None:
+            if row.is_over or row.owner is not None or self._is_stopping or self._nursery is None:
+                attached: WorkflowHandler[Any] = await stored.store.attach(run_id)
+                async with attached as handler:
+                    if row.is_over:
+                        await wait_for_end(handler)
+                    yield served(name, self._workflows[name], handler, row)
+                return
+            if run_id not in stored.starting:
+                run = self._adopt(stored, row, name)
         if run is None:
             msg = (
                 f"there is no run {brief(run_id, 100)}, or it is not kept any more; expected a "
                 "handler_id of GET /handlers"
             )
             raise Refusal(404, msg)
-        return run
+        yield run
 
     async def _read(self, exchange: Exchange, send: Send) -> None:
         """Stream the events of a run. Reading does not affect it."""
         form = wanted_format(exchange) or SSE
-        run = self._find(exchange)
-        log = run_of(run.handler).log
-        after = exchange.headers.get("last-event-id") or exchange.query.get("after_sequence", "-1")
-        if after == "-1":
-            after = "0"
-        elif after == "now":
-            after = log.end
-        try:
-            with run.handler.stream_events(after=after, lossy=True):
-                pass
-        except ValueError as error:
-            msg = f"after_sequence: {error}; -1 is the oldest event kept, now the end"
-            raise Refusal(400, msg, field="after_sequence") from None
-        if run.is_over and int(after) >= int(log.end):
-            await _respond(send, None, 204)
-            return
-        await self._send_stream(exchange, send, run, form, after=after)
+        async with self._found(exchange) as run:
+            log = run_of(run.handler).log
+            query = exchange.query.get("after_sequence", "-1")
+            after = exchange.headers.get("last-event-id") or query
+            if after == "now":
+                after = log.end
+            elif after == "-1":
+                after = "0"
+            try:
+                position = read_after(after, is_durable=log.numbering is not None)
+            except ValueError as error:
+                msg = f"after_sequence: {error}; -1 is the oldest event kept, now the end"
+                raise Refusal(400, msg, field="after_sequence") from None
+            if run.is_over and log.is_past(position):
+                await _respond(send, None, 204, run.headers())
+                return
+            await self._send_stream(exchange, send, run, form, after=after)
 
     async def _send_stream(
         self,
@@ -605,104 +810,214 @@ class WorkflowApp:
         """Send the events of a run until the terminal one; return whether the client hung up before."""
         names_class = exchange.flag("include_qualified_name", default=True)
         is_internal = form.is_internal or exchange.flag("include_internal")
-        info = StreamInfo(run.run_id, run.name, names_class)
-        headers = {
-            **_HEADERS,
-            **STREAM_HEADERS,
-            "content-type": f"{form.content_type or form.media_type}; charset=utf-8",
-            "x-run-id": run.run_id,
-        }
-        writer = EventWriter(
-            send,
-            encoder or form.encoder(info),
-            status=200,
-            headers=_raw(headers),
-            heartbeat=self._heartbeat,
-        )
-
-        async def work() -> None:
-            await writer.begin()
-            await writer.write(stream)
-            await writer.end()
-
         has_gone = False  # nor has it where the server ends the stream
-        # A lossy reader: it holds up no step, and keeps no event.
+        # A lossy reader: it holds up no step, and keeps no event. It is attached before the first step.
         reader = run.handler.stream_events(after=after, expose_internal=is_internal, lossy=True)
-        with reader as stream, self._streaming(writer):
-            has_gone = await while_connected(exchange.receive, work, is_hang_up=self._is_hang_up)
-        return has_gone  # noqa: RET504 - or the scope of the stream was cancelled
+        with reader as stream:
+            await wait_for_trace(run.handler)
+            headers = {
+                **_HEADERS,
+                **STREAM_HEADERS,
+                "content-type": f"{form.content_type or form.media_type}; charset=utf-8",
+                **run.headers(),
+            }
+            writer = EventWriter(
+                send,
+                encoder or form.encoder(StreamInfo(run.run_id, run.name, names_class)),
+                status=200,
+                headers=_raw(headers),
+                heartbeat=self._heartbeat,
+                before=(WorkflowDetachedEvent,),  # no end of the run, which continues elsewhere
+            )
+
+            async def work() -> None:
+                await writer.begin()
+                await writer.write(stream)
+                await writer.end()
+
+            with self._streaming(writer):
+                has_gone = await while_connected(
+                    exchange.receive, work, is_hang_up=self._is_hang_up
+                )
+        return has_gone
 
     async def _result(self, exchange: Exchange, send: Send) -> None:
-        run = self._find(exchange)
-        await _respond(send, run.data(), 200 if run.is_over else 202, {"x-run-id": run.run_id})
+        async with self._found(exchange) as run:
+            status = 200 if run.is_over else 202
+            await _respond(send, run.data(), status, run.headers())
 
     async def _handler(self, exchange: Exchange, send: Send) -> None:
-        run = self._find(exchange)
-        await _respond(send, run.data(), 200, {"x-run-id": run.run_id})
+        async with self._found(exchange) as run:
+            await _respond(send, run.data(), 200, run.headers())
 
     async def _list_handlers(self, exchange: Exchange, send: Send) -> None:
+        """List runs, the newest first, in pages."""
         statuses = exchange.several("status", STATUSES)
         names = exchange.several("workflow_name")
-        found = [run.data() for run in self._runs if names is None or run.name in names]
-        if statuses is not None:
-            found = [data for data in found if data["status"] in statuses]
-        await _respond(send, {"handlers": found})
+        limit = exchange.number("limit", least=1, most=MOST_LISTED, default=MOST_LISTED)
+        after = exchange.query.get("after")
+        if self._stored is not None:
+            try:
+                rows = await self._stored.find(statuses, names, limit, after)
+            except UnknownRunError as error:
+                raise Refusal(400, str(error), field="query.after") from None
+            found = [self._row_data(self._stored, row) for row in rows]
+        else:
+            found = [run.data() for run in self._runs if names is None or run.name in names]
+            if statuses is not None:
+                found = [data for data in found if data["status"] in statuses]
+            if after is not None:
+                ids = [data["handler_id"] for data in found]
+                found = found[ids.index(after) + 1 :] if after in ids else []
+        is_full = len(found) >= limit
+        found = found[:limit]
+        following = found[-1]["handler_id"] if is_full else None
+        await _respond(send, {"handlers": found, "next": following})
+
+    def _row_data(self, stored: StoredRuns, row: RunSummary) -> dict[str, Any]:
+        run = self._runs.get(row.run_id)
+        return run.data() if run is not None else row_data(row, stored.name_of(row) or row.workflow)
+
+    async def _state(self, exchange: Exchange, send: Send) -> None:
+        """Show the state that the steps of a run share."""
+        async with self._found(exchange) as run:
+            if run.is_in_memory:
+                state = run.handler.ctx.store.snapshot_state()
+            else:
+                context = Context.from_dict(
+                    self._workflows[run.name], await self._snapshot_of(run, None)
+                )
+                state = context.store.snapshot_state()
+            await _respond(send, {"state": shown(state)}, 200, run.headers())
+
+    async def _snapshot(self, exchange: Exchange, send: Send) -> None:
+        """Show the snapshot of a run, from which ``workflow.resume()`` continues."""
+        at = exchange.number("at", least=1, most=10**9, default=0) or None
+        async with self._found(exchange) as run:
+            found = await self._snapshot_of(run, at)
+            await _respond(send, {"snapshot": found}, 200, run.headers())
+
+    async def _snapshot_of(self, run: ServedRun, at: int | None) -> dict[str, Any]:
+        try:
+            if at is None and run.is_in_memory:
+                return run.handler.snapshot()
+            return await self._store().snapshot(run.run_id, at=at)
+        except SnapshotError as error:
+            raise Refusal(409, str(error)) from None
+        except ValueError as error:
+            raise Refusal(400, str(error), field="query.at") from None
+
+    def _store(self) -> RunStore:
+        if self._stored is None:
+            msg = "this server has no run store; expected `asgi_app(..., run_store='sqlite:///runs.db')`"
+            raise Refusal(409, msg)
+        return self._stored.store
+
+    async def _timeline(self, exchange: Exchange, send: Send) -> None:
+        """Show what has happened in a run, as the timeline's page reads it."""
+        async with self._found(exchange) as run:
+            recorder = self._recorder
+            if recorder is None or run.run_id not in recorder.run_ids:
+                msg = (
+                    f"the run {run.run_id} is not recorded in this process; expected one that it has run "
+                    "lately, and `asgi_app(..., max_records=...)` above 0"
+                )
+                raise Refusal(404, msg)
+            data = timeline_data(recorder.recording_of(run.run_id), shows_errors=False)
+            await _respond(send, {"timeline": data}, 200, run.headers())
 
     # -- acting ------------------------------------------------------------------------------------
 
     async def _answer_run(self, exchange: Exchange, send: Send) -> None:
         """Send an event into a run."""
-        run = self._find(exchange)
         body = await exchange.json(self._max_body, BODY_TIMEOUT)
         check_keys(body, ("event", "step", "question", "id"))
         step, question, key = (text_in(body, name) for name in ("step", "question", "id"))
-        if run.is_over:
-            msg = f"the run {run.run_id} has ended ({run.handler.status}); expected one under way"
-            raise Refusal(409, msg)
-        handler = run.handler
-        asked = handler.questions
-        kinds = [cls for each in asked for cls in each.answers]
-        only = [cls for each in asked if each.id == question for cls in each.answers]
-        event = read_event(body.get("event"), answer_classes(run.graph, kinds), only)
-        try:
-            acknowledgement = handler.send_event(event, step, question=question, id=key)
-            await acknowledgement
-        except (QuestionClosedError, EventConflictError, WorkflowDetachedError) as error:
-            raise Refusal(409, str(error)) from None
-        except (WorkflowRuntimeError, TypeError) as error:
-            has_ended = handler.is_done()
-            raise Refusal(409 if has_ended else 400, str(error)) from None
-        answer = {"status": "sent", "is_repeated": acknowledgement.is_repeated}
-        await _respond(send, answer, 200, {"x-run-id": run.run_id})
+        async with self._found(exchange) as run:
+            handler = run.handler
+            if run.is_over:
+                msg = f"the run {run.run_id} has ended ({handler.status}); expected one under way"
+                raise Refusal(409, msg)
+            asked = handler.questions
+            kinds = [cls for each in asked for cls in each.answers]
+            only = [cls for each in asked if each.id == question for cls in each.answers]
+            event = read_event(body.get("event"), answer_classes(run.graph, kinds), only)
+            try:
+                acknowledgement = handler.send_event(event, step, question=question, id=key)
+                await acknowledgement
+            except (QuestionClosedError, EventConflictError, WorkflowDetachedError) as error:
+                raise Refusal(409, str(error)) from None
+            except (WorkflowRuntimeError, TypeError) as error:
+                raise Refusal(409 if handler.is_done() else 400, str(error)) from None
+            run.touch()
+            answer = {"status": "sent", "is_repeated": acknowledgement.is_repeated}
+            await _respond(send, answer, 200, run.headers())
 
     async def _cancel(self, exchange: Exchange, send: Send) -> None:
         """Cancel a run, and wait until it has unwound."""
-        run = self._find(exchange)
         reason = exchange.query.get("reason") or "a client asked for it"
         is_purged = exchange.flag("purge")
-        if run.is_over and not is_purged:
-            msg = (
-                f"the run {run.run_id} has ended ({run.handler.status}); expected one under way, or "
-                "?purge=true to forget it"
-            )
-            raise Refusal(409, msg)
-        await run.handler.cancel(reason[:_MOST_REASON])
-        if is_purged:
-            self._runs.end(run)
-            self._runs.forget(run)
-        status = "deleted" if is_purged else "cancelled"
-        await _respond(send, {"status": status}, 200, {"x-run-id": run.run_id})
+        async with self._found(exchange) as run:
+            if run.is_over and not is_purged:
+                msg = (
+                    f"the run {run.run_id} has ended ({run.handler.status}); expected one under way, or "
+                    "?purge=true to forget it"
+                )
+                raise Refusal(409, msg)
+            if not run.is_over:
+                await run.handler.cancel(reason[:_MOST_REASON])
+            if is_purged:
+                self._runs.end(run)
+                self._runs.forget(run)
+                if self._stored is not None:
+                    await self._delete(self._stored.store, run.run_id)
+            status = "deleted" if is_purged else "cancelled"
+            await _respond(send, {"status": status}, 200, run.headers())
+
+    async def _delete(self, store: RunStore, run_id: str) -> None:
+        try:
+            with suppress(UnknownRunError):  # another client was faster
+                await store.delete(run_id)
+        except RunOwnedError as error:
+            raise Refusal(409, str(error)) from None
+
+    async def _fork(self, exchange: Exchange, send: Send) -> None:
+        """Copy a run, and continue the copy."""
+        at = exchange.number("at", least=1, most=10**9, default=0) or None
+        new_id = exchange.query.get("new_id")
+        if new_id is not None:
+            check_run_id(new_id)
+        if self._is_stopping:
+            raise Refusal(503, "the server stops", headers={"retry-after": "5"})
+        store = self._store()
+        self._runs.check_room()
+        async with self._found(exchange) as run:
+            try:
+                copy_id = await store.fork(run.run_id, at=at, new_id=new_id)
+            except ValueError as error:
+                raise Refusal(400, str(error), field="query.at") from None
+            except WorkflowRuntimeError as error:
+                raise Refusal(409, str(error)) from None
+            name = run.name
+        copy = self._runs.get(copy_id)
+        if copy is None and self._stored is not None:
+            copy = self._adopt(self._stored, await store.get(copy_id), name)
+        assert copy is not None
+        await _respond(send, copy.data(), 200, {"x-run-id": copy_id})
 
     async def _questions_of_run(self, exchange: Exchange, send: Send) -> None:
-        run = self._find(exchange)
-        await _respond(send, {"questions": questions_of(run)}, 200, {"x-run-id": run.run_id})
+        async with self._found(exchange) as run:
+            await _respond(send, {"questions": questions_of(run)}, 200, run.headers())
 
     async def _questions(self, _: Exchange, send: Send) -> None:
-        found = [
-            {"handler_id": run.run_id, "workflow_name": run.name, **question}
-            for run in self._runs.active
-            for question in questions_of(run)
-        ]
+        if self._stored is not None:
+            found = await self._stored.questions(MOST_LISTED)
+        else:
+            found = [
+                {"handler_id": run.run_id, "workflow_name": run.name, **question}
+                for run in self._runs.active
+                for question in questions_of(run)
+            ]
         await _respond(send, {"questions": found})
 
 
@@ -726,6 +1041,14 @@ def events_of(graph: Graph) -> list[type[Event]]:
     for kinds in graph.awaited:
         found.update(dict.fromkeys(kinds))
     return [*found]
+
+
+def _version() -> str:
+    """Return the release of the package; empty where it is not installed."""
+    try:
+        return version("sluicegate")
+    except PackageNotFoundError:
+        return ""
 
 
 def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
@@ -753,6 +1076,7 @@ async def _respond(
 
 def asgi_app(
     workflows: Mapping[str, Workflow[Any]],
+    run_store: RunStore | str | None = None,
     *,
     on_disconnect: Literal["cancel", "continue"] = "cancel",
     max_runs: int = 100,
@@ -765,6 +1089,7 @@ def asgi_app(
     allowed_hosts: Iterable[str] = ("localhost", "127.0.0.1", "[::1]"),
     cors_origins: Iterable[str] = (),
     read_only: bool = False,
+    max_records: int = 100_000,
 ) -> WorkflowApp:
     """Return an ASGI application that serves workflows.
 
@@ -782,6 +1107,9 @@ def asgi_app(
 
     Args:
         workflows: The workflows by the names that they have in the paths.
+        run_store: The store of all runs, which then survive the server: the url of one, or a store of
+            :func:`~sluicegate.durable.open_run_store`, which the lifespan opens unless it is open. Runs that
+            another server has left are continued here.
         on_disconnect: What becomes of the run of a request whose client hangs up: ``"cancel"``, or
             ``"continue"``, with which the server owns it. A request may say otherwise:
             ``?on_disconnect=continue``.
@@ -797,6 +1125,7 @@ def asgi_app(
             with another ``Host`` is refused, because a page of another site could be behind it. ``"*"`` for any.
         cors_origins: The origins whose pages may call the server from a browser; ``"*"`` for any.
         read_only: Whether runs can only be looked at: every POST is refused.
+        max_records: How many records are kept in memory for timelines; 0 for none.
 
     Raises:
         TypeError: ``workflows`` is no mapping of names to workflow objects.
@@ -816,6 +1145,7 @@ def asgi_app(
         if not isinstance(name, str) or re.fullmatch(r"[A-Za-z0-9._~-]+", name) is None:
             msg = f"asgi_app() has the name {name!r}; expected letters, digits and . _ ~ -, for the paths"
             raise ValueError(msg)
+    _check_store(workflows, run_store)
     _check_options(
         on_disconnect=on_disconnect,
         counts={"max_runs": max_runs, "max_body": max_body},
@@ -825,9 +1155,10 @@ def asgi_app(
             **({} if heartbeat is None else {"heartbeat": heartbeat}),
         },
     )
-    if type(keep_ended) is not int or keep_ended < 0:
-        msg = f"asgi_app(keep_ended={brief(keep_ended)}); expected an int of at least 0"
-        raise ValueError(msg)
+    for option, count in (("keep_ended", keep_ended), ("max_records", max_records)):
+        if type(count) is not int or count < 0:
+            msg = f"asgi_app({option}={brief(count)}); expected an int of at least 0"
+            raise ValueError(msg)
     return WorkflowApp(
         dict(given),
         Guards(authenticate, allowed_hosts, cors_origins),
@@ -837,7 +1168,41 @@ def asgi_app(
         heartbeat=heartbeat or inf,
         shutdown_grace=shutdown_grace,
         read_only=read_only,
+        run_store=run_store,
+        recorder=Recorder(max_records=max_records, redact=_hidden) if max_records else None,
     )
+
+
+def _hidden(_name: str, value: Any) -> Any:
+    """Show an exception in a recorded event as its class alone."""
+    return type(value).__name__ if isinstance(value, BaseException) else value
+
+
+def _check_store(workflows: Mapping[str, Workflow[Any]], run_store: object) -> None:
+    """Refuse what is no store, and workflows that a store cannot tell apart.
+
+    Raises:
+        TypeError: It is no store.
+        ValueError: Two workflows have a class of the same name.
+    """
+    if run_store is None:
+        return
+    if not isinstance(run_store, str | RunStore):
+        msg = (
+            f"asgi_app(run_store={brief(run_store)}); expected a url, or a store of open_run_store(): "
+            "`asgi_app(..., run_store='sqlite:///runs.db')`"
+        )
+        raise TypeError(msg)
+    names: dict[str, str] = {}
+    for name, workflow in workflows.items():
+        kind = graph_in(workflow).name
+        if kind in names:
+            msg = (
+                f"{name!r} and {names[kind]!r} are both workflows of a class {kind}, by whose name stored runs "
+                "find their workflow; expected classes of different names"
+            )
+            raise ValueError(msg)
+        names[kind] = name
 
 
 def _check_options(

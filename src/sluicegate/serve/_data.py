@@ -21,6 +21,7 @@ from sluicegate._events import (
     WorkflowFailedEvent,
     WorkflowTimedOutEvent,
 )
+from sluicegate._state.drafts import DictState
 
 
 if TYPE_CHECKING:
@@ -53,18 +54,21 @@ def kind_of(cls: Any) -> dict[str, Any]:
 
 def value_of(event: Event) -> dict[str, Any]:
     """Return the fields of an event to show: of an exception the class alone, its text may be confidential."""
-    return {name: _shown(value) for name, value in shown_fields(event).items()}
+    return {name: shown(value) for name, value in shown_fields(event).items()}
 
 
-def _shown(value: Any) -> Any:
+def shown(value: Any) -> Any:
+    """Return a value to show: events in envelopes, exceptions by their class."""
     if isinstance(value, BaseException):
         return type(value).__name__
     if isinstance(value, Event):
         return envelope(value)
+    if isinstance(value, DictState):
+        value = value.to_dict()
     if type(value) in (list, tuple):
-        return [_shown(item) for item in cast("list[Any]", value)]
+        return [shown(item) for item in cast("list[Any]", value)]
     if type(value) is dict:
-        return {key: _shown(item) for key, item in cast("dict[Any, Any]", value).items()}
+        return {key: shown(item) for key, item in cast("dict[Any, Any]", value).items()}
     return value
 
 

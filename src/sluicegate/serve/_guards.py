@@ -85,6 +85,11 @@ class Guards:
                 )
                 raise ValueError(msg)
 
+    @property
+    def needs_token(self) -> bool:
+        """Whether requests are authenticated."""
+        return self._authenticate is not None
+
     def check(self, exchange: Exchange) -> None:
         """Check headers, host and origin.
 

@@ -306,12 +306,18 @@ def decoded(cls: type[Any], value: dict[str, Any], where: str) -> Any:
     Raises:
         Refusal: They do not fit; it names the field.
     """
+    more = value.get("_data")
+    if isinstance(more, dict) and not hasattr(
+        cls, "_data"
+    ):  # how another client writes open fields
+        rest = {name: item for name, item in value.items() if name != "_data"}
+        value = {**cast("dict[str, Any]", more), **rest}
     try:
         return decode_event(cls, value)
     except TypeError as error:
         text = str(error)
-        found = re.match(rf"{re.escape(cls.__name__)}\.(\w+) is ", text)
-        found = found or re.search(r"argument:? '(\w+)'", text)
+        name = re.escape(cls.__name__)
+        found = re.match(rf"{name}(?:\.| lacks '| has no field ')(\w+)\b", text)
         field = where if found is None else f"{where}.{found[1]}"
         raise Refusal(400, f"{where}: {text}", field=field) from None
 

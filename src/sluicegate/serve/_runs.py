@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
@@ -15,6 +16,7 @@ from sluicegate._loop import current_backend
 from sluicegate._workflow import graph_in
 from sluicegate.serve._data import ending_of, timestamp
 from sluicegate.serve._requests import Refusal
+from sluicegate.serve._traces import trace_header
 
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from sluicegate._definition.graph import Graph
     from sluicegate._handler import WorkflowHandler
     from sluicegate._workflow import Workflow
+    from sluicegate.durable import RunSummary
 
 LOGGER = logging.getLogger("sluicegate")
 
@@ -62,6 +65,30 @@ class ServedRun:
     def is_over(self) -> bool:
         """Whether it has ended and unwound."""
         return self.handler.is_done()
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether a store has it."""
+        return run_of(self.handler).part is not None
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether its state is in this process."""
+        part = run_of(self.handler).part
+        return part is None or part.is_live
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it is under way, and does not wait for an answer."""
+        return not self.is_over and self.handler.status != "idle"
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers of a response about it."""
+        return {"x-run-id": self.handler.run_id, **trace_header(self.handler)}
+
+    def touch(self) -> None:
+        """Note that it has changed."""
+        self.updated_at = time.time()
 
     def data(self) -> dict[str, Any]:
         """Return what clients are told of it."""
@@ -128,9 +155,19 @@ class Runs:
         self._forget_old()
         return self._active.get(run_id) or self._ended.get(run_id)
 
+    def is_active(self, run_id: str) -> bool:
+        """Whether a run is under way here."""
+        return run_id in self._active
+
+    def has_room(self) -> bool:
+        """Whether another run is allowed; those that rest in a store do not count."""
+        if len(self._active) < self.max_runs:
+            return True
+        return sum(run.is_in_memory for run in self._active.values()) < self.max_runs
+
     def check_room(self) -> None:
         """Refuse another run while as many as allowed are under way."""
-        if len(self._active) >= self.max_runs:
+        if not self.has_room():
             msg = (
                 f"{len(self._active)} runs are under way, as many as this server takes; expected the "
                 "same request later, or `asgi_app(..., max_runs=...)` on the server"
@@ -164,6 +201,7 @@ class Runs:
         *,
         keys: Iterable[str] = (),
         data: Any = None,
+        started_at: float | None = None,
     ) -> ServedRun:
         """Note a run that is about to begin."""
         if handler.run_id in self._active or handler.run_id in self._ended:
@@ -171,7 +209,8 @@ class Runs:
             msg = f"there is a run {handler.run_id!r}; expected another handler_id, or none for a new one"
             raise Refusal(409, msg, field="handler_id")
         now = time.time()
-        run = ServedRun(handler, name, graph_in(workflow), owner, now, now)
+        began = now if started_at is None else started_at
+        run = ServedRun(handler, name, graph_in(workflow), owner, began, now)
         self._active[run.run_id] = run
         for key in keys:
             self._keys[name, key] = run, data
@@ -184,14 +223,17 @@ class Runs:
             return
         handler = run.handler
         mark_observed(handler)
+        for waiter in self._waiters:
+            waiter.wake()
+        if handler.status == "detached":  # it continues from its store
+            self._ended.pop(run.run_id, None)
+            return
         now = time.time()
         run.updated_at = run.completed_at = now
         run.forget_at = current_backend().current_time() + self.keep_ended_for
         self._ended[run.run_id] = run
         self._log(run)
         self._forget_old()
-        for waiter in self._waiters:
-            waiter.wake()
 
     def _log(self, run: ServedRun) -> None:
         status = run.handler.status
@@ -203,6 +245,12 @@ class Runs:
             )
         else:
             LOGGER.info("the run %s of %s: %s", run.run_id, run.name, status, extra=more)
+
+    def drop(self, run_id: str) -> None:
+        """Forget a run that is over here, because it continues."""
+        run = self._ended.get(run_id)
+        if run is not None:
+            self.forget(run)
 
     def forget(self, run: ServedRun) -> None:
         """Forget a run that is over."""
@@ -221,17 +269,32 @@ class Runs:
                 return
             self.forget(oldest)
 
-    async def wait_until_none(self) -> None:
-        """Wait until no run is under way. A checkpoint."""
+    async def wait_for_change(self, seconds: float = inf) -> None:
+        """Wait until a run ends, or for so many seconds. A checkpoint."""
         backend = current_backend()
-        await backend.checkpoint()
         waiter = backend.waiter()
         self._waiters.add(waiter)
         try:
-            while self._active:
+            with backend.cancel_scope(deadline=backend.current_time() + seconds):
                 await waiter.wait()
         finally:
             self._waiters.discard(waiter)
+        await backend.checkpoint_if_cancelled()
+
+
+def served(
+    name: str, workflow: Workflow[Any], handler: WorkflowHandler[Any], row: RunSummary
+) -> ServedRun:
+    """Return a run of the store that is not in this process, as one that is."""
+    return ServedRun(
+        handler,
+        name,
+        graph_in(workflow),
+        "server",
+        row.created_at,
+        row.updated_at,
+        row.updated_at if row.is_over else None,
+    )
 
 
 async def wait_for_end(handler: WorkflowHandler[Any]) -> None:

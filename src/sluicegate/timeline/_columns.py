@@ -33,8 +33,11 @@ LONGEST_ERROR = 12_000
 class Columns:
     """Builds the tables of a page."""
 
-    def __init__(self, recording: Recording, runs: list[RecordedRun]) -> None:
+    def __init__(
+        self, recording: Recording, runs: list[RecordedRun], *, shows_errors: bool = True
+    ) -> None:
         self.recording = recording
+        self._shows_errors = shows_errors
         self.runs = runs
         self.bounds = Bounds(runs)
         self.texts: list[str] = []
@@ -88,6 +91,8 @@ class Columns:
         error = one.failure
         if error is None:
             return -1
+        if not self._shows_errors:
+            return self._text(error.type_name)
         parts = [f"{error.type_name}: {error.message}".removesuffix(": "), *error.notes]
         if error.traceback:
             parts.append(error.traceback)

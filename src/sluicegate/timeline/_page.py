@@ -68,9 +68,15 @@ def live_html(recording: Recording) -> str:
     return _html(recording, recording.runs, live=True)
 
 
-def timeline_data(recording: Recording) -> object:
-    """Return what a page shows, as JSON has it."""
-    return Columns(recording, [one for one, _ in nested(recording.runs)]).as_data()
+def timeline_data(recording: Recording, *, shows_errors: bool = True) -> object:
+    """Return what a page shows, as JSON has it.
+
+    Args:
+        recording: The recording.
+        shows_errors: Whether the texts of exceptions are shown, or only their classes.
+    """
+    runs = [one for one, _ in nested(recording.runs)]
+    return Columns(recording, runs, shows_errors=shows_errors).as_data()
 
 
 def _html(recording: Recording, roots: list[RecordedRun], *, live: bool = False) -> str:
