@@ -60,7 +60,7 @@ class WaitQueue:
     __slots__ = ("_places", "loop")
 
     def __init__(self, loop: ref[Any]) -> None:
-        self.loop = loop
+        self.loop: ref[Any] = loop
         # Not a dict: one that loses its first key again and again is searched from the start.
         self._places: OrderedDict[Waiter, None] = OrderedDict()
 
@@ -208,10 +208,6 @@ class RateLimiter:
     async def __aexit__(self, *_: object) -> None:
         """Do nothing: the token is spent. Not a checkpoint."""
 
-    def bucket(self) -> _Bucket:
-        """Return the tokens of the running event loop."""
-        return self._buckets.here(current_backend())
-
     def waiting_on(self, loop: object) -> int:
         """Return how many tasks of an event loop wait for a token."""
         bucket = self._buckets.on(loop)
@@ -246,12 +242,12 @@ class RateLimiterPortion:
     """
 
     #: Tasks that have entered hold nothing that other tasks wait for.
-    holds_nothing = True
+    holds_nothing: bool = True
 
     __slots__ = ("_amount", "limiter")
 
     def __init__(self, limiter: RateLimiter, amount: float) -> None:
-        self.limiter = limiter
+        self.limiter: RateLimiter = limiter
         self._amount = amount
 
     def __repr__(self) -> str:
@@ -267,7 +263,8 @@ class RateLimiterPortion:
             RuntimeError: There is no event loop.
         """
         await self.limiter.acquire(self._amount)
-        return RateLimiterEntry(self.limiter.bucket(), self._amount)
+        buckets = self.limiter._buckets
+        return RateLimiterEntry(buckets.here(current_backend()), self._amount)
 
     async def __aexit__(self, *_: object) -> None:
         """Do nothing: the amount is spent. Not a checkpoint."""
@@ -294,9 +291,8 @@ class RateLimiterEntry:
     def correct(self, actual: float) -> None:
         """Replace the amount of the entry by the actual one, as often as it changes.
 
-        What was taken too much returns to the bucket at once, as far as there is room. What was
-        taken too little is owed: later entries wait until it has been refilled. So the actual
-        amount may be above ``burst``. Not a checkpoint; also works after the block.
+        An excess returns to the bucket at once, as far as there is room. A shortfall is owed: later
+        entries wait until it has been refilled. So the actual amount may be above ``burst``. Not a checkpoint; also works after the block.
 
         Args:
             actual: The number of tokens, at least 0.

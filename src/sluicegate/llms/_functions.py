@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _KINDS = inspect.Parameter
 
-#: The number of faults that the model is told.
+#: The number of faults in a message for the model.
 _LISTED = 5
 
 #: What JSON can hold, for messages.
@@ -80,7 +80,7 @@ def tool(
         function: An async function, or a plain one.
         name: By default the function's.
         description: By default the docstring's text, without its sections.
-        errors: Exceptions of the function whose text the model is told, like that of a `ToolError`.
+        errors: Exceptions of the function whose text the model gets, like that of a `ToolError`.
             Any other exception is raised where the tool is called.
 
     Returns:
@@ -352,7 +352,7 @@ def _impossible(
 
 
 def _read_docstring(doc: str) -> tuple[str, dict[str, str]]:
-    """Return the text of a docstring, and what it says about each parameter."""
+    """Return the text of a docstring, and its description of each parameter."""
     lines = doc.splitlines()
     end = next((n for n, line in enumerate(lines) if _HEADING.match(line)), len(lines))
     notes: dict[str, list[str]] = {}

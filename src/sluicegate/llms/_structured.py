@@ -98,7 +98,7 @@ def read_response(kind: type[T], response: ChatResponse | CompletionResponse | s
     name = text_of(kind)
     try:
         data: Any = msgspec.json.decode(fenced[1] if fenced else text)
-    except (ValueError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         msg = f"the reply is not the JSON of a {name}: {error}; got {brief(text)}"
         raise OutputError(msg) from error
     try:

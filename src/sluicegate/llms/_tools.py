@@ -56,7 +56,7 @@ class Tool:
     """1 to 64 letters, digits, ``_`` and ``-``."""
 
     description: str = ""
-    """What the model reads to choose the tool."""
+    """The text by which the model chooses the tool."""
 
     input_schema: Mapping[str, Any]
     """The JSON Schema of the arguments, which are an object."""
@@ -68,7 +68,7 @@ class Tool:
     """
 
     def to_openai_tool(self) -> dict[str, Any]:
-        """Return the tool in OpenAI's form, for a client that takes no `Tool`."""
+        """Return the tool in OpenAI's form. Clients of other packages need it."""
         function = {
             "name": self.name,
             "description": self.description,
@@ -79,7 +79,7 @@ class Tool:
 
 @attrs.frozen(kw_only=True)
 class ToolResult:
-    """The result of a call, as the model is told it; it can be kept in events and the state."""
+    """The result of a call, in the form for the model. Events and the state can hold it."""
 
     call: ToolCall
 
@@ -87,7 +87,7 @@ class ToolResult:
     """The text for the model; of a result that is not a text, its JSON."""
 
     is_error: bool = False
-    """Whether `text` tells what is wrong with the call."""
+    """Whether `text` is an error."""
 
     @property
     def message(self) -> ChatMessage:
