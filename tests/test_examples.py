@@ -163,6 +163,19 @@ def test_agent(backend, tmp_path):
     assert (tmp_path / "tickets.txt").read_text().count("Rome to Ostia") == 1
 
 
+@pytest.mark.slow
+def test_mcp_server(tmp_path):
+    """A client sees the tool, its progress, its question, its result and an error; a step calls the tool."""
+    printed = run_example("mcp_server.py", cwd=tmp_path)
+
+    assert "tool: Book - Book a hotel room." in printed
+    assert "progress: 1.0 find: asking hotel 1 (1 of 3)\n" in printed
+    assert "the server asks: In Rome there are the Ritz (90) and the Grand (70)." in printed
+    assert "result: {'hotel': 'Grand', 'price': 160}\n" in printed
+    assert "invalid arguments: Trip has no field 'town'" in printed
+    assert printed.endswith("the workflow's step: a night in the Grand for 80\n")
+
+
 def test_every_example_is_tested():
     """No example is without a test here."""
     tested = Path(__file__).read_text()

@@ -157,8 +157,8 @@ async def servers_over_http():
 
 @asynccontextmanager
 async def servers_over_stdio():
-    """Start a new process for each connection, on Trio and asyncio in turn."""
-    yield [program(backend) for backend in ("trio", "asyncio", "trio", "asyncio")]
+    """Serve in this process, and start a new one for each of the next two connections."""
+    yield [server(), program("trio"), program("asyncio"), server()]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 
 try:
+    from sluicegate.mcp._client import McpTools
     from sluicegate.mcp._server import mcp_server, run_stdio
 except ModuleNotFoundError as _error:
     if _error.name is None or _error.name.partition(".")[0] == "sluicegate":
@@ -15,4 +16,4 @@ except ModuleNotFoundError as _error:
     raise ModuleNotFoundError(_msg, name=_error.name) from _error
 
 
-__all__ = ["mcp_server", "run_stdio"]
+__all__ = ["McpTools", "mcp_server", "run_stdio"]

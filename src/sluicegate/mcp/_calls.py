@@ -212,7 +212,7 @@ class Round:
         self._responses = responses
         self._after = after
         self._reported = 0
-        #: What is wrong with the answers that did not fit, by the ids of their questions.
+        #: The errors of the answers that did not fit, by the ids of their questions.
         self._errors: dict[str, str] = {}
         #: Why the client cannot be asked; empty if it can.
         self.cannot_ask = ""
@@ -270,7 +270,7 @@ class Round:
         return asked
 
     async def _cancel_stored(self, runs: RunStore) -> None:
-        """Cancel the run, which has left this process and which nobody can find again. Shielded."""
+        """Cancel the run, which has left this process and which no client can find again. Shielded."""
         with current_backend().cancel_scope(shield=True):
             try:
                 async with runs.resume(self._handler.run_id, self._tool.workflow) as run:
@@ -279,7 +279,7 @@ class Round:
                 LOGGER.warning("the run %s could not be cancelled: %s", self._handler.run_id, error)
 
     def _failure(self, error: Exception) -> RefusedError:
-        """Return what a model is told about a failure. What may be confidential is only logged."""
+        """Return a failure as an error for the model. Texts that may be confidential are only logged."""
         name, run_id = self._tool.name, self._handler.run_id
         if isinstance(error, RunConflictError):
             msg = (

@@ -110,7 +110,7 @@ def form_of(question: OpenQuestion, error: str = "") -> Form:
 
     Args:
         question: The question.
-        error: What is wrong with an answer that was given.
+        error: The error of an answer that was given.
     """
     classes = question.answers or (HumanResponseEvent,)
     properties: dict[str, Any] = {}
@@ -210,7 +210,7 @@ def _meant(schema: dict[str, Any], root: dict[str, Any]) -> tuple[dict[str, Any]
 
 
 def _plain(schema: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the schema of a string, a number or a boolean for a form; None for anything else."""
+    """Return the schema of a string, a number or a boolean in a form; None for anything else."""
     kind = schema.get("type")
     if kind == ["string", "number"]:  # a decimal
         kind = "string"
@@ -223,7 +223,7 @@ def _plain(schema: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _choice(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the schema of a choice of strings, or of several, for a form; None for anything else."""
+    """Return the schema of a choice of strings, or of several, in a form; None for anything else."""
     if _are_texts(schema.get("enum")):
         return {"type": "string", "enum": schema["enum"]}
     items = schema.get("items")

@@ -60,7 +60,7 @@ def mcp_server(
         *workflows: The workflows. A tool is named after the class, or by its key in a mapping.
         name: The name of the server. It is part of the sealed state: another server refuses it.
         version: The version that the server reports.
-        instructions: What a model should know about the server.
+        instructions: A text about the server for models.
         state_keys: Secrets of at least 32 bytes for the state: the first one seals, and each opens. They
             must be the same in every process that serves these tools. Required if a tool can ask.
         state_ttl: Seconds for which a client may answer.
@@ -118,7 +118,7 @@ def mcp_server(
 async def run_stdio(server: Server[Any]) -> None:
     """Serve one client over standard input and output, until it closes them. A checkpoint.
 
-    Meanwhile, what the program prints goes to standard error. A cancellation cancels the runs and waits
+    Meanwhile, ``print`` writes to standard error. A cancellation cancels the runs and waits
     for their clean-up.
 
     Args:
