@@ -455,11 +455,11 @@ async def test_state_above_256_kib_is_an_error_that_names_the_run_store():
     async with client_of(interview()) as client:
         asked = await one_round(client, "Interview", {"padding": 255 * 1024})
         with nothing_left():
-            error = error_of(await one_round(client, "Interview", {"padding": 256 * 1024}))
+            error = error_of(await one_round(client, "Interview", {"padding": 299 * 1024}))
 
     assert messages(asked) == ["0?"]
     assert error == (
-        "the state of Interview takes 257 KiB, and a client is given at most 256 KiB to carry; expected a run "
+        "the state of Interview takes 300 KiB, and a client is given at most 256 KiB to carry; expected a run "
         "store, which keeps it: mcp_server(..., run_store=runs)"
     )
 
