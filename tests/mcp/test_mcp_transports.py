@@ -87,6 +87,7 @@ async def exercise(client, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("anyio_backend", ["trio", "asyncio"])
 async def test_a_client_over_stdio(tmp_path):
     """Progress, prints, questions, timeouts and cancellation over standard input and output."""
     with anyio.fail_after(60):
