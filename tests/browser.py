@@ -58,6 +58,30 @@ class Chromium:
         assert errors == []
         assert set(requests) <= {path.resolve().as_uri(), *also}
 
+    @contextmanager
+    def site(self, url, *, width=1280, height=900, scheme="light", fails=(), **options):
+        """Open a page of a server on this machine; at the end nothing may have gone wrong in it.
+
+        No error of a script, no request to another server, nothing that its Content-Security-Policy
+        forbade, and no console error but those with one of the texts in ``fails``.
+        """
+        context = self._browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme=scheme, **options
+        )
+        # One second of a busy machine may be none of the browser's.
+        context.set_default_timeout(15_000)
+        page = context.new_page()
+        requests, errors = [], []
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+        page.on("dialog", lambda dialog: errors.append(dialog.message))
+        page.goto(url)
+        yield page
+        context.close()
+        assert [text for text in errors if not any(part in text for part in fails)] == []
+        assert {request.split("/")[2] for request in requests} == {url.split("/")[2]}
+
 
 @pytest.fixture(scope="module")
 def chromium():

@@ -189,6 +189,12 @@ def _is_used(selector: str, used: set[str]) -> bool:
     return set(re.findall(r"\.([\w-]+)", selector)) - {"flow"} <= used
 
 
+def picture_sheet() -> str:
+    """Return a style sheet for pictures without a style of their own, in a page of other pages."""
+    dark = f"@media (prefers-color-scheme: dark) {{ .flow {{ {_variables(DARK)} }} }}"
+    return f".flow {{ {_variables(LIGHT)} }}\n{dark}\n{PICTURE_RULES}\n"
+
+
 _PAGE = """
 * { box-sizing: border-box; }
 body { margin: 0; padding: 28px 32px 40px; background: var(--paper); color: var(--ink);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
@@ -9,7 +10,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from math import inf, isfinite
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, cast, final
 
 import msgspec
 
@@ -53,6 +54,7 @@ from sluicegate.serve._data import STATUSES, question_data, schema_of_event, sho
 from sluicegate.serve._graph import graph_data
 from sluicegate.serve._guards import Guards
 from sluicegate.serve._openapi import openapi_of
+from sluicegate.serve._page_data import Page, recorded_data
 from sluicegate.serve._requests import (
     Exchange,
     Refusal,
@@ -67,7 +69,6 @@ from sluicegate.serve._runs import Runs, served, wait_for_end
 from sluicegate.serve._stored import StoredRuns, id_for_key, row_data
 from sluicegate.serve._streams import AG_UI, FORMATS, SSE, StreamInfo, wanted_format
 from sluicegate.serve._traces import trace_of, wait_for_trace
-from sluicegate.timeline._page import timeline_data
 
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ class WorkflowApp:
         read_only: bool,
         run_store: RunStore | str | None,
         recorder: Recorder | None,
+        page: Page | None,
     ) -> None:
         self._workflows = workflows
         self._given_store = run_store
@@ -148,6 +150,10 @@ class WorkflowApp:
         self._heartbeat = heartbeat
         self._grace = shutdown_grace
         self._is_read_only = read_only
+        self._page = page
+        #: The endpoints that need no token.
+        self._open: list[Endpoint] = [self._health]
+        self._open += [endpoint for _, _, endpoint in page.files] if page else []
         self._routes = [
             (method, re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path)), endpoint)
             for method, path, endpoint in self._endpoints()
@@ -195,6 +201,7 @@ class WorkflowApp:
             ("GET", "/handlers/{handler_id}/snapshot", self._snapshot),
             ("GET", "/handlers/{handler_id}/timeline", self._timeline),
             ("POST", "/handlers/{handler_id}/fork", self._fork),
+            *([*self._page.files, *self._page.endpoints] if self._page else []),
         ]
 
     # -- the application ---------------------------------------------------------------------------
@@ -254,7 +261,7 @@ class WorkflowApp:
                 continue
             if method == exchange.method:
                 exchange.params.update(found.groupdict())
-                if endpoint != self._health:
+                if endpoint not in self._open:
                     await self._guards.authenticate(exchange)
                 if method == "POST" and self._is_read_only:
                     msg = "this server is read-only; expected GET, or `asgi_app(..., read_only=False)`"
@@ -872,7 +879,12 @@ class WorkflowApp:
         is_full = len(found) >= limit
         found = found[:limit]
         following = found[-1]["handler_id"] if is_full else None
-        await _respond(send, {"handlers": found, "next": following})
+        # A page asks often, and mostly nothing has changed.
+        data = {"handlers": found, "next": following}
+        etag = f'"{hashlib.sha256(json_of(data).encode("utf-8", "replace")).hexdigest()[:20]}"'
+        is_known = exchange.headers.get("if-none-match") == etag
+        status = 304 if is_known else 200
+        await _respond(send, None if is_known else data, status, {"etag": etag})
 
     def _row_data(self, stored: StoredRuns, row: RunSummary) -> dict[str, Any]:
         run = self._runs.get(row.run_id)
@@ -923,8 +935,10 @@ class WorkflowApp:
                     "lately, and `asgi_app(..., max_records=...)` above 0"
                 )
                 raise Refusal(404, msg)
-            data = timeline_data(recorder.recording_of(run.run_id), shows_errors=False)
-            await _respond(send, {"timeline": data}, 200, run.headers())
+            # Many records take long, and other runs go on meanwhile.
+            read = partial(recorded_data, recorder, run.run_id)
+            data = await current_backend().run_in_thread(read, abandon_on_cancel=True)
+            await _respond(send, data, 200, run.headers())
 
     # -- acting ------------------------------------------------------------------------------------
 
@@ -1090,6 +1104,7 @@ def asgi_app(
     cors_origins: Iterable[str] = (),
     read_only: bool = False,
     max_records: int = 100_000,
+    page: bool = True,
 ) -> WorkflowApp:
     """Return an ASGI application that serves workflows.
 
@@ -1126,6 +1141,9 @@ def asgi_app(
         cors_origins: The origins whose pages may call the server from a browser; ``"*"`` for any.
         read_only: Whether runs can only be looked at: every POST is refused.
         max_records: How many records are kept in memory for timelines; 0 for none.
+        page: Whether ``/`` is a page for people, which shows the runs, starts and cancels them, and
+            answers their questions. It is sent without authentication, and asks for a bearer token if
+            the server refuses its requests.
 
     Raises:
         TypeError: ``workflows`` is no mapping of names to workflow objects.
@@ -1159,8 +1177,15 @@ def asgi_app(
         if type(count) is not int or count < 0:
             msg = f"asgi_app({option}={brief(count)}); expected an int of at least 0"
             raise ValueError(msg)
+    known = dict(given)
+    made_page = Page(
+        known,
+        read_only=read_only,
+        authenticates=authenticate is not None,
+        heartbeat=heartbeat or inf,
+    )
     return WorkflowApp(
-        dict(given),
+        known,
         Guards(authenticate, allowed_hosts, cors_origins),
         Runs(max_runs, keep_ended, keep_ended_for),
         on_disconnect=on_disconnect,
@@ -1170,11 +1195,14 @@ def asgi_app(
         read_only=read_only,
         run_store=run_store,
         recorder=Recorder(max_records=max_records, redact=_hidden) if max_records else None,
+        page=made_page if page else None,
     )
 
 
 def _hidden(_name: str, value: Any) -> Any:
     """Show an exception in a recorded event as its class alone."""
+    if type(value) in (list, tuple):
+        return [_hidden("", item) for item in cast("list[Any]", value)]
     return type(value).__name__ if isinstance(value, BaseException) else value
 
 

@@ -68,6 +68,14 @@ def live_html(recording: Recording) -> str:
     return _html(recording, recording.runs, live=True)
 
 
+def framed_html() -> tuple[str, str]:
+    """Return a page for a frame, which waits for its data, and its Content-Security-Policy.
+
+    The page around it, of the same origin, gives it data with an event ``renew`` on its document.
+    """
+    return _filled("Timeline", "", "", _asset("page.js"))
+
+
 def timeline_data(recording: Recording, *, shows_errors: bool = True) -> object:
     """Return what a page shows, as JSON has it.
 
@@ -83,10 +91,17 @@ def _html(recording: Recording, roots: list[RecordedRun], *, live: bool = False)
     runs = [one for one, _ in nested(roots)]
     title = roots[0].workflow if len(roots) == 1 else f"{len(roots):,} runs"
     data = Columns(recording, runs).as_data()
-    script, style = _asset("page.js"), _asset("page.css")
-    if live:
-        script += _asset("live.js")
+    script = _asset("page.js") + (_asset("live.js") if live else "")
     connections = "connect-src 'self'; " if live else ""
+    html, _ = _filled(title, static_svg(roots), _embedded(data), script, connections)
+    return html
+
+
+def _filled(
+    title: str, still: str, data: str, script: str, connections: str = ""
+) -> tuple[str, str]:
+    """Return the page with its parts in their places, and its Content-Security-Policy."""
+    style = _asset("page.css")
     policy = (
         f"default-src 'none'; {connections}script-src 'sha256-{_hash(script)}'; "
         f"style-src 'sha256-{_hash(style)}'; base-uri 'none'; form-action 'none'"
@@ -95,15 +110,16 @@ def _html(recording: Recording, roots: list[RecordedRun], *, live: bool = False)
         "TITLE": escape(title.encode("utf-8", "replace").decode().replace("\0", "\ufffd")),
         "POLICY": policy,
         "STYLE": style,
-        "STILL": static_svg(roots),
-        "DATA": _embedded(data),
+        "STILL": still,
+        "DATA": data,
         "SCRIPT": script,
     }
     # One pass over the template, so that nothing of a value is taken for a name of a place.
     pieces = _asset("page.html").split("%%")
-    return "".join(
+    html = "".join(
         replacements[piece] if number % 2 else piece for number, piece in enumerate(pieces)
     )
+    return html, policy
 
 
 def _embedded(data: object) -> str:

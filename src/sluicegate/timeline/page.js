@@ -17,6 +17,8 @@
 
   async function load() {
     const element = $("data");
+    // In a frame, the page around it has the data.
+    if (!element) return new Promise((resolve) => document.addEventListener("renew", (event) => resolve(event.detail), { once: true }));
     let text = element.textContent;
     if (element.type === "application/gzip") {
       if (typeof DecompressionStream === "undefined") throw new Error("this browser cannot decompress the data; a newer one can");
