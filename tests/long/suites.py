@@ -90,6 +90,25 @@ def crashed_programs(seed: int) -> list[Item]:
     return _by_seeds("tests.durable.program_lives", seed, count=400, at_once=20, backends=VIRTUAL)
 
 
+def serve(seed: int) -> list[Item]:
+    """The server, called by schemathesis and by the newest client of the peer, and its runs as AG-UI."""
+    items = [
+        (
+            f"schemathesis {backend} {number}",
+            [
+                *(sys.executable, "-W", "error", "-m", "tests.serve.fuzzing"),
+                *("--seed", str(number), "--examples", "50", "--backend", backend),
+            ],
+        )
+        for backend in VIRTUAL
+        for number in range(seed * 3, (seed + 1) * 3)
+    ]
+    programs = _by_seeds(
+        "tests.serve.ag_ui_programs", seed, count=400, at_once=50, backends=VIRTUAL
+    )
+    return [*items, ("peer client", _pytest("tests/serve/test_peer_client.py")), *programs]
+
+
 #: The backends with virtual time.
 VIRTUAL = ("trio", "asyncio")
 
@@ -104,6 +123,7 @@ SUITES: dict[str, Callable[[int], list[Item]]] = {
     "durable_sweeps": durable_sweeps,
     "kills": kills,
     "crashed_programs": crashed_programs,
+    "serve": serve,
 }
 
 

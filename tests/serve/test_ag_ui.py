@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +13,6 @@ from sluicegate import (
     Context,
     Event,
     InputRequiredEvent,
-    Observer,
     StartEvent,
     StopEvent,
     Workflow,
@@ -35,110 +32,15 @@ ag_ui = pytest.importorskip("ag_ui", reason="pip install ag-ui-protocol")
 
 from sluicegate.serve._ag_ui import Interrupt, Translator, encoded  # noqa: E402
 from sluicegate.serve._json_patch import json_patch  # noqa: E402
-from tests.random_programs.checking import run_seed  # noqa: E402
+from tests.serve.ag_ui_programs import Translating, translate_seed  # noqa: E402
 from tests.serve.ag_ui_rules import Rules, patched  # noqa: E402
-
-
-class Translation:
-    """Translates a run and its children as their records come, into one exchange after another.
-
-    Args:
-        run: The run.
-        chance: Decides when an exchange is interrupted, when the next one begins, and when the state
-            changes; None for one exchange.
-    """
-
-    def __init__(self, run: Any, chance: random.Random | None = None) -> None:
-        self.translator = Translator(run.run_id, run.workflow)
-        self.chance = chance
-        self.exchanges: list[Rules] = []
-        self.told: dict[str, Any] = {}
-        self.state: dict[str, Any] | None = None
-        self._start()
-
-    def _start(self) -> None:
-        self.exchanges.append(Rules(self.told))
-        number = len(self.exchanges)
-        self.exchanges[-1].take(self.translator.start("thread", f"exchange {number}"))
-
-    def take(self, run_id: str, record: Any) -> None:
-        """Take a record."""
-        rules = self.exchanges[-1]
-        made = self.translator.record(run_id, record)
-        assert self.translator.is_open or rules.is_over or made, "the exchange ended without a word"
-        rules.take(made)
-        if self.chance is not None and not self._is_done():
-            self._interfere(rules, run_id)
-
-    def _is_done(self) -> bool:
-        rules = self.exchanges[-1]
-        return rules.is_over and not rules.interrupts
-
-    def _interfere(self, rules: Rules, run_id: str) -> None:
-        assert self.chance is not None
-        what = self.chance.random()
-        if rules.is_over:
-            if what < 0.2:
-                self._start()
-            return
-        if what < 0.05:
-            rules.take(self.translator.settle())
-        elif what < 0.15:
-            old = self.state or {}
-            self.state = {**old, self.chance.choice("abc"): self.chance.randint(0, 3)}
-            rules.take(self.translator.state(self.state))
-            assert rules.state == self.state
-        elif what < 0.2:
-            rules.take(self.translator.interrupt([Interrupt("q1", run_id, "which?")]))
-        elif what < 0.22:
-            rules.take(self.translator.gap(3))
-
-
-class Translating(Observer):
-    """Translates every run that it observes."""
-
-    strict = True
-
-    def __init__(self, seed: int | None = None) -> None:
-        self.translations: dict[str, Translation] = {}
-        self._seed = seed
-
-    def listen(self, run):
-        """Translate a run, or a child with its parent."""
-        if run.parent_run_id is None:
-            chance = None if self._seed is None else random.Random(self._seed)
-            self.translations[run.run_id] = Translation(run, chance)
-        else:
-            self.translations[run.run_id] = self.translations[run.parent_run_id]
-        return partial(self.translations[run.run_id].take, run.run_id)
 
 
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])
 @pytest.mark.parametrize("seed", range(8))
 def test_random_programs_keep_the_rules(seed, backend):
-    """Whatever a run does, and however it is interrupted, every event fits and everything is closed."""
-    observer = Translating()
-    with observe(observer):
-        problems = run_seed(seed, backend)
-
-    assert problems == []
-    assert observer.translations
-    for translation in observer.translations.values():
-        (rules,) = translation.exchanges
-        assert rules.is_over
-
-
-@pytest.mark.parametrize("backend", ["trio", "asyncio"])
-@pytest.mark.parametrize("seed", range(8))
-def test_random_exchanges_keep_the_rules(seed, backend):
-    """So it is in every exchange of a run that is told in several, with a state that changes."""
-    observer = Translating(seed)
-    with observe(observer):
-        problems = run_seed(seed, backend)
-
-    assert problems == []
-    for translation in observer.translations.values():
-        assert all(rules.is_over for rules in translation.exchanges)
+    """Whatever a run does, and however it is interrupted or told, every event fits and all is closed."""
+    assert translate_seed(seed, backend) == []
 
 
 # -- single things ------------------------------------------------------------------------------------

@@ -448,6 +448,43 @@ async def test_steps_and_children_are_told_at_once():
         assert rules.seen[-1]["result"] == "done"
 
 
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_a_stored_run_is_resumed(is_restarted, tmp_path):
+    """The run of an interrupt waits in the store, and its answers find it there, after a restart, too."""
+    store = f"sqlite:///{tmp_path / 'runs.db'}"
+    async with client_of(asgi_app({"asking": Asking()}, run_store=store)) as client:
+        first = await exchange(client, "asking", an_input(forwardedProps={"topic": "go on?"}))
+        (interrupt,) = first.interrupts
+        answer = {"interruptId": interrupt["id"], "status": "resolved", "payload": {"yes": True}}
+        if not is_restarted:
+            second = await exchange(client, "asking", an_input("2", resume=[answer]))
+    if is_restarted:
+        async with client_of(asgi_app({"asking": Asking()}, run_store=store)) as client:
+            run = first.seen[0]["metadata"]["sluicegate"]["handler_id"]
+            while not (await client.get(f"/handlers/{run}/questions")).json["questions"]:
+                await anyio.sleep(0.01)  # the server takes the run over
+            wrong = {**answer, "payload": {"yes": "maybe"}}
+            assert (
+                await refused(client, "asking", an_input("2", resume=[wrong])) == "invalid_answer"
+            )
+            second = await exchange(client, "asking", an_input("2", resume=[answer]))
+
+    assert second.seen[-1]["result"] == "published"
+
+
+async def test_a_body_of_the_other_formats():
+    """It is understood as well: the run is its own thread, and the same id starts it once."""
+    async with client_of(asgi_app({"essay": Essay()})) as client:
+        body = {"start_event": {"topic": "a"}, "handler_id": "r"}
+        first, again = Rules(), Rules()
+        first.take(events_in((await client.post(RUN.format("essay"), body)).text))
+        again.take(events_in((await client.post(RUN.format("essay"), body)).text))
+
+        assert (first.seen[0]["threadId"], first.seen[0]["runId"]) == ("r", "r")
+        assert first.seen[-1]["result"] == again.seen[-1]["result"] == "A"
+        assert len((await client.get("/handlers")).json["handlers"]) == 1
+
+
 async def test_without_a_lifespan():
     """A run that may wait needs an owner, so it is refused with the line that is missing."""
     async with client_of(asgi_app({"essay": Essay()}), lifespan=False) as client:

@@ -275,6 +275,8 @@ class Translator:
             self._open_step(owner, record.invocation)
         elif isinstance(record, InvocationEnded):
             self._close_step(owner, record.invocation, record.outcome)
+        elif isinstance(record, RunEnded) and record.status in ("parked", "detached"):
+            self._leave_memory(owner)
         elif isinstance(record, RunEnded):
             self._end_run(owner)
         return self._taken()
@@ -540,6 +542,16 @@ class Translator:
             left = [_text(call) for call, has_returned in self._calls.items() if not has_returned]
             outcome = {"type": "success", **({"pendingToolCallIds": left} if left else {})}
             self._end("RUN_FINISHED", outcome=outcome, **_result_of(last))
+
+    def _leave_memory(self, owner: _Owner) -> None:
+        """Close what is at work in a run that has left the memory, where it begins anew later."""
+        self._close_all(owner)
+        owner.live.clear()
+        owner.queued.clear()
+        if owner is not self._root:
+            del self._runs[owner.run_id]
+            if owner.is_announced:
+                self._leave(owner, "SUBAGENT_FINISHED", outcome={"type": "suspended"})
 
     def _end(self, kind: str, **fields: Any) -> None:
         if kind == "RUN_FINISHED":

@@ -17,10 +17,11 @@ import msgspec
 
 from sluicegate._asgi import HEARTBEAT, Encoder
 from sluicegate._data.json import json_of
-from sluicegate._errors import QuestionClosedError, WorkflowRuntimeError, brief
+from sluicegate._errors import WorkflowRuntimeError, brief
 from sluicegate._events import StopEvent
+from sluicegate._handler import run_of
+from sluicegate._loop import current_backend
 from sluicegate._observers import Observer
-from sluicegate._state.drafts import DictState
 from sluicegate.records import (
     EventStreamed,
     InvocationEnded,
@@ -31,8 +32,15 @@ from sluicegate.records import (
     StateEditEnded,
 )
 from sluicegate.serve._ag_ui import Interrupt, Translator, encoded
-from sluicegate.serve._data import question_data
-from sluicegate.serve._requests import Refusal, RunRequest, answer_classes, decoded, read_event
+from sluicegate.serve._data import question_data, shown
+from sluicegate.serve._requests import (
+    Refusal,
+    RunRequest,
+    answer_classes,
+    decoded,
+    read_event,
+    read_run,
+)
 
 
 if TYPE_CHECKING:
@@ -81,8 +89,8 @@ class RunInput:
 
     thread_id: str
     run_id: str
-    parent_run_id: str | None
-    resume: list[dict[str, Any]]
+    parent_run_id: str | None = None
+    resume: list[dict[str, Any]] = attrs.Factory(list[dict[str, Any]])
 
 
 def read_input(body: dict[str, Any]) -> RunInput:
@@ -111,8 +119,10 @@ def read_input(body: dict[str, Any]) -> RunInput:
     return RunInput(body["threadId"], body["runId"], parent, body.get("resume", []))
 
 
-def read_start(graph: Graph, body: dict[str, Any]) -> RunRequest:
-    """Return what an input asks to run.
+def read_exchange(graph: Graph, body: dict[str, Any]) -> tuple[RunInput | None, RunRequest]:
+    """Return the input in a body, and what it asks to run.
+
+    A body of the other formats is understood, too: it has no input, but the run is told of as one.
 
     The start event gets the members of ``forwardedProps`` as its fields, and, if its class declares fields
     of these names or none at all, ``thread_id``, ``messages``, ``state``, ``tools``, ``context``, and as
@@ -121,6 +131,8 @@ def read_start(graph: Graph, body: dict[str, Any]) -> RunRequest:
     Raises:
         Refusal: The input does not fit the workflow.
     """
+    if body.keys() & {"start_event", "kwargs"}:
+        return None, read_run(graph, body)
     given = read_input(body)
     props = body.get("forwardedProps")
     if props is not None and not isinstance(props, dict):
@@ -138,7 +150,7 @@ def read_start(graph: Graph, body: dict[str, Any]) -> RunRequest:
     }
     fitting = {n: v for n, v in offered.items() if (n in declared if declared else v)}
     value = {**fitting, **cast("dict[str, Any]", props or {})}
-    return RunRequest(decoded(cls, value, "forwardedProps"), None, body)
+    return given, RunRequest(decoded(cls, value, "forwardedProps"), None, body)
 
 
 def _last_words(messages: list[dict[str, Any]]) -> str:
@@ -166,12 +178,12 @@ class Feed(Observer):
     began and ended; the rest is as large as what is at work.
     """
 
-    handler: WorkflowHandler[Any]
-    translator: Translator
-
-    def __init__(self, workflow: str, thread_id: str) -> None:
-        self.workflow: str = workflow
-        self.thread_id: str = thread_id
+    def __init__(self, handler: WorkflowHandler[Any], workflow: str, thread_id: str | None) -> None:
+        self.handler = handler
+        self.thread_id: str | None = thread_id
+        self.translator = Translator(handler.run_id, workflow)
+        #: Whether it has the records; otherwise the events of the stream are all that is known.
+        self.is_listening: bool = False
         #: The position in the stream of the run where the next exchange continues.
         self.cursor: str = "0"
         #: Called when there is something to tell.
@@ -186,16 +198,12 @@ class Feed(Observer):
         self._has_state = False
         self._is_deaf = False
 
-    def begin(self, handler: WorkflowHandler[Any]) -> None:
-        """Take the run, before it begins."""
-        self.handler = handler
-        self.translator = Translator(handler.run_id, self.workflow)
-
     def listen(self, run: RunInfo) -> Callable[[Record], object] | None:
         """Listen to the run and to its children, and to no other run that they may begin."""
         if run.run_id != self.handler.run_id and run.parent_run_id not in self._known:
             return None
         self._known.add(run.run_id)
+        self.is_listening = self._is_state_old = True
         return partial(self._take, run.run_id)
 
     def close(self) -> None:
@@ -248,20 +256,23 @@ class Feed(Observer):
         return events + translator.settle() + self._drain_state()
 
     def _drain_state(self) -> list[dict[str, Any]]:
-        if not self._is_state_old:
+        part = run_of(self.handler).part
+        if not self._is_state_old or (part is not None and not part.is_live):
             return []
         self._is_state_old = False
-        shown = state_of(self.handler)
-        if not shown and not self._has_state:
+        state = state_of(self.handler)
+        if not state and not self._has_state:
             return []
         self._has_state = True
-        return self.translator.state(shown)
+        return self.translator.state(state)
 
     def interrupts(self) -> list[Interrupt]:
-        """Return the open questions, if the run waits for nothing else."""
+        """Return the open questions, if the run waits for nothing else: not for an answer on its way."""
         if self.handler.status != "idle":
             return []
-        return [interrupt_of(self.handler.run_id, each) for each in self.handler.questions]
+        run_id = self.handler.run_id
+        found = [interrupt_of(run_id, each) for each in self.handler.questions]
+        return [] if any(each.id in self.answered for each in found) else found
 
 
 def _subject(run_id: str, record: Record) -> tuple[str, int | None]:
@@ -273,10 +284,7 @@ def _subject(run_id: str, record: Record) -> tuple[str, int | None]:
 
 def state_of(handler: WorkflowHandler[Any]) -> dict[str, Any]:
     """Return the state of a run as JSON data, without its private fields."""
-    state = handler.ctx.store.snapshot_state()
-    if isinstance(state, DictState):
-        state = state.to_dict()
-    data: Any = msgspec.json.decode(json_of(state))
+    data: Any = msgspec.json.decode(json_of(shown(handler.ctx.store.snapshot_state())))
     if not isinstance(data, dict):
         return {}
     items = cast("dict[str, Any]", data).items()
@@ -344,6 +352,8 @@ class ExchangeEncoder(Encoder):
         body = self.pending()
         if isinstance(event, StopEvent):
             body += encoded(self._feed.translator.finish(event), cursor)
+        elif not self._feed.is_listening:
+            body += encoded(self._feed.translator.published(event), cursor)
         return body
 
     def pending(self) -> bytes:
@@ -404,6 +414,20 @@ class SpectatorEncoder(Encoder):
 # -- answers --------------------------------------------------------------------------------------
 
 
+def resumed_run(given: RunInput) -> str:
+    """Return the id of the run that the answers of an input are for.
+
+    Raises:
+        ResumeError: They are for several.
+    """
+    ids = [each.get("interruptId") for each in given.resume]
+    found = {str(each).rpartition("/")[0].partition("/")[0] for each in ids}
+    if len(found) > 1:
+        msg = f"the interrupts {brief(ids)} are of several runs; expected those of one"
+        raise ResumeError(msg, "unknown_interrupt")
+    return found.pop()
+
+
 class ResumeError(Exception):
     """The answers of an input do not fit the questions of the run.
 
@@ -451,19 +475,19 @@ class Feeds:
         #: The run of each thread that waits for answers.
         self._waiting: dict[tuple[str, str], str] = {}
 
-    def add(self, run: ServedRun, feed: Feed) -> None:
-        """Note a run that is about to begin."""
+    def open(self, run: ServedRun, thread_id: str | None) -> Feed:
+        """Return a feed for a run that has not begun yet; it is to observe it."""
         if len(self._feeds) >= _MOST_KEPT:
             for run_id in [each for each in self._feeds if self._is_over(each)]:
                 self._feeds.pop(run_id).close()
             for key in [key for key, each in self._waiting.items() if each not in self._feeds]:
                 del self._waiting[key]
-        self._feeds[run.run_id] = feed
-        feed.begin(run.handler)
+        feed = self._feeds[run.run_id] = Feed(run.handler, run.name, thread_id)
+        return feed
 
     def leave(self, run: ServedRun, feed: Feed) -> None:
         """Note that an exchange has ended: the run waits for answers, or nobody asks for it any more."""
-        key = (run.name, feed.thread_id)
+        key = (run.name, feed.thread_id or "")
         if feed.translator.is_interrupted and not run.is_over:
             feed.wake = None
             self._waiting[key] = run.run_id
@@ -488,29 +512,27 @@ class Feeds:
             msg = "the thread waits for answers; expected an input whose `resume` has them"
             raise ResumeError(msg, "interrupted")
 
-    def resumed(self, name: str, given: RunInput) -> tuple[ServedRun, Feed]:
-        """Return the run that an input continues.
+    def resumed(self, run: ServedRun, name: str, given: RunInput) -> Feed:
+        """Return the feed of a run that an input continues; a new one, if the server was restarted.
 
         Raises:
-            ResumeError: There is none, or it is another thread's, or another exchange is about it.
+            ResumeError: The run is another workflow's or another thread's, it has ended, or another
+                exchange is about it.
         """
-        ids = [each.get("interruptId") for each in given.resume]
-        found = {str(each).partition("/")[0] for each in ids}
-        run_id = found.pop()
-        run, feed = self._runs.get(run_id), self._feeds.get(run_id)
-        if found or run is None or feed is None or run.name != name or run.is_over:
-            msg = f"no run waits for answers to {brief(ids)}; expected the ids of its interrupts"
+        if run.name != name or run.is_over:
+            msg = f"no run of {name} waits for these answers; expected the ids of its interrupts"
             raise ResumeError(msg, "unknown_interrupt")
-        if feed.thread_id != given.thread_id:
+        feed = self._feeds.get(run.run_id) or self.open(run, None)
+        if feed.thread_id not in (None, given.thread_id):
             msg = f"the interrupts are of another thread than {brief(given.thread_id)}"
             raise ResumeError(msg, "wrong_thread")
         if feed.translator.is_open:
             msg = "another exchange of the run is under way; expected the input after its end"
             raise ResumeError(msg, "busy")
-        return run, feed
+        return feed
 
-    def answer(self, run: ServedRun, feed: Feed, entries: Iterable[dict[str, Any]]) -> None:
-        """Give a run the answers of an input; all of them, or none.
+    async def answer(self, run: ServedRun, feed: Feed, entries: Iterable[dict[str, Any]]) -> None:
+        """Give a run the answers of an input; all of them, or none. A checkpoint.
 
         Raises:
             ResumeError: They do not cover the open questions, or do not fit them.
@@ -523,26 +545,32 @@ class Feeds:
                 raise ResumeError(msg, "invalid_answer")
             given[str(each.get("interruptId"))] = answer
         if all(feed.answered.get(name) == answer for name, answer in given.items()):
+            await current_backend().checkpoint()
             return  # the input was sent again
         asked = {f"{run.run_id}/{each.id}": each for each in run.handler.questions}
         if given.keys() != asked.keys():
             msg = f"the run waits for answers to {brief([*asked])}; expected exactly these"
-            raise ResumeError(
-                msg, "unknown_interrupt" if given.keys() - asked.keys() else "partial"
-            )
-        if any(answer["status"] == "cancelled" for answer in given.values()):
-            run.handler.cancel("a question was cancelled")
-        else:
-            events = [
-                (question, self._event(run, question, given[name]["payload"]))
-                for name, question in asked.items()
-            ]
-            try:
-                for question, event in events:
-                    run.handler.send_event(event, question=question.id)
-            except (QuestionClosedError, WorkflowRuntimeError, TypeError) as error:
-                raise ResumeError(str(error), "invalid_answer") from None
+            code = "unknown_interrupt" if given.keys() - asked.keys() else "partial"
+            raise ResumeError(msg, code)
+        events = {
+            name: self._event(run, question, given[name]["payload"])
+            for name, question in asked.items()
+            if given[name]["status"] == "resolved"
+        }
         feed.answered |= given
+        if len(events) < len(given):
+            run.handler.cancel("a question was cancelled")
+            await current_backend().checkpoint()
+            return
+        try:
+            sent = [
+                run.handler.send_event(event, question=asked[name].id, id=f"answer to {name}")
+                for name, event in events.items()
+            ]
+            for acknowledgement in sent:
+                await acknowledgement
+        except (WorkflowRuntimeError, TypeError) as error:
+            raise ResumeError(str(error), "invalid_answer") from None
 
     @staticmethod
     def _event(run: ServedRun, question: OpenQuestion, payload: Any) -> Event:

@@ -44,11 +44,12 @@ from sluicegate.durable import (
 from sluicegate.recording import Recorder
 from sluicegate.serve._ag_ui_exchange import (
     ExchangeEncoder,
-    Feed,
     Feeds,
     ResumeError,
+    RunInput,
+    read_exchange,
     read_input,
-    read_start,
+    resumed_run,
 )
 from sluicegate.serve._data import STATUSES, question_data, schema_of_event, shown
 from sluicegate.serve._graph import graph_data
@@ -56,6 +57,7 @@ from sluicegate.serve._guards import Guards
 from sluicegate.serve._openapi import openapi_of
 from sluicegate.serve._page_data import Page, recorded_data
 from sluicegate.serve._requests import (
+    MOST_NUMBER,
     Exchange,
     Refusal,
     answer_classes,
@@ -67,7 +69,14 @@ from sluicegate.serve._requests import (
 )
 from sluicegate.serve._runs import Runs, served, wait_for_end
 from sluicegate.serve._stored import StoredRuns, id_for_key, row_data
-from sluicegate.serve._streams import AG_UI, FORMATS, SSE, StreamInfo, wanted_format
+from sluicegate.serve._streams import (
+    AG_UI,
+    FORMATS,
+    SSE,
+    StreamInfo,
+    check_flags,
+    wanted_format,
+)
 from sluicegate.serve._traces import trace_of, wait_for_trace
 
 
@@ -218,10 +227,7 @@ class WorkflowApp:
 
     async def _serve_request(self, scope: Message, receive: Receive, send: Send) -> None:
         has_begun = False
-        path, root = scope["path"], scope.get("root_path", "")
-        if root and path.startswith(root):
-            path = path[len(root) :]
-        exchange = Exchange(scope, receive, scope["method"], path or "/")
+        exchange = Exchange(scope, receive, scope["method"], _path_below(scope))
         more = _raw(self._guards.cors_headers(exchange))
         is_http1 = str(scope.get("http_version", "1.1")).startswith("1")
 
@@ -234,6 +240,9 @@ class WorkflowApp:
                     headers = [pair for pair in headers if pair[0] != b"connection"]
                 message = {**message, "headers": headers}
             await send(message)
+            if message["type"] == "http.response.start" and exchange.method == "HEAD":
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                raise HungUpError  # there is nothing else to send
 
         try:
             try:
@@ -250,7 +259,8 @@ class WorkflowApp:
             if has_begun:
                 raise
             detail = "the server failed; its log says why"
-            await _respond(give, {"detail": detail}, 500)
+            with suppress(HungUpError):
+                await _respond(give, {"detail": detail}, 500)
 
     async def _dispatch(self, exchange: Exchange, send: Send) -> None:
         self._guards.check(exchange)
@@ -259,7 +269,7 @@ class WorkflowApp:
             found = pattern.fullmatch(exchange.path)
             if found is None:
                 continue
-            if method == exchange.method:
+            if method == ("GET" if exchange.method == "HEAD" else exchange.method):
                 exchange.params.update(found.groupdict())
                 if endpoint not in self._open:
                     await self._guards.authenticate(exchange)
@@ -473,6 +483,7 @@ class WorkflowApp:
     async def _run(self, exchange: Exchange, send: Send) -> None:
         """Start a run, and answer with its stream or its result."""
         form = wanted_format(exchange)
+        check_flags(exchange)
         choice = exchange.query.get("on_disconnect", self._on_disconnect)
         if choice not in ("cancel", "continue"):
             msg = f"?on_disconnect={choice[:100]}; expected cancel or continue"
@@ -511,32 +522,43 @@ class WorkflowApp:
         """Start a run for AG-UI, or continue one with the answers of its user, and stream it."""
         name, workflow, graph = self._workflow(exchange)
         body = await exchange.json(self._max_body, BODY_TIMEOUT)
-        given = read_input(body)
-        try:
-            if given.resume:
-                run, feed = self._feeds.resumed(name, given)
-                self._feeds.answer(run, feed, given.resume)
-            else:
-                self._feeds.check_new(name, given.thread_id)
-                feed = Feed(name, given.thread_id)
-                request = read_start(graph, body)
-                run, is_new = await self._begin(name, workflow, request, None, "server")
-                self._feeds.add(run, feed)
-                if is_new:
+        async with AsyncExitStack() as stack:
+            try:
+                if body.get("resume"):
+                    given = read_input(body)
+                    exchange.params["handler_id"] = resumed_run(given)
+                    try:
+                        run = await stack.enter_async_context(self._found(exchange))
+                    except Refusal as refusal:
+                        raise ResumeError(refusal.detail, "unknown_interrupt") from None
+                    feed = self._feeds.resumed(run, name, given)
+                    await self._feeds.answer(run, feed, given.resume)
+                else:
+                    found, request = read_exchange(graph, body)
+                    if found is not None:
+                        self._feeds.check_new(name, found.thread_id)
+                    run, is_new = await self._begin(name, workflow, request, None, "server")
+                    if not is_new:
+                        await self._send_stream(exchange, send, run, AG_UI, after=0)
+                        return
+                    given = RunInput(run.run_id, run.run_id) if found is None else found
+                    feed = self._feeds.open(run, given.thread_id)
                     self._start_in_server(run, exchange.headers, feed)
-        except ResumeError as error:
-            headers = {**_HEADERS, **STREAM_HEADERS, "content-type": "text/event-stream"}
-            writer = EventWriter(send, error.encoder, status=200, headers=_raw(headers))
-            await writer.begin()
-            await writer.end()
-            return
-        encoder = ExchangeEncoder(feed, given)
-        try:
-            await self._send_stream(exchange, send, run, AG_UI, after=feed.cursor, encoder=encoder)
-        finally:
-            if is_owner and not encoder.is_over and not self._is_stopping:
-                run.handler.cancel("the client disconnected")
-            self._feeds.leave(run, feed)
+            except ResumeError as error:
+                headers = {**_HEADERS, **STREAM_HEADERS, "content-type": "text/event-stream"}
+                writer = EventWriter(send, error.encoder, status=200, headers=_raw(headers))
+                await writer.begin()
+                await writer.end()
+                return
+            encoder = ExchangeEncoder(feed, given)
+            try:
+                await self._send_stream(
+                    exchange, send, run, AG_UI, after=feed.cursor, encoder=encoder
+                )
+            finally:
+                if is_owner and not encoder.is_over and not self._is_stopping:
+                    run.handler.cancel("the client disconnected")
+                self._feeds.leave(run, feed)
 
     async def _read_request(
         self, exchange: Exchange
@@ -786,16 +808,18 @@ class WorkflowApp:
     async def _read(self, exchange: Exchange, send: Send) -> None:
         """Stream the events of a run. Reading does not affect it."""
         form = wanted_format(exchange) or SSE
+        check_flags(exchange)
         async with self._found(exchange) as run:
             log = run_of(run.handler).log
+            special = {"-1": "0", "now": log.end}
             query = exchange.query.get("after_sequence", "-1")
+            query = special.get(query, query)
             after = exchange.headers.get("last-event-id") or query
-            if after == "now":
-                after = log.end
-            elif after == "-1":
-                after = "0"
+            after = special.get(after, after)
+            is_durable = log.numbering is not None
             try:
-                position = read_after(after, is_durable=log.numbering is not None)
+                read_after(query, is_durable=is_durable)
+                position = read_after(after, is_durable=is_durable)
             except ValueError as error:
                 msg = f"after_sequence: {error}; -1 is the oldest event kept, now the end"
                 raise Refusal(400, msg, field="after_sequence") from None
@@ -904,7 +928,7 @@ class WorkflowApp:
 
     async def _snapshot(self, exchange: Exchange, send: Send) -> None:
         """Show the snapshot of a run, from which ``workflow.resume()`` continues."""
-        at = exchange.number("at", least=1, most=10**9, default=0) or None
+        at = exchange.number("at", least=1, most=MOST_NUMBER, default=0) or None
         async with self._found(exchange) as run:
             found = await self._snapshot_of(run, at)
             await _respond(send, {"snapshot": found}, 200, run.headers())
@@ -997,7 +1021,7 @@ class WorkflowApp:
 
     async def _fork(self, exchange: Exchange, send: Send) -> None:
         """Copy a run, and continue the copy."""
-        at = exchange.number("at", least=1, most=10**9, default=0) or None
+        at = exchange.number("at", least=1, most=MOST_NUMBER, default=0) or None
         new_id = exchange.query.get("new_id")
         if new_id is not None:
             check_run_id(new_id)
@@ -1063,6 +1087,14 @@ def _version() -> str:
         return version("sluicegate")
     except PackageNotFoundError:
         return ""
+
+
+def _path_below(scope: Message) -> str:
+    """Return the path below the place where the application is mounted."""
+    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
+    if root and (path == root or path.startswith(f"{root}/")):
+        path = path[len(root) :]
+    return path or "/"
 
 
 def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:

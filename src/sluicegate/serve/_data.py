@@ -37,6 +37,8 @@ def _cached(function: Callable[[Any], T]) -> Callable[[Any], T]:
     return lru_cache(maxsize=1_000)(function)
 
 
+#: Below this depth, values are not shown; a value may contain itself.
+DEEPEST = 100
 #: The statuses of a run, as the protocol names them.
 STATUSES = ("running", "completed", "failed", "cancelled")
 
@@ -57,18 +59,25 @@ def value_of(event: Event) -> dict[str, Any]:
     return {name: shown(value) for name, value in shown_fields(event).items()}
 
 
-def shown(value: Any) -> Any:
-    """Return a value to show: events in envelopes, exceptions by their class."""
+def shown(value: Any, depth: int = 0) -> Any:
+    """Return a value to show: events in envelopes, exceptions by their class, and nothing too deep."""
     if isinstance(value, BaseException):
         return type(value).__name__
+    if depth > DEEPEST:
+        return "..." if isinstance(value, list | tuple | dict | Event | DictState) else value
     if isinstance(value, Event):
-        return envelope(value)
+        fields = shown_fields(value).items()
+        return {
+            "value": {name: shown(item, depth + 1) for name, item in fields},
+            **kind_of(type(value)),
+        }
     if isinstance(value, DictState):
         value = value.to_dict()
     if type(value) in (list, tuple):
-        return [shown(item) for item in cast("list[Any]", value)]
+        return [shown(item, depth + 1) for item in cast("list[Any]", value)]
     if type(value) is dict:
-        return {key: shown(item) for key, item in cast("dict[Any, Any]", value).items()}
+        items = cast("dict[Any, Any]", value).items()
+        return {key: shown(item, depth + 1) for key, item in items}
     return value
 
 

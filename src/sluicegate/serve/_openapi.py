@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sluicegate._workflow import graph_in
 from sluicegate.serve._data import STATUSES, schema_of_event
-from sluicegate.serve._requests import RUN_ID, answer_classes
+from sluicegate.serve._requests import MOST_NUMBER, RUN_ID, answer_classes
 
 
 if TYPE_CHECKING:
@@ -20,10 +20,6 @@ _TEXT = {"type": "string"}
 _TEXT_OR_NULL = {"type": ["string", "null"]}
 _TIME = {"type": ["string", "null"], "format": "date-time"}
 _OBJECT = {"type": "object"}
-_CURSOR = {
-    "anyOf": [{"type": "string", "pattern": "^[0-9]{1,39}$"}, {"enum": ["-1", "now"]}],
-    "default": "-1",
-}
 
 _ENVELOPE = {
     "type": "object",
@@ -187,7 +183,7 @@ def _workflow_paths(
             "start_event": {"anyOf": [start, envelope]},
             "handler_id": {
                 "description": "Your id of the run: the same one starts it once.",
-                "type": "string",
+                "type": ["string", "null"],
                 "pattern": RUN_ID,
             },
         },
@@ -267,10 +263,10 @@ def _run_paths(formats: list[Format], *, has_store: bool) -> dict[str, Any]:
                 "required": ["type", "value"],
                 "additionalProperties": False,
             },
-            "step": {"type": "string", "minLength": 1},
-            "question": {"type": "string", "minLength": 1},
+            "step": {"type": ["string", "null"], "minLength": 1},
+            "question": {"type": ["string", "null"], "minLength": 1},
             "id": {
-                "type": "string",
+                "type": ["string", "null"],
                 "minLength": 1,
                 "description": "Your id of the event: the same one is applied once.",
             },
@@ -278,17 +274,27 @@ def _run_paths(formats: list[Format], *, has_store: bool) -> dict[str, Any]:
         "required": ["event"],
         "additionalProperties": False,
     }
-    after = _query("after_sequence", "A cursor, -1 for the oldest event, now for the end.", _CURSOR)
+    cursor = {"type": "string", "pattern": f"^[0-9]{{1,{39 if has_store else 15}}}$"}
+    after = _query(
+        "after_sequence",
+        "A cursor, -1 for the oldest event, now for the end.",
+        {"anyOf": [cursor, {"enum": ["-1", "now"]}], "default": "-1"},
+    )
     last_id = _header("Last-Event-ID", "The cursor of the last event that was read.", 39)
-    last_id["schema"] = {"type": "string", "pattern": "^[0-9]{1,39}$"}
-    at = _query("at", "The number of a record of the store.", {"type": "integer", "minimum": 1})
+    last_id["schema"] = {**cursor, "pattern": cursor["pattern"].replace("{1,", "{0,")}
+    number = {"type": "integer", "minimum": 1, "maximum": MOST_NUMBER}
+    at = _query("at", "The number of a record of the store.", number)
     paths: dict[str, Any] = {
         "/handlers": _get(
             "List the runs, the newest first",
             "handlers",
             _members(handlers=_list_of(ref), next=_TEXT_OR_NULL),
             [
-                _query("status", "Runs of these statuses.", _list_of({"enum": [*STATUSES]})),
+                _query(
+                    "status",
+                    "Runs of these statuses; an empty one counts as none.",
+                    _list_of({"enum": [*STATUSES, ""]}),
+                ),
                 _query("workflow_name", "Runs of these workflows.", _list_of(_TEXT)),
                 _query(
                     "limit", "The most runs.", {"type": "integer", "minimum": 1, "maximum": 1000}
@@ -333,7 +339,7 @@ def _run_paths(formats: list[Format], *, has_store: bool) -> dict[str, Any]:
                 "operationId": "handler.cancel",
                 "parameters": [
                     run_id,
-                    _query("reason", "Why; the run shows it.", {**_TEXT, "maxLength": 1000}),
+                    _query("reason", "Why; the run shows the first 1,000 characters.", _TEXT),
                     _query("purge", "Forget the run, too.", flag),
                 ],
                 "responses": {
@@ -455,7 +461,7 @@ def _header(name: str, text: str, most: int) -> dict[str, Any]:
 
 
 def _streams(formats: Iterable[Format]) -> dict[str, Any]:
-    return {form.content_type or form.media_type: {"schema": _TEXT} for form in formats}
+    return {form.content_type or form.media_type: {} for form in formats}
 
 
 def _format(formats: Iterable[Format]) -> dict[str, Any]:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 #: The ids that a client may give: they are a part of a path.
 RUN_ID = r"^[A-Za-z0-9][A-Za-z0-9._:~-]{0,199}$"
 _MOST_TEXT = 200
+#: The largest number in a query.
+MOST_NUMBER = 999_999_999
 
 
 class Refusal(Exception):  # noqa: N818 - no failure of the server
@@ -250,7 +252,7 @@ def read_run(graph: Graph, body: dict[str, Any]) -> RunRequest:
 
 def check_run_id(run_id: str) -> None:
     """Refuse an id that cannot be a part of a path."""
-    if re.match(RUN_ID, run_id) is None:
+    if re.fullmatch(RUN_ID, run_id) is None:
         msg = (
             f"handler_id is {brief(run_id)}; expected up to 200 letters, digits and . _ : ~ -, "
             "beginning with a letter or digit"

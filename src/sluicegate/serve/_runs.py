@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
 
 import attrs
 
@@ -84,7 +85,8 @@ class ServedRun:
 
     def headers(self) -> dict[str, str]:
         """Return the headers of a response about it."""
-        return {"x-run-id": self.handler.run_id, **trace_header(self.handler)}
+        # A run of a store may have any id.
+        return {"x-run-id": quote(self.handler.run_id, safe=":~"), **trace_header(self.handler)}
 
     def touch(self) -> None:
         """Note that it has changed."""

@@ -159,3 +159,13 @@ def wanted_format(exchange: Exchange) -> Format | None:
         if media in ("application/json", "*/*", "application/*"):
             return None
     return None
+
+
+def check_flags(exchange: Exchange) -> None:
+    """Refuse a request for a stream whose flags are none, before it has any effect.
+
+    Raises:
+        Refusal: One is no boolean.
+    """
+    for name in ("include_internal", "include_qualified_name"):
+        exchange.flag(name)
