@@ -5,15 +5,13 @@ A few moments are tried here; ``--sweep-limit 5000``, as in `.ci/long`, tries al
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 import pytest
 
 from sluicegate.testing import sweep
 from sluicegate.testing._sweeps.crash import LOSSES
-from tests.durable.driving import World
 from tests.durable.flows import FLOWS
-from tests.durable.ledger import Ledger, faults_in
+from tests.durable.ledger import faults_in
+from tests.durable.moments import live
 from tests.helpers import on_each_backend
 
 
@@ -26,41 +24,6 @@ on_each_flow = pytest.mark.parametrize("name", FLOWS)
 @pytest.fixture
 def limit(request):
     return int(request.config.getoption("sweep_limit") or LIMIT)
-
-
-class SweptLedger(Ledger):
-    """The ledger of one life of a swept scenario."""
-
-    def __init__(self, crash):
-        super().__init__(crash.life)
-        self._crash = crash
-
-    @property
-    def is_dead(self):
-        return self._crash.is_cut
-
-    @is_dead.setter
-    def is_dead(self, _):
-        """The sweep decides."""
-
-    def entries(self):
-        return list(self._crash.ledger)
-
-    def write(self, entry):
-        self._crash.ledger.append(entry)
-
-
-async def live(name, crash):
-    """One life of a flow, from the start of its process to the end of the run."""
-    flow = FLOWS[name](SweptLedger(crash))
-    result = None
-    async with crash.open_runs() as runs:
-        handler = runs.run(flow.run(**flow.inputs), run_id="one")
-        with suppress(Exception):  # the status says how it ended
-            async with handler:
-                await World(flow, handler, flow.ledger).live()
-                result = await handler
-    return result, handler.status
 
 
 def check_flow(name, value, entries):

@@ -26,12 +26,15 @@ from tests.durable.killing import (
     spawn,
 )
 from tests.durable.ledger import Ledger, read_ledger
+from tests.durable.moments import compare_some
 from tests.durable.stored import Stores
 from tests.helpers import on_each_backend, run_virtually
 
 
 #: Of the points before and after the appends of a flow, one of so many is tried here.
 EVERY = 20
+#: How many moments of each flow are tried with a real kill; .ci/long tries forty.
+MOMENTS = 1
 #: A twentieth of the runs of .ci/long.
 RUNS = 25
 
@@ -50,6 +53,18 @@ def test_a_process_that_is_killed_at_an_append_loses_nothing(name):
 
     assert found == []
     assert killed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_killed_process_and_a_life_that_was_cut_off_leave_the_same_ledger(name):
+    """A crash of the sweep is as ``kill -9`` at the same moment: the same effects, the same end."""
+    backend = ("asyncio", "trio")[len(name) % 2]
+
+    compared, found = compare_some(name, backend, MOMENTS)
+
+    assert found == []
+    assert compared == MOMENTS
 
 
 @pytest.mark.slow

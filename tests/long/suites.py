@@ -71,10 +71,19 @@ def durable_sweeps(_seed: int) -> list[Item]:
 
 
 def kills(seed: int) -> list[Item]:
-    """Real ``kill -9`` over SQLite: each flow at every append, and a thousand runs at random moments."""
+    """Real ``kill -9``: each flow at every append and at moments of a sweep, a thousand runs at random."""
     command = [sys.executable, "-W", "error", "-m", "tests.durable.killing"]
     items = [
         (f"{name} {backend}", [*command, "--flow", name, "--backend", backend])
+        for name in FLOWS
+        for backend in VIRTUAL
+    ]
+    moments = [sys.executable, "-W", "error", "-m", "tests.durable.moments", "--count", "40"]
+    items += [
+        (
+            f"{name} {backend} moments",
+            [*moments, "--flow", name, "--backend", backend, "--seed", f"{seed}"],
+        )
         for name in FLOWS
         for backend in VIRTUAL
     ]
