@@ -25,7 +25,7 @@ LAYERS = [
     ["responses", "drawing.", "durable."],
     ["recording.", "otel.", "testing.", "mcp."],
     ["timeline."],
-    ["serve."],
+    ["serve.", "client."],
     [""],
     ["__main__", "cli.", "pytest_sluicegate."],
 ]

@@ -81,6 +81,22 @@ def test_human_with_nobody_there(tmp_path):
 
 
 @pytest.mark.slow
+def test_client(tmp_path):
+    """A run is watched, answered and awaited over HTTP; another one, of the server, is cancelled by its id."""
+    printed = run_example("client.py", cwd=tmp_path).splitlines()
+
+    assert printed == [
+        "Checked(receipt=1)",
+        "Checked(receipt=2)",
+        "Approval(text='300 for chairs?')",
+        "StopEvent(result='paid by Ada')",
+        "paid by Ada",
+        "Checked(receipt=1) at 1",
+        "cancelled: no",
+    ]
+
+
+@pytest.mark.slow
 def test_approval_over_http(tmp_path):
     """A client hangs up and comes back; bad and late answers are refused, a good one is taken."""
     printed = run_example("approval_over_http.py", cwd=tmp_path)
