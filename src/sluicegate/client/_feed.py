@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
@@ -109,6 +110,8 @@ class Feed:
         self.failure: BaseException | None = None
         #: How often the connection was lost.
         self.losses = 0
+        #: When the response was opened that is read; ``inf`` if it was not.
+        self._opened_at = inf
         self._has_left = False
         self._waiters: list[Waiter] = []
 
@@ -170,25 +173,17 @@ class Feed:
         backoff = Backoff(self._run_id)
         heard = backend.current_time()
         while True:
-            connected, before = backend.current_time(), self.cursor
+            before, self._opened_at = self.cursor, inf
             try:
-                async with self._open() as response:
-                    if not is_cursor(self.cursor) and is_cursor(response.cursor):
-                        self.cursor = (
-                            response.cursor
-                        )  # or "now" would be later after a lost connection
-                    if not self.has_begun:
-                        self.has_begun = True
-                        self._wake()
-                    if response.is_empty or await self._read(response):
-                        return
+                if await self._read_response():
+                    return
                 msg = f"the stream of the run {self._run_id} ended before the run"
                 problem: ClientError = ServerUnreachableError(msg)
             except (ServerUnreachableError, UnavailableError) as error:
                 problem = error
             self.losses += self.has_begun
             now = backend.current_time()
-            if self.cursor != before or now - connected > MOST_DELAY:
+            if self.cursor != before or now - self._opened_at > MOST_DELAY:
                 backoff.reset()
                 heard = now
             delay = backoff.next_delay(problem)
@@ -198,6 +193,17 @@ class Feed:
                 self._give_up(problem)
             LOGGER.info("%s; connecting again in %.1f s", problem, delay, extra=self._extra)
             await backend.sleep(delay)
+
+    async def _read_response(self) -> bool:
+        """Send a request and read its answer; return whether the run is over."""
+        async with self._open() as response:
+            self._opened_at = current_backend().current_time()
+            if not is_cursor(self.cursor) and is_cursor(response.cursor):
+                self.cursor = response.cursor  # "now" would be later after a lost connection
+            if not self.has_begun:
+                self.has_begun = True
+                self._wake()
+            return response.is_empty or await self._read(response)
 
     @property
     def _extra(self) -> dict[str, str]:
