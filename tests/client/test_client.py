@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import anyio
 import pytest
 import trio
 
 from sluicegate import (
+    EventConflictError,
     HumanResponseEvent,
+    QuestionClosedError,
     StartEvent,
     StopEvent,
     WorkflowCancelledError,
@@ -282,6 +286,27 @@ async def test_questions_are_answered():
             await handler.send_event(Approval(yes=True), question=question.id, id="twice")
 
 
+async def test_refusals_of_the_engine():
+    """A closed question and a used id are the engine's own exceptions, with what they are about."""
+    async with connected(app_of()) as client, client.run("waiting") as handler:
+        body = {"detail": "was answered", "error": "QuestionClosedError", "question": "q1"}
+
+        async def refuse(scope, receive, send):
+            await send({"type": "http.response.start", "status": 409, "headers": []})
+            await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+
+        app, client.network.app = client.network.app, refuse
+        with pytest.raises(QuestionClosedError, match="was answered") as closed:
+            await handler.send_event({"yes": True}, question="q1")
+        assert closed.value.question == "q1"
+        body |= {"error": "EventConflictError", "id": "mine"}
+        with pytest.raises(EventConflictError) as used:
+            await handler.send_event({"yes": True}, question="q1", id="mine")
+        assert used.value.id == "mine"
+        client.network.app = app
+        await handler.cancel()
+
+
 async def test_an_answer_is_sent_once():
     """A repeated id is acknowledged, and told; a question that is closed is refused by its own exception."""
     async with (
@@ -295,6 +320,21 @@ async def test_an_answer_is_sent_once():
         assert again.is_repeated
         await handler.send_event(Approval(yes=False), question=question.id)
         assert await handler == "dropped"
+
+
+async def test_state_and_snapshot():
+    """The state that the steps share, a snapshot that continues in this process, and the records of the run."""
+    async with connected(app_of()) as client:
+        handler = await client.submit("asking", run_id="mine", topic="print?")
+        await handler.stream_events().receive()
+        assert await handler.state() == {}
+        snapshot = await handler.snapshot()
+        assert await handler.timeline()
+        with pytest.raises(ConflictError, match="no run store"):
+            await handler.fork()
+    async with Asking().resume(snapshot) as local:
+        local.send_event(Approval(yes=True))
+        assert await local == "published"
 
 
 async def test_readers_begin_anywhere():
@@ -343,6 +383,9 @@ async def test_what_the_server_tells():
             "StopEvent",
             "Approval",
         ]
+        assert {node["label"] for node in (await client.graph("essay"))["nodes"]} >= {"write"}
+        assert (await client.graph("essay", format="sluicegate"))["workflow"] == "Essay"
+        assert (await client.openapi())["openapi"].startswith("3.1")
         await client.run("essay", topic="locks")
         with pytest.raises(RunFailedError):
             await client.run("failing")
@@ -375,7 +418,7 @@ async def test_requests_that_are_refused():
         with pytest.raises(NotFoundError, match="there is no run 'x-y'"):
             await client.attach("x-y")
         for run_id in ("x/y", "..", "", 3):
-            with pytest.raises(ValueError, match="expected up to 200 letters"):
+            with pytest.raises(ValueError, match="a text without slashes"):
                 client.attach(run_id)
         with pytest.raises(NotFoundError):
             await client.attach("none").stream_events().receive()

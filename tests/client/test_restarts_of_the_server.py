@@ -48,7 +48,10 @@ class Servers:
     async def serve(self, seconds, *, then_away=0.0):
         """Serve for so many seconds, then stop, and be away for a while."""
         runs = open_run_store(self.store.open(), release_idle=60)
-        flows = {"counting": Counting(stream="durable", serializable=[Progress]), "asking": Asking()}
+        flows = {
+            "counting": Counting(stream="durable", serializable=[Progress]),
+            "asking": Asking(),
+        }
         app = asgi_app(flows, runs, shutdown_grace=0)
         async with app.lifespan():
             self.network.app, self.network.refuse = app, 0
@@ -119,5 +122,3 @@ def test_a_question_is_answered_at_the_next_server(backend):
 async def _later(function):
     await anyio.sleep(0.1)
     await function()
-
-
