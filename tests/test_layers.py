@@ -13,7 +13,7 @@ from tests import layers
 
 #: The modules that may import Trio or AnyIO: the seam, and what stands apart.
 #: `_errors` derives `WorkflowTimeoutError` from `trio.TooSlowError`, and lies below the seam.
-KNOW_A_LOOP = ("_errors", "_loop", "llms", "cli", "testing._sweeps")
+KNOW_A_LOOP = ("_errors", "_loop", "llms", "cli", "serve._hypercorn_", "testing._sweeps")
 
 
 def test_imports_run_down():
