@@ -1,4 +1,4 @@
-"""The command line: run, record, draw and check workflows, and tend stored runs, from a shell.
+"""The command line: run, serve, record, draw and check workflows, and tend stored runs, from a shell.
 
 Exit codes: 0 success; 1 the workflow raised, or has faults; 2 the command or its input was wrong,
 as a line on standard error explains; 124 the run timed out; 130 it was interrupted by Ctrl-C, 143
@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "check": _graphs.check,
             "runs": _tend_runs,
             "worker": _serve_store,
+            "serve": _serve_workflows,
             "completion": partial(_completion.completion, parser=parser),
         }
         code = commands[arguments.command](arguments)
@@ -85,6 +86,12 @@ def _serve_store(arguments: Namespace) -> int:
     from sluicegate.cli._worker import worker  # noqa: PLC0415 - as above
 
     return worker(arguments)
+
+
+def _serve_workflows(arguments: Namespace) -> int:
+    from sluicegate.cli._serve import serve  # noqa: PLC0415 - as above
+
+    return serve(arguments)
 
 
 def _silence_stdout() -> None:

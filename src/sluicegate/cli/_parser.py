@@ -16,6 +16,7 @@ from sluicegate.cli._options import (
     seconds,
 )
 from sluicegate.cli._runs_parser import add_runs, add_worker
+from sluicegate.cli._serve_parser import add_serve
 from sluicegate.cli._targets import UsageError
 
 
@@ -164,7 +165,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     parser = _Parser(
         prog="sluicegate",
-        description="Run, record, draw and check event-driven workflows.",
+        description="Run, serve, record, draw and check event-driven workflows.",
         epilog="example:\n  sluicegate run examples/fan_out.py:Duplicates -i root=src",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -200,6 +201,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_runs(commands)
     add_worker(commands)
+    add_serve(commands)
     _add_completion(commands)
     return parser
 

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 ENDED = ("completed", "failed", "timed_out", "cancelled")
 STATUSES = ("running", "idle", "parked", *ENDED)
 
-_STORE = """\
+STORE = """\
 --store is the address of the store: sqlite:///runs.db is a file in the current directory,
 sqlite:////var/lib/runs.db one with its whole path."""
 
 _RUNS = f"""\
 Inspect and control the runs of a store, whether or not a process runs them.
 
-{_STORE}
+{STORE}
 
 example:
   sluicegate runs list --store sqlite:///runs.db --status failed
@@ -133,7 +133,7 @@ SIGTERM, SIGINT or SIGHUP drains: the worker takes no further runs and gives its
 to reach a wait. A second signal ends the drain. Another worker continues the runs that are left.
 
 {TARGET}
-{_STORE}
+{STORE}
 
 example:
   sluicegate worker flows.py:Order flows.py:Refund --store sqlite:///runs.db
@@ -154,7 +154,7 @@ def add_runs(commands: Commands) -> None:
     resume = _add(inner, "resume", "run a stored run here until it ends", _RESUME)
     add_target(resume)
     add_running(resume)
-    _add_store_options(resume)
+    add_store_options(resume)
     _add_cancel(inner)
     _add_answer(inner)
     _add_fork(inner)
@@ -303,10 +303,11 @@ def add_worker(commands: Commands) -> None:
         help="time until a waiting run is released from memory; default: 60s",
     )
     add_backend(worker)
-    _add_store_options(worker)
+    add_store_options(worker)
 
 
-def _add_store_options(command: argparse.ArgumentParser) -> None:
+def add_store_options(command: argparse._ActionsContainer) -> None:
+    """Add the options of ``open_run_store``."""
     command.add_argument(
         "--durability",
         choices=("fsync", "process"),
