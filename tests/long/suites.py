@@ -118,6 +118,16 @@ def serve(seed: int) -> list[Item]:
     return [*items, ("peer client", _pytest("tests/serve/test_peer_client.py")), *programs]
 
 
+def restarts(seed: int) -> list[Item]:
+    """A server with a store, killed twenty times while the clients of two hundred runs read."""
+    command = [sys.executable, "-W", "error", "-m", "tests.serve.killing_server"]
+    return [
+        (f"{backend} {number}", [*command, "--backend", backend, "--seed", f"{seed * 3 + number}"])
+        for backend in VIRTUAL
+        for number in range(3)
+    ]
+
+
 #: The backends with virtual time.
 VIRTUAL = ("trio", "asyncio")
 
@@ -133,6 +143,7 @@ SUITES: dict[str, Callable[[int], list[Item]]] = {
     "kills": kills,
     "crashed_programs": crashed_programs,
     "serve": serve,
+    "restarts": restarts,
 }
 
 
