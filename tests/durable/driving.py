@@ -91,4 +91,7 @@ class World:
         entries = self.ledger.entries
         while not any(entry.name == self.flow.stops_at for entry in entries()):
             await anyio.sleep(self.flow.pace / 5)
-        await self.handler.cancel("enough", after="steps")
+        stopping = self.handler.cancel("enough", after="steps")
+        with suppress(DeadLifeError):
+            self.ledger.note("stopping", self.flow.stops_at)
+        await stopping

@@ -7,6 +7,7 @@ thread. It writes the ledger to a file; what came of the run, too.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import random
@@ -52,6 +53,7 @@ def spawn(function: Callable[[], object]) -> int:
     status = 1
     try:
         os.setpgid(0, 0)
+        faulthandler.dump_traceback_later(LONGEST - 5)  # of a process that hangs
         signal.alarm(LONGEST)
         function()
         status = 0

@@ -28,7 +28,7 @@ class Entry:
 
     life: int
     #: "begin" and "end" of a body, "effect" of a call that must happen once and "used" once that
-    #: has returned, "answered", and "over" with the status of the run.
+    #: has returned, "answered", "stopping" and "over" with the status of the run.
     what: str
     #: The step and its key, such as ``work/3``.
     name: str
@@ -145,6 +145,8 @@ class Expected:
     ordered: dict[str, list[str]] = attrs.Factory(dict)
     #: How often a body fails at least, where it does.
     failures: dict[str, int] = attrs.Factory(dict)
+    #: How many bodies may begin in a life after its "stopping": those that workers had taken.
+    late: int = 0
 
 
 def faults_in(entries: list[Entry], expected: Expected) -> list[str]:
@@ -152,6 +154,7 @@ def faults_in(entries: list[Entry], expected: Expected) -> list[str]:
     return [
         *_lost_or_invented(entries, expected),
         *_failed_less(entries, expected),
+        *_begun_late(entries, expected),
         *_again(entries, expected),
         *_doubled(entries, expected),
         *_reordered(entries, expected),
@@ -174,6 +177,19 @@ def _failed_less(entries: list[Entry], expected: Expected) -> Iterable[str]:
         found = begun[name] - ended[name]
         if found < times:
             yield f"{name} failed {found} times, expected {times}"
+
+
+def _begun_late(entries: list[Entry], expected: Expected) -> Iterable[str]:
+    """Once a graceful stop was asked for, a life begins nothing but what its workers have taken."""
+    late: dict[int, list[str]] = {}
+    for entry in entries:
+        if entry.what == "stopping":
+            late[entry.life] = []
+        elif entry.what == "begin" and entry.life in late:
+            late[entry.life].append(entry.name)
+    for life, names in late.items():
+        if len(names) > expected.late:
+            yield f"{', '.join(names)} began in life {life} after its stop, expected {expected.late}"
 
 
 def _again(entries: list[Entry], expected: Expected) -> Iterable[str]:

@@ -66,6 +66,11 @@ EXPECTED = Expected(bodies=frozenset({"a/", "b/"}))
             "b/ failed 0 times, expected 1",
         ),
         (
+            [A, Entry(1, "stopping", "a/"), B],
+            EXPECTED,
+            "b/ began in life 1 after its stop, expected 0",
+        ),
+        (
             [A, B, _begin("b/", delivery="r/3", attempt="r/3/1", life=2)],
             EXPECTED,
             "b/ was delivered twice",
