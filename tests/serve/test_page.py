@@ -112,6 +112,22 @@ async def test_the_records_of_a_run_have_no_text_of_an_exception():
         assert SECRET not in response.text
 
 
+async def test_a_store_tells_what_happened_at_an_earlier_server(tmp_path):
+    """The timeline of a run that another process has run; it has no text of an exception either."""
+    store = f"sqlite:///{tmp_path / 'runs.db'}"
+    async with client_of(asgi_app({"failing": Failing()}, run_store=store)) as client:
+        run_id = (await client.post("/workflows/failing/run", {})).json["handler_id"]
+    async with client_of(asgi_app({"failing": Failing()}, run_store=store)) as client:
+        response = await client.get(f"/handlers/{run_id}/timeline")
+        data = response.json
+        assert data["steps"]["Failing"]["work"]["failed"] == 1
+        assert data["is_part"] is False
+        assert "LookupError" in data["timeline"]["texts"]
+        assert SECRET not in response.text
+        told = (await client.get(f"/handlers/{run_id}")).json
+        assert told["error"] == "LookupError in the step work"
+
+
 async def test_a_list_that_has_not_changed_is_not_sent_again():
     """A page asks for the list of runs again and again."""
     async with client_of(asgi_app({"essay": Essay()})) as client:

@@ -287,7 +287,7 @@ def test_a_stored_run_is_answered_after_a_restart(chromium, served, tmp_path):
     store = f"sqlite:///{tmp_path / 'runs.db'}"
     with (
         served({"essay": Essay()}, run_store=store) as server,
-        chromium.site(server.url, fails=[*REFUSED, "404"]) as page,
+        chromium.site(server.url, fails=REFUSED) as page,
     ):
         start(page, "essay", {"topic": "water"}, "one")
         page.goto(f"{server.url}#/runs/one")
@@ -295,12 +295,17 @@ def test_a_stored_run_is_answered_after_a_restart(chromium, served, tmp_path):
         server.restart(lambda: page.locator(".banner").wait_for())
         page.get_by_text("The server was restarted").wait_for()
         page.get_by_text("the stream continues after event 2").wait_for()
-        # What was filled in is still there.
+        # What happened before the restart is told by the store, and what was filled in is still there.
+        for name in ("plan", "write", "assemble"):
+            page.locator(f".step.done[data-name={name}]").wait_for()
         assert page.get_by_label("publish").is_checked()
         page.get_by_role("button", name="Send the answer").click()
         page.get_by_text("True None", exact=True).wait_for()
         page.locator(".stream-view .over").wait_for()
         assert page.locator(".entry .type").all_inner_texts() == ["Found", "Draft", "StopEvent"]
+        page.locator(".step.done[data-name=publish]").wait_for()
+        # A store without a history has kept nothing from before.
+        page.get_by_text("since the run was last continued").wait_for()
 
 
 @slow
@@ -311,6 +316,7 @@ def test_a_token_stays_in_the_tab(chromium, served):
         chromium.site(server.url, fails=["401"]) as page,
     ):
         for text in ("wrong", "secret"):
+            page.locator("input[type=password]:focus").wait_for()
             page.get_by_label("Token").fill(text)
             page.keyboard.press("Enter")
             if text == "wrong":

@@ -17,6 +17,7 @@ import attrs
 import msgspec
 
 from sluicegate._data.pydantic import is_secret
+from sluicegate._errors import RestoredError
 from sluicegate._events import Event, fields_of, holds_more
 from sluicegate._exceptions import is_a, leaves_of, notes_of, trace_of
 from sluicegate.recording._errors import DescribedError, RecordedError
@@ -135,9 +136,12 @@ class Renderer:
         if type(error) is RecordedError:
             return error.described
         limit = self._characters
+        restored = error if type(error) is RestoredError else None
         return DescribedError(
-            type_name=_full_name(type(error)),
-            message=self._redacted_text("message", _cut(_message(error), limit)),
+            type_name=restored.type_name if restored else _full_name(type(error)),
+            message=self._redacted_text(
+                "message", _cut(restored.message if restored else _message(error), limit)
+            ),
             notes=[
                 self._redacted_text("notes", _cut(note, limit)) for note in notes_of(error)[:_MOST]
             ],

@@ -39,9 +39,10 @@ from sluicegate.durable import (
     RunOwnedError,
     RunStore,
     UnknownRunError,
+    UnknownWorkflowError,
     open_run_store,
 )
-from sluicegate.recording import Recorder
+from sluicegate.recording import Recorder, Recording
 from sluicegate.serve._ag_ui_exchange import (
     ExchangeEncoder,
     Feeds,
@@ -51,7 +52,7 @@ from sluicegate.serve._ag_ui_exchange import (
     read_input,
     resumed_run,
 )
-from sluicegate.serve._data import STATUSES, question_data, schema_of_event, shown
+from sluicegate.serve._data import STATUSES, name_of, question_data, schema_of_event, shown
 from sluicegate.serve._graph import graph_data
 from sluicegate.serve._guards import Guards
 from sluicegate.serve._openapi import openapi_of
@@ -952,17 +953,31 @@ class WorkflowApp:
     async def _timeline(self, exchange: Exchange, send: Send) -> None:
         """Show what has happened in a run, as the timeline's page reads it."""
         async with self._found(exchange) as run:
-            recorder = self._recorder
-            if recorder is None or run.run_id not in recorder.run_ids:
+            data = await self._recorded(run.run_id)
+            if data is None:
                 msg = (
-                    f"the run {run.run_id} is not recorded in this process; expected one that it has run "
-                    "lately, and `asgi_app(..., max_records=...)` above 0"
+                    f"the run {run.run_id} is not recorded; expected one that this process has run lately, "
+                    "with `asgi_app(..., max_records=...)` above 0, or one of a store"
                 )
                 raise Refusal(404, msg)
-            # Many records take long, and other runs go on meanwhile.
-            read = partial(recorded_data, recorder, run.run_id)
-            data = await current_backend().run_in_thread(read, abandon_on_cancel=True)
             await _respond(send, data, 200, run.headers())
+
+    async def _recorded(self, run_id: str) -> dict[str, Any] | None:
+        """Return what was recorded of a run here; of one that began elsewhere, what its store tells."""
+        # Many records take long, and other runs go on meanwhile.
+        run_in_thread = partial(current_backend().run_in_thread, abandon_on_cancel=True)
+        data: dict[str, Any] | None = None
+        if self._recorder is not None:
+            make = partial(self._recorder.recording_of, run_id)
+            data = await run_in_thread(partial(recorded_data, make, run_id))
+        if self._stored is not None and (data is None or data["is_part"]):
+            with suppress(UnknownRunError, UnknownWorkflowError, SnapshotError):
+                records = await self._stored.store.records(run_id)
+                make = partial(Recording.from_records, [records], redact=_hidden)
+                told = await run_in_thread(partial(recorded_data, make, run_id))
+                if told is not None and (data is None or not told["is_part"]):
+                    data = told
+        return data
 
     # -- acting ------------------------------------------------------------------------------------
 
@@ -1235,7 +1250,7 @@ def _hidden(_name: str, value: Any) -> Any:
     """Show an exception in a recorded event as its class alone."""
     if type(value) in (list, tuple):
         return [_hidden("", item) for item in cast("list[Any]", value)]
-    return type(value).__name__ if isinstance(value, BaseException) else value
+    return name_of(value) if isinstance(value, BaseException) else value
 
 
 def _check_store(workflows: Mapping[str, Workflow[Any]], run_store: object) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sluicegate._data.json import json_of, schema_of, shown_fields
 from sluicegate._errors import (
+    RestoredError,
     WorkflowCancelledError,
     WorkflowDetachedError,
     WorkflowStalledError,
@@ -62,7 +63,7 @@ def value_of(event: Event) -> dict[str, Any]:
 def shown(value: Any, depth: int = 0) -> Any:
     """Return a value to show: events in envelopes, exceptions by their class, and nothing too deep."""
     if isinstance(value, BaseException):
-        return type(value).__name__
+        return name_of(value)
     if depth > DEEPEST:
         return "..." if isinstance(value, list | tuple | dict | Event | DictState) else value
     if isinstance(value, Event):
@@ -104,6 +105,13 @@ def timestamp(seconds: float | None) -> str | None:
     return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
+def name_of(error: BaseException) -> str:
+    """Return the name of an exception's class; of a restored one, that of the class that it had."""
+    if isinstance(error, RestoredError):
+        return error.type_name.rpartition(".")[2]
+    return type(error).__name__
+
+
 def told_error(error: BaseException | None, step: str | None = None) -> str | None:
     """Return what clients are told of a failure: of the user's exceptions, their class alone."""
     if error is None:
@@ -112,7 +120,7 @@ def told_error(error: BaseException | None, step: str | None = None) -> str | No
         return f"{type(error).__name__}: {error}"
     if isinstance(error, WorkflowDetachedError):
         return None
-    return f"{type(error).__name__}{'' if step is None else f' in the step {step}'}"
+    return f"{name_of(error)}{'' if step is None else f' in the step {step}'}"
 
 
 def ending_of(last: StopEvent | None) -> dict[str, Any]:

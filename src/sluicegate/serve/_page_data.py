@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sluicegate._asgi import Send
     from sluicegate._workflow import Workflow
     from sluicegate.drawing import Execution
-    from sluicegate.recording import Recorder
+    from sluicegate.recording import Recording
     from sluicegate.serve._requests import Exchange
 
     Endpoint = Callable[[Exchange, Send], Awaitable[None]]
@@ -210,16 +210,20 @@ def picture_data(workflow: type[Workflow[Any]] | Workflow[Any]) -> dict[str, Any
     return {"svg": picture_of(flow).svg, "flows": {"0": flow.name, **children}}
 
 
-def recorded_data(recorder: Recorder, run_id: str) -> dict[str, Any]:
-    """Return what a recorder has of a run, with its children. It takes time that grows with the records.
+def recorded_data(make_recording: Callable[[], Recording], run_id: str) -> dict[str, Any] | None:
+    """Return what was recorded of a run, with its children; None if nothing was.
 
-    ``timeline`` is what the timeline's page reads, and ``steps`` the counts of each step by workflow.
+    ``timeline`` is what the timeline's page reads, ``steps`` the counts of each step by workflow, and
+    ``is_part`` whether the run had begun before. It takes time that grows with the records.
     """
-    recording = recorder.recording_of(run_id)
+    recording = make_recording()
     runs = [one for one in recording.runs if one.run_id == run_id]
+    if not runs:
+        return None
     return {
         "timeline": timeline_data(recording, shows_errors=False),
         "steps": _counts(map(execution_of, runs)),
+        "is_part": runs[0].is_resumed,
     }
 
 

@@ -1,7 +1,7 @@
 // The page: its frame, its views by address, and its keys.
 
 import { h, render } from "./vendor/preact.js";
-import { useEffect, useState } from "./vendor/hooks.js";
+import { useEffect, useLayoutEffect, useRef, useState } from "./vendor/hooks.js";
 import { moveInList, Questions, Runs } from "./list.js";
 import { Dialog, Empty, Heading, Problem } from "./parts.js";
 import { Run } from "./run.js";
@@ -52,13 +52,14 @@ function Top({ server, parts, onKeys }) {
 }
 
 function Token({ wasTried }) {
-  const [text, setText] = useState("");
+  const [text, setText] = useState(""), field = useRef(null);
+  useLayoutEffect(() => field.current.focus(), []);
   return h("div", { class: "token card" }, h(Heading, { title: "Token" }, "This server asks for a token"),
     h("form", { class: "form", onSubmit: (event) => { event.preventDefault(); giveToken(text.trim()); } },
       wasTried && h(Problem, { title: "The server refused the last token." }),
-      h("div", { class: "field" }, h("label", { for: "token" }, "Token"), h("input", { id: "token", type: "password", autocomplete: "off", spellcheck: false, value: text, onInput: (event) => setText(event.target.value) }),
+      h("div", { class: "field" }, h("label", { for: "token" }, "Token"), h("input", { ref: field, id: "token", type: "password", autocomplete: "off", spellcheck: false, value: text, onInput: (event) => setText(event.target.value) }),
         h("p", { class: "about" }, "It is kept until this tab is closed, and sent to this server only.")),
-      h("div", { class: "buttons" }, h("button", { type: "submit", class: "primary", disabled: !text.trim() }, "Go on"))));
+      h("div", { class: "buttons" }, h("button", { type: "submit", class: "primary", disabled: !text.trim() }, "Continue"))));
 }
 
 const KEYS = [["/", "find a run"], ["j, k", "next and previous run"], ["Enter", "open the run"], ["s", "start a run"], ["q", "questions"], ["g", "all runs"], ["c", "cancel the run"], ["Ctrl+Enter", "send a form"], ["← →", "other tabs of a run"], ["+ −", "zoom the graph"], ["Esc", "close a dialog, leave a field"], ["?", "these keys"]];

@@ -141,10 +141,9 @@ function Lived({ id, run, part }) {
 }
 
 function GraphOf({ run, recorded, error }) {
-  // Of a run that was continued here, what came before was recorded elsewhere.
-  const isPart = recorded?.timeline.runs.some((one) => one.resumed);
+  const isPart = recorded?.is_part; // the run had begun before
   return h("div", null,
-    isPart && h("p", { class: "dim pad" }, "The marks show what has happened since the run was continued here."),
+    isPart && h("p", { class: "dim pad" }, "The marks show what has happened since the run was last continued."),
     error && !recorded && error.status !== 404 && h("p", { class: "dim pad" }, error.message),
     h(Graph, { workflow: run.workflow, steps: recorded?.steps, isOver: run.isOver && !isPart }));
 }
@@ -170,6 +169,5 @@ function Details({ run }) {
   const rows = [["Run", run.id], ["Workflow", run.workflow], ["Status", run.status], ["Began", exact(run.started)], ["Changed", exact(run.updated_at ? Date.parse(run.updated_at) : null)], ["Ended", exact(run.ended)], ["Reason", run.reason]];
   return h("div", { class: "pad" },
     h("dl", { class: "facts-list" }, rows.filter(([, value]) => value).map(([word, value]) => [h("dt", null, word), h("dd", { class: "value" }, value)])),
-    run.start_event && [h("h2", { class: "minor" }, "Started with ", h("span", { class: "value" }, run.start_event.type)), h(Value, { value: run.start_event.value })],
     run.result && [h("h2", { class: "minor" }, "Ended with ", h("span", { class: "value" }, run.result.type)), h(Value, { value: run.result.value })]);
 }
