@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import asynccontextmanager
-from decimal import Decimal
-from enum import Enum
 
 import anyio
-import attrs
 from mcp import Client, types
 
 from sluicegate import (
@@ -125,31 +121,6 @@ class Book(Workflow[Booked]):
         return Booked(**chosen)
 
 
-class Kind(Enum):
-    OIL = "oil"
-    WATER = "water"
-
-
-@attrs.frozen
-class Size:
-    width: int
-    height: int
-
-
-class Picture(HumanResponseEvent):
-    """Everything that an answer may have."""
-
-    title: str
-    kind: Kind
-    size: Size
-    price: Decimal
-    shown: bool = True
-    tags: list[Kind] = []
-    numbers: list[int] = []
-    note: str | None = None
-    owner: str | None
-
-
 @asynccontextmanager
 async def client_of(*workflows, mode="auto", **options):
     """Serve workflows in this process, to a client of the SDK."""
@@ -212,7 +183,3 @@ def messages(asked):
     """Return the texts of the questions of a request, in their order."""
     assert isinstance(asked, types.InputRequiredResult), asked
     return [request.params.message for request in asked.input_requests.values()]
-
-
-def lines_of(text):
-    return [json.loads(line) for line in text.splitlines()]
