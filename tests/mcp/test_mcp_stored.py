@@ -8,6 +8,8 @@ from mcp import types
 
 from sluicegate import Context, StartEvent, StopEvent, Workflow, step
 from sluicegate.durable import MemoryStore, open_run_store
+from sluicegate.mcp import mcp_server
+from sluicegate.testing import sweep
 from tests.helpers import limit, nothing_left
 from tests.mcp.flows import (
     Book,
@@ -19,7 +21,15 @@ from tests.mcp.flows import (
     one_round,
     text_of,
 )
-from tests.mcp.test_mcp_questions import BOOKED, ROOM, TO_ROME, Ask, Reply, interview
+from tests.mcp.test_mcp_questions import (
+    BOOKED,
+    ROOM,
+    TO_ROME,
+    Ask,
+    Reply,
+    Request,
+    interview,
+)
 
 
 pytestmark = pytest.mark.anyio
@@ -317,3 +327,42 @@ async def test_state_of_a_server_that_keeps_runs_differently_is_refused(store):
 
     assert "a server that keeps runs differently" in first
     assert first == second
+
+
+class Brief(Workflow[str]):
+    """Works for a moment."""
+
+    opened: list[str]
+
+    @step
+    async def only(self, ctx: Context, ev: Topic) -> StopEvent:
+        self.opened.append(ev.topic)
+        try:
+            await anyio.sleep(0.003)
+        finally:
+            self.opened.remove(ev.topic)
+        return StopEvent(result=ev.topic)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_a_run_without_an_id_has_ended_wherever_its_request_is_cancelled(backend):
+    """At each position, its step has unwound, and the store has no run that is under way or owned."""
+
+    async def scenario(trial):
+        flow = Brief()
+        flow.opened = []
+        async with open_run_store(MemoryStore().open()) as runs:
+            serve = mcp_server(flow, run_store=runs).get_request_handler("tools/call").handler
+            params = types.CallToolRequestParams(name="Brief", arguments={"topic": "a"})
+            with trial.target("request"):
+                result = await serve(Request(), params)
+                assert text_of(result) == "a"
+            assert not flow.opened
+            for run in await runs.list():
+                assert run.is_over, run
+                assert run.owner is None
+
+    report = sweep(scenario, target="request", kinds="scope", backends=backend)
+
+    assert report.runs > 10
