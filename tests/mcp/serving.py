@@ -48,7 +48,7 @@ class Chatty(Workflow[str]):
 def server():
     """Return the server of the program."""
     return mcp_server(
-        Essay(), Book(), Waiting(), Chatty(), {"hurried": Waiting(timeout=0.05)}, state_keys=[KEY]
+        Essay(), Book(), Waiting(), Chatty(), {"hurried": Waiting(timeout=0.5)}, state_keys=[KEY]
     )
 
 

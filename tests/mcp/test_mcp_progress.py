@@ -12,7 +12,7 @@ from mcp.shared.exceptions import MCPError
 from sluicegate import Context, Event, StartEvent, StopEvent, Workflow, step
 from sluicegate.mcp import mcp_server
 from sluicegate.testing import sweep
-from tests.helpers import limit, nothing_left, wait_until_idle
+from tests.helpers import limit, nothing_left, run_virtually, wait_until_idle
 from tests.mcp.flows import Essay, Page, Topic, client_of, text_of
 
 
@@ -123,16 +123,19 @@ async def test_a_cancelled_call_cancels_the_run(mode):
     assert flow.happened == ["cancelled", "cleaned up"]
 
 
-@pytest.mark.anyio
-async def test_the_timeout_of_a_client_cancels_the_run():
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_the_timeout_of_a_client_cancels_the_run(backend):
     """A client that waits no longer for a result ends the run."""
     flow = Cleaned()
-    with limit():
+
+    async def main():
         async with client_of(flow, mode="legacy") as client:
             with pytest.raises(MCPError):
-                await client.call_tool("Cleaned", {}, read_timeout_seconds=0.05)
+                await client.call_tool("Cleaned", {}, read_timeout_seconds=20)
             while len(flow.happened) < 2:
                 await anyio.sleep(0.001)
+
+    run_virtually(backend, main)
 
     assert flow.happened == ["cancelled", "cleaned up"]
 

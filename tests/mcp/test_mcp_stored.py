@@ -329,6 +329,49 @@ async def test_state_of_a_server_that_keeps_runs_differently_is_refused(store):
     assert first == second
 
 
+class Late(Workflow[str]):
+    """Asks, and waits for an hour."""
+
+    @step
+    async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        answer = await ctx.wait_for_event(Reply, Ask(prompt="?"), timeout=3_600)
+        return StopEvent(result=answer.text)
+
+
+async def test_a_question_with_a_timeout_is_asked_at_once(store):
+    """A stored run that waits until a timer is idle like any other."""
+    with limit():
+        async with (
+            open_run_store(store.open()) as runs,
+            client_of(Late(), run_store=runs) as client,
+        ):
+            asked = await one_round(client, "Late", {})
+            again = await one_round(client, "Late", {}, asked)
+            result = await one_round(client, "Late", {}, again, **{"?": {"text": "a"}})
+
+    assert messages(asked) == messages(again) == ["?"]
+    assert text_of(result) == "a"
+
+
+async def test_the_failure_of_a_stored_run_is_told_again(store):
+    """The second call with the id of a run that has failed gets the class of the original exception."""
+
+    class Fails(Workflow[str]):
+        @step
+        async def only(self, ev: StartEvent) -> StopEvent:
+            raise KeyError("secret")
+
+    errors = []
+    for _ in range(2):
+        async with (
+            open_run_store(store.open()) as runs,
+            client_of(Fails(), run_store=runs) as client,
+        ):
+            errors.append(error_of(await client.call_tool("Fails", {"run_id": "f-1"})))
+
+    assert errors == ["Fails failed: KeyError (run f-1)"] * 2
+
+
 class Brief(Workflow[str]):
     """Works for a moment."""
 

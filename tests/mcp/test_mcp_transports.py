@@ -69,7 +69,7 @@ async def exercise(client, tmp_path):
 
     note = tmp_path / "timed out"
     error = error_of(await client.call_tool("hurried", {"note": str(note)}))
-    assert error.startswith("hurried timed out after 0.05 s (run ")
+    assert error.startswith("hurried timed out after 0.5 s (run ")
     assert note.read_text() == "cancelled, and cleaned up"
 
     note, begun = tmp_path / "cancelled", anyio.Event()

@@ -23,6 +23,7 @@ from sluicegate._data.json import encode
 from sluicegate._errors import (
     EventConflictError,
     QuestionClosedError,
+    RestoredError,
     SnapshotError,
     WorkflowError,
     WorkflowRuntimeError,
@@ -172,7 +173,12 @@ class Calls:
         handler = workflow.run(start_event=start)
         if runs is None:
             return handler, "0", True
-        return runs.run(handler, run_id=_stored_id(ctx, run_id)), "0", run_id is None
+        try:
+            return runs.run(handler, run_id=_stored_id(ctx, run_id)), "0", run_id is None
+        except SnapshotError as error:
+            LOGGER.error("a call of the tool %s cannot be stored: %s", tool.name, error)  # noqa: TRY400 - it says all
+            msg = f"{tool.name} failed: SnapshotError"
+            raise RefusedError(msg) from error
 
 
 def _stored_id(ctx: ServerRequestContext[Any], run_id: str | None) -> str | None:
@@ -294,7 +300,8 @@ class Round:
         LOGGER.error("the run %s of a call of the tool %s has failed", run_id, name, exc_info=error)
         if type(error) is WorkflowTimeoutError and error.timeout is not None:
             return RefusedError(f"{name} timed out after {error.timeout:g} s (run {run_id})")
-        return RefusedError(f"{name} failed: {type(error).__name__} (run {run_id})")
+        kind = error.type_name if isinstance(error, RestoredError) else type(error).__name__
+        return RefusedError(f"{name} failed: {kind.rpartition('.')[2]} (run {run_id})")
 
     # -- following the run ----------------------------------------------------------------------------
 
@@ -334,12 +341,15 @@ class Round:
             if handler.status != "idle" or not self._has_read_all(stream):
                 return False
             await current_backend().checkpoint()
+        has_timer = False
         if runs is not None:
             row = await runs.get(handler.run_id)
-            # A message may be an answer that is not applied yet.
-            if row.messages or row.wake_at is not None:
+            if row.messages:  # they may be answers that are not applied yet
                 return False
+            has_timer = row.wake_at is not None
         if handler.status != "idle" or not self._has_read_all(stream):
+            return False
+        if has_timer and not handler.questions:
             return False
         if not handler.questions:
             msg = (
