@@ -448,6 +448,23 @@ async def test_steps_and_children_are_told_at_once():
         assert rules.seen[-1]["result"] == "done"
 
 
+async def test_a_run_that_ends_while_it_waits_for_an_answer():
+    """Cancelled by another client, it keeps nothing, its answers come too late, and the thread is free."""
+    async with client_of(asgi_app({"asking": Asking()})) as client:
+        first = await exchange(client, "asking", an_input(forwardedProps={"topic": "a"}))
+        run = first.seen[0]["metadata"]["sluicegate"]["handler_id"]
+        (feed,) = client.app._feeds._feeds.values()
+        await client.post(f"/handlers/{run}/cancel")
+
+        assert not feed._waiting
+        answer = {"interruptId": first.interrupts[0]["id"], "status": "resolved", "payload": True}
+        assert (
+            await refused(client, "asking", an_input("2", resume=[answer])) == "unknown_interrupt"
+        )
+        again = await exchange(client, "asking", an_input("3", forwardedProps={"topic": "b"}))
+        assert again.interrupts
+
+
 @pytest.mark.parametrize("is_restarted", [False, True])
 async def test_a_stored_run_is_resumed(is_restarted, tmp_path):
     """The run of an interrupt waits in the store, and its answers find it there, after a restart, too."""

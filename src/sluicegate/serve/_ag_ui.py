@@ -63,6 +63,8 @@ AgUiEvent: TypeAlias = dict[str, Any]
 #: The roles that a message may have.
 _ROLES = frozenset({"developer", "system", "assistant", "user"})
 
+#: The statuses of a run that has left the memory before its end.
+LEFT = ("parked", "detached")
 #: The ends of a step in internal events, as the records name them.
 _OUTCOMES = {"done": "completed", "raised": "failed"}
 
@@ -275,7 +277,7 @@ class Translator:
             self._open_step(owner, record.invocation)
         elif isinstance(record, InvocationEnded):
             self._close_step(owner, record.invocation, record.outcome)
-        elif isinstance(record, RunEnded) and record.status in ("parked", "detached"):
+        elif isinstance(record, RunEnded) and record.status in LEFT:
             self._leave_memory(owner)
         elif isinstance(record, RunEnded):
             self._end_run(owner)

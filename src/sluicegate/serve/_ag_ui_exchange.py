@@ -31,7 +31,7 @@ from sluicegate.records import (
     RunStarted,
     StateEditEnded,
 )
-from sluicegate.serve._ag_ui import Interrupt, Translator, encoded
+from sluicegate.serve._ag_ui import LEFT, Interrupt, Translator, encoded
 from sluicegate.serve._data import question_data, shown
 from sluicegate.serve._requests import (
     Refusal,
@@ -184,6 +184,8 @@ class Feed(Observer):
         self.translator = Translator(handler.run_id, workflow)
         #: Whether it has the records; otherwise the events of the stream are all that is known.
         self.is_listening: bool = False
+        #: Whether the run waits for answers, and no input has come with them yet.
+        self.is_left: bool = False
         #: The position in the stream of the run where the next exchange continues.
         self.cursor: str = "0"
         #: Called when there is something to tell.
@@ -223,10 +225,17 @@ class Feed(Observer):
             self._waiting.append((run_id, record))
             if len(self._waiting) > self._limit:
                 self._compact()
+            if isinstance(record, RunEnded) and self.is_left:
+                self._end_unheard(run_id, record)
         else:
             return
         if self.wake is not None:
             self.wake()
+
+    def _end_unheard(self, run_id: str, record: RunEnded) -> None:
+        """Let go of a run that has ended although nobody has answered: no exchange will tell of it."""
+        if run_id == self.handler.run_id and record.status not in LEFT:
+            self.close()
 
     def _compact(self) -> None:
         """Drop the events of the stream, and the invocations and children that are over already."""
@@ -489,7 +498,7 @@ class Feeds:
         """Note that an exchange has ended: the run waits for answers, or nobody asks for it any more."""
         key = (run.name, feed.thread_id or "")
         if feed.translator.is_interrupted and not run.is_over:
-            feed.wake = None
+            feed.wake, feed.is_left = None, True
             self._waiting[key] = run.run_id
             return
         feed.close()
@@ -545,6 +554,7 @@ class Feeds:
                 raise ResumeError(msg, "invalid_answer")
             given[str(each.get("interruptId"))] = answer
         if all(feed.answered.get(name) == answer for name, answer in given.items()):
+            feed.is_left = False
             await current_backend().checkpoint()
             return  # the input was sent again
         asked = {f"{run.run_id}/{each.id}": each for each in run.handler.questions}
@@ -557,9 +567,10 @@ class Feeds:
             for name, question in asked.items()
             if given[name]["status"] == "resolved"
         }
-        feed.answered |= given
+        feed.is_left = False  # what the run does from now on is to be told
         if len(events) < len(given):
             run.handler.cancel("a question was cancelled")
+            feed.answered |= given
             await current_backend().checkpoint()
             return
         try:
@@ -570,7 +581,9 @@ class Feeds:
             for acknowledgement in sent:
                 await acknowledgement
         except (WorkflowRuntimeError, TypeError) as error:
+            feed.is_left = True
             raise ResumeError(str(error), "invalid_answer") from None
+        feed.answered |= given
 
     @staticmethod
     def _event(run: ServedRun, question: OpenQuestion, payload: Any) -> Event:

@@ -167,5 +167,5 @@ def check_flags(exchange: Exchange) -> None:
     Raises:
         Refusal: One is no boolean.
     """
-    for name in ("include_internal", "include_qualified_name"):
+    for name in ("include_internal", "include_qualified_name", "sse"):
         exchange.flag(name)
