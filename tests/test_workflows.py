@@ -223,10 +223,10 @@ def test_forked_processes_number_their_runs_apart():
     """Two children of one process give their runs different identifiers."""
     code = (
         "import os\n"
-        "from sluicegate._workflow import _new_run_id\n"
+        "from sluicegate._workflow import new_run_id\n"
         "for _ in range(2):\n"
         "    if not os.fork():\n"
-        "        os.write(1, (_new_run_id() + ' ').encode()); os._exit(0)\n"
+        "        os.write(1, (new_run_id() + ' ').encode()); os._exit(0)\n"
         "    os.wait()\n"
     )
     printed = subprocess.run(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 HEARTBEAT = b": heartbeat\n\n"
-#: What a response that streams says to the caches and proxies on its way.
+#: The headers of a stream for the caches and proxies on its way.
 STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
@@ -45,7 +45,7 @@ class Encoder:
 
     @property
     def is_over(self) -> bool:
-        """Whether the response is complete, although the stream may go on."""
+        """Whether the response is complete, although the stream may continue."""
         return False
 
     def bind(self, poke: Callable[[], None]) -> None:

@@ -276,7 +276,7 @@ class Workflow(Generic[R]):
             Run(
                 self,
                 graph,
-                run_id=_new_run_id() if run_id is None else run_id,
+                run_id=new_run_id() if run_id is None else run_id,
                 start_event=start_event,
                 log=EventLog(window=self.__buffer, history=self.__history),
                 options=self.__options,
@@ -332,7 +332,7 @@ class Workflow(Generic[R]):
         return Run(
             self,
             self._built(),
-            run_id=run_id or saved.run_id or _new_run_id(),
+            run_id=run_id or saved.run_id or new_run_id(),
             start_event=saved.start_event,
             log=log,
             options=self.__options,
@@ -477,5 +477,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_process)
 
 
-def _new_run_id() -> str:
+def new_run_id() -> str:
+    """Return a new identifier of a run. Internal to the package."""
     return f"{_process}-{next(_numbers)}"

@@ -1000,3 +1000,53 @@ def test_equal_early_events_keep_their_own_ids(backend, tmp_path):
     found = run_virtually(backend, main)
 
     assert all(found.count(f'"id":"{key}"') == 1 for key in ("k1", "k2"))
+
+
+def test_owner_that_is_no_worker_waits_for_the_runs_that_need_one(backend):
+    """D5: new runs are due, and those whose answer has arrived; those that it has or leaves out are not."""
+
+    async def main():
+        runs = open_run_store(MemoryStore().open(), release_idle=0.0)
+        assert not runs.is_open
+        async with runs, anyio.create_task_group() as nursery:
+            assert runs.is_open
+            workflow = Asking()
+            await runs.submit(workflow.run(), run_id="a")
+            await runs.submit(workflow.run(), run_id="b")
+            (row,) = await runs.wait_for_due([workflow], besides={"b"})
+            assert (row.run_id, row.workflow) == ("a", "Asking")
+            for run_id in ("a", "b"):
+                runs.resume(run_id, workflow).start_soon(nursery, keep_failure=True)
+            await anyio.sleep(1)  # until both have begun
+            with anyio.move_on_after(60) as scope:
+                await runs.wait_for_due([workflow])
+            assert scope.cancelled_caught
+            nursery.cancel_scope.cancel()
+        assert not runs.is_open
+
+    run_virtually(backend, main)
+
+
+def test_runs_that_another_process_has_left_are_waited_for(backend):
+    """D5: a run that rests is due when its answer arrives."""
+
+    async def main():
+        journals = MemoryStore()
+        async with open_run_store(journals.open(), release_idle=0.0) as runs:
+            with anyio.move_on_after(1):
+                async with runs.run(Asking().run(), run_id="a"):
+                    await anyio.sleep_forever()
+        async with open_run_store(journals.open()) as runs, anyio.create_task_group() as nursery:
+            found = []
+
+            async def wait():
+                found.extend(await runs.wait_for_due([Asking()]))
+
+            nursery.start_soon(wait)
+            await anyio.sleep(30)
+            assert found == []
+            await runs.send_event("a", Answer(text="x"))
+            await anyio.sleep(1)
+            assert [row.run_id for row in found] == ["a"]
+
+    run_virtually(backend, main)

@@ -297,6 +297,19 @@ def test_memory_is_bounded(monkeypatch):
     assert (run.status, run.failure.message) == ("failed", "the end")
 
 
+def test_the_records_of_one_run_are_its_own_and_its_children_s():
+    """In memory, a recording can be of one run alone."""
+    recorder = Recorder()
+    record(recorder, *by_hand.family(), by_hand.fan_out())
+
+    recording = recorder.recording_of("parent")
+
+    assert [one.run_id for one in recording.all_runs] == ["parent", "child"]
+    assert [one.run_id for one in recording.runs] == ["parent"]
+    assert [one.run_id for one in recorder.recording_of("run").all_runs] == ["run"]
+    assert recorder.recording_of("none").runs == []
+
+
 def test_old_runs_are_forgotten():
     """When a run begins, the oldest ended ones are forgotten until the limit holds."""
     recorder = Recorder(max_records=100)

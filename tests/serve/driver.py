@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from math import inf
 
 import anyio
@@ -109,9 +109,10 @@ class Connection:
 class Client:
     """Sends requests to an application."""
 
-    def __init__(self, app, nursery):
+    def __init__(self, app, nursery, around=nullcontext):
         self.app = app
         self.nursery = nursery
+        self.around = around
 
     def _scope(self, method, path, headers, more):
         path, _, query = path.partition("?")
@@ -144,7 +145,8 @@ class Client:
 
         async def serve():
             try:
-                await self.app(scope, connection.receive, connection.send)
+                with self.around():
+                    await self.app(scope, connection.receive, connection.send)
             except Exception as error:
                 connection.error = error
             finally:
@@ -170,15 +172,18 @@ class Client:
 
 
 @asynccontextmanager
-async def client_of(app, *, lifespan=True, seconds=inf):
-    """Serve an application in this event loop; give a client of it."""
+async def client_of(app, *, lifespan=True, seconds=inf, around=nullcontext):
+    """Serve an application in this event loop; give a client of it.
+
+    ``around()`` is entered around each request.
+    """
     with anyio.fail_after(None if seconds == inf else seconds):
         async with anyio.create_task_group() as nursery:
             if lifespan:
                 async with app.lifespan():
-                    yield Client(app, nursery)
+                    yield Client(app, nursery, around)
             else:
-                yield Client(app, nursery)
+                yield Client(app, nursery, around)
             nursery.cancel_scope.cancel()
 
 

@@ -53,6 +53,15 @@ class Asking(Workflow[str]):
         return StopEvent(result="published" if found.yes else "dropped")
 
 
+class Sleeping(Workflow[str]):
+    """Sleeps for an hour."""
+
+    @step
+    async def sleep(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        await ctx.sleep(3600)
+        return StopEvent(result="awake")
+
+
 class Failing(Workflow[str]):
     """Fails, with a text that nobody outside may see."""
 

@@ -371,7 +371,7 @@ async def test_idempotency_key_starts_a_run_once():
         (lambda: asgi_app({}), TypeError, "workflows by name"),
         (lambda: asgi_app(Essay()), TypeError, "workflows by name"),
         (lambda: asgi_app({"essay": Essay}), TypeError, "Essay()"),
-        (lambda: asgi_app({"a/b": Essay()}), ValueError, "for the paths"),
+        (lambda: asgi_app({"a/b": Essay()}), ValueError, "as paths need"),
         (lambda: app_of(on_disconnect="stop"), ValueError, "'cancel' or 'continue'"),
         (lambda: app_of(max_runs=0), ValueError, "max_runs"),
         (lambda: app_of(max_body=1.5), ValueError, "max_body"),

@@ -9,11 +9,10 @@ import pytest
 
 from sluicegate.durable import MemoryStore, open_run_store
 from sluicegate.serve import asgi_app
+from tests.helpers import on_each_backend, run_virtually
 from tests.serve.driver import blocks, client_of
-from tests.serve.flows import Asking, Essay, Failing, Progress, Waiting
+from tests.serve.flows import Asking, Essay, Failing, Progress, Sleeping, Waiting
 
-
-pytestmark = pytest.mark.anyio
 
 ANSWER = {"event": {"type": "Approval", "value": {"yes": True}}}
 
@@ -50,6 +49,7 @@ async def until(check):
     return found
 
 
+@pytest.mark.anyio
 async def test_run_of_a_request_is_stored_and_streamed():
     """With a store the routes are the same, and cursors are those of the store."""
     async with server(MemoryStore()) as (client, _):
@@ -59,6 +59,7 @@ async def test_run_of_a_request_is_stored_and_streamed():
         assert [name for _, name, _ in blocks(stream.text)] == ["Progress", "StopEvent"]
 
 
+@pytest.mark.anyio
 async def test_run_is_there_after_a_restart_with_its_result_and_events():
     """The next server serves what the store has, and knows the cursors of the one before."""
     journals = MemoryStore()
@@ -81,6 +82,7 @@ async def test_run_is_there_after_a_restart_with_its_result_and_events():
         assert listed["handler_id"] == run_id
 
 
+@pytest.mark.anyio
 async def test_waiting_run_is_parked_and_continues_at_the_next_server():
     """A server that stops leaves it in the store: the stream ends without a terminal event."""
     journals = MemoryStore()
@@ -103,6 +105,24 @@ async def test_waiting_run_is_parked_and_continues_at_the_next_server():
         assert [name for _, name, _ in blocks(stream.response.text)] == ["StopEvent"]
 
 
+@pytest.mark.anyio
+async def test_first_look_at_a_run_after_a_restart_knows_its_questions():
+    """A run that another server has left is loaded before it is shown, at a server that follows it, too."""
+    journals = MemoryStore()
+    async with server(journals) as (client, _):
+        run_id = await begin(client, "asking", start_event={"topic": "go on?"})
+        await until(lambda: has_question(client, run_id))
+    for path, key in (("/questions", "questions"), ("", "questions")):
+        async with server(journals) as (client, _):
+            found = (await client.get(f"/handlers/{run_id}{path}")).json[key]
+            assert found, path
+    async with server(journals) as (one, _), server(journals) as (two, _):
+        assert await has_question(one, run_id)
+        assert await has_question(two, run_id)
+        assert (await two.get(f"/handlers/{run_id}")).json["idle"]
+
+
+@pytest.mark.anyio
 async def test_answer_wakes_a_run_that_has_left_the_memory_and_its_readers_follow():
     """A reader that was there before sees the live events of the run's next life here."""
     async with server(MemoryStore(), release_idle=0.0) as (client, _):
@@ -121,6 +141,36 @@ async def test_answer_wakes_a_run_that_has_left_the_memory_and_its_readers_follo
         assert [name for _, name, _ in blocks(stream.response.text)] == ["Question", "StopEvent"]
 
 
+@on_each_backend
+def test_run_that_rests_leaves_the_process_until_it_is_asked_for(backend):
+    """Not while a request is about it. Its answer, and its timer, bring it back."""
+
+    async def main():
+        wall = anyio.current_time
+        runs = open_run_store(MemoryStore(clock=wall).open(), release_idle=1.0, wall=wall)
+        app = asgi_app({"asking": Asking(), "sleeping": Sleeping()}, runs)
+        async with client_of(app) as client:
+            run_id = await begin(client, "asking", start_event={"topic": "?"})
+            sleeping = await begin(client, "sleeping")
+            stream = client.open("GET", f"/events/{run_id}")
+            await stream.response.until("Question")
+            await anyio.sleep(100)
+            assert repr(app) == "<WorkflowApp of asking, sleeping: open, 1 runs, 1 streams>"
+            stream.hang_up()
+            await anyio.sleep(100)
+            assert repr(app) == "<WorkflowApp of asking, sleeping: open, 0 runs, 0 streams>"
+            assert await has_question(client, run_id)
+            await anyio.sleep(100)
+            assert (await client.post(f"/events/{run_id}", ANSWER)).json["status"] == "sent"
+            await anyio.sleep(1)
+            assert (await client.get(f"/results/{run_id}")).json["status"] == "completed"
+            await anyio.sleep(3600)
+            assert (await client.get(f"/results/{sleeping}")).json["status"] == "completed"
+
+    run_virtually(backend, main)
+
+
+@pytest.mark.anyio
 async def test_interrupted_run_is_continued_by_the_next_server():
     """A grace that is too short interrupts the step, which begins again elsewhere."""
     journals = MemoryStore()
@@ -141,6 +191,7 @@ async def test_interrupted_run_is_continued_by_the_next_server():
         assert data["result"]["value"] == {"result": "done"}
 
 
+@pytest.mark.anyio
 async def test_request_whose_server_stops_is_told_where_the_result_will_be():
     """Its run is not cancelled, and the answer is a 503 that names the path."""
     journals = MemoryStore()
@@ -159,6 +210,7 @@ async def test_request_whose_server_stops_is_told_where_the_result_will_be():
         assert blocks(stream.response.text)[-1][1] == "StopEvent"
 
 
+@pytest.mark.anyio
 async def test_hang_up_cancels_the_run_in_the_store():
     """A run of a request ends with its client, also in the store."""
     journals = MemoryStore()
@@ -172,6 +224,7 @@ async def test_hang_up_cancels_the_run_in_the_store():
         assert data["status"] == "cancelled"
 
 
+@pytest.mark.anyio
 async def test_idempotency_key_starts_a_run_once_across_restarts():
     """The key is in the store; with other data it is refused, and so is a handler_id."""
     journals = MemoryStore()
@@ -194,6 +247,7 @@ async def test_idempotency_key_starts_a_run_once_across_restarts():
         assert len((await client.get("/handlers")).json["handlers"]) == 2
 
 
+@pytest.mark.anyio
 async def test_fork_continues_a_copy():
     """The copy has the questions of the run; an answer to it does not concern the original."""
     async with server(MemoryStore()) as (client, _):
@@ -217,6 +271,7 @@ async def has_question(client, run_id):
     return (await client.get(f"/handlers/{run_id}/questions")).json["questions"]
 
 
+@pytest.mark.anyio
 async def test_purge_deletes_a_run_from_the_store():
     """It is cancelled first if it is under way."""
     journals = MemoryStore()
@@ -230,6 +285,7 @@ async def test_purge_deletes_a_run_from_the_store():
         assert (await client.get("/handlers")).json["handlers"] == []
 
 
+@pytest.mark.anyio
 async def test_list_of_stored_runs_comes_in_pages():
     """``next`` is the ``after`` of the page that follows."""
     async with server(MemoryStore()) as (client, _):
@@ -245,6 +301,7 @@ async def test_list_of_stored_runs_comes_in_pages():
         assert (await client.get("/handlers?limit=0")).status == 400
 
 
+@pytest.mark.anyio
 async def test_runs_of_two_servers_share_a_store():
     """A run of one is read, answered and listed at the other, which does not run it."""
     journals = MemoryStore()

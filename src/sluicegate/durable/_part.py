@@ -99,8 +99,10 @@ class Part:
         "_has_caught_up",
         "_hub",
         "_idle_since",
+        "_is_known",
         "_is_noted",
         "_is_stale",
+        "_known_by",
         "_lease",
         "_new",
         "_only_follows",
@@ -170,6 +172,9 @@ class Part:
         #: Since when the run is idle, on the backend's clock.
         self._idle_since: float | None = None
         self._is_noted = False
+        #: Whether the row has been read, and the waiters for that.
+        self._is_known = False
+        self._known_by: list[Waiter] = []
         #: After how long at rest it is released.
         self._release_idle = hub.release_idle
 
@@ -196,6 +201,26 @@ class Part:
             return ()
         return open_questions_of(self._run, self._summary[2], self._hub.wall())
 
+    async def wait_until_known(self) -> None:
+        """Wait until the row of the run has been read, or the part has ended. A checkpoint.
+
+        The questions are known then.
+        """
+        backend = current_backend()
+        waiter = backend.waiter()
+        await backend.checkpoint()
+        self._known_by.append(waiter)
+        try:
+            while not self._is_known:
+                await waiter.wait()
+        finally:
+            self._known_by.remove(waiter)
+
+    def _become_known(self) -> None:
+        self._is_known = True
+        for waiter in self._known_by:
+            waiter.wake()
+
     # -- lives ------------------------------------------------------------------------------------
 
     @enable_ki_protection
@@ -221,6 +246,7 @@ class Part:
         except BaseException as error:  # noqa: ASYNC103, BLE001 - raised below, or the outcome
             interruption = self._judge(single(error, backend.Cancelled), backend)
         self._watch = None
+        self._become_known()
         while self._outbox:
             self._outbox.popleft().end(_never_sent(run))
         if not run.outcome.is_over:
@@ -284,6 +310,7 @@ class Part:
                 self._lease = found
                 await self._take_messages()
                 self._begin(found, 0)
+                self._become_known()
                 return
             check_same(found, new)
             self._row = found
@@ -309,6 +336,7 @@ class Part:
             self._summary = told.status, told.wake_at, told.questions
             self.status = "idle" if told.status in WAITING else "running"
             last = await self._catch_up(row)
+            self._become_known()
             if last is not None:
                 # The row may be older than the end that was read after it.
                 self._run.outcome.recall(_status_of(last), last)

@@ -492,6 +492,7 @@ class Feeds:
             for key in [key for key, each in self._waiting.items() if each not in self._feeds]:
                 del self._waiting[key]
         feed = self._feeds[run.run_id] = Feed(run.handler, run.name, thread_id)
+        run.users += 1  # the feed is in this process, so the run stays here, too
         return feed
 
     def leave(self, run: ServedRun, feed: Feed) -> None:
@@ -502,7 +503,8 @@ class Feeds:
             self._waiting[key] = run.run_id
             return
         feed.close()
-        self._feeds.pop(run.run_id, None)
+        if self._feeds.pop(run.run_id, None) is not None:
+            run.users -= 1
         if self._waiting.get(key) == run.run_id:
             del self._waiting[key]
 

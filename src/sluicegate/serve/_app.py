@@ -18,7 +18,6 @@ from sluicegate._asgi import STREAM_HEADERS, EventWriter, HungUpError, while_con
 from sluicegate._context import Context
 from sluicegate._cursors import read_after
 from sluicegate._data.json import json_of
-from sluicegate._engine.ending import leave_run
 from sluicegate._errors import (
     EventConflictError,
     QuestionClosedError,
@@ -32,7 +31,7 @@ from sluicegate._exceptions import single
 from sluicegate._handler import run_of
 from sluicegate._loop import current_backend
 from sluicegate._observers import observe
-from sluicegate._workflow import Workflow, graph_in
+from sluicegate._workflow import Workflow, graph_in, new_run_id
 from sluicegate.drawing import WorkflowGraph
 from sluicegate.durable import (
     RunConflictError,
@@ -69,7 +68,7 @@ from sluicegate.serve._requests import (
     text_in,
 )
 from sluicegate.serve._runs import Runs, served, wait_for_end
-from sluicegate.serve._stored import StoredRuns, id_for_key, row_data
+from sluicegate.serve._stored import StoredRuns, id_for_key, row_data, wait_until_known
 from sluicegate.serve._streams import (
     AG_UI,
     FORMATS,
@@ -107,6 +106,8 @@ BODY_TIMEOUT = 10.0
 FLUSH = 1.0
 #: Seconds between two looks at which runs are idle, while the server stops.
 LOOK_AGAIN = 0.05
+#: Seconds between two looks at which runs rest in their store. One that rests at both leaves the process.
+RELEASE = 10.0
 #: The most runs that one request lists.
 MOST_LISTED = 1_000
 #: The most characters of a reason, and of an idempotency key.
@@ -254,7 +255,7 @@ class WorkflowApp:
                 data = {"detail": refusal.detail, **refusal.more}
                 await _respond(give, data, refusal.status, refusal.headers)
         except HungUpError:
-            pass  # nobody hears an answer
+            pass  # an answer would reach no client
         except Exception:
             LOGGER.exception("%s %s failed", exchange.method, exchange.path)
             if has_begun:
@@ -308,7 +309,7 @@ class WorkflowApp:
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncGenerator[None]:  # noqa: ARG002 - Starlette gives it
-        """Own the runs that no request owns, for the length of the block.
+        """Own the runs that no request owns until the block is left.
 
         A server enters it by itself, but not that of an application which is mounted in another::
 
@@ -343,6 +344,7 @@ class WorkflowApp:
                     self._nursery = nursery
                     if self._stored is not None:
                         nursery.start_soon(self._adopt_due, self._stored, name="adopt stored runs")
+                        nursery.start_soon(self._release, name="release resting runs")
                     try:
                         yield
                         await self.begin_shutdown()
@@ -356,7 +358,7 @@ class WorkflowApp:
     async def begin_shutdown(self, grace: float | None = None) -> bool:
         """Take no new run, let those under way end within a grace, then cancel the rest. A checkpoint.
 
-        Open streams are told at once, and end with their runs, or with the grace. From the call on, a client
+        Open streams get an event at once, and end with their runs, or with the grace. From the call on, a client
         that disconnects does not cancel its run: the server may be closing the connections. Runs that
         wait for an answer are not waited for once all others have ended.
 
@@ -385,8 +387,7 @@ class WorkflowApp:
         has_drained = True
         for run in self._runs.active:
             has_drained = has_drained and run.is_durable and not run.is_busy
-            # A durable run only leaves this process, and continues from its store.
-            leave_run(run_of(run.handler), "the server stops")
+            run.leave("the server stops")
         while self._runs.active:
             await self._runs.wait_for_change()
         await self._end_streams()
@@ -503,7 +504,8 @@ class WorkflowApp:
         if form is not None:
             await self._send_stream(exchange, send, run, form, after=0)
             return
-        gone = await while_connected(exchange.receive, partial(wait_for_end, run.handler))
+        with run.used():
+            gone = await while_connected(exchange.receive, partial(wait_for_end, run.handler))
         if not gone:
             await self._respond_with(send, run)
 
@@ -608,8 +610,9 @@ class WorkflowApp:
                 raise Refusal(503, _NO_LIFESPAN)
             if run_id is None and key is not None:
                 run_id = id_for_key(name, key)
-            handler = workflow.run(start_event=request.start_event, run_id=run_id)
-            return await self._store_run(self._stored, name, workflow, handler, owner)
+            return await self._store_run(
+                self._stored, name, workflow, request, run_id=run_id, owner=owner
+            )
         handler = workflow.run(start_event=request.start_event, run_id=run_id)
         keys = [f"id {handler.run_id}"]
         if key is not None:
@@ -622,14 +625,16 @@ class WorkflowApp:
         stored: StoredRuns,
         name: str,
         workflow: Workflow[Any],
-        handler: WorkflowHandler[Any],
+        request: RunRequest,
+        *,
+        run_id: str | None,
         owner: Literal["request", "server"],
     ) -> tuple[ServedRun, bool]:
         """Put a run into the store; return it, and whether it is a new one. A checkpoint.
 
         Cancelled, the store has the run or not; if it has, the server continues it.
         """
-        run_id = handler.run_id
+        run_id = run_id or new_run_id()
         is_new = False
         stored.starting.add(run_id)
         try:
@@ -637,6 +642,7 @@ class WorkflowApp:
                 await stored.store.get(run_id)
             except UnknownRunError:
                 is_new = True
+            handler = workflow.run(start_event=request.start_event, run_id=run_id)
             try:
                 await stored.store.submit(handler)
             except RunConflictError as error:
@@ -717,6 +723,16 @@ class WorkflowApp:
 
         await stored.adopt(take, is_known, has_room)
 
+    async def _release(self) -> None:
+        """Let runs that rest in their store leave this process, which need not know all of them."""
+        resting: set[ServedRun] = set()
+        while True:
+            await current_backend().sleep(RELEASE)
+            found = {run for run in self._runs.active if run.can_leave}
+            for run in found & resting:
+                run.leave("it rests in its store")
+            resting = found - resting
+
     def _adopt(self, stored: StoredRuns, row: RunSummary, name: str) -> ServedRun:
         """Continue a run of the store here. Not a checkpoint."""
         workflow = self._workflows[name]
@@ -792,19 +808,23 @@ class WorkflowApp:
             if row.is_over or row.owner is not None or self._is_stopping or self._nursery is None:
                 attached: WorkflowHandler[Any] = await stored.store.attach(run_id)
                 async with attached as handler:
+                    await wait_until_known(handler)
                     if row.is_over:
                         await wait_for_end(handler)
                     yield served(name, self._workflows[name], handler, row)
                 return
             if run_id not in stored.starting:
                 run = self._adopt(stored, row, name)
+                with run.used():
+                    await wait_until_known(run.handler)
         if run is None:
             msg = (
                 f"there is no run {brief(run_id, 100)}, or it is not kept any more; expected a "
                 "handler_id of GET /handlers"
             )
             raise Refusal(404, msg)
-        yield run
+        with run.used():
+            yield run
 
     async def _read(self, exchange: Exchange, send: Send) -> None:
         """Stream the events of a run. Reading does not affect it."""
@@ -845,7 +865,7 @@ class WorkflowApp:
         has_gone = False  # nor has it where the server ends the stream
         # A lossy reader: it holds up no step, and keeps no event. It is attached before the first step.
         reader = run.handler.stream_events(after=after, expose_internal=is_internal, lossy=True)
-        with reader as stream:
+        with reader as stream, run.used():
             await wait_for_trace(run.handler)
             headers = {
                 **_HEADERS,
@@ -1164,8 +1184,8 @@ def asgi_app(
 
     A run that ``POST /workflows/{name}/run`` starts is owned by its request: if the client hangs up
     before the answer is complete, the run is cancelled. A run of ``.../run-nowait`` is owned by the
-    server. Reading events never cancels a run, nor does a reader that is slow hold it up: it misses
-    events, and is told how many.
+    server. Reading events never cancels a run, nor does a slow reader hold it up: it misses
+    events, and gets their number.
 
     Args:
         workflows: The workflows by the names that they have in the paths.
@@ -1208,7 +1228,7 @@ def asgi_app(
             )
             raise TypeError(msg)
         if not isinstance(name, str) or re.fullmatch(r"[A-Za-z0-9._~-]+", name) is None:
-            msg = f"asgi_app() has the name {name!r}; expected letters, digits and . _ ~ -, for the paths"
+            msg = f"asgi_app() has the name {name!r}; expected letters, digits and . _ ~ -, as paths need"
             raise ValueError(msg)
     _check_store(workflows, run_store)
     _check_options(

@@ -1,4 +1,4 @@
-"""What the server shows of events, runs and questions, as JSON data."""
+"""Events, runs and questions as JSON data for clients."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def name_of(error: BaseException) -> str:
 
 
 def told_error(error: BaseException | None, step: str | None = None) -> str | None:
-    """Return what clients are told of a failure: of the user's exceptions, their class alone."""
+    """Return the text of a failure for clients: of the user's exceptions, their class alone."""
     if error is None:
         return None
     if isinstance(error, WorkflowCancelledError | WorkflowTimeoutError | WorkflowStalledError):
@@ -124,7 +124,7 @@ def told_error(error: BaseException | None, step: str | None = None) -> str | No
 
 
 def ending_of(last: StopEvent | None) -> dict[str, Any]:
-    """Return what the terminal event of a run says, for the data of its handler."""
+    """Return the part of the data of a handler that the terminal event of its run determines."""
     found: dict[str, Any] = {"error": None, "result": None, "status": "running"}
     if isinstance(last, WorkflowFailedEvent):
         found |= {"status": "failed", "error": told_error(last.exception, last.step_name)}

@@ -20,7 +20,7 @@ OUTSIDE = "external_step"
 def graph_data(graph: Graph) -> dict[str, Any]:
     """Return the graph: a node for each step and each class of events, and an edge where one leads to the other.
 
-    What a step waits for in its middle leads to it, too.
+    Events that a step waits for midway lead to it, too.
     """
     steps = {step.name for step in graph.steps}
     events: dict[type[Event], list[str]] = {}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: The most headers of a request, and the most bytes in them.
 MOST_HEADERS = 100
 MOST_HEADER_BYTES = 32_768
-#: What a page of an allowed origin may send and read.
+#: The methods and headers that a page of an allowed origin may use, and the headers that it may read.
 _CORS_METHODS = "GET, POST, OPTIONS"
 _CORS_HEADERS = "accept, authorization, content-type, idempotency-key, last-event-id, traceparent"
 _CORS_EXPOSED = "retry-after, traceparent, x-run-id"
@@ -122,7 +122,7 @@ class Guards:
             and urlsplit(origin).netloc.lower() != (hosts[0].lower() if hosts else None)
         ):
             msg = (
-                f"a page of {brief(origin, 100)} may not call this server; expected one of its own, "
+                f"a page of {brief(origin, 100)} may not call this server; expected a page of the server, "
                 "or `asgi_app(..., cors_origins=[...])` on the server"
             )
             raise Refusal(403, msg)

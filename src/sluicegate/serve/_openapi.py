@@ -85,7 +85,7 @@ _QUESTION = {
 _ERROR = {
     "type": "object",
     "properties": {
-        "detail": {**_TEXT, "description": "What happened, what was expected, and the fix."},
+        "detail": {**_TEXT, "description": "The reason, the expected request, and the fix."},
         "field": {**_TEXT, "description": "The path of the field that is wrong."},
     },
     "required": ["detail"],

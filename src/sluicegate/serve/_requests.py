@@ -34,7 +34,7 @@ class Refusal(Exception):  # noqa: N818 - no failure of the server
 
     Args:
         status: The HTTP status.
-        detail: What happened, what was expected, and the fix.
+        detail: The reason, the expected request, and the fix.
         headers: Headers of the response.
         more: Further keys of the answer.
     """
@@ -215,12 +215,12 @@ def text_in(data: dict[str, Any], name: str) -> str | None:
 
 @attrs.frozen
 class RunRequest:
-    """What a client asks to run.
+    """A request to run a workflow.
 
     Attributes:
         start_event: The start event.
         run_id: The id that the client gives the run; None for none.
-        data: What the request consists of, to tell a repeated one from another.
+        data: The fields of the start event as they were given, to recognize a repeated request.
     """
 
     start_event: StartEvent
@@ -229,7 +229,7 @@ class RunRequest:
 
 
 def read_run(graph: Graph, body: dict[str, Any]) -> RunRequest:
-    """Return what a body asks to run.
+    """Return the request to run a workflow that a body contains.
 
     Raises:
         Refusal: The body does not fit the workflow.
@@ -341,7 +341,7 @@ def read_event(given: Any, known: dict[str, type[Event]], only: list[type[Event]
     """Return an event for a run.
 
     Args:
-        given: What the body has as ``event``.
+        given: The member ``event`` of the body.
         known: The classes that it can have, by name.
         only: The classes of answers that the question takes; if it is one, the event need not name it.
 

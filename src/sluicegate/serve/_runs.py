@@ -1,16 +1,18 @@
-"""The runs of a server: those under way, with their owners, and those that are over, for a while."""
+"""The runs of a server: those under way, with their owners, and those that ended lately."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import OrderedDict
+from contextlib import contextmanager
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 import attrs
 
+from sluicegate._engine.ending import leave_run
 from sluicegate._errors import brief
 from sluicegate._handler import mark_observed, run_of
 from sluicegate._loop import current_backend
@@ -21,7 +23,7 @@ from sluicegate.serve._traces import trace_header
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator
 
     from sluicegate._definition.graph import Graph
     from sluicegate._handler import WorkflowHandler
@@ -45,6 +47,8 @@ class ServedRun:
         completed_at: When it ended; None before.
         forget_at: When it is forgotten, on the event loop's clock; None before its end.
         keys: The idempotency keys that started it.
+        users: How many requests are about it now.
+        is_leaving: Whether it leaves this process, to rest in its store.
     """
 
     handler: WorkflowHandler[Any]
@@ -56,6 +60,8 @@ class ServedRun:
     completed_at: float | None = None
     forget_at: float | None = None
     keys: list[tuple[str, str]] = attrs.Factory(list[tuple[str, str]])
+    users: int = 0
+    is_leaving: bool = False
 
     @property
     def run_id(self) -> str:
@@ -88,12 +94,31 @@ class ServedRun:
         # A run of a store may have any id.
         return {"x-run-id": quote(self.handler.run_id, safe=":~"), **trace_header(self.handler)}
 
+    @contextmanager
+    def used(self) -> Generator[None]:
+        """Keep it in this process for the length of the block."""
+        self.users += 1
+        try:
+            yield
+        finally:
+            self.users -= 1
+
+    @property
+    def can_leave(self) -> bool:
+        """Whether it rests in its store, and no request is about it."""
+        return self.owner == "server" and not (self.users or self.is_busy or self.is_in_memory)
+
+    def leave(self, reason: str) -> None:
+        """Cancel it, or, with a store, let it leave this process. Not a checkpoint."""
+        self.is_leaving = True
+        leave_run(run_of(self.handler), reason)
+
     def touch(self) -> None:
         """Note that it has changed."""
         self.updated_at = time.time()
 
     def data(self) -> dict[str, Any]:
-        """Return what clients are told of it."""
+        """Return its data for clients."""
         handler = self.handler
         status = handler.status
         found: dict[str, Any] = {
@@ -155,7 +180,10 @@ class Runs:
     def get(self, run_id: str) -> ServedRun | None:
         """Return a run; None if it is not known, or not any more."""
         self._forget_old()
-        return self._active.get(run_id) or self._ended.get(run_id)
+        found = self._active.get(run_id)
+        if found is not None and found.is_leaving and found.is_durable:
+            return None
+        return found or self._ended.get(run_id)
 
     def is_active(self, run_id: str) -> bool:
         """Whether a run is under way here."""
@@ -206,7 +234,7 @@ class Runs:
         started_at: float | None = None,
     ) -> ServedRun:
         """Note a run that is about to begin."""
-        if handler.run_id in self._active or handler.run_id in self._ended:
+        if self.get(handler.run_id) is not None:
             handler.cancel("it was never started")
             msg = f"there is a run {handler.run_id!r}; expected another handler_id, or none for a new one"
             raise Refusal(409, msg, field="handler_id")
@@ -221,8 +249,9 @@ class Runs:
 
     def end(self, run: ServedRun) -> None:
         """Note that a run has ended, or has left this process."""
-        if self._active.pop(run.run_id, None) is None:
+        if self._active.get(run.run_id) is not run:
             return
+        del self._active[run.run_id]
         handler = run.handler
         mark_observed(handler)
         for waiter in self._waiters:

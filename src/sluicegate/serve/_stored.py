@@ -7,9 +7,11 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from sluicegate._errors import SnapshotError
+from sluicegate._handler import run_of
 from sluicegate._loop import current_backend
 from sluicegate._workflow import graph_in
 from sluicegate.durable import StoreClosedError, StoreError, StoreFormatError
+from sluicegate.durable._part import Part
 from sluicegate.serve._data import schema_of_event, timestamp
 from sluicegate.serve._requests import answer_classes
 
@@ -33,6 +35,8 @@ _STORED: dict[str, Sequence[str]] = {
 _TOLD = {stored: told for told, several in _STORED.items() for stored in several}
 #: Seconds until the store is asked again, after a fault or while there is no room for runs.
 _AGAIN = 0.5
+#: Seconds for which a request waits for the row of its run, which a slow store may take longer to read.
+_LOADED = 5.0
 
 
 class StoredRuns:
@@ -144,7 +148,7 @@ class _Besides:
 
 
 def row_data(row: RunSummary, name: str) -> dict[str, Any]:
-    """Return what the list of runs tells of one that is not in memory; the result is not read for it."""
+    """Return the data of a run that is not in memory for the list of runs; the result is not read for it."""
     status = _TOLD.get(row.status, "running")
     found = {
         "handler_id": row.run_id,
@@ -162,6 +166,16 @@ def row_data(row: RunSummary, name: str) -> dict[str, Any]:
     if row.status == "timed_out":
         found["timed_out"] = True
     return found
+
+
+async def wait_until_known(handler: WorkflowHandler[Any]) -> None:
+    """Wait until the questions of a run of the store are known, if it is one. A checkpoint."""
+    part = run_of(handler).part
+    backend = current_backend()
+    if isinstance(part, Part):
+        with backend.cancel_scope(deadline=backend.current_time() + _LOADED):
+            await part.wait_until_known()
+    await backend.checkpoint_if_cancelled()
 
 
 def id_for_key(name: str, key: str) -> str:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class StreamInfo:
-    """What a response streams.
+    """The subject of a response that streams.
 
     Attributes:
         run_id: The run.
