@@ -317,6 +317,65 @@ async def test_runs_of_two_servers_share_a_store():
         assert (await two.get(f"/results/{run_id}")).json["status"] == "completed"
 
 
+@pytest.mark.anyio
+async def test_run_of_a_request_runs_at_the_server_of_the_request():
+    """Other servers of the store do not take it, so its live events reach the client."""
+    journals = MemoryStore()
+    async with server(journals) as (one, _), server(journals) as (_, _):
+        for number in range(20):
+            body = {"kwargs": {"flood": 3}}
+            stream = await one.post("/workflows/waiting/run?format=sse", body)
+            names = [name for _, name, _ in blocks(stream.text)]
+            assert names == ["Progress"] * 4 + ["StopEvent"], number
+
+
+@pytest.mark.anyio
+async def test_two_servers_that_get_the_same_new_id_at_once():
+    """One starts it, the other follows; with other data one of them is refused."""
+    journals = MemoryStore()
+    async with server(journals) as (one, _), server(journals) as (two, _):
+        for other in ("a", "b"):
+            requests = [
+                client.open(
+                    "POST",
+                    "/workflows/essay/run-nowait",
+                    {"start_event": {"topic": topic}, "handler_id": f"both-{other}"},
+                )
+                for client, topic in ((one, "a"), (two, other))
+            ]
+            for request in requests:
+                await request.ended.wait()
+            found = sorted(request.response.status for request in requests)
+            assert found == ([200, 200] if other == "a" else [200, 409])
+        assert len((await one.get("/handlers")).json["handlers"]) == 2
+        assert (await one.get("/results/both-b")).status in (200, 202)
+
+
+@pytest.mark.anyio
+async def test_reader_of_a_run_that_this_server_takes_over_comes_back_for_its_live_events():
+    """Its stream ends without a terminal event, and continues by its cursor."""
+    journals = MemoryStore()
+    async with server(journals) as (two, app):
+        async with server(journals) as (one, first):
+            run_id = await begin(one, "waiting")
+            await first.workflows["waiting"].began.wait()
+            stream = two.open("GET", f"/events/{run_id}")
+            await until(lambda: is_read(app))
+            await first.begin_shutdown(0.0)
+        await stream.ended.wait()
+        assert "StopEvent" not in stream.response.text
+        assert "0 streams" in repr(app)
+        again = two.open("GET", f"/events/{run_id}")
+        await again.response.until("begun")
+        app.workflows["waiting"].go_on.set()
+        await again.ended.wait()
+        assert blocks(again.response.text)[-1][2]["value"] == {"result": "done"}
+
+
+async def is_read(app):
+    return "1 streams" in repr(app)
+
+
 def test_workflows_of_one_class_need_different_names_in_a_store():
     """Stored runs find their workflow by the name of its class."""
     with pytest.raises(ValueError, match="class Essay"):

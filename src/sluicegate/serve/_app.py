@@ -68,7 +68,7 @@ from sluicegate.serve._requests import (
     text_in,
 )
 from sluicegate.serve._runs import Runs, served, wait_for_end
-from sluicegate.serve._stored import StoredRuns, id_for_key, row_data, wait_until_known
+from sluicegate.serve._stored import StoredRuns, id_for_key, is_refused, row_data, wait_until_known
 from sluicegate.serve._streams import (
     AG_UI,
     FORMATS,
@@ -177,6 +177,8 @@ class WorkflowApp:
         #: The streams that are being sent, each with its cancel scope.
         self._streams: dict[EventWriter, Any] = {}
         self._streamless: set[Any] = set()
+        #: The streams of runs that are followed, because they are not in this process, by their ids.
+        self._followers: dict[str, set[EventWriter]] = {}
 
     def __repr__(self) -> str:
         state = "stopping" if self._is_stopping else "no lifespan" if not self._nursery else "open"
@@ -410,8 +412,12 @@ class WorkflowApp:
             backend.cancel(scope, "the server stops")
 
     @contextmanager
-    def _streaming(self, writer: EventWriter) -> Generator[None]:
+    def _streaming(self, run: ServedRun, writer: EventWriter) -> Generator[None]:
         """Note a stream while it is being sent."""
+        followers: set[EventWriter] = set()
+        if run.is_followed:
+            followers = self._followers.setdefault(run.run_id, followers)
+        followers.add(writer)
         with current_backend().cancel_scope() as self._streams[writer]:
             if self._is_stopping:
                 writer.tell_stopping(self._grace)
@@ -420,6 +426,9 @@ class WorkflowApp:
             try:
                 yield
             finally:
+                followers.discard(writer)
+                if run.is_followed and not followers:
+                    self._followers.pop(run.run_id, None)
                 del self._streams[writer]
                 for waiter in self._streamless:
                     waiter.wake()
@@ -501,6 +510,7 @@ class WorkflowApp:
             return
         if is_new:
             self._start_in_server(run, exchange.headers)
+            await self._wait_until_stored(run)
         if form is not None:
             await self._send_stream(exchange, send, run, form, after=0)
             return
@@ -515,6 +525,7 @@ class WorkflowApp:
         run, is_new = await self._begin(name, workflow, request, key, "server")
         if is_new:
             self._start_in_server(run, exchange.headers)
+            await self._wait_until_stored(run)
             await wait_for_trace(run.handler)
         headers = run.headers()
         if not is_new:
@@ -630,41 +641,46 @@ class WorkflowApp:
         run_id: str | None,
         owner: Literal["request", "server"],
     ) -> tuple[ServedRun, bool]:
-        """Put a run into the store; return it, and whether it is a new one. A checkpoint.
-
-        Cancelled, the store has the run or not; if it has, the server continues it.
-        """
+        """Return the run of the store, or a new one, which is stored when it starts. A checkpoint."""
         run_id = run_id or new_run_id()
-        is_new = False
+        row: RunSummary | None = None
         stored.starting.add(run_id)
         try:
-            try:
-                await stored.store.get(run_id)
-            except UnknownRunError:
-                is_new = True
+            with suppress(UnknownRunError):
+                row = await stored.store.get(run_id)
             handler = workflow.run(start_event=request.start_event, run_id=run_id)
+            if row is None and self._runs.get(run_id) is None:
+                return self._runs.add(name, workflow, stored.new(handler), owner), True
             try:
-                await stored.store.submit(handler)
+                await stored.store.submit(handler)  # which only compares the two
             except RunConflictError as error:
                 raise Refusal(409, str(error), field="handler_id") from None
-            except SnapshotError as error:
-                raise Refusal(400, str(error), field="start_event") from None
-            known = self._runs.get(run_id)
-            if known is not None:
-                return known, False
-            row = await stored.store.get(run_id)
-            known = self._runs.get(run_id)
-            if known is not None:
-                return known, False
-            continued = stored.store.resume(run_id, workflow)
-            run = self._runs.add(
-                name, workflow, continued, owner if is_new else "server", started_at=row.created_at
-            )
+            run = self._runs.get(run_id)
+            if run is None:
+                run = self._adopt(stored, row or await stored.store.get(run_id), name)
         finally:
             stored.starting.discard(run_id)
-        if not is_new:
-            self._start_in_server(run)
-        return run, is_new
+        with run.used():
+            await wait_until_known(run.handler)
+        return run, False
+
+    async def _wait_until_stored(self, run: ServedRun) -> None:
+        """Wait until the store has a run that was just started. A checkpoint.
+
+        Raises:
+            Refusal: It has another run of the same id, or cannot be used.
+        """
+        handler = run.handler
+        await wait_until_known(handler)
+        if not is_refused(handler):
+            return
+        await wait_for_end(handler)
+        self._end(run)
+        for error in handler.exceptions:
+            if isinstance(error, RunConflictError):
+                raise Refusal(409, str(error), field="handler_id") from None
+        msg = "the run store cannot be used at the moment; expected the same request later"
+        raise Refusal(503, msg, headers={"retry-after": "5"})
 
     def _start_in_server(
         self,
@@ -737,6 +753,9 @@ class WorkflowApp:
         """Continue a run of the store here. Not a checkpoint."""
         workflow = self._workflows[name]
         self._runs.drop(row.run_id)
+        # Their readers have to come back, to see the live events of the run, too.
+        for writer in self._followers.get(row.run_id, ()):
+            writer.stop()
         handler = stored.store.resume(row.run_id, workflow)
         run = self._runs.add(name, workflow, handler, "server", started_at=row.created_at)
         self._start_in_server(run)
@@ -761,6 +780,8 @@ class WorkflowApp:
             with self._observing(), trace_of(exchange.headers):
                 async with handler, backend.open_nursery() as nursery:
                     nursery.start_soon(note_end)
+                    if run.is_durable:
+                        await self._wait_until_stored(run)
                     if form is None:
                         has_gone = await while_connected(
                             exchange.receive,
@@ -887,7 +908,7 @@ class WorkflowApp:
                 await writer.write(stream)
                 await writer.end()
 
-            with self._streaming(writer):
+            with self._streaming(run, writer):
                 has_gone = await while_connected(
                     exchange.receive, work, is_hang_up=self._is_hang_up
                 )

@@ -49,6 +49,7 @@ class ServedRun:
         keys: The idempotency keys that started it.
         users: How many requests are about it now.
         is_leaving: Whether it leaves this process, to rest in its store.
+        is_followed: Whether it is not in this process, and its stored events are followed.
     """
 
     handler: WorkflowHandler[Any]
@@ -62,6 +63,7 @@ class ServedRun:
     keys: list[tuple[str, str]] = attrs.Factory(list[tuple[str, str]])
     users: int = 0
     is_leaving: bool = False
+    is_followed: bool = False
 
     @property
     def run_id(self) -> str:
@@ -325,6 +327,7 @@ def served(
         row.created_at,
         row.updated_at,
         row.updated_at if row.is_over else None,
+        is_followed=True,
     )
 
 

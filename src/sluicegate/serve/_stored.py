@@ -13,7 +13,7 @@ from sluicegate._workflow import graph_in
 from sluicegate.durable import StoreClosedError, StoreError, StoreFormatError
 from sluicegate.durable._part import Part
 from sluicegate.serve._data import schema_of_event, timestamp
-from sluicegate.serve._requests import answer_classes
+from sluicegate.serve._requests import Refusal, answer_classes
 
 
 if TYPE_CHECKING:
@@ -71,6 +71,18 @@ class StoredRuns:
                     error,
                     extra={"run_id": handler.run_id},
                 )
+
+    def new(self, handler: WorkflowHandler[Any]) -> WorkflowHandler[Any]:
+        """Return a handler whose run the store has when it is started.
+
+        Raises:
+            Refusal: The start event cannot be kept.
+        """
+        try:
+            return self.store.run(handler)
+        except SnapshotError as error:
+            handler.cancel("it was never started")
+            raise Refusal(400, str(error), field="start_event") from None
 
     async def adopt(
         self,
@@ -176,6 +188,12 @@ async def wait_until_known(handler: WorkflowHandler[Any]) -> None:
         with backend.cancel_scope(deadline=backend.current_time() + _LOADED):
             await part.wait_until_known()
     await backend.checkpoint_if_cancelled()
+
+
+def is_refused(handler: WorkflowHandler[Any]) -> bool:
+    """Whether the store has not taken a run that was started."""
+    part = run_of(handler).part
+    return isinstance(part, Part) and not part.sequence
 
 
 def id_for_key(name: str, key: str) -> str:
