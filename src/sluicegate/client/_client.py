@@ -1,4 +1,4 @@
-"""The client: what a program holds of a server."""
+"""The client of a workflow server."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class Client:
         assert nursery is not None
         session.stop()
         if self._given_http is None:
-            # In a task of its own, which no native cancellation of this one hits.
+            # In a separate task, which no native cancellation of this one hits.
             nursery.start_soon(self._close, session, name="close the client")
         raised = await leave_nursery(manager)  # noqa: ASYNC102 - as a nursery's own __aexit__
         self._manager = self._session = self._http = None
@@ -275,7 +275,7 @@ class Client:
         run_id: str | None = None,
         **fields: Any,
     ) -> RemoteHandler[Any]:
-        """Start a run that the server owns: it goes on when this client has gone. A checkpoint.
+        """Start a run that the server owns: it continues when this client has gone. A checkpoint.
 
         If the same request is sent twice with the same ``run_id``, the run is started once. Cancelled,
         it may have been started or not; with a ``run_id`` of your own you can find out.

@@ -1,4 +1,4 @@
-"""What the server tells of runs, questions and workflows."""
+"""Runs and questions, as the server describes them."""
 
 from __future__ import annotations
 

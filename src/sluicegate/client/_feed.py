@@ -250,7 +250,7 @@ class Feed:
         """Publish an event to the readers; return whether it was the terminal one."""
         envelope = self._envelope(received)
         if self._is_old(received.id):
-            # A notice of the server has no id of its own. An event would be one that was read before.
+            # A notice of the server has no id. An event would be one that was read before.
             if envelope.type == "StreamGap":
                 missed = envelope.fields.get("missed")
                 self.missed += missed if isinstance(missed, int) and missed > 0 else 0

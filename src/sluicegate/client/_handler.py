@@ -139,7 +139,7 @@ class RemoteHandler(Generic[R]):
             raise
 
     async def _wait_for_end(self) -> RemoteRun:
-        """Wait for the end of a run that the server owns, and return what it tells of it."""
+        """Wait for the end of a run that the server owns, and return its description."""
         while True:
             found = await self.details()
             if found.is_over:
@@ -355,7 +355,7 @@ class RemoteHandler(Generic[R]):
             )
 
     async def details(self) -> RemoteRun:
-        """Return what the server tells of the run: its status, its times, how it ended. A checkpoint.
+        """Return the server's description of the run: its status, its times, how it ended. A checkpoint.
 
         Raises:
             NotFoundError: The server does not know the run, or not any more.

@@ -186,7 +186,7 @@ class Transport:
 
 @cache
 def _body_class(library: Any) -> Any:
-    """Return the class of the bodies of requests, for a library.
+    """Return the class of request bodies of a library.
 
     The library's own iterates by an async generator, which stays open if the request is cancelled while
     it is sent.

@@ -65,7 +65,7 @@ class Session:
         )
 
     def open_stream(self, run_id: str, *, after: str, internal: bool = False) -> RemoteStream:
-        """Return a reader with a connection of its own."""
+        """Return a reader with a separate connection."""
         nursery = self._open_nursery()
         feed = Feed(
             self.transport,
