@@ -108,7 +108,7 @@ async def test_events_of_classes_that_were_not_given():
         async with client.run("essay", topic="locks") as handler:
             event = await handler.stream_events().receive()
         assert type(event) is RemoteEvent
-        assert (event.type, event.fields, event.problem) == (
+        assert (event.type_name, event.fields, event.problem) == (
             "Progress",
             {"message": "locks 0"},
             None,
@@ -117,7 +117,7 @@ async def test_events_of_classes_that_were_not_given():
         handler = await client.submit("asking", topic="now?")
         question = await handler.stream_events().receive()
         assert isinstance(question, RemoteQuestionEvent)
-        assert question.types == ("InputRequiredEvent",)
+        assert question.base_names == ("InputRequiredEvent",)
         await handler.cancel()
 
 
@@ -269,7 +269,7 @@ async def test_questions_are_answered():
         assert type(event) is Question
         [question] = await handler.questions()
         assert (question.event.text, question.run_id) == ("print?", handler.run_id)
-        assert [kind.type for kind in question.answers] == ["Approval"]
+        assert [kind.type_name for kind in question.answers] == ["Approval"]
         assert question.answers[0].schema["required"] == ["yes"]
         assert [each.id for each in await client.questions()] == [question.id]
         assert await handler.status() == "idle"

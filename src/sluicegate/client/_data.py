@@ -118,11 +118,11 @@ class AnswerKind:
     """A class of events that answers a question.
 
     Attributes:
-        type: The name of the class.
+        type_name: The name of the class.
         schema: The JSON Schema of its fields.
     """
 
-    type: str
+    type_name: str
     schema: dict[str, Any]
 
 

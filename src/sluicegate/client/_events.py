@@ -54,15 +54,15 @@ class RemoteEvent(Event):
     """An event of a class that the client was not given, or that its data do not fit.
 
     Attributes:
-        type: The name of its class on the server.
-        types: The names of the bases of that class, below ``Event``.
+        type_name: The name of its class on the server.
+        base_names: The names of the bases of that class, below ``Event``.
         fields: Its fields, as JSON data.
         problem: Why it is not an instance of the class of that name that the client was given; None
             if there is no such class.
     """
 
-    type: str
-    types: tuple[str, ...] = ()
+    type_name: str
+    base_names: tuple[str, ...] = ()
     fields: dict[str, Any] = attrs.field(factory=dict[str, Any])
     problem: str | None = None
 
@@ -196,7 +196,10 @@ def _generic(envelope: Envelope, problem: str | None) -> RemoteEvent:
     elif "InputRequiredEvent" in (envelope.type, *envelope.types):
         kind = RemoteQuestionEvent
     return kind(
-        type=envelope.type, types=envelope.types, fields=dict(envelope.fields), problem=problem
+        type_name=envelope.type,
+        base_names=envelope.types,
+        fields=dict(envelope.fields),
+        problem=problem,
     )
 
 
@@ -235,7 +238,7 @@ def result_of(event: Event, run_id: str) -> Any:
         active = f"; still running: {', '.join(event.active_steps)}" if event.active_steps else ""
         raise WorkflowTimeoutError(msg + active, event.timeout, tuple(event.active_steps))
     if isinstance(event, RemoteStopEvent) and event.problem is not None:
-        msg = f"the run {run_id} completed with {event.type}, which does not fit: {event.problem}"
+        msg = f"the run {run_id} completed with {event.type_name}, which does not fit: {event.problem}"
         raise ClientError(msg)
     return event.get("result") if type(event) is StopEvent else event
 
