@@ -318,6 +318,9 @@ async def test_an_answer_is_sent_once():
         await handler.send_event(HumanResponseEvent(other=1), id="early")
         again = await handler.send_event(HumanResponseEvent(other=1), id="early")
         assert again.is_repeated
+        with pytest.raises(EventConflictError) as used:
+            await handler.send_event(HumanResponseEvent(other=2), id="early")
+        assert used.value.id == "early"
         await handler.send_event(Approval(yes=False), question=question.id)
         assert await handler == "dropped"
 

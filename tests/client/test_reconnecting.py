@@ -252,6 +252,19 @@ async def test_a_run_that_the_server_forgot():
 
 
 @virtually
+async def test_a_reader_of_the_end_that_is_cut_off_before_its_first_event():
+    """``after="now"`` is the moment of the first request, also where the connection is made again later."""
+    async with connected(asgi_app({"slow": Slow()}), events=[Progress]) as client:
+        handler = await client.submit("slow")
+        await anyio.sleep(2.5)
+        stream = handler.stream_events(after="now")
+        await anyio.sleep(0.1)
+        client.network.refuse = 5
+        client.network.lose_all()
+        assert await read(stream) == EXPECTED[2:]
+
+
+@virtually
 async def test_a_reader_that_is_cancelled():
     """P6: a wait that is cancelled takes no event, and costs no connection."""
     async with connected(asgi_app({"slow": Slow()}), events=[Progress]) as client:

@@ -229,9 +229,9 @@ class RemoteHandler(Generic[R]):
         backend = current_backend()
         try:
             with shielded_scope(LEAVE_SECONDS):
-                if feed.has_begun:
-                    await self._cancel(reason, retries=0)
-                    await feed.wait_until_over()
+                # Also before the server has answered: the run may have begun.
+                await self._cancel(reason, retries=0)
+                await feed.wait_until_over()
         except ClientError:
             pass  # closing the connection cancels the run as well
         finally:

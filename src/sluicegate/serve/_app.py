@@ -892,6 +892,8 @@ class WorkflowApp:
                 **_HEADERS,
                 **STREAM_HEADERS,
                 "content-type": f"{form.content_type or form.media_type}; charset=utf-8",
+                # Where a reader continues that asked for "now" and is cut off before the first event.
+                "x-cursor": stream.cursor,
                 **run.headers(),
             }
             writer = EventWriter(
@@ -1040,7 +1042,10 @@ class WorkflowApp:
                 acknowledgement = handler.send_event(event, step, question=question, id=key)
                 await acknowledgement
             except (QuestionClosedError, EventConflictError, WorkflowDetachedError) as error:
-                raise Refusal(409, str(error)) from None
+                about = {
+                    name: value for name, value in vars(error).items() if name in ("question", "id")
+                }
+                raise Refusal(409, str(error), error=type(error).__name__, **about) from None
             except (WorkflowRuntimeError, TypeError) as error:
                 raise Refusal(409 if handler.is_done() else 400, str(error)) from None
             run.touch()
