@@ -34,7 +34,7 @@ class ClientError(WorkflowError):
         self, message: str, status: int | None = None, body: dict[str, Any] | None = None
     ) -> None:
         super().__init__(message)
-        self.status = status
+        self.status: int | None = status
         self.body: dict[str, Any] = {} if body is None else body
 
 
@@ -78,7 +78,7 @@ class UnavailableError(ClientError):
         retry_after: float | None = None,
     ) -> None:
         super().__init__(message, status, body)
-        self.retry_after = retry_after
+        self.retry_after: float | None = retry_after
 
 
 class ServerUnreachableError(ClientError, ConnectionError):
@@ -103,9 +103,9 @@ class RunFailedError(WorkflowRuntimeError):
         self, message: str, exception: str = "", step_name: str | None = None, run_id: str = ""
     ) -> None:
         super().__init__(message)
-        self.exception = exception
-        self.step_name = step_name
-        self.run_id = run_id
+        self.exception: str = exception
+        self.step_name: str | None = step_name
+        self.run_id: str = run_id
 
 
 _BY_STATUS: dict[int, type[ClientError]] = {

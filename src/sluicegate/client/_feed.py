@@ -97,19 +97,19 @@ class Feed:
         self._start = start
         self._is_internal = internal
         self._reconnect_for = reconnect_for
-        self.cursor = after
-        self.missed = 0
-        self.log = EventLog(window=WINDOW, history=history)
+        self.cursor: str = after
+        self.missed: int = 0
+        self.log: EventLog = EventLog(window=WINDOW, history=history)
         self.log.thread = get_ident()
         #: Only its owner cancels a feed that owns its run: when the owner is left, the run is cancelled first.
         self.scope: Any = backend.cancel_scope(shield=start is not None)
         #: Whether the server has answered with the stream.
-        self.has_begun = False
+        self.has_begun: bool = False
         #: The terminal event of the run.
         self.last: Event | None = None
         self.failure: BaseException | None = None
         #: How often the connection was lost.
-        self.losses = 0
+        self.losses: int = 0
         #: When the response was opened that is read; ``inf`` if it was not.
         self._opened_at = inf
         self._has_left = False

@@ -51,7 +51,7 @@ class Backoff:
 
     def __init__(self, seed: str) -> None:
         self._random = Random(seed)  # noqa: S311 - no secret
-        self.attempts = 0
+        self.attempts: int = 0
 
     def reset(self) -> None:
         """Begin again with the shortest delay."""
@@ -98,7 +98,7 @@ class Transport:
         idle_timeout: float,
         max_retries: int,
     ) -> None:
-        self.url = url.rstrip("/")
+        self.url: str = url.rstrip("/")
         self._http = http
         self._library = library = library_of(http)
         self._headers = dict(headers)
@@ -106,7 +106,7 @@ class Transport:
         self._long_timeout = library.Timeout(timeout, read=None)
         silence = None if idle_timeout == inf else idle_timeout
         self._stream_timeout = library.Timeout(timeout, read=silence)
-        self.max_retries = max_retries
+        self.max_retries: int = max_retries
         self._requests = 0
 
     async def request(
@@ -243,7 +243,7 @@ class StreamedResponse:
         self._bytes: AsyncIterator[bytes] | None = None
         self._at_end = False
         #: Whether the last event was received, so that only the end of the response is left to read.
-        self.is_complete = False
+        self.is_complete: bool = False
 
     async def __aenter__(self) -> Self:
         """Send the request, and wait for the head of its answer. A checkpoint.

@@ -31,7 +31,7 @@ class Session:
 
     def __init__(self, transport: Transport, classes: Classes, reconnect_for: float) -> None:
         self._transport = transport
-        self.classes = classes
+        self.classes: Classes = classes
         self._reconnect_for = reconnect_for
         #: The nursery of the feeds of single readers; None while the client is not open.
         self.nursery: Nursery | None = None
