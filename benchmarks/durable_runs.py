@@ -128,14 +128,15 @@ async def of_sluicegate(folder: Path, durability: str) -> dict[str, float]:
 
 
 def replayed(path: Path) -> float:
-    """Return the microseconds in which a step of the longest stored run is replayed."""
+    """Return the microseconds in which a step of the run of `HOPS` steps is replayed."""
     from sluicegate._engine.journal_records import decode_record
     from sluicegate._engine.replay import PastRun
     from sluicegate._workflow import graph_in
 
     connection = sqlite3.connect(path)
     (run,) = connection.execute(
-        "SELECT run FROM records GROUP BY run HAVING count(*) BETWEEN 500 AND 2000 LIMIT 1"
+        "SELECT run FROM records GROUP BY run HAVING count(*) BETWEEN ? AND ? LIMIT 1",
+        (HOPS, HOPS + 50),
     ).fetchone()
     rows = connection.execute("SELECT data FROM records WHERE run = ? ORDER BY sequence", (run,))
     records = [data.encode() if isinstance(data, str) else data for (data,) in rows]
