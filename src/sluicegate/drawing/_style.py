@@ -190,7 +190,7 @@ def _is_used(selector: str, used: set[str]) -> bool:
 
 
 def picture_sheet() -> str:
-    """Return a style sheet for pictures without a style of their own, in a page of other pages."""
+    """Return a style sheet for pictures that are elements of a page and have no style inside."""
     dark = f"@media (prefers-color-scheme: dark) {{ .flow {{ {_variables(DARK)} }} }}"
     return f".flow {{ {_variables(LIGHT)} }}\n{dark}\n{PICTURE_RULES}\n"
 

@@ -1007,7 +1007,7 @@ class WorkflowApp:
 
     async def _recorded(self, run_id: str) -> dict[str, Any] | None:
         """Return what was recorded of a run here; of one that began elsewhere, what its store tells."""
-        # Many records take long, and other runs go on meanwhile.
+        # Many records take long, while other runs continue.
         run_in_thread = partial(current_backend().run_in_thread, abandon_on_cancel=True)
         data: dict[str, Any] | None = None
         if self._recorder is not None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     Endpoint = Callable[[Exchange, Send], Awaitable[None]]
 
-#: The page runs its own scripts, styles and requests, and nothing else; nobody may frame it.
+#: The page runs its own scripts, styles and requests, and nothing else; no page may frame it.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "frame-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
