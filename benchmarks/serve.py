@@ -63,7 +63,7 @@ class Work(Workflow[str]):
     """Waits, or sends; notes when it was cancelled."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(stream_history=100)
         self.sent = 0
         self.cancelled_at: float | None = None
 
@@ -183,7 +183,8 @@ def serve_in_process(server: str, pipe: Any) -> None:
     """Serve until the other end of the pipe is closed; tells the port first."""
 
     async def main() -> None:
-        app = asgi_app({"work": Work()}, max_runs=10_000, heartbeat=None)
+        # Few records for the timeline are kept, which grow with the events whoever reads them.
+        app = asgi_app({"work": Work()}, max_runs=10_000, max_records=1_000, heartbeat=None)
         async with hosted(server, app) as port:
             pipe.send(port)
             while not pipe.poll():
@@ -217,6 +218,8 @@ async def read_stream(port: int, body: dict[str, Any], delays: list[float]) -> i
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request(body))
     count = 0
+    first = await reader.readline()
+    assert first.startswith(b"HTTP/1.1 200 "), f"the server answered {first!r}"
     async for line in reader:
         if line.startswith(b'data: {"value":{"sent_at"'):
             sent_at = json.loads(line[6:])["value"]["sent_at"]
@@ -273,8 +276,10 @@ async def stuck(count: int, port: int, pid: int) -> list[float]:
         client = socket.create_connection(("127.0.0.1", port))
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.sendall(f"GET /events/{run_id} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
+        client.setblocking(False)
         clients.append(client)
-        await asyncio.sleep(0)
+    for client in clients:  # each has its stream
+        await asyncio.get_running_loop().sock_recv(client, 64)
     found = []
     for _ in range(8):
         await asyncio.sleep(3)

@@ -68,7 +68,7 @@ class Server:
         app = asgi_app({"flood": self.flood}, authenticate=bearer_token(TOKEN), heartbeat=None)
         listener = free_listener()
         self.port = listener.getsockname()[1]
-        bounds = {"header_timeout": 0.1, "body_timeout": 0.1, "close_timeout": 0.1, **bounds}
+        bounds = {"header_timeout": 30, "body_timeout": 30, "close_timeout": 0.1, **bounds}
         with anyio.fail_after(20):
             async with app.lifespan(), serving(app, listener, **bounds) as self.connections:
                 async with connected(self.port):
@@ -118,13 +118,21 @@ async def server(anyio_backend):
         yield server
 
 
-async def test_a_head_that_does_not_arrive_closes_the_connection(server):
+@pytest.fixture
+async def short_of_time(anyio_backend):
+    """A server that waits for no client, except for the body of a request."""
+    server = Server()
+    async with server.open(header_timeout=0.1):
+        yield server
+
+
+async def test_a_head_that_does_not_arrive_closes_the_connection(short_of_time):
     """A slowloris: no request has begun, so there is nothing to answer."""
-    assert await server.tell(b"GET /health HTTP/1.1\r\nHost: lo") == ""
-    assert await server.tell(b"") == ""
+    assert await short_of_time.tell(b"GET /health HTTP/1.1\r\nHost: lo") == ""
+    assert await short_of_time.tell(b"") == ""
 
 
-async def test_a_head_that_trickles_in_is_bounded_as_a_whole(server):
+async def test_a_head_that_trickles_in_is_bounded_as_a_whole(short_of_time):
     """Each further byte does not give it more time."""
 
     def trickle():
@@ -132,7 +140,7 @@ async def test_a_head_that_trickles_in_is_bounded_as_a_whole(server):
         while True:
             yield b"a"
 
-    async with connected(server.port) as client, anyio.create_task_group() as sending:
+    async with connected(short_of_time.port) as client, anyio.create_task_group() as sending:
 
         async def send():
             with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
@@ -145,14 +153,25 @@ async def test_a_head_that_trickles_in_is_bounded_as_a_whole(server):
         sending.cancel_scope.cancel()
 
 
-async def test_a_body_that_does_not_arrive_is_a_408(server):
+async def test_a_body_that_does_not_arrive_is_a_408(anyio_backend):
     """The answer says so, and the connection is closed."""
-    answer = await server.tell(
-        head("POST", "/workflows/flood/run", content_length="100", **ADMITTED) + b'{"start'
-    )
+    server = Server()
+    async with server.open(body_timeout=0.1):
+        answer = await server.tell(
+            head("POST", "/workflows/flood/run", content_length="100", **ADMITTED) + b'{"start'
+        )
 
     assert answer.startswith("HTTP/1.1 408 ")
     assert "did not arrive within 0.1 s" in answer
+
+
+async def test_a_client_that_leaves_without_a_request_is_forgotten_at_once(server):
+    """Its connection does not last for the time that it had."""
+    async with connected(server.port) as client:
+        while not len(server.connections):
+            await anyio.sleep(0.001)
+        await client.send_eof()
+        await server.check_nothing_is_held()
 
 
 @pytest.mark.slow
@@ -210,23 +229,22 @@ async def test_a_wrong_token_is_a_401(server, token):
     assert TOKEN not in answer
 
 
-async def test_what_is_no_http_is_a_400(server):
+async def test_what_is_no_http_is_a_400(short_of_time):
     """Nor is a request without a host."""
     for data in (bytes(range(256)) * 10, b"GET /health HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00"):
-        answer = await server.tell(data)
+        answer = await short_of_time.tell(data)
         assert answer.startswith("HTTP/1.1 400 ") or answer == ""
-    await server.check_it_still_serves()
 
 
 @pytest.mark.parametrize("more", [b"", b"SM\r\n\r\n", b"SM\r\n\r\n" + b"\xff" * 1000])
-async def test_http2_without_a_request_is_closed(server, more):
+async def test_http2_without_a_request_is_closed(short_of_time, more):
     """A connection that turns to HTTP/2 has the same time for its first request."""
-    answer = await server.tell(b"PRI * HTTP/2.0\r\n\r\n" + more)
+    answer = await short_of_time.tell(b"PRI * HTTP/2.0\r\n\r\n" + more)
 
     assert "HTTP/1.1" not in answer
 
 
-async def test_http2_data_behind_the_answer_ends_its_own_connection_only(server):
+async def test_http2_data_behind_the_answer_ends_its_own_connection_only(short_of_time):
     """The client sends on when its request has been answered."""
     connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
     connection.initiate_connection()
@@ -234,7 +252,7 @@ async def test_http2_data_behind_the_answer_ends_its_own_connection_only(server)
     fields = {":method": "POST", ":path": "/workflows/none/run", ":scheme": "http"}
     fields |= {":authority": "localhost", "content-length": "100"}
     connection.send_headers(stream, list(fields.items()))
-    async with connected(server.port) as client:
+    async with connected(short_of_time.port) as client:
         await client.send(connection.data_to_send())
         await read_until(client, b"expected")
         for _ in range(3):
@@ -242,7 +260,10 @@ async def test_http2_data_behind_the_answer_ends_its_own_connection_only(server)
             with contextlib.suppress(anyio.BrokenResourceError):
                 await client.send(connection.data_to_send())
                 await anyio.sleep(0.005)
-    await server.check_it_still_serves()
+    # The fixture checks that the server goes on and has nothing left.
+    async with connected(short_of_time.port) as client:
+        await client.send(head("GET", "/health"))
+        await read_until(client, b"healthy")
 
 
 async def test_a_reader_that_is_stuck_and_half_closed_ends_its_run(server):

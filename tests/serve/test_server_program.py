@@ -39,7 +39,9 @@ class Program:
         self.line = line
         found = re.search(r"http://[^;\s]+", line)
         assert found, line + process.stderr.read().decode()
-        self.client = httpx.Client(base_url=found[0], timeout=LIMIT, trust_env=False)
+        # On a busy machine a kept connection may be closed just as it is used again.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self.client = httpx.Client(base_url=found[0], timeout=LIMIT, trust_env=False, limits=limits)
 
     def start(self, workflow, **fields):
         answer = self.client.post(f"/workflows/{workflow}/run-nowait", json={"start_event": fields})

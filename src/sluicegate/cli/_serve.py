@@ -211,6 +211,7 @@ class _Server:
             allowed_hosts=("localhost", "127.0.0.1", "[::1]", *arguments.allow_host),
             cors_origins=arguments.cors_origin,
             read_only=arguments.read_only,
+            page=not arguments.no_page,
         )
         await stack.enter_async_context(app.lifespan())
         return app

@@ -84,6 +84,7 @@ def add_serve(commands: Commands) -> None:
     who.add_argument(
         "--read-only", action="store_true", help="refuse to start, answer and cancel runs"
     )
+    who.add_argument("--no-page", action="store_true", help="serve no page at /")
     runs = serve.add_argument_group("runs")
     runs.add_argument(
         "--max-runs", metavar="N", type=count, default=100, help="the most at a time; default: 100"

@@ -54,6 +54,11 @@ class _Connection(asyncio.StreamReaderProtocol):
 class _Server(TCPServer):
     """Hypercorn's side of a connection."""
 
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        # A client that has gone between two requests would be kept until this time is over.
+        await self.idle_task.stop()
+
     async def protocol_send(self, event: Event) -> None:
         await super().protocol_send(event)
         # A connection that turns to HTTP/2 is not timed until its first response is complete.

@@ -38,6 +38,8 @@ __all__ = ["Connections", "serving"]
 
 LOGGER = logging.getLogger("sluicegate.serve")
 
+#: How many connections may wait to be accepted.
+_BACKLOG = 1_024
 #: Seconds for which the rest of a refused body is read.
 _LINGER = 1.0
 
@@ -98,6 +100,7 @@ async def serving(
     config.errorlog = LOGGER
     config.include_server_header = False
     config.keep_alive_timeout = header_timeout
+    config.backlog = _BACKLOG
     accepts: type[Any] = _implementation(backend.name)
     try:
         async with backend.open_nursery() as nursery:
