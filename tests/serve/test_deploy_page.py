@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 
 import anyio
 import pytest
@@ -53,7 +54,7 @@ def test_the_commands_exist():
     assert len(others) == 2
     for program, *words in others:
         shown = subprocess.run(
-            [shutil.which(program) or program, "--help"], capture_output=True, text=True, check=True
+            [sys.executable, "-m", program, "--help"], capture_output=True, text=True, check=True
         ).stdout
         for word in words:
             assert not word.startswith("--") or f"{word} " in shown or f"{word}\n" in shown
