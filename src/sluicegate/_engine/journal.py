@@ -401,13 +401,16 @@ class StepJournal:
         redelivery.collected = [*self.reported, *new, *self.replayed.collected]
         if not with_sends:
             return
-        redelivery.sent = copy_lists(self.replayed.sent)
+        redelivery.sent = {
+            key: [branch for branch in branches if not _has_failed(branch)]
+            for key, branches in self.replayed.sent.items()
+        }
         for key in self._gone or ():
             redelivery.sent.setdefault(key, []).append(None)
         latest = [(key_of(event), branch) for event, branch in self.sent]
         for key, branch in [*(self._branches or ()), *latest]:
-            if branch.cancel_record is not None and branch.cancel_record.errors:
-                continue  # its branch failed, and the event is to be sent again
+            if _has_failed(branch):
+                continue  # the event is to be sent again
             matters = _matters(branch, is_held=branch.is_held or has_unwound)
             kept = branch if matters and branch is not _OVER else None
             redelivery.sent.setdefault(key, []).append(kept)
@@ -464,9 +467,16 @@ def _events_of(entries: list[Entry] | None) -> list[Event] | None:
     return None if entries is None else [entry.event for entry in entries]
 
 
+def _has_failed(branch: BranchNode | None) -> bool:
+    """Whether a branch failed while a step waited for its end."""
+    return (
+        branch is not None and branch.cancel_record is not None and bool(branch.cancel_record.errors)
+    )
+
+
 def _matters(branch: BranchNode, *, is_held: bool) -> bool:
     """Whether a restarted step that sent an event could observe the state of its branch."""
-    if branch.cancel_record is not None and branch.cancel_record.errors:
+    if _has_failed(branch):
         return True
     return is_held and (branch.is_cancelled or not branch.is_over)
 
