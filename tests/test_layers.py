@@ -88,7 +88,7 @@ INPUTS = {
 
 
 #: The machine, and what applies the recorded inputs to a machine of its own.
-MACHINES = {"_engine.machine", "_engine.replay"}
+MACHINES = {"_engine.machine", "_engine.replay", "_engine.past_records"}
 
 
 def uses_of_the_machine():
