@@ -140,7 +140,8 @@ async def test_events_that_cannot_be_shown(form):
 @pytest.mark.parametrize("form", FORMATS)
 async def test_names_of_events_inject_nothing(form):
     """A class whose name has line breaks makes no event of its own."""
-    hostile = type("A\r\nevent: B\ndata: {}\n\nid: 9\n", (Event,), {"__annotations__": {"x": int}})
+    hostile = type("A", (Event,), {"__annotations__": {"x": int}})
+    hostile.__name__ = "A\r\nevent: B\ndata: {}\n\nid: 9\n"
 
     class Naming(Workflow[Any]):
         @step

@@ -470,7 +470,9 @@ def _events_of(entries: list[Entry] | None) -> list[Event] | None:
 def _has_failed(branch: BranchNode | None) -> bool:
     """Whether a branch failed while a step waited for its end."""
     return (
-        branch is not None and branch.cancel_record is not None and bool(branch.cancel_record.errors)
+        branch is not None
+        and branch.cancel_record is not None
+        and bool(branch.cancel_record.errors)
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import socket
@@ -51,7 +50,7 @@ def serve(arguments: argparse.Namespace) -> int:
 
 def _check_installed() -> None:
     try:
-        importlib.import_module("sluicegate.serve._server")
+        from sluicegate.serve import _server  # noqa: F401, PLC0415 - it says what is missing
     except ModuleNotFoundError as error:
         raise UsageError(str(error)) from error
 
