@@ -50,7 +50,7 @@ def serve(arguments: argparse.Namespace) -> int:
 
 def _check_installed() -> None:
     try:
-        from sluicegate.serve import _server  # noqa: F401, PLC0415 - it says what is missing
+        import sluicegate.serve._server as _  # noqa: F401, PLC0415 - it says what is missing
     except ModuleNotFoundError as error:
         raise UsageError(str(error)) from error
 
