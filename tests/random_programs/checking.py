@@ -17,6 +17,7 @@ from sluicegate import (
     StopEvent,
     WorkflowCancelledError,
     WorkflowCancelledEvent,
+    WorkflowDetachedEvent,
     WorkflowFailedEvent,
     WorkflowRuntimeError,
     WorkflowTimedOutEvent,
@@ -333,7 +334,8 @@ def judge(
         if isinstance(inner, Tick):
             seen_ticks[inner.key] += 1
     for key in {*seen_ticks, *ledger.begun}:
-        fewer = key in expected.in_threads
+        # Behind a durable event that is not committed yet, live ones wait; the part may be left then.
+        fewer = key in expected.in_threads or isinstance(terminal, WorkflowDetachedEvent)
         if seen_ticks[key] > ledger.begun[key] or (
             seen_ticks[key] < ledger.begun[key] and not fewer
         ):
