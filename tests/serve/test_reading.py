@@ -34,7 +34,7 @@ async def begin(client, name="waiting", **fields):
 @anyio_test
 async def test_stuck_reader_holds_up_neither_the_run_nor_other_readers_and_is_told_what_it_missed():
     """The step sends everything; when the reader goes on, it gets a gap, the rest, and the end."""
-    app = app_of(history=8)
+    app = app_of(history=8, shutdown_grace=0)
     async with client_of(app) as client:
         run_id = await begin(client)
         stuck = client.open("GET", f"/events/{run_id}")
@@ -56,6 +56,7 @@ async def test_stuck_reader_holds_up_neither_the_run_nor_other_readers_and_is_to
         assert found[-1][1] == "StopEvent"
         assert gap["types"] == ["InternalEvent"]
         assert [cursor for cursor, name, _ in found if name == "StreamGap"] == [None]
+        stuck.reads.set()
 
 
 @anyio_test
