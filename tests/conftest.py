@@ -75,3 +75,10 @@ def _small_heap(request):
     else:
         gc.collect()
         gc.freeze()
+
+
+@pytest.fixture
+def at_most(request):
+    """Return the limit of a sweep that also takes ``--sweep-limit``, with which `.ci/long` sweeps all."""
+    given = request.config.getoption("sweep_limit", default=None)
+    return lambda usual: usual if given is None else int(given)

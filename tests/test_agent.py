@@ -174,7 +174,7 @@ def test_a_cancelled_run_leaves_no_tool_behind(example, backend, tmp_path, monke
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])
-def test_killed_anywhere_one_ticket_is_bought(example, backend, tmp_path, monkeypatch):
+def test_killed_anywhere_one_ticket_is_bought(example, backend, tmp_path, monkeypatch, at_most):
     """A process that dies anywhere is continued: one answer, one purchase, and no second question."""
 
     async def scenario(trial):
@@ -204,8 +204,8 @@ def test_killed_anywhere_one_ticket_is_bought(example, backend, tmp_path, monkey
         assert 1 <= len(sold) <= outcome.lives
         assert len(set(sold)) == 1, "bought under two keys"
 
-    report = sweep(scenario, kinds="crash", check=check, backends=[backend], limit=15)
-    assert report.runs >= 15
+    report = sweep(scenario, kinds="crash", check=check, backends=[backend], limit=at_most(6))
+    assert report.runs >= 6
 
 
 @pytest.mark.slow

@@ -93,9 +93,11 @@ def scenario_of(use):
 @pytest.mark.slow
 @of_each_use
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_client_can_be_cancelled_anywhere(backend, use):
+def test_the_client_can_be_cancelled_anywhere(backend, use, at_most):
     """P2, P8: by a scope and natively; no connection, task or generator is left, and no run without its owner."""
     # As in a local block, the exception of the body wins over a cancellation that comes when it is on its way out.
     allow = ["swallowed"] if use is fails else []
-    report = sweep(scenario_of(use), backends=backend, target="client", allow=allow)
+    report = sweep(
+        scenario_of(use), backends=backend, target="client", allow=allow, limit=at_most(12)
+    )
     assert report.positions > 30

@@ -19,11 +19,15 @@ Item = tuple[str, list[str]]
 
 
 def sweeps(_seed: int) -> list[Item]:
-    """Every position of every sweep of the engine and of its features."""
+    """Every position of every sweep of the engine, of its features, of the server and of its client."""
     return [
         (test, _pytest(test, "--sweep-limit", "5000"))
         for test in _tests_in(
-            "tests/sweeps/test_engine_swept.py", "tests/sweeps/test_features_swept.py"
+            "tests/sweeps/test_engine_swept.py",
+            "tests/sweeps/test_features_swept.py",
+            "tests/client/test_client_swept.py",
+            "tests/serve/test_serve_swept.py",
+            "tests/test_agent.py::test_killed_anywhere_one_ticket_is_bought",
         )
     ]
 

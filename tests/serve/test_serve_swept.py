@@ -56,7 +56,7 @@ RUNS = ("run", "run?format=sse", "run?on_disconnect=continue")
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("path", RUNS)
-def test_request_that_the_server_cancels(path, backend):
+def test_request_that_the_server_cancels(path, backend, at_most):
     """Whenever a server cancels the task of a request, its run has unwound when that has ended."""
 
     async def scenario(trial):
@@ -69,13 +69,13 @@ def test_request_that_the_server_cancels(path, backend):
             assert not app._streams
             await anyio.sleep(2)
 
-    report = sweep(scenario, backends=backend, target="request", check=check, limit=40)
+    report = sweep(scenario, backends=backend, target="request", check=check, limit=at_most(15))
 
     assert report.runs > 10
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_server_that_is_cancelled_as_a_whole(backend):
+def test_server_that_is_cancelled_as_a_whole(backend, at_most):
     """With a run of each owner, a reader, and an answer on its way."""
 
     async def scenario(trial):
@@ -91,13 +91,13 @@ def test_server_that_is_cancelled_as_a_whole(backend):
             await stream.ended.wait()
             await owned.ended.wait()
 
-    report = sweep(scenario, backends=backend, check=check, limit=40)
+    report = sweep(scenario, backends=backend, check=check, limit=at_most(15))
 
     assert report.runs > 20
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_shutdown_that_is_cancelled(backend):
+def test_shutdown_that_is_cancelled(backend, at_most):
     """What it has begun is completed by the end of the lifespan."""
 
     async def scenario(trial):
@@ -108,13 +108,13 @@ def test_shutdown_that_is_cancelled(backend):
             with trial.target("shutdown"):
                 await app.begin_shutdown(0.5)
 
-    report = sweep(scenario, backends=backend, target="shutdown", check=check, limit=30)
+    report = sweep(scenario, backends=backend, target="shutdown", check=check, limit=at_most(12))
 
     assert report.runs > 3
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_stored_run_whose_server_is_cancelled_is_continued(backend):
+def test_stored_run_whose_server_is_cancelled_is_continued(backend, at_most):
     """Whenever it is: the run is not in the store, or the next server answers and ends it."""
     body = {"start_event": {"topic": "?"}, "handler_id": "mine"}
     answer = {"event": {"type": "Approval", "value": {"yes": True}}, "id": "1"}
@@ -145,6 +145,6 @@ def test_stored_run_whose_server_is_cancelled_is_continued(backend):
             (row,) = await runs.list()
             assert (row.status, row.owner, row.messages) == ("completed", None, 0)
 
-    report = sweep(scenario, backends=backend, check=check_again, limit=25)
+    report = sweep(scenario, backends=backend, check=check_again, limit=at_most(10))
 
     assert report.runs > 15
