@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from functools import partial
 
 import anyio
@@ -74,6 +76,21 @@ def test_no_run_is_lost_by_random_kills(backend, processes):
     assert kill_at_random(RUNS, backend, 0, processes=processes) == []
 
 
+def stop_between_commits(pid, path):
+    """Stop a process; one that is stopped in a transaction would keep the lock of the file."""
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        with closing(sqlite3.connect(path, timeout=0.1, isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                os.kill(pid, signal.SIGCONT)
+                time.sleep(0.002)
+                continue
+            connection.execute("ROLLBACK")
+            return
+
+
 @pytest.mark.slow
 @on_each_backend
 def test_a_stopped_owner_is_refused_when_it_goes_on(backend, tmp_path):
@@ -89,7 +106,7 @@ def test_a_stopped_owner_is_refused_when_it_goes_on(backend, tmp_path):
     stale = spawn(partial(in_loop, backend, tell))
     while not any(entry.name == "begin/" for entry in read_ledger(place.ledger("one"))):
         time.sleep(0.001)
-    os.kill(stale, signal.SIGSTOP)
+    stop_between_commits(stale, tmp_path / "runs.db")
     status = end_of(spawn(partial(in_loop, backend, partial(one, 2))))
     finished = place.result("one").exists()
     os.kill(stale, signal.SIGCONT)

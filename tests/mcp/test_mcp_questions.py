@@ -455,7 +455,7 @@ async def test_state_above_256_kib_is_an_error_that_names_the_run_store():
     async with client_of(interview()) as client:
         asked = await one_round(client, "Interview", {"padding": 255 * 1024})
         with nothing_left():
-            error = error_of(await one_round(client, "Interview", {"padding": 299 * 1024}))
+            error = error_of(await one_round(client, "Interview", {"padding": 299 * 1024 + 500}))
 
     assert messages(asked) == ["0?"]
     assert error == (
