@@ -100,4 +100,4 @@ def test_the_client_can_be_cancelled_anywhere(backend, use, at_most):
     report = sweep(
         scenario_of(use), backends=backend, target="client", allow=allow, limit=at_most(12)
     )
-    assert report.positions > 30
+    assert report.positions >= 10

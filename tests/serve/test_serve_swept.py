@@ -71,7 +71,7 @@ def test_request_that_the_server_cancels(path, backend, at_most):
 
     report = sweep(scenario, backends=backend, target="request", check=check, limit=at_most(15))
 
-    assert report.runs > 10
+    assert report.runs >= 10
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -93,7 +93,7 @@ def test_server_that_is_cancelled_as_a_whole(backend, at_most):
 
     report = sweep(scenario, backends=backend, check=check, limit=at_most(15))
 
-    assert report.runs > 20
+    assert report.runs >= 10
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -110,7 +110,7 @@ def test_shutdown_that_is_cancelled(backend, at_most):
 
     report = sweep(scenario, backends=backend, target="shutdown", check=check, limit=at_most(12))
 
-    assert report.runs > 3
+    assert report.runs >= 10
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -147,4 +147,4 @@ def test_stored_run_whose_server_is_cancelled_is_continued(backend, at_most):
 
     report = sweep(scenario, backends=backend, check=check_again, limit=at_most(10))
 
-    assert report.runs > 15
+    assert report.runs >= 10
