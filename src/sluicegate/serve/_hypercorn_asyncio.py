@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, cast, final
+from typing import TYPE_CHECKING, Any, final
 
-from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
-from hypercorn.events import RawData
 
-from sluicegate.serve._connection_log import note_failure
+from sluicegate.serve._connections import Connections, note_failure, time_idle_connection
 
 
 if TYPE_CHECKING:
@@ -61,24 +59,15 @@ class _Server(TCPServer):
 
     async def protocol_send(self, event: Event) -> None:
         await super().protocol_send(event)
-        # A connection that turns to HTTP/2 is not timed until its first response is complete.
-        if isinstance(event, RawData) and getattr(self.protocol.protocol, "idle", False):
-            await cast("Any", self.idle_task).restart(self._task_group, self._idle_timeout)
+        await time_idle_connection(self, event)
 
 
 @final
-class AsyncioConnections:
-    """The connections of one server; see :class:`sluicegate.serve._server.Connections`."""
+class AsyncioConnections(Connections):
+    """The connections of a server under asyncio."""
 
     def __init__(self, app: Any, config: Config) -> None:
-        self._app = ASGIWrapper(app)
-        self._config = config
-        self._context = WorkerContext(None)
-        self._connections: set[_Connection] = set()
-        self._none_left: asyncio.Event | None = None
-
-    def __len__(self) -> int:
-        return len(self._connections)
+        super().__init__(app, config, WorkerContext(None))
 
     async def accept(self, listener: socket.socket, nursery: TaskGroup) -> None:
         """Accept connections until cancelled; their tasks are in the nursery."""
@@ -86,7 +75,7 @@ class AsyncioConnections:
         arrived: asyncio.Queue[tuple[_Connection, Any, Any]] = asyncio.Queue()
 
         def begin(connection: _Connection, reader: Any, writer: Any) -> None:
-            self._connections.add(connection)
+            self._open.add(connection)
             arrived.put_nowait((connection, reader, writer))
 
         server = await asyncio.get_running_loop().create_server(
@@ -108,21 +97,3 @@ class AsyncioConnections:
             note_failure(error)
         finally:
             self._end(connection)
-
-    def _end(self, connection: _Connection) -> None:
-        connection.abort()
-        self._connections.discard(connection)
-        if self._none_left is not None and not self._connections:
-            self._none_left.set()
-
-    async def finish(self) -> None:
-        """Close each connection when its current response is complete, and wait until none is left."""
-        await self._context.terminated.set()
-        self._none_left = asyncio.Event()
-        if self._connections:
-            await self._none_left.wait()
-
-    def abort(self) -> None:
-        """Close all connections."""
-        for connection in tuple(self._connections):
-            connection.abort()

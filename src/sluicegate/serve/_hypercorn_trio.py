@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast, final
+from typing import TYPE_CHECKING, Any, final
 
 import trio
-from hypercorn.app_wrappers import ASGIWrapper
-from hypercorn.events import RawData
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
-from sluicegate.serve._connection_log import note_failure
+from sluicegate.serve._connections import Connections, note_failure, time_idle_connection
 
 
 if TYPE_CHECKING:
@@ -69,24 +67,15 @@ class _Server(TCPServer):
 
     async def protocol_send(self, event: Event) -> None:
         await super().protocol_send(event)
-        # A connection that turns to HTTP/2 is not timed until its first response is complete.
-        if isinstance(event, RawData) and getattr(self.protocol.protocol, "idle", False):
-            await cast("Any", self.idle_task).restart(self._task_group, self._idle_timeout)
+        await time_idle_connection(self, event)
 
 
 @final
-class TrioConnections:
-    """The connections of one server; see :class:`sluicegate.serve._server.Connections`."""
+class TrioConnections(Connections):
+    """The connections of a server under Trio."""
 
     def __init__(self, app: Any, config: Config) -> None:
-        self._app = ASGIWrapper(app)
-        self._config = config
-        self._context = WorkerContext(None)
-        self._streams: set[_Stream] = set()
-        self._none_left: trio.Event | None = None
-
-    def __len__(self) -> int:
-        return len(self._streams)
+        super().__init__(app, config, WorkerContext(None))
 
     async def accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         """Accept connections until cancelled; their tasks are in the nursery."""
@@ -95,26 +84,11 @@ class TrioConnections:
 
     async def _serve(self, connection: trio.SocketStream) -> None:
         stream = _Stream(connection)
-        self._streams.add(stream)
+        self._open.add(stream)
         try:
             state = ConnectionState({})
             await _Server(self._app, self._config, self._context, state, stream)  # type: ignore[arg-type]
         except Exception as error:  # noqa: BLE001 - a bad client ends its own connection only
             note_failure(error)
         finally:
-            stream.abort()
-            self._streams.discard(stream)
-            if self._none_left is not None and not self._streams:
-                self._none_left.set()
-
-    async def finish(self) -> None:
-        """Close each connection when its current response is complete, and wait until none is left."""
-        await self._context.terminated.set()
-        self._none_left = trio.Event()
-        if self._streams:
-            await self._none_left.wait()
-
-    def abort(self) -> None:
-        """Close all connections."""
-        for stream in tuple(self._streams):
-            stream.abort()
+            self._end(stream)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, final
 
 from sluicegate._exceptions import single
 from sluicegate._loop import current_backend
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, MutableMapping
 
     from sluicegate._loop import Nursery
+    from sluicegate.serve._connections import Connections
 
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
     Send = Callable[[Message], Awaitable[None]]
     App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-__all__ = ["Connections", "serving"]
+__all__ = ["serving"]
 
 LOGGER = logging.getLogger("sluicegate.serve")
 
@@ -42,26 +43,6 @@ LOGGER = logging.getLogger("sluicegate.serve")
 _BACKLOG = 1_024
 #: Seconds for which the rest of a refused body is read.
 _LINGER = 1.0
-
-
-class Connections(Protocol):
-    """The connections of a server: one implementation for each event loop."""
-
-    def __len__(self) -> int:
-        """Return how many are open."""
-        ...
-
-    async def accept(self, listener: Any, nursery: Any, /) -> None:
-        """Accept connections until cancelled; their tasks are in the nursery."""
-        ...
-
-    async def finish(self) -> None:
-        """Close each connection when its current response is complete, and wait until none is left."""
-        ...
-
-    def abort(self) -> None:
-        """Close all connections."""
-        ...
 
 
 @asynccontextmanager
