@@ -66,7 +66,9 @@ from sluicegate.serve._requests import (
     read_event,
     read_run,
     text_in,
+    workflow_of,
 )
+from sluicegate.serve._responses import HEADERS, raw_headers, respond
 from sluicegate.serve._runs import Runs, served, wait_for_end
 from sluicegate.serve._stored import StoredRuns, id_for_key, is_refused, row_data, wait_until_known
 from sluicegate.serve._streams import (
@@ -113,12 +115,6 @@ MOST_LISTED = 1_000
 #: The most characters of a reason, and of an idempotency key.
 _MOST_REASON = 1_000
 _MOST_KEY = 255
-
-_HEADERS = {
-    "cache-control": "no-store",
-    "x-content-type-options": "nosniff",
-    "cross-origin-resource-policy": "same-origin",
-}
 
 _NO_LIFESPAN = (
     "the server owns no runs, because the lifespan of this application has not been entered; "
@@ -232,7 +228,7 @@ class WorkflowApp:
     async def _serve_request(self, scope: Message, receive: Receive, send: Send) -> None:
         has_begun = False
         exchange = Exchange(scope, receive, scope["method"], _path_below(scope))
-        more = _raw(self._guards.cors_headers(exchange))
+        more = raw_headers(self._guards.cors_headers(exchange))
         is_http1 = str(scope.get("http_version", "1.1")).startswith("1")
 
         async def give(message: Message) -> None:
@@ -255,7 +251,7 @@ class WorkflowApp:
                 if has_begun:
                     raise
                 data = {"detail": refusal.detail, **refusal.more}
-                await _respond(give, data, refusal.status, refusal.headers)
+                await respond(give, data, refusal.status, refusal.headers)
         except HungUpError:
             pass  # an answer would reach no client
         except Exception:
@@ -264,7 +260,7 @@ class WorkflowApp:
                 raise
             detail = "the server failed; its log says why"
             with suppress(HungUpError):
-                await _respond(give, {"detail": detail}, 500)
+                await respond(give, {"detail": detail}, 500)
 
     async def _dispatch(self, exchange: Exchange, send: Send) -> None:
         self._guards.check(exchange)
@@ -288,7 +284,7 @@ class WorkflowApp:
             raise Refusal(404, msg)
         methods = ", ".join(allowed)
         if exchange.method == "OPTIONS":
-            await _respond(send, None, 204, {"allow": f"{methods}, OPTIONS"})
+            await respond(send, None, 204, {"allow": f"{methods}, OPTIONS"})
             return
         msg = f"{exchange.path[:200]} is not for {exchange.method}; expected {methods}"
         raise Refusal(405, msg, headers={"allow": methods})
@@ -436,21 +432,15 @@ class WorkflowApp:
     # -- workflows ---------------------------------------------------------------------------------
 
     def _workflow(self, exchange: Exchange) -> tuple[str, Workflow[Any], Graph]:
-        name = exchange.params["name"]
-        workflow = self._workflows.get(name)
-        if workflow is None:
-            msg = (
-                f"there is no workflow {brief(name)}; expected one of {', '.join(self._workflows)}"
-            )
-            raise Refusal(404, msg)
+        name, workflow = workflow_of(exchange, self._workflows)
         return name, workflow, graph_in(workflow)
 
     async def _health(self, _: Exchange, send: Send) -> None:
         status = "unhealthy" if self._is_stopping else "healthy"
-        await _respond(send, {"status": status}, 503 if self._is_stopping else 200)
+        await respond(send, {"status": status}, 503 if self._is_stopping else 200)
 
     async def _list_workflows(self, _: Exchange, send: Send) -> None:
-        await _respond(send, {"workflows": [*self._workflows]})
+        await respond(send, {"workflows": [*self._workflows]})
 
     async def _schema(self, exchange: Exchange, send: Send) -> None:
         _, _, graph = self._workflow(exchange)
@@ -458,11 +448,11 @@ class WorkflowApp:
         stop = schema_of_event(stops[0])
         if len(stops) > 1:
             stop = {"title": "StopEvent", "anyOf": [schema_of_event(cls) for cls in stops]}
-        await _respond(send, {"start": schema_of_event(graph.start_event), "stop": stop})
+        await respond(send, {"start": schema_of_event(graph.start_event), "stop": stop})
 
     async def _event_schemas(self, exchange: Exchange, send: Send) -> None:
         _, _, graph = self._workflow(exchange)
-        await _respond(send, {"events": [schema_of_event(cls) for cls in events_of(graph)]})
+        await respond(send, {"events": [schema_of_event(cls) for cls in events_of(graph)]})
 
     async def _representation(self, exchange: Exchange, send: Send) -> None:
         """Show the graph: as nodes and edges, or as the drawing has it."""
@@ -475,7 +465,7 @@ class WorkflowApp:
             data = msgspec.json.decode(WorkflowGraph(workflow).to_json())
         else:
             data = graph_data(graph)
-        await _respond(send, {"graph": data})
+        await respond(send, {"graph": data})
 
     async def _openapi(self, _: Exchange, send: Send) -> None:
         if self._document is None:
@@ -487,7 +477,7 @@ class WorkflowApp:
                 is_read_only=self._is_read_only,
                 has_store=self._given_store is not None,
             )
-        await _respond(send, self._document)
+        await respond(send, self._document)
 
     # -- starting ----------------------------------------------------------------------------------
 
@@ -530,7 +520,7 @@ class WorkflowApp:
         headers = run.headers()
         if not is_new:
             headers["idempotency-replayed"] = "true"
-        await _respond(send, run.data(), 200, headers)
+        await respond(send, run.data(), 200, headers)
 
     async def _exchange(self, exchange: Exchange, send: Send, *, is_owner: bool) -> None:
         """Start a run for AG-UI, or continue one with the answers of its user, and stream it."""
@@ -559,8 +549,8 @@ class WorkflowApp:
                     feed = self._feeds.open(run, given.thread_id)
                     self._start_in_server(run, exchange.headers, feed)
             except ResumeError as error:
-                headers = {**_HEADERS, **STREAM_HEADERS, "content-type": "text/event-stream"}
-                writer = EventWriter(send, error.encoder, status=200, headers=_raw(headers))
+                headers = {**HEADERS, **STREAM_HEADERS, "content-type": "text/event-stream"}
+                writer = EventWriter(send, error.encoder, status=200, headers=raw_headers(headers))
                 await writer.begin()
                 await writer.end()
                 return
@@ -811,7 +801,7 @@ class WorkflowApp:
             )
             raise Refusal(503, msg, headers={"retry-after": "5", **run.headers()})
         status = 200 if data["status"] == "completed" else 500
-        await _respond(send, data, status, run.headers())
+        await respond(send, data, status, run.headers())
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -866,7 +856,7 @@ class WorkflowApp:
                 msg = f"after_sequence: {error}; -1 is the oldest event kept, now the end"
                 raise Refusal(400, msg, field="after_sequence") from None
             if run.is_over and log.is_past(position):
-                await _respond(send, None, 204, run.headers())
+                await respond(send, None, 204, run.headers())
                 return
             await self._send_stream(exchange, send, run, form, after=after)
 
@@ -889,7 +879,7 @@ class WorkflowApp:
         with reader as stream, run.used():
             await wait_for_trace(run.handler)
             headers = {
-                **_HEADERS,
+                **HEADERS,
                 **STREAM_HEADERS,
                 "content-type": f"{form.content_type or form.media_type}; charset=utf-8",
                 # Where a reader continues that asked for "now" and is cut off before the first event.
@@ -900,7 +890,7 @@ class WorkflowApp:
                 send,
                 encoder or form.encoder(StreamInfo(run.run_id, run.name, names_class)),
                 status=200,
-                headers=_raw(headers),
+                headers=raw_headers(headers),
                 heartbeat=self._heartbeat,
                 before=(WorkflowDetachedEvent,),  # no end of the run, which continues elsewhere
             )
@@ -919,11 +909,11 @@ class WorkflowApp:
     async def _result(self, exchange: Exchange, send: Send) -> None:
         async with self._found(exchange) as run:
             status = 200 if run.is_over else 202
-            await _respond(send, run.data(), status, run.headers())
+            await respond(send, run.data(), status, run.headers())
 
     async def _handler(self, exchange: Exchange, send: Send) -> None:
         async with self._found(exchange) as run:
-            await _respond(send, run.data(), 200, run.headers())
+            await respond(send, run.data(), 200, run.headers())
 
     async def _list_handlers(self, exchange: Exchange, send: Send) -> None:
         """List runs, the newest first, in pages."""
@@ -952,7 +942,7 @@ class WorkflowApp:
         etag = f'"{hashlib.sha256(json_of(data).encode("utf-8", "replace")).hexdigest()[:20]}"'
         is_known = exchange.headers.get("if-none-match") == etag
         status = 304 if is_known else 200
-        await _respond(send, None if is_known else data, status, {"etag": etag})
+        await respond(send, None if is_known else data, status, {"etag": etag})
 
     def _row_data(self, stored: StoredRuns, row: RunSummary) -> dict[str, Any]:
         run = self._runs.get(row.run_id)
@@ -968,14 +958,14 @@ class WorkflowApp:
                     self._workflows[run.name], await self._snapshot_of(run, None)
                 )
                 state = context.store.snapshot_state()
-            await _respond(send, {"state": shown(state)}, 200, run.headers())
+            await respond(send, {"state": shown(state)}, 200, run.headers())
 
     async def _snapshot(self, exchange: Exchange, send: Send) -> None:
         """Show the snapshot of a run, from which ``workflow.resume()`` continues."""
         at = exchange.number("at", least=1, most=MOST_NUMBER, default=0) or None
         async with self._found(exchange) as run:
             found = await self._snapshot_of(run, at)
-            await _respond(send, {"snapshot": found}, 200, run.headers())
+            await respond(send, {"snapshot": found}, 200, run.headers())
 
     async def _snapshot_of(self, run: ServedRun, at: int | None) -> dict[str, Any]:
         try:
@@ -1003,7 +993,7 @@ class WorkflowApp:
                     "with `asgi_app(..., max_records=...)` above 0, or one of a store"
                 )
                 raise Refusal(404, msg)
-            await _respond(send, data, 200, run.headers())
+            await respond(send, data, 200, run.headers())
 
     async def _recorded(self, run_id: str) -> dict[str, Any] | None:
         """Return what was recorded of a run here; of one that began elsewhere, what its store tells."""
@@ -1050,7 +1040,7 @@ class WorkflowApp:
                 raise Refusal(409 if handler.is_done() else 400, str(error)) from None
             run.touch()
             answer = {"status": "sent", "is_repeated": acknowledgement.is_repeated}
-            await _respond(send, answer, 200, run.headers())
+            await respond(send, answer, 200, run.headers())
 
     async def _cancel(self, exchange: Exchange, send: Send) -> None:
         """Cancel a run, and wait until it has unwound."""
@@ -1071,7 +1061,7 @@ class WorkflowApp:
                 if self._stored is not None:
                     await self._delete(self._stored.store, run.run_id)
             status = "deleted" if is_purged else "cancelled"
-            await _respond(send, {"status": status}, 200, run.headers())
+            await respond(send, {"status": status}, 200, run.headers())
 
     async def _delete(self, store: RunStore, run_id: str) -> None:
         try:
@@ -1102,11 +1092,11 @@ class WorkflowApp:
         if copy is None and self._stored is not None:
             copy = self._adopt(self._stored, await store.get(copy_id), name)
         assert copy is not None
-        await _respond(send, copy.data(), 200, {"x-run-id": copy_id})
+        await respond(send, copy.data(), 200, {"x-run-id": copy_id})
 
     async def _questions_of_run(self, exchange: Exchange, send: Send) -> None:
         async with self._found(exchange) as run:
-            await _respond(send, {"questions": questions_of(run)}, 200, run.headers())
+            await respond(send, {"questions": questions_of(run)}, 200, run.headers())
 
     async def _questions(self, _: Exchange, send: Send) -> None:
         if self._stored is not None:
@@ -1117,7 +1107,7 @@ class WorkflowApp:
                 for run in self._runs.active
                 for question in questions_of(run)
             ]
-        await _respond(send, {"questions": found})
+        await respond(send, {"questions": found})
 
 
 def questions_of(run: ServedRun) -> list[dict[str, Any]]:
@@ -1156,29 +1146,6 @@ def _path_below(scope: Message) -> str:
     if root and (path == root or path.startswith(f"{root}/")):
         path = path[len(root) :]
     return path or "/"
-
-
-def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-
-
-async def _respond(
-    send: Send, data: Any, status: int = 200, headers: Mapping[str, str] | None = None
-) -> None:
-    """Send an answer of JSON; none where ``data`` is None. A checkpoint.
-
-    Raises:
-        HungUpError: The client has gone.
-    """
-    body = b"" if data is None else json_of(data).encode("utf-8", "backslashreplace")
-    made = {**_HEADERS, **(headers or {})}
-    if data is not None:
-        made |= {"content-type": "application/json", "content-length": str(len(body))}
-    try:
-        await send({"type": "http.response.start", "status": status, "headers": _raw(made)})
-        await send({"type": "http.response.body", "body": body, "more_body": False})
-    except OSError as error:
-        raise HungUpError from error
 
 
 def asgi_app(

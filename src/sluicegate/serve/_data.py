@@ -140,17 +140,60 @@ def ending_of(last: StopEvent | None) -> dict[str, Any]:
     return found
 
 
+def handler_data(
+    run_id: str,
+    name: str,
+    *,
+    status: str,
+    times: tuple[float, float, float | None],
+    is_idle: bool,
+    questions: int,
+) -> dict[str, Any]:
+    """Return the data of a handler, without its error and its result.
+
+    Args:
+        run_id: The run.
+        name: The name of its workflow on the server.
+        status: As the protocol has it.
+        times: When it was started, last changed and ended, in seconds since the epoch.
+        is_idle: Whether it waits.
+        questions: How many questions are open.
+    """
+    started_at, updated_at, completed_at = map(timestamp, times)
+    return {
+        "handler_id": run_id,
+        "workflow_name": name,
+        "run_id": run_id,
+        "error": None,
+        "result": None,
+        "status": status,
+        "started_at": started_at,
+        "updated_at": updated_at,
+        "completed_at": completed_at,
+        "idle": is_idle,
+        "questions": questions,
+    }
+
+
+def asked_data(
+    question: str, event: str | None, fields: dict[str, Any], answers: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return a question: its id, its class and fields, and each class that answers, with its schema."""
+    return {
+        "id": question,
+        "type": event,
+        "fields": fields,
+        "answer": answers[0] if answers else None,
+        "answers": answers,
+    }
+
+
 def question_data(question: OpenQuestion) -> dict[str, Any]:
     """Return an open question, with the schemas of its answers."""
     event = question.event
     answers = [{"type": cls.__name__, "schema": schema_of_event(cls)} for cls in question.answers]
-    return {
-        "id": question.id,
-        "type": None if event is None else type(event).__name__,
-        "fields": {} if event is None else value_of(event),
-        "answer": answers[0] if answers else None,
-        "answers": answers,
-    }
+    kind = None if event is None else type(event).__name__
+    return asked_data(question.id, kind, {} if event is None else value_of(event), answers)
 
 
 @_cached

@@ -17,14 +17,13 @@ from urllib.parse import quote
 
 import attrs
 
-from sluicegate._asgi import HungUpError
 from sluicegate._data.json import json_of
-from sluicegate._errors import brief
 from sluicegate.drawing._flow import flow_of
 from sluicegate.drawing._picture import picture_of
 from sluicegate.drawing._style import picture_sheet
 from sluicegate.recording._execution import execution_of
-from sluicegate.serve._requests import Refusal
+from sluicegate.serve._requests import Refusal, workflow_of
+from sluicegate.serve._responses import HEADERS, respond_with
 from sluicegate.timeline._page import framed_html, timeline_data
 
 
@@ -50,12 +49,7 @@ MEDIA_TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-_JSON = {
-    "content-type": "application/json",
-    "x-content-type-options": "nosniff",
-    "cross-origin-resource-policy": "same-origin",
-    "cache-control": "no-store",
-}
+_JSON = {"content-type": "application/json", **HEADERS}
 
 
 @final
@@ -110,7 +104,7 @@ class Page:
             await self._file(exchange, send)
         else:  # it is mounted, and the page names its files from where it is
             where = quote(path.rpartition("/")[2]) + "/"
-            await _send(send, 307, b"", {"location": where, "cache-control": "no-store"})
+            await respond_with(send, 307, b"", {"location": where, "cache-control": "no-store"})
 
     async def _file(self, exchange: Exchange, send: Send) -> None:
         parts = (exchange.params.get("folder"), exchange.params.get("name"))
@@ -120,33 +114,18 @@ class Page:
             raise Refusal(404, msg)
         is_known = exchange.headers.get("if-none-match") == found.headers["etag"]
         body = b"" if is_known else found.body
-        await _send(send, 304 if is_known else 200, body, found.headers)
+        await respond_with(send, 304 if is_known else 200, body, found.headers)
 
     async def _config(self, _: Exchange, send: Send) -> None:
-        await _send(send, 200, self._settings, _JSON)
+        await respond_with(send, 200, self._settings, _JSON)
 
     async def _picture(self, exchange: Exchange, send: Send) -> None:
-        name = exchange.params["name"]
-        workflow = self._workflows.get(name)
-        if workflow is None:
-            msg = (
-                f"there is no workflow {brief(name)}; expected one of {', '.join(self._workflows)}"
-            )
-            raise Refusal(404, msg)
+        name, workflow = workflow_of(exchange, self._workflows)
         body = self._pictures.get(name)
         if body is None:
             body = json_of(picture_data(workflow)).encode("utf-8", "backslashreplace")
             self._pictures[name] = body
-        await _send(send, 200, body, _JSON)
-
-
-async def _send(send: Send, status: int, body: bytes, headers: Mapping[str, str]) -> None:
-    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    try:
-        await send({"type": "http.response.start", "status": status, "headers": raw})
-        await send({"type": "http.response.body", "body": body, "more_body": False})
-    except OSError as error:
-        raise HungUpError from error
+        await respond_with(send, 200, body, _JSON)
 
 
 # -- files ------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from sluicegate._asgi import Receive
     from sluicegate._definition.graph import Graph
+    from sluicegate._workflow import Workflow
 
 #: The ids that a client may give: they are a part of a path.
 RUN_ID = r"^[A-Za-z0-9][A-Za-z0-9._:~-]{0,199}$"
@@ -371,3 +372,19 @@ def read_event(given: Any, known: dict[str, type[Event]], only: list[type[Event]
         msg = f'{what}; expected {{"type": ..., "value": {{...}}}} with one of {names}'
         raise Refusal(400, msg, field="event.type")
     return cast("Event", decoded(cls, value, "event"))
+
+
+def workflow_of(
+    exchange: Exchange, workflows: Mapping[str, Workflow[Any]]
+) -> tuple[str, Workflow[Any]]:
+    """Return the workflow that the path names, with its name on the server.
+
+    Raises:
+        Refusal: There is none.
+    """
+    name = exchange.params["name"]
+    workflow = workflows.get(name)
+    if workflow is None:
+        msg = f"there is no workflow {brief(name)}; expected one of {', '.join(workflows)}"
+        raise Refusal(404, msg)
+    return name, workflow

@@ -17,7 +17,7 @@ from sluicegate._errors import brief
 from sluicegate._handler import mark_observed, run_of
 from sluicegate._loop import current_backend
 from sluicegate._workflow import graph_in
-from sluicegate.serve._data import ending_of, timestamp
+from sluicegate.serve._data import ending_of, handler_data
 from sluicegate.serve._requests import Refusal
 from sluicegate.serve._traces import trace_header
 
@@ -122,20 +122,14 @@ class ServedRun:
     def data(self) -> dict[str, Any]:
         """Return its data for clients."""
         handler = self.handler
-        status = handler.status
-        found: dict[str, Any] = {
-            "handler_id": handler.run_id,
-            "workflow_name": self.name,
-            "run_id": handler.run_id,
-            "error": None,
-            "result": None,
-            "status": "running",
-            "started_at": timestamp(self.started_at),
-            "updated_at": timestamp(self.updated_at),
-            "completed_at": timestamp(self.completed_at),
-            "idle": status == "idle",
-            "questions": len(handler.questions),
-        }
+        found = handler_data(
+            handler.run_id,
+            self.name,
+            status="running",
+            times=(self.started_at, self.updated_at, self.completed_at),
+            is_idle=handler.status == "idle",
+            questions=len(handler.questions),
+        )
         if handler.is_done():
             found |= ending_of(terminal_event(handler))
         return found

@@ -12,7 +12,7 @@ from sluicegate._loop import current_backend
 from sluicegate._workflow import graph_in
 from sluicegate.durable import StoreClosedError, StoreError, StoreFormatError
 from sluicegate.durable._part import Part
-from sluicegate.serve._data import schema_of_event, timestamp
+from sluicegate.serve._data import asked_data, handler_data, schema_of_event
 from sluicegate.serve._requests import Refusal, answer_classes
 
 
@@ -138,15 +138,8 @@ class StoredRuns:
             {"type": kind, "schema": schema_of_event(known[kind]) if kind in known else {}}
             for kind in question.answers
         ]
-        return {
-            "handler_id": question.run_id,
-            "workflow_name": name,
-            "id": question.id,
-            "type": question.event,
-            "fields": question.fields or {},
-            "answer": answers[0] if answers else None,
-            "answers": answers,
-        }
+        asked = asked_data(question.id, question.event, question.fields or {}, answers)
+        return {"handler_id": question.run_id, "workflow_name": name, **asked}
 
 
 class _Besides:
@@ -161,20 +154,14 @@ class _Besides:
 
 def row_data(row: RunSummary, name: str) -> dict[str, Any]:
     """Return the data of a run that is not in memory for the list of runs; the result is not read for it."""
-    status = _TOLD.get(row.status, "running")
-    found = {
-        "handler_id": row.run_id,
-        "workflow_name": name,
-        "run_id": row.run_id,
-        "error": None,
-        "result": None,
-        "status": status,
-        "started_at": timestamp(row.created_at),
-        "updated_at": timestamp(row.updated_at),
-        "completed_at": timestamp(row.updated_at) if row.is_over else None,
-        "idle": row.status in ("idle", "parked"),
-        "questions": row.questions,
-    }
+    found = handler_data(
+        row.run_id,
+        name,
+        status=_TOLD.get(row.status, "running"),
+        times=(row.created_at, row.updated_at, row.updated_at if row.is_over else None),
+        is_idle=row.status in ("idle", "parked"),
+        questions=row.questions,
+    )
     if row.status == "timed_out":
         found["timed_out"] = True
     return found
