@@ -288,22 +288,32 @@ def add_worker(commands: Commands) -> None:
     worker.add_argument(
         "--max-runs", metavar="N", type=count, help="the most runs at a time; default: any number"
     )
-    worker.add_argument(
+    add_grace(worker)
+    add_release_idle(worker)
+    add_backend(worker)
+    add_store_options(worker)
+
+
+def add_grace(command: argparse._ActionsContainer) -> None:
+    """Add the option of a program that drains."""
+    command.add_argument(
         "--grace",
         metavar="SECONDS",
         type=seconds,
         default=30.0,
         help="how long a drain may take; default: 30",
     )
-    worker.add_argument(
+
+
+def add_release_idle(command: argparse._ActionsContainer) -> None:
+    """Add the option of a program that runs many runs of a store."""
+    command.add_argument(
         "--release-idle",
         metavar="AGE",
         type=duration,
         default=60.0,
         help="time until a waiting run is released from memory; default: 60s",
     )
-    add_backend(worker)
-    add_store_options(worker)
 
 
 def add_store_options(command: argparse._ActionsContainer) -> None:

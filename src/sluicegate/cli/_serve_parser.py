@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from sluicegate.cli._options import TARGET, add_backend, add_command, count, duration, seconds
-from sluicegate.cli._runs_parser import STORE, add_store_options
+from sluicegate.cli._options import TARGET, add_backend, add_command, count
+from sluicegate.cli._runs_parser import STORE, add_grace, add_release_idle, add_store_options
 
 
 if TYPE_CHECKING:
@@ -95,26 +95,14 @@ def add_serve(commands: Commands) -> None:
         default="cancel",
         help="what becomes of a run when the client that waits for it leaves; default: cancel",
     )
-    runs.add_argument(
-        "--grace",
-        metavar="SECONDS",
-        type=seconds,
-        default=30.0,
-        help="how long a drain may take; default: 30",
-    )
+    add_grace(runs)
     add_backend(serve)
     serve.add_argument(
         "--reload", action="store_true", help="start again when a file of the program changes"
     )
     store = serve.add_argument_group("store")
     store.add_argument("--store", metavar="URL", help="such as sqlite:///runs.db")
-    store.add_argument(
-        "--release-idle",
-        metavar="AGE",
-        type=duration,
-        default=60.0,
-        help="time until a waiting run is released from memory; default: 60s",
-    )
+    add_release_idle(store)
     add_store_options(store)
 
 
