@@ -199,6 +199,13 @@ class RestoredError(Exception):
         return name in self.class_names or f"__main__.{alone}" in self.class_names
 
 
+def name_of(error: BaseException) -> str:
+    """Return the name of an exception's class; of a restored one, that of the class that it had."""
+    if isinstance(error, RestoredError):
+        return error.type_name.rpartition(".")[2]
+    return type(error).__name__
+
+
 def was_a(call: str, error: BaseException, classes: tuple[type[BaseException], ...]) -> bool:
     """Return whether an exception is an instance of one of some classes, or was before a snapshot.
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from sluicegate._events import Event
 
+#: The fields of a question that are its text; the first one that it has is used.
+PROMPTS = ("prefix", "prompt", "question", "message", "msg")
+
 
 @attrs.frozen
 class OpenQuestion:

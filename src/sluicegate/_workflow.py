@@ -22,7 +22,6 @@ from sluicegate._errors import (
     unknown_name,
     unknown_options,
 )
-from sluicegate._events import HumanResponseEvent, InputRequiredEvent
 from sluicegate._events.generics import fitting, give_arguments
 from sluicegate._handler import WorkflowHandler
 from sluicegate._loop.limits import MAX_THREADS, ConcurrencyLimit
@@ -212,11 +211,7 @@ class Workflow(Generic[R]):
         """
         graph = self._built()
         check_graph(graph, self.__skip)
-        return any(
-            issubclass(kind, InputRequiredEvent | HumanResponseEvent)
-            for step in graph.steps
-            for kind in (*step.accepts, *step.returns)
-        )
+        return graph.asks
 
     def run(
         self,

@@ -320,6 +320,22 @@ class Graph:
         return tuple(kind for kind in self.acceptors if issubclass(kind, HumanResponseEvent))
 
     @property
+    def stop_events(self) -> tuple[type[StopEvent], ...]:
+        """The classes of events with which a run can complete."""
+        made = (kind for step in self.steps for kind in step.returns)
+        found = dict.fromkeys(kind for kind in made if issubclass(kind, StopEvent))
+        return tuple(found) or (StopEvent,)
+
+    @property
+    def asks(self) -> bool:
+        """Whether a step takes or returns a question or an answer."""
+        return any(
+            issubclass(kind, InputRequiredEvent | HumanResponseEvent)
+            for step in self.steps
+            for kind in (*step.accepts, *step.returns)
+        )
+
+    @property
     def awaited(self) -> tuple[tuple[type[Event], ...], ...]:
         """For each step the classes that it waits for: declared, or found in its source."""
         if self._awaited is None:

@@ -787,7 +787,7 @@ class RunJournal:
     def based(self, snapshot: dict[str, Any]) -> int:
         """Record the run as a snapshot; return the number of the record."""
         writer = self.writer
-        return self.writer.append(
+        return writer.append(
             Base(
                 at=self.now,
                 snapshot=snapshot,

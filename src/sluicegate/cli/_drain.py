@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from sluicegate.cli._targets import AnyWorkflow
 
 
-DRAINED = 0
-
-
 class Drain:
     """When a command drains, and for how long.
 
@@ -99,9 +96,18 @@ def run_until_drained(
     with log_on_stderr(), refusals_in_a_line():
         is_complete = signals.run(lambda: main(drain), backend, {})
     if is_complete:
-        return DRAINED
+        return 0
     note(f"the grace period is over; {left}")
     return 128 + (signals.received or 0)
+
+
+def second_of_name(target: str, name: str) -> UsageError:
+    """Return the error about two workflows of one name for a store."""
+    msg = (
+        f"{target} is a second workflow with the name {name}, and the name is how stored runs find their "
+        "workflow; expected workflows with different names"
+    )
+    return UsageError(msg)
 
 
 def workflows_of(targets: list[str]) -> dict[str, AnyWorkflow]:
@@ -115,11 +121,7 @@ def workflows_of(targets: list[str]) -> dict[str, AnyWorkflow]:
         workflow = workflow_at(target)
         name = graph_in(workflow).name
         if name in found:
-            msg = (
-                f"{target} is a second workflow with the name {name}, and the name is how stored runs find their "
-                "workflow; expected workflows with different names"
-            )
-            raise UsageError(msg)
+            raise second_of_name(target, name)
         found[name] = workflow
     return found
 

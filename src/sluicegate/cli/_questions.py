@@ -22,6 +22,7 @@ from sluicegate._errors import WorkflowRuntimeError
 from sluicegate._events import HumanResponseEvent, InputRequiredEvent, fields_of, is_open
 from sluicegate._handler import run_of
 from sluicegate._loop import current_backend
+from sluicegate._questions import PROMPTS
 from sluicegate.cli._input import field_types, json_object
 from sluicegate.cli._output import printable
 from sluicegate.cli._targets import UsageError
@@ -46,7 +47,6 @@ class Terminal(Protocol):
 
 #: Seconds between two reads of the questions of a stored run.
 _LOOK = 0.1
-PROMPTS = ("prefix", "prompt", "question", "message", "msg")
 
 
 class Questions:

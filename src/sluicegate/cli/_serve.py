@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sluicegate._errors import WorkflowValidationError
 from sluicegate._loop import current_backend
 from sluicegate._workflow import graph_in
-from sluicegate.cli._drain import run_until_drained
+from sluicegate.cli._drain import run_until_drained, second_of_name
 from sluicegate.cli._output import note
 from sluicegate.cli._store import open_store, store_options
 from sluicegate.cli._targets import UsageError, workflow_at
@@ -105,11 +105,7 @@ def _workflows(arguments: argparse.Namespace) -> dict[str, AnyWorkflow]:
             )
             raise UsageError(msg)
         if arguments.store is not None and own_name in stored:
-            msg = (
-                f"{target} is a second workflow with the name {own_name}, and the name is how stored runs find "
-                "their workflow; expected workflows with different names"
-            )
-            raise UsageError(msg)
+            raise second_of_name(target, own_name)
         stored.add(own_name)
         found[name] = workflow
     return found
@@ -198,7 +194,7 @@ class _Server:
         arguments = self._arguments
         store = None
         if arguments.store is not None:
-            options = {**store_options(arguments), "release_idle": arguments.release_idle}
+            options = store_options(arguments)
             opening = open_store(arguments, self._workflows.values(), creates=True, **options)
             store = (await stack.enter_async_context(opening)).runs
         app = asgi_app(

@@ -85,7 +85,7 @@ def _check_exists(url: str) -> None:
 
 def store_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options of ``open_run_store`` that the command was given, without the durability."""
-    names = ("timeouts", "max_crashes", "keep_history")
+    names = ("timeouts", "max_crashes", "keep_history", "release_idle")
     return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
 
 

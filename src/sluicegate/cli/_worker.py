@@ -28,7 +28,7 @@ def worker(arguments: argparse.Namespace) -> int:
     workflows = [*workflows_of(arguments.targets).values()]
 
     async def main(drain: Drain) -> bool:
-        options = {**store_options(arguments), "release_idle": arguments.release_idle}
+        options = store_options(arguments)
         async with AsyncExitStack() as stack:
             store = await stack.enter_async_context(
                 open_store(arguments, workflows, creates=True, **options)

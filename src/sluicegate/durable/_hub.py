@@ -214,6 +214,10 @@ class Hub:
         )
         raise StoreClosedError(msg)
 
+    def owned(self) -> set[str]:
+        """Return the ids of the runs that have an owner in this process."""
+        return {part.run_id for part in self.parts if part.is_owner}
+
     def watching(self, run_id: str) -> Watch:
         """Return a watch, which wakes the caller when a run may have changed."""
         return Watch(self, run_id)

@@ -302,22 +302,29 @@ class Part:
 
     async def _prepare(self) -> None:
         """Wait until this process holds the lease, then load the run; or until the run has ended elsewhere."""
-        run, journal, new = self._run, self._hub.journal, self._new
-        if new is not None:
-            found = await journal.create(new, self._lose)
-            self._new = None
-            if isinstance(found, Lease):
-                self._lease = found
+        run = self._run
+        if self._new is not None:
+            lease = await self._create(self._new)
+            if lease is not None:
                 await self._take_messages()
-                self._begin(found, 0)
+                self._begin(lease, 0)
                 self._become_known()
                 return
-            check_same(found, new)
-            self._row = found
         run.outcome.park()
         await self._rest()
         if self._lease is not None:
             await self._load(self._lease)
+
+    async def _create(self, new: NewRun) -> Lease | None:
+        """Create the run; return None, and note its row, if the store has it already. A checkpoint."""
+        found = await self._hub.journal.create(new, self._lose)
+        self._new = None
+        if isinstance(found, Lease):
+            self._lease = found
+            return found
+        check_same(found, new)
+        self._row = found
+        return None
 
     async def _rest(self) -> None:
         """Wait until this process has the lease of the run, or until the run has ended."""
@@ -596,15 +603,9 @@ class Part:
         Raises:
             RunConflictError: The store has another run of its id.
         """
-        new = self._new
-        assert new is not None
-        found = await self._hub.journal.create(new, self._lose)
-        self._new = None
-        if isinstance(found, Lease):
-            self._lease = found
+        assert self._new is not None
+        if await self._create(self._new) is not None:
             await self._let_go()
-        else:
-            check_same(found, new)
 
     def rest_soon(self) -> None:
         """Release the run as soon as it waits for something."""

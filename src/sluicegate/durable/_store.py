@@ -460,9 +460,10 @@ class RunStore:
                 watch.has_changed = False
                 most = _DUE_AT_ONCE + len(hub.parts)
                 due = await hub.journal.due(hub.wall(), most, workflows=names)
-                owned = {part.run_id for part in hub.parts if part.is_owner}
-                found = [row for row in due.runs if row.run_id not in owned]
-                found = [row for row in found if row.run_id not in besides]
+                owned = hub.owned()
+                found = [
+                    row for row in due.runs if row.run_id not in owned and row.run_id not in besides
+                ]
                 if found:
                     return [_summary_of(row) for row in found]
                 await watch.wait(due.next_at)

@@ -54,7 +54,7 @@ class _Carrier:
         taken: list[str] = []
         known = len(self.parts) + len(self.refused) + len(hub.parts)
         due = await hub.journal.due(hub.wall(), self.room + known, workflows=list(self.workflows))
-        owned = {part.run_id for part in hub.parts if part.is_owner}
+        owned = hub.owned()
         for row in due.runs:
             is_refused = self.refused.get(row.run_id) == (row.sequence, row.messages)
             if row.run_id in self.parts or row.run_id in owned or is_refused or self.room <= 0:

@@ -23,12 +23,12 @@ from sluicegate._data.json import encode
 from sluicegate._errors import (
     EventConflictError,
     QuestionClosedError,
-    RestoredError,
     SnapshotError,
     WorkflowError,
     WorkflowRuntimeError,
     WorkflowTimeoutError,
     brief_text,
+    name_of,
 )
 from sluicegate._events import (
     InputRequiredEvent,
@@ -69,7 +69,7 @@ _TURNS = 10
 #: Seconds between two looks at a stored run, which may be in no process, or in another one.
 _LOOK = 0.05
 
-_AGAIN = "expected the tool to be called again from the beginning, without requestState"
+AGAIN = "expected the tool to be called again from the beginning, without requestState"
 
 
 class _LeftError(Exception):
@@ -114,7 +114,7 @@ class Calls:
             msg = f"Unknown tool: {brief_text(params.name)}; expected one of {known}"
             raise MCPError(types.INVALID_PARAMS, msg)
         if params.request_state is not None and not self._can_ask:
-            msg = f"no tool of this server asks, so it gives no requestState; {_AGAIN}"
+            msg = f"no tool of this server asks, so it gives no requestState; {AGAIN}"
             raise MCPError(types.INVALID_PARAMS, msg)
         try:
             handler, after, is_transient = self._open(tool, ctx, params)
@@ -168,7 +168,7 @@ class Calls:
                 LOGGER.warning(
                     "the state of a call of the tool %s does not fit: %s", tool.name, error
                 )
-                msg = f"the state is one of an earlier version of {tool.name}, or of a server that keeps runs differently; {_AGAIN}"
+                msg = f"the state is one of an earlier version of {tool.name}, or of a server that keeps runs differently; {AGAIN}"
                 raise RefusedError(msg) from None
         handler = workflow.run(start_event=start)
         if runs is None:
@@ -294,14 +294,13 @@ class Round:
             )
             return RefusedError(msg)
         if isinstance(error, UnknownRunError):
-            return RefusedError(f"the run {run_id} is no longer in its store; {_AGAIN}")
+            return RefusedError(f"the run {run_id} is no longer in its store; {AGAIN}")
         if isinstance(error, ToolError):
             return RefusedError(f"{name} failed: {error}")
         LOGGER.error("the run %s of a call of the tool %s has failed", run_id, name, exc_info=error)
         if type(error) is WorkflowTimeoutError and error.timeout is not None:
             return RefusedError(f"{name} timed out after {error.timeout:g} s (run {run_id})")
-        kind = error.type_name if isinstance(error, RestoredError) else type(error).__name__
-        return RefusedError(f"{name} failed: {kind.rpartition('.')[2]} (run {run_id})")
+        return RefusedError(f"{name} failed: {name_of(error)} (run {run_id})")
 
     # -- following the run ----------------------------------------------------------------------------
 
@@ -349,16 +348,16 @@ class Round:
             has_timer = row.wake_at is not None
         if handler.status != "idle" or not self._has_read_all(stream):
             return False
-        if has_timer and not handler.questions:
+        if handler.questions:
+            return True
+        if has_timer:
             return False
-        if not handler.questions:
-            msg = (
-                f"{self._tool.name} waits for an event from outside, and has asked no question (run "
-                f"{handler.run_id}); expected its step to ask: `return Question(...)`, of a subclass of "
-                "InputRequiredEvent"
-            )
-            raise RefusedError(msg)
-        return True
+        msg = (
+            f"{self._tool.name} waits for an event from outside, and has asked no question (run "
+            f"{handler.run_id}); expected its step to ask: `return Question(...)`, of a subclass of "
+            "InputRequiredEvent"
+        )
+        raise RefusedError(msg)
 
     def _has_read_all(self, stream: EventStream) -> bool:
         return stream.sequence + 1 >= run_of(self._handler).log.next

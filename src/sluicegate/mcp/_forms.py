@@ -14,6 +14,7 @@ import attrs
 from sluicegate._data.from_outside import TAG, decode_event
 from sluicegate._data.json import data_of, schema_of
 from sluicegate._events import HumanResponseEvent, is_open
+from sluicegate._questions import PROMPTS
 
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from sluicegate._questions import OpenQuestion
 
 
-#: The fields of a question that are its text; the first one that it has is used.
-_TEXTS = ("prefix", "prompt", "question", "message", "msg")
 #: The keywords of a field in a form, by its type.
 _DESCRIBING = ("title", "description", "default")
 _KEYWORDS = {
@@ -156,7 +155,7 @@ def _text_of(question: OpenQuestion) -> str:
         kinds = " or ".join(kind.__name__ for kind in question.answers)
         return f"The run waits for {kinds or 'an answer'}."
     fields = data_of(event)
-    for name in _TEXTS:
+    for name in PROMPTS:
         text = fields.get(name)
         if isinstance(text, str) and text.strip():
             del fields[name]

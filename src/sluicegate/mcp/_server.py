@@ -14,7 +14,7 @@ from mcp.shared.exceptions import MCPError
 from sluicegate._annotations import is_seconds
 from sluicegate._errors import brief
 from sluicegate.durable import RunStore
-from sluicegate.mcp._calls import Calls
+from sluicegate.mcp._calls import AGAIN, Calls
 from sluicegate.mcp._tool import tools_of
 
 
@@ -172,7 +172,7 @@ def _explain_refusals(ttl: float) -> Any:
                 raise
             msg = (
                 f"{error.message}: it was altered, is older than {ttl:g} s, or belongs to another call, user "
-                "or server; expected the tool to be called again from the beginning, without requestState"
+                f"or server; {AGAIN}"
             )
             raise MCPError(error.code, msg, cast("object", data)) from error
 

@@ -15,7 +15,7 @@ from mcp import types
 from sluicegate._data.from_outside import decode_event
 from sluicegate._data.json import data_of, json_of, result_schema_of, schema_of
 from sluicegate._errors import brief
-from sluicegate._events import HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
+from sluicegate._events import StartEvent, StopEvent
 from sluicegate._events.generics import meanings_of
 from sluicegate._workflow import Workflow, graph_in
 
@@ -147,7 +147,7 @@ def _tool_of(name: str, workflow: Workflow[Any], *, has_store: bool) -> Workflow
         del arguments["description"]  # it is about the class of the library
     if has_store:  # no start event has a field of this name
         arguments["properties"] = {**arguments["properties"], RUN_ID: _RUN_ID_SCHEMA}
-    result = result_schema_of(_stops(graph), _result_of(type(workflow)))
+    result = result_schema_of(graph.stop_events, _result_of(type(workflow)))
     return WorkflowTool(
         name=name,
         workflow=workflow,
@@ -168,11 +168,6 @@ def _description(cls: type) -> str | None:
     return inspect.cleandoc(text) if isinstance(text, str) else None
 
 
-def _stops(graph: Graph) -> list[type[StopEvent]]:
-    made = (kind for step in graph.steps for kind in step.returns)
-    return list(dict.fromkeys(kind for kind in made if issubclass(kind, StopEvent))) or [StopEvent]
-
-
 def _result_of(cls: type) -> Any:
     """Return the annotation of the result: `str` for a class derived from ``Workflow[str]``."""
     result = next(iter(meanings_of(cls).get(Workflow, {}).values()), Any)
@@ -180,9 +175,4 @@ def _result_of(cls: type) -> Any:
 
 
 def _can_ask(graph: Graph) -> bool:
-    asks = any(
-        issubclass(kind, InputRequiredEvent | HumanResponseEvent)
-        for step in graph.steps
-        for kind in (*step.accepts, *step.returns)
-    )
-    return asks or any(graph.is_answerable(kind) for kinds in graph.awaited for kind in kinds)
+    return graph.asks or any(graph.is_answerable(kind) for kinds in graph.awaited for kind in kinds)

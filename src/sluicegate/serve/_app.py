@@ -25,8 +25,9 @@ from sluicegate._errors import (
     WorkflowDetachedError,
     WorkflowRuntimeError,
     brief,
+    name_of,
 )
-from sluicegate._events import StopEvent, WorkflowDetachedEvent
+from sluicegate._events import WorkflowDetachedEvent
 from sluicegate._exceptions import single
 from sluicegate._handler import run_of
 from sluicegate._loop import current_backend
@@ -51,7 +52,7 @@ from sluicegate.serve._ag_ui_exchange import (
     read_input,
     resumed_run,
 )
-from sluicegate.serve._data import STATUSES, name_of, question_data, schema_of_event, shown
+from sluicegate.serve._data import STATUSES, question_data, schema_of_event, shown
 from sluicegate.serve._graph import graph_data
 from sluicegate.serve._guards import Guards
 from sluicegate.serve._openapi import openapi_of
@@ -444,7 +445,7 @@ class WorkflowApp:
 
     async def _schema(self, exchange: Exchange, send: Send) -> None:
         _, _, graph = self._workflow(exchange)
-        stops = stop_events(graph)
+        stops = graph.stop_events
         stop = schema_of_event(stops[0])
         if len(stops) > 1:
             stop = {"title": "StopEvent", "anyOf": [schema_of_event(cls) for cls in stops]}
@@ -1113,12 +1114,6 @@ class WorkflowApp:
 def questions_of(run: ServedRun) -> list[dict[str, Any]]:
     """Return the open questions of a run, as data."""
     return [question_data(question) for question in run.handler.questions]
-
-
-def stop_events(graph: Graph) -> list[type[StopEvent]]:
-    """Return the classes of events with which a run of the workflow can complete."""
-    found = [kind for step in graph.steps for kind in step.returns if issubclass(kind, StopEvent)]
-    return [*dict.fromkeys(found)] or [StopEvent]
 
 
 def events_of(graph: Graph) -> list[type[Event]]:

@@ -69,13 +69,12 @@ class Connections:
             connection.abort()
 
 
-async def time_idle_connection(server: Any, sent: Any) -> None:
-    """Time a connection after each event that Hypercorn's side of it has sent.
+def is_idle_after(sent: Any, protocol: Any) -> bool:
+    """Whether a connection has to be timed after an event that Hypercorn's side of it has sent.
 
-    One that turns to HTTP/2 would not be timed until its first response is complete.
+    Hypercorn does not time one that turns to HTTP/2 until its first response is complete.
     """
-    if isinstance(sent, RawData) and getattr(server.protocol.protocol, "idle", False):
-        await server.idle_task.restart(server._task_group, server._idle_timeout)
+    return isinstance(sent, RawData) and getattr(protocol.protocol, "idle", False)
 
 
 def note_failure(error: Exception) -> None:

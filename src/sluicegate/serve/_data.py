@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sluicegate._data.json import json_of, schema_of, shown_fields
 from sluicegate._errors import (
-    RestoredError,
     WorkflowCancelledError,
     WorkflowDetachedError,
     WorkflowStalledError,
     WorkflowTimeoutError,
+    name_of,
 )
 from sluicegate._events import (
     Event,
@@ -103,13 +103,6 @@ def timestamp(seconds: float | None) -> str | None:
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat()
-
-
-def name_of(error: BaseException) -> str:
-    """Return the name of an exception's class; of a restored one, that of the class that it had."""
-    if isinstance(error, RestoredError):
-        return error.type_name.rpartition(".")[2]
-    return type(error).__name__
 
 
 def told_error(error: BaseException | None, step: str | None = None) -> str | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import trio
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
-from sluicegate.serve._connections import Connections, note_failure, time_idle_connection
+from sluicegate.serve._connections import Connections, is_idle_after, note_failure
 
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ class _Server(TCPServer):
 
     async def protocol_send(self, event: Event) -> None:
         await super().protocol_send(event)
-        await time_idle_connection(self, event)
+        if is_idle_after(event, self.protocol):
+            await cast("Any", self.idle_task).restart(self._task_group, self._idle_timeout)
 
 
 @final
