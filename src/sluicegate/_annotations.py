@@ -7,6 +7,7 @@ constraints run when the value is made, and are not run here, so the answer is t
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 import types
 import typing
@@ -390,6 +391,21 @@ def plain_form(value: object) -> str | None:
 
 
 # -- arguments of calls -----------------------------------------------------------------------------
+
+
+def unbound(function: Any) -> Any:
+    """Return the callable inside of ``functools.partial`` objects."""
+    while isinstance(function, functools.partial):
+        function = cast("functools.partial[Any]", function).func
+    return function
+
+
+def is_async(function: Any) -> bool:
+    """Whether a callable, or the one inside of partial objects, is a coroutine function."""
+    function = unbound(function)
+    kind: Any = cast("Any", type(function))
+    call = getattr(kind, "__call__", None)  # noqa: B004 - it is looked at
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
 def is_seconds(value: object) -> bool:

@@ -594,6 +594,14 @@ async def test_what_the_model_does_not_choose_is_bound():
 
 
 @pytest.mark.anyio
+async def test_a_partial_of_a_callable_object_is_async_as_the_object_is():
+    """It is called in the event loop, and not in a thread, which would refuse its coroutine."""
+    made = tool(functools.partial(Shop("Bob's"), item="tea"), name="shop")
+
+    assert (await call_tool(ask("shop", {}), [made])).text == "Bob's: tea"
+
+
+@pytest.mark.anyio
 async def test_a_tool_made_by_hand():
     """A tool of another source is called with the arguments as they came; it checks them itself."""
     given = []

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, cast, final
 
 import attrs
 
-from sluicegate._annotations import UNRESOLVED, extras_of, is_context, resolve, resolve_all
+from sluicegate._annotations import (
+    UNRESOLVED,
+    extras_of,
+    is_context,
+    resolve,
+    resolve_all,
+    unbound,
+)
 from sluicegate._definition.configuration import read_file, read_part
 from sluicegate._definition.local_names import keep_names, kept_names, resolve_fields
 from sluicegate._errors import WorkflowValidationError
@@ -338,15 +345,13 @@ def _markers(hint: Any) -> list[Resource | ResourceConfig]:
 
 
 def _name(factory: Any) -> str:
-    while isinstance(factory, functools.partial):
-        factory = cast("functools.partial[Any]", factory).func
+    factory = unbound(factory)
     return str(getattr(factory, "__name__", type(factory).__name__))
 
 
 def _called(factory: Any) -> Any:
     """Return the function that runs when ``factory``, which is not a class, is called."""
-    while isinstance(factory, functools.partial):
-        factory = cast("functools.partial[Any]", factory).func
+    factory = unbound(factory)
     if hasattr(factory, "__code__") or inspect.isroutine(factory):
         return factory
     return type(factory).__call__

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
+from sluicegate._annotations import is_async
 from sluicegate._engine.journal import KeptResult, OnceCall
 from sluicegate._errors import WorkflowRuntimeError
 from sluicegate._exceptions import holds_cancelled, matches
@@ -91,7 +91,7 @@ async def _wait_for(backend: Backend, call: OnceCall, key: str) -> None:
 
 async def _call(run: Run, key: str, function: Callable[..., Any], arguments: Any) -> Any:
     """Call the function in this task; a plain one in a thread, as a ``def`` step."""
-    if _is_async(function):
+    if is_async(function):
         awaitable = function(*arguments)
         let_interrupts_in(getattr(awaitable, "cr_code", None))
         return await awaitable
@@ -113,14 +113,6 @@ async def _call(run: Run, key: str, function: Callable[..., Any], arguments: Any
     in_thread = ThreadStep(call, abandon_on_cancel=False)
     async with in_thread.place(run.options.max_threads) as place:
         return await in_thread.call(place, *arguments)
-
-
-def _is_async(function: Any) -> bool:
-    while isinstance(function, partial):
-        function = function.func
-    kind: Any = cast("Any", type(function))
-    call = getattr(kind, "__call__", None)  # noqa: B004 - it is looked at
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
 def _record(run: Run, context: Context[Any], key: str, result: KeptResult) -> None:

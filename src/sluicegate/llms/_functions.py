@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import re
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
-from sluicegate._annotations import UNRESOLVED, extras_of, is_context, resolve, text_of
+from sluicegate._annotations import (
+    UNRESOLVED,
+    extras_of,
+    is_async,
+    is_context,
+    resolve,
+    text_of,
+    unbound,
+)
 from sluicegate._data.data_fields import DataField, DataFields
 from sluicegate._data.from_outside import decode_value
 from sluicegate._data.json import note_of, schema_of_fields
@@ -95,7 +102,7 @@ def tool(
     _check_errors(errors)
     own_name = _name_of(function)
     name = own_name if name is None else name
-    text, notes = _read_docstring(inspect.getdoc(_unbound(function)) or "")
+    text, notes = _read_docstring(inspect.getdoc(unbound(function)) or "")
     fields = _fields_of(function, own_name, notes)
     call = _Caller(name, function, fields, errors)
     return Tool(
@@ -119,7 +126,7 @@ class _Caller:
         self._name = name
         self._fields = {field.keyword: field for field in fields.fields}
         self._errors = errors
-        self._function = function if _is_async(function) else _in_thread(name, function)
+        self._function = function if is_async(function) else _in_thread(name, function)
 
     async def __call__(self, arguments: Mapping[str, Any]) -> Any:
         backend = current_backend()
@@ -199,20 +206,8 @@ def _check_errors(errors: Any) -> None:
         raise TypeError(msg)
 
 
-def _is_async(function: Any) -> bool:
-    cls: Any = cast("Any", type(function))
-    call = getattr(cls, "__call__", None)  # noqa: B004 - it is looked at
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
-
-
-def _unbound(function: Any) -> Any:
-    while isinstance(function, functools.partial):
-        function = cast("functools.partial[Any]", function).func
-    return function
-
-
 def _name_of(function: Any) -> str:
-    plain = _unbound(function)
+    plain = unbound(function)
     return getattr(plain, "__name__", type(plain).__name__)
 
 
@@ -222,7 +217,7 @@ def _fields_of(function: Any, name: str, notes: Mapping[str, str]) -> DataFields
     Raises:
         TypeError: One cannot come from a model, or the annotations cannot be resolved.
     """
-    plain = _unbound(function)
+    plain = unbound(function)
     try:
         hints = resolve(plain if hasattr(plain, "__name__") else type(plain).__call__)
     except UNRESOLVED as error:
