@@ -24,6 +24,7 @@ import attrs
 import msgspec
 
 from sluicegate._data.json import json_of
+from sluicegate._errors import name_of
 from sluicegate._events import (
     ChildEvent,
     InternalEvent,
@@ -631,7 +632,7 @@ def _data_of(event: Event) -> dict[str, Any]:
 def _error_of(last: StopEvent | None) -> tuple[str, str] | None:
     """Return what went wrong, and a code; of an exception the class alone, its text may be confidential."""
     if isinstance(last, WorkflowFailedEvent):
-        kind = type(last.exception).__name__
+        kind = name_of(last.exception)
         where = "" if last.step_name is None else f" in the step {last.step_name}"
         return f"{kind}{where}", kind
     if isinstance(last, WorkflowTimedOutEvent):

@@ -30,14 +30,14 @@ def json_patch(old: Any, new: Any) -> list[dict[str, Any]] | None:
 
 
 def _compare(old: Any, new: Any, path: str, into: list[dict[str, Any]], depth: int) -> None:
-    if len(into) > _MOST or _is_same(old, new):
+    if len(into) > _MOST:
         return
     kind = _kind(old) if depth < _DEEPEST and _kind(old) is _kind(new) else None
     if kind is dict:
         _compare_objects(old, new, path, into, depth)
     elif kind is list:
         _compare_arrays(old, new, path, into, depth)
-    else:
+    elif not _is_same(old, new):
         into.append({"op": "replace", "path": path, "value": new})
 
 
