@@ -176,6 +176,16 @@ class EventWriter:
         self._wait: Any = None
         encoder.bind(self._poke)
 
+    async def serve(self, stream: EventStream) -> None:
+        """Send the whole response, with the events of a stream. A checkpoint.
+
+        Raises:
+            HungUpError: The client has gone.
+        """
+        await self.begin()
+        await self.write(stream)
+        await self.end()
+
     async def begin(self) -> None:
         """Send the head of the response. A checkpoint.
 

@@ -5,10 +5,12 @@ Requires Starlette: ``pip install "sluicegate[starlette]"`` installs it, and so 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 from sluicegate._asgi import STREAM_HEADERS, Encoder, EventWriter, sse_block, while_connected
 from sluicegate._data.json import json_of, shown_fields
+from sluicegate._errors import name_of
 from sluicegate._events import WorkflowFailedEvent
 from sluicegate._handler import WorkflowHandler
 
@@ -45,7 +47,7 @@ def server_sent_event(event: Event, cursor: str) -> bytes:
     """
     fields = shown_fields(event)
     if isinstance(event, WorkflowFailedEvent):
-        fields["exception"] = type(event.exception).__name__
+        fields["exception"] = name_of(event.exception)
     return sse_block(type(event).__name__, json_of(fields), cursor)
 
 
@@ -136,10 +138,5 @@ class EventStreamResponse(Response):
             send, _Plain(self._encode), status=self.status_code, headers=self.raw_headers
         )
 
-        async def write() -> None:
-            await writer.begin()
-            await writer.write(stream)
-            await writer.end()
-
         async with stream:
-            return await while_connected(receive, write)
+            return await while_connected(receive, partial(writer.serve, stream))

@@ -12,7 +12,7 @@ import re
 import typing
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import attrs
 import msgspec
@@ -121,7 +121,9 @@ def schema_of(cls: type[Event]) -> dict[str, Any]:
         TypeError: An annotation cannot be resolved.
     """
     plain = plain_class(cls)
-    made = _with_definitions(lambda s: s.fields(plain, cast("DataFields", data_fields_of(plain))))
+    made = _with_definitions(
+        lambda s: s.fields(plain, cast("DataFields", data_fields_of(plain))), _Schemas()
+    )
     return {"$schema": DIALECT, **made}
 
 
@@ -133,16 +135,20 @@ def schema_of_value(hint: Any) -> dict[str, Any]:
     Raises:
         TypeError: An annotation cannot be resolved.
     """
-    return _with_definitions(lambda schemas: schemas.of(hint))
+    return _with_definitions(lambda schemas: schemas.of(hint), _Schemas())
 
 
 def schema_of_fields(fields: DataFields) -> dict[str, Any]:
     """Return the JSON Schema of an object with some fields; otherwise as `schema_of_value`."""
-    return _with_definitions(lambda schemas: schemas.object_with(fields))
+    return _with_definitions(lambda schemas: schemas.object_with(fields), _Schemas())
 
 
-def _with_definitions(make: Callable[[_Schemas], dict[str, Any]]) -> dict[str, Any]:
-    schemas = _Schemas()
+SchemasT = TypeVar("SchemasT", bound="_Schemas")
+
+
+def _with_definitions(
+    make: Callable[[SchemasT], dict[str, Any]], schemas: SchemasT
+) -> dict[str, Any]:
     try:
         made = make(schemas)
     except DecodingError as error:
@@ -163,14 +169,13 @@ def result_schema_of(kinds: Sequence[type[StopEvent]], result: Any) -> dict[str,
     Raises:
         TypeError: An annotation cannot be resolved.
     """
-    schemas = _WrittenSchemas()
-    try:
+
+    def make(schemas: _WrittenSchemas) -> dict[str, Any]:
         made = [schemas.of_stop(kind, result) for kind in kinds]
-    except DecodingError as error:
-        raise TypeError(str(error)) from error.__cause__
-    only = made[0] if len(made) == 1 else {"type": "object", "anyOf": made}
-    defs = {"$defs": schemas.defs} if schemas.defs else {}
-    return cast("dict[str, Any]", _open_up({"$schema": DIALECT, **only, **defs}))
+        return made[0] if len(made) == 1 else {"type": "object", "anyOf": made}
+
+    schema = {"$schema": DIALECT, **_with_definitions(make, _WrittenSchemas())}
+    return cast("dict[str, Any]", _open_up(schema))
 
 
 def _open_up(schema: Any) -> Any:
@@ -359,14 +364,13 @@ class _WrittenSchemas(_Schemas):
     def of_stop(self, kind: type[StopEvent], result: Any) -> dict[str, Any]:
         """Return the schema of the event that ends a run."""
         plain = plain_class(kind)
-        schema = self.fields(plain, cast("DataFields", data_fields_of(plain)))
         if plain is StopEvent:
             return {
                 "type": "object",
                 "properties": {"result": self.of(result)},
                 "required": ["result"],
             }
-        return schema
+        return self.fields(plain, cast("DataFields", data_fields_of(plain)))
 
     def _members(self, kinds: tuple[Any, ...]) -> list[dict[str, Any]]:
         return [self.of(kind) for kind in kinds]

@@ -327,6 +327,12 @@ class Graph:
         return tuple(found) or (StopEvent,)
 
     @property
+    def events(self) -> tuple[type[Event], ...]:
+        """The classes of events that the steps take and make, then those that they wait for."""
+        found = (k for s in self.steps for k in (*s.accepts, *s.returns, *s.fans_out))
+        return tuple(dict.fromkeys((*found, *(k for kinds in self.awaited for k in kinds))))
+
+    @property
     def asks(self) -> bool:
         """Whether a step takes or returns a question or an answer."""
         return any(

@@ -350,10 +350,14 @@ class _Bucket:
         """Return when to check again, or None if ``place`` may take ``amount`` now."""
         if not self._queue.is_first(place):
             return math.inf
-        if now >= self._full_at + self._taken * self._interval:
-            self._full_at, self._taken = now, 0
+        self._refill(now)
         ready_at = self._full_at + (self._taken + amount - self._burst) * self._interval
         return None if now >= ready_at else ready_at
+
+    def _refill(self, now: float) -> None:
+        """Begin anew if the bucket is full."""
+        if now >= self._full_at + self._taken * self._interval:
+            self._full_at, self._taken = now, 0
 
     @enable_ki_protection
     def correct(self, more: float) -> None:
@@ -366,10 +370,9 @@ class _Bucket:
             )
             raise RuntimeError(msg)
         now = current_backend().current_time()
-        for change in (0, more):  # before, or tokens that came in while it was full would count
-            self._taken += change
-            if now >= self._full_at + self._taken * self._interval:
-                self._full_at, self._taken = now, 0
+        self._refill(now)  # or tokens that came in while it was full would count
+        self._taken += more
+        self._refill(now)
         if more < 0:
             self._queue.wake_first()
 

@@ -486,6 +486,6 @@ def _check_access(url: object, token: object) -> None:
 
 def _check_seconds(**given: object) -> None:
     for name, value in given.items():
-        if not (is_seconds(value) or value == inf or (value is None and name == "idle_timeout")):
+        if not (is_seconds(value) or (value is None and name == "idle_timeout")):
             msg = f"Client({name}={brief(value)}); expected seconds above 0"
             raise ValueError(msg)

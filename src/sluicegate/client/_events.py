@@ -165,7 +165,7 @@ class Classes:
             return _generic(envelope, str(error))
 
 
-def _events_of(workflow: object) -> list[type[Event]]:
+def _events_of(workflow: object) -> tuple[type[Event], ...]:
     """Return the classes of events that the steps of a workflow take, make and wait for."""
     if isinstance(workflow, Workflow):
         graph = graph_in(cast("Workflow[Any]", workflow))
@@ -177,12 +177,7 @@ def _events_of(workflow: object) -> list[type[Event]]:
             'workflows={"essay": Essay}'
         )
         raise TypeError(msg)
-    found: list[type[Event]] = []
-    for step in graph.steps:
-        found += [*step.accepts, *step.returns, *step.fans_out]
-    for kinds in graph.awaited:
-        found += kinds
-    return found
+    return graph.events
 
 
 def _qualified(kind: type) -> str:

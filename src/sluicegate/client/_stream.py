@@ -95,7 +95,8 @@ class RemoteStream(ReceiveChannel["Event"]):
                 if item.failure is not None:
                     raise item.failure
                 raise current_backend().EndOfChannel
-            if not (self._skip and int(item.cursor) <= int(self._skip)):
+            if not self._skip or int(item.cursor) > int(self._skip):
+                self._skip = ""  # cursors only grow
                 break
             self._before = item.missed
         self._cursor = item.cursor

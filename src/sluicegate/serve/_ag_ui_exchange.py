@@ -182,8 +182,6 @@ class Feed(Observer):
         self.handler = handler
         self.thread_id: str | None = thread_id
         self.translator = Translator(handler.run_id, workflow)
-        #: Whether it has the records; otherwise the events of the stream are all that is known.
-        self.is_listening: bool = False
         #: Whether the run waits for answers, and no input has come with them yet.
         self.is_left: bool = False
         #: The position in the stream of the run where the next exchange continues.
@@ -192,6 +190,7 @@ class Feed(Observer):
         self.wake: Callable[[], object] | None = None
         #: The answers so far, by the ids of the interrupts.
         self.answered: dict[str, Any] = {}
+        #: The runs whose records it has; without any, the events of the stream are all that is known.
         self._known: set[str] = set()
         self._waiting: deque[tuple[str, Record]] = deque()
         self._limit = MOST_WAITING
@@ -200,12 +199,17 @@ class Feed(Observer):
         self._has_state = False
         self._is_deaf = False
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether it has the records of the run."""
+        return bool(self._known)
+
     def listen(self, run: RunInfo) -> Callable[[Record], object] | None:
         """Listen to the run and to its children, and to no other run that they may begin."""
         if run.run_id != self.handler.run_id and run.parent_run_id not in self._known:
             return None
         self._known.add(run.run_id)
-        self.is_listening = self._is_state_old = True
+        self._is_state_old = True
         return partial(self._take, run.run_id)
 
     def close(self) -> None:
@@ -465,9 +469,6 @@ class _Refused(Encoder):
 
     def begin(self) -> bytes:
         return encoded([self._event])
-
-    def event(self, event: Event, cursor: str) -> bytes:  # noqa: ARG002
-        return b""
 
 
 @final

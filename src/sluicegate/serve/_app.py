@@ -17,7 +17,6 @@ import msgspec
 from sluicegate._asgi import STREAM_HEADERS, EventWriter, HungUpError, while_connected
 from sluicegate._context import Context
 from sluicegate._cursors import read_after
-from sluicegate._data.json import json_of
 from sluicegate._errors import (
     EventConflictError,
     QuestionClosedError,
@@ -58,6 +57,8 @@ from sluicegate.serve._guards import Guards
 from sluicegate.serve._openapi import openapi_of
 from sluicegate.serve._page_data import Page, recorded_data
 from sluicegate.serve._requests import (
+    MOST_KEY,
+    MOST_LISTED,
     MOST_NUMBER,
     Exchange,
     Refusal,
@@ -69,7 +70,7 @@ from sluicegate.serve._requests import (
     text_in,
     workflow_of,
 )
-from sluicegate.serve._responses import HEADERS, raw_headers, respond
+from sluicegate.serve._responses import HEADERS, as_json, raw_headers, respond
 from sluicegate.serve._runs import Runs, served, wait_for_end
 from sluicegate.serve._stored import StoredRuns, id_for_key, is_refused, row_data, wait_until_known
 from sluicegate.serve._streams import (
@@ -90,7 +91,6 @@ if TYPE_CHECKING:
 
     from sluicegate._asgi import Encoder, Message, Receive, Send
     from sluicegate._definition.graph import Graph
-    from sluicegate._events import Event
     from sluicegate._handler import WorkflowHandler
     from sluicegate._loop import Nursery
     from sluicegate._observers import Observer
@@ -111,11 +111,8 @@ FLUSH = 1.0
 LOOK_AGAIN = 0.05
 #: Seconds between two looks at which runs rest in their store. One that rests at both leaves the process.
 RELEASE = 10.0
-#: The most runs that one request lists.
-MOST_LISTED = 1_000
-#: The most characters of a reason, and of an idempotency key.
+#: The most characters of a reason.
 _MOST_REASON = 1_000
-_MOST_KEY = 255
 
 _NO_LIFESPAN = (
     "the server owns no runs, because the lifespan of this application has not been entered; "
@@ -453,7 +450,7 @@ class WorkflowApp:
 
     async def _event_schemas(self, exchange: Exchange, send: Send) -> None:
         _, _, graph = self._workflow(exchange)
-        await respond(send, {"events": [schema_of_event(cls) for cls in events_of(graph)]})
+        await respond(send, {"events": [schema_of_event(cls) for cls in graph.events]})
 
     async def _representation(self, exchange: Exchange, send: Send) -> None:
         """Show the graph: as nodes and edges, or as the drawing has it."""
@@ -570,8 +567,8 @@ class WorkflowApp:
     ) -> tuple[str, Workflow[Any], RunRequest, str | None]:
         name, workflow, graph = self._workflow(exchange)
         key = exchange.headers.get("idempotency-key")
-        if key is not None and not 0 < len(key) <= _MOST_KEY:
-            msg = f"the header Idempotency-Key has {len(key)} characters; expected 1 to {_MOST_KEY}"
+        if key is not None and not 0 < len(key) <= MOST_KEY:
+            msg = f"the header Idempotency-Key has {len(key)} characters; expected 1 to {MOST_KEY}"
             raise Refusal(400, msg, field="idempotency-key")
         body = await exchange.json(self._max_body, BODY_TIMEOUT)
         return name, workflow, read_run(graph, body), key
@@ -896,11 +893,7 @@ class WorkflowApp:
                 before=(WorkflowDetachedEvent,),  # no end of the run, which continues elsewhere
             )
 
-            async def work() -> None:
-                await writer.begin()
-                await writer.write(stream)
-                await writer.end()
-
+            work = partial(writer.serve, stream)
             with self._streaming(run, writer):
                 has_gone = await while_connected(
                     exchange.receive, work, is_hang_up=self._is_hang_up
@@ -940,10 +933,12 @@ class WorkflowApp:
         following = found[-1]["handler_id"] if is_full else None
         # A page asks often, and mostly nothing has changed.
         data = {"handlers": found, "next": following}
-        etag = f'"{hashlib.sha256(json_of(data).encode("utf-8", "replace")).hexdigest()[:20]}"'
-        is_known = exchange.headers.get("if-none-match") == etag
-        status = 304 if is_known else 200
-        await respond(send, None if is_known else data, status, {"etag": etag})
+        body = as_json(data)
+        etag = f'"{hashlib.sha256(body).hexdigest()[:20]}"'
+        if exchange.headers.get("if-none-match") == etag:
+            await respond(send, None, 304, {"etag": etag})
+        else:
+            await respond(send, body, 200, {"etag": etag})
 
     def _row_data(self, stored: StoredRuns, row: RunSummary) -> dict[str, Any]:
         run = self._runs.get(row.run_id)
@@ -972,17 +967,17 @@ class WorkflowApp:
         try:
             if at is None and run.is_in_memory:
                 return run.handler.snapshot()
-            return await self._store().snapshot(run.run_id, at=at)
+            return await self._store().store.snapshot(run.run_id, at=at)
         except SnapshotError as error:
             raise Refusal(409, str(error)) from None
         except ValueError as error:
             raise Refusal(400, str(error), field="query.at") from None
 
-    def _store(self) -> RunStore:
+    def _store(self) -> StoredRuns:
         if self._stored is None:
             msg = "this server has no run store; expected `asgi_app(..., run_store='sqlite:///runs.db')`"
             raise Refusal(409, msg)
-        return self._stored.store
+        return self._stored
 
     async def _timeline(self, exchange: Exchange, send: Send) -> None:
         """Show what has happened in a run, as the timeline's page reads it."""
@@ -1079,20 +1074,19 @@ class WorkflowApp:
             check_run_id(new_id)
         if self._is_stopping:
             raise Refusal(503, "the server stops", headers={"retry-after": "5"})
-        store = self._store()
+        stored = self._store()
         self._runs.check_room()
         async with self._found(exchange) as run:
             try:
-                copy_id = await store.fork(run.run_id, at=at, new_id=new_id)
+                copy_id = await stored.store.fork(run.run_id, at=at, new_id=new_id)
             except ValueError as error:
                 raise Refusal(400, str(error), field="query.at") from None
             except WorkflowRuntimeError as error:
                 raise Refusal(409, str(error)) from None
             name = run.name
-        copy = self._runs.get(copy_id)
-        if copy is None and self._stored is not None:
-            copy = self._adopt(self._stored, await store.get(copy_id), name)
-        assert copy is not None
+        row = await stored.store.get(copy_id)
+        # The server may have taken the copy meanwhile.
+        copy = self._runs.get(copy_id) or self._adopt(stored, row, name)
         await respond(send, copy.data(), 200, {"x-run-id": copy_id})
 
     async def _questions_of_run(self, exchange: Exchange, send: Send) -> None:
@@ -1114,17 +1108,6 @@ class WorkflowApp:
 def questions_of(run: ServedRun) -> list[dict[str, Any]]:
     """Return the open questions of a run, as data."""
     return [question_data(question) for question in run.handler.questions]
-
-
-def events_of(graph: Graph) -> list[type[Event]]:
-    """Return the classes of events of a workflow: taken, made, and waited for."""
-    found: dict[type[Event], None] = {}
-    for step in graph.steps:
-        for kind in (*step.accepts, *step.returns, *step.fans_out):
-            found[kind] = None
-    for kinds in graph.awaited:
-        found.update(dict.fromkeys(kinds))
-    return [*found]
 
 
 def _version() -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sluicegate._workflow import graph_in
 from sluicegate.serve._data import STATUSES, schema_of_event
-from sluicegate.serve._requests import MOST_NUMBER, RUN_ID, answer_classes
+from sluicegate.serve._requests import MOST_KEY, MOST_LISTED, MOST_NUMBER, RUN_ID, answer_classes
 
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def _workflow_paths(
         "required": ["start_event"],
         "additionalProperties": False,
     }
-    key = _header("Idempotency-Key", "Requests with the same key start one run.", 255)
+    key = _header("Idempotency-Key", "Requests with the same key start one run.", MOST_KEY)
     body = {"required": True, "content": {"application/json": {"schema": run}}}
     ref = {"$ref": "#/components/schemas/HandlerData"}
     started = _answers(200, ref, x_run_id=True)
@@ -297,7 +297,9 @@ def _run_paths(formats: list[Format], *, has_store: bool) -> dict[str, Any]:
                 ),
                 _query("workflow_name", "Runs of these workflows.", _list_of(_TEXT)),
                 _query(
-                    "limit", "The most runs.", {"type": "integer", "minimum": 1, "maximum": 1000}
+                    "limit",
+                    "The most runs.",
+                    {"type": "integer", "minimum": 1, "maximum": MOST_LISTED},
                 ),
                 _query("after", "The last run of the page before.", _TEXT),
             ],

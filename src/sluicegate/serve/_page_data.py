@@ -23,7 +23,7 @@ from sluicegate.drawing._picture import picture_of
 from sluicegate.drawing._style import picture_sheet
 from sluicegate.recording._execution import execution_of
 from sluicegate.serve._requests import Refusal, workflow_of
-from sluicegate.serve._responses import HEADERS, respond_with
+from sluicegate.serve._responses import HEADERS, as_json, respond_with
 from sluicegate.timeline._page import framed_html, timeline_data
 
 
@@ -123,7 +123,7 @@ class Page:
         name, workflow = workflow_of(exchange, self._workflows)
         body = self._pictures.get(name)
         if body is None:
-            body = json_of(picture_data(workflow)).encode("utf-8", "backslashreplace")
+            body = as_json(picture_data(workflow))
             self._pictures[name] = body
         await respond_with(send, 200, body, _JSON)
 

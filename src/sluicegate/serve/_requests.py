@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import attrs
@@ -28,6 +29,9 @@ RUN_ID = r"^[A-Za-z0-9][A-Za-z0-9._:~-]{0,199}$"
 _MOST_TEXT = 200
 #: The largest number in a query.
 MOST_NUMBER = 999_999_999
+#: The most runs that one request lists, and the most characters of an idempotency key.
+MOST_LISTED = 1_000
+MOST_KEY = 255
 
 
 class Refusal(Exception):  # noqa: N818 - no failure of the server
@@ -50,7 +54,7 @@ class Refusal(Exception):  # noqa: N818 - no failure of the server
         self.more: dict[str, Any] = more
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)  # for its cached properties
 class Exchange:
     """A request, and how to answer it.
 
@@ -68,12 +72,12 @@ class Exchange:
     path: str
     params: dict[str, str] = attrs.Factory(dict[str, str])
 
-    @property
+    @cached_property
     def headers(self) -> Headers:
         """The headers."""
         return Headers(scope=self.scope)
 
-    @property
+    @cached_property
     def query(self) -> QueryParams:
         """The parameters of the query."""
         return QueryParams(self.scope.get("query_string", b""))

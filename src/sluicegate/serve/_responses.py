@@ -40,15 +40,20 @@ async def respond_with(send: Send, status: int, body: bytes, headers: Mapping[st
         raise HungUpError from error
 
 
+def as_json(data: Any) -> bytes:
+    """Return data as JSON."""
+    return json_of(data).encode("utf-8", "backslashreplace")
+
+
 async def respond(
     send: Send, data: Any, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> None:
-    """Send an answer of JSON; none where ``data`` is None. A checkpoint.
+    """Send an answer of JSON; none where ``data`` is None, and bytes as they are. A checkpoint.
 
     Raises:
         HungUpError: The client has gone.
     """
-    body = b"" if data is None else json_of(data).encode("utf-8", "backslashreplace")
+    body = data if isinstance(data, bytes) else b"" if data is None else as_json(data)
     made = {**HEADERS, **(headers or {})}
     if data is not None:
         made |= {"content-type": "application/json", "content-length": str(len(body))}
