@@ -1002,6 +1002,19 @@ def test_equal_early_events_keep_their_own_ids(backend, tmp_path):
     assert all(found.count(f'"id":"{key}"') == 1 for key in ("k1", "k2"))
 
 
+def test_many_runs_that_are_left_out_hide_none(backend):
+    """However many due runs an owner leaves out, it is told of the others."""
+
+    async def main():
+        stores, workflow = Stores(), Counting()
+        async with stores.open() as runs:
+            ids = [await runs.submit(workflow.run(n=n), run_id=f"r{n}") for n in range(250)]
+            (row,) = await runs.wait_for_due([workflow], besides=set(ids[:-1]))
+            return row.run_id
+
+    assert run_virtually(backend, main) == "r249"
+
+
 def test_owner_that_is_no_worker_waits_for_the_runs_that_need_one(backend):
     """D5: new runs are due, and those whose answer has arrived; those that it has or leaves out are not."""
 
