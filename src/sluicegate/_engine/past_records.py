@@ -1,4 +1,4 @@
-"""The records of a stored run, made from its journal: what an observer would have been told.
+"""The records of a stored run, made from its journal, as an observer would have received them.
 
 The times are those of the journal, in seconds since the epoch. What it does not have is missing: resources,
 waits for a place, a limiter or a thread, events of the live stream, and the insides of children.
@@ -135,7 +135,7 @@ class PastRecords(RecordWriter):
                     self.wait_ended(number)
 
     def begin_life(self, run: Run, at: float) -> None:
-        """Record that the life before has ended with its last record, and what was in progress with it."""
+        """Record that the life before has ended with its last record, together with everything in progress."""
         self._end_all()
         for kept in (self._waiting, self._nodes, self._queued_in, self._held, self._given):
             kept.clear()
@@ -194,7 +194,7 @@ class PastRecords(RecordWriter):
         if isinstance(last, WorkflowFailedEvent):
             error = last.exception
             named = [key for key, w in self.workers.items() if w.step.name == last.step_name]
-            if len(named) == 1:  # the failure that ends a run has no record of its own
+            if len(named) == 1:  # the failure that ends a run has no separate record
                 self.leave(named[0], "failed", error)
         self._end_all()
         event = self._event if stop is not None and stop is self._value else None
@@ -207,7 +207,7 @@ def _raise(error: BaseException) -> NoReturn:
 
 @final
 class ToldRun(PastRun):
-    """A run that is rebuilt from its records, and tells what happened.
+    """A run that is rebuilt from its records, and reports what happened.
 
     Args:
         graph: The workflow as it is now.
@@ -249,7 +249,7 @@ class ToldRun(PastRun):
         super()._load(at)
 
     def apply(self, record: rec.Record) -> None:
-        """Apply a record, and tell what has happened."""
+        """Apply a record, and report what has happened."""
         records = self.records
         records.reach(record.at)
         records.calling = None

@@ -354,7 +354,7 @@ def rebuild(
 def records_of(
     graph: Graph, classes: tuple[type, ...], records: Iterable[StoredRecord]
 ) -> list[Record]:
-    """Return what happened in a run, as an observer would have been told, from its journal.
+    """Return what happened in a run, as an observer would have received it, from its journal.
 
     Args:
         graph: The workflow as it is now.

@@ -436,7 +436,7 @@ class RunStore:
         """Wait until runs need an owner, and return them. A checkpoint.
 
         It is for an owner that is no :meth:`worker`: it continues each run with :meth:`resume`. Runs are
-        due if no process runs them and nothing keeps them from going on, if their answer has arrived, or if
+        due if no process runs them and nothing keeps them from continuing, if their answer has arrived, or if
         their timer has expired. Those that this process owns are left out.
 
         Args:
@@ -718,7 +718,7 @@ class RunStore:
         return past.snapshot
 
     async def records(self, run_id: str) -> builtins.list[Record]:
-        """Return what happened in a run, as an observer would have been told. A checkpoint.
+        """Return what happened in a run, as an observer would have received it. A checkpoint.
 
         They are made from the journal, with its times; no step runs. Make a recording of them, with its
         causes, critical path and timeline: ``Recording.from_records([await runs.records(run_id)])``.

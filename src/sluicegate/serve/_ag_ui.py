@@ -1,4 +1,4 @@
-"""The events of AG-UI 1.0 that tell of a run.
+"""The events of AG-UI 1.0 for a run.
 
 AG-UI is a protocol between agents and user interfaces (https://docs.ag-ui.com/spec/1.0). A client posts
 an input and gets one *exchange*: ``RUN_STARTED``, what happens, and ``RUN_FINISHED`` or ``RUN_ERROR``. It
