@@ -6,8 +6,8 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from math import inf
 from typing import Any, Self
 
@@ -141,6 +141,20 @@ async def wait_until_idle(turns: int = 20) -> None:
     """Give every other task a number of turns."""
     for _ in range(turns):
         await anyio.lowlevel.checkpoint()
+
+
+@asynccontextmanager
+async def witnessed(seen: list[str]) -> AsyncGenerator[None]:
+    """Note how a block is left: a cancellation, and that a shielded clean-up came to its end."""
+    try:
+        yield
+    except anyio.get_cancelled_exc_class():
+        seen.append("cancelled")
+        raise
+    finally:
+        with anyio.CancelScope(shield=True):
+            await wait_until_idle(5)
+            seen.append("cleaned up")
 
 
 async def all_blocked() -> None:
@@ -318,15 +332,8 @@ class Stuck(Workflow[str]):
     async def wait(self, ctx: Context, ev: Item) -> StopEvent:
         ctx.write_event_to_stream(Line(text="waiting"))
         self.in_step.set()
-        try:
+        async with witnessed(self.seen):
             await anyio.sleep_forever()
-        except anyio.get_cancelled_exc_class():
-            self.seen.append("cancelled")
-            raise
-        finally:
-            with anyio.CancelScope(shield=True):
-                await wait_until_idle(5)
-                self.seen.append("cleaned up")
         return StopEvent()
 
 

@@ -37,7 +37,7 @@ from sluicegate import (
     WorkflowTimeoutError,
     step,
 )
-from tests.helpers import limit, live_tasks
+from tests.helpers import limit, live_tasks, witnessed
 
 
 class Item(Event):
@@ -218,28 +218,25 @@ class Serving(Workflow[str]):
     async def work(self, ctx: Context, ev: Item) -> StopEvent:
         self.began.set()
         try:
-            if self.after == "wait":
-                await self.released.wait()
-            elif self.after == "flood":
-                while True:
-                    await ctx.stream.send(Item(n=2, padding="x" * 50_000))
-                    self.sent += 1
-            elif self.after == "fail":
-                msg = "inside a step"
-                raise LookupError(msg)
-            else:
-                for n in range(1, 100):
-                    await ctx.stream.send(Item(n=n))
-        except anyio.get_cancelled_exc_class():
-            self.seen.append("cancelled")
-            raise
+            async with witnessed(self.seen):
+                await self.go(ctx)
         finally:
-            with anyio.CancelScope(shield=True):
-                for _ in range(5):
-                    await anyio.lowlevel.checkpoint()
-                self.seen.append("cleaned up")
             self.over.set()
         return StopEvent(result="served")
+
+    async def go(self, ctx: Context) -> None:
+        if self.after == "wait":
+            await self.released.wait()
+        elif self.after == "flood":
+            while True:
+                await ctx.stream.send(Item(n=2, padding="x" * 50_000))
+                self.sent += 1
+        elif self.after == "fail":
+            msg = "inside a step"
+            raise LookupError(msg)
+        else:
+            for n in range(1, 100):
+                await ctx.stream.send(Item(n=n))
 
 
 class Lines:

@@ -15,6 +15,7 @@ from sluicegate import (
     Workflow,
     step,
 )
+from tests.helpers import witnessed
 
 
 class Topic(StartEvent):
@@ -87,19 +88,13 @@ class Waiting(Workflow[str]):
         ctx.write_event_to_stream(Progress(message="begun"))
         self.began.set()
         try:
-            if ev.get("flood"):
-                for _ in range(ev.flood):
-                    await ctx.stream.send(Progress(message="x" * ev.get("size", 10)))
-                    self.sent += 1
-            else:
-                await self.go_on.wait()
-        except anyio.get_cancelled_exc_class():
-            self.seen.append("cancelled")
-            raise
+            async with witnessed(self.seen):
+                if ev.get("flood"):
+                    for _ in range(ev.flood):
+                        await ctx.stream.send(Progress(message="x" * ev.get("size", 10)))
+                        self.sent += 1
+                else:
+                    await self.go_on.wait()
         finally:
-            with anyio.CancelScope(shield=True):
-                for _ in range(5):
-                    await anyio.lowlevel.checkpoint()
-            self.seen.append("cleaned up")
             self.over.set()
         return StopEvent(result="done")

@@ -17,7 +17,7 @@ from starlette.routing import Mount
 
 from sluicegate import Context, Event, StartEvent, StopEvent, Workflow, step
 from sluicegate.serve import asgi_app
-from tests.helpers import live_tasks
+from tests.helpers import live_tasks, witnessed
 from tests.serve.hosting import (
     SERVERS,
     connected,
@@ -71,19 +71,13 @@ class Working(Workflow[str]):
         seen.began.set()
         padding = {"busy": "x", "slow reader": "x" * 50_000}.get(ev.how)
         try:
-            while padding is not None and not seen.released.is_set():
-                await ctx.stream.send(Piece(padding=padding))
-                seen.sent += 1
-                await anyio.sleep(0)
-            await seen.released.wait()
-        except anyio.get_cancelled_exc_class():
-            seen.lines.append("cancelled")
-            raise
+            async with witnessed(seen.lines):
+                while padding is not None and not seen.released.is_set():
+                    await ctx.stream.send(Piece(padding=padding))
+                    seen.sent += 1
+                    await anyio.sleep(0)
+                await seen.released.wait()
         finally:
-            with anyio.CancelScope(shield=True):
-                for _ in range(5):
-                    await anyio.lowlevel.checkpoint()
-                seen.lines.append("cleaned up")
             seen.over.set()
         return StopEvent(result="done")
 

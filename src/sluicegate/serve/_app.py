@@ -7,7 +7,6 @@ import logging
 import re
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from math import inf, isfinite
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, cast, final
@@ -41,6 +40,7 @@ from sluicegate.durable import (
     UnknownWorkflowError,
     open_run_store,
 )
+from sluicegate.durable._runs import release
 from sluicegate.recording import Recorder, Recording
 from sluicegate.serve._ag_ui_exchange import (
     ExchangeEncoder,
@@ -470,7 +470,7 @@ class WorkflowApp:
             self._document = openapi_of(
                 self._workflows,
                 FORMATS,
-                version=_version(),
+                version=release(),
                 needs_token=self._guards.needs_token,
                 is_read_only=self._is_read_only,
                 has_store=self._given_store is not None,
@@ -1110,14 +1110,6 @@ def questions_of(run: ServedRun) -> list[dict[str, Any]]:
     return [question_data(question) for question in run.handler.questions]
 
 
-def _version() -> str:
-    """Return the release of the package; empty where it is not installed."""
-    try:
-        return version("sluicegate")
-    except PackageNotFoundError:
-        return ""
-
-
 def _path_below(scope: Message) -> str:
     """Return the path below the place where the application is mounted."""
     path, root = scope["path"], scope.get("root_path", "").rstrip("/")
@@ -1216,12 +1208,6 @@ def asgi_app(
             msg = f"asgi_app({option}={brief(count)}); expected an int of at least 0"
             raise ValueError(msg)
     known = dict(given)
-    made_page = Page(
-        known,
-        read_only=read_only,
-        authenticates=authenticate is not None,
-        heartbeat=heartbeat or inf,
-    )
     return WorkflowApp(
         known,
         Guards(authenticate, allowed_hosts, cors_origins),
@@ -1233,7 +1219,14 @@ def asgi_app(
         read_only=read_only,
         run_store=run_store,
         recorder=Recorder(max_records=max_records, redact=_hidden) if max_records else None,
-        page=made_page if page else None,
+        page=Page(
+            known,
+            read_only=read_only,
+            authenticates=authenticate is not None,
+            heartbeat=heartbeat or inf,
+        )
+        if page
+        else None,
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import secrets
 from functools import cache
-from importlib.metadata import version
 from importlib.resources import files
 from math import isfinite
 from typing import TYPE_CHECKING, Any, final
@@ -21,6 +20,7 @@ from sluicegate._data.json import json_of
 from sluicegate.drawing._flow import flow_of
 from sluicegate.drawing._picture import picture_of
 from sluicegate.drawing._style import picture_sheet
+from sluicegate.durable._runs import release
 from sluicegate.recording._execution import execution_of
 from sluicegate.serve._requests import Refusal, workflow_of
 from sluicegate.serve._responses import HEADERS, as_json, respond_with
@@ -76,7 +76,7 @@ class Page:
             "read_only": read_only,
             "authenticates": authenticates,
             "heartbeat": heartbeat if isfinite(heartbeat) else None,
-            "version": version("sluicegate"),
+            "version": release(),
             # By which the page sees that the server was restarted.
             "instance": secrets.token_hex(8),
         }
