@@ -31,11 +31,12 @@ from sluicegate.durable import (
     StoreReadOnlyError,
     StoreUnavailableError,
     Summary,
+    _sqlite_file,
     open_journal,
     open_sqlite_journal,
 )
 from sluicegate.durable._client import Task
-from sluicegate.durable._sqlite_file import APPLICATION_ID, VERSION
+from sluicegate.durable._sqlite_file import APPLICATION_ID, VERSION, prepare
 
 
 def a_run(run_id):
@@ -146,6 +147,27 @@ async def test_what_is_no_store_is_refused_and_not_changed(tmp_path):
     assert "cannot be read or written" in await refusal(tmp_path, StoreUnavailableError)
     assert "no directory" in await refusal(tmp_path / "no" / "runs.db", StoreUnavailableError)
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_store_that_another_process_is_creating_is_none_of_another_program(tmp_path, monkeypatch):
+    """It is looked at in one transaction, so that it is empty or a store, and nothing in between."""
+    path = tmp_path / "runs.db"
+    other = threading.Thread(target=prepare, args=[path])
+    value = _sqlite_file._value
+
+    def slow_value(connection, statement):
+        found = value(connection, statement)
+        if other.ident is None and threading.current_thread() is threading.main_thread():
+            other.start()
+            other.join(0.3)  # as far as the other one can come
+        return found
+
+    monkeypatch.setattr(_sqlite_file, "_value", slow_value)
+    prepare(path)
+    other.join(30)
+
+    assert not other.is_alive()
+    assert ask(path, "PRAGMA user_version") == [(VERSION,)]
 
 
 @pytest.mark.anyio

@@ -185,7 +185,12 @@ def prepare(path: Path) -> None:
             )
             raise StoreReadOnlyError(msg)
     with translated(path), closing(connect(path, "fsync")) as connection:
-        _check(connection, path)
+        # In one transaction: another process may be creating the store between two reads.
+        connection.execute("BEGIN")
+        try:
+            _check(connection, path)
+        finally:
+            roll_back(connection)
         if _begin_wal(connection) != "wal":
             msg = (
                 f"the store {str(path)!r} cannot be opened in SQLite's WAL mode; expected a file on a "
