@@ -744,6 +744,42 @@ def test_parent_takes_an_answer_before_its_children(backend):
 
 
 @on_each_backend
+def test_child_that_is_over_takes_no_answer_from_its_parent(backend):
+    """The answer came early; a step of the child that unwinds waits for it, and does not take it along."""
+
+    class Ends(Workflow):
+        @step
+        async def end(self, ev: StartEvent) -> StopEvent:
+            await anyio.sleep(2)
+            return StopEvent()
+
+        @step
+        async def unwind(self, ctx: Context, ev: StartEvent) -> Done:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                await ctx.wait_for_event(Answer)
+            return Done(number=1)
+
+        @step
+        async def done(self, ev: Done) -> None:
+            """Take it."""
+
+    async def function(ctx, ev):
+        await ctx.run_child(Ends())
+        return (await ctx.wait_for_event(Answer)).text
+
+    async def main():
+        async with Parent(function).run() as handler:
+            await anyio.sleep(1)
+            handler.send_event(Answer(text="kept"))
+            with anyio.fail_after(10):
+                assert await handler == "kept"
+
+    run_virtually(backend, main)
+
+
+@on_each_backend
 def test_parent_is_idle_only_if_all_of_it_waits(backend):
     """A child that waits does not make its parent idle while another step works."""
 

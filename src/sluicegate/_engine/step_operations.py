@@ -691,6 +691,8 @@ def _adopt_question(run: Run, machine: Machine, wait: Wait, journal: StepJournal
 
 def _claim_early(inner: Run, machine: Machine, wait: Wait) -> None:
     """Take over an answer that came to a parent before anybody in here waited for it."""
+    if inner.outcome.status:  # the answer would end with it
+        return
     run = inner.parent
     while run is not None and not (machine.early and machine.early.has(wait)):
         outer = run.machine
