@@ -53,7 +53,7 @@ def spawn(function: Callable[[], object]) -> int:
     status = 1
     try:
         os.setpgid(0, 0)
-        faulthandler.dump_traceback_later(LONGEST - 5)  # of a process that hangs
+        faulthandler.register(signal.SIGALRM, chain=True)  # one that hangs prints where
         signal.alarm(LONGEST)
         function()
         status = 0

@@ -23,9 +23,13 @@ import trio
 
 from sluicegate import WorkflowDetachedEvent
 from sluicegate._context import Branch
+from sluicegate._engine.idle import open_questions
 from sluicegate._engine.journal_records import Done, Failed, decode_record, read_record
 from sluicegate._engine.replay import PastRun
+from sluicegate._engine.run import Run
 from sluicegate._engine.run_journal import JournalWriter, RunJournal
+from sluicegate._engine.saved_children import saved_questions
+from sluicegate._engine.snapshot_read import SavedRun
 from sluicegate._engine.snapshot_write import take_snapshot
 from sluicegate._handler import run_of
 from sluicegate.testing import VirtualLoop, run_virtually
@@ -40,7 +44,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from sluicegate import WorkflowHandler
-    from sluicegate._engine.run import Run
 
 
 #: Fields that hold seconds; they may differ by what a float of a wall clock does not hold.
@@ -132,6 +135,10 @@ class Twin:
         self.compared += 1
         live = through_json(take_snapshot(run))
         rebuilt = through_json(self.past.snapshot(wall(), has_crashed=False))
+        asked = questions_of_children(run), saved_questions_of_children(run, rebuilt)
+        if asked[0] != asked[1]:
+            self.fail(f"questions of children: live {asked[0]}, rebuilt {asked[1]}")
+            return
         compare_children(live, rebuilt, graphs_below(run), wall())
         live = canonical(live, live_flights(run))
         rebuilt = canonical(rebuilt, past_flights(self.past))
@@ -193,6 +200,39 @@ def graphs_below(run: Run) -> dict[str, tuple[Any, Any]]:
         found[child.graph.name] = child.graph, child.options.classes
         found |= graphs_below(child)
     return found
+
+
+def questions_of_children(run: Run) -> dict[str, str]:
+    """Return the open questions of the children of a run, each with its event."""
+    ended = tuple(ended_below(run))
+    return {
+        asked.id: repr(asked.event)
+        for asked in open_questions(run)
+        if "/" in asked.id and not asked.id.startswith(ended)
+    }
+
+
+def ended_below(run: Run, path: str = "") -> Iterator[str]:
+    """Yield what the ids of questions begin with, of each child that has its result but not its end."""
+    for child in run.children:
+        here = f"{path}{child.run_id}/"
+        if child.machine is not None and child.machine.stop is not None:
+            yield here
+        yield from ended_below(child, here)
+
+
+def saved_questions_of_children(run: Run, snapshot: Any) -> dict[str, str]:
+    """Return the same of a run that continues from a snapshot, before its steps call the children."""
+    saved = SavedRun(run.graph, run.options.classes, through_json(snapshot))
+    later = Run(None, run.graph, run_id="", log=run.log, options=run.options, start_event=None)
+    if saved.progress is not None:
+        later.saved_children = saved.progress.children
+    ended = tuple(ended_below(run))
+    return {
+        asked.id: repr(asked.event)
+        for asked in saved_questions(later)
+        if not asked.id.startswith(ended)
+    }
 
 
 def compare_children(live: Any, rebuilt: Any, graphs: dict[str, Any], now: float) -> None:

@@ -411,6 +411,82 @@ def test_crash_loses_no_event_that_was_seen(backend):
         assert everything.count("Asked") == 1
 
 
+class Busy(Workflow[str]):
+    """Asks in one step, in a child as an option, while another step works."""
+
+    def __init__(self, *, in_child=False):
+        super().__init__(serializable=[Asked, Given])
+        self.in_child = in_child
+
+    @step
+    async def begin(self, ctx: Context, ev: StartEvent) -> Told | Noted | None:
+        ctx.send_event(Noted(n=1))
+        return Told(n=1)
+
+    @step
+    async def work(self, ev: Noted) -> None:
+        await anyio.sleep(1000)
+
+    @step
+    async def ask(self, ctx: Context, ev: Told) -> StopEvent:
+        if self.in_child:
+            return StopEvent(result=await ctx.run_child(Kid()))
+        first = await ctx.wait_for_event(Given, Asked(name="first"))
+        second = await ctx.wait_for_event(Given, Asked(name="second"))
+        return StopEvent(result=first.text + second.text)
+
+
+@pytest.mark.parametrize("in_child", [False, True])
+@pytest.mark.parametrize("how", ["run", "resume", "attach"])
+def test_a_question_is_open_when_its_reader_sees_it_again(backend, how, in_child):
+    """Killed just after it has asked, while it works: the summary does not have the question yet."""
+
+    def named(handler):
+        return [asked.event.name for asked in handler.questions]
+
+    async def main():
+        stores, workflow = Stores(), Busy(in_child=in_child)
+        async with stores.open(release_idle=None) as runs:
+            with contextlib.suppress(WorkflowDetachedError):
+                async with runs.run(workflow.run(), run_id="a") as handler:
+                    async for event in handler.stream_events():
+                        if isinstance(event, Asked):
+                            if event.name != "first":
+                                kill(runs)
+                                break
+                            handler.send_event(Given(text="1"))
+                    await handler
+        found = {}
+        async with stores.open(release_idle=None) as runs:
+            stale = await runs.questions()
+            if how == "attach":
+                started = await runs.attach("a", workflow)
+            elif how == "resume":
+                started = runs.resume("a", workflow)
+            else:
+                started = runs.run(workflow.run(), run_id="a")
+            with limit():
+                async with started as handler:
+                    async for event in handler.stream_events(after="0"):
+                        if isinstance(event, Asked):
+                            found[event.name] = named(handler)
+                            if event.name in ("second", "kid"):
+                                break
+                    if how == "attach":
+                        return stale, found, None
+                    handler.send_event(Given(text="2"))
+                    return stale, found, await handler
+
+    stale, found, result = run_virtually(backend, main)
+
+    assert stale == []  # or the test shows nothing
+    if in_child:
+        assert found == {"kid": ["kid"]}
+    else:
+        assert found == {"first": ["second"], "second": ["second"]}
+    assert result == (None if how == "attach" else "2" if in_child else "12")
+
+
 # -- children --------------------------------------------------------------------------------------
 
 

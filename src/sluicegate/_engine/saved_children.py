@@ -52,8 +52,8 @@ class SavedAsked:
 class PastAsked:
     """A possible question of a child whose last process has died.
 
-    The records of the child are applied when its step calls it. Its questions are unknown until then, so
-    any answer is kept and checked at that point.
+    The records of the child are applied when its step calls it. Until then, any answer is kept, and it is
+    checked at that point.
     """
 
     asked: Any = True
@@ -85,12 +85,6 @@ def find_saved(run: Run, question: str) -> SavedAsked | PastAsked | None:
     return None
 
 
-def _saved(run: Run) -> Iterator[tuple[str, Snapshot]]:
-    for record in run.saved_children.values():
-        if record.saved is not None and record.saved.run is not None:
-            yield record.run_id, record.saved.run
-
-
 def _find_in(where: Snapshot, question: str) -> SavedAsked:
     for run_id, child in _children_in(where):
         if question.startswith(f"{run_id}/"):
@@ -102,12 +96,27 @@ def saved_questions(run: Run) -> list[OpenQuestion]:
     """Return the open questions of children that have not begun again."""
     began = run.clock.started_at or 0.0
     found: list[OpenQuestion] = []
-    for run_id, where in _saved(run):
-        for name, asked in _questions_in(where):
+    for record in run.saved_children.values():
+        saved = record.saved
+        if saved is None or saved.run is None or saved.status is not None:
+            continue
+        for name, asked in _questions_of(run, saved, saved.run):
             event = _event_of(run, asked)
             since = began - asked.age
-            found.append(OpenQuestion(f"{run_id}/{name}", event, since, (HumanResponseEvent,)))
+            name = f"{record.run_id}/{name}"
+            found.append(OpenQuestion(name, event, since, (HumanResponseEvent,)))
     return found
+
+
+def _questions_of(
+    run: Run, saved: SavedChild, where: Snapshot
+) -> Iterator[tuple[str, SavedQuestion]]:
+    if not saved.tail:
+        return _questions_in(where)
+    from sluicegate._engine.past_questions import questions_after  # noqa: PLC0415 - only after a crash
+
+    codec = run.graph.codec(run.options.classes)
+    return questions_after(dict(_questions_in(where)), saved, where, codec)
 
 
 def _questions_in(where: Snapshot) -> Iterator[tuple[str, SavedQuestion]]:

@@ -25,13 +25,18 @@ from sluicegate._engine.ending import conclude, detach_run, halt
 from sluicegate._engine.idle import can_be_released, is_idle, next_due
 from sluicegate._engine.run import check_thread, load_life
 from sluicegate._engine.run_journal import JournalWriter, RunJournal
-from sluicegate._errors import WorkflowRuntimeError
-from sluicegate._events import WorkflowCancelledEvent, WorkflowFailedEvent, WorkflowTimedOutEvent
+from sluicegate._errors import SnapshotError, WorkflowRuntimeError
+from sluicegate._events import (
+    InputRequiredEvent,
+    WorkflowCancelledEvent,
+    WorkflowFailedEvent,
+    WorkflowTimedOutEvent,
+)
 from sluicegate._exceptions import is_cancellation, single, urgent_leaf
 from sluicegate._loop import current_backend, enable_ki_protection
 from sluicegate._questions import Acknowledgement
 from sluicegate._workflow import saved_run
-from sluicegate.durable._errors import StoreError, UnknownRunError
+from sluicegate.durable._errors import StoreError, StoreFormatError, UnknownRunError
 from sluicegate.durable._hub import Sending
 from sluicegate.durable._port import BASE, ENDED, WAITING, Batch, Lease, StoredRecord, Summary
 from sluicegate.durable._runs import (
@@ -46,6 +51,7 @@ from sluicegate.durable._runs import (
     open_questions_of,
     rebuild,
     release,
+    saved_open_questions,
 )
 
 
@@ -96,6 +102,9 @@ class Part:
         "_asked",
         "_ends_at_rest",
         "_flusher",
+        "_found",
+        "_found_at",
+        "_found_in",
         "_has_caught_up",
         "_hub",
         "_idle_since",
@@ -167,6 +176,10 @@ class Part:
         #: out of date.
         self._summary: tuple[Status, float | None, bytes] = ("running", None, b"[]")
         self._is_stale = False
+        #: The open questions as the journal has them, up to that durable event and that record: the
+        #: owner of a busy run stores its summary later than its records, or has crashed before.
+        self._found: tuple[OpenQuestion, ...] | None = None
+        self._found_at = self._found_in = 0
         #: When each open question was asked, by its id.
         self._asked: dict[str, float] = {}
         #: Since when the run is idle, on the backend's clock.
@@ -199,6 +212,8 @@ class Part:
         """The open questions of a run that is not live; none of one that has ended."""
         if self._run.outcome.status in ENDED:
             return ()
+        if self._found is not None:
+            return self._found
         return open_questions_of(self._run, self._summary[2], self._hub.wall())
 
     async def wait_until_known(self) -> None:
@@ -339,23 +354,28 @@ class Part:
             if row is None:
                 msg = f"the store has no run {run_id!r}: it was deleted, or there never was one"
                 raise UnknownRunError(msg)
-            told = row.summary
-            self._summary = told.status, told.wake_at, told.questions
-            self.status = "idle" if told.status in WAITING else "running"
-            last = await self._catch_up(row)
+            self._take_summary(row)
+            if not row.is_ended and self._may_claim(row):
+                self._try_at = self._hub.wall() + LOOK_AGAIN
+                self._lease = await journal.claim(run_id, self._lose)
+                if self._lease is not None:
+                    return
+            last = await self._catch_up(row.shown, is_ended=row.is_ended)
             self._become_known()
             if last is not None:
                 # The row may be older than the end that was read after it.
                 self._run.outcome.recall(_status_of(last), last)
                 return
-            if self._may_claim(row):
-                self._try_at = self._hub.wall() + LOOK_AGAIN
-                self._lease = await journal.claim(run_id, self._lose)
-                if self._lease is not None:
-                    return
             if self._ends_at_rest:
                 return  # another owner has taken it
             await watch.wait(self._look_again(row))
+
+    def _take_summary(self, row: RunRow) -> None:
+        told = row.summary
+        self.status = "idle" if told.status in WAITING else "running"
+        if told.status != "running" or row.sequence > self._found_in:
+            self._found = None
+        self._summary = told.status, told.wake_at, told.questions
 
     def _may_claim(self, row: RunRow) -> bool:
         """Whether the run is to live on. One that waits does so when there is what it waits for."""
@@ -375,17 +395,17 @@ class Part:
             return now + LOOK_AGAIN
         return wake_at
 
-    async def _catch_up(self, row: RunRow) -> StopEvent | None:
+    async def _catch_up(self, shown: int, *, is_ended: bool = False) -> StopEvent | None:
         """Publish the events that others have stored; return the terminal event, if there is one.
 
         Later readers read earlier events from the store.
         """
         log = self._run.log
         if not self._has_caught_up and not log.has_readers:
-            self._shown = row.shown - row.is_ended
+            self._shown = shown - is_ended
             log.make_durable(self._shown, self)
         self._has_caught_up = True
-        return await self._show_until(row.shown)
+        return await self._show_until(shown)
 
     async def _show_until(self, shown: int) -> StopEvent | None:
         """Show the events of the durable stream up to a number; return the terminal event, if it is one."""
@@ -406,32 +426,55 @@ class Part:
         graph, classes = self._run.graph, self._run.options.classes
         self._hub.check_open()
         records = await self._hub.journal.read_shown(self.run_id, after=after, limit=_CHUNK)
-        return [
+        found = [
             (record.shown, event, is_last)
             for record, event, is_last in events_in(graph, classes, records)
         ]
+        asked = [number for number, event, _ in found if isinstance(event, InputRequiredEvent)]
+        is_behind = self._summary[0] == "running" and self._lease is None
+        if is_behind and asked and asked[-1] > self._found_at:
+            await self._find_questions(asked[-1])
+        return found
+
+    async def _find_questions(self, asked: int) -> None:
+        """Read the open questions from the journal, before a question of the stream is shown. A checkpoint."""
+        run, hub = self._run, self._hub
+        records = await hub.journal.read(run.run_id)
+        if self._lease is not None:  # a life begins, with the same records
+            return
+        self._found_at, self._found_in = max(self._found_at, asked), records[-1].sequence
+        try:
+            past = rebuild(run.graph, run.options.classes, records, hub.wall(), has_crashed=False)
+            saved = saved_run(cast("Workflow[Any]", run.workflow), past.snapshot)
+        except (SnapshotError, StoreFormatError):  # raised where the run continues
+            return
+        self._found = saved_open_questions(run, saved, past.elapsed)
 
     async def _load(self, lease: Lease) -> None:
         """Rebuild the run from its journal and begin a life."""
         run, hub, row = self._run, self._hub, self._row
         assert row is not None
         records = await hub.journal.read(run.run_id)
-        # Events that another owner has stored just before the claim.
-        await self._show_until(lease.shown)
         # An owner that ended without releasing the run has crashed.
         has_crashed = row.owner is not None
         past = rebuild(run.graph, run.options.classes, records, hub.wall(), has_crashed=has_crashed)
+        saved = saved_run(cast("Workflow[Any]", run.workflow), past.snapshot)
+        if self._summary[0] == "running":
+            # Before the events are shown: a reader looks whether a question is open.
+            self._found = saved_open_questions(run, saved, past.elapsed)
+            self._found_at, self._found_in = lease.shown, lease.sequence
+        await self._catch_up(lease.shown)
         await self._take_messages()
         elapsed = past.elapsed
         if hub.timeouts == "wall":
             elapsed = max(hub.wall() - row.created_at, 0.0)
-        saved = saved_run(cast("Workflow[Any]", run.workflow), past.snapshot)
         load_life(run, saved, elapsed)
         state = past.snapshot["state"]
         if state is not None:  # as its classes write it now, which this life's patches refer to
             state = saved.snapshot()["state"]
         run.outcome.reopen()
         self._begin(lease, past.children)
+        self._become_known()
         assert run.journal is not None
         if len(records) > 1 or past.is_stale or state != past.snapshot["state"]:
             run.journal.based({**past.snapshot, "state": state})
@@ -459,7 +502,7 @@ class Part:
         run.journal = RunJournal(writer, run)
         self._writer = writer  # nothing above has failed, so there is a life
         self._taken.clear()
-        self._idle_since = None
+        self._found = self._idle_since = None
         self._is_stale = self._is_noted = False
 
     async def _take_messages(self) -> None:

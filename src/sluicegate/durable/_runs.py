@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import dropwhile
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import attrs
 import msgspec
@@ -23,10 +23,12 @@ from sluicegate._engine.journal_records import (
     encode_record,
 )
 from sluicegate._engine.replay import PastRun
+from sluicegate._engine.run import load_life
 from sluicegate._errors import SnapshotError, WorkflowRuntimeError, brief
 from sluicegate._events import Event, HumanResponseEvent, StopEvent
 from sluicegate._loop import current_backend
 from sluicegate._questions import OpenQuestion
+from sluicegate._workflow import run_without_owner
 from sluicegate.durable._errors import RunConflictError, StoreFormatError
 from sluicegate.durable._port import BASE, NewRun
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from sluicegate._definition.graph import Graph
     from sluicegate._engine.journal_records import Cancelled
     from sluicegate._engine.run import Run
+    from sluicegate._workflow import Workflow
     from sluicegate.durable._port import RunRow, StoredRecord
     from sluicegate.records import Record
 
@@ -267,6 +270,20 @@ def open_questions_of(run: Run, data: bytes, wall: float) -> tuple[OpenQuestion,
         )
         for each in saved_questions(data)
     )
+
+
+def saved_open_questions(run: Run, saved: Any, elapsed: float) -> tuple[OpenQuestion, ...]:
+    """Return the open questions of a rebuilt run, as the handler of the run shows them.
+
+    Args:
+        run: The run; it does not change.
+        saved: The saved data from which it continues.
+        elapsed: Seconds that it has taken.
+    """
+    later = run_without_owner(cast("Workflow[Any]", run.workflow), run.run_id)
+    load_life(later, saved, elapsed)
+    now = current_backend().current_time()
+    return tuple(attrs.evolve(each, since=now + each.since) for each in open_questions(later))
 
 
 # -- the journal ----------------------------------------------------------------------------------

@@ -668,6 +668,9 @@ class RunStore:
     ) -> builtins.list[StoredQuestion]:
         """Return the open questions of all runs, of oldest runs first. A checkpoint.
 
+        Those of a busy run are as its owner has last stored them, at most 0.1 s ago. If its process
+        has died since, the next owner stores them.
+
         Args:
             run_id: Only those of this run.
             workflow: Those of the runs of a workflow of this name, or of several.
