@@ -167,6 +167,7 @@ async def test_failure_is_told_by_its_class_alone(caplog):
         assert response.status == 500
         assert response.json["status"] == "failed"
         assert response.json["error"] == "LookupError in the step fail"
+        assert (response.json["exception"], response.json["step_name"]) == ("LookupError", "fail")
         run_id = response.json["run_id"]
         read = await client.get(f"/events/{run_id}")
         assert blocks(read.text)[-1][1] == "WorkflowFailedEvent"

@@ -475,6 +475,11 @@ def tagged(name: str, event: Event) -> ChildEvent:
     return ChildEvent(path=(name,), event=event)
 
 
+def untagged(event: Event) -> Event:
+    """Return an event of a stream as the run, or the child, published it."""
+    return event.event if isinstance(event, ChildEvent) else event
+
+
 class ProgressEvent(Event):
     """How far a step is, as it reported with ``ctx.progress()``.
 

@@ -12,9 +12,9 @@ from sluicegate._definition.graph import graph_of
 from sluicegate._engine.dump import text_of_runs
 from sluicegate._errors import WorkflowDetachedError, WorkflowTimeoutError
 from sluicegate._events import (
-    ChildEvent,
     InputRequiredEvent,
     WorkflowFailedEvent,
+    untagged,
 )
 from sluicegate._exceptions import single
 from sluicegate._loop import current_backend
@@ -182,7 +182,7 @@ class _Execution:
                     if isinstance(event, WorkflowFailedEvent):
                         self._failed_in = event.step_name
                     self._printer.event(event)
-                    asked = event.event if isinstance(event, ChildEvent) else event
+                    asked = untagged(event)
                     if self._row is None and isinstance(asked, InputRequiredEvent):
                         questions.ask(asked)
                 backend.cancel(nursery.cancel_scope, "the run is over")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
+from sluicegate._engine.dump_values import counted
 from sluicegate._workflow import graph_in
 from sluicegate.cli._drain import run_until_drained, workflows_of
 from sluicegate.cli._output import note
@@ -41,7 +42,8 @@ def worker(arguments: argparse.Namespace) -> int:
                     names = ", ".join(graph_in(workflow).name for workflow in workflows)
                     note(f"a worker of {names} for {arguments.store}; SIGTERM drains it")
                     await drain.wait()
-                    note(f"draining {len(owner.run_ids)} runs for at most {drain.grace:g} s")
+                    runs = counted(len(owner.run_ids), "run")
+                    note(f"draining {runs} for at most {drain.grace:g} s")
         return drain.is_complete
 
     return run_until_drained(

@@ -70,8 +70,8 @@ class RemoteRun:
             msg = f"the run {self.run_id}: {self.error}"
             raise WorkflowTimeoutError(msg)
         if self.status == "failed":
-            name, _, rest = (self.error or "Exception").partition(" in the step ")
-            raise run_failed(name, rest or None, self.run_id)
+            name = self.data.get("exception") or "Exception"
+            raise run_failed(name, self.data.get("step_name"), self.run_id)
         msg = f"the run {self.run_id} has no result: it is {self.status}; expected `await handler`"
         raise ClientError(msg)
 

@@ -31,6 +31,7 @@ from sluicegate._events import (
     WorkflowCancelledEvent,
     WorkflowFailedEvent,
     WorkflowTimedOutEvent,
+    untagged,
 )
 from sluicegate._exceptions import is_cancellation, single, urgent_leaf
 from sluicegate._loop import current_backend, enable_ki_protection
@@ -430,7 +431,7 @@ class Part:
             (record.shown, event, is_last)
             for record, event, is_last in events_in(graph, classes, records)
         ]
-        asked = [number for number, event, _ in found if isinstance(event, InputRequiredEvent)]
+        asked = [n for n, event, _ in found if isinstance(untagged(event), InputRequiredEvent)]
         is_behind = self._summary[0] == "running" and self._lease is None
         if is_behind and asked and asked[-1] > self._found_at:
             await self._find_questions(asked[-1])

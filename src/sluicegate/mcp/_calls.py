@@ -35,6 +35,7 @@ from sluicegate._events import (
     InternalEvent,
     ProgressEvent,
     StopEvent,
+    untagged,
 )
 from sluicegate._handler import run_of
 from sluicegate._loop import current_backend
@@ -364,7 +365,7 @@ class Round:
 
     async def _report(self, event: Event) -> None:
         """Send an event as progress. A checkpoint, if the client wants progress."""
-        if isinstance(event, InternalEvent | InputRequiredEvent):
+        if isinstance(untagged(event), InternalEvent | InputRequiredEvent):
             return
         if isinstance(event, ProgressEvent):
             of = "" if event.total is None else f" of {event.total:g}"

@@ -35,6 +35,7 @@ from sluicegate._events import (
     WorkflowDetachedEvent,
     WorkflowFailedEvent,
     WorkflowTimedOutEvent,
+    untagged,
 )
 from sluicegate.llms import ReasoningDelta, TextDelta, ToolCalled, ToolReturned
 from sluicegate.records import (
@@ -330,7 +331,9 @@ class Translator:
         if owner is not self._root:
             if isinstance(record.value, StopEvent):
                 owner.last = record.value
-            elif self._pending is not None and _inner(self._pending.value) is _inner(record.value):
+            elif self._pending is not None and untagged(self._pending.value) is untagged(
+                record.value
+            ):
                 self._pending.owner, self._pending.invocation = owner, record.invocation
             return
         self._settle()
@@ -349,7 +352,7 @@ class Translator:
             owner.last = event
             self._end_run(owner)
             return
-        inner = _inner(event)
+        inner = untagged(event)
         publisher = None if invocation is None else (owner.run_id, invocation)
         if isinstance(inner, InternalEvent):
             return
@@ -614,10 +617,6 @@ def encoded(events: Iterable[AgUiEvent], cursor: str | None = None) -> bytes:
     if blocks and cursor is not None:
         blocks[-1] = f"id: {cursor}\n{blocks[-1]}"
     return "".join(blocks).encode("utf-8", "backslashreplace")
-
-
-def _inner(event: Event) -> Event:
-    return event.event if isinstance(event, ChildEvent) else event
 
 
 def _text(text: str) -> str:

@@ -120,7 +120,9 @@ def ending_of(last: StopEvent | None) -> dict[str, Any]:
     """Return the part of the data of a handler that the terminal event of its run determines."""
     found: dict[str, Any] = {"error": None, "result": None, "status": "running"}
     if isinstance(last, WorkflowFailedEvent):
-        found |= {"status": "failed", "error": told_error(last.exception, last.step_name)}
+        error, step = last.exception, last.step_name
+        found |= {"status": "failed", "error": told_error(error, step)}
+        found |= {"exception": name_of(error), "step_name": step}
     elif isinstance(last, WorkflowTimedOutEvent):
         text = f"WorkflowTimeoutError: the run did not end within {last.timeout:g} s"
         found |= {"status": "failed", "error": text, "timed_out": True}

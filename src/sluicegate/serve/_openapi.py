@@ -47,6 +47,8 @@ _HANDLER = {
         "completed_at": _TIME,
         "idle": {"type": "boolean", "description": "Whether it waits for an answer."},
         "questions": {"type": "integer", "description": "How many questions are open."},
+        "exception": {**_TEXT, "description": "The class of the exception with which it failed."},
+        "step_name": {**_TEXT_OR_NULL, "description": "The step that raised it."},
         "reason": {**_TEXT_OR_NULL, "description": "Why it was cancelled."},
         "timed_out": {"const": True},
     },

@@ -13,7 +13,6 @@ from sluicegate._engine.entered import has_to_be_entered, is_async_manager
 from sluicegate._engine.probe import Probe
 from sluicegate._errors import brief
 from sluicegate._events import (
-    ChildEvent,
     Event,
     InputRequiredEvent,
     StopEvent,
@@ -21,6 +20,7 @@ from sluicegate._events import (
     WorkflowDetachedEvent,
     WorkflowFailedEvent,
     WorkflowTimedOutEvent,
+    untagged,
 )
 from sluicegate._handler import run_of
 from sluicegate._loop import current_backend
@@ -146,7 +146,7 @@ class ScenarioWatch(Probe):
         if isinstance(event, StopEvent) and (busy := +self.working):
             self.problems.append(f"the stream ended while steps ran: {', '.join(busy)}")
         self.logged.append(event)
-        asked = event.event if isinstance(event, ChildEvent) else event
+        asked = untagged(event)
         if self.refuse is not None and isinstance(asked, InputRequiredEvent):
             fail(self.run, AssertionError(self.refuse(asked)))
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, final
 
 from sluicegate._errors import WorkflowRuntimeError
-from sluicegate._events import ChildEvent, InputRequiredEvent
+from sluicegate._events import InputRequiredEvent, untagged
 from sluicegate._loop import current_backend
 from sluicegate._workflow import Workflow
 from sluicegate.durable import RunEndedError
@@ -65,7 +65,7 @@ class DurableScenario:
     ) -> None:
         number = 0
         async for event in handler.stream_events(after="0"):
-            asked = event.event if isinstance(event, ChildEvent) else event
+            asked = untagged(event)
             if not isinstance(asked, InputRequiredEvent):
                 continue
             number += 1

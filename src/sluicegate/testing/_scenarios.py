@@ -15,11 +15,11 @@ from sluicegate import _streams
 from sluicegate._engine import runner
 from sluicegate._errors import WorkflowRuntimeError, brief
 from sluicegate._events import (
-    ChildEvent,
     Event,
     InputRequiredEvent,
     InternalEvent,
     StopEvent,
+    untagged,
 )
 from sluicegate._exceptions import URGENT, is_a
 from sluicegate._handler import run_of
@@ -232,7 +232,7 @@ class WorkflowScenario:
     async def _answer(handler: WorkflowHandler[Any], answerer: Answerer) -> None:
         with handler.stream_events() as stream:
             async for event in stream:
-                asked = event.event if isinstance(event, ChildEvent) else event
+                asked = untagged(event)
                 if isinstance(asked, InputRequiredEvent):
                     answer = await answerer.answer(asked)
                     if answer is not None and not run_of(handler).outcome.status:

@@ -16,7 +16,7 @@ from sluicegate._engine.probe import Probe
 from sluicegate._engine.stalls import missing
 from sluicegate._engine.step_operations import StepOperations
 from sluicegate._errors import brief
-from sluicegate._events import ChildEvent, Event, InputRequiredEvent, InternalEvent, StopEvent
+from sluicegate._events import Event, InputRequiredEvent, InternalEvent, StopEvent, untagged
 from sluicegate._loop import current_backend
 from sluicegate.testing._altering import Recording, Replacing, step_named, with_steps
 from sluicegate.testing._answering import Answerer, Answers, is_class_of
@@ -114,7 +114,7 @@ class Session(Probe):
             self.expected.expose_internal or not isinstance(event, InternalEvent)
         ):
             self.events.append(event)
-        asked = event.event if isinstance(event, ChildEvent) else event
+        asked = untagged(event)
         if isinstance(asked, InputRequiredEvent):
             self._questions.append(asked)
         if self._until is not None and not isinstance(event, StopEvent):

@@ -1,7 +1,7 @@
 // The page: its frame, its views by address, and its keys.
 
 import { h, render } from "./vendor/preact.js";
-import { useEffect, useLayoutEffect, useRef, useState } from "./vendor/hooks.js";
+import { useLayoutEffect, useRef, useState } from "./vendor/hooks.js";
 import { moveInList, Questions, Runs } from "./list.js";
 import { Dialog, Empty, Heading, Problem } from "./parts.js";
 import { Run } from "./run.js";
@@ -11,7 +11,7 @@ import { giveToken, go, hashOf, keepUpToDate, usePlace, useServer } from "./stor
 function App() {
   const server = useServer(), { parts, query } = usePlace();
   const [showsKeys, setShowsKeys] = useState(false);
-  useEffect(() => {
+  useLayoutEffect(() => { // before the next key
     const onKey = (event) => pressed(event, parts, () => setShowsKeys(true));
     document.addEventListener("keydown", onKey);
     return () => document.removeEventListener("keydown", onKey);

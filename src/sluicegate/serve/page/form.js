@@ -1,7 +1,7 @@
 // A form made from a JSON Schema, with the JSON itself as its other side.
 
 import { h } from "./vendor/preact.js";
-import { useEffect, useLayoutEffect, useRef, useState } from "./vendor/hooks.js";
+import { useLayoutEffect, useRef, useState } from "./vendor/hooks.js";
 import { Problem } from "./parts.js";
 import { draftOf, fieldsOf, isOpen, jsonOf, kindOf, meaning, nameOf, requiredOf, resolved, variantsOf } from "./schema.js";
 
@@ -19,7 +19,7 @@ export function Form({ schema: root, button, onSend, note, autofocus = false }) 
   const element = useRef(null);
 
   useLayoutEffect(() => { if (autofocus) element.current.querySelector("input, textarea, select, button")?.focus(); }, []);
-  useEffect(() => { if (problems.size) element.current.querySelector("[aria-invalid=true]")?.focus(); }, [problems]);
+  useLayoutEffect(() => { if (problems.size) element.current.querySelector("[aria-invalid=true]")?.focus(); }, [problems]);
 
   const flip = () => {
     setFailure("");

@@ -54,7 +54,7 @@ export function Heading({ children, title, ...rest }) {
   useEffect(() => {
     document.title = `${title} · sluicegate`;
   }, [title]);
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (document.activeElement === document.body || !document.activeElement?.isConnected) element.current.focus({ preventScroll: true });
   }, []);
   return h("h1", { ref: element, tabIndex: -1, ...rest }, children);
