@@ -1,7 +1,8 @@
-"""The questions of a child whose process has died, read from its records alone.
+"""The questions of a child that has not begun again, read from its part of the snapshot and its records.
 
-The step that calls the child has not called it again, so its workflow is unknown, and its records cannot
-be applied to a machine yet. They say enough: which questions were asked, and which were answered.
+The step that calls the child has not called it again, so its workflow is unknown, and the records of a
+process that has died cannot be applied to a machine yet. They say enough: which questions were asked,
+and which were answered.
 """
 
 from __future__ import annotations
@@ -24,19 +25,45 @@ if TYPE_CHECKING:
     from sluicegate._engine.snapshot_format import SavedChild
 
 
+def questions_in(where: Snapshot) -> Iterator[tuple[str, SavedQuestion]]:
+    """Yield the open questions of a child and of its children in a snapshot, each with its id."""
+    yield from own_questions(where)
+    for run_id, child in children_in(where):
+        for name, asked in questions_in(child):
+            yield f"{run_id}/{name}", asked
+
+
+def own_questions(where: Snapshot) -> Iterator[tuple[str, SavedQuestion]]:
+    """Yield the open questions of a child itself in a snapshot, each with its id."""
+    answered = {question for _, _, question in where.arrived}
+    for asked in () if where.run is None else where.run.questions:
+        name = id_of(asked.number)
+        if asked.answer is None and name not in answered:
+            yield name, asked
+
+
+def children_in(where: Snapshot) -> Iterator[tuple[str, Snapshot]]:
+    """Yield the children in a snapshot that have not ended, each with its run id."""
+    steps = () if where.run is None else where.run.steps.values()
+    for step in steps:
+        for delivery in step.deliveries:
+            for child in delivery.children:
+                if child.status is None and child.run is not None:
+                    yield child.run_id, child.run
+
+
 def questions_after(
-    before: dict[str, SavedQuestion], saved: SavedChild, where: Snapshot, codec: Codec
+    saved: SavedChild, where: Snapshot, codec: Codec
 ) -> Iterator[tuple[str, SavedQuestion]]:
     """Yield the questions of a child that are open after its last record, each with its id.
 
     Args:
-        before: Those of the child, and of its children, that were open in its snapshot.
         saved: The child.
         where: Its snapshot.
         codec: The classes that the parent knows. A returned event of another class counts as a question
             if no step of the child has taken it.
     """
-    runs = {saved.child: _Questions("", where, before, codec)}
+    runs = {saved.child: _Questions("", where, saved.at, codec)}
     records = [rec.read_record(data) for data in saved.tail]
     for record in records:
         asker = runs.get(record.c)
@@ -46,14 +73,16 @@ def questions_after(
             path = f"{asker.path}{record.id}/"
             for found in runs.values():  # it continues one that was called before
                 found.forget(path)
-            runs[record.child] = _Questions(path, read_part(record.base, Snapshot), {}, codec)
+            runs[record.child] = _Questions(
+                path, read_part(record.base, Snapshot), record.at, codec
+            )
         elif isinstance(record, rec.End):  # with the children that it had
             runs = {c: each for c, each in runs.items() if not each.path.startswith(asker.path)}
         else:
             asker.apply(record)
     for found in runs.values():
         for name, asked in found.open.items():
-            age = asked.age + records[-1].at - found.asked_at.get(name, saved.at)
+            age = asked.age + records[-1].at - found.asked_at.get(name, found.began_at)
             yield name, replace(asked, age=max(age, 0.0))
 
 
@@ -63,23 +92,19 @@ class _Questions:
     Args:
         path: What its ids begin with.
         where: The snapshot with which its records begin.
-        before: Open questions of the snapshot that are known already.
+        began_at: When that was taken, in seconds since the epoch.
         codec: The classes that the parent knows.
     """
 
-    def __init__(
-        self, path: str, where: Snapshot, before: dict[str, SavedQuestion], codec: Codec
-    ) -> None:
+    def __init__(self, path: str, where: Snapshot, began_at: float, codec: Codec) -> None:
         self._codec = codec
         self.path = path
-        self.open = before
+        self.began_at = began_at
+        self.open = {f"{path}{name}": asked for name, asked in questions_in(where)}
         self.asked_at: dict[str, float] = {}
         self._last = 0 if where.run is None else where.run.asked
         self._waits: dict[int, tuple[str, rec.Wait]] = {}
         self._taken = {name for step in where.shape.values() for name in step.takes}
-        if path and where.run is not None:
-            found = [asked for asked in where.run.questions if asked.answer is None]
-            self.open |= {self._name(asked.number): asked for asked in found}
 
     def _name(self, number: int) -> str:
         return f"{self.path}{id_of(number)}"

@@ -9,14 +9,18 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from sluicegate._engine.past_questions import (
+    children_in,
+    own_questions,
+    questions_after,
+    questions_in,
+)
 from sluicegate._errors import SnapshotError
 from sluicegate._events import Event, HumanResponseEvent
-from sluicegate._questions import OpenQuestion, id_of
+from sluicegate._questions import OpenQuestion
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from sluicegate._engine.run import Run
     from sluicegate._engine.snapshot_format import SavedChild, SavedQuestion, Snapshot
 
@@ -35,7 +39,7 @@ class SavedAsked:
     def __init__(self, where: Snapshot, name: str) -> None:
         self.where = where
         self.name = name
-        self.asked = dict(_own_questions(where)).get(name)
+        self.asked = dict(own_questions(where)).get(name)
 
     @property
     def answers(self) -> set[str]:
@@ -86,7 +90,7 @@ def find_saved(run: Run, question: str) -> SavedAsked | PastAsked | None:
 
 
 def _find_in(where: Snapshot, question: str) -> SavedAsked:
-    for run_id, child in _children_in(where):
+    for run_id, child in children_in(where):
         if question.startswith(f"{run_id}/"):
             return _find_in(child, question.removeprefix(f"{run_id}/"))
     return SavedAsked(where, question)
@@ -100,47 +104,16 @@ def saved_questions(run: Run) -> list[OpenQuestion]:
         saved = record.saved
         if saved is None or saved.run is None or saved.status is not None:
             continue
-        for name, asked in _questions_of(run, saved, saved.run):
+        if saved.tail:
+            questions = questions_after(saved, saved.run, run.graph.codec(run.options.classes))
+        else:
+            questions = questions_in(saved.run)
+        for name, asked in questions:
             event = _event_of(run, asked)
             since = began - asked.age
             name = f"{record.run_id}/{name}"
             found.append(OpenQuestion(name, event, since, (HumanResponseEvent,)))
     return found
-
-
-def _questions_of(
-    run: Run, saved: SavedChild, where: Snapshot
-) -> Iterator[tuple[str, SavedQuestion]]:
-    if not saved.tail:
-        return _questions_in(where)
-    from sluicegate._engine.past_questions import questions_after  # noqa: PLC0415 - only after a crash
-
-    codec = run.graph.codec(run.options.classes)
-    return questions_after(dict(_questions_in(where)), saved, where, codec)
-
-
-def _questions_in(where: Snapshot) -> Iterator[tuple[str, SavedQuestion]]:
-    yield from _own_questions(where)
-    for run_id, child in _children_in(where):
-        for name, asked in _questions_in(child):
-            yield f"{run_id}/{name}", asked
-
-
-def _own_questions(where: Snapshot) -> Iterator[tuple[str, SavedQuestion]]:
-    answered = {question for _, _, question in where.arrived}
-    for asked in () if where.run is None else where.run.questions:
-        name = id_of(asked.number)
-        if asked.answer is None and name not in answered:
-            yield name, asked
-
-
-def _children_in(where: Snapshot) -> Iterator[tuple[str, Snapshot]]:
-    steps = () if where.run is None else where.run.steps.values()
-    for step in steps:
-        for delivery in step.deliveries:
-            for child in delivery.children:
-                if child.status is None and child.run is not None:
-                    yield child.run_id, child.run
 
 
 def _event_of(run: Run, asked: SavedQuestion) -> Event | None:
